@@ -1,0 +1,62 @@
+# Quant Experts. `make` alone lists the targets.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+MODEL ?=
+TESTS ?= tests
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export PYTHONUNBUFFERED = 1
+# OpenMP threads that wait by spinning take the cores from whatever else runs.
+export OMP_WAIT_POLICY = PASSIVE
+
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
+
+setup: $(STAMP) ## make .venv with everything in it (quick when it is there already)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; this is " + sys.version.split()[0] + " (make PYTHON=python3.12 ...)")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt torch
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+demo: setup ## the main job on embedded defaults: a model in, a checked and loaded checkpoint out (MODEL=hub/id for another)
+	@exec $(BIN)/python -m demo $(if $(MODEL),--model $(MODEL))
+
+serve: setup ## the service on this machine, with its own PostgreSQL and Redis; Ctrl-C stops all of it
+	@exec $(BIN)/qe serve
+
+# Two processes for two cores, one thread each: idle OpenMP threads would only wait for each other.
+test: setup ## the whole test suite on real PostgreSQL, Redis, Celery and transformers
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(TESTS)
+
+lint: setup ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PYTHONPATH=. $(BIN)/lint-imports
+
+format: setup ## rewrite the code as the linters want it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup ## print the benchmark tables: layers, memory and time
+	$(BIN)/python -m benchmarks.layers
+	$(BIN)/python -m benchmarks.memory
+
+openapi: setup ## write the snapshot of the API's contract after a wanted change
+	$(BIN)/python -m app.openapi > openapi.json
+
+constraints: ## pin what is installed now
+	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu//' | { head -2 constraints.txt; cat; } > constraints.new && mv constraints.new constraints.txt
+
+clean: ## remove what the targets made, the environment included
+	rm -rf $(VENV) demo-output .qe build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+.PHONY: help setup demo serve test lint format bench openapi constraints clean

@@ -1,0 +1,160 @@
+"""The files of a finished job: list, download whole or in parts, all in one tar, the report."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Literal
+from urllib.parse import quote
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
+
+from app import problems
+from app.artifacts import ranges
+from app.artifacts.archive import archive_content, archive_length
+from app.artifacts.content import read_object
+from app.artifacts.schemas import ArtifactList, ArtifactView
+from app.contract.states import FINISHED, JobStatus
+from app.contract.tables import Artifact
+from app.deps import JobsReader, ServiceDep, SessionDep
+from app.jobs import queries
+from app.negotiation import choose
+from app.problems import Problem, documented
+from app.storage import ObjectMissing, Storage
+
+REPORTS = {"application/json": "quality_report.json", "text/html": "quality_report.html"}
+FORMATS = {"json": "application/json", "html": "text/html"}
+# The page is ours, but names in it come from models: nothing in it may run or load.
+SANDBOX = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox allow-popups"
+BINARY = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["artifacts"])
+
+
+@router.get("/artifacts", responses=documented(problems.NOT_FOUND))
+async def list_artifacts(job_id: str, caller: JobsReader, session: SessionDep) -> ArtifactList:
+    """The files of the checkpoint; empty until the job has succeeded."""
+    await queries.get_job(session, tenant=caller.tenant, job_id=job_id)
+    return ArtifactList(data=[ArtifactView.of(row) for row in await queries.artifacts_of(session, job_id=job_id)])
+
+
+@router.head("/artifacts/{name:path}", include_in_schema=False)
+@router.get(
+    "/artifacts/{name:path}",
+    response_class=Response,
+    responses={
+        **documented(
+            problems.NOT_FOUND,
+            problems.PRECONDITION_FAILED,
+            problems.RANGE_NOT_SATISFIABLE,
+            problems.OBJECT_MISSING,
+        ),
+        200: BINARY,
+        206: {"description": "The bytes of the `Range`.", **BINARY},
+        304: {"description": "The client has it already (`If-None-Match`)."},
+    },
+)
+async def download(
+    job_id: str, name: str, request: Request, caller: JobsReader, session: SessionDep, parts: ServiceDep
+) -> Response:
+    """One file. `ETag` and `Repr-Digest` are its SHA-256; `Range` and conditional requests work."""
+    await queries.get_job(session, tenant=caller.tenant, job_id=job_id)
+    artifact = await queries.artifact_named(session, job_id=job_id, name=name)
+    filename = quote(artifact.name.rsplit("/", 1)[-1])
+    return await _send(
+        request, parts.storage, artifact, {"Content-Disposition": f"attachment; filename*=UTF-8''{filename}"}
+    )
+
+
+@router.get(
+    "/archive",
+    response_class=Response,
+    responses={**documented(problems.NOT_FOUND), 200: {"content": {"application/x-tar": {}}}},
+)
+async def archive(job_id: str, caller: JobsReader, session: SessionDep, parts: ServiceDep) -> Response:
+    """Every file in one tar, in a folder named after the job."""
+    job = await queries.get_job(session, tenant=caller.tenant, job_id=job_id)
+    artifacts = await queries.artifacts_of(session, job_id=job_id)
+    if not artifacts:
+        raise Problem(problems.NOT_FOUND, f"job {job_id} is {job.status} and has no artifacts")
+    for artifact in artifacts:
+        await _check_stored(parts.storage, artifact)
+    modified = job.finished_at or job.created_at
+    headers = {
+        "Content-Length": str(archive_length(artifacts, folder=job.id, modified=modified)),
+        "Content-Disposition": f'attachment; filename="{job.id}.tar"',
+    }
+    content = archive_content(parts.storage, artifacts, folder=job.id, modified=modified)
+    return StreamingResponse(content, media_type="application/x-tar", headers=headers)
+
+
+@router.get(
+    "/report",
+    response_class=Response,
+    responses={
+        **documented(problems.NOT_FOUND, problems.REPORT_NOT_READY, problems.NOT_ACCEPTABLE),
+        200: {"content": {"application/json": {"schema": {"type": "object"}}, "text/html": {}}},
+    },
+)
+async def report(
+    job_id: str,
+    request: Request,
+    caller: JobsReader,
+    session: SessionDep,
+    parts: ServiceDep,
+    format: Annotated[  # noqa: A002 -- the name of the query parameter
+        Literal["json", "html"] | None, Query(description="Instead of the `Accept` header.")
+    ] = None,
+) -> Response:
+    """The quality report, for programs (JSON) or for people (HTML)."""
+    job = await queries.get_job(session, tenant=caller.tenant, job_id=job_id)
+    wanted = FORMATS[format] if format is not None else choose(request.headers.get("accept"), tuple(REPORTS))
+    if wanted is None:
+        raise Problem(problems.NOT_ACCEPTABLE, "the report comes as application/json or text/html")
+    if job.status not in FINISHED:
+        raise Problem(problems.REPORT_NOT_READY, f"job {job_id} is {job.status}; its layers are at …/layers meanwhile")
+    if job.status != JobStatus.SUCCEEDED:
+        raise Problem(problems.NOT_FOUND, f"job {job_id} has {job.status} and has no report")
+    artifact = await queries.artifact_named(session, job_id=job_id, name=REPORTS[wanted])
+    return await _send(request, parts.storage, artifact, {"Content-Security-Policy": SANDBOX, "Vary": "Accept"})
+
+
+async def _send(request: Request, storage: Storage, artifact: Artifact, headers: dict[str, str]) -> Response:
+    """The file as the request's conditions and range ask for it."""
+    tag = ranges.etag(artifact.sha256)
+    headers |= {
+        "ETag": tag,
+        "Repr-Digest": ranges.repr_digest(artifact.sha256),
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "private, max-age=31536000, immutable",
+    }
+    if ranges.precondition_failed(request.headers, tag):
+        raise Problem(problems.PRECONDITION_FAILED, f"{artifact.name} has the ETag {tag}")
+    if ranges.not_modified(request.headers, tag):
+        return Response(status_code=304, headers=headers)
+    try:
+        part = ranges.slice_of(request.headers, tag, artifact.bytes)
+    except ranges.Unsatisfiable:
+        raise Problem(
+            problems.RANGE_NOT_SATISFIABLE,
+            f"{artifact.name} has {artifact.bytes} bytes",
+            headers={"Content-Range": f"bytes */{artifact.bytes}"},
+        ) from None
+    await _check_stored(storage, artifact)
+    headers |= {"Content-Length": str(part.length)}
+    if part.partial:
+        headers |= {"Content-Range": f"bytes {part.start}-{part.start + part.length - 1}/{artifact.bytes}"}
+    status = 206 if part.partial else 200
+    if request.method == "HEAD":
+        return Response(status_code=status, headers=headers, media_type=artifact.media_type)
+    content = read_object(storage, artifact.key, start=part.start, length=part.length)
+    return StreamingResponse(content, status_code=status, headers=headers, media_type=artifact.media_type)
+
+
+async def _check_stored(storage: Storage, artifact: Artifact) -> None:
+    """Raises Problem while there is still time: after the first byte only a broken connection is left."""
+    try:
+        size = await asyncio.to_thread(storage.size, artifact.key)
+    except ObjectMissing:
+        size = -1
+    if size != artifact.bytes:
+        raise Problem(problems.OBJECT_MISSING, f"{artifact.name} is not in the storage as it was published")

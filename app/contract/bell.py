@@ -1,0 +1,49 @@
+"""The doorbell: a Celery message that carries a job id and nothing else.
+
+PostgreSQL decides what runs. The message only spares a worker the wait, so it may be lost, doubled or late without
+harm. The API sends it with kombu in Celery's message format, so that it needs neither Celery nor the worker's code.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Protocol
+
+from kombu import Connection, Producer
+
+QUEUE = "qe.jobs"
+TASK = "worker.tasks.ring"
+
+
+class Bell(Protocol):
+    def ring(self, job_id: str) -> None:
+        """Tell some worker that ``job_id`` waits. Raises when the broker is unreachable; the keeper rings again."""
+
+
+class RedisBell:
+    """Rings through Redis. Thread-safe use needs one instance per thread."""
+
+    def __init__(self, redis_url: str, *, timeout: float = 2.0) -> None:
+        self._url = redis_url
+        self._timeout = timeout
+
+    def ring(self, job_id: str) -> None:
+        options = {"socket_timeout": self._timeout, "socket_connect_timeout": self._timeout}
+        with Connection(self._url, transport_options=options, connect_timeout=self._timeout) as connection:
+            task_id = str(uuid.uuid4())
+            Producer(connection, auto_declare=False).publish(
+                [[job_id], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}],
+                routing_key=QUEUE,
+                exchange="",
+                serializer="json",
+                headers={
+                    "lang": "py",
+                    "task": TASK,
+                    "id": task_id,
+                    "root_id": task_id,
+                    "argsrepr": repr((job_id,)),
+                    "retries": 0,
+                },
+                correlation_id=task_id,
+                retry=False,
+            )

@@ -1,0 +1,38 @@
+"""Stable codes of failed jobs. ``GET /v1/jobs/{id}`` carries one in ``error.code``; scripts match on them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class FailureCode(StrEnum):
+    UNSUPPORTED_MODEL = "unsupported_model"
+    INVALID_MODEL = "invalid_model"
+    MODEL_NOT_FOUND = "model_not_found"
+    MODEL_UNAVAILABLE = "model_unavailable"
+    """The hub did not answer or refused; worth a retry."""
+    INVALID_CALIBRATION = "invalid_calibration"
+    DATASET_NOT_FOUND = "dataset_not_found"
+    INVALID_SPEC = "invalid_spec"
+    NUMERICAL_FAILURE = "numerical_failure"
+    INVALID_CHECKPOINT = "invalid_checkpoint"
+    OUT_OF_MEMORY = "out_of_memory"
+    OUT_OF_DISK = "out_of_disk"
+    TIMEOUT = "timeout"
+    NO_PROGRESS = "no_progress"
+    """Three attempts in a row ended without a new block."""
+    INTERNAL = "internal"
+    """A fault of ours; the message carries what the log needs."""
+
+
+RETRYABLE = frozenset(
+    {
+        FailureCode.MODEL_UNAVAILABLE,
+        FailureCode.OUT_OF_MEMORY,
+        FailureCode.OUT_OF_DISK,
+        FailureCode.TIMEOUT,
+        FailureCode.NO_PROGRESS,
+        FailureCode.INTERNAL,
+    }
+)
+"""Failures that the same spec may survive on another try or a larger machine."""

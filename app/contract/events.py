@@ -1,0 +1,25 @@
+"""The event types of a job, as clients see them in ``GET /v1/jobs/{id}/events``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class EventType(StrEnum):
+    CREATED = "job.created"
+    STARTED = "job.started"
+    """An attempt began: ``{"attempt", "worker", "resumed_from_block"}``."""
+    PHASE = "job.phase"
+    BLOCK = "job.block"
+    """A decoder block is fitted and durable: ``{"block", "blocks", "seconds", "error"}``."""
+    WARNING = "job.warning"
+    REQUEUED = "job.requeued"
+    """The attempt ended without a result and the job waits again: ``{"attempt", "reason"}``."""
+    CANCEL_REQUESTED = "job.cancel_requested"
+    RETRIED = "job.retried"
+    SUCCEEDED = "job.succeeded"
+    FAILED = "job.failed"
+    CANCELLED = "job.cancelled"
+
+
+TERMINAL = frozenset({EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELLED})

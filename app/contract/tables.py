@@ -1,0 +1,243 @@
+"""The ledger: every table of the service, in one place, because API and worker both stand on it.
+
+Times are ``timestamptz`` and come from the database's clock. A job is *leased* while a worker holds it; the number of
+the attempt is the fencing token that every write of that worker carries.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from app.contract.states import LEASED, JobStatus
+
+
+def _quoted(values: frozenset[JobStatus] | type[JobStatus]) -> str:
+    return ", ".join(f"'{value}'" for value in sorted(values))
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_N_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 -- SQLAlchemy reads it from the class
+        datetime: DateTime(timezone=True),
+        dict[str, Any]: JSONB,
+        list[dict[str, Any]]: JSONB,
+        str: Text,
+        list[str]: ARRAY(Text),
+    }
+
+
+def _now() -> Mapped[datetime]:
+    return mapped_column(server_default=func.clock_timestamp())
+
+
+class Job(Base):
+    """One quantization, from request to result."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        CheckConstraint(f"status IN ({_quoted(JobStatus)})", name="status"),
+        CheckConstraint(f"(status IN ({_quoted(LEASED)})) = (lease_until IS NOT NULL)", name="leased"),
+        CheckConstraint("attempt >= 0", name="attempt"),
+        Index("ix_jobs_claim", text("priority DESC"), "created_at", postgresql_where=text("status = 'queued'")),
+        Index("ix_jobs_lease", "lease_until", postgresql_where=text("lease_until IS NOT NULL")),
+        Index("ix_jobs_page", "tenant", text("created_at DESC"), text("id DESC")),
+        Index("ix_jobs_labels", "labels", postgresql_using="gin"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    name: Mapped[str | None]
+    labels: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
+    spec: Mapped[dict[str, Any]]
+    """The validated ``JobSpec``; never changed."""
+    model_id: Mapped[str]
+    method: Mapped[str]
+    scheme: Mapped[str]
+
+    status: Mapped[str] = mapped_column(String(16), server_default=JobStatus.QUEUED.value)
+    phase: Mapped[str | None]
+    priority: Mapped[int] = mapped_column(Integer, server_default="0")
+    run_after: Mapped[datetime] = _now()
+    rung_at: Mapped[datetime | None]
+    """When the bell was last rung for it; the keeper rings again after a while."""
+
+    attempt: Mapped[int] = mapped_column(Integer, server_default="0")
+    """The fencing token: counts claims, only ever grows."""
+    worker: Mapped[str | None]
+    lease_until: Mapped[datetime | None]
+    barren_attempts: Mapped[int] = mapped_column(Integer, server_default="0")
+    """Attempts in a row that ended without a new block; three fail the job."""
+
+    blocks_done: Mapped[int] = mapped_column(Integer, server_default="0")
+    blocks_total: Mapped[int | None] = mapped_column(Integer)
+    block_seconds: Mapped[float | None] = mapped_column(Float)
+    """Moving average over the finished blocks of this job."""
+    progress: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
+    """What the runner last said: current group, samples observed."""
+
+    summary: Mapped[dict[str, Any] | None]
+    """The figures of a finished run: errors, KL, bits, bytes."""
+    verdict: Mapped[str | None]
+    error: Mapped[dict[str, Any] | None]
+    """``{"code", "message", "retryable"}`` of a failed job."""
+    event_seq: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    """Sequence number of the job's last event; dense from 1."""
+
+    created_at: Mapped[datetime] = _now()
+    queued_at: Mapped[datetime] = _now()
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+
+class Attempt(Base):
+    """One worker's hold on a job."""
+
+    __tablename__ = "attempts"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
+    worker: Mapped[str]
+    started_at: Mapped[datetime] = _now()
+    ended_at: Mapped[datetime | None]
+    outcome: Mapped[str | None]
+    error: Mapped[dict[str, Any] | None]
+    resumed_from_block: Mapped[int | None] = mapped_column(Integer)
+    """Number of blocks that earlier attempts had finished and this one did not compute again."""
+    blocks_done: Mapped[int] = mapped_column(Integer, server_default="0")
+    """New blocks of this attempt."""
+
+
+class Layer(Base):
+    """A finished decoder block: its report, and the files from which another worker can go on."""
+
+    __tablename__ = "layers"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    block: Mapped[int] = mapped_column(Integer, primary_key=True)
+    attempt: Mapped[int] = mapped_column(Integer)
+    seconds: Mapped[float] = mapped_column(Float)
+    report: Mapped[dict[str, Any]]
+    """``{"seconds_by_phase": {...}, "groups": [GroupReport, ...]}``"""
+    files: Mapped[list[dict[str, Any]]]
+    """``[{"name", "bytes", "sha256", "key"}]``: ``name`` in the work directory, ``key`` in storage."""
+    created_at: Mapped[datetime] = _now()
+
+
+class JobEvent(Base):
+    __tablename__ = "events"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    type: Mapped[str]
+    data: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
+    created_at: Mapped[datetime] = _now()
+
+
+class Artifact(Base):
+    """One file of a finished checkpoint. The name selects the row; only the row knows where the bytes are."""
+
+    __tablename__ = "artifacts"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    attempt: Mapped[int] = mapped_column(Integer)
+    key: Mapped[str]
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    media_type: Mapped[str]
+    created_at: Mapped[datetime] = _now()
+
+
+class Dataset(Base):
+    """Uploaded calibration rows. Immutable: another upload is another dataset."""
+
+    __tablename__ = "datasets"
+    __table_args__ = (
+        CheckConstraint("status IN ('ready', 'invalid')", name="status"),
+        Index("ix_datasets_page", "tenant", text("created_at DESC"), text("id DESC")),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    name: Mapped[str | None]
+    format: Mapped[str]
+    status: Mapped[str]
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    key: Mapped[str | None]
+    """Where the bytes are; null when the upload was invalid and nothing was kept."""
+    rows: Mapped[int] = mapped_column(Integer)
+    images: Mapped[int] = mapped_column(Integer)
+    problems: Mapped[list[dict[str, Any]]] = mapped_column(server_default=text("'[]'"))
+    """``[{"row", "message"}]``, at most the first hundred."""
+    created_at: Mapped[datetime] = _now()
+
+
+class ApiKey(Base):
+    __tablename__ = "api_keys"
+    __table_args__ = (Index("ix_api_keys_page", "tenant", text("created_at DESC"), text("id DESC")),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    name: Mapped[str]
+    digest: Mapped[str] = mapped_column(String(64), unique=True)
+    """HMAC-SHA256 of the key under the service's secret; the key itself is shown once and not stored."""
+    scopes: Mapped[list[str]]
+    created_at: Mapped[datetime] = _now()
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+
+
+class IdempotencyRecord(Base):
+    """The answer to a request that carried an ``Idempotency-Key``, kept for 24 hours."""
+
+    __tablename__ = "idempotency"
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    request_digest: Mapped[str] = mapped_column(String(64))
+    status_code: Mapped[int | None] = mapped_column(Integer)
+    """Null while the first request is still being answered."""
+    response: Mapped[dict[str, Any] | None]
+    location: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp(), index=True)
+
+
+class Worker(Base):
+    """Who is alive. Informational: a lease, not this row, says who holds a job."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    host: Mapped[str]
+    device: Mapped[str]
+    started_at: Mapped[datetime] = _now()
+    seen_at: Mapped[datetime] = _now()
+    job_id: Mapped[str | None]

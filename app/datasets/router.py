@@ -1,0 +1,86 @@
+"""``/v1/datasets``: calibration rows, uploaded once, checked, immutable."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from app import problems
+from app.contract.tables import Dataset
+from app.datasets import service
+from app.datasets.schemas import DatasetQuery, DatasetView
+from app.datasets.upload import received
+from app.deps import DatasetsReader, DatasetsWriter, ServiceDep, SessionDep
+from app.paging import Page, page_of
+from app.problems import documented
+from app.tenancy import owned
+
+FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {
+                        "file": {
+                            "type": "string",
+                            "format": "binary",
+                            "description": "JSONL with images as data URIs, or Parquet with `messages` and `images`.",
+                        },
+                        "name": {"type": "string", "maxLength": 120},
+                    },
+                }
+            }
+        },
+    }
+}
+router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
+
+
+@router.post(
+    "",
+    status_code=201,
+    openapi_extra=FORM,
+    responses=documented(
+        problems.INVALID_DATASET,
+        problems.MALFORMED_REQUEST,
+        problems.UNSUPPORTED_MEDIA_TYPE,
+        problems.BODY_TOO_LARGE,
+    ),
+)
+async def upload(
+    request: Request, caller: DatasetsWriter, session: SessionDep, parts: ServiceDep, response: Response
+) -> DatasetView:
+    """Upload rows. Every row is checked before the answer; a bad one refuses the file and is named."""
+    async with received(request, parts.settings) as file:
+        dataset = await service.keep_upload(
+            session, tenant=caller.tenant, upload=file, storage=parts.storage, settings=parts.settings
+        )
+    response.headers["Location"] = f"/v1/datasets/{dataset.id}"
+    return DatasetView.of(dataset)
+
+
+@router.get("", responses=documented(problems.INVALID_CURSOR))
+async def list_datasets(
+    query: Annotated[DatasetQuery, Query()], caller: DatasetsReader, session: SessionDep, parts: ServiceDep
+) -> Page[DatasetView]:
+    """Datasets, newest first."""
+    statement = owned(Dataset, caller.tenant)
+    if query.sha256 is not None:
+        statement = statement.where(Dataset.sha256 == query.sha256)
+    rows, cursor = await page_of(session, statement, Dataset, query=query, keyring=parts.keyring)
+    return Page(data=[DatasetView.of(row) for row in rows], has_more=cursor is not None, next_cursor=cursor)
+
+
+@router.get("/{dataset_id}", responses=documented(problems.NOT_FOUND))
+async def get(dataset_id: str, caller: DatasetsReader, session: SessionDep) -> DatasetView:
+    return DatasetView.of(await service.get_dataset(session, tenant=caller.tenant, dataset_id=dataset_id))
+
+
+@router.delete("/{dataset_id}", status_code=204, responses=documented(problems.NOT_FOUND, problems.DATASET_IN_USE))
+async def remove(dataset_id: str, caller: DatasetsWriter, session: SessionDep, parts: ServiceDep) -> None:
+    """Remove the rows for good. Refused while an unfinished job needs them."""
+    await service.remove_dataset(session, tenant=caller.tenant, dataset_id=dataset_id, storage=parts.storage)

@@ -1,0 +1,173 @@
+"""Is this one calibration row in the chat convention? Every answer says where in the row and what to do.
+
+The rules are those of ``quant_experts.calibration.rows``, which reads the same rows when the job runs, less what cannot
+be in an upload: paths and URLs. Here all problems of a row are gathered; there the first one ends the job.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from app.datasets.images import BadImage, read_header
+from app.settings import Settings
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True)
+class RowProblem:
+    """``pointer``: JSON pointer within the row."""
+
+    pointer: str
+    detail: str
+
+
+@dataclass
+class RowCheck:
+    """What one row was found to hold."""
+
+    images: int = 0
+    texts: int = 0
+    problems: list[RowProblem] = field(default_factory=list)
+
+    def refuse(self, pointer: str, detail: str) -> None:
+        self.problems.append(RowProblem(pointer, detail))
+
+
+def check_row(row: Any, settings: Settings) -> RowCheck:
+    check = RowCheck()
+    if not isinstance(row, dict) or not isinstance(row.get("messages"), list) or not row["messages"]:
+        check.refuse("/messages", 'expected {"messages": [...]} with at least one message')
+        return check
+    waiting = _offered_images(row.get("images"), check)
+    offered = len(waiting)
+    for index, message in enumerate(row["messages"]):
+        _check_message(f"/messages/{index}", message, waiting, check, settings)
+    if waiting:
+        check.refuse("/images", f"{offered} images but {offered - len(waiting)} image parts in messages")
+    if not check.texts:
+        check.refuse("/messages", "no text in any message")
+    return check
+
+
+def _offered_images(images: Any, check: RowCheck) -> list[tuple[str, Any]]:
+    """``[(pointer, image)]`` that image parts without a source of their own take in order."""
+    if images is None:
+        return []
+    if isinstance(images, dict | str | bytes):
+        return [("/images", images)]
+    if isinstance(images, list):
+        return [(f"/images/{index}", image) for index, image in enumerate(images)]
+    check.refuse("/images", f"a {_kind(images)}; expected a list")
+    return []
+
+
+def _check_message(
+    pointer: str, message: Any, waiting: list[tuple[str, Any]], check: RowCheck, settings: Settings
+) -> None:
+    if not isinstance(message, dict):
+        check.refuse(pointer, "expected an object with role and content")
+        return
+    if message.get("role") not in ROLES:
+        check.refuse(f"{pointer}/role", f"{_shown(message.get('role'))} is not one of {', '.join(ROLES)}")
+    content = message.get("content")
+    if isinstance(content, str):
+        _check_text(f"{pointer}/content", content, check)
+    elif isinstance(content, list):
+        for index, part in enumerate(content):
+            _check_part(f"{pointer}/content/{index}", part, waiting, check, settings)
+    else:
+        check.refuse(f"{pointer}/content", f"a {_kind(content)}; expected a string or a list of parts")
+
+
+def _check_part(pointer: str, part: Any, waiting: list[tuple[str, Any]], check: RowCheck, settings: Settings) -> None:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "text":
+        if isinstance(part.get("text"), str):
+            _check_text(f"{pointer}/text", part["text"], check)
+        else:
+            check.refuse(f"{pointer}/text", "a text part without a text")
+    elif kind in ("image", "image_url"):
+        check.images += 1
+        source = next((part[name] for name in ("image", "path", "url", "image_url") if part.get(name)), None)
+        if isinstance(source, dict) and isinstance(source.get("url"), str):
+            source = source["url"]
+        if source is not None:
+            _check_image(f"{pointer}/image", source, check, settings)
+        elif waiting:
+            _check_image(*waiting.pop(0), check, settings)
+        else:
+            check.refuse(pointer, "an image part without an image, and no further entry in images")
+    else:
+        check.refuse(f"{pointer}/type", f"{_shown(kind)}; expected text or image")
+
+
+def _check_text(pointer: str, text: str, check: RowCheck) -> None:
+    if text.isascii() or text.encode("utf-8", "replace").decode() == text:
+        check.texts += bool(text.strip())
+    else:
+        check.refuse(pointer, "half of a surrogate pair, which is not a character")
+
+
+def _check_image(pointer: str, source: Any, check: RowCheck, settings: Settings) -> None:
+    try:
+        data = _image_bytes(source, settings.max_image_bytes)
+        header = read_header(data)
+    except BadImage as error:
+        check.refuse(pointer, str(error))
+        return
+    pixels = header.width * header.height
+    if pixels > settings.max_image_pixels:
+        millions = f"{pixels / 1e6:.0f} million pixels ({header.width}x{header.height})"
+        check.refuse(pointer, f"{millions}; at most {settings.max_image_pixels / 1e6:g} million: make it smaller")
+
+
+def _image_bytes(source: Any, limit: int) -> bytes:
+    """Raises BadImage when the bytes are not in the row itself, or too many."""
+    if isinstance(source, dict):  # the image column of Hugging Face datasets: {"bytes", "path"}
+        if not isinstance(source.get("bytes"), bytes):
+            raise BadImage("no bytes beside the path: embed the image in the Parquet file")
+        source = source["bytes"]
+    if isinstance(source, str):
+        source = _data_uri(source, limit)
+    if not isinstance(source, bytes):
+        raise BadImage(f"a {_kind(source)}; expected a data URI")
+    if len(source) > limit:
+        raise BadImage(f"{len(source)} bytes; at most {limit} for one image")
+    return source
+
+
+def _data_uri(source: str, limit: int) -> bytes:
+    if not source.startswith("data:"):
+        if "://" in source[:32]:
+            raise BadImage(f"{_shown(source)} is a URL and nothing is fetched: embed the image as a data URI")
+        raise BadImage(f"{_shown(source)} is a path and an upload has no files: embed the image as a data URI")
+    head, comma, data = source.partition(",")
+    if not comma or not head.endswith(";base64"):
+        raise BadImage("the data URI is not of the form data:image/png;base64,…")
+    if len(data) > limit // 3 * 4 + 4:
+        raise BadImage(f"about {len(data) // 4 * 3} bytes; at most {limit} for one image")
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadImage(f"the data URI is not base64: {error}") from None
+
+
+def _kind(value: Any) -> str:
+    names: dict[type, str] = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
+    return names.get(type(value), "number" if isinstance(value, int | float) else type(value).__name__)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def pointers(problems: list[RowProblem], row: int) -> Iterator[dict[str, Any]]:
+    """The problems as entries of a problem's ``errors``: the row counted from 1."""
+    for problem in problems:
+        yield {"row": row, "pointer": problem.pointer, "detail": f"row {row}: {problem.detail}"}

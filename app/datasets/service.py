@@ -1,0 +1,80 @@
+"""Keep and remove datasets. The bytes are stored before the row exists and removed after it is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import problems
+from app.contract.ids import new_id
+from app.contract.tables import Dataset
+from app.datasets.upload import Upload
+from app.datasets.validation import InvalidRows, validate
+from app.jobs.queries import jobs_needing
+from app.problems import Problem
+from app.settings import Settings
+from app.storage import Storage
+from app.tenancy import owned
+
+DATASET_ID = re.compile(r"ds_[0-9a-f]{32}")
+
+
+async def get_dataset(session: AsyncSession, *, tenant: str, dataset_id: str, lock: bool = False) -> Dataset:
+    """Raises Problem 404."""
+    dataset = None
+    if DATASET_ID.fullmatch(dataset_id):
+        statement = owned(Dataset, tenant).where(Dataset.id == dataset_id)
+        dataset = await session.scalar(statement.with_for_update() if lock else statement)
+    if dataset is None:
+        raise Problem(problems.NOT_FOUND, f"no dataset {dataset_id!r}")
+    return dataset
+
+
+async def keep_upload(
+    session: AsyncSession, *, tenant: str, upload: Upload, storage: Storage, settings: Settings
+) -> Dataset:
+    """Raises Problem 422, with an error per bad row, when the file is not a dataset; then nothing is kept."""
+    try:
+        contents = await asyncio.to_thread(validate, upload.path, settings)
+    except InvalidRows as error:
+        raise Problem(problems.INVALID_DATASET, str(error), errors=error.errors) from None
+    dataset_id = new_id("ds")
+    key = f"datasets/{dataset_id}/rows.{contents.format}"
+    await asyncio.to_thread(storage.put, key, upload.path)
+    try:
+        dataset = Dataset(
+            id=dataset_id,
+            tenant=tenant,
+            name=upload.name,
+            format=contents.format,
+            status="ready",
+            bytes=upload.bytes,
+            sha256=upload.sha256,
+            key=key,
+            rows=contents.rows,
+            images=contents.images,
+        )
+        session.add(dataset)
+        await session.flush()
+        await session.refresh(dataset)
+        await session.commit()
+    except BaseException:
+        # Without its row nothing would ever find the object again.
+        await asyncio.to_thread(storage.delete, key)
+        raise
+    return dataset
+
+
+async def remove_dataset(session: AsyncSession, *, tenant: str, dataset_id: str, storage: Storage) -> None:
+    """Raises Problem 404, or 409 while an unfinished job needs it."""
+    dataset = await get_dataset(session, tenant=tenant, dataset_id=dataset_id, lock=True)
+    needing = await jobs_needing(session, tenant=tenant, dataset_id=dataset_id)
+    if needing:
+        raise Problem(problems.DATASET_IN_USE, f"dataset {dataset_id} is needed by {', '.join(needing)}")
+    key = dataset.key
+    await session.delete(dataset)
+    await session.commit()
+    if key is not None:
+        await asyncio.to_thread(storage.delete, key)

@@ -1,0 +1,178 @@
+"""Receive one file of a ``multipart/form-data`` body straight to disk, hashed on the way.
+
+Starlette's own form parsing would spool to the system's temporary directory (memory, in a container) and before the
+caller is known. Here the key has been checked first and the bytes go beside the storage, where ``put`` is a hard link.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from fastapi import Request
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from app import problems
+from app.problems import Problem
+from app.settings import Settings
+
+FLUSH = 1 << 20
+MOST_FIELD_BYTES = 1024
+ABANDONED_SECONDS = 24 * 3600.0
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+MOST_NAME = 120
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A received file. It is removed when the request ends; ``put`` into the storage first."""
+
+    path: Path
+    bytes: int
+    sha256: str
+    name: str | None
+
+
+def uploads_directory(settings: Settings) -> Path:
+    return settings.resolved_home / "uploads"
+
+
+def sweep_abandoned(settings: Settings) -> None:
+    """Remove what a killed process left behind. Files of running uploads are younger."""
+    for path in uploads_directory(settings).glob("*.part"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                path.unlink()
+
+
+@asynccontextmanager
+async def received(request: Request, settings: Settings) -> AsyncIterator[Upload]:
+    """Raises Problem for a body that is not a form with exactly one part ``file``."""
+    directory = uploads_directory(settings)
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{uuid.uuid4().hex}.part"
+    try:
+        with path.open("xb") as file:
+            form = _Form(_boundary(request), file, settings.max_dataset_bytes)
+            try:
+                async for chunk in request.stream():
+                    form.feed(chunk)
+                    if len(form.pending) >= FLUSH:
+                        await asyncio.to_thread(form.flush)
+                await asyncio.to_thread(form.finish)
+            except MultipartParseError as error:
+                raise Problem(problems.MALFORMED_REQUEST, f"the multipart body is broken: {error}") from None
+        yield Upload(path=path, bytes=form.bytes, sha256=form.digest.hexdigest(), name=form.name())
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _boundary(request: Request) -> bytes:
+    content_type, parameters = parse_options_header(request.headers.get("content-type", ""))
+    boundary = parameters.get(b"boundary", b"")
+    if content_type != b"multipart/form-data" or not 1 <= len(boundary) <= 200:
+        detail = "send the rows as multipart/form-data with a part named file: curl -F file=@rows.jsonl"
+        raise Problem(problems.UNSUPPORTED_MEDIA_TYPE, detail)
+    return boundary
+
+
+class _Form:
+    """Takes the parser's callbacks: bytes of ``file`` to disk, the short field ``name`` to memory, all else refused."""
+
+    def __init__(self, boundary: bytes, file: BinaryIO, limit: int) -> None:
+        self.digest = hashlib.sha256()
+        self.bytes = 0
+        self.pending = bytearray()
+        self._file = file
+        self._limit = limit
+        self._fields: dict[str, bytearray] = {}
+        self._filename: str | None = None
+        self._headers: dict[bytes, bytes] = {}
+        self._header = b""
+        self._part = ""
+        self._ended = False
+        callbacks: dict[str, Callable[..., None]] = {
+            "on_part_begin": self._begin,
+            "on_header_field": self._header_field,
+            "on_header_value": self._header_value,
+            "on_header_end": self._header_end,
+            "on_headers_finished": self._open_part,
+            "on_part_data": self._data,
+            "on_end": self._end,
+        }
+        self._parser = MultipartParser(boundary, callbacks)  # type: ignore[arg-type]
+
+    def feed(self, chunk: bytes) -> None:
+        self._parser.write(chunk)
+
+    def flush(self) -> None:
+        self.digest.update(self.pending)
+        self._file.write(self.pending)
+        self.pending.clear()
+
+    def finish(self) -> None:
+        """Raises Problem when the body ended early or had no file."""
+        self.flush()
+        if not self._ended:
+            raise Problem(problems.MALFORMED_REQUEST, "the multipart body is cut off before its last boundary")
+        if "file" not in self._fields:
+            raise _unwanted("/file", "the form has no part named file")
+
+    def name(self) -> str | None:
+        """What the client calls it: the field ``name``, else the file's name."""
+        given = bytes(self._fields.get("name", b"")).decode("utf-8", "replace") or self._filename or ""
+        return CONTROL.sub("", given).strip()[:MOST_NAME] or None
+
+    def _begin(self) -> None:
+        self._headers = {}
+        self._header = b""
+
+    def _header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header += data[start:end]
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        name = self._header.lower()
+        self._headers[name] = self._headers.get(name, b"") + data[start:end]
+
+    def _header_end(self) -> None:
+        self._header = b""
+
+    def _open_part(self) -> None:
+        _, parameters = parse_options_header(self._headers.get(b"content-disposition", b""))
+        self._part = parameters.get(b"name", b"").decode("utf-8", "replace")
+        if self._part not in ("file", "name"):
+            raise _unwanted(f"/{self._part[:60]}", "the form takes one part named file, and optionally one named name")
+        if self._part in self._fields:
+            raise _unwanted(f"/{self._part}", f"the form has two parts named {self._part}; one upload is one file")
+        self._fields[self._part] = bytearray()
+        if self._part == "file":
+            self._filename = parameters.get(b"filename", b"").decode("utf-8", "replace")
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        if self._part == "file":
+            self.bytes += end - start
+            if self.bytes > self._limit:
+                raise Problem(problems.BODY_TOO_LARGE, f"at most {self._limit} bytes of rows are accepted")
+            self.pending += data[start:end]
+            return
+        field = self._fields[self._part]
+        field += data[start:end]
+        if len(field) > MOST_FIELD_BYTES:
+            raise _unwanted(f"/{self._part}", f"longer than {MOST_FIELD_BYTES} bytes")
+
+    def _end(self) -> None:
+        self._ended = True
+
+
+def _unwanted(pointer: str, detail: str) -> Problem:
+    return Problem(problems.INVALID_REQUEST, detail, errors=[{"pointer": pointer, "detail": detail}])

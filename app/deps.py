@@ -1,0 +1,109 @@
+"""What routes ask for: the session, the caller, the parts of the running service."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import BackgroundTasks, Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from app import problems
+from app.auth import Caller, Keyring, Scope, identify
+from app.contract.bell import Bell
+from app.database import Sessions
+from app.problems import Problem
+from app.settings import Settings
+from app.storage import Storage
+from app.telemetry import Telemetry
+
+log = logging.getLogger(__name__)
+bearer = HTTPBearer(auto_error=False, scheme_name="ApiKey", description="`Authorization: Bearer qe_…`")
+
+
+@dataclass(frozen=True)
+class Service:
+    """The parts of a running API, made when it starts and closed when it stops."""
+
+    settings: Settings
+    engine: AsyncEngine
+    sessions: Sessions
+    storage: Storage
+    keyring: Keyring
+    bell: Bell | None
+    telemetry: Telemetry
+
+
+def service_of(request: Request) -> Service:
+    service = request.app.state.service
+    assert isinstance(service, Service)
+    return service
+
+
+ServiceDep = Annotated[Service, Depends(service_of)]
+
+
+async def session_of(service: ServiceDep) -> AsyncIterator[AsyncSession]:
+    async with service.sessions.begin() as session:
+        yield session
+
+
+# scope="function": the transaction is committed before the response leaves. With FastAPI's default it would be
+# committed after, and a client could be told 201 for what a failing COMMIT then undoes.
+SessionDep = Annotated[AsyncSession, Depends(session_of, scope="function")]
+
+
+def require(scope: Scope | None) -> Callable[..., Awaitable[Caller]]:
+    """A dependency that lets only callers with ``scope`` through; None: any valid key."""
+
+    async def caller(
+        service: ServiceDep, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+    ) -> Caller:
+        challenge = {"WWW-Authenticate": 'Bearer realm="quant-experts"'}
+        if credentials is None:
+            raise Problem(
+                problems.UNAUTHENTICATED, "send the header Authorization: Bearer <API key>", headers=challenge
+            )
+        found = await identify(service.sessions, service.keyring, credentials.credentials)
+        if found is None:
+            raise Problem(problems.UNAUTHENTICATED, "the API key is unknown, expired or revoked", headers=challenge)
+        if scope is not None and scope not in found.scopes:
+            raise Problem(problems.MISSING_SCOPE, f"this key lacks the scope {scope.value}")
+        return found
+
+    return caller
+
+
+AnyCaller = Annotated[Caller, Depends(require(None))]
+JobsReader = Annotated[Caller, Depends(require(Scope.JOBS_READ))]
+JobsWriter = Annotated[Caller, Depends(require(Scope.JOBS_WRITE))]
+DatasetsReader = Annotated[Caller, Depends(require(Scope.DATASETS_READ))]
+DatasetsWriter = Annotated[Caller, Depends(require(Scope.DATASETS_WRITE))]
+WorkersReader = Annotated[Caller, Depends(require(Scope.WORKERS_READ))]
+KeysAdmin = Annotated[Caller, Depends(require(Scope.KEYS_ADMIN))]
+
+
+class Doorbell:
+    """Rings for a job once the response is on its way, hence after the commit, and never fails a request."""
+
+    def __init__(self, service: ServiceDep, background: BackgroundTasks) -> None:
+        self._bell = service.bell
+        self._background = background
+
+    def ring_later(self, job_id: str) -> None:
+        if self._bell is not None:
+            self._background.add_task(_ring, self._bell, job_id)
+
+
+async def _ring(bell: Bell, job_id: str) -> None:
+    try:
+        await asyncio.to_thread(bell.ring, job_id)
+    except Exception as error:  # noqa: BLE001 -- whatever a broker can raise; the job is safe, the keeper rings again
+        log.warning("bell for %s not rung, the keeper will: %s", job_id, error)
+
+
+DoorbellDep = Annotated[Doorbell, Depends(Doorbell)]

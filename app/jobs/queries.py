@@ -1,0 +1,87 @@
+"""Reads of jobs and of what belongs to them, which is reached through the job only: the job is the tenant's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from sqlalchemy import Select, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import problems
+from app.contract.states import LEASED, JobStatus
+from app.contract.tables import Artifact, Attempt, Dataset, Job, Layer
+from app.jobs.schemas import JobQuery
+from app.problems import Problem
+from app.tenancy import owned
+
+JOB_ID = re.compile(r"job_[0-9a-f]{32}")
+
+
+async def get_job(session: AsyncSession, *, tenant: str, job_id: str, lock: bool = False) -> Job:
+    """Raises Problem 404 for a job that does not exist or is another tenant's: the two look the same."""
+    job = None
+    if JOB_ID.fullmatch(job_id):
+        statement = owned(Job, tenant).where(Job.id == job_id)
+        job = await session.scalar(statement.with_for_update() if lock else statement)
+    if job is None:
+        raise Problem(problems.NOT_FOUND, f"no job {job_id!r}")
+    return job
+
+
+def jobs_matching(tenant: str, query: JobQuery) -> Select[Job]:
+    statement = owned(Job, tenant)
+    if query.status:
+        statement = statement.where(Job.status.in_([status.value for status in query.status]))
+    if query.model is not None:
+        statement = statement.where(Job.model_id == query.model)
+    if query.scheme is not None:
+        statement = statement.where(Job.scheme == query.scheme)
+    if query.created_after is not None:
+        statement = statement.where(Job.created_at >= query.created_after)
+    if query.created_before is not None:
+        statement = statement.where(Job.created_at < query.created_before)
+    for label in query.label:
+        key, equals, value = label.partition("=")
+        statement = statement.where(Job.labels.contains({key: value}) if equals else Job.labels.has_key(key))
+    return statement
+
+
+async def layers_after(session: AsyncSession, *, job_id: str, block: int, limit: int) -> Sequence[Layer]:
+    statement = select(Layer).where(Layer.job_id == job_id, Layer.block > block)
+    return (await session.scalars(statement.order_by(Layer.block).limit(limit))).all()
+
+
+async def attempts_of(session: AsyncSession, *, job_id: str) -> Sequence[Attempt]:
+    return (await session.scalars(select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.attempt))).all()
+
+
+async def artifacts_of(session: AsyncSession, *, job_id: str) -> Sequence[Artifact]:
+    return (await session.scalars(select(Artifact).where(Artifact.job_id == job_id).order_by(Artifact.name))).all()
+
+
+async def artifact_named(session: AsyncSession, *, job_id: str, name: str) -> Artifact:
+    """Raises Problem 404. The name only selects a row; no path is ever made of it."""
+    artifact = None
+    if "\0" not in name:
+        artifact = await session.scalar(select(Artifact).where(Artifact.job_id == job_id, Artifact.name == name))
+    if artifact is None:
+        raise Problem(problems.NOT_FOUND, f"job {job_id} has no artifact {name!r}")
+    return artifact
+
+
+async def dataset_exists(session: AsyncSession, *, tenant: str, dataset_id: str) -> bool:
+    """Locks the dataset against deletion until the transaction ends."""
+    statement = owned(Dataset, tenant).where(Dataset.id == dataset_id, Dataset.status == "ready")
+    return await session.scalar(statement.with_for_update(read=True, key_share=True)) is not None
+
+
+async def jobs_needing(session: AsyncSession, *, tenant: str, dataset_id: str) -> Sequence[str]:
+    """Ids of unfinished jobs that calibrate on the dataset."""
+    unfinished = [status.value for status in (JobStatus.QUEUED, *LEASED)]
+    statement = select(Job.id).where(
+        Job.tenant == tenant,
+        Job.status.in_(unfinished),
+        Job.spec["calibration"]["dataset"].astext == dataset_id,
+    )
+    return (await session.scalars(statement.limit(5))).all()

@@ -1,0 +1,168 @@
+"""``/v1/jobs``: HTTP only; what happens is in ``service``, what is read in ``queries``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from app import idempotency, problems
+from app.contract.events import TERMINAL
+from app.contract.spec import JobSpec
+from app.contract.tables import Job
+from app.deps import DoorbellDep, JobsReader, JobsWriter, ServiceDep, SessionDep
+from app.idempotency import Replay
+from app.jobs import queries, service
+from app.jobs.events import events_after
+from app.jobs.schemas import AttemptList, AttemptView, EventPage, EventView, JobQuery, JobView, LayerPage, LayerView
+from app.jobs.stream import stream_events
+from app.negotiation import choose
+from app.paging import Page, page_of
+from app.problems import Problem, documented
+
+EVENT_STREAM = "text/event-stream"
+MAX_SEQ = 2**63 - 1
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=JobView,
+    responses=documented(
+        problems.DATASET_NOT_FOUND,
+        problems.MODEL_NOT_FOUND,
+        problems.IDEMPOTENCY_IN_PROGRESS,
+        problems.IDEMPOTENCY_MISMATCH,
+        problems.MALFORMED_REQUEST,
+        problems.BODY_TOO_LARGE,
+    ),
+)
+async def create(
+    spec: JobSpec,
+    caller: JobsWriter,
+    session: SessionDep,
+    parts: ServiceDep,
+    doorbell: DoorbellDep,
+    response: Response,
+    idempotency_key: Annotated[str | None, Header(description="Makes a repeated request safe for 24 hours.")] = None,
+) -> Any:
+    """Queue a quantization. The answer is the job; follow it at `/v1/jobs/{id}/events`."""
+    digest = ""
+    if idempotency_key is not None:
+        idempotency.checked_key(idempotency_key)
+        digest = idempotency.digest_of("POST /v1/jobs", spec.model_dump(mode="json"))
+        replay = await idempotency.recall(session, tenant=caller.tenant, key=idempotency_key, request_digest=digest)
+        if replay is not None:
+            headers = {"Location": replay.location or "", "Idempotency-Replayed": "true"}
+            return JSONResponse(dict(replay.response), status_code=replay.status_code, headers=headers)
+    job = await service.create_job(session, tenant=caller.tenant, spec=spec, model_root=parts.settings.model_root)
+    view, location = JobView.of(job), f"/v1/jobs/{job.id}"
+    if idempotency_key is not None:
+        answer = Replay(status_code=201, response=view.model_dump(mode="json"), location=location)
+        await idempotency.remember(
+            session, tenant=caller.tenant, key=idempotency_key, request_digest=digest, answer=answer
+        )
+    doorbell.ring_later(job.id)
+    response.headers["Location"] = location
+    return view
+
+
+@router.get("", responses=documented(problems.INVALID_CURSOR))
+async def list_jobs(
+    query: Annotated[JobQuery, Query()], caller: JobsReader, session: SessionDep, parts: ServiceDep
+) -> Page[JobView]:
+    """Jobs, newest first."""
+    statement = queries.jobs_matching(caller.tenant, query)
+    rows, cursor = await page_of(session, statement, Job, query=query, keyring=parts.keyring)
+    return Page(data=[JobView.of(row) for row in rows], has_more=cursor is not None, next_cursor=cursor)
+
+
+@router.get("/{job_id}", responses=documented(problems.NOT_FOUND))
+async def get(job_id: str, caller: JobsReader, session: SessionDep) -> JobView:
+    return JobView.of(await queries.get_job(session, tenant=caller.tenant, job_id=job_id))
+
+
+@router.post("/{job_id}/cancel", responses=documented(problems.NOT_FOUND, problems.JOB_FINISHED))
+async def cancel(job_id: str, caller: JobsWriter, session: SessionDep) -> JobView:
+    """Stop the job. A running one is `cancelling` until its worker has let go. Asking again changes nothing."""
+    return JobView.of(await service.cancel_job(session, tenant=caller.tenant, job_id=job_id))
+
+
+@router.post(
+    "/{job_id}/retry",
+    responses=documented(problems.NOT_FOUND, problems.JOB_NOT_RETRYABLE, problems.DATASET_NOT_FOUND),
+)
+async def retry(job_id: str, caller: JobsWriter, session: SessionDep, doorbell: DoorbellDep) -> JobView:
+    """Queue a failed or cancelled job again; it goes on after its last finished block."""
+    job = await service.retry_job(session, tenant=caller.tenant, job_id=job_id)
+    doorbell.ring_later(job.id)
+    return JobView.of(job)
+
+
+@router.get(
+    "/{job_id}/events",
+    response_model=EventPage,
+    responses={
+        **documented(problems.NOT_FOUND, problems.MALFORMED_REQUEST, problems.NOT_ACCEPTABLE),
+        200: {"content": {EVENT_STREAM: {"schema": {"type": "string"}}}},
+        204: {"description": "As an event stream: the job has ended and the client has seen everything."},
+    },
+)
+async def events(
+    job_id: str,
+    request: Request,
+    caller: JobsReader,
+    session: SessionDep,
+    parts: ServiceDep,
+    after: Annotated[int, Query(ge=0, le=MAX_SEQ, description="Only events with a greater `seq`.")] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    last_event_id: Annotated[str | None, Header(description="Of a stream: the last event seen.")] = None,
+) -> Any:
+    """Pages by `seq`; with `Accept: text/event-stream` a live stream that ends after the terminal event."""
+    job = await queries.get_job(session, tenant=caller.tenant, job_id=job_id)
+    wanted = choose(request.headers.get("accept"), ("application/json", EVENT_STREAM))
+    if wanted is None:
+        raise Problem(problems.NOT_ACCEPTABLE, f"events come as application/json or {EVENT_STREAM}")
+    if wanted == EVENT_STREAM:
+        seen = after if last_event_id is None else _event_id(last_event_id)
+        if seen > job.event_seq:
+            raise Problem(problems.MALFORMED_REQUEST, f"event {seen} is not there: the last is {job.event_seq}")
+        last = await events_after(session, job_id=job_id, seq=job.event_seq - 1, limit=1)
+        if seen == job.event_seq and last and last[0].type in TERMINAL:
+            return Response(status_code=204)  # what tells a browser's EventSource not to come back
+        stream = stream_events(parts.sessions, job_id=job_id, after=seen)
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(stream, media_type=EVENT_STREAM, headers=headers)
+    rows = await events_after(session, job_id=job_id, seq=after, limit=limit + 1)
+    views = [EventView.of(row) for row in rows[:limit]]
+    return EventPage(data=views, has_more=len(rows) > limit, next_after=views[-1].seq if views else after)
+
+
+@router.get("/{job_id}/layers", responses=documented(problems.NOT_FOUND))
+async def layers(
+    job_id: str,
+    caller: JobsReader,
+    session: SessionDep,
+    after: Annotated[int, Query(ge=-1, le=1_000_000, description="Only blocks with a greater number.")] = -1,
+    limit: Annotated[int, Query(ge=1, le=500)] = 100,
+) -> LayerPage:
+    """The errors of every input group, as its decoder block is finished."""
+    await queries.get_job(session, tenant=caller.tenant, job_id=job_id)
+    rows = await queries.layers_after(session, job_id=job_id, block=after, limit=limit + 1)
+    return LayerPage(data=[LayerView.of(row) for row in rows[:limit]], has_more=len(rows) > limit)
+
+
+@router.get("/{job_id}/attempts", responses=documented(problems.NOT_FOUND))
+async def attempts(job_id: str, caller: JobsReader, session: SessionDep) -> AttemptList:
+    """Who ran the job, why each attempt ended, and where it resumed."""
+    await queries.get_job(session, tenant=caller.tenant, job_id=job_id)
+    rows = await queries.attempts_of(session, job_id=job_id)
+    return AttemptList(data=[AttemptView.of(row) for row in rows])
+
+
+def _event_id(value: str) -> int:
+    if value.isascii() and value.isdecimal() and len(value) <= 19 and int(value) <= MAX_SEQ:
+        return int(value)
+    raise Problem(problems.MALFORMED_REQUEST, "Last-Event-ID: the number of an event is needed")

@@ -1,0 +1,199 @@
+"""What clients see of a job."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, Field, StringConstraints
+
+from app.contract.events import EventType
+from app.contract.spec import Calibration, JobSpec, ModelRef, Options
+from app.contract.states import LEASED, AttemptOutcome, JobStatus, Phase
+from app.contract.tables import Attempt, Job, JobEvent, Layer
+from app.paging import PageQuery
+
+Printable = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+
+
+class JobQuery(PageQuery):
+    status: list[JobStatus] = Field(default_factory=list, max_length=6, description="Any of these.")
+    label: list[Printable] = Field(
+        default_factory=list, max_length=32, description="`key=value`, or `key` alone; repeated: all of them."
+    )
+    model: Printable | None = Field(default=None, description="Exactly this model id.")
+    scheme: Printable | None = None
+    created_after: AwareDatetime | None = Field(default=None, description="Created at this time or later.")
+    created_before: AwareDatetime | None = Field(default=None, description="Created before this time.")
+
+
+class Progress(BaseModel):
+    blocks_done: int
+    blocks_total: int | None = Field(description="Decoder blocks of the model; null until it is opened.")
+    seconds_per_block: float | None = Field(description="Moving average over this job's finished blocks.")
+    eta_seconds: float | None = Field(
+        description="For the blocks that are left; packing and verification come on top. Null when not known yet."
+    )
+    current: dict[str, Any] = Field(
+        description="What the runner last said, for example the input group in hand; empty when none runs."
+    )
+
+
+class Resolved(BaseModel):
+    """What the first attempt found behind names that can move; every later attempt keeps to it."""
+
+    model_commit: str | None = None
+    dataset_commit: str | None = None
+
+
+class JobError(BaseModel):
+    code: str = Field(examples=["invalid_calibration"])
+    message: str
+    retryable: bool = False
+
+
+class JobView(BaseModel):
+    id: str = Field(examples=["job_0198a1b2c3d47e5f8a9b0c1d2e3f4a5b"])
+    object: Literal["job"] = "job"
+    name: str | None
+    labels: dict[str, str]
+    model: ModelRef
+    calibration: Calibration
+    resolved: Resolved
+    scheme: str
+    method: str
+    options: Options
+    timeout_s: int
+    status: JobStatus
+    phase: Phase | None = Field(description="What a running job is doing.")
+    progress: Progress
+    attempts: int = Field(description="How often a worker took the job.")
+    worker: str | None
+    summary: dict[str, Any] | None = Field(description="Figures of a finished run; the report has all of them.")
+    verdict: str | None
+    error: JobError | None
+    created_at: datetime
+    queued_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+    @classmethod
+    def of(cls, job: Job) -> JobView:
+        spec = JobSpec.model_validate(job.spec)
+        return cls(
+            id=job.id,
+            name=job.name,
+            labels=job.labels,
+            model=spec.model,
+            calibration=spec.calibration,
+            resolved=Resolved(**{name: job.progress.get(name) for name in Resolved.model_fields}),
+            scheme=job.scheme,
+            method=job.method,
+            options=spec.options,
+            timeout_s=spec.timeout_s,
+            status=JobStatus(job.status),
+            phase=Phase(job.phase) if job.phase is not None else None,
+            progress=_progress(job),
+            attempts=job.attempt,
+            worker=job.worker,
+            summary=job.summary,
+            verdict=job.verdict,
+            error=JobError.model_validate(job.error) if job.error is not None else None,
+            created_at=job.created_at,
+            queued_at=job.queued_at,
+            started_at=job.started_at,
+            finished_at=job.finished_at,
+        )
+
+
+def _progress(job: Job) -> Progress:
+    left = None
+    if job.status == JobStatus.RUNNING and job.blocks_total is not None and job.block_seconds is not None:
+        left = max(0, job.blocks_total - job.blocks_done) * job.block_seconds
+    return Progress(
+        blocks_done=job.blocks_done,
+        blocks_total=job.blocks_total,
+        seconds_per_block=job.block_seconds,
+        eta_seconds=left,
+        current=_current(job),
+    )
+
+
+def _current(job: Job) -> dict[str, Any]:
+    if job.status not in LEASED:
+        return {}
+    return {name: value for name, value in job.progress.items() if name not in Resolved.model_fields}
+
+
+class EventView(BaseModel):
+    seq: int
+    type: EventType
+    data: dict[str, Any]
+    created_at: datetime
+
+    @classmethod
+    def of(cls, event: JobEvent) -> EventView:
+        return cls(seq=event.seq, type=EventType(event.type), data=event.data, created_at=event.created_at)
+
+
+class EventPage(BaseModel):
+    data: list[EventView]
+    has_more: bool
+    next_after: int = Field(description="Pass as `after` for the events that come next.")
+
+
+class LayerView(BaseModel):
+    """A finished decoder block."""
+
+    block: int
+    attempt: int
+    seconds: float
+    seconds_by_phase: dict[str, float]
+    groups: list[dict[str, Any]] = Field(description="One report per input group: errors by stage, bits, warnings.")
+    created_at: datetime
+
+    @classmethod
+    def of(cls, layer: Layer) -> LayerView:
+        return cls(
+            block=layer.block,
+            attempt=layer.attempt,
+            seconds=layer.seconds,
+            seconds_by_phase=layer.report.get("seconds_by_phase", {}),
+            groups=layer.report.get("groups", []),
+            created_at=layer.created_at,
+        )
+
+
+class LayerPage(BaseModel):
+    data: list[LayerView]
+    has_more: bool
+
+
+class AttemptView(BaseModel):
+    """One worker's hold on the job."""
+
+    attempt: int
+    worker: str
+    started_at: datetime
+    ended_at: datetime | None
+    outcome: AttemptOutcome | None
+    error: dict[str, Any] | None
+    resumed_from_block: int | None = Field(description="Blocks that earlier attempts had finished.")
+    blocks_done: int = Field(description="New blocks of this attempt.")
+
+    @classmethod
+    def of(cls, attempt: Attempt) -> AttemptView:
+        return cls(
+            attempt=attempt.attempt,
+            worker=attempt.worker,
+            started_at=attempt.started_at,
+            ended_at=attempt.ended_at,
+            outcome=AttemptOutcome(attempt.outcome) if attempt.outcome is not None else None,
+            error=attempt.error,
+            resumed_from_block=attempt.resumed_from_block,
+            blocks_done=attempt.blocks_done,
+        )
+
+
+class AttemptList(BaseModel):
+    data: list[AttemptView]

@@ -1,0 +1,44 @@
+"""``/v1/keys``: API keys of the caller's tenant."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+
+from app import problems
+from app.contract.tables import ApiKey
+from app.deps import KeysAdmin, ServiceDep, SessionDep
+from app.keys import service
+from app.keys.schemas import CreatedKey, KeyView, NewKey
+from app.paging import Page, PageQuery, page_of
+from app.problems import documented
+from app.tenancy import owned
+
+router = APIRouter(prefix="/v1/keys", tags=["keys"])
+
+
+@router.post("", status_code=201, responses=documented(problems.MALFORMED_REQUEST))
+async def create(
+    wanted: NewKey, caller: KeysAdmin, session: SessionDep, parts: ServiceDep, response: Response
+) -> CreatedKey:
+    """Make a key. The answer is the only place where it ever stands."""
+    row, key = await service.create_key(session, caller=caller, wanted=wanted, keyring=parts.keyring)
+    response.headers["Location"] = f"/v1/keys/{row.id}"
+    response.headers["Cache-Control"] = "no-store"
+    return CreatedKey(**KeyView.of(row).model_dump(), key=key)
+
+
+@router.get("", responses=documented(problems.INVALID_CURSOR))
+async def list_keys(
+    query: Annotated[PageQuery, Query()], caller: KeysAdmin, session: SessionDep, parts: ServiceDep
+) -> Page[KeyView]:
+    """Keys, newest first, revoked ones included."""
+    rows, cursor = await page_of(session, owned(ApiKey, caller.tenant), ApiKey, query=query, keyring=parts.keyring)
+    return Page(data=[KeyView.of(row) for row in rows], has_more=cursor is not None, next_cursor=cursor)
+
+
+@router.delete("/{key_id}", responses=documented(problems.NOT_FOUND))
+async def revoke(key_id: str, caller: KeysAdmin, session: SessionDep) -> KeyView:
+    """Revoke the key from the next request on; its record stays."""
+    return KeyView.of(await service.revoke_key(session, caller=caller, key_id=key_id))

@@ -1,0 +1,54 @@
+"""What clients send and see of API keys."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+
+from app.auth import Scope
+from app.contract.tables import ApiKey
+
+KeyName = Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Tenant = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+
+
+class NewKey(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: KeyName
+    scopes: list[Scope] = Field(min_length=1, max_length=len(Scope), description="At most those of the calling key.")
+    expires_at: AwareDatetime | None = None
+    tenant: Tenant | None = Field(
+        default=None, description="Only the bootstrap key may name one; else the caller's own."
+    )
+
+
+class KeyView(BaseModel):
+    id: str
+    object: Literal["key"] = "key"
+    name: str
+    tenant: str
+    scopes: list[Scope]
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None = Field(description="To within a minute.")
+
+    @classmethod
+    def of(cls, key: ApiKey) -> KeyView:
+        return cls(
+            id=key.id,
+            name=key.name,
+            tenant=key.tenant,
+            scopes=[Scope(scope) for scope in key.scopes],
+            created_at=key.created_at,
+            expires_at=key.expires_at,
+            revoked_at=key.revoked_at,
+            last_used_at=key.last_used_at,
+        )
+
+
+class CreatedKey(KeyView):
+    key: str = Field(description="The key itself. It is shown this once and not stored.")

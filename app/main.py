@@ -1,0 +1,92 @@
+"""The ASGI application. ``uvicorn --factory app.main:create_app``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+
+from app import problems
+from app.artifacts.router import router as artifacts
+from app.auth import load_keyring
+from app.contract.bell import RedisBell
+from app.database import create_engine, create_sessions
+from app.datasets.router import router as datasets
+from app.datasets.upload import sweep_abandoned
+from app.deps import Service
+from app.jobs.router import router as jobs
+from app.keys.router import router as keys
+from app.problems import ProblemDetails
+from app.settings import Settings
+from app.storage import storage_from_url
+from app.system.router import router as system
+from app.telemetry import BodyLimitMiddleware, Telemetry, TelemetryMiddleware
+
+MULTIPART_OVERHEAD = 64 * 1024
+"""Bytes of an upload's body that are not the file: boundaries, part headers, the name."""
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Connects to nothing and touches no file until the application is started."""
+    settings = settings or Settings()
+    telemetry = Telemetry()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service = open_service(settings, telemetry)
+        sweep_abandoned(settings)
+        app.state.service = service
+        try:
+            yield
+        finally:
+            await service.engine.dispose()
+
+    app = FastAPI(
+        title="Quant Experts",
+        summary="Post-training quantization of vision-language models as a service.",
+        version=version("quant-experts"),
+        lifespan=lifespan,
+        redirect_slashes=False,  # a redirect would drop the body of a POST at some clients
+    )
+    limits = {"POST /v1/datasets": settings.max_dataset_bytes + MULTIPART_OVERHEAD}
+    app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes, limits=limits)
+    app.add_middleware(TelemetryMiddleware, telemetry=telemetry)
+    problems.register(app)
+    for router in (jobs, artifacts, datasets, keys, system):
+        app.include_router(router)
+    _describe_problems(app)
+    return app
+
+
+def open_service(settings: Settings, telemetry: Telemetry) -> Service:
+    """Raises ValueError when a setting is missing or wrong, naming it."""
+    if settings.database_url is None:
+        raise ValueError("QE_DATABASE_URL is not set: the API needs postgresql://… (`qe serve` brings its own)")
+    engine = create_engine(settings.database_url)
+    return Service(
+        settings=settings,
+        engine=engine,
+        sessions=create_sessions(engine),
+        storage=storage_from_url(settings.resolved_storage_url),
+        keyring=load_keyring(settings),
+        bell=RedisBell(settings.redis_url) if settings.redis_url is not None else None,
+        telemetry=telemetry,
+    )
+
+
+def _describe_problems(app: FastAPI) -> None:
+    """Add the schema that every documented problem response refers to."""
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = describe()
+        schema = ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        schemas.update(schema.pop("$defs", {}))
+        schemas["ProblemDetails"] = schema
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]

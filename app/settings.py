@@ -1,0 +1,57 @@
+"""Every setting of the service, from ``QE_*`` environment variables, read once by whoever starts a process."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Durations are seconds. Lease, beat and self-kill belong together: beat < self-kill < lease."""
+
+    model_config = SettingsConfigDict(env_prefix="QE_", extra="ignore", frozen=True)
+
+    home: Path = Field(default=Path(".qe"), description="Data directory: embedded servers, storage, work files.")
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: str | None = Field(default=None, description="Bootstrap key with every scope; at least 32 characters.")
+    secret: str | None = Field(
+        default=None,
+        description="Key of the HMAC under which API keys are stored; made and kept in QE_HOME when absent.",
+    )
+    model_root: Path | None = Field(default=None, description="`local/<directory>` models resolve below it.")
+    database_url: str | None = Field(default=None, description="postgresql://…; embedded PostgreSQL when absent.")
+    redis_url: str | None = Field(default=None, description="redis://…; embedded Redis when absent.")
+    storage_url: str | None = Field(default=None, description="file:///…; QE_HOME/storage when absent.")
+    workers: int = Field(default=1, ge=0, le=64, description="Celery workers of the embedded service.")
+    hub_token: str | None = Field(default=None, description="Hugging Face token used to fetch gated models.")
+
+    lease: float = 120.0
+    beat: float = 20.0
+    self_kill: float = 90.0
+    grace: float = 30.0
+    ring_again: float = Field(default=60.0, description="A queued job not picked up for this long is rung again.")
+    keeper_interval: float = 5.0
+    barren_attempts: int = Field(default=3, description="Attempts in a row without a new block that fail a job.")
+
+    max_dataset_bytes: int = 512 * 1024 * 1024
+    max_dataset_rows: int = 20_000
+    max_body_bytes: int = 256 * 1024
+    max_image_bytes: int = 20 * 1024 * 1024
+    max_image_pixels: int = 50_000_000
+
+    @cached_property
+    def resolved_home(self) -> Path:
+        return self.home.expanduser().resolve()
+
+    @property
+    def resolved_storage_url(self) -> str:
+        return self.storage_url or (self.resolved_home / "storage").as_uri()
+
+    @property
+    def work_directory(self) -> Path:
+        """Scratch space of running jobs. Nothing in it is needed once the job's worker is gone."""
+        return self.resolved_home / "work"

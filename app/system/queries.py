@@ -1,0 +1,55 @@
+"""Reads about the service itself: is it whole, who works, what waits."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from sqlalchemy import and_, func, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.contract.states import JobStatus
+from app.contract.tables import Job, Worker
+from app.system.schemas import WorkerView
+
+
+async def ledger_is_there(session: AsyncSession) -> bool:
+    return await session.scalar(text("SELECT to_regclass('jobs') IS NOT NULL")) is True
+
+
+async def workers_seen(session: AsyncSession, *, tenant: str, lease: timedelta) -> list[WorkerView]:
+    alive = (Worker.seen_at > func.clock_timestamp() - lease).label("alive")
+    statement = (
+        select(Worker, alive, Job.id)
+        .outerjoin(Job, and_(Job.id == Worker.job_id, Job.tenant == tenant))
+        .order_by(Worker.started_at, Worker.id)
+    )
+    return [
+        WorkerView(
+            id=worker.id,
+            host=worker.host,
+            device=worker.device,
+            alive=is_alive,
+            busy=worker.job_id is not None,
+            job_id=job_id,
+            started_at=worker.started_at,
+            seen_at=worker.seen_at,
+        )
+        for worker, is_alive, job_id in (await session.execute(statement)).all()
+    ]
+
+
+async def jobs_by_status(session: AsyncSession) -> dict[str, int]:
+    counts = {status.value: 0 for status in JobStatus}
+    for status, number in await session.execute(select(Job.status, func.count()).group_by(Job.status)):
+        counts[status] = number
+    return counts
+
+
+async def oldest_queued_seconds(session: AsyncSession) -> float:
+    age = func.extract("epoch", func.max(func.clock_timestamp() - Job.queued_at))
+    return float(await session.scalar(select(age).where(Job.status == JobStatus.QUEUED.value)) or 0.0)
+
+
+async def workers_alive(session: AsyncSession, *, lease: timedelta) -> int:
+    statement = select(func.count(Worker.id))
+    return await session.scalar(statement.where(Worker.seen_at > func.clock_timestamp() - lease)) or 0

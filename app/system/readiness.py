@@ -1,0 +1,70 @@
+"""Can the service do its work now? Database and storage must answer; without the broker it is only slower."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import uuid
+from collections.abc import Awaitable
+from pathlib import Path
+
+import redis.asyncio
+from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.deps import Service
+from app.storage import Storage
+from app.system.queries import ledger_is_there
+from app.system.schemas import Readiness
+
+CHECK_SECONDS = 3.0
+OK = "ok"
+
+
+async def check_readiness(service: Service) -> Readiness:
+    database, storage, broker = await asyncio.gather(
+        _within(_database(service)), _within(asyncio.to_thread(_storage, service.storage)), _within(_broker(service))
+    )
+    whole = database == storage == OK
+    status = "unavailable" if not whole else "ready" if broker == OK else "degraded"
+    return Readiness(status=status, checks={"database": database, "storage": storage, "broker": broker})
+
+
+async def _within(check: Awaitable[str]) -> str:
+    try:
+        return await asyncio.wait_for(check, CHECK_SECONDS)
+    except TimeoutError:
+        return f"no answer within {CHECK_SECONDS:g} s"
+
+
+async def _database(service: Service) -> str:
+    try:
+        async with service.sessions() as session:
+            return OK if await ledger_is_there(session) else "no tables: run `alembic upgrade head`"
+    except SQLAlchemyError as error:
+        return f"unreachable: {type(error).__name__}"
+
+
+def _storage(storage: Storage) -> str:
+    """Writes and removes one empty object: a full or read-only disk shows in nothing less."""
+    key = f"readiness/{uuid.uuid4().hex}"
+    try:
+        with tempfile.NamedTemporaryFile() as empty:
+            storage.put(key, Path(empty.name))
+        storage.delete(key)
+    except OSError as error:
+        return f"not writable: {error.strerror or type(error).__name__}"
+    return OK
+
+
+async def _broker(service: Service) -> str:
+    if service.settings.redis_url is None:
+        return "QE_REDIS_URL is not set: jobs wait for the keeper"
+    try:
+        async with redis.asyncio.from_url(
+            service.settings.redis_url, socket_connect_timeout=1, socket_timeout=1
+        ) as client:
+            await client.ping()
+    except (RedisError, OSError) as error:
+        return f"unreachable, jobs wait for the keeper: {type(error).__name__}"
+    return OK

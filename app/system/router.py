@@ -1,0 +1,87 @@
+"""The service itself: health, readiness, metrics, what can be asked for, who works, what problems mean."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from sqlalchemy.exc import SQLAlchemyError
+
+from app import problems
+from app.contract import spec
+from app.deps import AnyCaller, ServiceDep, SessionDep, WorkersReader
+from app.problems import CATALOGUE, Problem, documented
+from app.system import queries
+from app.system.readiness import check_readiness
+from app.system.schemas import Health, MethodView, ProblemEntry, Readiness, Schemes, SchemeView, WorkerList
+
+router = APIRouter()
+
+
+@router.get("/healthz", tags=["service"])
+async def healthz() -> Health:
+    """The process answers. Says nothing about what it depends on."""
+    return Health()
+
+
+@router.get("/readyz", tags=["service"], responses={503: {"model": Readiness, "description": "Not ready."}})
+async def readyz(service: ServiceDep, response: Response) -> Readiness:
+    """Database and storage answer. A missing broker only degrades: the keeper rings for it."""
+    readiness = await check_readiness(service)
+    if readiness.status == "unavailable":
+        response.status_code = 503
+    return readiness
+
+
+@router.get("/metrics", tags=["service"], response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(service: ServiceDep) -> Response:
+    """Prometheus text. The figures of the ledger are left as they were while the database is away."""
+    telemetry = service.telemetry
+    try:
+        async with service.sessions() as session:
+            for status, number in (await queries.jobs_by_status(session)).items():
+                telemetry.jobs.labels(status).set(number)
+            telemetry.oldest_queued.set(await queries.oldest_queued_seconds(session))
+            lease = timedelta(seconds=service.settings.lease)
+            telemetry.workers.set(await queries.workers_alive(session, lease=lease))
+    except SQLAlchemyError:
+        telemetry.jobs.clear()
+    return Response(generate_latest(telemetry.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/v1/schemes", tags=["service"], responses=documented())
+async def schemes(caller: AnyCaller) -> Schemes:
+    """Schemes, group sizes, methods and slots that a job may name."""
+    named = [(name, spec.SCHEME_PATTERN.fullmatch(name)) for name in spec.NAMED_SCHEMES]
+    return Schemes(
+        schemes=[
+            SchemeView(name=name, weight_bits=int(match[1]), activation_bits=int(match[2]))
+            for name, match in named
+            if match is not None
+        ],
+        group_sizes=[32, 64, 128, "channel"],
+        methods=[
+            MethodView(name=name, smoothing=smoothing, rounding=rounding, reconstruction=reconstruction)
+            for name, (smoothing, rounding, reconstruction) in spec.METHODS.items()
+        ],
+        smoothings=list(spec.SMOOTHINGS),
+        roundings=list(spec.ROUNDINGS),
+        reconstructions=list(spec.RECONSTRUCTIONS),
+    )
+
+
+@router.get("/v1/workers", tags=["service"], responses=documented())
+async def workers(caller: WorkersReader, session: SessionDep, service: ServiceDep) -> WorkerList:
+    """Who was heard of, and when."""
+    lease = timedelta(seconds=service.settings.lease)
+    return WorkerList(data=await queries.workers_seen(session, tenant=caller.tenant, lease=lease))
+
+
+@router.get("/problems/{slug}", tags=["service"], responses=documented(problems.NOT_FOUND))
+async def problem(slug: str) -> ProblemEntry:
+    """What a problem's `type` means."""
+    kind = CATALOGUE.get(slug)
+    if kind is None:
+        raise Problem(problems.NOT_FOUND, f"no problem {slug!r}")
+    return ProblemEntry(type=kind.uri, status=kind.status, title=kind.title, retryable=kind.retryable)

@@ -1,0 +1,63 @@
+"""What clients see of the service itself."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+
+class Health(BaseModel):
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(BaseModel):
+    status: Literal["ready", "degraded", "unavailable"]
+    checks: dict[str, str] = Field(description="`ok`, or what is wrong, for database, storage and broker.")
+
+
+class SchemeView(BaseModel):
+    name: str = Field(examples=["W4A6"])
+    weight_bits: int
+    activation_bits: int
+
+
+class MethodView(BaseModel):
+    name: str
+    smoothing: str
+    rounding: str
+    reconstruction: str
+
+
+class Schemes(BaseModel):
+    """What a job may ask for."""
+
+    schemes: list[SchemeView] = Field(description="The named ones; any W<2..8>A<4..8 or 16> works.")
+    group_sizes: list[int | str]
+    methods: list[MethodView]
+    smoothings: list[str]
+    roundings: list[str]
+    reconstructions: list[str]
+
+
+class WorkerView(BaseModel):
+    id: str
+    host: str
+    device: str
+    alive: bool = Field(description="Heard of within one lease.")
+    busy: bool
+    job_id: str | None = Field(description="The job it holds, when it is the caller's.")
+    started_at: datetime
+    seen_at: datetime
+
+
+class WorkerList(BaseModel):
+    data: list[WorkerView]
+
+
+class ProblemEntry(BaseModel):
+    type: str
+    status: int
+    title: str
+    retryable: bool

@@ -1,0 +1,174 @@
+"""The model without its weights: built on the meta device, filled and emptied module by module."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+
+from quant_experts.errors import InvalidModel
+from quant_experts.groups import Family, family_of
+from quant_experts.weights import Shards, Weights, open_shards
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+CONFIGURATION_ERRORS = (
+    StrictDataclassError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    OSError,
+    RuntimeError,
+    ArithmeticError,
+    AssertionError,
+)
+"""What building a model from a senseless configuration was seen to raise."""
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A model whose parameters are on the meta device until :func:`fill` brings some of them in."""
+
+    directory: Path
+    config_text: str
+    family: Family
+    model: Any
+    weights: Weights
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def language_model(self) -> Any:
+        return self.model.get_submodule(self.family.language_model)
+
+    @property
+    def blocks(self) -> int:
+        return len(self.language_model.layers)
+
+
+def read_config(directory: Path) -> tuple[str, dict[str, Any]]:
+    """The text of config.json and its content. Raises InvalidModel when there is none or it is not JSON."""
+    path = directory / "config.json"
+    if not directory.is_dir():
+        raise InvalidModel(f"{directory} is not a directory; give a model directory as a hub repository has it")
+    if not path.is_file():
+        raise InvalidModel(f"{directory.name} has no config.json; give a model directory as a hub repository has it")
+    try:
+        text = path.read_text(encoding="utf-8")
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidModel(f"{directory.name}/config.json is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise InvalidModel(f"{directory.name}/config.json is not a JSON object")
+    return text, config
+
+
+def open_blueprint(directory: Path, *, device: torch.device) -> Blueprint:
+    """Check a model directory and build its model without weights.
+
+    Raises UnsupportedModel for another architecture, InvalidModel for everything that is wrong with the files.
+    """
+    text, config = read_config(directory)
+    family = family_of(config)
+    if config.get("quantization_config"):
+        method = config["quantization_config"].get("quant_method", "an unknown method")
+        raise InvalidModel(f"{directory.name} is already quantized ({method}); give the model that it was made from")
+    shards = open_shards(directory)
+    model, dtype = _build(directory, family, shards)
+    weights = Weights(shards, model)
+    return Blueprint(directory, text, family, model, weights, dtype, device)
+
+
+def _build(directory: Path, family: Family, shards: Shards) -> tuple[PreTrainedModel, torch.dtype]:
+    kind = AutoModelForImageTextToText if family.vision else AutoModelForCausalLM
+    try:
+        # Never trust_remote_code: only the library's own classes run, whatever auto_map says.
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+        dtype = _dtype(config, shards)
+        with torch.device("meta"):
+            model = kind.from_config(config, dtype=dtype, trust_remote_code=False)
+    except CONFIGURATION_ERRORS as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InvalidModel(f"{directory.name}/config.json does not describe a model: {reason}") from error
+    model.eval().requires_grad_(False)
+    return model, dtype
+
+
+def _dtype(config: Any, shards: Shards) -> torch.dtype:
+    """What ``from_pretrained`` would choose: the configuration's dtype, else that of the first floating tensor."""
+    chosen = config.dtype if config.dtype is not None else getattr(config.get_text_config(), "dtype", None)
+    if isinstance(chosen, str):
+        chosen = getattr(torch, chosen, None)
+    if chosen is None:
+        stored = (file.entries[key].dtype for key, file in shards.where.items())
+        chosen = next((dtype for dtype in stored if dtype in FLOATS), None)
+    if chosen not in FLOATS:
+        raise InvalidModel(f"the model's dtype is {chosen}; supported are float32, float16 and bfloat16")
+    return chosen
+
+
+def fill(blueprint: Blueprint, prefix: str) -> None:
+    """Read every tensor of the module ``prefix`` onto the device. Raises InvalidModel for one that is not finite."""
+    module = blueprint.model.get_submodule(prefix)
+    for owner_name, owner in module.named_modules(prefix=prefix):
+        for name in list(owner._parameters):
+            if owner._parameters[name] is not None:
+                tensor = blueprint.weights.read(f"{owner_name}.{name}").to(blueprint.device)
+                owner._parameters[name] = nn.Parameter(tensor, requires_grad=False)
+        for name in list(owner._buffers):
+            if owner._buffers[name] is not None and name not in owner._non_persistent_buffers_set:
+                owner._buffers[name] = blueprint.weights.read(f"{owner_name}.{name}").to(blueprint.device)
+    _make_buffers(blueprint, prefix)
+    left = [name for name, tensor in _tensors(module) if tensor.is_meta]
+    if left:
+        raise InvalidModel(
+            f"{prefix}.{left[0]} stayed without a value; this version of transformers builds it differently"
+        )
+
+
+def empty(blueprint: Blueprint, prefix: str) -> None:
+    """Forget the tensors of the module ``prefix``: back to the meta device."""
+    blueprint.model.get_submodule(prefix).to("meta")
+
+
+def _make_buffers(blueprint: Blueprint, prefix: str) -> None:
+    """Compute buffers that no file holds (rotary frequencies) by the model's own initialisation.
+
+    They start as NaN, so that one which the initialisation does not know is found instead of used.
+    """
+    for owner_name, owner in blueprint.model.get_submodule(prefix).named_modules(prefix=prefix):
+        waiting = [name for name in owner._non_persistent_buffers_set if owner._buffers.get(name) is not None]
+        waiting = [name for name in waiting if owner._buffers[name].is_meta]
+        if not waiting:
+            continue
+        for name in waiting:
+            owner._buffers[name] = torch.full_like(owner._buffers[name], float("nan"), device="cpu")
+        _enclosing_model(blueprint.model, owner_name)._init_weights(owner)
+        for name in waiting:
+            made = owner._buffers[name]
+            if not bool(torch.isfinite(made).all()):
+                raise InvalidModel(
+                    f"{owner_name}.{name} cannot be computed; this version of transformers builds it differently"
+                )
+            owner._buffers[name] = made.to(blueprint.device)
+
+
+def _enclosing_model(model: Any, name: str) -> Any:
+    """The innermost PreTrainedModel around the module ``name``."""
+    path = name.split(".")
+    for length in range(len(path), -1, -1):
+        candidate = model.get_submodule(".".join(path[:length]))
+        if isinstance(candidate, PreTrainedModel):
+            return candidate
+    raise AssertionError("the root is a PreTrainedModel")
+
+
+def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*module.named_parameters(), *module.named_buffers()]

@@ -1,0 +1,98 @@
+"""Run everything before the decoder blocks once per calibration row: processor, vision tower, embeddings."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from quant_experts.blueprint import Blueprint, empty, fill
+from quant_experts.calibration.collate import Collate, Sample, TooLong
+from quant_experts.calibration.rows import Row
+from quant_experts.calibration.samples import FEWEST_HELD_OUT, Choice, RowFile
+from quant_experts.calls import Calls, CallWriter
+from quant_experts.errors import InvalidCalibration, NumericalFailure, Stopped
+from quant_experts.glue import capture_call
+from quant_experts.progress import Advanced, OnEvent, ShouldStop
+
+RESERVE_AT_A_TIME = 8
+
+
+def gather_calls(
+    blueprint: Blueprint,
+    rows: RowFile,
+    choice: Choice,
+    collate: Collate,
+    *,
+    work: Path,
+    fingerprint: str,
+    on_event: OnEvent,
+    should_stop: ShouldStop,
+) -> Calls:
+    """The language model calls of all rows of ``choice``, in ``work``. Held-out rows come first; a row that is too
+    long is replaced from the reserve.
+
+    Raises InvalidCalibration naming the row, or when too few can be used; NumericalFailure when the vision tower
+    overflows; Stopped between rows.
+    """
+    writer = CallWriter(work)
+    skipped: Counter[str] = Counter()
+    resized = 0
+    try:
+        with _before_the_blocks(blueprint):
+            for row in _in_order(rows, choice):
+                if len(writer.rows) == choice.wanted:
+                    break
+                if should_stop():
+                    raise Stopped("stopped while calibrating; a later run begins anew")
+                try:
+                    sample = collate(row)
+                except TooLong:
+                    skipped["too long"] += 1
+                    continue
+                resized += sample.resized
+                _capture(blueprint, sample, writer, held_out=len(writer.rows) < len(choice.held_out))
+                on_event(Advanced("calibrating", len(writer.rows), choice.wanted))
+        if len(writer.rows) <= max(FEWEST_HELD_OUT, len(choice.held_out)):
+            raise InvalidCalibration(
+                f"only {len(writer.rows)} calibration rows can be used ({skipped.total()} are too long), "
+                f"and {len(choice.held_out)} of them are held out; give more or shorter rows"
+            )
+        return writer.finish(fingerprint=fingerprint, skipped=skipped, resized=resized)
+    finally:
+        writer.discard()
+
+
+def _in_order(rows: RowFile, choice: Choice) -> Iterator[Row]:
+    yield from rows.read(choice.held_out)
+    yield from rows.read(choice.fit)
+    for start in range(0, len(choice.reserve), RESERVE_AT_A_TIME):
+        yield from rows.read(sorted(choice.reserve[start : start + RESERVE_AT_A_TIME]))
+
+
+def _capture(blueprint: Blueprint, sample: Sample, writer: CallWriter, *, held_out: bool) -> None:
+    inputs = {name: tensor.to(blueprint.device) for name, tensor in sample.inputs.items()}
+    arguments, embeddings = capture_call(blueprint.model, blueprint.language_model, inputs)
+    if not bool(torch.isfinite(embeddings).all()):
+        raise NumericalFailure(
+            f"calibration row {sample.row}: the vision tower's output is not finite in "
+            f"{str(blueprint.dtype).removeprefix('torch.')}; the model overflows on this image"
+        )
+    writer.add(sample, arguments, embeddings, held_out=held_out)
+
+
+@contextmanager
+def _before_the_blocks(blueprint: Blueprint) -> Iterator[None]:
+    """Vision tower and token embeddings in memory; the language model's blocks and its head are not needed."""
+    language_model = blueprint.family.language_model
+    needed = [name for name in (blueprint.family.vision, f"{language_model}.embed_tokens") if name is not None]
+    for name in needed:
+        fill(blueprint, name)
+    try:
+        yield
+    finally:
+        for name in needed:
+            empty(blueprint, name)

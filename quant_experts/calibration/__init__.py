@@ -1,0 +1,1 @@
+"""From rows of text and images to what the model is called with."""

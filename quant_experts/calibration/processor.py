@@ -1,0 +1,74 @@
+"""The model's own processor and chat template.
+
+``AutoProcessor`` of the Qwen families cannot be built where torchvision is missing, because their *video* processor
+needs it (transformers 5.23). Images do not: then the same processor class is built without its video part.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, ProcessorMixin
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+from quant_experts.errors import InvalidModel
+
+LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError)
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """Raises InvalidModel when the directory has no usable tokenizer."""
+    try:
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    # The tokenizers library raises bare Exception for a broken tokenizer.json.
+    except Exception as error:
+        raise InvalidModel(f"{directory.name}: its tokenizer cannot be loaded ({_one_line(error)})") from error
+
+
+def load_processor(directory: Path, config: Any) -> Any:
+    """The processor of a vision-language model: images and text in, model inputs out.
+
+    Raises InvalidModel when the directory has no usable tokenizer or image processor.
+    """
+    try:
+        if importlib.util.find_spec("torchvision") is not None:
+            return AutoProcessor.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+        return _image_only(directory, PROCESSOR_MAPPING[type(config)])
+    except LOADING_ERRORS as error:
+        raise InvalidModel(f"{directory.name}: its processor cannot be loaded ({_one_line(error)})") from error
+
+
+def _image_only(directory: Path, kind: type[ProcessorMixin]) -> Any:
+    tokenizer = load_tokenizer(directory)
+    images = AutoImageProcessor.from_pretrained(
+        directory, backend="pil", trust_remote_code=False, local_files_only=True
+    )
+
+    def initialise(self: Any, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None) -> None:
+        for kind_of_token in ("image", "video"):
+            token = getattr(tokenizer, f"{kind_of_token}_token", None) or f"<|{kind_of_token}_pad|>"
+            setattr(self, f"{kind_of_token}_token", token)
+            setattr(self, f"{kind_of_token}_token_id", tokenizer.convert_tokens_to_ids(token))
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+    # The mixin reads the parameter names of __init__ to learn its parts: no video_processor there, none wanted.
+    image_only: Any = type(kind.__name__, (kind,), {"__init__": initialise})
+    return image_only(images, tokenizer, chat_template=_chat_template(directory, tokenizer))
+
+
+def _chat_template(directory: Path, tokenizer: Any) -> str | None:
+    """From where the three generations of repositories keep it: a file of its own, JSON, the tokenizer."""
+    plain, wrapped = directory / "chat_template.jinja", directory / "chat_template.json"
+    if plain.is_file():
+        return plain.read_text(encoding="utf-8")
+    if wrapped.is_file():
+        return str(json.loads(wrapped.read_text(encoding="utf-8"))["chat_template"])
+    template: str | None = tokenizer.chat_template
+    return template
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

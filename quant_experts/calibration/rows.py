@@ -1,0 +1,180 @@
+"""One calibration row in the chat convention: checked, with its images found but not decoded.
+
+A row is ``{"messages": [{"role", "content"}], "images"?: [...]}``. Content is a string or a list of text and image
+parts. An image part carries its source (relative path or data URI), or takes the next one of ``images``, as Hugging
+Face image datasets have it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quant_experts.errors import InvalidCalibration
+
+ROLES = ("system", "user", "assistant", "tool")
+LARGEST_IMAGE_FILE = 64 << 20
+"""Bytes of one encoded image."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """``messages``: for the chat template; content is a string or a list of ``{"type": "text"|"image"}`` parts.
+    ``images``: encoded bytes, in the order of the image parts."""
+
+    number: int
+    messages: tuple[dict[str, Any], ...]
+    images: tuple[bytes, ...]
+
+    @property
+    def digest(self) -> str:
+        """Tells this row from another, images included."""
+        digest = hashlib.sha256(json.dumps([self.number, self.messages], sort_keys=True).encode())
+        for image in self.images:
+            digest.update(hashlib.sha256(image).digest())
+        return digest.hexdigest()
+
+
+def parse_row(number: int, content: Any, base: Path) -> Row:
+    """Check one row. ``base``: the directory that relative image paths start from and may not leave.
+
+    Raises InvalidCalibration, naming the row, for everything that the convention does not have.
+    """
+    if not isinstance(content, dict) or not isinstance(content.get("messages"), list) or not content["messages"]:
+        raise InvalidCalibration(f'calibration row {number}: expected {{"messages": [...]}} with at least one message')
+    waiting = _waiting_images(number, content.get("images"))
+    offered = len(waiting)
+    sources: list[Any] = []
+    messages = []
+    for position, message in enumerate(content["messages"], start=1):
+        where = f"calibration row {number}, message {position}"
+        messages.append(_message(where, message, waiting, sources))
+    if waiting:
+        raise InvalidCalibration(
+            f"calibration row {number}: {offered} images but {offered - len(waiting)} image parts in messages"
+        )
+    if not any(text.strip() for message in messages for text in texts_of(message)):
+        raise InvalidCalibration(f"calibration row {number}: no text in any message")
+    images = tuple(
+        _load(f"calibration row {number}, image {i}", source, base) for i, source in enumerate(sources, start=1)
+    )
+    return Row(number, tuple(messages), images)
+
+
+def texts_of(message: dict[str, Any]) -> Iterator[str]:
+    """The texts of one checked message."""
+    if isinstance(message["content"], str):
+        yield message["content"]
+    else:
+        yield from (part["text"] for part in message["content"] if part["type"] == "text")
+
+
+def _waiting_images(number: int, images: Any) -> list[Any]:
+    if images is None:
+        return []
+    if isinstance(images, dict | str | bytes):
+        return [images]
+    if not isinstance(images, list):
+        raise InvalidCalibration(f"calibration row {number}: images is a {type(images).__name__}, expected a list")
+    return list(images)
+
+
+def _message(where: str, message: Any, waiting: list[Any], sources: list[Any]) -> dict[str, Any]:
+    if not isinstance(message, dict):
+        raise InvalidCalibration(f"{where}: expected an object with role and content")
+    role, content = message.get("role"), message.get("content")
+    if role not in ROLES:
+        raise InvalidCalibration(f"{where}: role {_shown(role)} is not one of {', '.join(ROLES)}")
+    if isinstance(content, str):
+        return {"role": role, "content": content}
+    if not isinstance(content, list):
+        raise InvalidCalibration(
+            f"{where}: content is a {type(content).__name__}, expected a string or a list of parts"
+        )
+    return {"role": role, "content": [_part(where, part, waiting, sources) for part in content]}
+
+
+def _part(where: str, part: Any, waiting: list[Any], sources: list[Any]) -> dict[str, str]:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "text":
+        if not isinstance(part.get("text"), str):
+            raise InvalidCalibration(f"{where}: a text part without a text")
+        return {"type": "text", "text": part["text"]}
+    if kind in ("image", "image_url"):
+        sources.append(_source(where, part, waiting))
+        return {"type": "image"}
+    raise InvalidCalibration(f"{where}: part of type {_shown(kind)}, expected text or image")
+
+
+def _source(where: str, part: dict[str, Any], waiting: list[Any]) -> Any:
+    source = part.get("image") or part.get("path") or part.get("url") or part.get("image_url")
+    if isinstance(source, dict) and "url" in source:
+        source = source["url"]
+    if source is not None:
+        return source
+    if not waiting:
+        raise InvalidCalibration(f"{where}: an image part without an image, and no further entry in images")
+    return waiting.pop(0)
+
+
+def _load(where: str, source: Any, base: Path) -> bytes:
+    """The encoded bytes of one image."""
+    if isinstance(source, dict):  # Hugging Face image column: {"bytes", "path"}
+        if isinstance(source.get("bytes"), bytes):
+            return _bounded(where, source["bytes"])
+        source = source.get("path")
+    if isinstance(source, bytes):
+        return _bounded(where, source)
+    if not isinstance(source, str):
+        raise InvalidCalibration(f"{where}: neither a path nor a data URI nor bytes")
+    if source.startswith("data:"):
+        return _bounded(where, _from_data_uri(where, source))
+    if "://" in source:
+        raise InvalidCalibration(
+            f"{where}: {_shown(source)} is a URL; nothing is fetched, give a relative path or a data URI"
+        )
+    return _from_file(where, source, base)
+
+
+def _from_data_uri(where: str, source: str) -> bytes:
+    head, comma, data = source.partition(",")
+    if not comma or not head.endswith(";base64"):
+        raise InvalidCalibration(f"{where}: the data URI is not of the form data:image/png;base64,...")
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidCalibration(f"{where}: the data URI is not base64 ({error})") from error
+
+
+def _from_file(where: str, source: str, base: Path) -> bytes:
+    if "\x00" in source or Path(source).is_absolute():
+        raise InvalidCalibration(f"{where}: {_shown(source)} must be a path relative to the calibration file")
+    path = (base / source).resolve()
+    if not path.is_relative_to(base.resolve()):
+        raise InvalidCalibration(f"{where}: {_shown(source)} leaves the directory of the calibration file")
+    try:
+        if not path.is_file():
+            raise InvalidCalibration(f"{where}: {_shown(source)} does not exist beside the calibration file")
+        if path.stat().st_size > LARGEST_IMAGE_FILE:
+            raise InvalidCalibration(f"{where}: {path.stat().st_size} bytes, at most {LARGEST_IMAGE_FILE} are accepted")
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidCalibration(f"{where}: {_shown(source)} cannot be read ({error.strerror})") from error
+
+
+def _bounded(where: str, data: bytes) -> bytes:
+    if len(data) > LARGEST_IMAGE_FILE:
+        raise InvalidCalibration(f"{where}: {len(data)} bytes, at most {LARGEST_IMAGE_FILE} are accepted")
+    return data
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: short, on one line."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,240 @@
+"""Which rows a run uses: a file or dataset directory opened, counted, a seeded choice made, rows read one at a time.
+
+JSONL is remembered as offsets and Parquet read group by group, so that a file of images never has to fit in memory.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from quant_experts.calibration.rows import Row, parse_row
+from quant_experts.errors import InvalidCalibration
+from quant_experts.seeding import generator
+
+LARGEST_LINE = 256 << 20
+FEWEST_HELD_OUT = 2
+POOL = 10_000
+"""Rows that the seeded choice is made from; what follows in a larger file is not looked at."""
+
+JSONL = (".jsonl", ".ndjson", ".json")
+
+
+class RowFile(Protocol):
+    """Rows by position, 0 to ``len - 1``."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, positions: Sequence[int]) -> Iterator[Row]:
+        """The rows at ``positions``, which are sorted. Raises InvalidCalibration, naming the row."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Positions of the rows that a run uses, each part sorted.
+
+    ``held_out``: never used to fit; ``fit``: the others; ``reserve``: taken in this order for rows that are skipped.
+    """
+
+    held_out: tuple[int, ...]
+    fit: tuple[int, ...]
+    reserve: tuple[int, ...]
+
+    @property
+    def wanted(self) -> int:
+        """Number of rows that the run uses when there are enough that can be used."""
+        return len(self.held_out) + len(self.fit)
+
+
+def open_rows(path: Path, *, split: str = "train") -> RowFile:
+    """A JSONL or Parquet file, or a directory as Hugging Face datasets have it.
+
+    Raises InvalidCalibration when there is nothing to read, or a line of JSONL is not a row.
+    """
+    if path.is_dir():
+        files = _dataset_files(path, split)
+        parts = [open_rows(file, split=split) for file in files]
+        return parts[0] if len(parts) == 1 else _Concatenated(parts)
+    if not path.is_file():
+        raise InvalidCalibration(f"calibration file {path} does not exist")
+    if path.stat().st_size == 0:
+        raise InvalidCalibration(f"{path.name} is empty; expected one JSON row per line, or Parquet")
+    with path.open("rb") as reader:
+        magic = reader.read(4)
+    if magic == b"PAR1" or path.suffix == ".parquet":
+        return _ParquetRows(path)
+    return _JsonlRows(path)
+
+
+def choose(rows: RowFile, *, samples: int, holdout: float, seed: int) -> Choice:
+    """A seeded choice of ``samples`` rows, or of all if there are fewer; a share ``holdout``, at least 2, is held out.
+
+    Raises InvalidCalibration when nothing would be left to fit.
+    """
+    order = torch.randperm(len(rows), generator=generator(seed, "calibration", "choice")).tolist()
+    used, reserve = order[:samples], order[samples:]
+    held_out = max(FEWEST_HELD_OUT, round(holdout * len(used)))
+    if len(used) <= held_out:
+        raise InvalidCalibration(
+            f"{len(used)} calibration rows, of which {held_out} are held out to measure: nothing left to fit; "
+            f"give at least {FEWEST_HELD_OUT + 1} rows"
+        )
+    return Choice(tuple(sorted(used[:held_out])), tuple(sorted(used[held_out:])), tuple(reserve))
+
+
+def rows_fingerprint(rows: RowFile, choice: Choice) -> str:
+    """A digest of the chosen rows, images included, and of how many there were to choose from."""
+    digest = hashlib.sha256(f"{len(rows)}".encode())
+    for row in rows.read(sorted(choice.held_out + choice.fit)):
+        digest.update(row.digest.encode())
+    return digest.hexdigest()
+
+
+def _dataset_files(directory: Path, split: str) -> list[Path]:
+    candidates = sorted(
+        path
+        for path in directory.rglob("*")
+        if path.is_file() and path.suffix in (".parquet", *JSONL) and not path.name.startswith((".", "dataset_info"))
+    )
+    of_split = [
+        path for path in candidates if path.name.startswith((f"{split}-", f"{split}.")) or path.parent.name == split
+    ]
+    if of_split:
+        return of_split
+    if len(candidates) == 1:
+        return candidates
+    found = ", ".join(path.relative_to(directory).as_posix() for path in candidates[:5]) or "nothing"
+    raise InvalidCalibration(f"{directory.name}: no Parquet or JSONL file of split {split!r}; found {found}")
+
+
+class _JsonlRows:
+    def __init__(self, path: Path) -> None:
+        """Parses every line once, so that a broken one is reported before anything runs."""
+        self._path = path
+        self._lines: list[tuple[int, int, int]] = []  # (line number, first byte, bytes)
+        with path.open("rb") as reader:
+            start = 0
+            for number in itertools.count(1):
+                line = reader.readline(LARGEST_LINE + 1)
+                if not line or len(self._lines) >= POOL:
+                    break
+                if line.strip():
+                    _parse_json(number, line)
+                    self._lines.append((number, start, len(line)))
+                start += len(line)
+        if not self._lines:
+            raise InvalidCalibration(f"{path.name} holds no row; expected one JSON row per line")
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def read(self, positions: Sequence[int]) -> Iterator[Row]:
+        with self._path.open("rb") as reader:
+            for position in positions:
+                number, start, size = self._lines[position]
+                reader.seek(start)
+                yield parse_row(number, _parse_json(number, reader.read(size)), self._path.parent)
+
+
+def _parse_json(number: int, line: bytes) -> Any:
+    if len(line) > LARGEST_LINE:
+        raise InvalidCalibration(f"calibration row {number}: the line is longer than {LARGEST_LINE} bytes")
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        beginning = line[:40].decode("utf-8", errors="replace")
+        reason = str(error).split(":")[0]
+        raise InvalidCalibration(
+            f"calibration row {number}: not JSON ({reason}); {len(line)} bytes beginning with {beginning!r}"
+        ) from error
+    if not isinstance(content, dict) or "messages" not in content:
+        raise InvalidCalibration(f'calibration row {number}: expected {{"messages": [...]}}')
+    return content
+
+
+class _ParquetRows:
+    BATCH = 16
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            with pq.ParquetFile(path) as file:
+                names = file.schema_arrow.names
+                sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+        except (pa.ArrowException, OSError) as error:
+            raise InvalidCalibration(f"{path.name} is not a Parquet file, or truncated ({_one_line(error)})") from error
+        if "messages" not in names:
+            raise InvalidCalibration(f"{path.name} has no column messages; it has {', '.join(names)}")
+        self._columns = [name for name in ("messages", "images", "image") if name in names]
+        self._starts = [0, *itertools.accumulate(sizes)]
+        if self._starts[-1] == 0:
+            raise InvalidCalibration(f"{path.name} holds no row")
+
+    def __len__(self) -> int:
+        return min(int(self._starts[-1]), POOL)
+
+    def read(self, positions: Sequence[int]) -> Iterator[Row]:
+        wanted = set(positions)
+        groups = sorted({bisect.bisect_right(self._starts, position) - 1 for position in positions})
+        try:
+            with pq.ParquetFile(self._path) as file:
+                for group in groups:
+                    position = self._starts[group]
+                    for batch in file.iter_batches(self.BATCH, row_groups=[group], columns=self._columns):
+                        for index in range(batch.num_rows):
+                            if position in wanted:
+                                yield parse_row(position + 1, _parquet_row(batch, index), self._path.parent)
+                            position += 1
+        except (pa.ArrowException, OSError) as error:
+            raise InvalidCalibration(f"{self._path.name} cannot be read ({_one_line(error)})") from error
+
+
+def _parquet_row(batch: Any, index: int) -> dict[str, Any]:
+    """A row as JSON would have it. Arrow fills fields that a part does not have with null: those are dropped."""
+    columns = {name: batch.column(name)[index].as_py() for name in batch.schema.names}
+    messages = columns["messages"]
+    if isinstance(messages, str):
+        try:
+            messages = json.loads(messages)
+        except (ValueError, RecursionError):
+            messages = None
+    return {"messages": _without_nulls(messages), "images": columns.get("images", columns.get("image"))}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list):
+        return [_without_nulls(inner) for inner in value]
+    return value
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+class _Concatenated:
+    """Several files of one split, in the order of their names."""
+
+    def __init__(self, parts: list[RowFile]) -> None:
+        self._parts = parts
+        self._starts = [0, *itertools.accumulate(len(part) for part in parts)]
+
+    def __len__(self) -> int:
+        return min(self._starts[-1], POOL)
+
+    def read(self, positions: Sequence[int]) -> Iterator[Row]:
+        for part, start, end in zip(self._parts, self._starts, self._starts[1:], strict=False):
+            mine = [position - start for position in positions if start <= position < end]
+            for position, row in zip(mine, part.read(mine), strict=True):
+                yield Row(start + position + 1, row.messages, row.images)

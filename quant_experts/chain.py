@@ -1,0 +1,179 @@
+"""The work directory of a run: immutable files per decoder block, and how much of them a later run may take over.
+
+    fingerprint.json           what this run is: spec, model, rows
+    calls.safetensors/.json    language model calls of all rows (calls.py)
+    blocks/00007.safetensors   every tensor of the quantized block, under in-memory names
+    blocks/00007.json          its report and configuration, and the digests of all its files; written last
+    chain/00007.safetensors    hidden states after the block: ``quantized.<row>`` (1, tokens, d) of all rows,
+                               ``full.<row>`` of the held-out ones in full precision
+
+Hidden states are kept verbatim: computing them again would not be bit-identical on another machine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quant_experts.calls import Call, Calls
+from quant_experts.errors import InvalidSpec
+from quant_experts.progress import WrittenFile
+from quant_experts.report import BlockReport
+from quant_experts.tensor_file import TensorFile, file_digest, write_tensors, write_text
+
+FINGERPRINT = "fingerprint.json"
+
+
+@dataclass(frozen=True)
+class FinishedBlock:
+    """A durable block. ``groups``: entries for quantization_config; ``files``: relative to the work directory, the
+    block's JSON included; ``bits``: (all, base alone) stored for its quantized weights."""
+
+    block: int
+    report: BlockReport
+    groups: list[dict[str, Any]]
+    bits: tuple[int, int]
+    files: tuple[WrittenFile, ...]
+
+
+def block_file(block: int) -> str:
+    return f"blocks/{block:05d}.safetensors"
+
+
+def block_record(block: int) -> str:
+    return f"blocks/{block:05d}.json"
+
+
+def chain_file(block: int) -> str:
+    return f"chain/{block:05d}.safetensors"
+
+
+def claim_directory(work: Path, parts: dict[str, str]) -> None:
+    """Make ``work`` the directory of the run that ``parts`` (name → digest) tell from others.
+
+    Raises InvalidSpec when it belongs to another run: resuming it would mix two.
+    """
+    for folder in ("blocks", "chain"):
+        (work / folder).mkdir(parents=True, exist_ok=True)
+    path = work / FINGERPRINT
+    if path.is_file():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            found = {}
+        different = [name for name, digest in parts.items() if found.get(name) != digest]
+        if different:
+            raise InvalidSpec(
+                f"the work directory {work} holds a run with another {' and '.join(different)}; "
+                "remove it or choose another one"
+            )
+        return
+    write_text(path, json.dumps(parts, indent=1))
+
+
+class HiddenStates:
+    """The inputs of a block: what the block before left, or the embeddings."""
+
+    def __init__(self, work: Path, calls: Calls, block: int) -> None:
+        self._calls = calls
+        self._file = TensorFile(work / chain_file(block - 1)) if block else None
+
+    def quantized(self, call: Call) -> Tensor:
+        """(1, tokens, d), CPU: behind the quantized prefix."""
+        return self._calls.embeddings(call) if self._file is None else self._file.read(f"quantized.{call.index}")
+
+    def full(self, call: Call) -> Tensor:
+        """(1, tokens, d), CPU: of the full-precision model; held-out rows only."""
+        return self._calls.embeddings(call) if self._file is None else self._file.read(f"full.{call.index}")
+
+
+def write_chain(
+    work: Path, block: int, calls: Calls, rows: Sequence[Call], quantized: Iterable[Tensor], full: Mapping[int, Tensor]
+) -> WrittenFile:
+    """Write the hidden states after ``block``.
+
+    ``rows``: of the quantized stream, whose states ``quantized`` yields in this order while the file is written;
+    ``full``: row index → state of the full-precision stream, of all held-out rows.
+    """
+    layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+    for kind, of_kind in (("quantized", rows), ("full", calls.held_out)):
+        for call in of_kind:
+            entry = calls.tensors.entries[f"{call.index}.embeddings"]
+            layout[f"{kind}.{call.index}"] = (entry.dtype, entry.shape)
+
+    def states() -> Iterator[tuple[str, Tensor]]:
+        for call, state in zip(rows, quantized, strict=True):
+            yield f"quantized.{call.index}", state
+        for call in calls.held_out:
+            yield f"full.{call.index}", full[call.index]
+
+    return replace(write_tensors(work / chain_file(block), layout, states()), name=chain_file(block))
+
+
+def commit_block(
+    work: Path,
+    *,
+    report: BlockReport,
+    groups: list[dict[str, Any]],
+    bits: tuple[int, int],
+    files: tuple[WrittenFile, ...],
+    fingerprint: str,
+) -> FinishedBlock:
+    """Write the block's record, which makes it finished: its other files are durable already."""
+    record = {
+        "fingerprint": fingerprint,
+        "report": report.model_dump(mode="json"),
+        "groups": groups,
+        "bits": bits,
+        "files": [asdict(file) for file in files],
+    }
+    name = block_record(report.block)
+    written = replace(write_text(work / name, json.dumps(record, indent=1)), name=name)
+    return FinishedBlock(report.block, report, groups, bits, (*files, written))
+
+
+def finished_prefix(work: Path, blocks: int, fingerprint: str) -> list[FinishedBlock]:
+    """The longest run of blocks from the first on whose files are whole, and after which the walk can go on."""
+    prefix: list[FinishedBlock] = []
+    for block in range(blocks):
+        finished = _read_block(work, block, fingerprint)
+        if finished is None:
+            break
+        prefix.append(finished)
+    # Of hidden states only those after the last block are needed, and older ones are gone by design.
+    while prefix and not _is_whole(work, prefix[-1], chain_file(prefix[-1].block)):
+        prefix.pop()
+    return prefix
+
+
+def _read_block(work: Path, block: int, fingerprint: str) -> FinishedBlock | None:
+    name = block_record(block)
+    try:
+        text = (work / name).read_bytes()
+        record = json.loads(text)
+        if record["fingerprint"] != fingerprint:
+            return None
+        files = tuple(WrittenFile(**file) for file in record["files"])
+        itself = WrittenFile(name, len(text), file_digest(work / name))
+        finished = FinishedBlock(
+            block,
+            BlockReport.model_validate(record["report"]),
+            record["groups"],
+            tuple(record["bits"]),
+            (*files, itself),
+        )
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    return finished if _is_whole(work, finished, block_file(block)) else None
+
+
+def _is_whole(work: Path, finished: FinishedBlock, name: str) -> bool:
+    wanted = next((file for file in finished.files if file.name == name), None)
+    path = work / name
+    return wanted is not None and path.is_file() and file_digest(path) == wanted.sha256

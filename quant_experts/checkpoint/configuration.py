@@ -1,0 +1,105 @@
+"""The config.json of a checkpoint: the model's own, and what a loader needs to build and find the quantized layers."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import quant_experts
+from quant_experts.checkpoint.shards import TensorSource
+from quant_experts.config import QuantizationSpec
+from quant_experts.errors import InvalidModel
+from quant_experts.modeling_quant_experts import FORMAT, QUANT_METHOD
+
+MODULE = "modeling_quant_experts"
+
+
+def loadable_config(
+    source: Path,
+    *,
+    architecture: str,
+    spec: QuantizationSpec,
+    groups: Sequence[Mapping[str, Any]],
+    tensors: Mapping[str, TensorSource],
+) -> str:
+    """The text of config.json.
+
+    Raises InvalidModel when the source is quantized already or its configuration cannot be read.
+    """
+    path = source / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidModel(f"{path.name} cannot be read: {error}") from error
+    if config.get("quantization_config"):
+        raise InvalidModel(f"{path.name}: the model is quantized already; start from its full-precision version")
+    config["architectures"] = [architecture]
+    if not config.get("dtype") and not config.get("torch_dtype"):
+        # Without it transformers takes the dtype of the first tensor it meets, which may be a float32 scaling vector.
+        config["dtype"] = _dtype_name(tensors.values())
+    config["auto_map"] = auto_map(architecture)
+    config["quantization_config"] = {
+        "quant_method": QUANT_METHOD,
+        "format": FORMAT,
+        "scheme": spec.scheme,
+        "method": spec.method,
+        "smoothing": spec.smoothing,
+        "rounding": spec.rounding,
+        "reconstruction": spec.reconstruction,
+        "packing": "compressed-tensors pack-quantized",
+        "library_version": quant_experts.__version__,
+        "ignored": ignored_modules(tensors, groups),
+        "groups": [dict(group) for group in groups],
+    }
+    return json.dumps(config, indent=2) + "\n"
+
+
+def auto_map(architecture: str) -> dict[str, str]:
+    """Auto class → class in the shipped loader, for every auto class that transformers maps to the architecture."""
+    from transformers.models.auto import modeling_auto
+
+    known = {
+        "AutoModelForImageTextToText": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
+        "AutoModelForMultimodalLM": "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES",
+        "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    }
+    mapped = {
+        auto_class: f"{MODULE}.{architecture}"
+        for auto_class, table in known.items()
+        if architecture in dict(getattr(modeling_auto, table, {})).values()
+    }
+    if not mapped:
+        raise InvalidModel(f"transformers maps no auto class to {architecture}, so that nothing could load it")
+    return mapped
+
+
+def ignored_modules(tensors: Iterable[str], groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The largest modules with weights of their own and nothing quantized inside, norms of decoder blocks left out."""
+    quantized = {f"{group['parent']}.{layer}" for group in groups for layer in group["layers"]}
+    parents = {group["parent"] for group in groups}
+    blocks = {parent.rpartition(".")[0] for parent in parents}
+    ancestors = {path[:end] for path in quantized for end in _ends(path)}
+    ignored = set()
+    for name in tensors:
+        module = name.rpartition(".")[0]
+        if any(module == block or module.startswith(f"{block}.") for block in blocks):
+            continue
+        whole = next((module[:end] for end in _ends(module) if module[:end] not in ancestors), module)
+        ignored.add(whole)
+    return sorted(ignored)
+
+
+def _ends(path: str) -> list[int]:
+    """Where each prefix of a dotted path ends, shortest first, the whole path last."""
+    return [i for i, character in enumerate(path) if character == "."] + [len(path)]
+
+
+def _dtype_name(tensors: Iterable[TensorSource]) -> str:
+    held: Counter[str] = Counter()
+    for tensor in tensors:
+        if tensor.dtype.is_floating_point:
+            held[str(tensor.dtype).removeprefix("torch.")] += tensor.bytes
+    return held.most_common(1)[0][0]

@@ -1,0 +1,62 @@
+"""Run as a script in a process of its own: load a checkpoint as a stranger would and compare its logits.
+
+    python fresh_process.py CHECKPOINT PROBE DEVICE
+
+It has nothing but torch, transformers and the checkpoint's own loader: the package ``quant_experts`` is hidden, so
+that a loader that secretly needs it fails here and not at the user's. PROBE is a safetensors file with the tensors
+``inputs.<argument>`` and, optionally, ``logits``: (rows, n, vocabulary), those of the last n positions. Without inputs,
+a few token ids are made up. The result is one JSON object on the last line of stdout.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+MADE_UP_TOKENS = 16
+
+
+def main(checkpoint: Path, probe: Path, device: str) -> dict[str, Any]:
+    _die_with_parent()
+    sys.modules["quant_experts"] = None  # type: ignore[assignment]  # importing it now raises ImportError
+    import torch
+    import transformers
+    from safetensors.torch import load_file
+
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    auto_class = getattr(transformers, next(iter(config["auto_map"])))
+    model, loading = auto_class.from_pretrained(checkpoint, trust_remote_code=True, output_loading_info=True)
+    problems = {kind: sorted(map(str, names)) for kind, names in loading.items() if names}
+    if problems:
+        return {"problems": problems}
+    model = model.to(device).eval()
+
+    tensors = load_file(str(probe))
+    inputs = {name.removeprefix("inputs."): tensor.to(device) for name, tensor in tensors.items() if name != "logits"}
+    if not inputs:
+        vocabulary = model.get_input_embeddings().weight.shape[0]
+        inputs["input_ids"] = (torch.arange(MADE_UP_TOKENS, device=device) % vocabulary).unsqueeze(0)
+    with torch.inference_mode():
+        logits = model(**inputs, use_cache=False).logits.float().cpu()
+    result: dict[str, Any] = {"finite": bool(torch.isfinite(logits).all())}
+    if "logits" in tensors:
+        expected = tensors["logits"].float()
+        found = logits[:, -expected.shape[1] :]
+        result["error"] = float((found - expected).norm() / expected.norm())
+        result["agreement"] = float((found.argmax(-1) == expected.argmax(-1)).float().mean())
+    return result
+
+
+def _die_with_parent() -> None:
+    """A run that is killed must not leave this process loading a model for nobody."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGKILL), 0, 0, 0)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])) + "\n")

@@ -1,0 +1,123 @@
+"""A fitted input group as named tensors and as an entry of ``quantization_config``; and back into a model.
+
+Names are those of modules in memory. Of a group with parent ``P``, label ``L`` and layers ``q, k``:
+
+    P.q.weight_packed int32 · .weight_scale (out, d/g) · .weight_shape int64 · .bias · .shared_up · .routed_up
+    P.L_input_group.smooth (d,) float32 · .shared_down (r_s, d) · .routed_down (N_r, r_r, d) · .router (N_r, d)
+
+Scales have the model's dtype. Adapters and router are bfloat16, also of float32 models (half the bytes; the correction
+itself is small), and float16 of float16 models, which transformers would convert them to anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quant_experts.checkpoint.pack import pack
+from quant_experts.errors import InvalidCheckpoint, NumericalFailure
+from quant_experts.fitted import FittedGroup
+from quant_experts.groups import GroupPlan
+from quant_experts.modeling_quant_experts import place_group
+
+_BASE = (".weight_packed", ".weight_scale", ".weight_shape")
+
+
+def adapter_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which adapters and router of a model of ``dtype`` are stored."""
+    return torch.float16 if dtype == torch.float16 else torch.bfloat16
+
+
+def group_tensors(
+    fitted: FittedGroup, plan: GroupPlan, *, dtype: torch.dtype, biases: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Everything that is stored of a group, by full name, on the CPU.
+
+    ``dtype``: the model's, for scales and biases. ``biases``: layer name → (out,), of the layers that have one.
+    Raises NumericalFailure naming the tensor when a value does not survive the stored dtype.
+    """
+    adapters = adapter_dtype(dtype)
+    group = f"{plan.parent}.{plan.label}_input_group"
+    tensors: dict[str, Tensor] = {}
+    for j, layer in enumerate(fitted.layers):
+        prefix = f"{plan.parent}.{layer}"
+        codes = fitted.codes[j]
+        tensors[f"{prefix}.weight_packed"] = pack(codes.cpu(), fitted.weight_bits)
+        tensors[f"{prefix}.weight_scale"] = _stored(f"{prefix}.weight_scale", fitted.scales[j], dtype)
+        tensors[f"{prefix}.weight_shape"] = torch.tensor(codes.shape, dtype=torch.int64)
+        if biases and layer in biases:
+            tensors[f"{prefix}.bias"] = _stored(f"{prefix}.bias", biases[layer], dtype)
+        if fitted.shared_down is not None:
+            tensors[f"{prefix}.shared_up"] = _stored(f"{prefix}.shared_up", fitted.shared_up[j], adapters)
+        if fitted.routed_down is not None:
+            tensors[f"{prefix}.routed_up"] = _stored(f"{prefix}.routed_up", fitted.routed_up[j], adapters)
+    if fitted.smooth is not None:
+        tensors[f"{group}.smooth"] = _stored(f"{group}.smooth", fitted.smooth, torch.float32)
+    if fitted.shared_down is not None:
+        tensors[f"{group}.shared_down"] = _stored(f"{group}.shared_down", fitted.shared_down, adapters)
+    if fitted.routed_down is not None and fitted.router is not None:
+        tensors[f"{group}.routed_down"] = _stored(f"{group}.routed_down", fitted.routed_down, adapters)
+        tensors[f"{group}.router"] = _stored(f"{group}.router", fitted.router, adapters)
+    return tensors
+
+
+def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    stored = tensor.detach().to(device="cpu", dtype=dtype).contiguous()
+    if not bool(torch.isfinite(stored).all()):
+        raise NumericalFailure(f"{name}: values up to {tensor.abs().max().item():.3g} cannot be stored as {dtype}")
+    return stored
+
+
+def group_config(fitted: FittedGroup, plan: GroupPlan) -> dict[str, Any]:
+    """The group's entry in ``quantization_config["groups"]``: all that the loader needs to build its modules."""
+    routed = fitted.routed_down is not None and fitted.router is not None
+    return {
+        "name": plan.name,
+        "parent": plan.parent,
+        "label": plan.label,
+        "layers": list(fitted.layers),
+        "group_size": fitted.group_size,
+        "weight_bits": fitted.weight_bits,
+        "activation_bits": fitted.activation_bits,
+        "smooth": fitted.smooth is not None,
+        "shared_rank": 0 if fitted.shared_down is None else fitted.shared_down.shape[0],
+        "routed_rank": fitted.routed_down.shape[1] if routed and fitted.routed_down is not None else 0,
+        "experts": fitted.routed_down.shape[0] if routed and fitted.routed_down is not None else 0,
+    }
+
+
+def install_group(model: nn.Module, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Replace the group's linear layers in ``model`` by quantized ones that hold exactly the stored ``tensors``.
+
+    ``tensors``: full names, as :func:`group_tensors` gives them; others are ignored. They are converted to the model's
+    dtype as transformers does while loading; a bias that is not among them stays the model's own.
+    Raises InvalidCheckpoint when a tensor is missing or has another shape.
+    """
+    parent, group_name = entry["parent"], f"{entry['label']}_input_group"
+    try:
+        group, layers = place_group(model, entry)
+    except ValueError as error:
+        raise InvalidCheckpoint(str(error)) from error
+    for name, module in ((group_name, group), *layers.items()):
+        for key, parameter in module.named_parameters():
+            full = f"{parent}.{name}.{key}"
+            if full not in tensors:
+                if key == "bias":
+                    continue
+                raise InvalidCheckpoint(f"{full}: the tensor is missing")
+            if tensors[full].shape != parameter.shape:
+                raise InvalidCheckpoint(
+                    f"{full}: shape {tuple(tensors[full].shape)}, expected {tuple(parameter.shape)}"
+                )
+            filled = tensors[full].to(device=parameter.device, dtype=parameter.dtype)
+            setattr(module, key, nn.Parameter(filled, requires_grad=False))
+
+
+def stored_bits(tensors: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Bits that a group takes on disk: (all but biases, integers and scales alone)."""
+    sizes = {name: tensor.numel() * tensor.element_size() * 8 for name, tensor in tensors.items()}
+    base = sum(size for name, size in sizes.items() if name.endswith(_BASE))
+    return sum(size for name, size in sizes.items() if not name.endswith(".bias")), base

@@ -1,0 +1,127 @@
+"""What a checkpoint holds, from its configuration, its report and the headers of its shards; no tensor is read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quant_experts.checkpoint.shards import INDEX, TensorSource, stored_tensors
+from quant_experts.checkpoint.write import REPORT
+from quant_experts.errors import InvalidCheckpoint, InvalidModel
+from quant_experts.modeling_quant_experts import QUANT_METHOD
+from quant_experts.report import QualityReport
+
+BASE = (".weight_packed", ".weight_scale", ".weight_shape")
+
+
+@dataclass(frozen=True)
+class GroupContents:
+    """One input group. ``weights``: number of quantized weights; ``base_bits``, ``effective_bits``: per weight."""
+
+    name: str
+    layers: tuple[str, ...]
+    weights: int
+    weight_bits: int
+    activation_bits: int
+    group_size: int
+    shared_rank: int
+    routed_rank: int
+    experts: int
+    base_bits: float
+    effective_bits: float
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A checkpoint in numbers. ``report``: of the run that made it, None when the file is not there."""
+
+    directory: Path
+    architecture: str
+    quantization: dict[str, Any]
+    groups: tuple[GroupContents, ...]
+    tensors: int
+    bytes: int
+    shards: int
+    report: QualityReport | None
+
+    @property
+    def weights(self) -> int:
+        return sum(group.weights for group in self.groups)
+
+    @property
+    def effective_bits(self) -> float:
+        return sum(group.effective_bits * group.weights for group in self.groups) / self.weights
+
+    @property
+    def base_bits(self) -> float:
+        return sum(group.base_bits * group.weights for group in self.groups) / self.weights
+
+
+def read_contents(directory: Path) -> Contents:
+    """Raises InvalidCheckpoint when the directory is not a Quant Experts checkpoint or lacks tensors that it names."""
+    config = _json(directory / "config.json")
+    quantization = config.get("quantization_config") or {}
+    if quantization.get("quant_method") != QUANT_METHOD:
+        raise InvalidCheckpoint(f"{directory}: config.json does not say quant_method {QUANT_METHOD!r}")
+    weight_map: dict[str, str] = _json(directory / INDEX).get("weight_map", {})
+    tensors: dict[str, TensorSource] = {}
+    shards = sorted(set(weight_map.values()))
+    for shard in shards:
+        try:
+            tensors |= stored_tensors(directory / shard)
+        except (OSError, InvalidModel) as error:
+            raise InvalidCheckpoint(f"{directory}: {error}") from error
+    missing = sorted(set(weight_map) - set(tensors))
+    if missing:
+        raise InvalidCheckpoint(f"{directory}: {len(missing)} tensors are missing, the first is {missing[0]}")
+    report = directory / REPORT
+    try:
+        groups = tuple(_group(entry, tensors) for entry in quantization["groups"])
+        quality = QualityReport.model_validate_json(report.read_bytes()) if report.is_file() else None
+    except (KeyError, ValueError) as error:
+        raise InvalidCheckpoint(f"{directory}: config, report and tensors do not fit together: {error}") from error
+    return Contents(
+        directory=directory,
+        architecture=", ".join(config.get("architectures") or ["unknown"]),
+        quantization=quantization,
+        groups=groups,
+        tensors=len(tensors),
+        bytes=sum(tensor.bytes for tensor in tensors.values()),
+        shards=len(shards),
+        report=quality,
+    )
+
+
+def _group(entry: dict[str, Any], tensors: dict[str, TensorSource]) -> GroupContents:
+    parent, layers = entry["parent"], tuple(entry["layers"])
+    scales = [tensors[f"{parent}.{layer}.weight_scale"] for layer in layers]
+    weights = sum(scale.shape[0] * scale.shape[1] * int(entry["group_size"]) for scale in scales)
+    prefixes = tuple(f"{parent}.{name}." for name in (*layers, f"{entry['label']}_input_group"))
+    held = {name: tensor.bytes * 8 for name, tensor in tensors.items() if name.startswith(prefixes)}
+    base = sum(bits for name, bits in held.items() if name.endswith(BASE))
+    everything = sum(bits for name, bits in held.items() if not name.endswith(".bias"))
+    return GroupContents(
+        name=entry["name"],
+        layers=layers,
+        weights=weights,
+        weight_bits=entry["weight_bits"],
+        activation_bits=entry["activation_bits"],
+        group_size=entry["group_size"],
+        shared_rank=entry["shared_rank"],
+        routed_rank=entry["routed_rank"],
+        experts=entry["experts"],
+        base_bits=base / weights,
+        effective_bits=everything / weights,
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidCheckpoint(f"{path.parent} is not a Quant Experts checkpoint: {path.name}: {error}") from error
+    if not isinstance(content, dict):
+        raise InvalidCheckpoint(f"{path} is not a JSON object")
+    return content

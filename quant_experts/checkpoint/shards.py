@@ -1,0 +1,102 @@
+"""Tensors from several files, copied into shards of bounded size with one tensor in memory at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quant_experts.progress import WrittenFile
+from quant_experts.tensor_file import TensorFile, write_tensors, write_text
+
+SHARD_BYTES = 5_000_000_000
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class TensorSource:
+    """One tensor that lies in a file. ``start``: its first byte."""
+
+    path: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    bytes: int
+
+    def read(self) -> Tensor:
+        """The tensor, on the CPU, in memory of its own. Raises OSError when the file has become shorter."""
+        tensor = torch.empty(self.shape, dtype=self.dtype)
+        if self.bytes:
+            with self.path.open("rb") as reader:
+                reader.seek(self.start)
+                if reader.readinto(_memory(tensor)) != self.bytes:
+                    raise OSError(f"{self.path}: ends within the tensor at byte {self.start}")
+        return tensor
+
+
+def stored_tensors(path: Path) -> dict[str, TensorSource]:
+    """What a safetensors file holds. Raises InvalidModel when it is not whole."""
+    entries = TensorFile(path).entries
+    return {
+        name: TensorSource(path, entry.dtype, entry.shape, entry.start, entry.bytes) for name, entry in entries.items()
+    }
+
+
+def spool(tensors: Iterable[tuple[str, Tensor]], path: Path) -> dict[str, TensorSource]:
+    """Append tensors to one raw file as they come. The shards need all names and sizes before their first byte."""
+    spooled: dict[str, TensorSource] = {}
+    with path.open("wb") as out:
+        for name, tensor in tensors:
+            start = out.tell()
+            tensor = tensor.detach().cpu().contiguous()
+            if tensor.numel():
+                out.write(_memory(tensor))
+            spooled[name] = TensorSource(path, tensor.dtype, tuple(tensor.shape), start, out.tell() - start)
+    return spooled
+
+
+def _memory(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous CPU tensor, not copied."""
+    flat: Any = tensor.view(-1).view(torch.uint8).numpy()
+    return memoryview(flat)
+
+
+def write_shards(
+    tensors: Mapping[str, TensorSource], directory: Path, *, shard_bytes: int = SHARD_BYTES
+) -> list[WrittenFile]:
+    """Write ``model-0000n-of-0000N.safetensors`` and their index, in the order of ``tensors``; return the files.
+
+    No shard is larger than ``shard_bytes`` unless one tensor alone is.
+    """
+    shards = list(_shards(tensors, shard_bytes))
+    files, weight_map = [], {}
+    for n, names in enumerate(shards, start=1):
+        file_name = f"model-{n:05d}-of-{len(shards):05d}.safetensors"
+        # Wide dtypes first, as the safetensors library does: every tensor then starts at a multiple of its item size.
+        names = sorted(names, key=lambda name: (-tensors[name].dtype.itemsize, name))
+        layout = {name: (tensors[name].dtype, tensors[name].shape) for name in names}
+        files.append(write_tensors(directory / file_name, layout, ((name, tensors[name].read()) for name in names)))
+        weight_map.update(dict.fromkeys(names, file_name))
+    index = {
+        "metadata": {"total_size": sum(tensor.bytes for tensor in tensors.values())},
+        "weight_map": dict(sorted(weight_map.items())),
+    }
+    return [*files, write_text(directory / INDEX, json.dumps(index, indent=2) + "\n")]
+
+
+def _shards(tensors: Mapping[str, TensorSource], shard_bytes: int) -> Iterator[list[str]]:
+    names: list[str] = []
+    filled = 0
+    for name, tensor in tensors.items():
+        if names and filled + tensor.bytes > shard_bytes:
+            yield names
+            names, filled = [], 0
+        names.append(name)
+        filled += tensor.bytes
+    if names:
+        yield names

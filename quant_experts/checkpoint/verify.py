@@ -1,0 +1,121 @@
+"""Prove a written checkpoint: its digests, and its logits in a process that knows nothing of us."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from quant_experts.checkpoint import fresh_process
+from quant_experts.checkpoint.write import CHECKSUMS
+from quant_experts.errors import InvalidCheckpoint
+from quant_experts.tensor_file import file_digest
+
+TOLERANCE = 0.05
+"""Largest relative Frobenius error of the logits. The same kernels on the same device give 0; another attention kernel
+or device moves low bits, which can tip the rounding or the routing of single tokens."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What to ask a loaded checkpoint, and what it has to answer.
+
+    ``inputs``: arguments of the model's forward, by name. ``logits``: (rows, n, vocabulary), of the last n positions.
+    """
+
+    inputs: Mapping[str, Tensor]
+    logits: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``error``: relative Frobenius error of the logits; ``agreement``: share of positions with the same most likely
+    token. Both None when there was nothing to compare with."""
+
+    error: float | None
+    agreement: float | None
+
+
+def verify_checksums(directory: Path) -> int:
+    """Compare every file with SHA256SUMS; returns the number of files.
+
+    Raises InvalidCheckpoint that names each file that is missing, changed or not listed.
+    """
+    sums = directory / CHECKSUMS
+    if not sums.is_file():
+        raise InvalidCheckpoint(f"{directory} has no {CHECKSUMS}: it is not a Quant Experts checkpoint, or incomplete")
+    listed: dict[str, str] = {}
+    for number, line in enumerate(sums.read_text(encoding="utf-8").splitlines(), start=1):
+        digest, separator, name = line.partition("  ")
+        if not separator or len(digest) != 64 or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise InvalidCheckpoint(f"{CHECKSUMS} line {number} is not '<sha256>  <name>'")
+        listed[name] = digest
+    present = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
+    problems = [f"{name} is missing" for name in sorted(set(listed) - present)]
+    problems += [f"{name} is not listed" for name in sorted(present - set(listed) - {CHECKSUMS})]
+    problems += [
+        f"{name} has changed"
+        for name, digest in sorted(listed.items())
+        if name in present and file_digest(directory / name) != digest
+    ]
+    if problems:
+        raise InvalidCheckpoint(f"{directory}: {'; '.join(problems)}")
+    return len(listed)
+
+
+def verify_in_fresh_process(
+    directory: Path, probe: Probe | None = None, *, device: str = "cpu", tolerance: float = TOLERANCE
+) -> Verdict:
+    """Load the checkpoint in a fresh process without this package, and compare its logits with the probe's.
+
+    Without a probe a few token ids are made up, and the logits only have to be finite.
+    Raises InvalidCheckpoint when loading fails or leaves tensors out, or when the logits are not finite or too far off.
+    """
+    answer = _ask(directory, probe or Probe({}), device)
+    if answer.get("problems"):
+        named = "; ".join(f"{kind}: {', '.join(names[:3])}" for kind, names in answer["problems"].items())
+        raise InvalidCheckpoint(f"{directory.name}: transformers does not fill the model from it: {named}")
+    if not answer["finite"]:
+        raise InvalidCheckpoint(f"{directory.name}: the loaded model's logits are not finite")
+    error, agreement = answer.get("error"), answer.get("agreement")
+    if error is not None and not error <= tolerance:
+        raise InvalidCheckpoint(
+            f"{directory.name}: the loaded model's logits are {error:.3g} off those of the model that was quantized "
+            f"(relative; {tolerance} is allowed; the same token in {agreement:.0%} of places)"
+        )
+    return Verdict(error, agreement)
+
+
+def _ask(directory: Path, probe: Probe, device: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="qe-verify-") as scratch:
+        path = Path(scratch) / "probe.safetensors"
+        tensors = {f"inputs.{name}": tensor.detach().cpu().clone() for name, tensor in probe.inputs.items()}
+        if probe.logits is not None:
+            tensors["logits"] = probe.logits.detach().float().cpu().clone()
+        save_file(tensors, str(path))
+        environment = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            # Where transformers puts the checkpoint's loader before it imports it.
+            "HF_MODULES_CACHE": str(Path(scratch) / "modules"),
+        }
+        script = str(fresh_process.__file__)
+        command = [sys.executable, "-I", script, str(directory.resolve()), str(path), device]
+        done = subprocess.run(  # noqa: S603 -- our own interpreter and script
+            command, capture_output=True, text=True, check=False, env=environment, stdin=subprocess.DEVNULL
+        )
+    lines = done.stdout.strip().splitlines()
+    if done.returncode != 0 or not lines:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise InvalidCheckpoint(f"{directory.name}: loading it in a fresh process failed: {reason}")
+    answer: dict[str, Any] = json.loads(lines[-1])
+    return answer

@@ -1,0 +1,131 @@
+"""Write a checkpoint directory: streamed tensor by tensor, proven, and only then under its name.
+
+What the directory holds is described in docs/checkpoint.md. Everything is written into a hidden sibling of the output
+and renamed at the end, so that a checkpoint is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from quant_experts.checkpoint.card import model_card
+from quant_experts.checkpoint.configuration import loadable_config
+from quant_experts.checkpoint.shards import TensorSource, spool, stored_tensors, write_shards
+from quant_experts.config import QuantizationSpec
+from quant_experts.errors import InvalidModel, InvalidSpec
+from quant_experts.progress import WrittenFile
+from quant_experts.report import QualityReport
+from quant_experts.report_html import render_report
+from quant_experts.tensor_file import file_digest, sync_directory, write_text
+
+LOADER = "modeling_quant_experts.py"
+CHECKSUMS = "SHA256SUMS"
+REPORT, REPORT_PAGE, RECIPE, CARD = "quality_report.json", "quality_report.html", "recipe.json", "README.md"
+
+COPIED = (
+    "*.json",
+    "*.jinja",
+    "additional_chat_templates/*.jinja",
+    "*.txt",
+    "*.model",
+    "*.tiktoken",
+    "LICENSE*",
+    "NOTICE*",
+)
+"""Tokenizer, processor, chat template, generation config and licence of the source. Never code, never weights."""
+NOT_COPIED = {"config.json", REPORT, RECIPE}
+LARGEST_COPY = 256 << 20
+"""Bytes. Tokenizers take a few tens of megabytes; anything larger under these names is not one."""
+
+
+def write_checkpoint(
+    *,
+    source: Path,
+    output: Path,
+    block_files: Sequence[Path],
+    groups: Sequence[Mapping[str, Any]],
+    other_tensors: Iterable[tuple[str, Tensor]],
+    spec: QuantizationSpec,
+    report: QualityReport,
+    recipe: Mapping[str, Any],
+    architecture: str,
+    check: Callable[[Path], None] | None = None,
+) -> list[WrittenFile]:
+    """Write the checkpoint and return its files.
+
+    ``source``: the model's directory. ``block_files``: one safetensors file per decoder block with all of its tensors.
+    ``groups``: entries of ``quantization_config["groups"]``. ``other_tensors``: everything outside of the blocks; it is
+    consumed once, one tensor in memory at a time. All names are those of modules in memory. ``architecture``: the
+    model's class. ``check``: called with the complete directory before it gets its name; what it raises is passed on,
+    and nothing is left behind.
+
+    Raises InvalidSpec when ``output`` exists and is not empty, InvalidModel when two files hold the same tensor.
+    """
+    with _appearing_whole(output) as directory:
+        spooled = spool(other_tensors, directory / ".spool")
+        tensors: dict[str, TensorSource] = {}
+        for held in (spooled, *map(stored_tensors, block_files)):
+            for name, tensor in held.items():
+                if name in tensors:
+                    raise InvalidModel(f"tensor {name} comes from {tensors[name].path.name} and {tensor.path.name}")
+                tensors[name] = tensor
+        files = write_shards(tensors, directory)
+        (directory / ".spool").unlink()
+
+        files += _copy_companions(source, directory)
+        config = loadable_config(source, architecture=architecture, spec=spec, groups=groups, tensors=tensors)
+        texts = {
+            "config.json": config,
+            LOADER: (Path(__file__).parent.parent / LOADER).read_text(encoding="utf-8"),
+            CARD: model_card(report, spec, architecture=architecture),
+            REPORT: report.model_dump_json(indent=2) + "\n",
+            REPORT_PAGE: render_report(report, recipe),
+            RECIPE: json.dumps(recipe, indent=2, sort_keys=True) + "\n",
+        }
+        files += [write_text(directory / name, text) for name, text in texts.items()]
+        files.sort(key=lambda file: file.name)
+        sums = "".join(f"{file.sha256}  {file.name}\n" for file in files)
+        files.append(write_text(directory / CHECKSUMS, sums))
+        if check is not None:
+            check(directory)
+    return files
+
+
+@contextmanager
+def _appearing_whole(output: Path) -> Iterator[Path]:
+    """A hidden directory beside ``output`` that becomes ``output`` when the block ends well and vanishes when not."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InvalidSpec(f"output {output} exists and is not an empty directory: choose another, or remove it")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    part = output.parent / f".{output.name}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    try:
+        yield part
+        part.replace(output)  # over an empty directory this is one atomic step too
+        sync_directory(output.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _copy_companions(source: Path, directory: Path) -> list[WrittenFile]:
+    """Copy what is not weights, byte for byte. Raises InvalidModel for a file of an implausible size."""
+    copied = []
+    for path in sorted({path for pattern in COPIED for path in source.glob(pattern)}):
+        name = path.relative_to(source).as_posix()
+        if not path.is_file() or name in NOT_COPIED or name.endswith(".safetensors.index.json"):
+            continue
+        if path.stat().st_size > LARGEST_COPY:
+            raise InvalidModel(f"{name}: {path.stat().st_size >> 20} MiB is more than a tokenizer or template takes")
+        target = directory / name
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, target)
+        copied.append(WrittenFile(name, target.stat().st_size, file_digest(target)))
+    return copied

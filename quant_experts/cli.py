@@ -1,0 +1,107 @@
+"""``qe``: the command line. Each command is a file of ``quant_experts/commands``; other packages bring theirs through
+the entry-point group ``quant_experts.commands``.
+
+Exit codes: 0 done · 1 the input is at fault (one line, with the error's code) · 2 the arguments are (one line) ·
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+
+import click
+
+from quant_experts import __version__
+from quant_experts.errors import QuantExpertsError, Stopped
+
+ENTRY_POINTS = "quant_experts.commands"
+OWN = ("quantize", "inspect", "verify")
+BAD_INPUT, BAD_ARGUMENTS, INTERRUPTED = 1, 2, 130
+
+
+class Commands(click.Group):
+    """Commands that are imported when they are asked for, so that ``qe --help`` does not wait for torch."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return [*OWN, *sorted(entry.name for entry in entry_points(group=ENTRY_POINTS))]
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name in OWN:
+            found = importlib.import_module(f"quant_experts.commands.{name}").command
+            assert isinstance(found, click.Command)
+            return found
+        for entry in entry_points(group=ENTRY_POINTS, name=name):
+            try:
+                brought = entry.load()
+            except ImportError as error:
+                return _unavailable(name, error)
+            return brought if isinstance(brought, click.Command) else None
+        return None
+
+
+def _unavailable(name: str, error: ImportError) -> click.Command:
+    """Stands for a command whose package is not installed, and says so."""
+
+    @click.command(
+        name,
+        short_help="(not installed: pip install 'quant-experts[app,worker,embedded]')",
+        context_settings={"ignore_unknown_options": True},
+    )
+    @click.argument("arguments", nargs=-1)
+    def command(arguments: tuple[str, ...]) -> None:
+        raise click.UsageError(
+            f"{name} needs the service's packages ({error}): pip install 'quant-experts[app,worker,embedded]'"
+        )
+
+    return command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="qe")
+def qe() -> None:
+    """Quantize vision-language models with shared and routed low-rank experts.
+
+    \b
+    qe quantize --model DIR --calibration rows.jsonl --scheme W4A6 --output OUT
+    qe inspect OUT
+    qe verify OUT
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The program. Ends the process with one of the exit codes above."""
+    # Before torch is loaded: OpenMP threads that wait by spinning take the cores from whatever else runs.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code; whatever goes wrong by the user's doing is one line on stderr."""
+    try:
+        code = qe.main(list(arguments) or ["--help"], prog_name="qe", standalone_mode=False)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        _complain(context.command_path if context else "qe", error.format_message())
+        return error.exit_code
+    except Stopped as error:
+        _complain("stopped", str(error))
+        return INTERRUPTED
+    except QuantExpertsError as error:
+        _complain(f"error {error.code}", str(error))
+        return BAD_INPUT
+    except (click.Abort, KeyboardInterrupt):
+        _complain("interrupted", "what is finished is kept; the same command goes on from there")
+        return INTERRUPTED
+    return code if isinstance(code, int) else 0
+
+
+def _complain(what: str, message: str) -> None:
+    click.echo(f"{what}: {' '.join(message.split())}", err=True)
+
+
+if __name__ == "__main__":
+    main()

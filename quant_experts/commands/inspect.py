@@ -1,0 +1,111 @@
+"""``qe inspect``: what a checkpoint holds, from headers alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from quant_experts.checkpoint.read import Contents, GroupContents
+
+
+WIDTH_OF_A_FILE = 140
+"""Columns when nobody watches: without a terminal rich assumes 80 and folds the names."""
+
+
+@click.command("inspect", short_help="Say what is in a checkpoint: bits, layers, quality.")
+@click.argument("directory", metavar="OUT", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
+def command(directory: Path, as_json: bool) -> None:
+    """Say what the checkpoint OUT holds.
+
+    Reads headers, no tensors. Per input group: how many blocks have it, its layers, bit widths, group size, ranks of
+    shared and routed experts, stored bits per weight.
+    """
+    from quant_experts.checkpoint.read import read_contents
+
+    contents = read_contents(directory)
+    if as_json:
+        click.echo(json.dumps(_as_dict(contents), indent=2))
+    else:
+        _print(contents)
+
+
+def _as_dict(contents: Contents) -> dict[str, object]:
+    return {
+        "architecture": contents.architecture,
+        **{key: value for key, value in contents.quantization.items() if key != "groups"},
+        "tensors": contents.tensors,
+        "shards": contents.shards,
+        "bytes": contents.bytes,
+        "quantized_weights": contents.weights,
+        "effective_bits": contents.effective_bits,
+        "base_bits": contents.base_bits,
+        "groups": [vars(group) for group in contents.groups],
+        "quality": contents.report.quality.model_dump() if contents.report else None,
+    }
+
+
+def _print(contents: Contents) -> None:
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=WIDTH_OF_A_FILE)
+    quantization = contents.quantization
+    slots = ", ".join(f"{slot} {quantization.get(slot, '?')}" for slot in ("smoothing", "rounding", "reconstruction"))
+    console.print(
+        f"{contents.architecture} · {quantization['scheme']} · {quantization.get('method', '?')} ({slots})",
+        soft_wrap=True,
+    )
+    console.print(
+        f"{contents.weights:,} quantized weights at {contents.effective_bits:.2f} bits "
+        f"({contents.base_bits:.2f} without experts) · "
+        f"{contents.tensors} tensors, {contents.bytes:,} bytes in {contents.shards} shard(s)",
+        soft_wrap=True,
+    )
+    console.print(f"left as they are: {', '.join(quantization.get('ignored', []))}", soft_wrap=True, markup=False)
+    if contents.report:
+        from quant_experts.report_html import verdict
+
+        console.print(verdict(contents.report), soft_wrap=True)
+    table = Table(
+        Column("input group", overflow="fold"),
+        "blocks",
+        "layers",
+        "bits",
+        "group",
+        "shared",
+        "routed",
+        "per weight",
+        box=None,
+    )
+    for kind, alike in _by_kind(contents.groups).items():
+        first = alike[0]
+        bits = [group.effective_bits for group in alike]
+        spread = f"{min(bits):.2f}" + (f" to {max(bits):.2f}" if max(bits) - min(bits) >= 0.005 else "")
+        table.add_row(
+            kind,
+            str(len(alike)),
+            " ".join(first.layers),
+            f"W{first.weight_bits}A{first.activation_bits}",
+            str(first.group_size),
+            str(first.shared_rank or "–"),
+            f"{first.experts} × {first.routed_rank}" if first.experts else "–",
+            f"{spread} bits",
+        )
+    console.print(table)
+
+
+def _by_kind(groups: Iterable[GroupContents]) -> dict[str, list[GroupContents]]:
+    """The same group of every block is one line. Name with ``*`` for the block → groups."""
+    kinds: dict[str, list[GroupContents]] = {}
+    for group in groups:
+        kinds.setdefault(re.sub(r"\.\d+\.", ".*.", group.name), []).append(group)
+    return kinds

@@ -1,0 +1,117 @@
+"""What a run looks like on a terminal: one live line; without a terminal, one plain line per step. All on stderr."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from quant_experts.progress import Advanced, BlockFinished, Event, Finished, GroupFitted, Phase, PhaseStarted, Warned
+
+TITLES: dict[Phase, str] = {
+    "preparing": "checking the model",
+    "calibrating": "reading samples",
+    "fitting": "fitting",
+    "packing": "writing the checkpoint",
+    "verifying": "loading it in a fresh process",
+    "evaluating": "comparing with full precision",
+    "publishing": "publishing",
+}
+
+
+def say(text: str) -> None:
+    """A line of the result, on stdout, as it is."""
+    Console(highlight=False, soft_wrap=True, markup=False).print(text)
+
+
+class ProgressDisplay:
+    """A context manager whose ``on_event`` a run calls.
+
+    While fitting it shows block n of N, the group in hand, the mean held-out error so far and the time left, taken from
+    the blocks that were computed in this run.
+    """
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=28),
+            TextColumn("{task.fields[detail]}", markup=False),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._task = self._progress.add_task("starting", total=None, detail="")
+        self._errors: list[float] = []
+        self._seconds: list[float] = []
+        self._blocks = 0
+        self._done = 0
+
+    def __enter__(self) -> ProgressDisplay:
+        if self._console.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._progress.live.is_started:
+            self._progress.stop()
+
+    def note(self, text: str) -> None:
+        """Something to read that stays on the screen."""
+        self._console.print(f"qe: {text}", markup=False)
+
+    def on_event(self, event: Event) -> None:
+        match event:
+            case PhaseStarted(phase, total):
+                self._show(TITLES[phase], done=0, total=total, detail="")
+                self._blocks = total or 0 if phase == "fitting" else self._blocks
+                self._plain(TITLES[phase])
+            case Advanced(phase, done, total):
+                self._show(TITLES[phase], done=done, total=total, detail=f"{done} of {total}")
+            case GroupFitted(block, blocks, group):
+                self._errors.append(group.error.routed)
+                short = ".".join(group.name.split(".")[-2:])
+                self._show(
+                    f"block {block + 1} of {blocks} · {short}",
+                    done=self._done,
+                    total=blocks,
+                    detail=f"error so far {self._mean_error():.3%}{self._time_left(blocks)}",
+                )
+            case BlockFinished():
+                self._finish(event)
+            case Warned(message):
+                self._console.print(f"warning: {message}", markup=False)
+            case Finished(_, files):
+                self._plain(f"{len(files)} files, {sum(file.bytes for file in files):,} bytes")
+
+    def _finish(self, event: BlockFinished) -> None:
+        self._done += 1
+        if event.resumed:
+            self._errors += [group.error.routed for group in event.groups]
+        else:
+            self._seconds.append(event.seconds)
+        detail = f"error so far {self._mean_error():.3%}{self._time_left(event.blocks)}"
+        self._show(f"block {event.block + 1} of {event.blocks}", done=self._done, total=event.blocks, detail=detail)
+        how = "found finished" if event.resumed else f"{event.seconds:.1f} s"
+        self._plain(f"block {event.block + 1} of {event.blocks} · {how} · {detail}")
+
+    def _mean_error(self) -> float:
+        return sum(self._errors) / max(1, len(self._errors))
+
+    def _time_left(self, blocks: int) -> str:
+        if not self._seconds:
+            return ""
+        left = round(sum(self._seconds) / len(self._seconds) * (blocks - self._done))
+        return f" · about {time.strftime('%H:%M:%S', time.gmtime(left)).removeprefix('00:')} left"
+
+    def _show(self, description: str, *, done: int, total: int | None, detail: str) -> None:
+        self._progress.update(self._task, description=description, completed=done, total=total, detail=detail)
+
+    def _plain(self, line: str) -> None:
+        if not self._console.is_terminal:
+            self._console.print(line, markup=False, soft_wrap=True)

@@ -1,0 +1,210 @@
+"""``qe quantize``: one model, one set of rows, one checkpoint."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+from pydantic import ValidationError
+
+from quant_experts.commands.progress_display import ProgressDisplay, say
+from quant_experts.config import PRESETS, QuantizationSpec
+from quant_experts.errors import InvalidCalibration, InvalidModel, Stopped
+from quant_experts.progress import ShouldStop
+from quant_experts.registry import names
+
+CACHE = "QE_CACHE"
+
+
+@click.command("quantize", short_help="Quantize a model into a checkpoint.")
+@click.option(
+    "--model", required=True, metavar="DIR_OR_ID", help="Model directory, or a Hugging Face Hub id owner/name."
+)
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub model.")
+@click.option(
+    "--calibration",
+    required=True,
+    metavar="FILE",
+    help="JSONL or Parquet rows of messages (and images), a dataset directory, or a hub dataset id.",
+)
+@click.option("--split", default="train", show_default=True, help="Split of a calibration dataset.")
+@click.option(
+    "--scheme",
+    default="W4A6",
+    show_default=True,
+    metavar="WxAy",
+    help="W4A6, W4A8, W3A16, W4A16 or any W2-8, A4-8 or A16.",
+)
+@click.option(
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="OUT",
+    help="Directory of the checkpoint; must not exist.",
+)
+@click.option(
+    "--method", default="qe", show_default=True, type=click.Choice(list(PRESETS)), help="Preset of the three slots."
+)
+@click.option("--smoothing", metavar="NAME", help="Smoothing instead of the preset's.")
+@click.option("--rounding", metavar="NAME", help="Rounding instead of the preset's.")
+@click.option("--reconstruction", metavar="NAME", help="Reconstruction instead of the preset's.")
+@click.option("--samples", type=int, metavar="N", help="Calibration rows to use.  [default: 128]")
+@click.option("--seed", type=int, metavar="S", help="Seed of every random choice.  [default: 0]")
+@click.option(
+    "--group-size",
+    metavar="32|64|128|channel",
+    help="Input channels per weight scale.  [default: 128 where it divides]",
+)
+@click.option("--shared-rank", type=int, metavar="R", help="Rank of the shared expert.  [default: 32]")
+@click.option("--routed-rank", type=int, metavar="R", help="Rank of each routed expert.  [default: 32]")
+@click.option("--experts", type=int, metavar="N", help="Number of routed experts.  [default: 8]")
+@click.option(
+    "--important-channels", type=int, metavar="K", help="Channels counted as important per token.  [default: 32]"
+)
+@click.option(
+    "--refine", type=click.Choice(["none", "routed", "all"]), help="Train the experts after the fit.  [default: none]"
+)
+@click.option("--device", metavar="cpu|cuda", help="Where to compute.  [default: cuda where there is one]")
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where finished blocks are kept.  [default: OUT.work]",
+)
+@click.option("--keep-work", is_flag=True, help="Keep the work directory after success.")
+def command(
+    *,
+    model: str,
+    revision: str | None,
+    calibration: str,
+    split: str,
+    output: Path,
+    device: str | None,
+    work: Path | None,
+    keep_work: bool,
+    **options: Any,
+) -> None:
+    """Quantize MODEL with the rows of CALIBRATION into the checkpoint OUT.
+
+    Finished blocks are kept in the work directory: interrupted, the same command goes on from there and ends with the
+    same bytes. Ctrl-C stops at the next point that loses nothing finished; a second one stops at once.
+    """
+    spec = _spec(**options)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise click.UsageError(f"--output: {output} exists and is not an empty directory")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    display = ProgressDisplay()
+    with display, _stopping_softly() as should_stop:
+        directory, model_id, commit = _find_model(model, revision, display)
+        rows = _find_rows(calibration, display)
+        display.note("loading torch and transformers")
+        from transformers.utils.logging import disable_progress_bar
+
+        from quant_experts.pipeline import quantize
+
+        disable_progress_bar()
+        work = work or output.with_name(f"{output.name}.work")
+        try:
+            report = quantize(
+                model=directory,
+                calibration=rows,
+                output=output,
+                spec=spec,
+                work=work,
+                model_id=model_id,
+                model_commit=commit,
+                split=split,
+                device=device,
+                on_event=display.on_event,
+                should_stop=should_stop,
+            )
+        except Stopped as stopped:
+            raise Stopped(f"finished blocks are kept in {work}; run the same command again to go on") from stopped
+    if not keep_work:
+        shutil.rmtree(work, ignore_errors=True)
+    from quant_experts.report_html import verdict
+
+    say(verdict(report))
+    say(f"checkpoint: {output}   report: {output / 'quality_report.html'}")
+
+
+def _spec(method: str, **options: Any) -> QuantizationSpec:
+    """Raises UsageError that names the first option at fault."""
+    given = {name: value for name, value in options.items() if value is not None}
+    size = given.get("group_size", "")
+    if size.isdecimal():
+        given["group_size"] = int(size)
+    try:
+        spec = QuantizationSpec.preset(method, **given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = "--" + str(first["loc"][0]).replace("_", "-")
+        raise click.UsageError(f"{name} {first['input']}: {first['msg'].removeprefix('Value error, ')}") from error
+    for slot in ("smoothing", "rounding", "reconstruction"):
+        if slot in given and given[slot] not in (known := names(f"quant_experts.{slot}")):
+            raise click.UsageError(f"--{slot} {given[slot]}: choose one of {', '.join(known)}")
+    return spec
+
+
+def _find_model(model: str, revision: str | None, display: ProgressDisplay) -> tuple[Path, str | None, str | None]:
+    """Directory, id and commit. Raises InvalidModel, or what the hub answered."""
+    directory = Path(model)
+    if directory.is_dir():
+        return directory, None, None
+    if not _is_hub_id(model):
+        raise InvalidModel(f"model {model} is neither a directory nor a hub id owner/name")
+    from quant_experts.hub import download, resolve_commit
+
+    display.note(f"fetching {model}")
+    commit = resolve_commit("model", model, revision)
+    return download("model", model, commit=commit, to=_cache() / "models" / model / commit), model, commit
+
+
+def _find_rows(calibration: str, display: ProgressDisplay) -> Path:
+    path = Path(calibration)
+    if path.exists():
+        return path
+    if not _is_hub_id(calibration) or path.suffix in {".jsonl", ".json", ".parquet"}:
+        raise InvalidCalibration(
+            f"calibration {calibration} is neither a file, a directory nor a hub dataset owner/name"
+        )
+    from quant_experts.hub import download, resolve_commit
+
+    display.note(f"fetching {calibration}")
+    commit = resolve_commit("dataset", calibration, None)
+    return download("dataset", calibration, commit=commit, to=_cache() / "datasets" / calibration / commit)
+
+
+def _is_hub_id(text: str) -> bool:
+    return text.count("/") == 1 and not text.startswith((".", "/", "~")) and not text.endswith("/")
+
+
+def _cache() -> Path:
+    return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "quant-experts")
+
+
+@contextmanager
+def _stopping_softly() -> Iterator[ShouldStop]:
+    """A ``should_stop`` that the first SIGINT or SIGTERM turns on; the second one interrupts at once."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        # Not through rich: the signal may have come in the middle of its own printing, which would then print twice.
+        os.write(2, b"\nqe: stopping as soon as what is in hand can be left; Ctrl-C again stops at once\n")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,99 @@
+"""What quantization did to the next token, on held-out rows that walked both ways (method.md, section 8)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from quant_experts.blueprint import Blueprint, empty, fill
+from quant_experts.calls import Call, Calls
+from quant_experts.chain import HiddenStates
+from quant_experts.checkpoint.verify import Probe
+from quant_experts.errors import InvalidCalibration, NumericalFailure
+from quant_experts.glue import block_glue
+from quant_experts.report import ModelQuality
+
+CHUNK = 256
+"""Positions whose logits are in memory at a time: 256 x 152k float32 are 155 MB, twice."""
+
+PROBE_TOKENS = 16
+"""Last positions of a probe row whose logits a written checkpoint must reproduce."""
+
+
+@torch.no_grad()
+def evaluate(blueprint: Blueprint, calls: Calls, work: Path) -> tuple[ModelQuality, Probe | None]:
+    """Compare both streams of the held-out rows behind the last block; and what the written checkpoint must reproduce.
+
+    Counted are positions whose next token is text: an image placeholder is nothing that a model has to foresee.
+    Raises NumericalFailure when a logit is not finite, InvalidCalibration when no held-out row has two text tokens.
+    """
+    hidden = HiddenStates(work, calls, blueprint.blocks)
+    sums = torch.zeros(4, dtype=torch.float64)  # KL, agreement, both negative log-likelihoods
+    tokens = 0
+    probe: Probe | None = None
+    with _after_the_blocks(blueprint), block_glue(blueprint.language_model, blueprint.blocks) as glue:
+        for call in calls.held_out:
+            arguments = calls.arguments(call, blueprint.device)
+            full = glue.run(arguments, hidden.full(call).to(blueprint.device))[0]
+            quantized = glue.run(arguments, hidden.quantized(call).to(blueprint.device))[0]
+            targets, positions = _targets(calls, call, blueprint.device)
+            for chunk in torch.split(positions, CHUNK):
+                sums += _compare(blueprint, full[chunk], quantized[chunk], targets[chunk], call)
+            tokens += len(positions)
+            inputs = calls.probe(call)
+            if inputs is not None:
+                probe = Probe(inputs, _logits(blueprint, quantized[-PROBE_TOKENS:]).cpu().unsqueeze(0))
+    if tokens == 0:
+        raise InvalidCalibration("no held-out calibration row has two text tokens: nothing to measure")
+    kl, agreement, full_loss, quantized_loss = (sums / tokens).tolist()
+    quality = ModelQuality(
+        rows=len(calls.held_out),
+        tokens=tokens,
+        kl=max(kl, 0.0),  # rounding may leave -1e-9 where both agree
+        top1_agreement=agreement,
+        perplexity_full=_perplexity(full_loss),
+        perplexity_quantized=_perplexity(quantized_loss),
+    )
+    return quality, probe
+
+
+def _targets(calls: Calls, call: Call, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The next token at every position (tokens - 1,), and the positions where it is text."""
+    targets = calls.input_ids(call)[1:]
+    positions = (~calls.vision(call)[1:]).nonzero().flatten()
+    return targets.to(device), positions.to(device)
+
+
+def _compare(blueprint: Blueprint, full: Tensor, quantized: Tensor, targets: Tensor, call: Call) -> Tensor:
+    """Sums over positions of KL(full ‖ quantized), top-1 agreement and both negative log-likelihoods, (4,) float64."""
+    p, q = (_logits(blueprint, hidden).log_softmax(-1) for hidden in (full, quantized))
+    if not bool(torch.isfinite(p).all() & torch.isfinite(q).all()):
+        raise NumericalFailure(f"calibration row {call.number}: the model's logits are not finite")
+    kl = (p.exp() * (p - q)).sum()
+    agreement = (p.argmax(-1) == q.argmax(-1)).sum()
+    of_target = [-logs.gather(-1, targets.unsqueeze(-1)).sum() for logs in (p, q)]
+    return torch.stack([kl, agreement, *of_target]).double().cpu()
+
+
+def _logits(blueprint: Blueprint, hidden: Tensor) -> Tensor:
+    """hidden: (positions, d) behind the last norm; returns (positions, vocabulary) float32."""
+    logits: Tensor = blueprint.model.lm_head(hidden)
+    return logits.float()
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(min(loss, 700.0))  # e^709 is the largest double
+
+
+@contextmanager
+def _after_the_blocks(blueprint: Blueprint) -> Iterator[None]:
+    fill(blueprint, "lm_head")
+    try:
+        yield
+    finally:
+        empty(blueprint, "lm_head")

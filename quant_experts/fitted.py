@@ -1,0 +1,36 @@
+"""What the fit of one input group hands to whoever stores or runs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FittedGroup:
+    """A quantized input group of n layers with outputs out_1 … out_n and shared input width d.
+
+    ``codes``: per layer (out_j, d) int8; ``scales``: per layer (out_j, d/group_size) float32.
+    ``smooth``: (d,) float32, x is divided by it, or None.
+    ``shared_down``: (r_s, d), ``shared_up``: per layer (out_j, r_s).
+    ``routed_down``: (N_r, r_r, d), ``routed_up``: per layer (N_r, out_j, r_r), ``router``: (N_r, d).
+    Adapters are float32 and None (empty for ``*_up``) where the method has none. All floats hold values that
+    ``scale_dtype`` represents exactly.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    weight_bits: int
+    activation_bits: int
+    group_size: int
+    smoothing: str
+    codes: tuple[Tensor, ...]
+    scales: tuple[Tensor, ...]
+    smooth: Tensor | None
+    shared_down: Tensor | None
+    shared_up: tuple[Tensor, ...]
+    routed_down: Tensor | None
+    routed_up: tuple[Tensor, ...]
+    router: Tensor | None
+    warnings: tuple[str, ...]

@@ -1,0 +1,445 @@
+"""The layer that runs: Quant Experts for transformers, in one file that needs nothing but torch and transformers.
+
+The library runs this file, and every checkpoint carries a byte-for-byte copy of it, so that
+
+    AutoModelForImageTextToText.from_pretrained(CHECKPOINT, trust_remote_code=True)
+
+works where the package ``quant_experts`` is not installed. Importing it registers the quantization method
+``quant_experts`` with transformers, once per process.
+
+Forward of layer j of an input group (all layers that read the same activation x), method.md section 4:
+
+    h   = x / s
+    i*  = argmin_i (R |h|)_i
+    y_j = W_q,j Q(h) + up_s,j (down_s h) + up_{i*,j} (down_{i*} h) + bias_j
+
+Everything left of W and up is computed once per group by :class:`InputGroup` and shared by the group's layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+QUANT_METHOD = "quant_experts"
+FORMAT = 1
+UNQUANTIZED_BITS = 16
+
+
+# --- Packed integers -------------------------------------------------------------------------------------------------
+
+
+def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
+    """Signed integers from dense words, the ``pack-quantized`` layout of compressed-tensors.
+
+    packed: (rows, ceil(columns * bits / 32)) int32, each row a stream of little-endian bit fields that hold the value
+    plus 2^(bits-1); returns (rows, columns) int8.
+    """
+    rows = packed.shape[0]
+    stream = packed.contiguous().view(torch.uint8)  # (rows, bytes); every platform of torch is little-endian
+    mask, offset = 2**bits - 1, 2 ** (bits - 1)
+    if bits == 8:
+        codes: Tensor = (stream ^ offset)[:, :columns].view(torch.int8)
+        return codes
+    if bits == 4:
+        fields = torch.stack((stream & mask, stream >> 4), dim=-1)
+    else:
+        # Eight fields fill exactly `bits` bytes. Sliced, not gathered by index: eight times quicker on a CPU.
+        periods = -(-columns // 8)
+        stream = F.pad(stream, (0, max(0, periods * bits - stream.shape[1])))[:, : periods * bits]
+        stream = stream.reshape(rows, periods, bits)
+        fields = torch.empty(rows, periods, 8, dtype=torch.uint8, device=packed.device)
+        for field in range(8):
+            byte, shift = divmod(field * bits, 8)
+            value = stream[..., byte] >> shift
+            if shift + bits > 8:
+                value = value | (stream[..., byte + 1] << (8 - shift))
+            fields[..., field] = value & mask
+    fields = fields.reshape(rows, -1)[:, :columns]
+    return torch.sub(fields.view(torch.int8), offset)
+
+
+def dequantize(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """codes: (out, d) int8; scales: (out, d / g) float; returns (out, d) in ``dtype``, rounded once per weight."""
+    out, d = codes.shape
+    grouped = codes.reshape(out, scales.shape[1], -1).to(dtype)
+    weight: Tensor = grouped * scales.to(dtype).unsqueeze(-1)
+    return weight.reshape(out, d)
+
+
+def fake_quantize_tokens(x: Tensor, bits: int) -> Tensor:
+    """Round every token to symmetric integers under its own scale, and back. x: (tokens, d) float; returns float32."""
+    bound = 2 ** (bits - 1) - 1
+    x = x.float()
+    scale = x.abs().amax(dim=-1, keepdim=True) / bound
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    return (x / scale).round_().clamp_(-bound, bound).mul_(scale)
+
+
+# --- Routing ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Routed:
+    """The low-rank activations of the routed experts, one expert per token.
+
+    Few tokens (decoding) gather their expert's matrices; many tokens (prefill) are sorted by expert and multiplied
+    segment by segment. Neither walks over tokens.
+    """
+
+    low: Tensor
+    """(tokens, r_r); in the order of ``order`` when the tokens are sorted."""
+    choice: Tensor
+    """(tokens,) int64: the expert of each token."""
+    order: Tensor | None = None
+    """(tokens,) int64: positions sorted by expert; None when the tokens are few."""
+    counts: tuple[int, ...] = ()
+    """Tokens per expert, when sorted."""
+
+    @classmethod
+    def down(cls, h: Tensor, scores: Tensor, down: Tensor) -> Routed:
+        """h: (tokens, d); scores: (tokens, N_r), smaller is better; down: (N_r, r_r, d)."""
+        choice = scores.argmin(dim=-1)
+        experts = down.shape[0]
+        if len(choice) <= experts:
+            return cls(torch.bmm(down[choice], h.unsqueeze(-1)).squeeze(-1), choice)
+        order = torch.argsort(choice, stable=True)
+        counts = tuple(torch.bincount(choice, minlength=experts).tolist())
+        segments = torch.split(h[order], list(counts))
+        low = torch.cat([F.linear(segment, down[i]) for i, segment in enumerate(segments)])
+        return cls(low, choice, order, counts)
+
+    def up(self, up: Tensor) -> Tensor:
+        """up: (N_r, out, r_r); returns (tokens, out) in the original order."""
+        if self.order is None:
+            return torch.bmm(up[self.choice], self.low.unsqueeze(-1)).squeeze(-1)
+        segments = torch.split(self.low, list(self.counts))
+        sorted_output = torch.cat([F.linear(segment, up[i]) for i, segment in enumerate(segments)])
+        inverse = torch.empty_like(self.order)
+        inverse[self.order] = torch.arange(len(self.order), device=self.order.device)
+        return sorted_output[inverse]
+
+
+# --- Modules ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the layers of one group share for one activation."""
+
+    quantized: Tensor
+    """(tokens, d): Q(x / s), or x / s when activations stay unquantized."""
+    shared: Tensor | None
+    """(tokens, r_s): down_s (x / s)."""
+    routed: Routed | None
+
+
+class InputGroup(nn.Module):
+    """What sibling layers that read the same activation share: scaling, activation quantizer, "down" halves, router.
+
+    smooth: (d,) float32 · shared_down: (r_s, d) · routed_down: (N_r, r_r, d) · router: (N_r, d); each None when the
+    method does not use it. The result for one activation is kept until every layer of ``layers`` has read it once.
+    """
+
+    smooth: nn.Parameter | None
+    shared_down: nn.Parameter | None
+    routed_down: nn.Parameter | None
+    router: nn.Parameter | None
+
+    def __init__(
+        self,
+        width: int,
+        layers: tuple[str, ...],
+        *,
+        activation_bits: int,
+        smooth: bool,
+        shared_rank: int,
+        routed_rank: int,
+        experts: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        super().__init__()
+        self.width, self.layers, self.activation_bits = width, layers, activation_bits
+        routed = routed_rank > 0 and experts > 0
+
+        def parameter(present: bool, *shape: int, dtype: torch.dtype = dtype) -> nn.Parameter | None:
+            if not present:
+                return None
+            return nn.Parameter(torch.empty(*shape, dtype=dtype, device=device), requires_grad=False)
+
+        # float32 whatever the model's dtype: the weights were scaled by exactly these numbers.
+        self.register_parameter("smooth", parameter(smooth, width, dtype=torch.float32))
+        self.register_parameter("shared_down", parameter(shared_rank > 0, shared_rank, width))
+        self.register_parameter("routed_down", parameter(routed, experts, routed_rank, width))
+        self.register_parameter("router", parameter(routed, experts, width))
+        self._input: Tensor | None = None
+        self._input_version: int | None = None
+        self._prepared: Prepared | None = None
+        self._read: set[str] = set()
+
+    def forward(self, x: Tensor, layer: str) -> Prepared:
+        """What ``layer`` needs of x: (..., d). Computed when the first layer of the group asks for it.
+
+        A layer that asks twice begins a new pass: that keeps the result right for tensors made in inference mode, which
+        carry no version counter to tell that they were written to.
+        """
+        version = None if x.is_inference() else x._version
+        if self._prepared is None or x is not self._input or version != self._input_version or layer in self._read:
+            self._input, self._input_version, self._prepared = x, version, self.prepare(x)
+            self._read = set()
+        prepared = self._prepared
+        assert prepared is not None
+        self._read.add(layer)
+        if len(self._read) == len(self.layers):
+            self.release()
+        return prepared
+
+    def release(self) -> None:
+        """Forget the activation and what was computed from it."""
+        self._input, self._input_version, self._prepared, self._read = None, None, None, set()
+
+    def prepare(self, x: Tensor) -> Prepared:
+        """x: (..., d) in the model's dtype; tokens are the product of the leading dimensions."""
+        h = x.reshape(-1, self.width)
+        scaled = h if self.smooth is None else h.float() / self.smooth
+        low = scaled.to(x.dtype)
+        quantized = low
+        if self.activation_bits != UNQUANTIZED_BITS:
+            quantized = fake_quantize_tokens(scaled, self.activation_bits).to(x.dtype)
+        shared = None if self.shared_down is None else F.linear(low, self.shared_down)
+        routed = None
+        if self.routed_down is not None and self.router is not None:
+            scores = F.linear(scaled.float().abs(), self.router.float())
+            routed = Routed.down(low, scores, self.routed_down)
+        return Prepared(quantized, shared, routed)
+
+    def extra_repr(self) -> str:
+        return f"width={self.width}, layers={list(self.layers)}, activation_bits={self.activation_bits}"
+
+
+class QuantizedLinear(nn.Module):
+    """A linear layer with packed integer weights and the "up" halves of its group's experts.
+
+    weight_packed: (out, ceil(d * bits / 32)) int32 · weight_scale: (out, d / g) · weight_shape: (2,) int64, (out, d) ·
+    bias: (out,) · shared_up: (out, r_s) · routed_up: (N_r, out, r_r).
+    """
+
+    bias: nn.Parameter | None
+    shared_up: nn.Parameter | None
+    routed_up: nn.Parameter | None
+
+    def __init__(
+        self,
+        name: str,
+        group: InputGroup,
+        in_features: int,
+        out_features: int,
+        *,
+        weight_bits: int,
+        group_size: int,
+        shared_rank: int,
+        routed_rank: int,
+        experts: int,
+        bias: nn.Parameter | None,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        super().__init__()
+        self.name, self.in_features, self.out_features = name, in_features, out_features
+        self.weight_bits, self.group_size = weight_bits, group_size
+        # In a tuple, so that the group is not a submodule here too: its tensors belong to the parent module, once.
+        self._group = (group,)
+        self._weight: Tensor | None = None
+        self.keeps_weight = False
+
+        def parameter(*shape: int, dtype: torch.dtype = dtype) -> nn.Parameter:
+            return nn.Parameter(torch.empty(*shape, dtype=dtype, device=device), requires_grad=False)
+
+        self.weight_packed = parameter(out_features, -(-in_features * weight_bits // 32), dtype=torch.int32)
+        self.weight_scale = parameter(out_features, in_features // group_size)
+        self.weight_shape = parameter(2, dtype=torch.int64)
+        self.register_parameter("bias", bias)
+        self.register_parameter("shared_up", parameter(out_features, shared_rank) if shared_rank else None)
+        routed = parameter(experts, out_features, routed_rank) if routed_rank and experts else None
+        self.register_parameter("routed_up", routed)
+
+    def base_weight(self, dtype: torch.dtype) -> Tensor:
+        """The dequantized integers, (out, d); kept between calls only inside :func:`dequantized_weights`."""
+        if (
+            self._weight is not None
+            and self._weight.dtype == dtype
+            and self._weight.device == self.weight_packed.device
+        ):
+            return self._weight
+        weight = dequantize(unpack(self.weight_packed, self.weight_bits, self.in_features), self.weight_scale, dtype)
+        if self.keeps_weight:
+            self._weight = weight
+        return weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., d); returns (..., out) in the dtype of x."""
+        prepared: Prepared = self._group[0](x, self.name)
+        y = F.linear(prepared.quantized, self.base_weight(x.dtype), self.bias)
+        if prepared.shared is not None and self.shared_up is not None:
+            y = torch.addmm(y, prepared.shared, self.shared_up.t())
+        if prepared.routed is not None and self.routed_up is not None:
+            y = y + prepared.routed.up(self.routed_up)
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        return f"in={self.in_features}, out={self.out_features}, bits={self.weight_bits}, group_size={self.group_size}"
+
+
+@contextmanager
+def dequantized_weights(module: nn.Module) -> Iterator[None]:
+    """While open, quantized layers below ``module`` dequantize once and keep the result: memory for time."""
+    layers = [child for child in module.modules() if isinstance(child, QuantizedLinear)]
+    for layer in layers:
+        layer.keeps_weight = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.keeps_weight, layer._weight = False, None
+
+
+# --- Placing the layers in a model -----------------------------------------------------------------------------------
+
+
+def place_group(model: nn.Module, entry: Mapping[str, Any]) -> tuple[InputGroup, dict[str, QuantizedLinear]]:
+    """Replace the linear layers of one group by empty quantized ones, on the device and in the dtype of the old.
+
+    ``entry``: one element of ``quantization_config["groups"]``. Returns the new modules, their tensors not yet filled.
+    Raises ValueError when the model has no such layers.
+    """
+    try:
+        parent = model.get_submodule(entry["parent"])
+    except AttributeError as error:
+        raise ValueError(f"{entry['name']}: {type(model).__name__} has no module {entry['parent']}") from error
+    names = tuple(entry["layers"])
+    linears = [getattr(parent, name, None) for name in names]
+    if not all(isinstance(linear, nn.Linear) for linear in linears):
+        raise ValueError(f"{entry['name']}: {', '.join(names)} are not all linear layers of {entry['parent']}")
+    first = linears[0]
+    assert isinstance(first, nn.Linear)
+    ranks = {key: int(entry[key]) for key in ("shared_rank", "routed_rank", "experts")}
+    dtype, device = first.weight.dtype, first.weight.device
+    group = InputGroup(
+        first.in_features,
+        names,
+        activation_bits=int(entry["activation_bits"]),
+        smooth=bool(entry["smooth"]),
+        dtype=dtype,
+        device=device,
+        **ranks,
+    )
+    placed = {}
+    for name, linear in zip(names, linears, strict=True):
+        assert isinstance(linear, nn.Linear)
+        placed[name] = QuantizedLinear(
+            name,
+            group,
+            linear.in_features,
+            linear.out_features,
+            weight_bits=int(entry["weight_bits"]),
+            group_size=int(entry["group_size"]),
+            bias=linear.bias,
+            dtype=dtype,
+            device=device,
+            **ranks,
+        )
+        placed[name].train(linear.training)
+        setattr(parent, name, placed[name])
+    setattr(parent, f"{entry['label']}_input_group", group.train(first.training))
+    return group, placed
+
+
+# --- transformers ----------------------------------------------------------------------------------------------------
+
+
+class QuantExpertsConfig(QuantizationConfigMixin):  # type: ignore[misc]  # transformers is untyped
+    """``quantization_config`` of a checkpoint. It keeps every key that it is given, known or not."""
+
+    def __init__(self, **entries: Any) -> None:
+        self.quant_method = QUANT_METHOD
+        self.format = FORMAT
+        self.groups: list[dict[str, Any]] = []
+        self.__dict__.update(entries)
+
+
+class QuantExpertsQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is untyped
+    """Builds the quantized layers on the empty model, so that transformers fills them like any other tensor.
+
+    Uses only the hooks that all of transformers 5.x has.
+    """
+
+    requires_calibration = True
+
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        """Raises ValueError when the checkpoint was written in a newer format than this file reads."""
+        found = self.quantization_config.format
+        if found != FORMAT:
+            raise ValueError(
+                f"this checkpoint has Quant Experts format {found}, this loader reads format {FORMAT}: "
+                "install a newer quant-experts, or do not import it and load with trust_remote_code=True"
+            )
+
+    def update_dtype(self, dtype: torch.dtype | None) -> torch.dtype | None:
+        return dtype
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        """Raises ValueError when the model is not of the class that was quantized.
+
+        The body alone would load with its vision tower left random: transformers 5.23 does not find those tensors.
+        """
+        expected = getattr(model.config, "architectures", None) or []
+        if expected and not {kind.__name__ for kind in type(model).__mro__} & set(expected):
+            raise ValueError(f"load this checkpoint as a {expected[0]}, not as a {type(model).__name__}")
+        for entry in self.quantization_config.groups:
+            place_group(model, entry)
+        return model
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        """Raises ValueError when a layer did not get its tensors; transformers itself would only warn."""
+        for name, module in model.named_modules():
+            if not isinstance(module, QuantizedLinear) or module.weight_shape.device.type == "meta":
+                continue  # on the meta device: offloaded to disk, filled when it runs
+            if module.weight_shape.tolist() != [module.out_features, module.in_features]:
+                raise ValueError(f"{name}: its tensors are missing from the checkpoint, or belong to another layer")
+        return model
+
+    def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
+        """No: ``save_pretrained`` writes names that loading would not find again. Copy the checkpoint directory."""
+        return False
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+
+def register() -> None:
+    """Make transformers know the method. The first copy of this file in a process wins; the others do nothing."""
+    AUTO_QUANTIZATION_CONFIG_MAPPING.setdefault(QUANT_METHOD, QuantExpertsConfig)
+    AUTO_QUANTIZER_MAPPING.setdefault(QUANT_METHOD, QuantExpertsQuantizer)
+
+
+register()
+
+
+def __getattr__(name: str) -> Any:
+    """Model classes of transformers, so that ``auto_map`` in config.json can name them in this file."""
+    if name.startswith("__"):
+        raise AttributeError(name)
+    import transformers
+
+    return getattr(transformers, name)

@@ -1,0 +1,269 @@
+"""One run from a model directory and calibration rows to a proven checkpoint.
+
+1. preparing: check the files, build the model without weights, plan the input groups, look what an earlier run left;
+2. calibrating: processor, vision tower and embeddings, once per row;
+3. fitting: the walk over the decoder blocks;
+4. evaluating: the held-out rows, which have travelled both ways, meet the output head;
+5. packing: the checkpoint is written beside its final name;
+6. verifying: a fresh process loads it and must give the same logits;
+7. publishing: it gets its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+import quant_experts
+from quant_experts.blueprint import Blueprint, fill, open_blueprint
+from quant_experts.calibrate import gather_calls
+from quant_experts.calibration.collate import open_collator
+from quant_experts.calibration.samples import choose, open_rows, rows_fingerprint
+from quant_experts.calls import Calls, read_calls
+from quant_experts.chain import FinishedBlock, block_file, claim_directory
+from quant_experts.checkpoint.verify import verify_in_fresh_process
+from quant_experts.checkpoint.write import write_checkpoint
+from quant_experts.config import QuantizationSpec
+from quant_experts.errors import InvalidSpec, Stopped
+from quant_experts.evaluation import evaluate
+from quant_experts.groups import GroupPlan, block_prefix, plan_groups
+from quant_experts.progress import Finished, OnEvent, PhaseStarted, ShouldStop, Warned, ignore, never
+from quant_experts.report import QualityReport, Size
+from quant_experts.tensor_file import TensorFile
+from quant_experts.walk import walk
+from quant_experts.weights import shards_fingerprint, stream
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What preparing settles. ``parts``: name → digest of what makes this run this run."""
+
+    blueprint: Blueprint
+    plans: list[list[GroupPlan]]
+    parts: dict[str, str]
+    fingerprint: str
+
+
+def quantize(
+    *,
+    model: Path,
+    calibration: Path,
+    output: Path,
+    spec: QuantizationSpec,
+    work: Path,
+    model_id: str | None = None,
+    model_commit: str | None = None,
+    split: str = "train",
+    device: str | None = None,
+    keep_superseded: bool = False,
+    on_event: OnEvent = ignore,
+    should_stop: ShouldStop = never,
+) -> QualityReport:
+    """Quantize the model directory ``model`` into the checkpoint ``output``; returns its report.
+
+    ``work`` holds what is finished; called again with the same inputs, the run goes on from there and ends with the
+    same bytes. ``device``: ``cuda`` where there is one, else ``cpu``. ``model_id`` and ``model_commit`` only name the
+    model in the report and the recipe. ``keep_superseded``: leave hidden states that no resume needs to the caller, who
+    must delete the files named in BlockFinished; for callers that copy a block's files after ``on_event`` has returned.
+
+    Raises a QuantExpertsError that names what is wrong with model, rows, options or numbers; Stopped when
+    ``should_stop`` says so. Nothing is left at ``output`` then.
+    """
+    started = time.monotonic()
+    warnings: list[str] = []
+
+    def warn(message: str) -> None:
+        warnings.append(message)
+        on_event(Warned(message))
+
+    on_event(PhaseStarted("preparing"))
+    _check_output(output)
+    blueprint = open_blueprint(model, device=_device(device))
+    plans = plan_groups(blueprint.model, blueprint.family)
+    _check_group_size(spec, plans)
+    collate = open_collator(model, blueprint.model.config)
+    rows = open_rows(calibration, split=split)
+    choice = choose(rows, samples=spec.samples, holdout=spec.holdout, seed=spec.seed)
+    parts = {
+        "spec": _digest(spec.model_dump(mode="json")),
+        "model": shards_fingerprint(blueprint.weights.shards, blueprint.config_text),
+        "rows": rows_fingerprint(rows, choice),
+    }
+    fingerprint = _digest(parts)
+    claim_directory(work, parts)
+    for message in _observations(blueprint):
+        warn(message)
+    _fill_language_model(blueprint)
+
+    on_event(PhaseStarted("calibrating", choice.wanted))
+    calls = read_calls(work, fingerprint) or gather_calls(
+        blueprint,
+        rows,
+        choice,
+        collate,
+        work=work,
+        fingerprint=fingerprint,
+        on_event=on_event,
+        should_stop=should_stop,
+    )
+    for message in _warnings_about_rows(blueprint, calls):
+        warn(message)
+
+    on_event(PhaseStarted("fitting", len(plans)))
+    blocks = walk(
+        blueprint,
+        plans,
+        calls,
+        spec,
+        work=work,
+        fingerprint=fingerprint,
+        on_event=on_event,
+        should_stop=should_stop,
+        keep_superseded=keep_superseded,
+    )
+
+    on_event(PhaseStarted("evaluating"))
+    quality, probe = evaluate(blueprint, calls, work)
+    if should_stop():
+        raise Stopped("stopped before packing; a later run goes on from there")
+
+    on_event(PhaseStarted("packing"))
+    report = QualityReport(
+        model=model_id or model.name,
+        scheme=spec.scheme,
+        method=spec.method,
+        blocks=[block.report for block in blocks],
+        quality=quality,
+        size=_size(blueprint, plans, blocks, work),
+        rows_used=len(calls.fit),
+        rows_held_out=len(calls.held_out),
+        rows_skipped=calls.skipped,
+        tokens_vision=sum(call.tokens_vision for call in calls.fit),
+        tokens_text=sum(call.tokens - call.tokens_vision for call in calls.fit),
+        warnings=warnings,
+        seconds=round(time.monotonic() - started, 1),
+        environment=_environment(blueprint),
+    )
+    recipe = {
+        "model": {"id": model_id or model.name, "commit": model_commit, "fingerprint": parts["model"]},
+        "calibration": {"name": calibration.name, "split": split, "fingerprint": parts["rows"]},
+        "spec": spec.model_dump(mode="json"),
+        "environment": _environment(blueprint),
+    }
+
+    def check(directory: Path) -> None:
+        on_event(PhaseStarted("verifying"))
+        verify_in_fresh_process(directory, probe, device=blueprint.device.type)
+        on_event(PhaseStarted("publishing"))
+
+    files = write_checkpoint(
+        source=model,
+        output=output,
+        block_files=[work / block_file(block.block) for block in blocks],
+        groups=[entry for block in blocks for entry in block.groups],
+        other_tensors=stream(blueprint.weights, _other_names(blueprint)),
+        spec=spec,
+        report=report,
+        recipe=recipe,
+        architecture=blueprint.family.model_class,
+        check=check,
+    )
+    on_event(Finished(output, tuple(files)))
+    return report
+
+
+def _check_output(output: Path) -> None:
+    """Now, and not after hours of work."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InvalidSpec(f"output {output} exists and is not an empty directory: choose another, or remove it")
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise InvalidSpec(f"device {name!r}: torch sees no CUDA device here")
+    return torch.device(name)
+
+
+def _check_group_size(spec: QuantizationSpec, plans: Sequence[Sequence[GroupPlan]]) -> None:
+    """Every width is known before anything runs, so that a size that does not divide costs nobody an hour."""
+    if not isinstance(spec.group_size, int):
+        return
+    for plan in (plan for block in plans for plan in block):
+        if plan.width % spec.group_size:
+            raise InvalidSpec(
+                f"group size {spec.group_size} does not divide the input width {plan.width} of {plan.name}; "
+                'choose one that does, or "auto" or "channel"'
+            )
+
+
+def _fill_language_model(blueprint: Blueprint) -> None:
+    """Norm and rotary tables: small, and part of every forward."""
+    for name, _ in blueprint.language_model.named_children():
+        if name not in ("layers", "embed_tokens"):
+            fill(blueprint, f"{blueprint.family.language_model}.{name}")
+
+
+def _observations(blueprint: Blueprint) -> list[str]:
+    unused = blueprint.weights.unused
+    if not unused:
+        return []
+    return [f"{len(unused)} tensors in the model's files belong to no module and are dropped, the first is {unused[0]}"]
+
+
+def _warnings_about_rows(blueprint: Blueprint, calls: Calls) -> list[str]:
+    messages = []
+    if blueprint.family.vision and not any(call.tokens_vision for call in calls.fit):
+        messages.append("no calibration row has an image: image tokens of this model were never observed")
+    for reason, count in calls.skipped.items():
+        messages.append(f"{count} calibration rows were skipped: {reason}")
+    if calls.resized:
+        messages.append(f"{calls.resized} calibration rows had their images made smaller to fit")
+    return messages
+
+
+def _other_names(blueprint: Blueprint) -> list[str]:
+    """Everything outside of the decoder blocks, under in-memory names."""
+    blocks = tuple(f"{block_prefix(blueprint.family, block)}." for block in range(blueprint.blocks))
+    return [name for name in blueprint.weights.names if not name.startswith(blocks)]
+
+
+def _size(
+    blueprint: Blueprint, plans: Sequence[Sequence[GroupPlan]], blocks: Sequence[FinishedBlock], work: Path
+) -> Size:
+    weights = sum(plan.weights for block in plans for plan in block)
+    in_blocks = sum(
+        entry.bytes for block in blocks for entry in TensorFile(work / block_file(block.block)).entries.values()
+    )
+    return Size(
+        bytes_before=blueprint.weights.shards.bytes,
+        bytes_after=in_blocks + sum(blueprint.weights.bytes(name) for name in _other_names(blueprint)),
+        effective_bits=sum(block.bits[0] for block in blocks) / weights,
+        base_bits=sum(block.bits[1] for block in blocks) / weights,
+        quantized_weights=weights,
+    )
+
+
+def _environment(blueprint: Blueprint) -> dict[str, str]:
+    device = blueprint.device
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "quant_experts": quant_experts.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+    }
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,79 @@
+"""The problem that the three slots solve together for one input group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from quant_experts.config import QuantizationSpec
+from quant_experts.experts.partition import Partition
+from quant_experts.statistics import Observation
+
+
+@dataclass(frozen=True)
+class GroupProblem:
+    """Weights and inputs of one group, possibly rescaled: W diag(s) and x / s.
+
+    ``weight``: (out, d) float32, the group's layers stacked. ``second_moment``: (d, d) float32, a sum over ``tokens``.
+    ``mean_abs``, ``max_abs``: (d,). ``samples``: (R, d) float32, the reservoir. ``important``: (R, d) bool, the
+    important channels of each reservoir token, which do not change with the scale because |x_c| w_c does not.
+    ``group_size``: already resolved, divides d.
+    """
+
+    name: str
+    weight: Tensor
+    tokens: int
+    second_moment: Tensor
+    mean_abs: Tensor
+    max_abs: Tensor
+    samples: Tensor
+    important: Tensor
+    partition: Partition
+    spec: QuantizationSpec
+    group_size: int
+    scale_dtype: torch.dtype
+
+    @classmethod
+    def of(
+        cls,
+        weight: Tensor,
+        observation: Observation,
+        important: Tensor,
+        partition: Partition,
+        spec: QuantizationSpec,
+        group_size: int,
+        scale_dtype: torch.dtype,
+    ) -> GroupProblem:
+        return cls(
+            name=observation.name,
+            weight=weight,
+            tokens=observation.tokens,
+            second_moment=observation.second_moment,
+            mean_abs=observation.mean_abs,
+            max_abs=observation.max_abs,
+            samples=observation.tokens_kept,
+            important=important,
+            partition=partition,
+            spec=spec,
+            group_size=group_size,
+            scale_dtype=scale_dtype,
+        )
+
+    @property
+    def width(self) -> int:
+        return self.weight.shape[1]
+
+    def scaled(self, scale: Tensor | None) -> GroupProblem:
+        """The same problem for W diag(s) and x / s. scale: (d,) positive, or None for no change."""
+        if scale is None:
+            return self
+        return replace(
+            self,
+            weight=self.weight * scale,
+            second_moment=self.second_moment / scale / scale.unsqueeze(-1),
+            mean_abs=self.mean_abs / scale,
+            max_abs=self.max_abs / scale,
+            samples=self.samples / scale,
+        )

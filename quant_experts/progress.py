@@ -1,0 +1,99 @@
+"""What a run tells while it works. A caller passes ``on_event`` and gets these, in order, from the calling thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from quant_experts.report import GroupReport
+
+Phase = Literal["preparing", "calibrating", "fitting", "packing", "verifying", "evaluating", "publishing"]
+PHASES: tuple[Phase, ...] = (
+    "preparing",
+    "calibrating",
+    "fitting",
+    "packing",
+    "verifying",
+    "evaluating",
+    "publishing",
+)
+
+
+@dataclass(frozen=True)
+class PhaseStarted:
+    phase: Phase
+    total: int | None = None
+    """Units of the phase: samples when calibrating, blocks when fitting."""
+
+
+@dataclass(frozen=True)
+class Advanced:
+    """``done`` of ``total`` units of the current phase are finished."""
+
+    phase: Phase
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class GroupFitted:
+    """One input group is fitted; its held-out errors are final."""
+
+    block: int
+    blocks: int
+    group: GroupReport
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """One immutable file of the work directory: ``name`` is relative to it."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class BlockFinished:
+    """A decoder block is fitted and durable. ``files`` are what a resume on another machine needs of this block;
+    ``superseded`` are files of earlier blocks that no resume needs any more."""
+
+    block: int
+    blocks: int
+    seconds: float
+    seconds_by_phase: dict[str, float]
+    groups: tuple[GroupReport, ...]
+    files: tuple[WrittenFile, ...]
+    superseded: tuple[str, ...] = ()
+    resumed: bool = False
+    """True when the block was found finished on disk and not computed again."""
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something the user should know that does not end the run; it is also in the report."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    output: Path
+    files: tuple[WrittenFile, ...] = field(default_factory=tuple)
+    """Every file of the checkpoint directory, ``name`` relative to ``output``."""
+
+
+Event = PhaseStarted | Advanced | GroupFitted | BlockFinished | Warned | Finished
+OnEvent = Callable[[Event], None]
+ShouldStop = Callable[[], bool]
+
+
+def ignore(event: Event) -> None:
+    """An ``on_event`` that drops everything."""
+
+
+def never() -> bool:
+    """A ``should_stop`` that never stops."""
+    return False

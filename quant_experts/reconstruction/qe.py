@@ -1,0 +1,74 @@
+"""Quant Experts: a shared expert for every token, and one routed expert per token (method.md, section 4, steps 3 to
+8)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from quant_experts.experts.clustering import cluster_at_random, cluster_by_co_occurrence
+from quant_experts.experts.partition import channel_mask
+from quant_experts.experts.refine import refine
+from quant_experts.experts.routed import RoutedExperts, fit_everywhere, fit_on_clusters, reassign, residual_norms
+from quant_experts.experts.router import norm_router, random_router, ridge_router
+from quant_experts.experts.shared import fit_shared
+from quant_experts.problem import GroupProblem
+from quant_experts.reconstruction import Adapters, clamped_rank, no_columns
+from quant_experts.seeding import generator
+
+
+def exempt_columns(problem: GroupProblem) -> Tensor:
+    """The token-independent channels, unless the spec keeps them in the base."""
+    if not problem.spec.exempt:
+        return no_columns(problem)
+    return channel_mask(problem.partition.independent, problem.width)
+
+
+def reconstruct(problem: GroupProblem, base: Tensor) -> Adapters:
+    spec = problem.spec
+    shared_rank, warned_shared = clamped_rank(problem, spec.shared_rank, "shared_rank")
+    routed_rank, warned_routed = clamped_rank(problem, spec.routed_rank, "routed_rank")
+    up, down = fit_shared(problem, problem.weight - base, shared_rank)
+    left = problem.weight - base - up @ down
+    experts, warned_experts = _routed_experts(problem, left, routed_rank)
+    adapters = Adapters(
+        shared_up=up,
+        shared_down=down,
+        routed_up=experts.up,
+        routed_down=experts.down,
+        router=_router(problem, left, experts),
+        warnings=warned_shared + warned_routed + warned_experts,
+    )
+    return adapters if spec.refine == "none" else refine(problem, base, adapters)
+
+
+def _routed_experts(problem: GroupProblem, error: Tensor, rank: int) -> tuple[RoutedExperts, tuple[str, ...]]:
+    dependent, spec = problem.partition.dependent, problem.spec
+    count = min(spec.experts, len(dependent))
+    if count < 2:
+        warned = () if spec.experts < 2 else (_too_few(problem, 1),)
+        return fit_everywhere(problem, error, rank), warned
+    if spec.clustering == "random":
+        labels = cluster_at_random(len(dependent), count, generator(spec.seed, problem.name, "clusters"))
+    else:
+        labels = cluster_by_co_occurrence(problem.important[:, dependent], count)
+    experts = fit_on_clusters(problem, error, labels, rank)
+    warned = (_too_few(problem, count),) if count < spec.experts else ()
+    return reassign(problem, error, experts, rank, spec.lloyd_rounds), warned
+
+
+def _too_few(problem: GroupProblem, count: int) -> str:
+    return (
+        f"{problem.name}: {len(problem.partition.dependent)} token-dependent channels are too few for "
+        f"{problem.spec.experts} experts; {count} fitted"
+    )
+
+
+def _router(problem: GroupProblem, error: Tensor, experts: RoutedExperts) -> Tensor:
+    spec = problem.spec
+    if spec.router == "random":
+        source = generator(spec.seed, problem.name, "router")
+        return random_router(problem.samples, experts.down.shape[0], source)
+    start = norm_router(error, experts)
+    if spec.router == "norm":
+        return start
+    return ridge_router(problem.samples, residual_norms(problem.samples, error, experts), start)

@@ -1,0 +1,167 @@
+"""Events as pages and as a stream that loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.app.conftest import Api, ok, problem, served
+
+STREAM = {"Accept": "text/event-stream"}
+
+
+async def read(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+    """The events of a stream, each checked to carry its number and type twice."""
+    fields: dict[str, str] = {}
+    async for line in response.aiter_lines():
+        name, colon, value = line.partition(": ")
+        if colon and name:
+            fields[name] = value
+        elif not line and "data" in fields:
+            event = json.loads(fields["data"])
+            assert (fields["id"], fields["event"]) == (str(event["seq"]), event["type"])
+            yield event
+            fields = {}
+
+
+async def collect(client: httpx.AsyncClient, job_id: str, **headers: str) -> list[int]:
+    async with client.stream("GET", f"/v1/jobs/{job_id}/events", headers={**STREAM, **headers}) as response:
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith("text/event-stream")
+        return [event["seq"] async for event in read(response)]
+
+
+async def finished_job(api: Api, blocks: int) -> str:
+    job_id: str = (await api.create_job())["id"]
+    api.start(job_id)
+    api.execute(
+        """WITH j AS (UPDATE jobs SET event_seq = event_seq + %s WHERE id = %s RETURNING id)
+           INSERT INTO events (job_id, seq, type, data)
+           SELECT id, n + 2, 'job.block', jsonb_build_object('block', n) FROM j, generate_series(0, %s) AS n""",
+        [blocks, job_id, blocks - 1],
+    )
+    api.end(job_id, "succeeded")
+    return job_id
+
+
+async def test_pages_go_on_where_the_last_one_ended(api: Api) -> None:
+    job_id = await finished_job(api, 5)
+    after, pages = 0, []
+    while True:
+        page = ok(await api.client.get(f"/v1/jobs/{job_id}/events", params={"after": after, "limit": 3}))
+        pages.append([event["seq"] for event in page["data"]])
+        after = page["next_after"]
+        if not page["has_more"]:
+            break
+    assert pages == [[1, 2, 3], [4, 5, 6], [7]]
+    empty = ok(await api.client.get(f"/v1/jobs/{job_id}/events", params={"after": after}))
+    assert (empty["data"], empty["next_after"]) == ([], 7)
+
+
+async def test_the_stream_of_a_finished_job_is_whole_and_ends(api: Api) -> None:
+    job_id = await finished_job(api, 450)  # more than two reads of the database
+    assert await collect(api.client, job_id) == list(range(1, 453))
+
+
+async def test_the_stream_ends_when_the_terminal_event_fills_a_read(api: Api) -> None:
+    job_id = await finished_job(api, 198)
+    assert await asyncio.wait_for(collect(api.client, job_id), 10) == list(range(1, 201))
+
+
+async def test_events_arrive_while_they_happen(api: Api) -> None:
+    job_id = (await api.create_job())["id"]
+    async with served(api) as client, client.stream("GET", f"/v1/jobs/{job_id}/events", headers=STREAM) as response:
+        events = read(response)
+        assert (await anext(events))["type"] == "job.created"
+        api.start(job_id)
+        api.append_event(job_id, "job.block", {"block": 0})
+        assert (await anext(events))["data"] == {"block": 0}
+        api.end(job_id, "failed")
+        assert (await anext(events))["type"] == "job.failed"
+        with pytest.raises(StopAsyncIteration):
+            await anext(events)
+
+
+async def test_nothing_is_lost_or_doubled_over_dropped_connections(api: Api) -> None:
+    job_id = (await api.create_job())["id"]
+    api.start(job_id)
+
+    async def work() -> None:
+        for block in range(40):
+            await asyncio.to_thread(api.append_event, job_id, "job.block", {"block": block})
+        await asyncio.to_thread(api.end, job_id, "succeeded")
+
+    async with served(api) as client:
+        worker = asyncio.create_task(work())
+        seen: list[int] = []
+        ended = False
+        while not ended:
+            headers = {**STREAM, "Last-Event-ID": str(seen[-1] if seen else 0)}
+            async with client.stream("GET", f"/v1/jobs/{job_id}/events", headers=headers) as response:
+                taken = 0
+                async for event in read(response):
+                    seen.append(event["seq"])
+                    ended = event["type"] == "job.succeeded"
+                    taken += 1
+                    if taken == 7:
+                        break  # the connection drops in the middle
+        await worker
+    assert seen == list(range(1, 43))
+
+
+async def test_a_client_that_has_seen_the_end_is_told_not_to_come_back(api: Api) -> None:
+    job_id = await finished_job(api, 1)
+    response = await api.client.get(f"/v1/jobs/{job_id}/events", headers={**STREAM, "Last-Event-ID": "3"})
+    assert response.status_code == 204
+
+
+async def test_a_retried_job_streams_past_its_first_end(api: Api) -> None:
+    job_id = (await api.create_job())["id"]
+    api.start(job_id)
+    api.end(job_id, "failed")
+    ok(await api.client.post(f"/v1/jobs/{job_id}/retry"))
+    api.start(job_id)
+    async with served(api) as client, client.stream("GET", f"/v1/jobs/{job_id}/events", headers=STREAM) as response:
+        events = read(response)
+        assert [(await anext(events))["type"] for _ in range(3)] == ["job.created", "job.failed", "job.retried"]
+        api.end(job_id, "succeeded")
+        assert [event["type"] async for event in events] == ["job.succeeded"]
+
+
+@pytest.mark.parametrize("last", ["x", "-1", "9" * 30, "4", "²"])
+async def test_an_impossible_last_event_is_refused(api: Api, last: str) -> None:
+    job_id = await finished_job(api, 1)
+    headers = [("Accept", "text/event-stream"), ("Last-Event-ID", last.encode())]
+    problem(await api.client.get(f"/v1/jobs/{job_id}/events", headers=headers), 400, "malformed-request")  # type: ignore[arg-type]
+
+
+async def test_events_come_in_two_forms_only(api: Api) -> None:
+    job_id = (await api.create_job())["id"]
+    response = await api.client.get(f"/v1/jobs/{job_id}/events", headers={"Accept": "image/png"})
+    problem(response, 406, "not-acceptable")
+
+
+async def test_layers_and_attempts_are_reported(api: Api) -> None:
+    job_id = (await api.create_job())["id"]
+    api.start(job_id)
+    for block in range(3):
+        report = {"seconds_by_phase": {"fit": 1.5}, "groups": [{"name": f"g{block}"}]}
+        api.execute(
+            "INSERT INTO layers (job_id, block, attempt, seconds, report, files) VALUES (%s, %s, 1, 2.0, %s, '[]')",
+            [job_id, block, json.dumps(report)],
+        )
+    api.execute(
+        "INSERT INTO attempts (job_id, attempt, worker, outcome) VALUES (%s, 1, 'w1', 'lease_expired')", [job_id]
+    )
+    page = ok(await api.client.get(f"/v1/jobs/{job_id}/layers", params={"limit": 2}))
+    assert [layer["groups"][0]["name"] for layer in page["data"]] == ["g0", "g1"]
+    assert page["has_more"] is True
+    rest = ok(await api.client.get(f"/v1/jobs/{job_id}/layers", params={"after": 1}))
+    assert [layer["block"] for layer in rest["data"]] == [2]
+    attempts = ok(await api.client.get(f"/v1/jobs/{job_id}/attempts"))["data"]
+    assert [(attempt["worker"], attempt["outcome"]) for attempt in attempts] == [("w1", "lease_expired")]

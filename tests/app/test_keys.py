@@ -1,0 +1,133 @@
+"""Keys open what their scopes say, for their tenant, until they end."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from app.auth import Scope
+from app.settings import Settings
+from tests.app.conftest import BOOTSTRAP_KEY, Api, job_body, ok, problem, started
+
+
+async def make_key(api: Api, **changes: Any) -> dict[str, Any]:
+    wanted = {"name": "k", "scopes": ["jobs:read"], **changes}
+    created: dict[str, Any] = ok(await api.client.post("/v1/keys", json=wanted), 201)
+    return created
+
+
+@pytest.mark.parametrize(
+    "header",
+    [None, "", "Bearer", "Bearer ", "Bearer nope", f"Basic {BOOTSTRAP_KEY}", f"Bearer {BOOTSTRAP_KEY}x", "Bearer é"],
+)
+async def test_without_a_valid_key_nothing_is_said(api: Api, header: str | None) -> None:
+    api.client.headers.pop("authorization")
+    headers = [] if header is None else [(b"authorization", header.encode())]
+    for method, path in (("GET", "/v1/jobs"), ("POST", "/v1/jobs"), ("POST", "/v1/datasets"), ("GET", "/v1/schemes")):
+        response = await api.client.request(method, path, headers=headers)  # type: ignore[arg-type]
+        problem(response, 401, "unauthenticated")
+        assert response.headers["www-authenticate"].startswith("Bearer")
+
+
+async def test_a_key_is_shown_once_and_stored_as_a_digest(api: Api) -> None:
+    created = await make_key(api)
+    assert created["key"].startswith("qe_")
+    listed = ok(await api.client.get("/v1/keys"))["data"]
+    assert [entry["id"] for entry in listed] == [created["id"]]
+    assert "key" not in listed[0]
+    assert created["key"] not in str(api.execute("SELECT * FROM api_keys"))
+
+
+ROUTES = {
+    "GET /v1/jobs": Scope.JOBS_READ,
+    "GET /v1/jobs/x/artifacts": Scope.JOBS_READ,
+    "POST /v1/jobs": Scope.JOBS_WRITE,
+    "POST /v1/jobs/x/cancel": Scope.JOBS_WRITE,
+    "GET /v1/datasets": Scope.DATASETS_READ,
+    "POST /v1/datasets": Scope.DATASETS_WRITE,
+    "DELETE /v1/datasets/x": Scope.DATASETS_WRITE,
+    "GET /v1/workers": Scope.WORKERS_READ,
+    "GET /v1/keys": Scope.KEYS_ADMIN,
+    "POST /v1/keys": Scope.KEYS_ADMIN,
+}
+
+
+@pytest.mark.parametrize("scope", Scope)
+async def test_a_scope_opens_its_routes_and_no_other(api: Api, scope: Scope) -> None:
+    async with api.as_key((await make_key(api, scopes=[scope]))["key"]) as client:
+        for route, needed in ROUTES.items():
+            method, path = route.split()
+            response = await client.request(method, path, json=job_body() if path == "/v1/jobs" else None)
+            assert (response.status_code == 403) == (needed != scope), (route, response.text)
+        ok(await client.get("/v1/schemes"))
+
+
+async def test_a_revoked_key_opens_nothing_from_the_next_request_on(api: Api) -> None:
+    created = await make_key(api)
+    async with api.as_key(created["key"]) as client:
+        ok(await client.get("/v1/jobs"))
+        revoked = ok(await api.client.delete(f"/v1/keys/{created['id']}"))
+        assert revoked["revoked_at"] is not None
+        assert ok(await api.client.delete(f"/v1/keys/{created['id']}")) == revoked
+        problem(await client.get("/v1/jobs"), 401, "unauthenticated")
+    problem(await api.client.delete("/v1/keys/key_1"), 404, "not-found")
+
+
+async def test_a_key_ends_when_it_was_said_to(api: Api) -> None:
+    now = datetime.now(UTC)
+    past = await make_key(api, expires_at=(now - timedelta(seconds=1)).isoformat())
+    future = await make_key(api, expires_at=(now + timedelta(hours=1)).isoformat())
+    async with api.as_key(past["key"]) as client:
+        problem(await client.get("/v1/jobs"), 401, "unauthenticated")
+    async with api.as_key(future["key"]) as client:
+        ok(await client.get("/v1/jobs"))
+    assert ok(await api.client.get("/v1/keys"))["data"][0]["last_used_at"] is not None
+
+
+async def test_a_key_gives_no_more_than_it_has(api: Api) -> None:
+    admin = await make_key(api, scopes=["keys:admin", "jobs:read"])
+    async with api.as_key(admin["key"]) as client:
+        beyond = {"name": "x", "scopes": ["jobs:read", "jobs:write"]}
+        assert "jobs:write" in problem(await client.post("/v1/keys", json=beyond), 403, "missing-scope")["detail"]
+        elsewhere = {"name": "x", "scopes": ["jobs:read"], "tenant": "other"}
+        problem(await client.post("/v1/keys", json=elsewhere), 403, "missing-scope")
+        assert (
+            ok(await client.post("/v1/keys", json={"name": "x", "scopes": ["jobs:read"]}), 201)["tenant"] == "default"
+        )
+
+
+async def test_another_tenants_things_do_not_exist(api: Api) -> None:
+    files = {"file": ("r.jsonl", b'{"messages": [{"role": "user", "content": "hello"}]}')}
+    dataset = ok(await api.client.post("/v1/datasets", files=files), 201)["id"]
+    job = (await api.create_job(calibration={"dataset": dataset}))["id"]
+    key = await make_key(api, scopes=list(Scope), tenant="acme")
+    async with api.as_key(key["key"]) as theirs:
+        for path in ("jobs", "datasets"):
+            assert ok(await theirs.get(f"/v1/{path}"))["data"] == []
+        for below in ("", "/events", "/layers", "/attempts", "/artifacts", "/archive", "/report", "/artifacts/a"):
+            problem(await theirs.get(f"/v1/jobs/{job}{below}"), 404, "not-found")
+        problem(await theirs.post(f"/v1/jobs/{job}/cancel"), 404, "not-found")
+        problem(await theirs.post(f"/v1/jobs/{job}/retry"), 404, "not-found")
+        problem(await theirs.get(f"/v1/datasets/{dataset}"), 404, "not-found")
+        problem(await theirs.delete(f"/v1/datasets/{dataset}"), 404, "not-found")
+        response = await theirs.post("/v1/jobs", json=job_body(calibration={"dataset": dataset}))
+        problem(response, 422, "dataset-not-found")
+        assert [entry["id"] for entry in ok(await theirs.get("/v1/keys"))["data"]] == [key["id"]]
+
+
+async def test_a_short_key_or_secret_stops_the_start(settings: Settings) -> None:
+    for short in ({"api_key": "short"}, {"secret": "short"}):
+        with pytest.raises(ValueError, match="at least 32"):
+            async with started(settings.model_copy(update=short)):
+                pass
+
+
+async def test_a_made_secret_is_kept_so_that_keys_outlive_a_restart(settings: Settings) -> None:
+    settings = settings.model_copy(update={"secret": None})
+    async with started(settings) as api:
+        key = (await make_key(api))["key"]
+    assert (settings.resolved_home / "secret").stat().st_mode & 0o777 == 0o600
+    async with started(settings) as api, api.as_key(key) as client:
+        ok(await client.get("/v1/jobs"))

@@ -1,0 +1,130 @@
+"""The service itself: health, readiness, metrics, schemes, workers, its published contract."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.main import create_app
+from app.openapi import document
+from app.problems import CATALOGUE
+from app.settings import Settings
+from tests.app.conftest import Api, ok, problem, started
+
+ROOT = Path(__file__).parent.parent.parent
+FORBIDDEN = ("torch", "transformers", "quant_experts", "worker", "celery")
+
+
+async def test_health_needs_no_key_and_no_database(settings: Settings) -> None:
+    away = settings.model_copy(update={"database_url": "postgresql://nobody@127.0.0.1:1/none"})
+    async with started(away) as api:
+        assert ok(await api.client.get("/healthz", headers={"Authorization": ""})) == {"status": "ok"}
+
+
+async def test_ready_when_database_storage_and_broker_answer(api: Api) -> None:
+    body = ok(await api.client.get("/readyz"))
+    assert body == {"status": "ready", "checks": {"database": "ok", "storage": "ok", "broker": "ok"}}
+
+
+async def test_without_a_broker_it_is_degraded_but_ready(settings: Settings) -> None:
+    for redis_url in ("redis://127.0.0.1:1/0", None):
+        async with started(settings.model_copy(update={"redis_url": redis_url})) as api:
+            assert ok(await api.client.get("/readyz"))["status"] == "degraded"
+
+
+async def test_without_a_database_it_is_not_ready_and_says_so_everywhere(settings: Settings) -> None:
+    away = settings.model_copy(update={"database_url": "postgresql://nobody@127.0.0.1:1/none"})
+    async with started(away) as api:
+        assert ok(await api.client.get("/readyz"), 503)["status"] == "unavailable"
+        response = await api.client.get("/v1/jobs")
+        assert problem(response, 503, "unavailable")["retryable"] is True
+        assert "retry-after" in response.headers
+
+
+async def test_an_unmigrated_database_is_not_ready(settings: Settings, empty_database_url: str) -> None:
+    async with started(settings.model_copy(update={"database_url": empty_database_url})) as api:
+        assert "alembic upgrade head" in ok(await api.client.get("/readyz"), 503)["checks"]["database"]
+
+
+async def test_a_storage_that_cannot_be_written_is_not_ready(api: Api) -> None:
+    storage = api.settings.resolved_home / "storage"
+    (storage / "readiness").rmdir() if (storage / "readiness").exists() else None
+    (storage / "readiness").write_text("a file where a folder must be")
+    assert ok(await api.client.get("/readyz"), 503)["checks"]["storage"].startswith("not writable")
+
+
+async def test_metrics_count_requests_by_route_and_jobs_by_status(api: Api) -> None:
+    job = await api.create_job()
+    await api.client.get(f"/v1/jobs/{job['id']}")
+    await api.client.get("/nowhere")
+    text = (await api.client.get("/metrics")).text
+    assert 'qe_http_requests_total{method="GET",route="/v1/jobs/{job_id}",status="200"} 1.0' in text
+    assert 'route="unmatched",status="404"' in text
+    assert job["id"] not in text
+    assert 'qe_jobs{status="queued"} 1.0' in text
+    assert 'qe_jobs{status="failed"} 0.0' in text
+
+
+async def test_schemes_list_what_a_job_may_ask_for(api: Api) -> None:
+    body = ok(await api.client.get("/v1/schemes"))
+    assert {"name": "W3A16", "weight_bits": 3, "activation_bits": 16} in body["schemes"]
+    method = body["methods"][0]
+    for scheme in body["schemes"]:
+        await api.create_job(scheme=scheme["name"], method=method["name"])
+
+
+async def test_workers_are_listed_with_the_job_they_hold(api: Api) -> None:
+    job = await api.create_job()
+    api.execute("INSERT INTO workers (id, host, device, job_id) VALUES ('w1', 'h', 'cpu', %s)", [job["id"]])
+    api.execute("INSERT INTO workers (id, host, device, seen_at) VALUES ('w2', 'h', 'cpu', now() - interval '1 day')")
+    first, second = ok(await api.client.get("/v1/workers"))["data"]
+    assert (first["id"], first["alive"], first["busy"], first["job_id"]) == ("w1", True, True, job["id"])
+    assert (second["id"], second["alive"], second["busy"]) == ("w2", False, False)
+    key = ok(await api.client.post("/v1/keys", json={"name": "k", "scopes": ["workers:read"], "tenant": "acme"}), 201)
+    async with api.as_key(key["key"]) as theirs:
+        assert ok(await theirs.get("/v1/workers"))["data"][0]["job_id"] is None
+
+
+async def test_every_problem_can_be_looked_up(api: Api) -> None:
+    for slug, kind in CATALOGUE.items():
+        assert ok(await api.client.get(kind.uri))["type"] == f"/problems/{slug}"
+    problem(await api.client.get("/problems/unheard-of"), 404, "not-found")
+
+
+def test_the_published_contract_is_the_one_in_the_repository() -> None:
+    assert (ROOT / "openapi.json").read_text() == document(), "run `make openapi` if the change is wanted"
+
+
+def test_every_operation_documents_its_problems() -> None:
+    paths = json.loads(document())["paths"]
+    for path, operations in paths.items():
+        for method, operation in operations.items():
+            if path.startswith("/v1/"):
+                assert {"401", "403", "422", "500", "503"} <= set(operation["responses"]), (method, path)
+            for status, response in operation["responses"].items():
+                if status.startswith(("4", "5")) and path != "/readyz":
+                    assert list(response["content"]) == ["application/problem+json"], (method, path, status)
+
+
+def test_the_application_is_made_without_touching_anything(tmp_path: Path) -> None:
+    create_app(Settings(home=tmp_path / "home"))
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_start_without_a_database_says_what_to_set(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="QE_DATABASE_URL"):
+        async with started(Settings(home=tmp_path, database_url=None)):
+            pass
+
+
+def test_the_api_loads_neither_torch_nor_the_library_nor_the_worker() -> None:
+    program = (
+        "import sys; from app.main import create_app; create_app().openapi(); "
+        f"print([name for name in {FORBIDDEN!r} if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -1,0 +1,86 @@
+"""From ``POST /v1/jobs`` to the loaded checkpoint, over HTTP, on real parts."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo.loading import generate_in_fresh_process
+from tests.e2e.conftest import OPTIONS, Site
+
+
+@pytest.fixture(scope="module")
+def finished(site: Site, dataset: str) -> dict[str, Any]:
+    """A job that ran to its end, with the events that a client saw while it ran."""
+    job = site.service.submit("local/tiny", dataset, "W4A6", OPTIONS)
+    events = list(site.service.events(job["id"]))
+    return {"job": site.service.job(job["id"]), "events": events}
+
+
+def test_the_job_succeeds_and_says_what_it_did(finished: dict[str, Any]) -> None:
+    job = finished["job"]
+    assert job["status"] == "succeeded", job["error"]
+    assert job["error"] is None
+    assert job["progress"]["blocks_done"] == job["progress"]["blocks_total"] == 2
+
+
+def test_its_events_are_dense_and_end_with_success(finished: dict[str, Any]) -> None:
+    events = finished["events"]
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    kinds = [event["type"] for event in events]
+    assert kinds[0] == "job.created"
+    assert kinds[-1] == "job.succeeded"
+    assert kinds.count("job.block") == 2
+    phases = [event["data"]["phase"] for event in events if event["type"] == "job.phase"]
+    assert phases.index("calibrating") < phases.index("fitting") < phases.index("packing") < phases.index("publishing")
+
+
+def test_every_block_reports_the_error_of_its_groups(site: Site, finished: dict[str, Any]) -> None:
+    response = site.service.client.get(f"/v1/jobs/{finished['job']['id']}/layers")
+    layers = response.json()["data"]
+    assert [layer["block"] for layer in layers] == [0, 1]
+    for layer in layers:
+        for group in layer["groups"]:
+            assert 0 < group["error"]["routed"] <= group["error"]["shared"] * 1.05 <= group["error"]["base"] * 1.1
+
+
+def test_the_artifacts_are_what_was_announced_and_load_both_ways(
+    site: Site, finished: dict[str, Any], tmp_path: Path
+) -> None:
+    artifacts = site.service.download(finished["job"]["id"], tmp_path)
+    names = {artifact["name"] for artifact in artifacts}
+    assert {
+        "config.json",
+        "quality_report.json",
+        "quality_report.html",
+        "recipe.json",
+        "README.md",
+        "SHA256SUMS",
+    } <= names
+    for artifact in artifacts:
+        content = (tmp_path / artifact["name"]).read_bytes()
+        assert len(content) == artifact["bytes"]
+        assert hashlib.sha256(content).hexdigest() == artifact["sha256"]
+    replies = [
+        generate_in_fresh_process(tmp_path, site.rows, with_package=with_package) for with_package in (True, False)
+    ]
+    assert replies[0].tokens
+    assert replies[0].tokens == replies[1].tokens
+
+
+def test_a_report_for_people_and_one_for_programs(site: Site, finished: dict[str, Any]) -> None:
+    job_id = finished["job"]["id"]
+    report = site.service.report(job_id)
+    assert report["scheme"] == "W4A6"
+    assert report["quality"]["kl"] >= 0
+    page = site.service.client.get(f"/v1/jobs/{job_id}/report", headers={"Accept": "text/html"})
+    assert page.headers["content-type"].startswith("text/html")
+    assert "<svg" in page.text
+
+
+def test_the_attempt_is_on_record(site: Site, finished: dict[str, Any]) -> None:
+    attempts = site.service.client.get(f"/v1/jobs/{finished['job']['id']}/attempts").json()["data"]
+    assert [attempt["outcome"] for attempt in attempts] == ["succeeded"]

@@ -1,0 +1,190 @@
+"""``qe`` as a user meets it: a real small run, what it prints, how it ends, and how quickly it answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from demo.rows import write_jsonl
+from quant_experts.cli import run
+from tests.models import make_model
+
+QE = [sys.executable, "-m", "quant_experts.cli"]
+SMALL = ["--samples", "8", "--experts", "2", "--shared-rank", "4", "--routed-rank", "4", "--important-channels", "4"]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with ``model`` and ``rows.jsonl``."""
+    directory = tmp_path_factory.mktemp("inputs")
+    make_model("qwen2_vl", directory / "model", blocks=3)
+    write_jsonl(directory / "rows.jsonl", 10)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def quantized(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A checkpoint, and what the command that made it said."""
+    output = tmp_path_factory.mktemp("quantized") / "out"
+    done = subprocess.run([*QE, *arguments(inputs, output)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return output, done
+
+
+def arguments(inputs: Path, output: Path, *more: str) -> list[str]:
+    return [
+        "quantize",
+        *("--model", str(inputs / "model")),
+        *("--calibration", str(inputs / "rows.jsonl")),
+        *("--output", str(output)),
+        *SMALL,
+        *more,
+    ]
+
+
+def test_quantize_shows_its_way_and_ends_with_a_verdict(
+    quantized: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    output, done = quantized
+    assert "block 1 of 3" in done.stderr
+    assert "block 3 of 3" in done.stderr
+    assert "error so far" in done.stderr
+    assert "left" in done.stderr
+    assert "same next token" in done.stdout
+    assert str(output) in done.stdout
+    assert (output / "SHA256SUMS").is_file()
+    assert sorted(path.name for path in output.parent.iterdir()) == ["out"]  # the work directory is gone
+
+
+def test_inspect_says_bits_and_layers(
+    quantized: tuple[Path, subprocess.CompletedProcess[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["inspect", str(quantized[0])]) == 0
+    text = capsys.readouterr().out
+    assert "W4A6" in text
+    assert "q_proj k_proj v_proj" in text
+    assert "model.language_model.layers.*.self_attn.qkv" in text
+    assert "2 × 4" in text
+    assert run(["inspect", "--json", str(quantized[0])]) == 0
+    contents = json.loads(capsys.readouterr().out)
+    assert len(contents["groups"]) == 12
+    assert contents["effective_bits"] > contents["base_bits"] > 4
+
+
+def test_verify_passes_and_then_names_a_changed_byte(
+    quantized: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["verify", str(quantized[0])]) == 0
+    assert "logits are finite" in capsys.readouterr().out
+    damaged = Path(shutil.copytree(quantized[0], tmp_path / "damaged"))
+    with (damaged / "tokenizer.json").open("a") as file:
+        file.write(" ")
+    assert run(["verify", str(damaged)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error invalid_checkpoint: ")
+    assert "tokenizer.json has changed" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (["--scheme", "W9A9"], "--scheme W9A9"),
+        (["--scheme", "int4"], "write W<bits>A<bits>"),
+        (["--method", "magic"], "'magic' is not one of"),
+        (["--group-size", "48"], "--group-size 48"),
+        (["--shared-rank", "0"], "--shared-rank 0"),
+        (["--experts", "many"], "'many' is not a valid integer"),
+        (["--smoothing", "soap"], "--smoothing soap: choose one of none, outlier"),
+        (["--frobnicate"], "--frobnicate"),
+    ],
+)
+def test_a_bad_argument_is_one_line_and_exit_code_2(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: list[str], named: str
+) -> None:
+    assert run(arguments(inputs, tmp_path / "out", *changes)) == 2
+    error = capsys.readouterr().err
+    assert named in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "command", [["frob"], ["quantize", "--model", "m"], ["inspect", "/no/such/directory"], ["verify"]]
+)
+def test_a_wrong_call_is_one_line_and_exit_code_2(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(command) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_an_output_in_use_is_refused_before_anything_runs(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    assert run(arguments(inputs, tmp_path)) == 2
+    assert "is not an empty directory" in capsys.readouterr().err
+
+
+def test_bad_input_is_one_line_with_its_code_and_exit_code_1(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = arguments(inputs, tmp_path / "out", "--calibration", str(tmp_path / "rows.jsonl"))
+    assert run(command) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error invalid_calibration: ")
+    assert error.count("\n") == 1
+    assert run(arguments(inputs, tmp_path / "out", "--model", str(tmp_path / "nowhere"))) == 1
+    assert capsys.readouterr().err.startswith("error invalid_model: ")
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_goes_on_to_the_same_bytes(
+    inputs: Path, quantized: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    with subprocess.Popen(
+        [*QE, *arguments(inputs, output)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stderr is not None
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if line.startswith("block 1 of 3"):
+                process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=120) == 130, "".join(said)
+    text = "".join(said)
+    assert "run the same command again" in text
+    assert not output.exists()
+    done = subprocess.run([*QE, *arguments(inputs, output)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "block 1 of 3 · found finished" in done.stderr
+    name = "model-00001-of-00001.safetensors"
+    assert (output / name).read_bytes() == (quantized[0] / name).read_bytes()
+
+
+def test_help_lists_every_command_without_waiting_for_torch() -> None:
+    code = "import sys; from quant_experts.cli import run; run(['--help']); print('torch' in sys.modules)"
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds = time.monotonic() - began
+    for name in ("quantize", "inspect", "verify", "serve"):
+        assert f"\n  {name} " in done.stdout
+    assert done.stdout.endswith("False\n")
+    assert seconds < 10 or os.getloadavg()[0] > 4  # about 1 s on an idle core
+
+
+def test_quantize_help_names_every_promised_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["quantize", "--help"]) == 0
+    text = capsys.readouterr().out
+    for option in (
+        *("--model", "--calibration", "--scheme", "--method", "--samples", "--seed", "--group-size"),
+        *("--shared-rank", "--routed-rank", "--experts", "--important-channels", "--output"),
+    ):
+        assert f"{option} " in text

@@ -1,0 +1,84 @@
+"""A block run through the glue gives bit for bit what it gives inside the whole model, in every family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+from quant_experts.blueprint import fill, open_blueprint
+from quant_experts.calibration.collate import open_collator
+from quant_experts.calibration.rows import parse_row
+from quant_experts.glue import block_glue, capture_call
+from tests.models import FAMILIES, VISION_FAMILIES, make_model
+from tests.rows import image_row, text_row
+
+CPU = torch.device("cpu")
+
+
+def outputs_of_the_whole_model(model: Any, layers: Any, inputs: dict[str, Tensor]) -> tuple[list[Tensor], Tensor]:
+    outputs: list[Tensor] = []
+    hooks = [layer.register_forward_hook(lambda module, args, output: outputs.append(output)) for layer in layers]
+    with torch.no_grad():
+        logits = model(**inputs, use_cache=False).logits
+    for hook in hooks:
+        hook.remove()
+    return outputs, logits
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_one_by_one_are_the_whole_model(family: str, tmp_path: Path) -> None:
+    # Four blocks, of which Qwen3-VL adds vision features after the first two.
+    directory = make_model(family, tmp_path, blocks=4)
+    blueprint = open_blueprint(directory, device=CPU)
+    row = image_row(1) if family in VISION_FAMILIES else text_row(1)
+    sample = open_collator(directory, blueprint.model.config)(parse_row(1, row, tmp_path))
+    kind = AutoModelForImageTextToText if family in VISION_FAMILIES else AutoModelForCausalLM
+    whole = kind.from_pretrained(directory)
+    expected, logits = outputs_of_the_whole_model(
+        whole, whole.get_submodule(blueprint.family.language_model).layers, sample.inputs
+    )
+
+    for name, _ in blueprint.model.named_children():
+        fill(blueprint, name)
+    language_model = blueprint.language_model
+    originals = list(language_model.layers)
+    arguments, hidden = capture_call(blueprint.model, language_model, sample.inputs)
+    for block, output in enumerate(expected):
+        with block_glue(language_model, block) as glue:
+            hidden = glue.run(arguments, hidden)
+        assert torch.equal(hidden, output), f"block {block}"
+    with block_glue(language_model, len(expected)) as glue:
+        last = glue.run(arguments, hidden)
+    with torch.no_grad():
+        assert torch.equal(blueprint.model.lm_head(last), logits)
+    assert list(language_model.layers) == originals
+
+
+def test_earlier_blocks_need_no_weights(tmp_path: Path) -> None:
+    directory = make_model("qwen3_vl", tmp_path, blocks=3)
+    blueprint = open_blueprint(directory, device=CPU)
+    for name in ("model.visual", "model.language_model.embed_tokens", "model.language_model.rotary_emb"):
+        fill(blueprint, name)
+    sample = open_collator(directory, blueprint.model.config)(parse_row(1, image_row(1), tmp_path))
+    arguments, hidden = capture_call(blueprint.model, blueprint.language_model, sample.inputs)
+    fill(blueprint, "model.language_model.layers.2")
+    with block_glue(blueprint.language_model, 2) as glue:
+        assert torch.isfinite(glue.run(arguments, hidden)).all()
+    assert next(blueprint.language_model.layers[0].parameters()).is_meta
+
+
+def test_deep_stack_features_reach_the_block_after(tmp_path: Path) -> None:
+    directory = make_model("qwen3_vl", tmp_path, blocks=3)
+    blueprint = open_blueprint(directory, device=CPU)
+    for name, _ in blueprint.model.named_children():
+        fill(blueprint, name)
+    sample = open_collator(directory, blueprint.model.config)(parse_row(1, image_row(1), tmp_path))
+    arguments, hidden = capture_call(blueprint.model, blueprint.language_model, sample.inputs)
+    without = {**arguments, "deepstack_visual_embeds": None, "visual_pos_masks": None}
+    with block_glue(blueprint.language_model, 1) as glue:
+        assert not torch.equal(glue.run(arguments, hidden), glue.run(without, hidden))

@@ -1,0 +1,35 @@
+"""The input groups of every family, and what is left alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from quant_experts.blueprint import open_blueprint
+from quant_experts.groups import plan_groups, skipped_layers
+from tests.models import FAMILIES, VISION_FAMILIES, make_model
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_block_has_four_input_groups_in_the_order_in_which_they_run(family: str, tmp_path: Path) -> None:
+    blueprint = open_blueprint(make_model(family, tmp_path, blocks=3), device=CPU)
+    plans = plan_groups(blueprint.model, blueprint.family)
+    assert [[plan.label for plan in block] for block in plans] == [["qkv", "o", "gate_up", "down"]] * 3
+    attention, mlp_down = plans[1][0], plans[1][3]
+    assert attention.name == f"{blueprint.family.language_model}.layers.1.self_attn.qkv"
+    assert (attention.layers, attention.width, attention.outs) == (("q_proj", "k_proj", "v_proj"), 128, (128, 64, 64))
+    assert (mlp_down.width, mlp_down.outs, mlp_down.weights) == (192, (128,), 192 * 128)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_skipped_has_a_reason(family: str, tmp_path: Path) -> None:
+    blueprint = open_blueprint(make_model(family, tmp_path), device=CPU)
+    plans = [plan for block in plan_groups(blueprint.model, blueprint.family) for plan in block]
+    skipped = skipped_layers(blueprint.model, plans, blueprint.family)
+    assert "output head" in skipped["lm_head"]
+    assert any("vision tower" in reason for reason in skipped.values()) is (family in VISION_FAMILIES)
+    assert not any("proj" in name and "language_model" in name for name in skipped)

@@ -1,0 +1,246 @@
+"""Stock transformers loads a checkpoint, with this package and without it, each time in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
+
+import quant_experts  # noqa: F401 -- registers the method
+from quant_experts.checkpoint.verify import Probe, verify_in_fresh_process
+from quant_experts.errors import InvalidCheckpoint
+from tests.models import FAMILIES
+from tests.quant_experts.checkpoints import Parts, quantized_parts, written
+
+HIDDEN = "sys.modules['quant_experts'] = None\n"
+IMPORTED = "import quant_experts\n"
+
+
+@dataclass(frozen=True)
+class Written:
+    parts: Parts
+    directory: Path
+    inputs: dict[str, Tensor]
+    logits: Tensor
+
+
+def ask(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    with torch.no_grad():
+        logits: Tensor = model(**inputs, use_cache=False).logits
+    return logits.float()
+
+
+def image_inputs(model: Any) -> dict[str, Tensor]:
+    """Two rows, the first padded on the left, each with one picture of 2 by 2 merged patches."""
+    config = model.config
+    vision = config.vision_config
+    merge = vision.spatial_merge_size
+    grid = torch.tensor([[1, 2 * merge, 2 * merge]] * 2)
+    picture = [config.vision_start_token_id, *[config.image_token_id] * 4, config.vision_end_token_id]
+    rows = [[0, 0, 0, *picture, 300, 301, 302], [*picture, 400, 401, 402, 403, 404, 405]]
+    ids = torch.tensor(rows)
+    width = vision.temporal_patch_size * vision.patch_size**2 * 3
+    pixels = torch.randn(2 * 4 * merge**2, width, generator=torch.Generator().manual_seed(5))
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.tensor([[0] * 3 + [1] * 9, [1] * 12]),
+        "pixel_values": pixels.to(model.dtype),
+        "image_grid_thw": grid,
+        "mm_token_type_ids": (ids == config.image_token_id).int(),
+    }
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    directory = tmp_path_factory.mktemp("loading")
+    parts = quantized_parts("qwen2_vl", directory)
+    inputs = image_inputs(parts.model)
+    return Written(parts, written(parts, directory / "out"), inputs, ask(parts.model, inputs))
+
+
+def in_fresh_process(code: str, *arguments: Path, modules: Path) -> dict[str, Any]:
+    """Run ``code`` and return the JSON object on its last line."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import json, sys, torch\n" + code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(modules), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return answer
+
+
+@pytest.mark.parametrize("package", [IMPORTED, HIDDEN], ids=["with the package", "with nothing but transformers"])
+def test_both_ways_give_the_same_logits_and_generate(checkpoint: Written, tmp_path: Path, package: str) -> None:
+    save_file(checkpoint.inputs, str(tmp_path / "inputs.safetensors"))
+    answer = in_fresh_process(
+        package
+        + """
+from pathlib import Path
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
+trust = {"trust_remote_code": True} if sys.modules["quant_experts"] is None else {}
+model, loading = AutoModelForImageTextToText.from_pretrained(sys.argv[1], output_loading_info=True, **trust)
+inputs = load_file(sys.argv[2])
+with torch.no_grad():
+    logits = model(**inputs, use_cache=False).logits.float()
+    cached = model.generate(**inputs, max_new_tokens=5, do_sample=False)
+    plain = model.generate(**inputs, max_new_tokens=5, do_sample=False, use_cache=False)
+save_file({"logits": logits}, sys.argv[3])
+print(json.dumps({
+    "left": {kind: sorted(map(str, names)) for kind, names in loading.items() if names},
+    "class": type(model).__module__, "dtype": str(model.dtype), "new": cached.shape[1] - inputs["input_ids"].shape[1],
+    "same": torch.equal(cached, plain), "training": model.training,
+}))
+""",
+        checkpoint.directory,
+        tmp_path / "inputs.safetensors",
+        tmp_path / "logits.safetensors",
+        modules=tmp_path,
+    )
+    assert answer == {
+        "left": {},
+        "class": "transformers.models.qwen2_vl.modeling_qwen2_vl",
+        "dtype": "torch.bfloat16",
+        "new": 5,
+        "same": True,
+        "training": False,
+    }
+    assert torch.equal(load_file(str(tmp_path / "logits.safetensors"))["logits"], checkpoint.logits)
+
+
+def test_importing_transformers_first_or_loading_both_ways_in_one_process_works_too(
+    checkpoint: Written, tmp_path: Path
+) -> None:
+    answer = in_fresh_process(
+        """
+import transformers.modeling_utils
+import quant_experts
+from transformers import AutoModelForImageTextToText as Auto
+ids = torch.arange(10, 20)[None]
+one = Auto.from_pretrained(sys.argv[1])(input_ids=ids).logits
+two = Auto.from_pretrained(sys.argv[1], trust_remote_code=True)(input_ids=ids).logits
+print(json.dumps({"same": torch.equal(one, two)}))
+""",
+        checkpoint.directory,
+        modules=tmp_path,
+    )
+    assert answer == {"same": True}
+
+
+def test_the_dtype_asked_for_is_the_dtype_that_runs(checkpoint: Written, tmp_path: Path) -> None:
+    answer = in_fresh_process(
+        HIDDEN
+        + """
+from transformers import AutoModelForImageTextToText as Auto
+from collections import Counter
+model = Auto.from_pretrained(sys.argv[1], trust_remote_code=True, dtype=torch.float32)
+kinds = Counter(str(p.dtype) for n, p in model.named_parameters())
+layer = model.model.language_model.layers[0].self_attn
+print(json.dumps({"kinds": sorted(kinds), "scale": str(layer.q_proj.weight_scale.dtype),
+                  "logits": str(model(input_ids=torch.arange(10, 20)[None]).logits.dtype)}))
+""",
+        checkpoint.directory,
+        modules=tmp_path,
+    )
+    assert answer == {
+        "kinds": ["torch.float32", "torch.int32", "torch.int64"],
+        "scale": "torch.float32",
+        "logits": "torch.float32",
+    }
+
+
+def test_the_body_without_its_head_is_refused_because_transformers_would_leave_the_vision_tower_random(
+    checkpoint: Written,
+) -> None:
+    with pytest.raises(ValueError, match="Qwen2VLForConditionalGeneration, not as a Qwen2VLModel"):
+        AutoModel.from_pretrained(checkpoint.directory)
+
+
+def test_saving_a_loaded_model_is_refused_instead_of_writing_names_that_do_not_load(
+    checkpoint: Written, tmp_path: Path
+) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint.directory)
+    with pytest.raises(ValueError, match="not serializable"):
+        model.save_pretrained(tmp_path / "saved")
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_newer_format_and_lost_tensors_are_errors_and_not_random_layers(checkpoint: Written, tmp_path: Path) -> None:
+    newer = Path(shutil.copytree(checkpoint.directory, tmp_path / "newer"))
+    config = json.loads((newer / "config.json").read_text())
+    config["quantization_config"]["format"] = 2
+    (newer / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="format 2, this loader reads format 1"):
+        AutoModelForImageTextToText.from_pretrained(newer)
+
+    lossy = Path(shutil.copytree(checkpoint.directory, tmp_path / "lossy"))
+    shard = lossy / "model-00001-of-00001.safetensors"
+    tensors = load_file(str(shard))
+    kept = {name: tensor for name, tensor in tensors.items() if "layers.1.self_attn.q_proj" not in name}
+    save_file(kept, str(shard), metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="q_proj: its tensors are missing"):
+        AutoModelForImageTextToText.from_pretrained(lossy)
+
+
+def test_wrong_logits_fail_the_proof_with_the_size_of_the_error(checkpoint: Written) -> None:
+    shifted = checkpoint.logits + 0.5 * checkpoint.logits.std() * torch.randn_like(checkpoint.logits)
+    with pytest.raises(InvalidCheckpoint, match=r"logits are 0\.\d+ off"):
+        verify_in_fresh_process(checkpoint.directory, Probe(checkpoint.inputs, shifted))
+
+
+def test_a_tensor_that_the_checkpoint_lacks_fails_the_proof_by_name(checkpoint: Written, tmp_path: Path) -> None:
+    lossy = Path(shutil.copytree(checkpoint.directory, tmp_path / "lossy"))
+    shard = lossy / "model-00001-of-00001.safetensors"
+    tensors = load_file(str(shard))
+    del tensors["model.language_model.norm.weight"]
+    save_file(tensors, str(shard), metadata={"format": "pt"})
+    with pytest.raises(InvalidCheckpoint, match=r"missing_keys: model\.language_model\.norm\.weight"):
+        verify_in_fresh_process(lossy)
+
+
+def test_logits_that_are_not_finite_fail_the_proof(checkpoint: Written, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(checkpoint.directory, tmp_path / "broken"))
+    shard = broken / "model-00001-of-00001.safetensors"
+    tensors = load_file(str(shard))
+    tensors["model.language_model.layers.0.mlp.down_proj.weight_scale"][0, 0] = float("nan")
+    save_file(tensors, str(shard), metadata={"format": "pt"})
+    with pytest.raises(InvalidCheckpoint, match="not finite"):
+        verify_in_fresh_process(broken)
+
+
+@pytest.mark.parametrize(
+    ("family", "tied", "dtype"),
+    [(family, family in {"qwen2", "qwen3_vl"}, torch.bfloat16) for family in FAMILIES if family != "qwen2_vl"]
+    + [("qwen2_vl", True, torch.float16), ("llama", False, torch.float32)],
+)
+def test_every_family_loads_whole_and_equals_the_model_in_memory(
+    tmp_path: Path, family: str, tied: bool, dtype: torch.dtype
+) -> None:
+    parts = quantized_parts(family, tmp_path, tied=tied, dtype=dtype)
+    inputs = image_inputs(parts.model) if family.endswith("_vl") else {"input_ids": torch.arange(20, 60).view(2, 20)}
+    logits = ask(parts.model, inputs)
+    auto_class = AutoModelForImageTextToText if family.endswith("_vl") else AutoModelForCausalLM
+    loaded, loading = auto_class.from_pretrained(written(parts, tmp_path / "out"), output_loading_info=True)
+    assert not any(loading.values())
+    assert loaded.dtype == dtype
+    assert torch.equal(ask(loaded, inputs), logits)
+
+
+def test_a_text_model_loads_with_nothing_but_transformers(tmp_path: Path) -> None:
+    parts = quantized_parts("qwen3", tmp_path, tied=True)
+    inputs = {"input_ids": torch.arange(20, 60).view(2, 20)}
+    probe = Probe(inputs, ask(parts.model, inputs))
+    assert verify_in_fresh_process(written(parts, tmp_path / "out"), probe).error == 0.0

@@ -1,0 +1,137 @@
+"""The report page and the model card: self-contained, escaped, and saying what the numbers say."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from quant_experts.checkpoint.card import model_card
+from quant_experts.config import QuantizationSpec
+from quant_experts.report import ModelQuality, QualityReport, StageErrors
+from quant_experts.report_html import error_chart, render_report, verdict
+from tests.quant_experts.checkpoints import made_up_report
+
+VOID = {"meta", "br"}
+
+
+def groups(blocks: int) -> list[dict[str, object]]:
+    return [
+        {"name": f"model.layers.{n}.{kind}", "layers": ["a_proj"]}
+        for n in range(blocks)
+        for kind in ("self_attn.qkv", "mlp.down")
+    ]
+
+
+@pytest.fixture
+def report() -> QualityReport:
+    return made_up_report(groups(3), environment={"torch": "2.13.0"}, rows_skipped={"too long": 2})
+
+
+class Balance(HTMLParser):
+    """Fails on a tag that is closed and was not opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_well_formed_and_asks_nobody_for_anything(report: QualityReport) -> None:
+    page = render_report(report, {"spec": {"seed": 0}})
+    parser = Balance()
+    parser.feed(page)
+    assert parser.open == []
+    assert not any(tag in {"script", "link", "img", "iframe"} for tag, _ in parser.seen)
+    assert not any({"src", "href"} & set(attributes) for _, attributes in parser.seen)
+    assert "url(" not in page
+    assert "@import" not in page
+
+
+def test_the_page_says_the_numbers(report: QualityReport) -> None:
+    page = render_report(report, {"spec": {"seed": 11}})
+    assert "93.0% of the time" in page
+    assert "perplexity goes from 9 to 9.2 (+2.2%)" in page
+    assert "model.layers.2.mlp.down" in page
+    assert "2 skipped (too long)" in page
+    assert "spec.seed" in page
+    assert "2.13.0" in page
+    assert "prefers-color-scheme: dark" in page
+    assert "@media print" in page
+
+
+def test_the_worst_groups_come_first(report: QualityReport) -> None:
+    block = report.blocks[1]
+    bad = block.groups[1].model_copy(update={"error": StageErrors(base=0.5, shared=0.4, routed=0.3)})
+    changed = block.model_copy(update={"groups": [block.groups[0], bad]})
+    page = render_report(report.model_copy(update={"blocks": [report.blocks[0], changed, report.blocks[2]]}))
+    rows = re.findall(r"<tr><td title=\"(model[^\"]*)\">", page)
+    assert rows[0] == "model.layers.1.mlp.down"
+
+
+def test_names_and_warnings_from_outside_are_escaped(report: QualityReport) -> None:
+    evil = report.model_copy(update={"model": "<script>alert(1)</script>", "warnings": ["<img src=x>"]})
+    page = render_report(evil, {"<b>": "<i>"})
+    assert "<script>" not in page
+    assert "<img" not in page
+    assert "<b>" not in page
+
+
+def test_a_curve_has_a_point_per_block_and_less_error_is_lower(report: QualityReport) -> None:
+    chart = error_chart(report)
+    base, shared, routed = chart.curves
+    assert [len(curve.dots) for curve in chart.curves] == [3, 3, 3]
+    assert base.dots[0][1] < shared.dots[0][1] < routed.dots[0][1]  # y grows downwards
+
+
+@pytest.mark.parametrize("blocks", [1, 80])
+def test_errors_of_zero_and_models_of_any_depth_can_be_drawn(blocks: int) -> None:
+    report = made_up_report(groups(blocks))
+    zero = StageErrors(base=0.0, shared=0.0, routed=0.0)
+    first = report.blocks[0]
+    exact = first.model_copy(update={"groups": [g.model_copy(update={"error": zero}) for g in first.groups]})
+    chart = error_chart(report.model_copy(update={"blocks": [exact, *report.blocks[1:]]}))
+    assert all(0 <= y <= chart.height for curve in chart.curves for _, y, _ in curve.dots)
+    assert len(chart.ticks) <= 14
+
+
+def test_a_method_without_experts_has_a_page_too(report: QualityReport) -> None:
+    block = report.blocks[0]
+    plain = [g.model_copy(update={"expert_usage": [], "error_text": None}) for g in block.groups]
+    page = render_report(report.model_copy(update={"blocks": [block.model_copy(update={"groups": plain})]}))
+    assert "<td>–</td>" in page
+
+
+def test_the_verdict_does_not_hide_a_bad_result(report: QualityReport) -> None:
+    quality = ModelQuality(
+        rows=2, tokens=9, kl=4.0, top1_agreement=0.03, perplexity_full=8.0, perplexity_quantized=800.0
+    )
+    assert "3.0% of the time; perplexity goes from 8 to 800 (+9900.0%)" in verdict(
+        report.model_copy(update={"quality": quality})
+    )
+
+
+def test_the_card_says_how_to_load_and_what_it_cannot_do(report: QualityReport) -> None:
+    spec = QuantizationSpec.preset("qe", scheme="W4A6")
+    card = model_card(report, spec, architecture="Qwen2VLForConditionalGeneration")
+    assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\ntags:\n")
+    hub = report.model_copy(update={"model": "Qwen/Qwen2-VL-2B-Instruct"})
+    assert "base_model: Qwen/Qwen2-VL-2B-Instruct\n" in model_card(hub, spec, architecture="Qwen2VL")
+    assert "AutoModelForImageTextToText.from_pretrained(CHECKPOINT, trust_remote_code=True)" in card
+    assert "no faster than W4A8" in card
+    text = model_card(report, QuantizationSpec.preset("rtn", scheme="W4A16"), architecture="LlamaForCausalLM")
+    assert "AutoModelForCausalLM" in text
+    assert "unquantized activations" in text
+    assert "routed experts cannot" not in text

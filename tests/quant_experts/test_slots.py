@@ -1,0 +1,39 @@
+"""Each slot lists what exists, and refuses what does not."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from quant_experts import reconstruction, rounding, smoothing
+from quant_experts.config import PRESETS
+from quant_experts.errors import InvalidSpec
+
+
+def test_the_slots_offer_what_the_presets_name() -> None:
+    assert {"none", "outlier", "smoothquant", "search"} <= set(smoothing.names())
+    assert {"rtn", "gptq"} <= set(rounding.names())
+    assert {"none", "aser", "qe"} <= set(reconstruction.names())
+    for choices in PRESETS.values():
+        smoothing.get(choices["smoothing"])
+        rounding.get(choices["rounding"])
+        reconstruction.get(choices["reconstruction"])
+
+
+@pytest.mark.parametrize("name", ["magic", "", "../rtn", "__init__", "rtn.quantize"])
+def test_an_unknown_choice_is_refused_with_the_list(name: str) -> None:
+    with pytest.raises(InvalidSpec, match=r"rounding .* is not known; choose one of gptq, rtn"):
+        rounding.get(name)
+
+
+def test_adding_a_choice_is_adding_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = """
+        from quant_experts.smoothing import Smoothing
+        def smooth(problem): return Smoothing(None, "mine")
+    """
+    (tmp_path / "mine.py").write_text(textwrap.dedent(source))
+    monkeypatch.setattr(smoothing, "__path__", [*smoothing.__path__, str(tmp_path)])
+    assert "mine" in smoothing.names()
+    assert smoothing.get("mine").smooth(None).label == "mine"  # type: ignore[arg-type]

@@ -1,0 +1,60 @@
+"""The API may not import the library, so it repeats a few of its tables; here the two are held together."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from app.contract import spec as contract
+from app.contract.errors import FailureCode
+from app.contract.states import FINISHED, TRANSITIONS, JobStatus, Phase
+from quant_experts import config, errors, progress, reconstruction, rounding, schemes, smoothing
+
+
+def test_the_api_offers_the_slots_that_the_library_registers() -> None:
+    assert set(contract.SMOOTHINGS) == set(smoothing.names())
+    assert set(contract.ROUNDINGS) == set(rounding.names())
+    assert set(contract.RECONSTRUCTIONS) == set(reconstruction.names())
+
+
+def test_the_api_offers_the_presets_that_the_library_has() -> None:
+    slots = ("smoothing", "rounding", "reconstruction")
+    presets = {name: tuple(preset[slot] for slot in slots) for name, preset in config.PRESETS.items()}
+    assert presets == contract.METHODS
+
+
+def test_the_options_of_a_job_are_fields_of_the_librarys_spec_with_the_same_bounds() -> None:
+    assert set(contract.Options.model_fields) <= set(config.QuantizationSpec.model_fields)
+    for name in ("shared_rank", "routed_rank", "experts", "important_channels", "samples"):
+        with pytest.raises(ValidationError):
+            contract.Options.model_validate({name: 0})
+        with pytest.raises(ValidationError):
+            config.QuantizationSpec.model_validate({name: 0})
+
+
+@pytest.mark.parametrize("weight_bits", range(1, 10))
+@pytest.mark.parametrize("activation_bits", [3, 4, 5, 6, 7, 8, 9, 15, 16, 17])
+def test_both_accept_the_same_schemes(weight_bits: int, activation_bits: int) -> None:
+    text = f"W{weight_bits}A{activation_bits}"
+    try:
+        schemes.parse_scheme(text)
+        known = True
+    except ValueError:
+        known = False
+    assert (contract.SCHEME_PATTERN.fullmatch(text) is not None) == known
+
+
+def test_every_error_of_the_library_is_a_failure_code_of_the_service() -> None:
+    codes = {error.code for error in errors.QuantExpertsError.__subclasses__()} - {errors.Stopped.code}
+    assert codes <= {code.value for code in FailureCode}
+
+
+def test_the_phases_are_the_same() -> None:
+    assert [phase.value for phase in Phase] == list(progress.PHASES)
+
+
+def test_every_state_can_be_reached_and_left_or_is_final() -> None:
+    reached = {target for targets in TRANSITIONS.values() for target in targets}
+    assert reached == set(JobStatus)
+    assert {state for state, targets in TRANSITIONS.items() if not targets} == {JobStatus.SUCCEEDED}
+    assert JobStatus.SUCCEEDED in FINISHED

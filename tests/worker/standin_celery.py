@@ -1,0 +1,13 @@
+"""The Celery app of a worker whose runner is the stand-in; the stage comes from STANDIN_STAGE."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from worker.celery_app import create_celery
+
+app = create_celery(
+    runner=(sys.executable, str(Path(__file__).with_name("standin.py")), os.environ["STANDIN_STAGE"]),
+)

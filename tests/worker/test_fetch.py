@@ -1,0 +1,152 @@
+"""Bringing models and datasets to local disk: what is refused, what is pinned, what a disturbed download leaves."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from app.contract.errors import FailureCode
+from app.storage import LocalStorage
+from tests.services import wait_until
+from tests.worker.conftest import Workshop, alive
+from worker import fetch, ledger
+from worker.lease import CancelRequested, kept
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+HUB = """
+import json, os, sys, time
+from pathlib import Path
+arguments = sys.argv[1:]
+to = Path(arguments[arguments.index("--to") + 1])
+mode = Path(sys.argv[0]).with_suffix(".mode").read_text()
+def say(**line): print(json.dumps(line), flush=True)
+seen = {"arguments": arguments, "token": os.environ.get("HF_TOKEN"), "pid": os.getpid()}
+Path(sys.argv[0]).with_suffix(".seen").write_text(json.dumps(seen))
+if mode == "error":
+    say(type="error", code="model_not_found", message="model 'a/b' is not on the hub"); sys.exit(1)
+say(type="resolved", commit=COMMIT)
+if mode == "crash":
+    sys.exit(7)
+to.mkdir()
+(to / "config.json").write_text("{}")
+if mode == "hang":
+    time.sleep(600)
+say(type="done", path=str(to))
+"""
+
+
+class HubStage:
+    """A hub command of our own beside a real lease."""
+
+    def __init__(self, workshop: Workshop, tmp_path: Path) -> None:
+        self.workshop, self.script = workshop, tmp_path / "hub.py"
+        self.script.write_text(f"COMMIT = {COMMIT!r}\n{HUB}")
+        self.resolved: list[str] = []
+
+    def bring(
+        self, mode: str, revision: str | None = None, *, draining: threading.Event | None = None
+    ) -> tuple[Path, str]:
+        self.script.with_suffix(".mode").write_text(mode)
+        self.workshop.add_job()
+        settings = self.workshop.settings.model_copy(update={"hub_token": "hf_secret"})
+        with kept(settings, self.workshop.claim().hold, seconds_left=60) as lease:
+            log = self.script.with_suffix(".log")
+            asked = (draining or threading.Event()).is_set
+            hub = fetch.Hub(settings, lease, log, asked, command=(sys.executable, str(self.script)))
+            return hub.bring("model", "a/b", revision, self.resolved.append)
+
+    def seen(self) -> dict[str, object]:
+        found: dict[str, object] = json.loads(self.script.with_suffix(".seen").read_text())
+        return found
+
+    def shelf(self) -> list[str]:
+        return sorted(path.name for path in (self.workshop.settings.resolved_home / "models" / "a--b").iterdir())
+
+
+@pytest.fixture
+def hub(workshop: Workshop, tmp_path: Path) -> HubStage:
+    return HubStage(workshop, tmp_path)
+
+
+def test_a_hub_model_is_kept_by_its_commit(hub: HubStage) -> None:
+    directory, commit = hub.bring("good", "main")
+    assert (directory.name, commit, hub.resolved) == (COMMIT, COMMIT, [COMMIT])
+    assert (directory / "config.json").is_file()
+    assert hub.seen()["token"] == "hf_secret"
+    assert "hf_secret" not in json.dumps(hub.seen()["arguments"])
+    assert hub.shelf() == [COMMIT]
+    again, _ = hub.bring("error", COMMIT)  # the hub is not asked: it would say no
+    assert again == directory
+
+
+def test_an_error_of_the_hub_keeps_its_code(hub: HubStage) -> None:
+    with pytest.raises(fetch.FetchFailed, match="not on the hub") as caught:
+        hub.bring("error")
+    assert caught.value.code == FailureCode.MODEL_NOT_FOUND
+
+
+def test_a_download_that_dies_is_worth_another_try_and_leaves_nothing(hub: HubStage) -> None:
+    with pytest.raises(fetch.FetchFailed, match="exit code 7") as caught:
+        hub.bring("crash")
+    assert caught.value.code == FailureCode.MODEL_UNAVAILABLE
+    assert hub.shelf() == []
+
+
+def test_a_cancelled_job_ends_its_download(hub: HubStage) -> None:
+    def cancel() -> None:
+        wait_until(lambda: hub.resolved, what="the download")
+        with hub.workshop.connect() as connection:
+            connection.execute("UPDATE jobs SET status = 'cancelling'")
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    with pytest.raises(CancelRequested):
+        hub.bring("hang")
+    thread.join()
+    assert not alive(int(str(hub.seen()["pid"])))
+    assert hub.shelf() == []
+
+
+def test_a_draining_worker_ends_its_download(hub: HubStage) -> None:
+    draining = threading.Event()
+    draining.set()
+    with pytest.raises(fetch.Draining):
+        hub.bring("hang", draining=draining)
+    assert hub.shelf() == []
+
+
+@pytest.mark.parametrize("name", ["local/..", "local/.", "local/a/b", "local/absent", "local/file", "local/outside"])
+def test_only_directories_below_the_model_root_are_models(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "models"
+    (root / "a" / "b").mkdir(parents=True)
+    (root / "file").write_text("x")
+    (root / "outside").symlink_to(tmp_path)
+    assert fetch.local_model("local/a", root) == root / "a"
+    with pytest.raises(fetch.FetchFailed) as caught:
+        fetch.local_model(name, root)
+    assert caught.value.code == FailureCode.MODEL_NOT_FOUND
+
+
+def test_without_a_model_root_there_are_no_local_models() -> None:
+    with pytest.raises(fetch.FetchFailed, match="QE_MODEL_ROOT"):
+        fetch.local_model("local/a", None)
+
+
+def test_a_block_file_never_leaves_the_work_directory(tmp_path: Path) -> None:
+    file = {"name": "../outside", "key": "jobs/j/blocks/00", "bytes": 1, "sha256": "00"}
+    with pytest.raises(ValueError, match="points out of"):
+        fetch.finished_blocks([file], LocalStorage(tmp_path / "storage"), tmp_path / "work")
+
+
+def test_the_commit_of_the_first_attempt_is_the_commit_of_the_next(workshop: Workshop) -> None:
+    workshop.add_job(model="a/b")
+    claim = workshop.claim()
+    with workshop.connect() as connection:
+        ledger.set_progress(connection, claim.hold, {"model_commit": COMMIT})
+        ledger.hand_back(connection, claim.hold, reason="x")
+    assert workshop.claim().progress["model_commit"] == COMMIT

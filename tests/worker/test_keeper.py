@@ -1,0 +1,192 @@
+"""The keeper's duties, each on its own, on a real ledger and real storage."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from app.contract.errors import FailureCode
+from tests.services import wait_until
+from tests.worker.conftest import Workshop
+from worker import keeper, ledger, sweep, workers
+from worker.supervisor import work
+
+
+def expire(connection: ledger.Connection, seconds: float) -> None:
+    connection.execute("UPDATE jobs SET lease_until = clock_timestamp() - make_interval(secs => %s)", (seconds,))
+
+
+def reap(workshop: Workshop) -> dict[str, ledger.JobStatus]:
+    with workshop.connect() as connection:
+        return keeper.reap(connection, workshop.rung.append, grace=30, budget=3)
+
+
+def test_a_job_whose_lease_ran_out_waits_again_and_the_bell_is_rung(workshop: Workshop) -> None:
+    job_id = workshop.add_job()
+    workshop.claim("silent")
+    with workshop.connect() as connection:
+        expire(connection, 31)
+    assert reap(workshop) == {job_id: "queued"}
+    assert workshop.rung == [job_id]
+    event = workshop.events(job_id)[-1]
+    assert event["type"] == "job.requeued"
+    assert event["data"] == {"attempt": 1, "reason": "worker silent was not heard of"}
+    assert workshop.attempts(job_id)[0]["outcome"] == "lease_expired"
+
+
+def test_within_the_grace_nothing_is_reaped(workshop: Workshop) -> None:
+    workshop.add_job()
+    workshop.claim()
+    with workshop.connect() as connection:
+        expire(connection, 25)
+    assert reap(workshop) == {}
+
+
+def test_a_job_that_was_to_be_cancelled_is_when_its_worker_is_gone(workshop: Workshop) -> None:
+    job_id = workshop.add_job()
+    workshop.claim()
+    with workshop.connect() as connection:
+        connection.execute("UPDATE jobs SET status = 'cancelling'")
+        expire(connection, 31)
+    assert reap(workshop) == {job_id: "cancelled"}
+    assert workshop.rung == []
+
+
+def test_the_third_barren_lease_fails_the_job(workshop: Workshop) -> None:
+    job_id = workshop.add_job()
+    for expected in ("queued", "queued", "failed"):
+        workshop.claim()
+        with workshop.connect() as connection:
+            expire(connection, 31)
+        assert reap(workshop) == {job_id: expected}
+    assert workshop.job(job_id)["error"]["code"] == "no_progress"
+
+
+def test_a_waiting_job_is_rung_again_after_a_while_and_not_before(workshop: Workshop) -> None:
+    job_id = workshop.add_job()
+    with workshop.connect() as connection:
+        assert keeper.ring_again(connection, workshop.rung.append, after=60) == []
+        connection.execute("UPDATE jobs SET queued_at = clock_timestamp() - interval '61 s'")
+        assert keeper.ring_again(connection, workshop.rung.append, after=60) == [job_id]
+        assert keeper.ring_again(connection, workshop.rung.append, after=60) == []
+    assert workshop.rung == [job_id]
+
+
+def test_a_job_that_was_handed_back_is_rung_at_once(workshop: Workshop) -> None:
+    job_id = workshop.add_job()
+    with workshop.connect() as connection:
+        connection.execute("UPDATE jobs SET queued_at = clock_timestamp() - interval '1 h', rung_at = queued_at")
+        ledger.hand_back(connection, workshop.claim().hold, reason="x")
+        assert keeper.ring_again(connection, workshop.rung.append, after=60) == [job_id]
+
+
+def test_of_two_keepers_one_works(workshop: Workshop) -> None:
+    settings = workshop.settings.model_copy(update={"keeper_interval": 0.02, "ring_again": 0})
+    rung: dict[str, list[str]] = {"one": [], "two": []}
+    stops = {name: threading.Event() for name in rung}
+    threads = {
+        name: threading.Thread(target=keeper.keep, args=(settings, rung[name].append, stops[name])) for name in rung
+    }
+    workshop.add_job()
+    threads["one"].start()
+    wait_until(lambda: rung["one"], what="the first keeper's bell")
+    threads["two"].start()
+    before = len(rung["one"])
+    wait_until(lambda: len(rung["one"]) > before + 5, what="more bells of the first keeper")
+    assert rung["two"] == []
+    stops["one"].set()
+    threads["one"].join(10)
+    wait_until(lambda: rung["two"], what="the second keeper's bell")
+    stops["two"].set()
+    threads["two"].join(10)
+
+
+def test_block_files_of_a_finished_job_are_dropped_and_its_reports_stay(workshop: Workshop) -> None:
+    job_id = workshop.add_job()
+    work(workshop.hands())
+    assert list(workshop.storage.keys(f"jobs/{job_id}/blocks"))
+    with workshop.connect() as connection:
+        assert sweep.drop_block_files(connection, workshop.storage) == 1
+        assert sweep.drop_block_files(connection, workshop.storage) == 0
+    assert list(workshop.storage.keys(f"jobs/{job_id}/blocks")) == []
+    assert len(workshop.rows("SELECT report FROM layers WHERE job_id = %s", job_id)) == 4
+    assert workshop.artifact(job_id)
+
+
+def test_a_failed_job_keeps_its_blocks_for_a_retry_and_loses_them_after_a_day(workshop: Workshop) -> None:
+    job_id = workshop.add_job()
+    hold = workshop.claim().hold
+    source = workshop.stage / "block"
+    source.write_text("tensors")
+    workshop.storage.put(f"jobs/{job_id}/blocks/00", source)
+    file = {"name": "blocks/0", "bytes": 7, "sha256": "00", "key": f"jobs/{job_id}/blocks/00"}
+    with workshop.connect() as connection:
+        ledger.record_block(
+            connection, hold, block=0, blocks=2, seconds=1, report={}, files=[file], superseded=[], event={}
+        )
+        ledger.fail(connection, hold, code=FailureCode.OUT_OF_MEMORY, message="x")
+        assert sweep.drop_block_files(connection, workshop.storage) == 0
+        connection.execute("UPDATE jobs SET finished_at = clock_timestamp() - interval '25 h'")
+        assert sweep.drop_block_files(connection, workshop.storage) == 1
+        assert ledger.block_files(connection, job_id) == []
+
+
+@pytest.mark.parametrize(("ended", "dropped"), [("11 min", 1), ("1 min", 0)])
+def test_work_directories_and_objects_of_dead_attempts_are_dropped(
+    workshop: Workshop, ended: str, dropped: int
+) -> None:
+    job_id = workshop.add_job()
+    directory = workshop.settings.work_directory / job_id / "a1"
+    directory.mkdir(parents=True)
+    (directory / "job.json").write_text("{}")
+    workshop.storage.put(f"jobs/{job_id}/a1/model.safetensors", directory / "job.json")
+    hold = workshop.claim().hold
+    with workshop.connect() as connection:
+        assert sweep.drop_work_directories(connection, workshop.settings.work_directory) == 0
+        assert sweep.drop_dead_artifacts(connection, workshop.storage) == 0
+        ledger.hand_back(connection, hold, reason="x")
+        connection.execute(f"UPDATE attempts SET ended_at = clock_timestamp() - interval '{ended}'")
+        assert sweep.drop_work_directories(connection, workshop.settings.work_directory) == dropped
+        assert sweep.drop_dead_artifacts(connection, workshop.storage) == dropped
+    assert directory.exists() == (not dropped)
+    assert bool(list(workshop.storage.keys(f"jobs/{job_id}/a1"))) == (not dropped)
+
+
+def test_published_artifacts_are_never_swept(workshop: Workshop) -> None:
+    job_id = workshop.add_job()
+    work(workshop.hands())
+    with workshop.connect() as connection:
+        connection.execute("UPDATE attempts SET ended_at = clock_timestamp() - interval '2 h'")
+        keeper.sweep_away(connection, workshop.storage, workshop.settings)
+    assert workshop.artifact(job_id)
+
+
+def test_answers_to_idempotent_requests_are_forgotten_after_a_day(workshop: Workshop) -> None:
+    with workshop.connect() as connection:
+        for key, age in (("old", "25 h"), ("new", "23 h")):
+            connection.execute(
+                "INSERT INTO idempotency (tenant, key, request_digest, created_at)"
+                f" VALUES ('t', '{key}', '00', clock_timestamp() - interval '{age}')"
+            )
+        assert sweep.forget_idempotency(connection) == 1
+    assert workshop.rows("SELECT key FROM idempotency") == [{"key": "new"}]
+
+
+def test_workers_that_were_not_seen_for_an_hour_are_forgotten(workshop: Workshop) -> None:
+    with workshop.connect() as connection:
+        for name in ("gone", "here"):
+            workers.seen(connection, worker=name, host="h", device="cpu")
+        connection.execute("UPDATE workers SET seen_at = clock_timestamp() - interval '61 min' WHERE id = 'gone'")
+        assert sweep.forget_workers(connection) == 1
+        workers.seen(connection, worker="here", host="h", device="cpu")
+    assert workshop.rows("SELECT id FROM workers") == [{"id": "here"}]
+
+
+def test_old_logs_of_runners_are_dropped(tmp_path: Path) -> None:
+    (tmp_path / "runner-job_1-a1.log").write_text("x")
+    (tmp_path / "api.log").write_text("x")
+    assert sweep.drop_logs(tmp_path) == 0
+    assert sweep.drop_logs(tmp_path, days=-1) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["api.log"]

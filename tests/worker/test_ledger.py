@@ -1,0 +1,190 @@
+"""The ledger's rules, on a real PostgreSQL: who gets a job, and who may write about it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from app.contract.errors import FailureCode
+from app.contract.states import AttemptOutcome, JobStatus
+from tests.worker.conftest import Workshop
+from worker import ledger
+from worker.ledger import Connection, Hold
+
+Write = Callable[[Connection, Hold], Any]
+
+BLOCK: dict[str, Any] = {
+    "block": 0, "blocks": 2, "seconds": 1.0, "report": {}, "superseded": [], "event": {"block": 0},
+    "files": [{"name": "blocks/0", "bytes": 1, "sha256": "00", "key": "k"}],
+}  # fmt: skip
+ARTIFACT = {"name": "config.json", "key": "k", "bytes": 1, "sha256": "00", "media_type": "application/json"}
+
+WRITES: dict[str, Write] = {
+    "phase": lambda c, h: ledger.set_phase(c, h, "fitting"),
+    "progress": lambda c, h: ledger.set_progress(c, h, {"done": 1}),
+    "warning": lambda c, h: ledger.add_warning(c, h, "careful"),
+    "block": lambda c, h: ledger.record_block(c, h, **BLOCK),
+    "resumed": lambda c, h: ledger.record_resumed(c, h, block=0, blocks=2),
+    "success": lambda c, h: ledger.succeed(c, h, summary={}, artifacts=[ARTIFACT]),
+    "failure": lambda c, h: ledger.fail(c, h, code=FailureCode.INTERNAL, message="x"),
+    "hand back": lambda c, h: ledger.hand_back(c, h, reason="x"),
+    "beat": lambda c, h: ledger.beat(c, h, lease=30),
+    "give up": lambda c, h: ledger.give_up_attempt(c, h, outcome=AttemptOutcome.RUNNER_DIED, reason="x", budget=3),
+}
+
+
+def state(workshop: Workshop) -> list[Any]:
+    return [
+        workshop.rows(f"SELECT * FROM {table} ORDER BY 1, 2")
+        for table in ("jobs", "attempts", "events", "layers", "artifacts")
+    ]
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_write_of_the_holder_is_accepted(workshop: Workshop, name: str) -> None:
+    workshop.add_job()
+    hold = workshop.claim().hold
+    before = state(workshop)
+    with workshop.connect() as connection:
+        WRITES[name](connection, hold)
+    assert state(workshop) != before
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_write_of_an_earlier_attempt_changes_nothing(workshop: Workshop, name: str) -> None:
+    workshop.add_job()
+    stale = workshop.claim("slow").hold
+    with workshop.connect() as connection:
+        ledger.hand_back(connection, stale, reason="reaped")
+        assert workshop.claim("quick").hold == Hold(stale.job_id, stale.attempt + 1)
+        before = state(workshop)
+        with pytest.raises(ledger.NotHeld):
+            WRITES[name](connection, stale)
+    assert state(workshop) == before
+
+
+@pytest.mark.parametrize("name", [name for name in WRITES if name not in ("beat", "give up")])
+def test_a_job_that_is_being_cancelled_takes_nothing_but_its_end(workshop: Workshop, name: str) -> None:
+    workshop.add_job()
+    hold = workshop.claim().hold
+    with workshop.connect() as connection:
+        connection.execute("UPDATE jobs SET status = 'cancelling'")
+        before = state(workshop)
+        with pytest.raises(ledger.NotHeld):
+            WRITES[name](connection, hold)
+        assert state(workshop) == before
+        assert ledger.beat(connection, hold, lease=30) == JobStatus.CANCELLING
+        assert ledger.cancel(connection, hold) == JobStatus.CANCELLED
+
+
+def test_nobody_cancels_a_job_that_nobody_asked_to_cancel(workshop: Workshop) -> None:
+    workshop.add_job()
+    hold = workshop.claim().hold
+    with workshop.connect() as connection, pytest.raises(ledger.NotHeld):
+        ledger.cancel(connection, hold)
+
+
+def test_the_job_with_the_highest_priority_and_then_the_oldest_is_claimed_first(workshop: Workshop) -> None:
+    first, second = workshop.add_job(), workshop.add_job()
+    urgent = workshop.add_job(priority=5)
+    assert [workshop.claim().hold.job_id for _ in range(3)] == [urgent, first, second]
+    with workshop.connect() as connection:
+        assert ledger.claim(connection, worker="w", lease=30) is None
+
+
+def test_a_job_that_shall_wait_is_not_claimed(workshop: Workshop) -> None:
+    workshop.add_job()
+    with workshop.connect() as connection:
+        connection.execute("UPDATE jobs SET run_after = clock_timestamp() + interval '1 h'")
+        assert ledger.claim(connection, worker="w", lease=30) is None
+
+
+def test_many_workers_at_once_never_get_the_same_job(workshop: Workshop) -> None:
+    jobs = {workshop.add_job() for _ in range(12)}
+    start, got = threading.Barrier(6), []
+
+    def take(number: int) -> None:
+        with workshop.connect() as connection:
+            start.wait()
+            while (claim := ledger.claim(connection, worker=f"w{number}", lease=30)) is not None:
+                got.append(claim.hold.job_id)
+
+    threads = [threading.Thread(target=take, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(got) == len(jobs)
+    assert set(got) == jobs
+
+
+def test_events_are_dense_although_many_write_at_once(workshop: Workshop) -> None:
+    job_id = workshop.add_job()
+    hold = workshop.claim().hold
+
+    def warn() -> None:
+        with workshop.connect() as connection:
+            for number in range(10):
+                ledger.add_warning(connection, hold, f"{number}")
+
+    threads = [threading.Thread(target=warn) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    seqs = [event["seq"] for event in workshop.events(job_id)]
+    assert seqs == list(range(1, 44))
+
+
+def test_artifacts_become_visible_with_the_end_or_not_at_all(workshop: Workshop) -> None:
+    job_id = workshop.add_job()
+    hold = workshop.claim().hold
+    with workshop.connect() as connection:
+        with pytest.raises(ledger.psycopg.errors.NotNullViolation):
+            ledger.succeed(connection, hold, summary={}, artifacts=[ARTIFACT, {**ARTIFACT, "name": "b", "key": None}])
+        assert workshop.job(job_id)["status"] == "running"
+        assert workshop.rows("SELECT * FROM artifacts") == []
+        ledger.succeed(connection, hold, summary={"kl": 1.0}, artifacts=[ARTIFACT])
+    assert [row["name"] for row in workshop.rows("SELECT * FROM artifacts")] == ["config.json"]
+
+
+def test_a_new_block_renews_the_budget(workshop: Workshop) -> None:
+    job_id = workshop.add_job()
+    give_up = {"outcome": AttemptOutcome.RUNNER_DIED, "reason": "killed", "budget": 3}
+    with workshop.connect() as connection:
+        for _ in range(2):
+            assert ledger.give_up_attempt(connection, workshop.claim().hold, **give_up) == JobStatus.QUEUED
+        hold = workshop.claim().hold
+        ledger.record_block(connection, hold, **BLOCK)
+        assert ledger.give_up_attempt(connection, hold, **give_up) == JobStatus.QUEUED
+        assert workshop.job(job_id)["barren_attempts"] == 0
+        for expected in (JobStatus.QUEUED, JobStatus.QUEUED, JobStatus.FAILED):
+            assert ledger.give_up_attempt(connection, workshop.claim().hold, **give_up) == expected
+    assert workshop.job(job_id)["error"]["code"] == "no_progress"
+
+
+def test_superseded_files_are_forgotten_and_named_for_deletion(workshop: Workshop) -> None:
+    job_id = workshop.add_job()
+    hold = workshop.claim().hold
+
+    def file(name: str, key: str) -> dict[str, Any]:
+        return {"name": name, "bytes": 1, "sha256": key, "key": key}
+
+    with workshop.connect() as connection:
+        first = {**BLOCK, "files": [file("blocks/0", "a"), file("chain/0", "b")]}
+        assert ledger.record_block(connection, hold, **first) == []
+        second = {**BLOCK, "block": 1, "files": [file("chain/1", "c")], "superseded": ["chain/0"]}
+        assert ledger.record_block(connection, hold, **second) == ["b"]
+        assert [each["name"] for each in ledger.block_files(connection, job_id)] == ["blocks/0", "chain/1"]
+
+
+def test_a_message_that_postgresql_cannot_store_is_cleaned(workshop: Workshop) -> None:
+    job_id = workshop.add_job()
+    with workshop.connect() as connection:
+        ledger.fail(connection, workshop.claim().hold, code=FailureCode.INTERNAL, message="a\x00b\nc" + "x" * 9999)
+    message = workshop.job(job_id)["error"]["message"]
+    assert message.startswith("ab c")
+    assert len(message) == 2000

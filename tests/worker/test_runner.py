@@ -1,0 +1,102 @@
+"""What the runner makes of the library's events and errors, and that its channel stays its own."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+
+from app.contract.errors import FailureCode
+from quant_experts import errors, progress
+from quant_experts.report import GroupReport, StageErrors
+from worker import protocol, runner
+
+GROUP = GroupReport(
+    name="layers.0.qkv",
+    block=0,
+    layers=["q_proj"],
+    tokens=8,
+    error=StageErrors(base=0.4, shared=float("nan"), routed=0.1),
+    sqnr_db=10.0,
+    smoothing="none",
+    effective_bits=4.5,
+)
+FILE = progress.WrittenFile("blocks/00000.safetensors", 3, "00")
+EVENTS: list[progress.Event] = [
+    progress.PhaseStarted("fitting", 4),
+    progress.Advanced("calibrating", 1, 2),
+    progress.GroupFitted(0, 4, GROUP),
+    progress.BlockFinished(0, 4, 1.5, {"fit": 1.0}, (GROUP,), (FILE,), ("chain/old",)),
+    progress.Warned("careful"),
+    progress.Finished(Path("/out"), (FILE,)),
+]
+
+
+def test_every_event_of_the_library_crosses_the_channel_unchanged() -> None:
+    assert {type(event) for event in EVENTS} == set(get_args(progress.Event))
+    for event in EVENTS:
+        line = runner.translate(event)
+        sent = protocol.encode(line)
+        assert sent.count(b"\n") == 1
+        received = protocol.decode(sent.rstrip(b"\n"))
+        assert type(received) is type(line)
+        assert received.model_dump_json() == line.model_dump_json()
+
+
+def test_a_figure_that_is_not_finite_arrives_as_null() -> None:
+    received = protocol.decode(protocol.encode(runner.translate(EVENTS[2])).rstrip(b"\n"))
+    assert isinstance(received, protocol.GroupLine)
+    assert received.group["error"] == {"base": 0.4, "shared": None, "routed": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.InvalidCalibration("row 17: no text"), "invalid_calibration"),
+        (errors.NumericalFailure("layers.0.qkv: not finite"), "numerical_failure"),
+        (MemoryError(), "out_of_memory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), "out_of_memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "out_of_memory"),
+        (OSError(errno.ENOSPC, "No space left on device"), "out_of_disk"),
+        (KeyError("surprise"), "internal"),
+    ],
+)
+def test_an_error_becomes_a_stable_code_and_one_line(error: Exception, code: str) -> None:
+    line = runner.explain(error)
+    assert FailureCode(line.code) == code
+    assert line.message
+    assert "\n" not in line.message
+
+
+def test_every_code_of_the_library_is_one_that_clients_know() -> None:
+    family = errors.QuantExpertsError.__subclasses__()
+    codes = {each.code for each in family if each is not errors.Stopped} - {"error"}
+    assert codes <= {code.value for code in FailureCode}
+
+
+def test_a_wrong_option_is_an_error_line_and_nothing_else_is_on_the_channel(tmp_path: Path) -> None:
+    job = protocol.RunnerJob(
+        model="/nowhere", model_id="local/x", model_commit=None, calibration="/nowhere", split="train",
+        output=str(tmp_path / "out"), work=str(tmp_path / "work"), scheme="W4A6", method="qe",
+        options={"experts": 4096},
+    )  # fmt: skip
+    (tmp_path / "job.json").write_text(job.model_dump_json())
+    done = subprocess.run(
+        [sys.executable, "-m", "worker.runner", str(tmp_path / "job.json")], capture_output=True, stdin=subprocess.PIPE
+    )
+    (line,) = done.stdout.splitlines()
+    message = protocol.decode(line)
+    assert isinstance(message, protocol.ErrorLine)
+    assert message.code == "invalid_spec"
+    assert "experts" in message.message
+
+
+@pytest.mark.parametrize("line", [b"", b"{}", b"[]", b'{"type": "news"}', b'{"type": "phase"}', b"\xff", b"1"])
+def test_a_line_that_is_not_ours_is_refused(line: bytes) -> None:
+    with pytest.raises(protocol.NotOurs):
+        protocol.decode(line)

@@ -1,0 +1,266 @@
+"""What a supervisor makes of a job, with the real ledger and a runner that computes hashes."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import psycopg
+import pytest
+
+from tests.services import wait_until
+from tests.worker.conftest import Workshop, alive
+from worker.supervisor import work
+
+
+def kinds(workshop: Workshop, job_id: str) -> list[str]:
+    return [event["type"] for event in workshop.events(job_id)]
+
+
+def undisturbed(workshop: Workshop, dataset: str) -> bytes:
+    """What the job gives when nothing happens to it."""
+    job_id = workshop.add_job(dataset=dataset)
+    work(workshop.hands("reference"))
+    return workshop.artifact(job_id)
+
+
+def test_a_job_runs_to_success_and_its_artifacts_appear(workshop: Workshop) -> None:
+    job_id = workshop.add_job()
+    assert work(workshop.hands()) == 1
+    job = workshop.job(job_id)
+    assert job["status"] == "succeeded", job["error"]
+    assert (job["blocks_done"], job["blocks_total"], job["lease_until"], job["phase"]) == (4, 4, None, None)
+    assert job["summary"]["kl"] == 0.25
+    assert job["summary"]["error"] == {"base": 0.4, "shared": 0.2, "routed": 0.1}
+    assert workshop.artifact(job_id).count(b"block") == 4
+    phases = [event["data"]["phase"] for event in workshop.events(job_id) if event["type"] == "job.phase"]
+    assert phases == ["preparing", "calibrating", "fitting", "packing", "publishing"]
+    assert [event["seq"] for event in workshop.events(job_id)] == list(range(1, len(kinds(workshop, job_id)) + 1))
+    assert kinds(workshop, job_id)[-1] == "job.succeeded"
+    assert [attempt["outcome"] for attempt in workshop.attempts(job_id)] == ["succeeded"]
+
+
+def test_nothing_is_left_in_the_work_directory(workshop: Workshop) -> None:
+    job_id = workshop.add_job()
+    work(workshop.hands())
+    assert list((workshop.settings.work_directory / job_id).iterdir()) == []
+
+
+def test_it_goes_on_with_the_next_job_without_a_bell(workshop: Workshop) -> None:
+    jobs = [workshop.add_job() for _ in range(3)]
+    assert work(workshop.hands()) == 3
+    assert {workshop.job(job_id)["status"] for job_id in jobs} == {"succeeded"}
+
+
+def test_what_libraries_print_does_not_reach_the_channel(workshop: Workshop) -> None:
+    workshop.direct("noise")
+    job_id = workshop.add_job()
+    work(workshop.hands())
+    assert workshop.job(job_id)["status"] == "succeeded"
+    log = workshop.settings.resolved_home / "logs" / f"runner-{job_id}-a1.log"
+    assert "talks too much" in log.read_text()
+
+
+def test_the_runner_knows_no_secret(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("QE_DATABASE_URL", "QE_HUB_TOKEN", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "do-not-tell")
+    workshop.direct("environment")
+    workshop.add_job()
+    work(workshop.hands(hub_token="do-not-tell"))
+    environment = json.loads((workshop.stage / "environment").read_text())
+    assert "do-not-tell" not in environment.values()
+    assert not any(name.startswith("QE_") for name in environment)
+    assert environment["HF_HUB_OFFLINE"] == "1"
+
+
+def test_an_error_of_the_library_fails_the_job_with_its_code(workshop: Workshop) -> None:
+    (workshop.stage / "fail").write_text("invalid_calibration calibration row 17: no text")
+    job_id = workshop.add_job()
+    work(workshop.hands())
+    job = workshop.job(job_id)
+    assert job["status"] == "failed"
+    assert job["error"] == {
+        "code": "invalid_calibration",
+        "message": "calibration row 17: no text",
+        "retryable": False,
+    }
+    assert kinds(workshop, job_id)[-1] == "job.failed"
+
+
+@pytest.mark.parametrize(
+    ("spec", "code"),
+    [({"model": "local/absent"}, "model_not_found"), ({"dataset": "ds_absent"}, "dataset_not_found")],
+)
+def test_something_that_is_not_there_fails_the_job(workshop: Workshop, spec: dict[str, str], code: str) -> None:
+    job_id = workshop.add_job(**spec)
+    work(workshop.hands())
+    assert workshop.job(job_id)["error"]["code"] == code
+
+
+def test_a_damaged_dataset_fails_the_job(workshop: Workshop) -> None:
+    dataset = workshop.add_dataset()
+    workshop.storage.local_path(f"datasets/{dataset}").write_bytes(b"other")
+    job_id = workshop.add_job(dataset=dataset)
+    work(workshop.hands())
+    assert workshop.job(job_id)["error"]["code"] == "dataset_not_found"
+
+
+def test_a_line_that_is_not_of_the_protocol_fails_the_job_and_spares_the_worker(workshop: Workshop) -> None:
+    workshop.direct("garbage")
+    job_id = workshop.add_job()
+    assert work(workshop.hands()) == 1
+    assert workshop.job(job_id)["error"]["code"] == "internal"
+
+
+@pytest.mark.parametrize("block", [0, 1, 3])
+def test_a_killed_runner_is_resumed_to_the_same_bytes(workshop: Workshop, block: int) -> None:
+    dataset = workshop.add_dataset()
+    expected = undisturbed(workshop, dataset)
+    workshop.direct(f"crash-{block}")
+    job_id = workshop.add_job(dataset=dataset)
+    assert work(workshop.hands()) == 2
+    assert workshop.job(job_id)["status"] == "succeeded"
+    assert workshop.artifact(job_id) == expected
+    first, second = workshop.attempts(job_id)
+    assert (first["outcome"], first["blocks_done"]) == ("runner_died", block)
+    assert "SIGKILL" in first["error"]["message"]
+    assert (second["outcome"], second["resumed_from_block"], second["blocks_done"]) == ("succeeded", block, 4 - block)
+    blocks = [event["data"]["block"] for event in workshop.events(job_id) if event["type"] == "job.block"]
+    assert blocks == [0, 1, 2, 3]
+
+
+def test_three_barren_attempts_fail_the_job(workshop: Workshop) -> None:
+    job_id = workshop.add_job()
+    threads = threading.Event()
+
+    def crash_again() -> bool:
+        workshop.direct("crash-0")
+        return threads.is_set()
+
+    hands = workshop.hands()
+    object.__setattr__(hands, "draining", crash_again)
+    assert work(hands) == 3
+    job = workshop.job(job_id)
+    assert job["status"] == "failed"
+    assert job["error"]["code"] == "no_progress"
+    assert job["error"]["retryable"] is True
+
+
+def test_a_cancel_request_kills_the_runner_and_all_it_started(workshop: Workshop) -> None:
+    workshop.direct("hold-1", "child")
+    job_id = workshop.add_job()
+    with workshop.working(workshop.hands()):
+        workshop.wait_for("at-1")
+        runner, child = workshop.runner_pid(), int((workshop.stage / "child").read_text())
+        with workshop.connect() as connection:
+            connection.execute("UPDATE jobs SET status = 'cancelling' WHERE id = %s", (job_id,))
+        wait_until(lambda: workshop.job(job_id)["status"] == "cancelled", seconds=5, what="cancelled")
+        assert not alive(runner)
+        assert not alive(child)
+    assert kinds(workshop, job_id)[-1] == "job.cancelled"
+    assert workshop.rows("SELECT * FROM artifacts WHERE job_id = %s", job_id) == []
+
+
+def test_a_draining_worker_hands_the_job_back_and_another_ends_it_with_the_same_bytes(workshop: Workshop) -> None:
+    dataset = workshop.add_dataset()
+    expected = undisturbed(workshop, dataset)
+    for sign in workshop.stage.glob("at-*"):
+        sign.unlink()
+    workshop.direct("hold-2")
+    job_id = workshop.add_job(dataset=dataset)
+    draining = threading.Event()
+    with workshop.working(workshop.hands("worker-1", draining=draining)):
+        workshop.wait_for("at-2")
+        draining.set()
+        wait_until(lambda: workshop.job(job_id)["status"] == "queued", what="handed back")
+    assert workshop.rung == [job_id]
+    assert kinds(workshop, job_id)[-1] == "job.requeued"
+    assert workshop.job(job_id)["barren_attempts"] == 0
+    work(workshop.hands("worker-2"))
+    assert workshop.artifact(job_id) == expected
+    assert [(a["worker"], a["outcome"]) for a in workshop.attempts(job_id)] == [
+        ("worker-1", "handed_back"),
+        ("worker-2", "succeeded"),
+    ]
+
+
+def test_a_damaged_block_file_is_computed_again(workshop: Workshop) -> None:
+    dataset = workshop.add_dataset()
+    expected = undisturbed(workshop, dataset)
+    workshop.direct("crash-3")
+    job_id = workshop.add_job(dataset=dataset)
+    hands = workshop.hands()
+    object.__setattr__(hands, "draining", lambda: not (workshop.stage / "crash-3").exists())
+    work(hands)
+    files = workshop.rows("SELECT files FROM layers WHERE job_id = %s AND block = 2", job_id)[0]["files"]
+    for file in files:
+        workshop.storage.local_path(file["key"]).write_bytes(b"?" * file["bytes"])
+    work(workshop.hands())
+    assert workshop.artifact(job_id) == expected
+    assert workshop.attempts(job_id)[1]["resumed_from_block"] == 2
+
+
+def test_superseded_files_leave_storage(workshop: Workshop) -> None:
+    workshop.direct("crash-3")
+    job_id = workshop.add_job()
+    hands = workshop.hands()
+    object.__setattr__(hands, "draining", lambda: not (workshop.stage / "crash-3").exists())
+    work(hands)
+    listed = {
+        file["key"]: file["name"]
+        for row in workshop.rows("SELECT files FROM layers WHERE job_id = %s", job_id)
+        for file in row["files"]
+    }
+    assert set(workshop.storage.keys(f"jobs/{job_id}/blocks")) == set(listed)
+    assert sorted(listed.values()) == [
+        "blocks/00000.bin", "blocks/00001.bin", "blocks/00002.bin", "chain/00001.bin", "chain/00002.bin",
+    ]  # fmt: skip
+
+
+def test_a_job_that_takes_too_long_is_ended(workshop: Workshop) -> None:
+    workshop.direct("hold-1")
+    job_id = workshop.add_job(timeout_s=60)
+    with workshop.connect() as connection:
+        connection.execute(
+            "UPDATE jobs SET queued_at = clock_timestamp() - interval '70 s',"
+            " started_at = clock_timestamp() - interval '58.5 s' WHERE id = %s",
+            (job_id,),
+        )
+    work(workshop.hands())
+    assert workshop.job(job_id)["error"]["code"] == "timeout"
+    assert not alive(workshop.runner_pid())
+
+
+def test_a_worker_without_heartbeat_kills_its_runner_before_the_job_is_anothers(workshop: Workshop) -> None:
+    workshop.direct("hold-1")
+    job_id = workshop.add_job()
+    with workshop.working(workshop.hands(self_kill=1.0)) as thread:
+        workshop.wait_for("at-1")
+        runner = workshop.runner_pid()
+        database = workshop.rows("SELECT current_database() AS name")[0]["name"]
+        with psycopg.connect(workshop.settings.database_url, dbname="postgres", autocommit=True) as connection:
+            connection.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS false")
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
+                (database,),
+            )
+            wait_until(lambda: not alive(runner), what="the runner's end")
+            thread.join(20)
+            assert not thread.is_alive()
+            connection.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS true")
+    assert workshop.job(job_id)["status"] == "running"  # until the keeper reaps it
+
+
+def test_a_reaped_worker_stops_computing_and_writes_nothing_more(workshop: Workshop) -> None:
+    workshop.direct("hold-1")
+    job_id = workshop.add_job()
+    with workshop.working(workshop.hands()):
+        workshop.wait_for("at-1")
+        runner = workshop.runner_pid()
+        with workshop.connect() as connection:
+            connection.execute("UPDATE jobs SET status = 'queued', lease_until = NULL WHERE id = %s", (job_id,))
+            connection.execute("UPDATE jobs SET run_after = '2999-01-01' WHERE id = %s", (job_id,))
+            before = kinds(workshop, job_id)
+        wait_until(lambda: not alive(runner), seconds=5, what="the runner's end")
+    assert workshop.job(job_id)["status"] == "queued"
+    assert kinds(workshop, job_id) == before

@@ -1,0 +1,191 @@
+"""Bringing what a job names to local disk, so that the runner needs neither network nor credentials.
+
+A model is ``local/<directory>`` below the configured root, or a hub repository pinned to a commit; rows are an uploaded
+dataset from storage, or a hub dataset. Hub downloads run in a child that can be killed and that alone sees the token.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.contract.errors import FailureCode
+from app.contract.ids import new_id
+from app.settings import Settings
+from app.storage import ObjectMissing, Storage, sha256_file
+from worker import process
+from worker.lease import Lease
+
+logger = logging.getLogger(__name__)
+
+LOCAL = "local/"
+UPLOADED = "ds_"
+SUFFIXES = {"jsonl": ".jsonl", "parquet": ".parquet"}
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class FetchFailed(Exception):
+    """Something that the job names cannot be brought here; ``code`` is what the job fails with."""
+
+    def __init__(self, code: FailureCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def local_model(model_id: str, root: Path | None) -> Path:
+    """``local/<directory>`` → the directory directly below ``root``, links followed, or FetchFailed."""
+    name = model_id.removeprefix(LOCAL)
+    if root is None:
+        raise FetchFailed(FailureCode.MODEL_NOT_FOUND, f"model {model_id!r}: this worker has no QE_MODEL_ROOT")
+    below = root.resolve()
+    directory = (below / name).resolve()
+    if "/" in name or directory == below or not directory.is_relative_to(below) or not directory.is_dir():
+        raise FetchFailed(
+            FailureCode.MODEL_NOT_FOUND, f"model {model_id!r}: no directory {name!r} below the model root"
+        )
+    return directory
+
+
+def uploaded_rows(dataset_id: str, row: Mapping[str, Any] | None, storage: Storage, to: Path) -> Path:
+    """Bring the uploaded dataset ``row`` (``format key sha256``) into the directory ``to``, digest checked."""
+    if row is None:
+        raise FetchFailed(FailureCode.DATASET_NOT_FOUND, f"dataset {dataset_id!r} does not exist any more")
+    target = to / f"calibration{SUFFIXES.get(row['format'], '.jsonl')}"
+    try:
+        storage.fetch(row["key"], target)
+    except ObjectMissing:
+        raise FetchFailed(FailureCode.DATASET_NOT_FOUND, f"the bytes of dataset {dataset_id!r} are gone") from None
+    if sha256_file(target) != row["sha256"]:
+        raise FetchFailed(
+            FailureCode.DATASET_NOT_FOUND, f"dataset {dataset_id!r} is damaged: its sha256 does not match"
+        )
+    return target
+
+
+def finished_blocks(files: list[dict[str, Any]], storage: Storage, to: Path) -> int:
+    """Bring the files of finished blocks into the work directory; returns how many arrived whole.
+
+    A file that is missing or damaged is left out with a line in the log: the library resumes from the longest prefix
+    that it can verify, and computes the rest again.
+    """
+    arrived = 0
+    for file in files:
+        target = to / file["name"]
+        if not target.resolve().is_relative_to(to.resolve()):
+            raise ValueError(f"block file {file['name']!r} points out of the work directory")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            storage.fetch(file["key"], target)
+        except ObjectMissing:
+            logger.warning("block file %s is not in storage any more", file["key"])
+            continue
+        if target.stat().st_size != file["bytes"] or sha256_file(target) != file["sha256"]:
+            logger.warning("block file %s is damaged in storage", file["key"])
+            target.unlink()
+            continue
+        arrived += 1
+    return arrived
+
+
+class Draining(Exception):
+    """The worker was asked to stop in the middle of a download."""
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Downloads from the hub, kept in ``settings.home`` by commit, so that a second job finds them."""
+
+    settings: Settings
+    lease: Lease
+    log: Path
+    draining: Callable[[], bool]
+    command: tuple[str, ...] = (sys.executable, "-m", "quant_experts.hub")
+
+    def bring(
+        self, kind: str, repository: str, revision: str | None, resolved: Callable[[str], None]
+    ) -> tuple[Path, str]:
+        """The local directory of ``repository`` and its commit; ``resolved`` hears the commit before the download.
+
+        Raises FetchFailed, or what the lease raises when it is disturbed.
+        """
+        shelf = self.settings.resolved_home / f"{kind}s" / repository.replace("/", "--")
+        shelf.mkdir(parents=True, exist_ok=True)
+        if revision is not None and COMMIT.fullmatch(revision) and (shelf / revision).is_dir():
+            return shelf / revision, revision
+        # Named by the commit only when whole: two workers may download at once, and one of them may die.
+        arriving = shelf / new_id("arriving")
+        try:
+            commit = self._run(kind, repository, revision, arriving, resolved)
+            whole = shelf / commit
+            if not whole.is_dir():
+                try:
+                    arriving.rename(whole)
+                except OSError:
+                    if not whole.is_dir():  # otherwise the other worker was quicker
+                        raise
+            return whole, commit
+        finally:
+            shutil.rmtree(arriving, ignore_errors=True)
+
+    def _run(self, kind: str, repository: str, revision: str | None, to: Path, resolved: Callable[[str], None]) -> str:
+        token = {"HF_TOKEN": self.settings.hub_token} if self.settings.hub_token else {}
+        environment = process.scrubbed_environment(
+            self.settings.resolved_home / "hub", {**token, "HF_HUB_OFFLINE": "0"}
+        )
+        command = [*self.command, kind, repository, "--to", str(to)]
+        if revision is not None:
+            command += ["--revision", revision]
+        child = process.start(command, environment=environment, log=self.log, stdout=subprocess.PIPE)
+        commit, done, failure = "", False, None
+        assert child.stdout is not None
+        with self.lease.guarding(child), child.stdout:
+            try:
+                for raw in process.lines(child.stdout):
+                    if raw is None:
+                        if self.draining():
+                            raise Draining(f"worker stopped while fetching {kind} {repository!r}")
+                        continue
+                    line = _json_line(raw)
+                    match line.get("type"):
+                        case "resolved":
+                            commit = str(line["commit"])
+                            resolved(commit)
+                        case "done":
+                            done = True
+                        case "error":
+                            failure = FetchFailed(_code(str(line["code"])), str(line["message"]))
+            except BaseException:
+                process.kill_group(child)
+                raise
+            finally:
+                status = process.reap(child)
+        self.lease.check()
+        if failure is not None:
+            raise failure
+        if not done or not commit:
+            message = f"fetching {kind} {repository!r} {process.describe_end(status)} without a word"
+            raise FetchFailed(FailureCode.MODEL_UNAVAILABLE, message)
+        return commit
+
+
+def _json_line(raw: bytes) -> dict[str, Any]:
+    try:
+        line = json.loads(raw)
+    except ValueError:
+        return {}
+    return line if isinstance(line, dict) else {}
+
+
+def _code(text: str) -> FailureCode:
+    try:
+        return FailureCode(text)
+    except ValueError:
+        return FailureCode.INTERNAL

@@ -1,0 +1,76 @@
+"""The finished checkpoint on its way out: files into storage, rows for the ledger, figures for the job's summary."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from app.storage import SEGMENT, Storage
+from worker import protocol
+from worker.ledger import Hold
+from worker.relay import mean_errors
+
+REPORT = "quality_report.json"
+MEDIA_TYPES = {
+    ".json": "application/json",
+    ".html": "text/html; charset=utf-8",
+    ".md": "text/markdown; charset=utf-8",
+    ".py": "text/x-python; charset=utf-8",
+    ".txt": "text/plain; charset=utf-8",
+    ".jinja": "text/plain; charset=utf-8",
+    "": "text/plain; charset=utf-8",
+}
+
+
+class Incomplete(Exception):
+    """A file that the runner announced is not there, or has another size."""
+
+
+def attempt_prefix(hold: Hold) -> str:
+    """The folder in storage that belongs to one attempt alone."""
+    return f"jobs/{hold.job_id}/a{hold.attempt}"
+
+
+def publish(storage: Storage, hold: Hold, output: Path, files: Sequence[protocol.File]) -> Iterator[dict[str, Any]]:
+    """Put each file into storage and yield its row: ``name key bytes sha256 media_type``. Raises Incomplete."""
+    for file in files:
+        source = output / file.name
+        inside = source.resolve().is_relative_to(output.resolve())
+        if not inside or not source.is_file() or source.stat().st_size != file.bytes:
+            raise Incomplete(f"{file.name!r} was announced with {file.bytes} bytes and is not there like that")
+        key = f"{attempt_prefix(hold)}/{safe_name(file.name)}"
+        storage.put(key, source)
+        yield {
+            "name": file.name,
+            "key": key,
+            "bytes": file.bytes,
+            "sha256": file.sha256,
+            "media_type": MEDIA_TYPES.get(PurePosixPath(file.name).suffix, "application/octet-stream"),
+        }
+
+
+def safe_name(name: str) -> str:
+    """The name itself where storage takes it as one segment, else a digest of it: a name never becomes a path."""
+    return name if SEGMENT.fullmatch(name) else f"f_{hashlib.sha256(name.encode()).hexdigest()}"
+
+
+def summary_of(output: Path) -> dict[str, Any]:
+    """The figures of a finished run that a list of jobs shows; empty when there is no readable report."""
+    try:
+        report = json.loads((output / REPORT).read_text())
+    except (OSError, ValueError):
+        return {}
+    quality, size = report.get("quality") or {}, report.get("size") or {}
+    groups = [group for block in report.get("blocks") or [] for group in block.get("groups") or []]
+    return {
+        "error": mean_errors(groups),
+        **{name: quality.get(name) for name in ("kl", "top1_agreement", "perplexity_full", "perplexity_quantized")},
+        **{name: size.get(name) for name in ("effective_bits", "base_bits", "bytes_before", "bytes_after")},
+        "rows_used": report.get("rows_used"),
+        "rows_held_out": report.get("rows_held_out"),
+        "warnings": len(report.get("warnings") or []) + sum(len(group.get("warnings") or []) for group in groups),
+        "seconds": report.get("seconds"),
+    }

@@ -1,0 +1,136 @@
+"""From the runner's lines to the ledger: each becomes one fenced write, and files are stored before they are named."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from app.storage import Storage
+from worker import ledger, process, protocol
+from worker.lease import monotonic
+from worker.pen import Pen
+
+PROGRESS_SECONDS = 1.0
+"""Between two writes of progress that is only to be looked at."""
+
+
+class Relay:
+    """What of a runner's talk has reached the ledger so far."""
+
+    def __init__(
+        self, pen: Pen, storage: Storage, *, job_id: str, work: Path, known: Sequence[Mapping[str, Any]]
+    ) -> None:
+        self._pen = pen
+        self._storage = storage
+        self._job_id = job_id
+        self._work = work
+        self._stored = {file["sha256"] for file in known}
+        """Digests of block files that are in storage and in the ledger already."""
+        self._phase: str | None = None
+        self._progress: dict[str, Any] = {}
+        self._unwritten = False
+        self._written_at = 0.0
+
+    @property
+    def phase(self) -> str | None:
+        """The phase that the runner is in."""
+        return self._phase
+
+    def follow(self, child: subprocess.Popen[bytes], *, draining: Callable[[], bool]) -> protocol.LastWord | None:
+        """Relay until the runner closes its channel; its last word, or None when it died without one.
+
+        Asks the runner to stop as soon as ``draining``. Raises NotOurs, OSError, or what the pen raises.
+        """
+        assert child.stdout is not None
+        last: protocol.LastWord | None = None
+        asked = False
+        for line in process.lines(child.stdout, limit=protocol.MAX_LINE):
+            if draining() and not asked:
+                asked = True
+                process.write_all(child.stdin, protocol.STOP)
+            if line is None:
+                self._write_progress()
+                continue
+            match protocol.decode(line):
+                case protocol.FinishedLine() | protocol.StoppedLine() | protocol.ErrorLine() as word:
+                    last = word
+                case message:
+                    self._take(message)
+        return last
+
+    def _take(self, message: protocol.Line) -> None:
+        match message:
+            case protocol.PhaseLine(phase=phase, total=total):
+                self._phase = phase
+                self._progress = {"phase": phase, "done": 0, "total": total, "group": None, "error": None}
+                self._unwritten = True
+                if phase != "preparing":  # the claim has said that
+                    self._pen.write(ledger.set_phase, phase)
+                self._write_progress(now=True, blocks=total if phase == "fitting" else None)
+            case protocol.AdvancedLine(phase=phase, done=done, total=total):
+                self._progress |= {"phase": phase, "done": done, "total": total}
+                self._unwritten = True
+                self._write_progress()
+            case protocol.GroupLine(group=group):
+                self._progress |= {"group": group.get("name"), "error": group.get("error")}
+                self._unwritten = True
+                self._write_progress()
+            case protocol.BlockLine() as block:
+                self._take_block(block)
+            case protocol.WarningLine(message=text):
+                self._pen.write(ledger.add_warning, text)
+
+    def _take_block(self, block: protocol.BlockLine) -> None:
+        if block.resumed and all(file.sha256 in self._stored for file in block.files):
+            self._pen.write(ledger.record_resumed, block=block.block, blocks=block.blocks)
+            return
+        files = []
+        for file in block.files:
+            key = block_key(self._job_id, file.sha256)
+            self._storage.put(key, self._work / file.name)
+            files.append({"name": file.name, "bytes": file.bytes, "sha256": file.sha256, "key": key})
+        unused = self._pen.write(
+            ledger.record_block,
+            block=block.block,
+            blocks=block.blocks,
+            seconds=block.seconds,
+            report={"seconds_by_phase": block.seconds_by_phase, "groups": block.groups},
+            files=files,
+            superseded=block.superseded,
+            event={
+                "block": block.block,
+                "blocks": block.blocks,
+                "seconds": round(block.seconds, 3),
+                "error": mean_errors(block.groups),
+            },
+        )
+        self._stored.update(file["sha256"] for file in files)
+        # Only now: until the row was committed, a resume would have needed them.
+        for key in unused:
+            self._storage.delete(key)
+        for name in block.superseded:
+            (self._work / name).unlink(missing_ok=True)
+
+    def _write_progress(self, *, now: bool = False, blocks: int | None = None) -> None:
+        if not self._unwritten or not (now or monotonic() - self._written_at >= PROGRESS_SECONDS):
+            return
+        self._pen.write(ledger.set_progress, self._progress, blocks=blocks)
+        self._written_at = monotonic()
+        self._unwritten = False
+
+
+def block_key(job_id: str, sha256: str) -> str:
+    """Where a block's file lives: by its content, so that a block computed twice is stored once."""
+    return f"jobs/{job_id}/blocks/{sha256}"
+
+
+def mean_errors(groups: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Mean over groups of the relative error after each stage; groups without finite figures do not count."""
+    stages: dict[str, list[float]] = {}
+    for group in groups:
+        for stage, value in (group.get("error") or {}).items():
+            if isinstance(value, (int, float)):
+                stages.setdefault(stage, []).append(float(value))
+    return {stage: sum(values) / len(values) for stage, values in stages.items()}

@@ -1,0 +1,18 @@
+"""Ringing without caring whether anybody hears it: a lost bell costs a minute, never a job."""
+
+from __future__ import annotations
+
+import logging
+
+from app.contract.bell import RedisBell
+from app.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+def ring_quietly(settings: Settings, job_id: str) -> None:
+    """Ring for ``job_id``; when Redis does not answer, say so in the log: the keeper rings again."""
+    try:
+        RedisBell(settings.redis_url or "").ring(job_id)
+    except Exception as error:  # noqa: BLE001 -- kombu's transports raise errors of many libraries
+        logger.warning("the bell for %s was not rung: %s", job_id, error)

@@ -1,0 +1,160 @@
+"""The child that computes: reads a job file, calls the library, and says on its own channel how it goes.
+
+    python -m worker.runner job.json
+
+The one process of the service that loads torch. It has no network, no database and no secret. What libraries print goes
+to the log, not into the channel; ``stop`` or the end of stdin asks it to finish the block in hand and end.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from worker import protocol
+
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")
+DISK_WORDS = ("no space left on device", "disk quota exceeded")
+
+
+def main(job_file: str) -> int:
+    channel = _take_stdout()
+    stop = threading.Event()
+    threading.Thread(target=_listen, args=(sys.stdin.buffer, stop), name="stdin", daemon=True).start()
+
+    def say(message: protocol.Line) -> None:
+        channel.write(protocol.encode(message))
+        channel.flush()
+
+    try:
+        job = protocol.RunnerJob.model_validate_json(Path(job_file).read_bytes())
+        say(_quantize(job, say, stop.is_set))
+    except BrokenPipeError:  # nobody listens any more; the kernel is about to say so too
+        return 1
+    except Exception as error:  # noqa: BLE001 -- the boundary of the process: every error becomes one line
+        traceback.print_exc()
+        say(explain(error))
+        return 1
+    return 0
+
+
+def explain(error: Exception) -> protocol.ErrorLine:
+    """The error as a stable code and one line. Raises nothing."""
+    from quant_experts.errors import QuantExpertsError
+
+    text = " ".join(str(error).split())
+    lowered = text.lower()
+    if isinstance(error, QuantExpertsError):
+        code, message = error.code, text
+    elif isinstance(error, MemoryError) or any(word in lowered for word in MEMORY_WORDS):
+        code, message = "out_of_memory", f"the computing process has not enough memory: {text or 'allocation failed'}"
+    elif (isinstance(error, OSError) and error.errno in NO_SPACE) or any(word in lowered for word in DISK_WORDS):
+        code, message = "out_of_disk", f"the computing process has no space left on its disk: {text}"
+    else:
+        code, message = "internal", f"{type(error).__name__}: {text}"
+    return protocol.ErrorLine(code=code, message=message[:2000])
+
+
+def _quantize(
+    job: protocol.RunnerJob, say: Callable[[protocol.Line], None], should_stop: Callable[[], bool]
+) -> protocol.LastWord:
+    # Here and not above: a runner that is stopped or misdirected at once need not have loaded torch.
+    from pydantic import ValidationError
+
+    from quant_experts import pipeline, progress
+    from quant_experts.config import QuantizationSpec
+    from quant_experts.errors import InvalidSpec, Stopped
+
+    try:
+        spec = QuantizationSpec.preset(job.method, scheme=job.scheme, **job.options)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise InvalidSpec(f"option {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    except ValueError as error:
+        raise InvalidSpec(str(error)) from error
+
+    last: protocol.LastWord | None = None
+
+    def on_event(event: progress.Event) -> None:
+        nonlocal last
+        message = translate(event)
+        if isinstance(message, protocol.FinishedLine):
+            last = message  # said only when the pipeline has returned: then nothing can go wrong any more
+        else:
+            say(message)
+
+    try:
+        pipeline.quantize(
+            model=Path(job.model),
+            calibration=Path(job.calibration),
+            output=Path(job.output),
+            spec=spec,
+            work=Path(job.work),
+            model_id=job.model_id,
+            model_commit=job.model_commit,
+            split=job.split,
+            keep_superseded=True,  # the supervisor may still be copying them; it deletes them when it has committed
+            on_event=on_event,
+            should_stop=should_stop,
+        )
+    except Stopped:
+        return protocol.StoppedLine()
+    if last is None:
+        raise RuntimeError("the pipeline returned without naming the files of the checkpoint")
+    return last
+
+
+def translate(event: object) -> protocol.Line:
+    """The library's progress event as a line. Raises TypeError for an event that this file does not know."""
+    from quant_experts import progress
+
+    match event:
+        case progress.PhaseStarted():
+            return protocol.PhaseLine(phase=event.phase, total=event.total)
+        case progress.Advanced():
+            return protocol.AdvancedLine(phase=event.phase, done=event.done, total=event.total)
+        case progress.GroupFitted():
+            return protocol.GroupLine(block=event.block, blocks=event.blocks, group=event.group.model_dump(mode="json"))
+        case progress.BlockFinished():
+            return protocol.BlockLine(
+                block=event.block,
+                blocks=event.blocks,
+                seconds=event.seconds,
+                seconds_by_phase=event.seconds_by_phase,
+                groups=[group.model_dump(mode="json") for group in event.groups],
+                files=[protocol.File(name=file.name, bytes=file.bytes, sha256=file.sha256) for file in event.files],
+                superseded=list(event.superseded),
+                resumed=event.resumed,
+            )
+        case progress.Warned():
+            return protocol.WarningLine(message=event.message)
+        case progress.Finished():
+            files = [protocol.File(name=file.name, bytes=file.bytes, sha256=file.sha256) for file in event.files]
+            return protocol.FinishedLine(output=str(event.output), files=files)
+    raise TypeError(f"unknown progress event {type(event).__name__}")
+
+
+def _take_stdout() -> BinaryIO:
+    """The channel: a private copy of stdout. Whatever else is written to stdout, also by C code, goes to stderr."""
+    sys.stdout.flush()
+    channel = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return os.fdopen(channel, "wb")
+
+
+def _listen(stdin: BinaryIO, stop: threading.Event) -> None:
+    for line in stdin:
+        if line == protocol.STOP:
+            break
+    stop.set()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

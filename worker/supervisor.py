@@ -1,0 +1,244 @@
+"""One worker's life with jobs: claim, bring the files, run, relay, keep the lease, end it, and look for the next.
+
+The supervisor is an ordinary process without torch. It computes nothing: the runner does, a fresh process per attempt
+without database, broker or storage. Whatever happens to either, the ledger says what is true.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from app.contract.errors import FailureCode
+from app.contract.spec import JobSpec
+from app.contract.states import AttemptOutcome, JobStatus
+from app.settings import Settings
+from app.storage import Storage
+from worker import fetch, ledger, process, protocol
+from worker.lease import CancelRequested, Lease, Lost, TimedOut, kept
+from worker.pen import Pen
+from worker.publish import Incomplete, publish, summary_of
+from worker.relay import Relay
+
+logger = logging.getLogger(__name__)
+
+RUNNER = (sys.executable, "-m", "worker.runner")
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+
+Ending = Callable[[ledger.Connection, ledger.Hold], JobStatus]
+"""One fenced transaction that ends the attempt and says what the job is then."""
+
+
+@dataclass(frozen=True)
+class Hands:
+    """What a supervisor works with."""
+
+    settings: Settings
+    storage: Storage
+    worker: str
+    """Who we are, in the ledger."""
+    draining: Callable[[], bool]
+    """True as soon as this worker is to stop: the block in hand is finished, the job handed back."""
+    ring: Callable[[str], None]
+    """Tells other workers that a job waits; never raises."""
+    runner: tuple[str, ...] = RUNNER
+    """The command that computes; the path of the job file is appended."""
+
+
+def work(hands: Hands) -> int:
+    """Take jobs, without a bell in between, until none waits or the worker drains; returns the number of attempts.
+
+    Raises psycopg.OperationalError when the ledger cannot be reached for a claim.
+    """
+    attempts = 0
+    while not hands.draining():
+        with ledger.connect(hands.settings.database_url or "") as connection:
+            claim = ledger.claim(connection, worker=hands.worker, lease=hands.settings.lease)
+        if claim is None:
+            break
+        attempts += 1
+        attempt(hands, claim)
+    return attempts
+
+
+def attempt(hands: Hands, claim: ledger.Claim) -> JobStatus | None:
+    """Carry one claimed job as far as it goes. The job's status afterwards; None when it was lost to another worker."""
+    hold, settings = claim.hold, hands.settings
+    directory = settings.work_directory / hold.job_id / f"a{hold.attempt}"
+    logger.info("%s: attempt %d begins", hold.job_id, hold.attempt)
+    spec = JobSpec.model_validate(claim.spec)
+    try:
+        with (
+            kept(settings, hold, seconds_left=spec.timeout_s - claim.elapsed) as lease,
+            Pen(settings.database_url or "", hold, lease) as pen,
+        ):
+            status = _end(pen, _outcome(hands, claim, spec, lease, pen, directory))
+    except Lost:
+        logger.warning("%s: attempt %d is not ours any more", hold.job_id, hold.attempt)
+        return None
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    logger.info("%s: attempt %d ended, the job is %s", hold.job_id, hold.attempt, status)
+    if status == JobStatus.QUEUED:
+        hands.ring(hold.job_id)
+    return status
+
+
+def _end(pen: Pen, ending: Ending) -> JobStatus:
+    try:
+        return pen.write(ending)
+    except CancelRequested:  # it came between the last look and the end
+        return pen.write(ledger.cancel)
+
+
+def _outcome(hands: Hands, claim: ledger.Claim, spec: JobSpec, lease: Lease, pen: Pen, directory: Path) -> Ending:
+    """Run the attempt, and say how it is to end. Raises Lost only."""
+    try:
+        directory.mkdir(parents=True, mode=0o700)
+        return _compute(hands, claim, spec, lease, pen, directory)
+    except Lost:
+        raise
+    except CancelRequested:
+        return ledger.cancel
+    except TimedOut:
+        message = f"the job took longer than its timeout_s of {spec.timeout_s} seconds"
+        return partial(ledger.fail, code=FailureCode.TIMEOUT, message=message)
+    except fetch.FetchFailed as failure:
+        return partial(ledger.fail, code=failure.code, message=str(failure))
+    except fetch.Draining as reason:
+        return partial(ledger.hand_back, reason=str(reason))
+    except Incomplete as failure:
+        return partial(ledger.fail, code=FailureCode.INVALID_CHECKPOINT, message=str(failure))
+    except Exception as error:  # whatever it is, the job must end with a code and the worker live on
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            return partial(ledger.fail, code=FailureCode.OUT_OF_DISK, message=f"the worker has no space left: {error}")
+        logger.exception("%s: attempt %d failed in the supervisor", claim.hold.job_id, claim.hold.attempt)
+        message = f"{type(error).__name__} in the worker: {error}"
+        return partial(ledger.fail, code=FailureCode.INTERNAL, message=message)
+
+
+def _compute(hands: Hands, claim: ledger.Claim, spec: JobSpec, lease: Lease, pen: Pen, directory: Path) -> Ending:
+    hold = claim.hold
+    log = hands.settings.resolved_home / "logs" / f"runner-{hold.job_id}-a{hold.attempt}.log"
+    known = pen.read(ledger.block_files, hold.job_id)
+    job = _prepare(hands, claim, spec, lease, pen, directory, log)
+    (directory / "work").mkdir()
+    fetch.finished_blocks(known, hands.storage, directory / "work")
+    lease.check()
+
+    relay = Relay(pen, hands.storage, job_id=hold.job_id, work=directory / "work", known=known)
+    last, status = _run(hands, lease, relay, _write_job(directory, job), log)
+    lease.check()
+    match last:
+        case protocol.FinishedLine(output=output, files=files):
+            if relay.phase != "publishing":
+                pen.write(ledger.set_phase, "publishing")
+            artifacts = []
+            for artifact in publish(hands.storage, hold, Path(output), files):
+                lease.check()
+                artifacts.append(artifact)
+            return partial(ledger.succeed, summary=summary_of(Path(output)), artifacts=artifacts)
+        case protocol.StoppedLine():
+            return partial(ledger.hand_back, reason="the worker was stopped")
+        case protocol.ErrorLine(code=code, message=message):
+            return partial(ledger.fail, code=_failure_code(code), message=message)
+        case None:
+            return partial(
+                ledger.give_up_attempt,
+                outcome=AttemptOutcome.RUNNER_DIED,
+                reason=f"the computing process {process.describe_end(status)}",
+                budget=hands.settings.barren_attempts,
+            )
+
+
+def _run(hands: Hands, lease: Lease, relay: Relay, job_file: Path, log: Path) -> tuple[protocol.LastWord | None, int]:
+    """The runner's last word, if it had one, and its exit status."""
+    home = job_file.parent / "home"
+    (home / "tmp").mkdir(parents=True)
+    child = process.start(
+        [*hands.runner, str(job_file)],
+        # Temporary files too: what a killed runner leaves goes with the attempt's directory.
+        environment=process.scrubbed_environment(home, {"TMPDIR": str(home / "tmp")}),
+        log=log,
+        directory=job_file.parent,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    with lease.guarding(child), child.stdout, child.stdin:
+        try:
+            last = relay.follow(child, draining=hands.draining)
+        except BaseException:
+            process.kill_group(child)
+            raise
+        finally:
+            status = process.reap(child)
+    return last, status
+
+
+def _prepare(
+    hands: Hands, claim: ledger.Claim, spec: JobSpec, lease: Lease, pen: Pen, directory: Path, log: Path
+) -> protocol.RunnerJob:
+    """Everything that the runner reads, on local disk."""
+    settings = hands.settings
+    hub = fetch.Hub(settings, lease, log, hands.draining)
+    commit: str | None = None
+    if spec.model.id.startswith(fetch.LOCAL):
+        model = fetch.local_model(spec.model.id, settings.model_root)
+    else:
+        # An attempt that goes on must go on with the same weights, wherever the branch points now.
+        revision = claim.progress.get("model_commit") or spec.model.revision
+        model, commit = hub.bring("model", spec.model.id, revision, partial(_pin, pen, "model_commit"))
+    dataset = spec.calibration.dataset
+    if dataset.startswith(fetch.UPLOADED):
+        row = pen.read(ledger.dataset, tenant=claim.tenant, dataset_id=dataset)
+        rows = fetch.uploaded_rows(dataset, row, hands.storage, directory)
+    else:
+        revision = claim.progress.get("dataset_commit")
+        rows, _ = hub.bring("dataset", dataset, revision, partial(_pin, pen, "dataset_commit"))
+    return protocol.RunnerJob(
+        model=str(model),
+        model_id=spec.model.id,
+        model_commit=commit,
+        calibration=str(rows),
+        split=spec.calibration.split,
+        output=str(directory / "output"),
+        work=str(directory / "work"),
+        scheme=spec.scheme,
+        method=spec.method,
+        options=_given(spec),
+    )
+
+
+def _given(spec: JobSpec) -> dict[str, Any]:
+    return spec.options.model_dump(mode="json", exclude_none=True)
+
+
+def _pin(pen: Pen, name: str, commit: str) -> None:
+    pen.write(ledger.set_progress, {name: commit})
+
+
+def _write_job(directory: Path, job: protocol.RunnerJob) -> Path:
+    path = directory / "job.json"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(job.model_dump(mode="json"), file)
+    return path
+
+
+def _failure_code(text: str) -> FailureCode:
+    try:
+        return FailureCode(text)
+    except ValueError:
+        return FailureCode.INTERNAL

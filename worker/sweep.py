@@ -1,0 +1,116 @@
+"""Removing what nobody needs any more. Every function is safe to run at any time, twice, and beside another keeper."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+from app.contract.states import LEASED, AttemptOutcome, JobStatus
+from app.storage import Storage
+from worker.ledger import Connection, Hold
+from worker.publish import attempt_prefix
+
+IDEMPOTENCY_HOURS = 24
+WORKER_HOURS = 1
+DEAD_SECONDS = 600.0
+"""An attempt that ended this long ago has no process left that still writes."""
+DEAD_WINDOW_DAYS = 7
+RESUMABLE_HOURS = 24
+"""For this long a failed or cancelled job keeps its finished blocks, so that a retry goes on where it stopped."""
+LOG_DAYS = 14
+
+
+def forget_idempotency(connection: Connection) -> int:
+    """Drop answers to idempotent requests after 24 hours."""
+    return connection.execute(
+        "DELETE FROM idempotency WHERE created_at < clock_timestamp() - make_interval(hours => %s)",
+        (IDEMPOTENCY_HOURS,),
+    ).rowcount
+
+
+def forget_workers(connection: Connection) -> int:
+    """Drop workers that were not seen for an hour: killed, or on a machine that is gone."""
+    return connection.execute(
+        "DELETE FROM workers WHERE seen_at < clock_timestamp() - make_interval(hours => %s)", (WORKER_HOURS,)
+    ).rowcount
+
+
+def drop_block_files(connection: Connection, storage: Storage, *, resumable_hours: float = RESUMABLE_HOURS) -> int:
+    """Drop the files from which a finished job could have been resumed; the reports of its blocks stay."""
+    jobs = connection.execute(
+        "SELECT id FROM jobs WHERE EXISTS (SELECT FROM layers WHERE job_id = jobs.id AND files <> '[]'::jsonb) AND ("
+        " status = %(succeeded)s OR (status = ANY(%(ended)s)"
+        " AND finished_at < clock_timestamp() - make_interval(secs => %(seconds)s))) LIMIT 100",
+        {
+            "succeeded": JobStatus.SUCCEEDED.value,
+            "ended": [JobStatus.FAILED.value, JobStatus.CANCELLED.value],
+            "seconds": resumable_hours * 3600,
+        },
+    ).fetchall()
+    dropped = 0
+    for job in jobs:
+        with connection.transaction():
+            # A retry may come in between: the lock on the row decides who was first.
+            still = connection.execute(
+                "SELECT 1 FROM jobs WHERE id = %s AND status = ANY(%s) FOR UPDATE",
+                (job["id"], [JobStatus.SUCCEEDED.value, JobStatus.FAILED.value, JobStatus.CANCELLED.value]),
+            ).fetchone()
+            if still is None:
+                continue
+            connection.execute("UPDATE layers SET files = '[]' WHERE job_id = %s", (job["id"],))
+            # Inside the transaction: a retry that waits for the row must not store the same blocks under our hands.
+            storage.delete_under(f"jobs/{job['id']}/blocks")
+        dropped += 1
+    return dropped
+
+
+def drop_dead_artifacts(connection: Connection, storage: Storage, *, dead_seconds: float = DEAD_SECONDS) -> int:
+    """Drop objects of attempts that ended without success: never visible, because no row names them."""
+    attempts = connection.execute(
+        "SELECT job_id, attempt FROM attempts WHERE outcome <> %s"
+        " AND ended_at < clock_timestamp() - make_interval(secs => %s)"
+        " AND ended_at > clock_timestamp() - make_interval(days => %s)",
+        (AttemptOutcome.SUCCEEDED.value, dead_seconds, DEAD_WINDOW_DAYS),
+    ).fetchall()
+    for row in attempts:
+        storage.delete_under(attempt_prefix(Hold(row["job_id"], row["attempt"])))
+    return len(attempts)
+
+
+def drop_work_directories(connection: Connection, work: Path, *, dead_seconds: float = DEAD_SECONDS) -> int:
+    """Drop this machine's scratch directories of attempts that are over: their worker was killed before it could."""
+    dropped = 0
+    for directory in sorted(work.glob("*/a*")):
+        number = directory.name.removeprefix("a")
+        if not number.isdigit():
+            continue
+        alive = connection.execute(
+            "SELECT 1 FROM jobs WHERE id = %s AND attempt = %s AND status = ANY(%s)",
+            (directory.parent.name, int(number), [status.value for status in LEASED]),
+        ).fetchone()
+        recent = connection.execute(
+            "SELECT 1 FROM attempts WHERE job_id = %s AND attempt = %s"
+            " AND (ended_at IS NULL OR ended_at > clock_timestamp() - make_interval(secs => %s))",
+            (directory.parent.name, int(number), dead_seconds),
+        ).fetchone()
+        if alive is None and recent is None:
+            shutil.rmtree(directory, ignore_errors=True)
+            dropped += 1
+    for parent in work.glob("*"):
+        if parent.is_dir() and not any(parent.iterdir()):
+            try:
+                parent.rmdir()
+            except OSError:  # an attempt has just begun in it
+                continue
+    return dropped
+
+
+def drop_logs(logs: Path, *, days: float = LOG_DAYS) -> int:
+    """Drop logs of runners that nobody wrote to for two weeks."""
+    dropped = 0
+    for log in logs.glob("runner-*.log"):
+        if log.stat().st_mtime < time.time() - days * 24 * 3600:
+            log.unlink(missing_ok=True)
+            dropped += 1
+    return dropped
