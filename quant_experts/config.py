@@ -6,16 +6,19 @@ command line's arguments, the service's job options, the checkpoint's recipe and
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from quant_experts.schemes import Scheme, parse_scheme
 
 PRESETS: dict[str, dict[str, Any]] = {
     "rtn": {"smoothing": "none", "rounding": "rtn", "reconstruction": "none"},
     "smoothquant": {"smoothing": "smoothquant", "rounding": "rtn", "reconstruction": "none"},
+    "awq": {"smoothing": "awq", "rounding": "rtn", "reconstruction": "none"},
+    "mbq": {"smoothing": "mbq", "rounding": "rtn", "reconstruction": "none"},
     "gptq": {"smoothing": "none", "rounding": "gptq", "reconstruction": "none"},
+    "obq": {"smoothing": "none", "rounding": "obq", "reconstruction": "none"},
     "svd": {"smoothing": "none", "rounding": "rtn", "reconstruction": "svd"},
     "lqer": {"smoothing": "none", "rounding": "rtn", "reconstruction": "lqer"},
     "aser": {"smoothing": "none", "rounding": "rtn", "reconstruction": "aser"},
@@ -32,6 +35,72 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Named methods: each is a choice for the three slots (method.md, section 6)."""
 
 
+AUTO = "auto"
+"""The scheme that stands for a search."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Sensitive(_Frozen):
+    """The input groups that keep more weight bits: the most sensitive ``share`` of all weights, or ``groups`` by name.
+
+    A name is a group's full name or its end, as in ``layers.0.mlp.down``.
+    """
+
+    share: Annotated[float, Field(gt=0, le=1)] | None = None
+    groups: (
+        Annotated[tuple[Annotated[str, Field(min_length=1, max_length=200)], ...], Field(max_length=4096)] | None
+    ) = None
+    weight_bits: Literal[6, 8] = 8
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.share is None) == (self.groups is None):
+            raise ValueError("give either share or groups")
+        return self
+
+
+class Budget(_Frozen):
+    """Stored bits per quantized weight, adapters included, that the most sensitive groups may fill up."""
+
+    bits_per_weight: Annotated[float, Field(ge=2, le=16)]
+
+
+class Target(_Frozen):
+    """What ``scheme: "auto"`` searches for: the best model within a size, or the smallest within a KL.
+
+    ``max_bytes``: of all tensors of the checkpoint. ``max_kl``: nats per token on held-out rows.
+    """
+
+    max_bytes: Annotated[int, Field(gt=0)] | None = None
+    max_kl: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.max_bytes is None) == (self.max_kl is None):
+            raise ValueError("give either max_bytes or max_kl")
+        return self
+
+
+class AcceptIf(_Frozen):
+    """Limits that a finished checkpoint is held against. They decide its verdict, never whether it is kept."""
+
+    max_kl: Annotated[float, Field(gt=0)] | None = None
+    min_top1_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
+    max_perplexity_increase: Annotated[float, Field(ge=0)] | None = None
+    """Share: 0.02 allows two percent over the full-precision model."""
+    min_image_sensitivity: Annotated[float, Field(ge=0)] | None = None
+    """The quantized model's reaction to another image, relative to the full-precision model's."""
+
+    @model_validator(mode="after")
+    def _at_least_one(self) -> Self:
+        if not self.model_fields_set:
+            raise ValueError("give at least one limit")
+        return self
+
+
 class QuantizationSpec(BaseModel):
     """What to do to a model. Field names are those of the command line and of a job's ``options``.
 
@@ -42,6 +111,8 @@ class QuantizationSpec(BaseModel):
     allows, they are clamped and the report says so.
     ``reservoir``: tokens kept per input group for clustering, expert assignment and the router.
     ``damping``: share of the mean diagonal added to a second moment before its Cholesky factorisation.
+    ``adapter_dtype``: how experts and routers are stored; ``int8`` has one scale per row.
+    ``scheme``: ``"auto"`` asks for a search and needs ``target``; the search replaces both before anything is fitted.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,6 +138,11 @@ class QuantizationSpec(BaseModel):
     refine: Literal["none", "routed", "all"] = "none"
     damping: Annotated[float, Field(gt=0, le=1)] = 0.01
     reservoir: Annotated[int, Field(ge=64, le=131072)] = 8192
+    adapter_dtype: Literal["bf16", "int8"] = "bf16"
+
+    sensitive: Sensitive | None = None
+    budget: Budget | None = None
+    target: Target | None = None
 
     samples: Annotated[int, Field(ge=1, le=100_000)] = 128
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -75,10 +151,21 @@ class QuantizationSpec(BaseModel):
     @field_validator("scheme")
     @classmethod
     def _canonical_scheme(cls, value: str) -> str:
-        return parse_scheme(value).name
+        return AUTO if value == AUTO else parse_scheme(value).name
+
+    @model_validator(mode="after")
+    def _mixed_precision_is_asked_for_in_one_way(self) -> Self:
+        if (self.scheme == AUTO) != (self.target is not None):
+            raise ValueError('scheme "auto" and target belong together: give both or neither')
+        if self.sensitive is not None and self.budget is not None:
+            raise ValueError("sensitive and budget both choose the groups that keep more bits: give one of them")
+        if self.target is not None and (self.sensitive is not None or self.budget is not None):
+            raise ValueError('scheme "auto" chooses the sensitive groups itself: leave out sensitive and budget')
+        return self
 
     @property
     def bits(self) -> Scheme:
+        """Raises ValueError for ``"auto"``, which has none before its search."""
         return parse_scheme(self.scheme)
 
     @classmethod

@@ -18,7 +18,7 @@ from quant_experts.experts.partition import partition_channels
 from quant_experts.experts.router import normalised
 from quant_experts.fitted import FittedGroup
 from quant_experts.group_evaluation import GroupErrors, evaluate_group
-from quant_experts.problem import GroupProblem
+from quant_experts.problem import EQUAL_WEIGHTS, GroupProblem, ModalityWeights
 from quant_experts.quantizer import dequantize
 from quant_experts.reconstruction import Adapters
 from quant_experts.statistics import Observation, channel_importance, important_channels
@@ -36,11 +36,13 @@ def fit_group(
     spec: QuantizationSpec,
     *,
     scale_dtype: torch.dtype = torch.bfloat16,
+    modality_weights: ModalityWeights = EQUAL_WEIGHTS,
 ) -> FittedGroup:
     """Quantize the layers that share one input.
 
     weights: layer name → (out_j, d), any float dtype, in the order of the group; observation: of the same input, on
     the same device. ``scale_dtype``: the dtype that the checkpoint stores scales and adapters in.
+    ``modality_weights``: for choices that weigh vision and text tokens apart.
     Raises NumericalFailure naming the group for non-finite weights or a second moment that cannot be factorised;
     InvalidSpec for an unknown slot choice.
     """
@@ -50,7 +52,9 @@ def fit_group(
     k, warned_k = _resolve_important(name, spec, weight.shape[1])
     partition = partition_channels(observation.counts, observation.mean_abs * importance, k=k, experts=spec.experts)
     important = important_channels(observation.tokens_kept, importance, k)
-    original = GroupProblem.of(weight, observation, important, partition, spec, group_size, scale_dtype)
+    original = GroupProblem.of(
+        weight, observation, important, partition, spec, group_size, scale_dtype, modality_weights
+    )
     scaling = smoothing.get(spec.smoothing).smooth(original)
     problem = original.scaled(scaling.scale)
     choice = reconstruction.get(spec.reconstruction)

@@ -39,6 +39,7 @@ from quant_experts.groups import GroupPlan, block_prefix, plan_groups
 from quant_experts.progress import Finished, OnEvent, PhaseStarted, ShouldStop, Warned, ignore, never
 from quant_experts.report import QualityReport, Size
 from quant_experts.tensor_file import TensorFile
+from quant_experts.treatment import Treatment
 from quant_experts.walk import walk
 from quant_experts.weights import shards_fingerprint, stream
 
@@ -118,12 +119,14 @@ def quantize(
     for message in _warnings_about_rows(blueprint, calls):
         warn(message)
 
+    treatment = Treatment(spec)
+
     on_event(PhaseStarted("fitting", len(plans)))
     blocks = walk(
         blueprint,
         plans,
         calls,
-        spec,
+        treatment,
         work=work,
         fingerprint=fingerprint,
         on_event=on_event,
@@ -143,6 +146,7 @@ def quantize(
         method=spec.method,
         blocks=[block.report for block in blocks],
         quality=quality,
+        mixed_precision=treatment.mixed_precision,
         size=_size(blueprint, plans, blocks, work),
         rows_used=len(calls.fit),
         rows_held_out=len(calls.held_out),

@@ -13,13 +13,25 @@ from quant_experts.statistics import Observation
 
 
 @dataclass(frozen=True)
+class ModalityWeights:
+    """How much an output error matters on tokens of each modality: mean absolute gradient of the loss, any unit."""
+
+    vision: float = 1.0
+    text: float = 1.0
+
+
+EQUAL_WEIGHTS = ModalityWeights()
+
+
+@dataclass(frozen=True)
 class GroupProblem:
     """Weights and inputs of one group, possibly rescaled: W diag(s) and x / s.
 
     ``weight``: (out, d) float32, the group's layers stacked. ``second_moment``: (d, d) float32, a sum over ``tokens``.
     ``mean_abs``, ``max_abs``: (d,). ``samples``: (R, d) float32, the reservoir. ``important``: (R, d) bool, the
     important channels of each reservoir token, which do not change with the scale because |x_c| w_c does not.
-    ``group_size``: already resolved, divides d.
+    ``group_size``: already resolved, divides d. ``vision``: (R,) bool, the reservoir's image tokens.
+    ``modality_weights``: what an error on a vision and on a text token counts; equal unless the method measures them.
     """
 
     name: str
@@ -34,6 +46,8 @@ class GroupProblem:
     spec: QuantizationSpec
     group_size: int
     scale_dtype: torch.dtype
+    vision: Tensor
+    modality_weights: ModalityWeights
 
     @classmethod
     def of(
@@ -45,6 +59,7 @@ class GroupProblem:
         spec: QuantizationSpec,
         group_size: int,
         scale_dtype: torch.dtype,
+        modality_weights: ModalityWeights,
     ) -> GroupProblem:
         return cls(
             name=observation.name,
@@ -59,6 +74,8 @@ class GroupProblem:
             spec=spec,
             group_size=group_size,
             scale_dtype=scale_dtype,
+            vision=observation.kept_vision,
+            modality_weights=modality_weights,
         )
 
     @property

@@ -6,6 +6,8 @@ output, ``||Y - Y'||² / ||Y||²``, of the quantized layers fed with the input t
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -19,6 +21,42 @@ class StageErrors(_Frozen):
     base: float
     shared: float
     routed: float
+
+
+class FrequencyPoint(_Frozen):
+    """One point of the channel-frequency curve of a group: channels sorted by how often they are important."""
+
+    rank: int
+    """1 is the channel that is important for most tokens."""
+    share: float
+    """Share of the group's calibration tokens for which this channel is among the important ones."""
+
+
+class ChannelStatistics(_Frozen):
+    """How far the calibration tokens tell which channels of a group matter."""
+
+    independent: int
+    """Channels that the shared expert takes over whole (token-independent)."""
+    dependent: int
+    """Channels that the routed experts are clustered over (token-dependent)."""
+    curve: list[FrequencyPoint]
+    """At most 64 points, ranks spaced evenly in their logarithm, first and last channel included."""
+    split_half: float | None = None
+    """Spearman rank correlation of the channels' frequencies in two halves of the calibration rows; 1 is agreement.
+    None when one half saw no token or all channels are equally frequent."""
+    unseen_share: float | None = None
+    """Share of held-out tokens with at least one important channel that no calibration token had among its own."""
+
+
+class GroupSensitivity(_Frozen):
+    """Three measures of what quantizing a group costs, on full-precision activations."""
+
+    mean_abs: float
+    """Mean of |x| over the tokens and channels of the group's input."""
+    variance: float
+    """Variance of x over tokens and channels."""
+    kl: float
+    """Mean KL of the next-token distribution, nats per token, when only this group is rounded to nearest."""
 
 
 class GroupReport(_Frozen):
@@ -42,6 +80,16 @@ class GroupReport(_Frozen):
     """The scaling in force, with its parameter: ``none``, ``outlier``, ``smoothquant(0.5)``."""
     effective_bits: float
     """Stored bits per weight of this group: integers, scales, adapters, router, smoothing."""
+    weight_bits: int | None = None
+    """Of the integers; more than the scheme's where mixed precision kept the group at more."""
+    error_rtn: float | None = None
+    """What plain rounding to nearest at the same bits would lose on the same tokens."""
+    error_bf16: float | None = None
+    """The final error with adapters stored in bfloat16, when they are stored in int8."""
+    effective_bits_bf16: float | None = None
+    """Stored bits per weight with adapters in bfloat16, when they are stored in int8."""
+    channels: ChannelStatistics | None = None
+    sensitivity: GroupSensitivity | None = None
     warnings: list[str] = Field(default_factory=list)
 
 
@@ -63,6 +111,91 @@ class ModelQuality(_Frozen):
     top1_agreement: float
     perplexity_full: float
     perplexity_quantized: float
+    kl_standard_error: float | None = None
+    """Of the mean over rows; None for fewer than two rows."""
+
+
+class Reaction(_Frozen):
+    """How much the next-token distribution moves when the image changes: mean KL, nats per token."""
+
+    full: float
+    quantized: float
+
+    @property
+    def ratio(self) -> float | None:
+        """quantized / full; None when the full-precision model does not react either."""
+        return self.quantized / self.full if self.full > 1e-9 else None
+
+
+class ImageSensitivity(_Frozen):
+    """Does the quantized model still look? Held-out rows, their image swapped for another row's, or blanked."""
+
+    rows: int
+    tokens: int
+    swapped: Reaction | None = None
+    blanked: Reaction | None = None
+    verdict: Literal["keeps_looking", "looks_less", "looks_away", "never_looked"]
+    """``looks_less``: under 80 % of the full-precision reaction; ``looks_away``: under 50 %; ``never_looked``: the
+    full-precision model itself does not react on these rows."""
+
+
+class CalibrationQuality(_Frozen):
+    """Is the calibration data good enough?"""
+
+    verdict: Literal["good", "thin", "poor"]
+    reasons: list[str] = Field(default_factory=list)
+    """Plain sentences, each with its number and what to do; empty when the verdict is good."""
+    split_half_mean: float | None = None
+    split_half_worst: float | None = None
+    split_half_worst_group: str | None = None
+    unseen_share_mean: float | None = None
+    unseen_share_worst: float | None = None
+    unseen_share_worst_group: str | None = None
+    idle_experts: int = 0
+    """Routed experts that no held-out token was sent to, over all groups."""
+    experts: int = 0
+
+
+class Acceptance(_Frozen):
+    """The limits that the user gave, and whether the checkpoint keeps them."""
+
+    limits: dict[str, float]
+    verdict: Literal["accepted", "rejected"]
+    missed: list[str] = Field(default_factory=list)
+    """One sentence per limit that is not kept, with both numbers."""
+
+
+class FrontierPoint(_Frozen):
+    """One configuration that ``scheme: "auto"`` tried on a few samples."""
+
+    label: str
+    """For people: ``W4A8 · 8 experts of rank 16 · 10 % at 8 bits``."""
+    options: dict[str, Any]
+    """What it lays over the spec."""
+    bytes: int
+    """Of all tensors of the checkpoint."""
+    effective_bits: float
+    kl: float
+    chosen: bool = False
+
+
+class AutoSearch(_Frozen):
+    target: dict[str, float]
+    points: list[FrontierPoint]
+    rows: int
+    """Calibration rows behind each point."""
+    seconds: float
+
+
+class MixedPrecision(_Frozen):
+    """Which input groups keep more weight bits, and what decided it."""
+
+    weight_bits: int
+    groups: list[str]
+    """Full names of the groups at ``weight_bits``."""
+    share: float
+    """Of the quantized weights."""
+    decided_by: Literal["names", "share", "budget"]
 
 
 class Size(_Frozen):
@@ -75,6 +208,8 @@ class Size(_Frozen):
     """The same without adapters, routers and smoothing."""
     quantized_weights: int
     """Number of weights that were quantized."""
+    effective_bits_bf16: float | None = None
+    """With adapters in bfloat16, when they are stored in int8."""
 
 
 class QualityReport(_Frozen):
@@ -86,7 +221,15 @@ class QualityReport(_Frozen):
     method: str
     blocks: list[BlockReport]
     quality: ModelQuality
+    baseline: ModelQuality | None = None
+    """The same model and held-out rows, every group rounded to nearest at the same bits and nothing else."""
     size: Size
+    calibration: CalibrationQuality | None = None
+    images: ImageSensitivity | None = None
+    """None for text-only models and when no held-out row has an image."""
+    acceptance: Acceptance | None = None
+    mixed_precision: MixedPrecision | None = None
+    auto: AutoSearch | None = None
     rows_used: int
     rows_held_out: int
     rows_skipped: dict[str, int] = Field(default_factory=dict)

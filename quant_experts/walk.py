@@ -27,15 +27,16 @@ from quant_experts.chain import (
     write_chain,
 )
 from quant_experts.checkpoint.layout import adapter_dtype, group_config, group_tensors, install_group, stored_bits
-from quant_experts.config import QuantizationSpec
 from quant_experts.errors import Stopped
 from quant_experts.fit import FittedGroup, evaluate_group, fit_group
 from quant_experts.groups import GroupPlan, block_prefix
 from quant_experts.modeling_quant_experts import dequantized_weights
 from quant_experts.observe import Observed, group_weights, observe_block, run_rows
+from quant_experts.problem import EQUAL_WEIGHTS
 from quant_experts.progress import BlockFinished, GroupFitted, OnEvent, ShouldStop, WrittenFile
 from quant_experts.report import BlockReport, GroupReport
 from quant_experts.tensor_file import write_tensors
+from quant_experts.treatment import Treatment
 
 KEPT_CHAINS = 2
 """Hidden states of this many blocks stay on disk: should the newest be damaged, the walk goes back one block, not to
@@ -64,7 +65,7 @@ def walk(
     blueprint: Blueprint,
     plans: Sequence[Sequence[GroupPlan]],
     calls: Calls,
-    spec: QuantizationSpec,
+    treatment: Treatment,
     *,
     work: Path,
     fingerprint: str,
@@ -87,7 +88,7 @@ def walk(
     for number in range(len(finished), len(plans)):
         if should_stop():
             raise Stopped(f"stopped before block {number}; a later run goes on from there")
-        block = _walk_block(blueprint, plans, number, calls, spec, work, fingerprint, on_event, should_stop)
+        block = _walk_block(blueprint, plans, number, calls, treatment, work, fingerprint, on_event, should_stop)
         finished.append(block)
         superseded = _superseded(work, number)
         on_event(_event(block, len(plans), superseded=superseded, resumed=False))
@@ -101,7 +102,7 @@ def _walk_block(
     plans: Sequence[Sequence[GroupPlan]],
     number: int,
     calls: Calls,
-    spec: QuantizationSpec,
+    treatment: Treatment,
     work: Path,
     fingerprint: str,
     on_event: OnEvent,
@@ -113,12 +114,12 @@ def _walk_block(
     with clock.phase("read"):
         fill(blueprint, prefix)
     with clock.phase("observe"):
-        observed, full = observe_block(blueprint, plans[number], calls, hidden, spec, should_stop)
+        observed, full = observe_block(blueprint, plans[number], calls, hidden, treatment.spec, should_stop)
     tensors = _block_tensors(blueprint, plans[number], prefix)
     reports, entries, bits = [], [], [0, 0]
     for plan in plans[number]:
         with clock.phase("fit"):
-            fitted, report, of_group = _fit(blueprint, plan, observed.pop(plan.name), spec)
+            fitted, report, of_group = _fit(blueprint, plan, observed.pop(plan.name), treatment)
         entries.append(group_config(fitted, plan))
         install_group(blueprint.model, entries[-1], of_group)
         tensors.update(of_group)
@@ -142,12 +143,19 @@ def _walk_block(
 
 
 def _fit(
-    blueprint: Blueprint, plan: GroupPlan, observed: Observed, spec: QuantizationSpec
+    blueprint: Blueprint, plan: GroupPlan, observed: Observed, treatment: Treatment
 ) -> tuple[FittedGroup, GroupReport, dict[str, Tensor]]:
     """The fitted group, what it loses on held-out tokens, and its tensors as they are stored."""
     weights = group_weights(blueprint, plan)
     stored = adapter_dtype(blueprint.dtype)
-    fitted = fit_group(plan.name, weights, observed.observation, spec, scale_dtype=stored)
+    fitted = fit_group(
+        plan.name,
+        weights,
+        observed.observation,
+        treatment.spec_of(plan.name),
+        scale_dtype=stored,
+        modality_weights=treatment.modality_weights.get(plan.name, EQUAL_WEIGHTS),
+    )
     errors = evaluate_group(fitted, weights, observed.tokens, observed.vision)
     tensors = group_tensors(fitted, plan, dtype=blueprint.dtype)
     report = GroupReport(
@@ -162,6 +170,8 @@ def _fit(
         expert_usage=list(errors.expert_usage),
         smoothing=fitted.smoothing,
         effective_bits=stored_bits(tensors)[0] / plan.weights,
+        weight_bits=fitted.weight_bits,
+        sensitivity=treatment.sensitivity.get(plan.name),
         warnings=list(fitted.warnings),
     )
     return fitted, report, tensors

@@ -7,19 +7,23 @@ registers, because the API must not import it; ``tests/test_contract.py`` holds 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 SCHEME_PATTERN = re.compile(r"W([2-8])A([4-8]|16)")
+AUTO = "auto"
 NAMED_SCHEMES = ("W4A6", "W4A8", "W3A16", "W4A16")
-SMOOTHINGS = ("none", "outlier", "smoothquant", "search")
-ROUNDINGS = ("rtn", "gptq")
+SMOOTHINGS = ("none", "outlier", "smoothquant", "awq", "mbq", "search")
+ROUNDINGS = ("rtn", "gptq", "obq")
 RECONSTRUCTIONS = ("none", "svd", "lqer", "aser", "qe")
 METHODS: dict[str, tuple[str, str, str]] = {
     "rtn": ("none", "rtn", "none"),
     "smoothquant": ("smoothquant", "rtn", "none"),
+    "awq": ("awq", "rtn", "none"),
+    "mbq": ("mbq", "rtn", "none"),
     "gptq": ("none", "gptq", "none"),
+    "obq": ("none", "obq", "none"),
     "svd": ("none", "rtn", "svd"),
     "lqer": ("none", "rtn", "lqer"),
     "aser": ("none", "rtn", "aser"),
@@ -62,6 +66,62 @@ class Calibration(_Strict):
     split: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = "train"
 
 
+class Sensitive(_Strict):
+    """The input groups that keep more weight bits: the most sensitive share of all weights, or groups by name."""
+
+    share: Annotated[float, Field(gt=0, le=1)] | None = None
+    groups: Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=4096)] | None = Field(
+        default=None, description="Full names, or their ends as in `layers.0.mlp.down`."
+    )
+    weight_bits: Literal[6, 8] = 8
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.share is None) == (self.groups is None):
+            raise ValueError("give either share or groups")
+        return self
+
+
+class Budget(_Strict):
+    """Stored bits per quantized weight, adapters included, that the most sensitive groups may fill up."""
+
+    bits_per_weight: Annotated[float, Field(ge=2, le=16)]
+
+
+class Target(_Strict):
+    """What scheme `auto` searches for: the best model within a size, or the smallest within a KL."""
+
+    max_bytes: Annotated[int, Field(gt=0)] | None = Field(default=None, description="Of all tensors of the checkpoint.")
+    max_kl: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="Mean KL to the full-precision model on held-out rows, nats per token."
+    )
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.max_bytes is None) == (self.max_kl is None):
+            raise ValueError("give either max_bytes or max_kl")
+        return self
+
+
+class AcceptIf(_Strict):
+    """Limits that a finished checkpoint is held against; they set the job's `verdict`, and the artifacts stay."""
+
+    max_kl: Annotated[float, Field(gt=0)] | None = None
+    min_top1_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
+    max_perplexity_increase: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, description="Share: 0.02 allows two percent over the full-precision model."
+    )
+    min_image_sensitivity: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, description="Reaction to another image, relative to the full-precision model's."
+    )
+
+    @model_validator(mode="after")
+    def _at_least_one(self) -> Self:
+        if not self.model_fields_set:
+            raise ValueError("give at least one limit")
+        return self
+
+
 class Options(_Strict):
     """Parameters of the method; every one has the method's default."""
 
@@ -73,9 +133,15 @@ class Options(_Strict):
     samples: Annotated[int, Field(ge=1, le=100_000)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     refine: Literal["none", "routed", "all"] | None = None
-    smoothing: Literal["none", "outlier", "smoothquant", "search"] | None = None
-    rounding: Literal["rtn", "gptq"] | None = None
+    smoothing: Literal["none", "outlier", "smoothquant", "awq", "mbq", "search"] | None = None
+    smoothquant_alpha: Annotated[float, Field(ge=0, le=1)] | None = None
+    rounding: Literal["rtn", "gptq", "obq"] | None = None
     reconstruction: Literal["none", "svd", "lqer", "aser", "qe"] | None = None
+    adapter_dtype: Literal["bf16", "int8"] | None = Field(
+        default=None, description="How experts are stored; int8 has one scale per row."
+    )
+    sensitive: Sensitive | None = None
+    budget: Budget | None = None
 
 
 class JobSpec(_Strict):
@@ -86,6 +152,8 @@ class JobSpec(_Strict):
     scheme: str = Field(examples=list(NAMED_SCHEMES))
     method: str = Field(default="qe", examples=list(METHODS))
     options: Options = Options()
+    target: Target | None = Field(default=None, description='Goes with scheme "auto", and only with it.')
+    accept_if: AcceptIf | None = None
     name: Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=r"^[^\x00-\x1f\x7f]+$")] | None = None
     labels: Annotated[
         dict[str, Annotated[str, StringConstraints(max_length=120, pattern=r"^[^\x00-\x1f\x7f]*$")]],
@@ -96,9 +164,10 @@ class JobSpec(_Strict):
     @field_validator("scheme")
     @classmethod
     def _known_scheme(cls, value: str) -> str:
-        if SCHEME_PATTERN.fullmatch(value) is None:
+        if value != AUTO and SCHEME_PATTERN.fullmatch(value) is None:
             raise ValueError(
-                f"unknown scheme {value!r}: write W<2..8>A<4..8 or 16>, for example {', '.join(NAMED_SCHEMES)}"
+                f"unknown scheme {value!r}: write W<2..8>A<4..8 or 16>, for example {', '.join(NAMED_SCHEMES)}, "
+                f'or "{AUTO}" with a target'
             )
         return value
 
@@ -118,3 +187,13 @@ class JobSpec(_Strict):
                     f"label {key!r}: use lower-case letters, digits, '.', '_', '/', '-'; at most 63 characters"
                 )
         return value
+
+    @model_validator(mode="after")
+    def _mixed_precision_is_asked_for_in_one_way(self) -> Self:
+        if (self.scheme == AUTO) != (self.target is not None):
+            raise ValueError('scheme "auto" and target belong together: give both or neither')
+        if self.options.sensitive is not None and self.options.budget is not None:
+            raise ValueError("options sensitive and budget both choose the groups that keep more bits: give one")
+        if self.target is not None and (self.options.sensitive is not None or self.options.budget is not None):
+            raise ValueError('scheme "auto" chooses the sensitive groups itself: leave out sensitive and budget')
+        return self

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from quant_experts.experts.partition import partition_channels
-from quant_experts.problem import GroupProblem
+from quant_experts.problem import EQUAL_WEIGHTS, GroupProblem, ModalityWeights
 from quant_experts.statistics import channel_importance, important_channels
 from tests.quant_experts.tokens import mixture, observe, spec, weights
 
@@ -18,6 +18,7 @@ def problem_of(
     *,
     group_size: int | None = None,
     method: str = "qe",
+    modality_weights: ModalityWeights = EQUAL_WEIGHTS,
     **options: object,
 ) -> GroupProblem:
     if x is None or vision is None:
@@ -36,4 +37,5 @@ def problem_of(
         chosen,
         group_size or weight.shape[1],
         torch.float32,
+        modality_weights,
     )
