@@ -48,6 +48,12 @@ class Blueprint:
     def language_model(self) -> Any:
         return self.model.get_submodule(self.family.language_model)
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden: (..., d) behind the last norm; returns (..., vocabulary) in the model's dtype, as the model makes them."""
+        logits: Tensor = self.model.lm_head(hidden)
+        cap = getattr(self.model.config, "final_logit_softcapping", None) if self.family.soft_cap else None
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
     @property
     def blocks(self) -> int:
         return len(self.language_model.layers)
@@ -115,7 +121,16 @@ def _dtype(config: Any, shards: Shards) -> torch.dtype:
 
 
 def fill(blueprint: Blueprint, prefix: str) -> None:
-    """Read every tensor of the module ``prefix`` onto the device. Raises InvalidModel for one that is not finite."""
+    """Read every tensor of the module ``prefix`` onto the device; ``prefix`` may also name a single parameter.
+
+    Raises InvalidModel for one that is not finite.
+    """
+    if (owned := _parameter(blueprint.model, prefix)) is not None:
+        owner, name = owned
+        tensor = blueprint.weights.read(prefix).to(blueprint.device)
+        owner._parameters[name] = nn.Parameter(tensor, requires_grad=False)
+        return
+    _make_buffers(blueprint, prefix)  # before the parameters: initialising an embedding's scale draws its weights too
     module = blueprint.model.get_submodule(prefix)
     for owner_name, owner in module.named_modules(prefix=prefix):
         for name in list(owner._parameters):
@@ -125,7 +140,6 @@ def fill(blueprint: Blueprint, prefix: str) -> None:
         for name in list(owner._buffers):
             if owner._buffers[name] is not None and name not in owner._non_persistent_buffers_set:
                 owner._buffers[name] = blueprint.weights.read(f"{owner_name}.{name}").to(blueprint.device)
-    _make_buffers(blueprint, prefix)
     left = [name for name, tensor in _tensors(module) if tensor.is_meta]
     if left:
         raise InvalidModel(
@@ -134,14 +148,26 @@ def fill(blueprint: Blueprint, prefix: str) -> None:
 
 
 def empty(blueprint: Blueprint, prefix: str) -> None:
-    """Forget the tensors of the module ``prefix``: back to the meta device."""
+    """Forget the tensors of the module (or the parameter) ``prefix``: back to the meta device."""
+    if (owned := _parameter(blueprint.model, prefix)) is not None:
+        owner, name = owned
+        owner._parameters[name] = nn.Parameter(owner._parameters[name].to("meta"), requires_grad=False)
+        return
     blueprint.model.get_submodule(prefix).to("meta")
+
+
+def _parameter(model: nn.Module, path: str) -> tuple[Any, str] | None:
+    """The module that owns the parameter ``path`` and the parameter's name in it; None when ``path`` is a module."""
+    owner_name, _, name = path.rpartition(".")
+    owner = model.get_submodule(owner_name)
+    return (owner, name) if name in owner._parameters else None
 
 
 def _make_buffers(blueprint: Blueprint, prefix: str) -> None:
     """Compute buffers that no file holds (rotary frequencies) by the model's own initialisation.
 
-    They start as NaN, so that one which the initialisation does not know is found instead of used.
+    They start as NaN (whole numbers, such as positions, as a negative), so that one which the initialisation does not
+    know is found instead of used.
     """
     for owner_name, owner in blueprint.model.get_submodule(prefix).named_modules(prefix=prefix):
         waiting = [name for name in owner._non_persistent_buffers_set if owner._buffers.get(name) is not None]
@@ -149,11 +175,12 @@ def _make_buffers(blueprint: Blueprint, prefix: str) -> None:
         if not waiting:
             continue
         for name in waiting:
-            owner._buffers[name] = torch.full_like(owner._buffers[name], float("nan"), device="cpu")
+            unknown = float("nan") if owner._buffers[name].is_floating_point() else -1
+            owner._buffers[name] = torch.full_like(owner._buffers[name], unknown, device="cpu")
         _enclosing_model(blueprint.model, owner_name)._init_weights(owner)
         for name in waiting:
             made = owner._buffers[name]
-            if not bool(torch.isfinite(made).all()):
+            if not bool((torch.isfinite(made) if made.is_floating_point() else made >= 0).all()):
                 raise InvalidModel(
                     f"{owner_name}.{name} cannot be computed; this version of transformers builds it differently"
                 )

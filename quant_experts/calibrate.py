@@ -87,8 +87,7 @@ def _capture(blueprint: Blueprint, sample: Sample, writer: CallWriter, *, held_o
 @contextmanager
 def _before_the_blocks(blueprint: Blueprint) -> Iterator[None]:
     """Vision tower and token embeddings in memory; the language model's blocks and its head are not needed."""
-    language_model = blueprint.family.language_model
-    needed = [name for name in (blueprint.family.vision, f"{language_model}.embed_tokens") if name is not None]
+    needed = blueprint.family.before_blocks
     for name in needed:
         fill(blueprint, name)
     try:

@@ -82,8 +82,7 @@ def _compare(blueprint: Blueprint, full: Tensor, quantized: Tensor, targets: Ten
 
 def _logits(blueprint: Blueprint, hidden: Tensor) -> Tensor:
     """hidden: (positions, d) behind the last norm; returns (positions, vocabulary) float32."""
-    logits: Tensor = blueprint.model.lm_head(hidden)
-    return logits.float()
+    return blueprint.logits(hidden).float()
 
 
 def _perplexity(loss: float) -> float:

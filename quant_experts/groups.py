@@ -1,7 +1,7 @@
 """Which models the walk knows, and the input groups inside their decoder blocks.
 
-An input group is the set of sibling linear layers that read the same activation (method.md, section 2). The table below
-is the whole knowledge about a family: where its language model sits and which layers share an input.
+An input group is the set of sibling linear layers that read the same activation (method.md, section 2). What is known
+about each family is in ``families/``.
 """
 
 from __future__ import annotations
@@ -14,35 +14,10 @@ from typing import Any
 from torch import nn
 
 from quant_experts.errors import InvalidModel, UnsupportedModel
+from quant_experts.families.family import Family
+from quant_experts.families.table import FAMILIES
 
-DECODER_GROUPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("self_attn", "qkv", ("q_proj", "k_proj", "v_proj")),
-    ("self_attn", "o", ("o_proj",)),
-    ("mlp", "gate_up", ("gate_proj", "up_proj")),
-    ("mlp", "down", ("down_proj",)),
-)
-"""(parent within the block, label, layers), in the order in which a block runs them."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """One ``model_type``. ``language_model``: module path of the decoder stack; its blocks are ``<path>.layers``."""
-
-    model_class: str
-    language_model: str
-    vision: str | None = None
-    groups: tuple[tuple[str, str, tuple[str, ...]], ...] = DECODER_GROUPS
-
-
-FAMILIES: dict[str, Family] = {
-    "qwen2_vl": Family("Qwen2VLForConditionalGeneration", "model.language_model", "model.visual"),
-    "qwen2_5_vl": Family("Qwen2_5_VLForConditionalGeneration", "model.language_model", "model.visual"),
-    "qwen3_vl": Family("Qwen3VLForConditionalGeneration", "model.language_model", "model.visual"),
-    "llama": Family("LlamaForCausalLM", "model"),
-    "qwen2": Family("Qwen2ForCausalLM", "model"),
-    "qwen3": Family("Qwen3ForCausalLM", "model"),
-    "mistral": Family("MistralForCausalLM", "model"),
-}
+__all__ = ["FAMILIES", "Family", "GroupPlan", "block_prefix", "family_of", "plan_groups", "skipped_layers"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +39,10 @@ class GroupPlan:
 
 
 def family_of(config: dict[str, Any]) -> Family:
-    """The family of a ``config.json``. Raises UnsupportedModel with the list of supported ones."""
+    """The family of a ``config.json``.
+
+    Raises UnsupportedModel: with the list of supported ones, or with what this model has that its family's walk lacks.
+    """
     model_type = config.get("model_type")
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     supported = ", ".join(f"{name} ({known.model_class})" for name, known in FAMILIES.items())
@@ -75,6 +53,9 @@ def family_of(config: dict[str, Any]) -> Family:
         raise UnsupportedModel(
             f"config.json: architecture {', '.join(map(str, architectures))} is not supported; supported: {supported}"
         )
+    reason = family.refusal(config) if family.refusal else None
+    if reason:
+        raise UnsupportedModel(f"config.json: {reason}")
     return family
 
 
@@ -93,7 +74,7 @@ def plan_groups(model: nn.Module, family: Family) -> list[list[GroupPlan]]:
 
 def _block_groups(model: nn.Module, family: Family, block: int) -> Iterator[GroupPlan]:
     for within, label, layers in family.groups:
-        parent = f"{block_prefix(family, block)}.{within}"
+        parent = f"{block_prefix(family, block)}.{within}".removesuffix(".")
         modules = [_linear(model, f"{parent}.{layer}") for layer in layers]
         widths = {module.in_features for module in modules}
         if len(widths) != 1:
@@ -125,6 +106,6 @@ def skipped_layers(model: nn.Module, groups: Iterable[GroupPlan], family: Family
 def _reason(name: str, family: Family) -> str:
     if name == "lm_head":
         return "output head: kept in full precision"
-    if family.vision and name.startswith(family.vision):
+    if family.vision and name.startswith((family.vision, *family.between)):
         return "vision tower: quantizing it costs the most accuracy"
     return "not one of the family's input groups"

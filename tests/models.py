@@ -9,27 +9,18 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    LlamaConfig,
-    MistralConfig,
     PreTrainedConfig,
     Qwen2_5_VLConfig,
-    Qwen2Config,
     Qwen2VLImageProcessorPil,
-    Qwen3Config,
     Qwen3VLConfig,
 )
 
 from demo.model import make_qwen2_vl, make_tokenizer
+from tests.models_text import TEXT_FAMILIES, text_config
 
 TEXT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
 )
-TEXT_FAMILIES: dict[str, type[PreTrainedConfig]] = {
-    "llama": LlamaConfig,
-    "qwen2": Qwen2Config,
-    "qwen3": Qwen3Config,
-    "mistral": MistralConfig,
-}
 VISION_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 FAMILIES = (*VISION_FAMILIES, *TEXT_FAMILIES)
 
@@ -75,7 +66,7 @@ def make_model(
     }
     torch.manual_seed(seed)
     if family in TEXT_FAMILIES:
-        model = AutoModelForCausalLM.from_config(TEXT_FAMILIES[family](**text, tie_word_embeddings=tied))
+        model = AutoModelForCausalLM.from_config(text_config(family, {**text, "tie_word_embeddings": tied}))
         tokenizer.chat_template = TEXT_TEMPLATE
     else:
         model = AutoModelForImageTextToText.from_config(_vision_config(family, text, token, hidden, tied))
@@ -134,9 +125,11 @@ def _vision_config(family: str, text: dict[str, Any], token: Any, hidden: int, t
 
 
 def _draw_norms(model: torch.nn.Module, seed: int) -> None:
-    """Log-normal norm weights: a few channels far above the rest, as trained models have them."""
+    """Log-normal norm weights: a few channels far above the rest, as trained models have them. Biases that do something."""
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if name.endswith("layernorm.weight"):
+            if name.endswith(("layernorm.weight", "layer_norm.weight")):
                 weight.copy_(torch.exp(0.6 * torch.randn(weight.shape, generator=random)))
+            if name.endswith(".bias"):
+                weight.copy_(0.05 * torch.randn(weight.shape, generator=random))

@@ -55,7 +55,7 @@ def test_blocks_one_by_one_are_the_whole_model(family: str, tmp_path: Path) -> N
     with block_glue(language_model, len(expected)) as glue:
         last = glue.run(arguments, hidden)
     with torch.no_grad():
-        assert torch.equal(blueprint.model.lm_head(last), logits)
+        assert torch.equal(blueprint.logits(last), logits)
     assert list(language_model.layers) == originals
 
 

@@ -14,14 +14,21 @@ from tests.models import FAMILIES, VISION_FAMILIES, make_model
 CPU = torch.device("cpu")
 
 
+LABELS = {"opt": ["qkv", "o", "fc1", "fc2"]}
+FIRST = {"phi3": (("qkv_proj",), (256,))}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_block_has_four_input_groups_in_the_order_in_which_they_run(family: str, tmp_path: Path) -> None:
     blueprint = open_blueprint(make_model(family, tmp_path, blocks=3), device=CPU)
     plans = plan_groups(blueprint.model, blueprint.family)
-    assert [[plan.label for plan in block] for block in plans] == [["qkv", "o", "gate_up", "down"]] * 3
+    labels = LABELS.get(family, ["qkv", "o", "gate_up", "down"])
+    assert [[plan.label for plan in block] for block in plans] == [labels] * 3
     attention, mlp_down = plans[1][0], plans[1][3]
     assert attention.name == f"{blueprint.family.language_model}.layers.1.self_attn.qkv"
-    assert (attention.layers, attention.width, attention.outs) == (("q_proj", "k_proj", "v_proj"), 128, (128, 64, 64))
+    keys = 128 if family == "opt" else 64  # OPT has as many key heads as query heads
+    layers, outs = FIRST.get(family, (("q_proj", "k_proj", "v_proj"), (128, keys, keys)))
+    assert (attention.layers, attention.width, attention.outs) == (layers, 128, outs)
     assert (mlp_down.width, mlp_down.outs, mlp_down.weights) == (192, (128,), 192 * 128)
 
 

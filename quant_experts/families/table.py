@@ -1,0 +1,28 @@
+"""Every supported ``model_type``. Families with more than a line of their own have a file beside this one."""
+
+from __future__ import annotations
+
+from quant_experts.families.family import Family, Groups
+from quant_experts.families.opt import OPT
+
+FUSED_GROUPS: Groups = (
+    ("self_attn", "qkv", ("qkv_proj",)),
+    ("self_attn", "o", ("o_proj",)),
+    ("mlp", "gate_up", ("gate_up_proj",)),
+    ("mlp", "down", ("down_proj",)),
+)
+
+FAMILIES: dict[str, Family] = {
+    "qwen2_vl": Family("Qwen2VLForConditionalGeneration", "model.language_model", "model.visual"),
+    "qwen2_5_vl": Family("Qwen2_5_VLForConditionalGeneration", "model.language_model", "model.visual"),
+    "qwen3_vl": Family("Qwen3VLForConditionalGeneration", "model.language_model", "model.visual"),
+    "llama": Family("LlamaForCausalLM", "model"),
+    "qwen2": Family("Qwen2ForCausalLM", "model"),
+    "qwen3": Family("Qwen3ForCausalLM", "model"),
+    "mistral": Family("MistralForCausalLM", "model"),
+    "gemma": Family("GemmaForCausalLM", "model"),
+    "gemma2": Family("Gemma2ForCausalLM", "model", soft_cap=True),
+    "gemma3_text": Family("Gemma3ForCausalLM", "model", soft_cap=True),
+    "phi3": Family("Phi3ForCausalLM", "model", groups=FUSED_GROUPS),
+    "opt": OPT,
+}
