@@ -232,7 +232,8 @@ def succeed(
 ) -> JobStatus:
     """End the job and make its artifacts visible, both or neither.
 
-    ``artifacts``: ``name key bytes sha256 media_type`` each.
+    ``artifacts``: ``name key bytes sha256 media_type`` each. The summary's ``verdict`` becomes the job's; a rejected
+    checkpoint is published like any other.
     """
     with connection.transaction():
         lock(connection, hold)
@@ -243,7 +244,12 @@ def succeed(
                 " (%(job_id)s, %(name)s, %(attempt)s, %(key)s, %(bytes)s, %(sha256)s, %(media_type)s)",
                 [{**artifact, "job_id": hold.job_id, "attempt": hold.attempt} for artifact in artifacts],
             )
-        data = {"attempt": hold.attempt, "artifacts": len(artifacts), "summary": dict(summary)}
+        data = {
+            "attempt": hold.attempt,
+            "artifacts": len(artifacts),
+            "verdict": summary.get("verdict"),
+            "summary": dict(summary),
+        }
         _end_job(connection, hold, JobStatus.SUCCEEDED, summary=summary)
         _end_attempt(connection, hold, AttemptOutcome.SUCCEEDED)
         append_event(connection, hold.job_id, EventType.SUCCEEDED, data)
@@ -362,10 +368,11 @@ def _end_job(
 ) -> None:
     connection.execute(
         "UPDATE jobs SET status = %s, lease_until = NULL, phase = NULL, finished_at = clock_timestamp(), summary = %s,"
-        " error = %s WHERE id = %s",
+        " verdict = %s, error = %s WHERE id = %s",
         (
             status.value,
             None if summary is None else Jsonb(dict(summary)),
+            None if summary is None else summary.get("verdict"),
             None if error is None else Jsonb(dict(error)),
             hold.job_id,
         ),

@@ -33,6 +33,10 @@ class RunnerJob(_Message):
     scheme: str
     method: str
     options: dict[str, Any]
+    target: dict[str, Any] | None = None
+    """What scheme ``auto`` searches for."""
+    accept_if: dict[str, Any] | None = None
+    """Limits that the finished checkpoint is held against."""
 
 
 class File(_Message):

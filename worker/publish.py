@@ -65,12 +65,25 @@ def summary_of(output: Path) -> dict[str, Any]:
         return {}
     quality, size = report.get("quality") or {}, report.get("size") or {}
     groups = [group for block in report.get("blocks") or [] for group in block.get("groups") or []]
+    images = report.get("images") or {}
     return {
+        "verdict": (report.get("acceptance") or {}).get("verdict"),
         "error": mean_errors(groups),
         **{name: quality.get(name) for name in ("kl", "top1_agreement", "perplexity_full", "perplexity_quantized")},
         **{name: size.get(name) for name in ("effective_bits", "base_bits", "bytes_before", "bytes_after")},
+        "baseline_kl": (report.get("baseline") or {}).get("kl"),
+        "calibration_verdict": (report.get("calibration") or {}).get("verdict"),
+        "images_verdict": images.get("verdict"),
+        "image_sensitivity": _reaction_ratio(images.get("swapped") or images.get("blanked")),
         "rows_used": report.get("rows_used"),
         "rows_held_out": report.get("rows_held_out"),
         "warnings": len(report.get("warnings") or []) + sum(len(group.get("warnings") or []) for group in groups),
         "seconds": report.get("seconds"),
     }
+
+
+def _reaction_ratio(reaction: dict[str, Any] | None) -> float | None:
+    """How strongly the quantized model reacts to another image, relative to the full-precision one."""
+    full, quantized = (reaction or {}).get("full"), (reaction or {}).get("quantized")
+    # The same bound as in quant_experts.report.Reaction, which this process does not import.
+    return quantized / full if quantized is not None and full and full > 1e-9 else None

@@ -19,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from app.contract.errors import FailureCode
 from app.contract.spec import JobSpec
 from app.contract.states import AttemptOutcome, JobStatus
@@ -217,12 +219,15 @@ def _prepare(
         work=str(directory / "work"),
         scheme=spec.scheme,
         method=spec.method,
-        options=_given(spec),
+        options=_given(spec.options),
+        target=_given(spec.target) if spec.target else None,
+        accept_if=_given(spec.accept_if) if spec.accept_if else None,
     )
 
 
-def _given(spec: JobSpec) -> dict[str, Any]:
-    return spec.options.model_dump(mode="json", exclude_none=True)
+def _given(part: BaseModel) -> dict[str, Any]:
+    """What the client said; the library has the defaults."""
+    return part.model_dump(mode="json", exclude_none=True)
 
 
 def _pin(pen: Pen, name: str, commit: str) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, Field, StringConstraints
 
 from app.contract.events import EventType
-from app.contract.spec import Calibration, JobSpec, ModelRef, Options
+from app.contract.spec import AcceptIf, Calibration, JobSpec, ModelRef, Options, Target
 from app.contract.states import LEASED, AttemptOutcome, JobStatus, Phase
 from app.contract.tables import Attempt, Job, JobEvent, Layer
 from app.paging import PageQuery
@@ -52,6 +53,13 @@ class JobError(BaseModel):
     retryable: bool = False
 
 
+class Verdict(StrEnum):
+    """Does the checkpoint keep the limits of `accept_if`?"""
+
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+
+
 class JobView(BaseModel):
     id: str = Field(examples=["job_0198a1b2c3d47e5f8a9b0c1d2e3f4a5b"])
     object: Literal["job"] = "job"
@@ -63,6 +71,8 @@ class JobView(BaseModel):
     scheme: str
     method: str
     options: Options
+    target: Target | None = Field(description="What scheme `auto` searches for.")
+    accept_if: AcceptIf | None
     timeout_s: int
     status: JobStatus
     phase: Phase | None = Field(description="What a running job is doing.")
@@ -70,7 +80,9 @@ class JobView(BaseModel):
     attempts: int = Field(description="How often a worker took the job.")
     worker: str | None
     summary: dict[str, Any] | None = Field(description="Figures of a finished run; the report has all of them.")
-    verdict: str | None
+    verdict: Verdict | None = Field(
+        description="Of a finished job with `accept_if`; its artifacts are there either way. Null without limits."
+    )
     error: JobError | None
     created_at: datetime
     queued_at: datetime
@@ -90,6 +102,8 @@ class JobView(BaseModel):
             scheme=job.scheme,
             method=job.method,
             options=spec.options,
+            target=spec.target,
+            accept_if=spec.accept_if,
             timeout_s=spec.timeout_s,
             status=JobStatus(job.status),
             phase=Phase(job.phase) if job.phase is not None else None,
@@ -97,7 +111,7 @@ class JobView(BaseModel):
             attempts=job.attempt,
             worker=job.worker,
             summary=job.summary,
-            verdict=job.verdict,
+            verdict=Verdict(job.verdict) if job.verdict is not None else None,
             error=JobError.model_validate(job.error) if job.error is not None else None,
             created_at=job.created_at,
             queued_at=job.queued_at,

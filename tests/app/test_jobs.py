@@ -69,12 +69,30 @@ async def test_a_silent_broker_costs_nothing_but_time(settings: Settings) -> Non
         ({"surprise": True}, "/surprise"),
         ({"timeout_s": 1}, "/timeout_s"),
         ({"calibration": {"dataset": "acme/rows/../../x"}}, "/calibration/dataset"),
+        ({"accept_if": {"max_kl": 0}}, "/accept_if/max_kl"),
+        ({"accept_if": {}}, "/accept_if"),
+        ({"target": {"max_bytes": 1}}, ""),
+        ({"scheme": "auto"}, ""),
+        ({"options": {"sensitive": {"share": 0.1}, "budget": {"bits_per_weight": 5}}}, ""),
+        ({"options": {"sensitive": {"weight_bits": 8}}}, "/options/sensitive"),
     ],
 )
 async def test_a_wrong_field_is_pointed_at(api: Api, changes: dict[str, object], pointer: str) -> None:
     body = problem(await api.client.post("/v1/jobs", json=job_body(**changes)), 422, "invalid-request")
     assert any(error["pointer"].startswith(pointer) for error in body["errors"]), body["errors"]
     assert api.execute("SELECT count(*) FROM jobs") == [(0,)]
+
+
+async def test_a_job_shows_its_target_its_limits_and_later_its_verdict(api: Api) -> None:
+    job = await api.create_job(scheme="auto", target={"max_bytes": 10**9}, accept_if={"max_kl": 0.05})
+    assert job["target"] == {"max_bytes": 10**9, "max_kl": None}
+    assert job["accept_if"]["max_kl"] == 0.05
+    assert job["verdict"] is None
+    api.execute("UPDATE jobs SET verdict = 'rejected' WHERE id = %s", [job["id"]])
+    api.end(job["id"], "succeeded")
+    assert ok(await api.client.get(f"/v1/jobs/{job['id']}"))["verdict"] == "rejected"
+    plain = await api.create_job()
+    assert (plain["target"], plain["accept_if"], plain["verdict"]) == (None, None, None)
 
 
 async def test_an_unknown_dataset_is_pointed_at(api: Api) -> None:

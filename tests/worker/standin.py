@@ -5,7 +5,7 @@
 The directory STAGE directs it, so that a test can wait for a moment and act in it:
 ``pid`` is written by the runner · ``at-N`` says that block N is about to begin · while ``hold-N`` exists it waits
 there · ``crash-N`` is removed and answered with SIGKILL to itself · ``fail``, ``garbage``, ``noise``, ``environment``,
-``child`` are seen at the start · while ``deaf`` exists a request to stop is not heard.
+``job``, ``child`` are seen at the start · while ``deaf`` exists a request to stop is not heard.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ def main(stage: Path, job_file: Path) -> None:
     (stage / "pid").write_text(str(os.getpid()))
     if (stage / "environment").exists():
         (stage / "environment").write_text(json.dumps(dict(os.environ)))
+    if (stage / "job").exists():
+        (stage / "job").write_bytes(job_file.read_bytes())
     if (stage / "noise").exists():
         print("a library that talks too much")
     if (stage / "garbage").exists():
@@ -95,7 +97,15 @@ def main(stage: Path, job_file: Path) -> None:
     say(protocol.PhaseLine(phase="packing"))
     output.mkdir()
     (output / "model.safetensors").write_text("".join((work / f"blocks/{b:05}.bin").read_text() for b in range(BLOCKS)))
-    report = {"quality": {"kl": 0.25}, "size": {"effective_bits": 4.5}, "blocks": [{"groups": [group(0)]}]}
+    report = {
+        "quality": {"kl": 0.25},
+        "size": {"effective_bits": 4.5},
+        "blocks": [{"groups": [group(0)]}],
+        "baseline": {"kl": 0.5},
+        "calibration": {"verdict": "thin"},
+        "images": {"verdict": "keeps_looking", "swapped": {"full": 2.0, "quantized": 1.8}},
+        "acceptance": acceptance(job.accept_if),
+    }
     (output / "quality_report.json").write_text(json.dumps(report))
     say(protocol.FinishedLine(output=str(output), files=[described(path, output) for path in sorted(output.iterdir())]))
 
@@ -116,6 +126,12 @@ def stop_asked() -> bool:
     if not asked and not (Path(sys.argv[1]) / "deaf").exists() and select.select([0], [], [], 0)[0]:
         asked = os.read(0, 100) in (b"", protocol.STOP)
     return asked
+
+
+def acceptance(limits: dict[str, float] | None) -> dict[str, object] | None:
+    if limits is None:
+        return None
+    return {"limits": limits, "verdict": "accepted" if limits.get("max_kl", 1.0) >= 0.25 else "rejected"}
 
 
 def group(block: int) -> dict[str, object]:

@@ -40,6 +40,39 @@ def test_a_job_runs_to_success_and_its_artifacts_appear(workshop: Workshop) -> N
     assert [attempt["outcome"] for attempt in workshop.attempts(job_id)] == ["succeeded"]
 
 
+@pytest.mark.parametrize(("max_kl", "verdict"), [(0.3, "accepted"), (0.2, "rejected")])
+def test_a_verdict_is_of_the_job_and_its_event_and_the_artifacts_stay(
+    workshop: Workshop, max_kl: float, verdict: str
+) -> None:
+    job_id = workshop.add_job(accept_if={"max_kl": max_kl})
+    work(workshop.hands())
+    job = workshop.job(job_id)
+    assert (job["status"], job["verdict"]) == ("succeeded", verdict)
+    assert job["summary"]["verdict"] == verdict
+    last = workshop.events(job_id)[-1]
+    assert (last["type"], last["data"]["verdict"]) == ("job.succeeded", verdict)
+    assert workshop.artifact(job_id).count(b"block") == 4
+
+
+def test_without_limits_there_is_no_verdict_and_the_summary_has_the_headline_figures(workshop: Workshop) -> None:
+    job_id = workshop.add_job()
+    work(workshop.hands())
+    job = workshop.job(job_id)
+    assert job["verdict"] is None
+    assert workshop.events(job_id)[-1]["data"]["verdict"] is None
+    figures = ("baseline_kl", "calibration_verdict", "images_verdict", "image_sensitivity")
+    assert [job["summary"][name] for name in figures] == [0.5, "thin", "keeps_looking", 0.9]
+
+
+def test_the_runner_is_told_the_target_and_the_limits(workshop: Workshop) -> None:
+    (workshop.stage / "job").touch()
+    workshop.add_job(scheme="auto", target={"max_bytes": 10**6}, accept_if={"min_top1_agreement": 0.9})
+    work(workshop.hands())
+    told = json.loads((workshop.stage / "job").read_text())
+    assert (told["scheme"], told["target"]) == ("auto", {"max_bytes": 10**6})
+    assert told["accept_if"] == {"min_top1_agreement": 0.9}
+
+
 def test_nothing_is_left_in_the_work_directory(workshop: Workshop) -> None:
     job_id = workshop.add_job()
     work(workshop.hands())
