@@ -1,6 +1,7 @@
 """Slot two: weights to integers.
 
-A choice is a file with ``round_weights(problem, exempt) -> Rounded``.
+A choice is a file with ``round_weights(problem, exempt) -> Rounded``, and with ``check(width, name)`` if there are
+widths that it refuses.
 """
 
 from __future__ import annotations
@@ -35,3 +36,13 @@ def names() -> tuple[str, ...]:
 def get(name: str) -> RoundingChoice:
     """Raises InvalidSpec that lists the choices."""
     return cast(RoundingChoice, registry.load(__name__, name))
+
+
+def check(choice: str, width: int, name: str) -> None:
+    """Ask a choice whether it takes on an input group of this width, before anything runs.
+
+    Raises InvalidSpec naming the group when it does not, and for a choice that is not known.
+    """
+    refuse = getattr(get(choice), "check", None)
+    if refuse is not None:
+        refuse(width, name)

@@ -13,9 +13,9 @@ from quant_experts.errors import InvalidSpec
 
 
 def test_the_slots_offer_what_the_presets_name() -> None:
-    assert {"none", "outlier", "smoothquant", "search"} <= set(smoothing.names())
-    assert {"rtn", "gptq"} <= set(rounding.names())
-    assert {"none", "aser", "qe"} <= set(reconstruction.names())
+    assert {"none", "outlier", "smoothquant", "awq", "mbq", "search"} == set(smoothing.names())
+    assert {"rtn", "gptq", "obq"} == set(rounding.names())
+    assert {"none", "svd", "lqer", "aser", "qe"} == set(reconstruction.names())
     for choices in PRESETS.values():
         smoothing.get(choices["smoothing"])
         rounding.get(choices["rounding"])
@@ -24,7 +24,7 @@ def test_the_slots_offer_what_the_presets_name() -> None:
 
 @pytest.mark.parametrize("name", ["magic", "", "../rtn", "__init__", "rtn.quantize"])
 def test_an_unknown_choice_is_refused_with_the_list(name: str) -> None:
-    with pytest.raises(InvalidSpec, match=r"rounding .* is not known; choose one of gptq, rtn"):
+    with pytest.raises(InvalidSpec, match=r"rounding .* is not known; choose one of gptq, obq, rtn"):
         rounding.get(name)
 
 
