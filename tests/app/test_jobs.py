@@ -88,6 +88,7 @@ async def test_a_job_shows_its_target_its_limits_and_later_its_verdict(api: Api)
     assert job["target"] == {"max_bytes": 10**9, "max_kl": None}
     assert job["accept_if"]["max_kl"] == 0.05
     assert job["verdict"] is None
+    api.start(job["id"])
     api.execute("UPDATE jobs SET verdict = 'rejected' WHERE id = %s", [job["id"]])
     api.end(job["id"], "succeeded")
     assert ok(await api.client.get(f"/v1/jobs/{job['id']}"))["verdict"] == "rejected"
