@@ -88,6 +88,10 @@ class Glue:
 
         Returns the block's output (1, tokens, d); after the last block, the normalised output of the language model.
         """
+        return self.run_recorded(arguments, hidden)
+
+    def run_recorded(self, arguments: Arguments, hidden: Tensor) -> Tensor:
+        """The same, recorded by autograd when ``hidden`` requires a gradient."""
         if self._relays:
             self._relays[-1].stored = hidden
         try:
