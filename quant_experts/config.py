@@ -108,7 +108,8 @@ class QuantizationSpec(BaseModel):
     means 128, and ``"channel"`` for the layers whose width 128 does not divide. A number must divide every width.
     ``important_channels``: k, the channels counted as important per token.
     ``shared_rank``, ``routed_rank``: ranks of the shared expert and of each routed expert; larger than the layer
-    allows, they are clamped and the report says so.
+    allows, they are clamped and the report says so. ``shared_rank`` 0: no shared expert, and no column is exempt.
+    ``experts``: routed experts; 0 leaves the shared one alone.
     ``reservoir``: tokens kept per input group for clustering, expert assignment and the router.
     ``damping``: share of the mean diagonal added to a second moment before its Cholesky factorisation.
     ``adapter_dtype``: how experts and routers are stored; ``int8`` has one scale per row.
@@ -126,9 +127,9 @@ class QuantizationSpec(BaseModel):
     reconstruction: str = "qe"
 
     group_size: Literal["auto", 32, 64, 128, "channel"] = "auto"
-    shared_rank: Annotated[int, Field(ge=1, le=1024)] = 32
+    shared_rank: Annotated[int, Field(ge=0, le=1024)] = 32
     routed_rank: Annotated[int, Field(ge=1, le=1024)] = 32
-    experts: Annotated[int, Field(ge=1, le=64)] = 8
+    experts: Annotated[int, Field(ge=0, le=64)] = 8
     important_channels: Annotated[int, Field(ge=1, le=1024)] = 32
 
     exempt: bool = True
@@ -161,6 +162,21 @@ class QuantizationSpec(BaseModel):
             raise ValueError("sensitive and budget both choose the groups that keep more bits: give one of them")
         if self.target is not None and (self.sensitive is not None or self.budget is not None):
             raise ValueError('scheme "auto" chooses the sensitive groups itself: leave out sensitive and budget')
+        return self
+
+    @model_validator(mode="after")
+    def _a_reconstruction_has_something_to_fit(self) -> Self:
+        if self.reconstruction == "none":
+            return self
+        experts = self.experts if self.reconstruction == "qe" else 0
+        if experts == 0 and self.shared_rank == 0:
+            raise ValueError(
+                f'reconstruction "{self.reconstruction}" is left without any expert: raise shared_rank'
+                + (" or experts" if self.reconstruction == "qe" else "")
+                + ', or choose reconstruction "none"'
+            )
+        if self.reconstruction == "qe" and experts == 0 and self.refine != "none":
+            raise ValueError("refine trains routed experts, and experts is 0: give at least 1, or leave refine out")
         return self
 
     @property

@@ -25,11 +25,14 @@ def test_the_api_offers_the_presets_that_the_library_has() -> None:
 
 def test_the_options_of_a_job_are_fields_of_the_librarys_spec_with_the_same_bounds() -> None:
     assert set(contract.Options.model_fields) <= set(config.QuantizationSpec.model_fields)
-    for name in ("shared_rank", "routed_rank", "experts", "important_channels", "samples"):
+    smallest = {"shared_rank": 0, "experts": 0, "routed_rank": 1, "important_channels": 1, "samples": 1}
+    for name, least in smallest.items():
+        contract.Options.model_validate({name: least})
+        config.QuantizationSpec.model_validate({name: least})
         with pytest.raises(ValidationError):
-            contract.Options.model_validate({name: 0})
+            contract.Options.model_validate({name: least - 1})
         with pytest.raises(ValidationError):
-            config.QuantizationSpec.model_validate({name: 0})
+            config.QuantizationSpec.model_validate({name: least - 1})
 
 
 @pytest.mark.parametrize("weight_bits", range(1, 10))

@@ -126,9 +126,9 @@ class Options(_Strict):
     """Parameters of the method; every one has the method's default."""
 
     group_size: Literal[32, 64, 128, "channel"] | None = None
-    shared_rank: Annotated[int, Field(ge=1, le=1024)] | None = None
+    shared_rank: Annotated[int, Field(ge=0, le=1024)] | None = None
     routed_rank: Annotated[int, Field(ge=1, le=1024)] | None = None
-    experts: Annotated[int, Field(ge=1, le=64)] | None = None
+    experts: Annotated[int, Field(ge=0, le=64)] | None = None
     important_channels: Annotated[int, Field(ge=1, le=1024)] | None = None
     samples: Annotated[int, Field(ge=1, le=100_000)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None

@@ -49,12 +49,8 @@ def refine(problem: GroupProblem, base: Tensor, adapters: Adapters) -> Adapters:
     target = _Target(problem.weight, base, problem.spec.bits.activation_bits)
     start = _balanced(adapters)
     tensors = _named(start)
-    trained = (
-        "routed_up",
-        "routed_down",
-        "router",
-        *(("shared_up", "shared_down") if problem.spec.refine == "all" else ()),
-    )
+    shared = ("shared_up", "shared_down") if problem.spec.refine == "all" and adapters.shared_up is not None else ()
+    trained = ("routed_up", "routed_down", "router", *shared)
     temperature = _spread(target, tensors, training)
     tensors["router"] = _calibrated(tensors["router"], tensors, target, training)
     parameters = {name: tensors[name].clone().requires_grad_(True) for name in trained}
@@ -108,7 +104,9 @@ def _residuals(target: _Target, tensors: dict[str, Tensor], x: Tensor) -> Tensor
     With p = up_i z_i: ||gap - p||² = ||gap||² - 2 z_i·(up_iᵀ gap) + z_iᵀ (up_iᵀ up_i) z_i, so that no (T, N, out)
     exists.
     """
-    gap = target.gap(x) - (x @ tensors["shared_down"].T) @ tensors["shared_up"].T
+    gap = target.gap(x)
+    if "shared_up" in tensors:
+        gap = gap - (x @ tensors["shared_down"].T) @ tensors["shared_up"].T
     z = torch.einsum("td,nrd->tnr", x, tensors["routed_down"])
     onto = torch.einsum("to,nor->tnr", gap, tensors["routed_up"])
     gram = torch.einsum("nor,nos->nrs", tensors["routed_up"], tensors["routed_up"])

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from quant_experts.experts.clustering import cluster_at_random, cluster_by_co_occurrence
@@ -17,28 +19,43 @@ from quant_experts.seeding import generator
 
 
 def exempt_columns(problem: GroupProblem) -> Tensor:
-    """The token-independent channels, unless the spec keeps them in the base."""
-    if not problem.spec.exempt:
+    """The token-independent channels, unless the spec keeps them in the base or has no shared expert for them."""
+    if not problem.spec.exempt or problem.spec.shared_rank == 0:
         return no_columns(problem)
     return channel_mask(problem.partition.independent, problem.width)
 
 
 def reconstruct(problem: GroupProblem, base: Tensor) -> Adapters:
+    """Either kind of expert may be left out, as in the paper's ablation: ``shared_rank`` 0 or ``experts`` 0."""
     spec = problem.spec
-    shared_rank, warned_shared = clamped_rank(problem, spec.shared_rank, "shared_rank")
-    routed_rank, warned_routed = clamped_rank(problem, spec.routed_rank, "routed_rank")
-    up, down = fit_shared(problem, problem.weight - base, shared_rank)
-    left = problem.weight - base - up @ down
-    experts, warned_experts = _routed_experts(problem, left, routed_rank)
-    adapters = Adapters(
-        shared_up=up,
-        shared_down=down,
+    left = problem.weight - base
+    adapters = Adapters()
+    if spec.shared_rank:
+        adapters = _shared_expert(problem, left)
+        assert adapters.shared_up is not None
+        assert adapters.shared_down is not None
+        left = left - adapters.shared_up @ adapters.shared_down
+    if spec.experts:
+        adapters = _with_routed_experts(problem, left, adapters)
+    return adapters if spec.refine == "none" else refine(problem, base, adapters)
+
+
+def _shared_expert(problem: GroupProblem, error: Tensor) -> Adapters:
+    rank, warnings = clamped_rank(problem, problem.spec.shared_rank, "shared_rank")
+    up, down = fit_shared(problem, error, rank)
+    return Adapters(shared_up=up, shared_down=down, warnings=warnings)
+
+
+def _with_routed_experts(problem: GroupProblem, error: Tensor, adapters: Adapters) -> Adapters:
+    rank, warned = clamped_rank(problem, problem.spec.routed_rank, "routed_rank")
+    experts, warned_experts = _routed_experts(problem, error, rank)
+    return replace(
+        adapters,
         routed_up=experts.up,
         routed_down=experts.down,
-        router=_router(problem, left, experts),
-        warnings=warned_shared + warned_routed + warned_experts,
+        router=_router(problem, error, experts),
+        warnings=adapters.warnings + warned + warned_experts,
     )
-    return adapters if spec.refine == "none" else refine(problem, base, adapters)
 
 
 def _routed_experts(problem: GroupProblem, error: Tensor, rank: int) -> tuple[RoutedExperts, tuple[str, ...]]:

@@ -32,7 +32,7 @@ def test_options_lie_over_the_preset() -> None:
         ({"scheme": "W4A9"}, "4 to 8 bits or 16"),
         ({"scheme": "int4"}, "W4A6"),
         ({"rank": 3}, "rank"),
-        ({"experts": 0}, "experts"),
+        ({"experts": -1}, "experts"),
         ({"group_size": 48}, "group_size"),
         ({"holdout": 1.0}, "holdout"),
     ],
@@ -51,3 +51,15 @@ def test_sixteen_bit_activations_are_not_quantized() -> None:
     assert parse_scheme("W4A16") == Scheme(4, 16)
     assert not Scheme(4, 16).quantizes_activations
     assert Scheme(4, 6).name == "W4A6"
+
+
+@pytest.mark.parametrize("method", ["qe", "aser", "svd", "lqer"])
+def test_a_reconstruction_without_any_expert_is_refused(method: str) -> None:
+    with pytest.raises(ValueError, match=r"left without any expert: raise shared_rank"):
+        QuantizationSpec.preset(method, shared_rank=0, experts=0)
+    assert QuantizationSpec.preset("gptq", shared_rank=0, experts=0).reconstruction == "none"
+
+
+def test_refinement_without_routed_experts_is_refused() -> None:
+    with pytest.raises(ValueError, match="refine trains routed experts, and experts is 0"):
+        QuantizationSpec.preset("qe", experts=0, refine="routed")

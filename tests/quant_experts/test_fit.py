@@ -101,6 +101,21 @@ def test_exempt_columns_are_zero_in_the_base_only_for_quant_experts() -> None:
     assert zero_columns("rtn", smoothing="outlier") == 0
 
 
+def test_either_kind_of_expert_can_be_left_out_and_adds_to_the_other() -> None:
+    both = _fit(spec("qe"))
+    shared_only = _fit(spec("qe", experts=0))
+    routed_only = _fit(spec("qe", shared_rank=0))
+    assert shared_only.routed_down is shared_only.router is None
+    assert shared_only.routed_up == ()
+    assert routed_only.shared_down is None
+    assert routed_only.shared_up == ()
+    assert int((torch.cat(routed_only.codes) == 0).all(0).sum()) == 0  # no column is exempt without a shared expert
+    left = [_held_out(fitted).error for fitted in (both, shared_only, routed_only)]
+    assert left[1].routed == left[1].shared < left[1].base
+    assert left[2].routed < left[2].shared == left[2].base
+    assert left[0].routed < min(left[1].routed, left[2].routed)
+
+
 def test_sixteen_bit_activations_leave_only_the_weight_error() -> None:
     a6 = _held_out(_fit(spec("rtn", scheme="W4A6"))).error.base
     a16 = _held_out(_fit(spec("rtn", scheme="W4A16"))).error.base
@@ -133,6 +148,16 @@ def test_refinement_that_only_learns_its_tokens_by_heart_is_thrown_away_with_a_w
     plain, refined = (_refined(scope, 300) for scope in ("none", "routed"))
     assert "refinement did not lower the error on held-back tokens" in refined.warnings[0]
     assert all(torch.equal(a, b) for a, b in zip(_floats(plain), _floats(refined), strict=True))
+
+
+@pytest.mark.usefixtures("short_refinement")
+def test_routed_experts_are_refined_without_a_shared_one_too() -> None:
+    plain, refined = (
+        _fit(spec("qe-paper", scheme="W3A16", shared_rank=0, refine=scope), mixture(3000)[0], dtype=torch.float32)
+        for scope in ("none", "all")
+    )
+    assert refined.shared_down is None
+    assert _held_out(refined).error.routed < 0.998 * _held_out(plain).error.routed
 
 
 @pytest.mark.usefixtures("short_refinement")
