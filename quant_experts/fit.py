@@ -12,15 +12,14 @@ import torch
 from torch import Tensor
 
 from quant_experts import reconstruction, rounding, smoothing
+from quant_experts.adapter_storage import with_adapters, with_int8_adapters
 from quant_experts.config import QuantizationSpec
 from quant_experts.errors import InvalidSpec, NumericalFailure
 from quant_experts.experts.partition import partition_channels
-from quant_experts.experts.router import normalised
 from quant_experts.fitted import FittedGroup
 from quant_experts.group_evaluation import GroupErrors, evaluate_group
 from quant_experts.problem import EQUAL_WEIGHTS, GroupProblem, ModalityWeights
 from quant_experts.quantizer import dequantize
-from quant_experts.reconstruction import Adapters
 from quant_experts.statistics import Observation, channel_importance, important_channels
 
 DEFAULT_GROUP_SIZE = 128
@@ -60,9 +59,8 @@ def fit_group(
     choice = reconstruction.get(spec.reconstruction)
     rounded = rounding.get(spec.rounding).round_weights(problem, choice.exempt_columns(problem))
     adapters = choice.reconstruct(problem, dequantize(rounded.codes, rounded.scales, group_size))
-    stored = _as_stored(name, adapters, scale_dtype)
     outs = [w.shape[0] for w in weights.values()]
-    return FittedGroup(
+    fitted = FittedGroup(
         name=name,
         layers=tuple(weights),
         weight_bits=spec.bits.weight_bits,
@@ -72,13 +70,12 @@ def fit_group(
         codes=torch.split(rounded.codes, outs),
         scales=torch.split(rounded.scales, outs),
         smooth=scaling.scale,
-        shared_down=stored.shared_down,
-        shared_up=() if stored.shared_up is None else torch.split(stored.shared_up, outs),
-        routed_down=stored.routed_down,
-        routed_up=() if stored.routed_up is None else torch.split(stored.routed_up, outs, dim=1),
-        router=stored.router,
         warnings=warned_size + warned_k + adapters.warnings,
     )
+    fitted = with_adapters(fitted, adapters, scale_dtype)
+    if spec.adapter_dtype == "int8" and (adapters.shared_up is not None or adapters.routed_up is not None):
+        fitted = with_int8_adapters(fitted, adapters, scale_dtype)
+    return fitted
 
 
 def _stacked(name: str, weights: Mapping[str, Tensor]) -> Tensor:
@@ -115,33 +112,3 @@ def _resolve_important(name: str, spec: QuantizationSpec, width: int) -> tuple[i
     return largest, (
         f"{name}: important_channels {spec.important_channels} is over half of {width}; clamped to {largest}",
     )
-
-
-def _as_stored(name: str, adapters: Adapters, dtype: torch.dtype) -> Adapters:
-    """Adapters rounded to ``dtype``, with up and down of equal size, so that float16 loses neither to underflow.
-
-    Raises NumericalFailure naming the group when a value is not finite.
-    """
-    shared = _balanced_pair(adapters.shared_up, adapters.shared_down)
-    routed = _balanced_pair(adapters.routed_up, adapters.routed_down)
-    router = None if adapters.router is None else normalised(adapters.router)
-    rounded = [None if part is None else part.to(dtype).float() for part in (*shared, *routed, router)]
-    if any(part is not None and not bool(torch.isfinite(part).all()) for part in rounded):
-        raise NumericalFailure(
-            f"input group {name}: an expert holds a value that is not finite in {dtype}; "
-            "raise `damping` or use more calibration samples"
-        )
-    shared_up, shared_down, routed_up, routed_down, router = rounded
-    return Adapters(shared_up, shared_down, routed_up, routed_down, router)
-
-
-def _balanced_pair(up: Tensor | None, down: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """up (..., out, r) and down (..., r, d) with the same product and, rank by rank, the same root mean square."""
-    if up is None or down is None:
-        return None, None
-    up_size = up.square().mean(-2).sqrt()
-    down_size = down.square().mean(-1).sqrt()
-    ratio = torch.where(
-        (up_size > 0) & (down_size > 0), (down_size / up_size.clamp_min(1e-30)).sqrt(), torch.ones_like(up_size)
-    )
-    return up * ratio.unsqueeze(-2), down / ratio.unsqueeze(-1)

@@ -16,7 +16,10 @@ class FittedGroup:
     ``shared_down``: (r_s, d), ``shared_up``: per layer (out_j, r_s).
     ``routed_down``: (N_r, r_r, d), ``routed_up``: per layer (N_r, out_j, r_r), ``router``: (N_r, d).
     Adapters are float32 and None (empty for ``*_up``) where the method has none. All floats hold values that
-    ``scale_dtype`` represents exactly.
+    ``scale_dtype`` represents exactly. In int8 an adapter is a whole multiple, -127 to 127, of its row's scale:
+    ``shared_down_scale``: (r_s,), ``shared_up_scale``: per layer (out_j,), ``routed_down_scale``: (N_r, r_r),
+    ``routed_up_scale``: per layer (N_r, out_j); None and empty otherwise. ``in_bf16`` then is the same group with
+    adapters in 16 bits, to compare with.
     """
 
     name: str
@@ -28,9 +31,18 @@ class FittedGroup:
     codes: tuple[Tensor, ...]
     scales: tuple[Tensor, ...]
     smooth: Tensor | None
-    shared_down: Tensor | None
-    shared_up: tuple[Tensor, ...]
-    routed_down: Tensor | None
-    routed_up: tuple[Tensor, ...]
-    router: Tensor | None
     warnings: tuple[str, ...]
+    shared_down: Tensor | None = None
+    shared_up: tuple[Tensor, ...] = ()
+    routed_down: Tensor | None = None
+    routed_up: tuple[Tensor, ...] = ()
+    router: Tensor | None = None
+    shared_down_scale: Tensor | None = None
+    shared_up_scale: tuple[Tensor, ...] = ()
+    routed_down_scale: Tensor | None = None
+    routed_up_scale: tuple[Tensor, ...] = ()
+    in_bf16: FittedGroup | None = None
+
+    @property
+    def int8_adapters(self) -> bool:
+        return self.shared_down_scale is not None or self.routed_down_scale is not None

@@ -85,6 +85,19 @@ def fake_quantize_tokens(x: Tensor, bits: int) -> Tensor:
     return (x / scale).round_().clamp_(-bound, bound).mul_(scale)
 
 
+def project(x: Tensor, matrix: Tensor, scale: Tensor | None) -> Tensor:
+    """x matrixᵀ. x: (tokens, d); matrix: (rows, d) in the dtype of x, or int8 with scale (rows,)."""
+    if scale is None:
+        return F.linear(x, matrix)
+    return F.linear(x, matrix.to(x.dtype)) * scale
+
+
+def project_each(x: Tensor, matrices: Tensor, scales: Tensor | None, choice: Tensor) -> Tensor:
+    """x_t matrices[choice_t]ᵀ for every token. x: (tokens, d); matrices: (N, rows, d); scales: (N, rows)."""
+    y = torch.bmm(matrices[choice].to(x.dtype), x.unsqueeze(-1)).squeeze(-1)
+    return y if scales is None else y * scales[choice]
+
+
 # --- Routing ---------------------------------------------------------------------------------------------------------
 
 
@@ -106,27 +119,31 @@ class Routed:
     """Tokens per expert, when sorted."""
 
     @classmethod
-    def down(cls, h: Tensor, scores: Tensor, down: Tensor) -> Routed:
-        """h: (tokens, d); scores: (tokens, N_r), smaller is better; down: (N_r, r_r, d)."""
+    def down(cls, h: Tensor, scores: Tensor, down: Tensor, scale: Tensor | None) -> Routed:
+        """h: (tokens, d); scores: (tokens, N_r), smaller is better; down: (N_r, r_r, d); scale: (N_r, r_r)."""
         choice = scores.argmin(dim=-1)
         experts = down.shape[0]
         if len(choice) <= experts:
-            return cls(torch.bmm(down[choice], h.unsqueeze(-1)).squeeze(-1), choice)
+            return cls(project_each(h, down, scale, choice), choice)
         order = torch.argsort(choice, stable=True)
         counts = tuple(torch.bincount(choice, minlength=experts).tolist())
         segments = torch.split(h[order], list(counts))
-        low = torch.cat([F.linear(segment, down[i]) for i, segment in enumerate(segments)])
+        low = torch.cat([project(segment, down[i], _of(scale, i)) for i, segment in enumerate(segments)])
         return cls(low, choice, order, counts)
 
-    def up(self, up: Tensor) -> Tensor:
-        """up: (N_r, out, r_r); returns (tokens, out) in the original order."""
+    def up(self, up: Tensor, scale: Tensor | None) -> Tensor:
+        """up: (N_r, out, r_r); scale: (N_r, out); returns (tokens, out) in the original order."""
         if self.order is None:
-            return torch.bmm(up[self.choice], self.low.unsqueeze(-1)).squeeze(-1)
+            return project_each(self.low, up, scale, self.choice)
         segments = torch.split(self.low, list(self.counts))
-        sorted_output = torch.cat([F.linear(segment, up[i]) for i, segment in enumerate(segments)])
+        sorted_output = torch.cat([project(segment, up[i], _of(scale, i)) for i, segment in enumerate(segments)])
         inverse = torch.empty_like(self.order)
         inverse[self.order] = torch.arange(len(self.order), device=self.order.device)
         return sorted_output[inverse]
+
+
+def _of(scales: Tensor | None, expert: int) -> Tensor | None:
+    return None if scales is None else scales[expert]
 
 
 # --- Modules ---------------------------------------------------------------------------------------------------------
@@ -147,12 +164,15 @@ class InputGroup(nn.Module):
     """What sibling layers that read the same activation share: scaling, activation quantizer, "down" halves, router.
 
     smooth: (d,) float32 · shared_down: (r_s, d) · routed_down: (N_r, r_r, d) · router: (N_r, d); each None when the
-    method does not use it. The result for one activation is kept until every layer of ``layers`` has read it once.
+    method does not use it. Adapters in int8 have a scale per row: shared_down_scale (r_s,), routed_down_scale
+    (N_r, r_r). The result for one activation is kept until every layer of ``layers`` has read it once.
     """
 
     smooth: nn.Parameter | None
     shared_down: nn.Parameter | None
+    shared_down_scale: nn.Parameter | None
     routed_down: nn.Parameter | None
+    routed_down_scale: nn.Parameter | None
     router: nn.Parameter | None
 
     def __init__(
@@ -165,6 +185,7 @@ class InputGroup(nn.Module):
         shared_rank: int,
         routed_rank: int,
         experts: int,
+        int8_adapters: bool,
         dtype: torch.dtype,
         device: torch.device | str,
     ) -> None:
@@ -172,16 +193,11 @@ class InputGroup(nn.Module):
         self.width, self.layers, self.activation_bits = width, layers, activation_bits
         routed = routed_rank > 0 and experts > 0
 
-        def parameter(present: bool, *shape: int, dtype: torch.dtype = dtype) -> nn.Parameter | None:
-            if not present:
-                return None
-            return nn.Parameter(torch.empty(*shape, dtype=dtype, device=device), requires_grad=False)
-
         # float32 whatever the model's dtype: the weights were scaled by exactly these numbers.
-        self.register_parameter("smooth", parameter(smooth, width, dtype=torch.float32))
-        self.register_parameter("shared_down", parameter(shared_rank > 0, shared_rank, width))
-        self.register_parameter("routed_down", parameter(routed, experts, routed_rank, width))
-        self.register_parameter("router", parameter(routed, experts, width))
+        self.register_parameter("smooth", _empty(width, dtype=torch.float32, device=device) if smooth else None)
+        _register_adapter(self, "shared_down", shared_rank > 0, int8_adapters, shared_rank, width, like=(dtype, device))
+        _register_adapter(self, "routed_down", routed, int8_adapters, experts, routed_rank, width, like=(dtype, device))
+        self.register_parameter("router", _empty(experts, width, dtype=dtype, device=device) if routed else None)
         self._input: Tensor | None = None
         self._input_version: int | None = None
         self._prepared: Prepared | None = None
@@ -216,27 +232,50 @@ class InputGroup(nn.Module):
         quantized = low
         if self.activation_bits != UNQUANTIZED_BITS:
             quantized = fake_quantize_tokens(scaled, self.activation_bits).to(x.dtype)
-        shared = None if self.shared_down is None else F.linear(low, self.shared_down)
+        shared = None if self.shared_down is None else project(low, self.shared_down, self.shared_down_scale)
         routed = None
         if self.routed_down is not None and self.router is not None:
             scores = F.linear(scaled.float().abs(), self.router.float())
-            routed = Routed.down(low, scores, self.routed_down)
+            routed = Routed.down(low, scores, self.routed_down, self.routed_down_scale)
         return Prepared(quantized, shared, routed)
 
     def extra_repr(self) -> str:
         return f"width={self.width}, layers={list(self.layers)}, activation_bits={self.activation_bits}"
 
 
+def _empty(*shape: int, dtype: torch.dtype, device: torch.device | str) -> nn.Parameter:
+    return nn.Parameter(torch.empty(*shape, dtype=dtype, device=device), requires_grad=False)
+
+
+def _register_adapter(
+    module: nn.Module,
+    name: str,
+    present: bool,
+    int8: bool,
+    *shape: int,
+    like: tuple[torch.dtype, torch.device | str],
+) -> None:
+    """``name`` of ``shape``, and in int8 ``name``_scale with one scale per row; None where there is none."""
+    dtype, device = like
+    matrix = _empty(*shape, dtype=torch.int8 if int8 else dtype, device=device) if present else None
+    scale = _empty(*shape[:-1], dtype=dtype, device=device) if present and int8 else None
+    module.register_parameter(name, matrix)
+    module.register_parameter(f"{name}_scale", scale)
+
+
 class QuantizedLinear(nn.Module):
     """A linear layer with packed integer weights and the "up" halves of its group's experts.
 
     weight_packed: (out, ceil(d * bits / 32)) int32 · weight_scale: (out, d / g) · weight_shape: (2,) int64, (out, d) ·
-    bias: (out,) · shared_up: (out, r_s) · routed_up: (N_r, out, r_r).
+    bias: (out,) · shared_up: (out, r_s) · routed_up: (N_r, out, r_r); in int8 with shared_up_scale (out,) and
+    routed_up_scale (N_r, out).
     """
 
     bias: nn.Parameter | None
     shared_up: nn.Parameter | None
+    shared_up_scale: nn.Parameter | None
     routed_up: nn.Parameter | None
+    routed_up_scale: nn.Parameter | None
 
     def __init__(
         self,
@@ -250,6 +289,7 @@ class QuantizedLinear(nn.Module):
         shared_rank: int,
         routed_rank: int,
         experts: int,
+        int8_adapters: bool,
         bias: nn.Parameter | None,
         dtype: torch.dtype,
         device: torch.device | str,
@@ -262,16 +302,14 @@ class QuantizedLinear(nn.Module):
         self._weight: Tensor | None = None
         self.keeps_weight = False
 
-        def parameter(*shape: int, dtype: torch.dtype = dtype) -> nn.Parameter:
-            return nn.Parameter(torch.empty(*shape, dtype=dtype, device=device), requires_grad=False)
-
-        self.weight_packed = parameter(out_features, -(-in_features * weight_bits // 32), dtype=torch.int32)
-        self.weight_scale = parameter(out_features, in_features // group_size)
-        self.weight_shape = parameter(2, dtype=torch.int64)
+        words = -(-in_features * weight_bits // 32)
+        self.weight_packed = _empty(out_features, words, dtype=torch.int32, device=device)
+        self.weight_scale = _empty(out_features, in_features // group_size, dtype=dtype, device=device)
+        self.weight_shape = _empty(2, dtype=torch.int64, device=device)
         self.register_parameter("bias", bias)
-        self.register_parameter("shared_up", parameter(out_features, shared_rank) if shared_rank else None)
-        routed = parameter(experts, out_features, routed_rank) if routed_rank and experts else None
-        self.register_parameter("routed_up", routed)
+        routed, like = routed_rank > 0 and experts > 0, (dtype, device)
+        _register_adapter(self, "shared_up", shared_rank > 0, int8_adapters, out_features, shared_rank, like=like)
+        _register_adapter(self, "routed_up", routed, int8_adapters, experts, out_features, routed_rank, like=like)
 
     def base_weight(self, dtype: torch.dtype) -> Tensor:
         """The dequantized integers, (out, d); kept between calls only inside :func:`dequantized_weights`."""
@@ -291,9 +329,12 @@ class QuantizedLinear(nn.Module):
         prepared: Prepared = self._group[0](x, self.name)
         y = F.linear(prepared.quantized, self.base_weight(x.dtype), self.bias)
         if prepared.shared is not None and self.shared_up is not None:
-            y = torch.addmm(y, prepared.shared, self.shared_up.t())
+            if self.shared_up_scale is None:
+                y = torch.addmm(y, prepared.shared, self.shared_up.t())
+            else:
+                y = y + project(prepared.shared, self.shared_up, self.shared_up_scale)
         if prepared.routed is not None and self.routed_up is not None:
-            y = y + prepared.routed.up(self.routed_up)
+            y = y + prepared.routed.up(self.routed_up, self.routed_up_scale)
         return y.reshape(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
@@ -333,12 +374,14 @@ def place_group(model: nn.Module, entry: Mapping[str, Any]) -> tuple[InputGroup,
     first = linears[0]
     assert isinstance(first, nn.Linear)
     ranks = {key: int(entry[key]) for key in ("shared_rank", "routed_rank", "experts")}
+    int8_adapters = entry.get("adapter_dtype") == "int8"
     dtype, device = first.weight.dtype, first.weight.device
     group = InputGroup(
         first.in_features,
         names,
         activation_bits=int(entry["activation_bits"]),
         smooth=bool(entry["smooth"]),
+        int8_adapters=int8_adapters,
         dtype=dtype,
         device=device,
         **ranks,
@@ -353,6 +396,7 @@ def place_group(model: nn.Module, entry: Mapping[str, Any]) -> tuple[InputGroup,
             linear.out_features,
             weight_bits=int(entry["weight_bits"]),
             group_size=int(entry["group_size"]),
+            int8_adapters=int8_adapters,
             bias=linear.bias,
             dtype=dtype,
             device=device,

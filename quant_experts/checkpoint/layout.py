@@ -6,7 +6,8 @@ Names are those of modules in memory. Of a group with parent ``P``, label ``L`` 
     P.L_input_group.smooth (d,) float32 · .shared_down (r_s, d) · .routed_down (N_r, r_r, d) · .router (N_r, d)
 
 Scales have the model's dtype. Adapters and router are bfloat16, also of float32 models (half the bytes; the correction
-itself is small), and float16 of float16 models, which transformers would convert them to anyway.
+itself is small), and float16 of float16 models, which transformers would convert them to anyway. Adapters in int8 come
+with ``<name>_scale``, one scale per row in that same 16-bit dtype.
 """
 
 from __future__ import annotations
@@ -51,17 +52,27 @@ def group_tensors(
         if biases and layer in biases:
             tensors[f"{prefix}.bias"] = _stored(f"{prefix}.bias", biases[layer], dtype)
         if fitted.shared_down is not None:
-            tensors[f"{prefix}.shared_up"] = _stored(f"{prefix}.shared_up", fitted.shared_up[j], adapters)
+            scale = fitted.shared_up_scale[j] if fitted.shared_up_scale else None
+            tensors |= _adapter(f"{prefix}.shared_up", fitted.shared_up[j], scale, adapters)
         if fitted.routed_down is not None:
-            tensors[f"{prefix}.routed_up"] = _stored(f"{prefix}.routed_up", fitted.routed_up[j], adapters)
+            scale = fitted.routed_up_scale[j] if fitted.routed_up_scale else None
+            tensors |= _adapter(f"{prefix}.routed_up", fitted.routed_up[j], scale, adapters)
     if fitted.smooth is not None:
         tensors[f"{group}.smooth"] = _stored(f"{group}.smooth", fitted.smooth, torch.float32)
     if fitted.shared_down is not None:
-        tensors[f"{group}.shared_down"] = _stored(f"{group}.shared_down", fitted.shared_down, adapters)
+        tensors |= _adapter(f"{group}.shared_down", fitted.shared_down, fitted.shared_down_scale, adapters)
     if fitted.routed_down is not None and fitted.router is not None:
-        tensors[f"{group}.routed_down"] = _stored(f"{group}.routed_down", fitted.routed_down, adapters)
+        tensors |= _adapter(f"{group}.routed_down", fitted.routed_down, fitted.routed_down_scale, adapters)
         tensors[f"{group}.router"] = _stored(f"{group}.router", fitted.router, adapters)
     return tensors
+
+
+def _adapter(name: str, values: Tensor, scale: Tensor | None, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The adapter in ``dtype``; or, with a scale per row, its whole multiples in int8 and the scales in ``dtype``."""
+    if scale is None:
+        return {name: _stored(name, values, dtype)}
+    codes = (values / scale.unsqueeze(-1)).round_()
+    return {name: _stored(name, codes, torch.int8), f"{name}_scale": _stored(f"{name}_scale", scale, dtype)}
 
 
 def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -86,6 +97,7 @@ def group_config(fitted: FittedGroup, plan: GroupPlan) -> dict[str, Any]:
         "shared_rank": 0 if fitted.shared_down is None else fitted.shared_down.shape[0],
         "routed_rank": fitted.routed_down.shape[1] if routed and fitted.routed_down is not None else 0,
         "experts": fitted.routed_down.shape[0] if routed and fitted.routed_down is not None else 0,
+        "adapter_dtype": "int8" if fitted.int8_adapters else "16-bit float",
     }
 
 
