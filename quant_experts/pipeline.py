@@ -255,7 +255,18 @@ def _size(
         effective_bits=sum(block.bits[0] for block in blocks) / weights,
         base_bits=sum(block.bits[1] for block in blocks) / weights,
         quantized_weights=weights,
+        effective_bits_bf16=_bits_in_bf16(plans, blocks),
     )
+
+
+def _bits_in_bf16(plans: Sequence[Sequence[GroupPlan]], blocks: Sequence[FinishedBlock]) -> float | None:
+    """Stored bits per weight, had the adapters been stored in bfloat16; None when they were."""
+    weights = {plan.name: plan.weights for block in plans for plan in block}
+    groups = [group for block in blocks for group in block.report.groups]
+    if not any(group.effective_bits_bf16 for group in groups):
+        return None
+    bits = sum((group.effective_bits_bf16 or group.effective_bits) * weights[group.name] for group in groups)
+    return bits / sum(weights.values())
 
 
 def _environment(blueprint: Blueprint) -> dict[str, str]:

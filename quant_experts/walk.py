@@ -158,6 +158,7 @@ def _fit(
     )
     errors = evaluate_group(fitted, weights, observed.tokens, observed.vision)
     tensors = group_tensors(fitted, plan, dtype=blueprint.dtype)
+    in_bf16 = fitted.in_bf16
     report = GroupReport(
         name=plan.name,
         block=plan.block,
@@ -171,6 +172,12 @@ def _fit(
         smoothing=fitted.smoothing,
         effective_bits=stored_bits(tensors)[0] / plan.weights,
         weight_bits=fitted.weight_bits,
+        error_bf16=None
+        if in_bf16 is None
+        else evaluate_group(in_bf16, weights, observed.tokens, observed.vision).error.routed,
+        effective_bits_bf16=None
+        if in_bf16 is None
+        else stored_bits(group_tensors(in_bf16, plan, dtype=blueprint.dtype))[0] / plan.weights,
         sensitivity=treatment.sensitivity.get(plan.name),
         warnings=list(fitted.warnings),
     )
