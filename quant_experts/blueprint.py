@@ -49,7 +49,7 @@ class Blueprint:
         return self.model.get_submodule(self.family.language_model)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden: (..., d) behind the last norm; returns (..., vocabulary) in the model's dtype, as the model makes them."""
+        """hidden: (..., d) behind the last norm; returns (..., vocabulary), as the model makes them."""
         logits: Tensor = self.model.lm_head(hidden)
         cap = getattr(self.model.config, "final_logit_softcapping", None) if self.family.soft_cap else None
         return logits if cap is None else torch.tanh(logits / cap) * cap

@@ -9,19 +9,15 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    PreTrainedConfig,
-    Qwen2_5_VLConfig,
-    Qwen2VLImageProcessorPil,
-    Qwen3VLConfig,
 )
 
 from demo.model import make_qwen2_vl, make_tokenizer
 from tests.models_text import TEXT_FAMILIES, text_config
+from tests.models_vision import VISION_FAMILIES, vision_parts
 
 TEXT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
 )
-VISION_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 FAMILIES = (*VISION_FAMILIES, *TEXT_FAMILIES)
 
 
@@ -64,15 +60,14 @@ def make_model(
         "eos_token_id": token("<|im_end|>"),
         "pad_token_id": token("<|endoftext|>"),
     }
+    directory.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     if family in TEXT_FAMILIES:
         model = AutoModelForCausalLM.from_config(text_config(family, {**text, "tie_word_embeddings": tied}))
         tokenizer.chat_template = TEXT_TEMPLATE
     else:
-        model = AutoModelForImageTextToText.from_config(_vision_config(family, text, token, hidden, tied))
-        patch = 16 if family == "qwen3_vl" else 14
-        images = Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=112 * 112, patch_size=patch)
-        images.save_pretrained(directory)
+        config, tokenizer = vision_parts(family, {**text, "tie_word_embeddings": tied}, tokenizer, directory)
+        model = AutoModelForImageTextToText.from_config(config)
     model.to(dtype)
     _draw_norms(model, seed)
     model.save_pretrained(directory, max_shard_size=max_shard_size)
@@ -80,56 +75,12 @@ def make_model(
     return directory
 
 
-def _vision_config(family: str, text: dict[str, Any], token: Any, hidden: int, tied: bool) -> PreTrainedConfig:
-    section = hidden // 4 // 8
-    rope = {
-        "rope_type": "default",
-        "rope_theta": 1_000_000.0,
-        "mrope_section": [section, section * 3 // 2, section * 3 // 2],
-    }
-    tokens = {
-        "image_token_id": token("<|image_pad|>"),
-        "video_token_id": token("<|video_pad|>"),
-        "vision_start_token_id": token("<|vision_start|>"),
-        "vision_end_token_id": token("<|vision_end|>"),
-    }
-    if family == "qwen2_5_vl":
-        vision = {
-            "depth": 2,
-            "hidden_size": 64,
-            "intermediate_size": 96,
-            "num_heads": 4,
-            "out_hidden_size": hidden,
-            "window_size": 56,
-            "fullatt_block_indexes": [1],
-        }
-        text.pop("head_dim")
-        return Qwen2_5_VLConfig(
-            text_config={**text, "rope_parameters": rope}, vision_config=vision, tie_word_embeddings=tied, **tokens
-        )
-    vision = {
-        "depth": 2,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_heads": 4,
-        "out_hidden_size": hidden,
-        "num_position_embeddings": 64,
-        "deepstack_visual_indexes": [0, 1],
-    }
-    return Qwen3VLConfig(
-        text_config={**text, "rope_parameters": {**rope, "mrope_interleaved": True}},
-        vision_config=vision,
-        tie_word_embeddings=tied,
-        **tokens,
-    )
-
-
 def _draw_norms(model: torch.nn.Module, seed: int) -> None:
-    """Log-normal norm weights: a few channels far above the rest, as trained models have them. Biases that do something."""
+    """Log-normal norm weights: a few channels far above the rest, as trained models have them; and no zeros."""
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith(("layernorm.weight", "layer_norm.weight")):
                 weight.copy_(torch.exp(0.6 * torch.randn(weight.shape, generator=random)))
-            if name.endswith(".bias"):
+            if not weight.any():  # biases, Gemma's projector: a zero would hide that it is lost
                 weight.copy_(0.05 * torch.randn(weight.shape, generator=random))

@@ -69,21 +69,32 @@ def open_collator(directory: Path, config: Any) -> Collate:
 def _with_images(row: Row, processor: Any, image_token: int, most: int) -> Sample:
     """Raises TooLong, or InvalidCalibration naming the row."""
     text = _render(row, processor, list(row.messages))
+    _check_placeholders(row, text, processor, image_token)
     images = [decode(data, f"calibration row {row.number}, image {i}") for i, data in enumerate(row.images, start=1)]
+    options: dict[str, Any] = {}
     resized = False
     while True:
-        inputs = _process(row, processor, text, images)
+        inputs = _process(row, processor, text, images, options)
         vision = inputs["input_ids"][0] == image_token
-        _check_placeholders(row, inputs, int(vision.sum()), processor)
-        tokens = vision.shape[0]
+        tokens, seen = vision.shape[0], int(vision.sum())
         if tokens <= most:
             return Sample(row.number, inputs, vision, resized)
-        seen = int(vision.sum())
         if not images or tokens - seen >= most:
             raise TooLong(f"{tokens} tokens, at most {most}")
-        # Tokens go with the area; a little less than what fits, because sides are rounded to whole patches.
-        images = _shrunk(images, 0.95 * math.sqrt((most - tokens + seen) / seen))
+        if hasattr(processor.image_processor, "max_patches"):
+            options["max_patches"] = _tiles(processor, images, most - (tokens - seen), options)
+        else:
+            # Tokens go with the area; a little less than what fits, because sides are rounded to whole patches.
+            images = _shrunk(images, 0.95 * math.sqrt((most - tokens + seen) / seen))
         resized = True
+
+
+def _tiles(processor: Any, images: list[Image.Image], room: int, options: dict[str, Any]) -> int:
+    """Tiles per image that fit into ``room`` tokens: every tile costs the same, however small the image is."""
+    fitting = room // (processor.image_seq_length * len(images))
+    if fitting < 1 or "max_patches" in options:
+        raise TooLong(f"its images take {processor.image_seq_length} tokens each, {room} are left")
+    return max(1, fitting - 1)  # more than one tile brings a thumbnail of the whole image with it
 
 
 def _shrunk(images: list[Image.Image], share: float) -> list[Image.Image]:
@@ -96,22 +107,32 @@ def _shrunk(images: list[Image.Image], share: float) -> list[Image.Image]:
     return smaller
 
 
-def _process(row: Row, processor: Any, text: str, images: list[Image.Image]) -> dict[str, Tensor]:
+def _process(
+    row: Row, processor: Any, text: str, images: list[Image.Image], options: dict[str, Any]
+) -> dict[str, Tensor]:
+    beginning = processor.tokenizer.bos_token
+    if beginning and text.startswith(beginning):
+        options = {**options, "add_special_tokens": False}  # the template has written it already
     try:
-        return dict(processor(text=[text], images=images or None, return_tensors="pt"))
+        # A list per row: some families treat several images of one row otherwise than one image of several rows.
+        return dict(processor(text=[text], images=[images] if images else None, return_tensors="pt", **options))
     except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InvalidCalibration(f"calibration row {row.number}: the model's processor refuses it: {reason}") from error
 
 
-def _check_placeholders(row: Row, inputs: dict[str, Tensor], placeholders: int, processor: Any) -> None:
-    grid = inputs.get("image_grid_thw")
-    expected = 0 if grid is None else int(grid.prod(-1).sum()) // processor.image_processor.merge_size**2
-    if placeholders != expected:
+def _check_placeholders(row: Row, text: str, processor: Any, image_token: int) -> None:
+    """The template writes one placeholder per image, and nobody else may; the processor makes the tokens of it."""
+    placeholder = processor.image_token
+    found = text.count(placeholder)
+    if found != len(row.images):
         raise InvalidCalibration(
-            f"calibration row {row.number}: {placeholders} image tokens for {expected} of its images; "
-            f"its text must not contain {processor.image_token!r}"
+            f"calibration row {row.number}: {found} image tokens for {len(row.images)} of its images; "
+            f"its text must not contain {placeholder!r}"
         )
+    token = processor.tokenizer.convert_ids_to_tokens(image_token)
+    if token != placeholder and token in text:
+        raise InvalidCalibration(f"calibration row {row.number}: its text must not contain {token!r}")
 
 
 def _text_only(row: Row, tokenizer: Any, model_type: str, most: int) -> Sample:

@@ -1,7 +1,7 @@
 """The model's own processor and chat template.
 
-``AutoProcessor`` of the Qwen families cannot be built where torchvision is missing, because their *video* processor
-needs it (transformers 5.23). Images do not: then the same processor class is built without its video part.
+``AutoProcessor`` of many families cannot be built where torchvision is missing, because their *video* processor needs
+it (transformers 5.23). Images do not: then the same processor class is built without its video part.
 """
 
 from __future__ import annotations
@@ -47,16 +47,13 @@ def _image_only(directory: Path, kind: type[ProcessorMixin]) -> Any:
         directory, backend="pil", trust_remote_code=False, local_files_only=True
     )
 
-    def initialise(self: Any, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None) -> None:
-        for kind_of_token in ("image", "video"):
-            token = getattr(tokenizer, f"{kind_of_token}_token", None) or f"<|{kind_of_token}_pad|>"
-            setattr(self, f"{kind_of_token}_token", token)
-            setattr(self, f"{kind_of_token}_token_id", tokenizer.convert_tokens_to_ids(token))
-        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
-
-    # The mixin reads the parameter names of __init__ to learn its parts: no video_processor there, none wanted.
-    image_only: Any = type(kind.__name__, (kind,), {"__init__": initialise})
-    return image_only(images, tokenizer, chat_template=_chat_template(directory, tokenizer))
+    # The parts of a processor are the parameters of its __init__; without this one it neither loads nor misses it.
+    parts = [part for part in kind.get_attributes() if part != "video_processor"]
+    image_only: Any = type(kind.__name__, (kind,), {"get_attributes": classmethod(lambda cls: list(parts))})
+    options, _ = kind.get_processor_dict(directory, local_files_only=True)
+    options = {name: value for name, value in options.items() if name not in kind.get_attributes()}
+    options["chat_template"] = _chat_template(directory, tokenizer)
+    return image_only.from_args_and_dict([images, tokenizer], options)
 
 
 def _chat_template(directory: Path, tokenizer: Any) -> str | None:

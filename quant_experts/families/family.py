@@ -24,9 +24,9 @@ Refusal = Callable[[dict[str, Any]], str | None]
 class Family:
     """One ``model_type``.
 
-    ``language_model``: module path of the decoder stack; its blocks are ``<path>.layers``. ``vision``: the vision tower.
-    ``between``: modules and parameters between the tower and the embeddings, such as the projector. ``soft_cap``: the
-    model squashes its logits by ``final_logit_softcapping``.
+    ``language_model``: module path of the decoder stack; its blocks are ``<path>.layers``. ``vision``: of the vision
+    tower. ``between``: modules and parameters between the tower and the embeddings, such as the projector.
+    ``soft_cap``: the model squashes its logits by ``final_logit_softcapping``.
     """
 
     model_class: str

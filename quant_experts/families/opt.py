@@ -19,8 +19,8 @@ def _refusal(config: dict[str, Any]) -> str | None:
     width, embedded = config.get("hidden_size"), config.get("word_embed_proj_dim")
     if embedded is not None and embedded != width:
         return (
-            f"word_embed_proj_dim {embedded} differs from hidden_size {width}: OPT models that project their embeddings "
-            "are not supported; use one of the other sizes"
+            f"word_embed_proj_dim {embedded} differs from hidden_size {width}: OPT models that project their "
+            "embeddings are not supported; use one of the other sizes"
         )
     return None
 

@@ -12,10 +12,21 @@ FUSED_GROUPS: Groups = (
     ("mlp", "down", ("down_proj",)),
 )
 
+PROJECTOR = "model.multi_modal_projector"
+
 FAMILIES: dict[str, Family] = {
     "qwen2_vl": Family("Qwen2VLForConditionalGeneration", "model.language_model", "model.visual"),
     "qwen2_5_vl": Family("Qwen2_5_VLForConditionalGeneration", "model.language_model", "model.visual"),
     "qwen3_vl": Family("Qwen3VLForConditionalGeneration", "model.language_model", "model.visual"),
+    "llava": Family("LlavaForConditionalGeneration", "model.language_model", "model.vision_tower", (PROJECTOR,)),
+    "llava_onevision": Family(
+        "LlavaOnevisionForConditionalGeneration",
+        "model.language_model",
+        "model.vision_tower",
+        (PROJECTOR, "model.image_newline"),
+    ),
+    "gemma3": Family("Gemma3ForConditionalGeneration", "model.language_model", "model.vision_tower", (PROJECTOR,)),
+    "internvl": Family("InternVLForConditionalGeneration", "model.language_model", "model.vision_tower", (PROJECTOR,)),
     "llama": Family("LlamaForCausalLM", "model"),
     "qwen2": Family("Qwen2ForCausalLM", "model"),
     "qwen3": Family("Qwen3ForCausalLM", "model"),

@@ -147,6 +147,34 @@ def test_a_sample_that_is_too_long_gets_smaller_images_and_none_is_cut(
     assert int(sample.vision.sum()) == int(grid.prod()) // 4 > 0
 
 
+def test_several_images_of_a_row_stay_in_their_row(tmp_path: Path) -> None:
+    model = make_model("llava_onevision", tmp_path)
+    several = open_collator(model, AutoConfig.from_pretrained(model))
+    parts = [{"type": "image", "image": data_uri(picture(seed=seed))} for seed in range(2)]
+    row = {"messages": [{"role": "user", "content": [*parts, {"type": "text", "text": "Which is red?"}]}]}
+    sample = several(parse_row(1, row, tmp_path))
+    # One tile and one line end each; alone, an image would be cut into more tiles.
+    assert int(sample.vision.sum()) == 2 * (4 * 4 + 1)
+    assert sample.inputs["batch_num_images"].tolist() == [2]
+
+
+def test_a_sample_whose_tiles_are_too_many_gets_fewer_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("internvl", tmp_path)
+    config = AutoConfig.from_pretrained(model)
+    row = parse_row(1, image_row(1, data_uri(picture(size=(168, 56)))), tmp_path)
+    whole = open_collator(model, config)(row)
+    assert int(whole.vision.sum()) == (3 + 1) * 4  # three tiles and the thumbnail
+    text = whole.tokens - 16
+    monkeypatch.setattr("quant_experts.calibration.collate.MOST_TOKENS", text + 13)
+    sample = open_collator(model, config)(row)
+    assert sample.resized
+    assert int(sample.vision.sum()) == (2 + 1) * 4
+    assert sample.inputs["pixel_values"].shape[0] == 3
+    monkeypatch.setattr("quant_experts.calibration.collate.MOST_TOKENS", text + 3)
+    with pytest.raises(TooLong, match="4 tokens each, 3 are left"):
+        open_collator(model, config)(row)
+
+
 def test_text_that_is_too_long_is_skipped(collate: Collate, tmp_path: Path) -> None:
     row = {"messages": [{"role": "user", "content": "colour " * MOST_TOKENS}]}
     with pytest.raises(TooLong):
@@ -168,6 +196,14 @@ def test_text_that_forges_an_image_token_is_refused(collate: Collate, tmp_path: 
     row = {"messages": [{"role": "user", "content": "look: <|image_pad|>"}]}
     with pytest.raises(InvalidCalibration, match=r"row 2: .*image_pad"):
         collate(parse_row(2, row, tmp_path))
+
+
+def test_the_token_that_stands_for_one_patch_is_as_forbidden_as_the_one_for_an_image(tmp_path: Path) -> None:
+    model = make_model("gemma3", tmp_path)
+    collate = open_collator(model, AutoConfig.from_pretrained(model))
+    for token in ("<image_soft_token>", "<start_of_image>"):
+        with pytest.raises(InvalidCalibration, match=rf"row 3: .*text must not contain '{token}'"):
+            collate(parse_row(3, {"messages": [{"role": "user", "content": f"look: {token}"}]}, tmp_path))
 
 
 def test_an_image_that_the_processor_refuses_names_the_row(collate: Collate, tmp_path: Path) -> None:

@@ -17,10 +17,13 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 
 import quant_experts  # noqa: F401 -- registers the method
+from quant_experts.calibration.collate import open_collator
+from quant_experts.calibration.rows import parse_row
 from quant_experts.checkpoint.verify import Probe, verify_in_fresh_process
 from quant_experts.errors import InvalidCheckpoint
-from tests.models import FAMILIES
+from tests.models import FAMILIES, VISION_FAMILIES
 from tests.quant_experts.checkpoints import Parts, quantized_parts, written
+from tests.rows import image_row
 
 HIDDEN = "sys.modules['quant_experts'] = None\n"
 IMPORTED = "import quant_experts\n"
@@ -221,18 +224,30 @@ def test_logits_that_are_not_finite_fail_the_proof(checkpoint: Written, tmp_path
         verify_in_fresh_process(broken)
 
 
+def inputs_of(family: str, parts: Parts) -> dict[str, Tensor]:
+    if family.startswith("qwen") and family in VISION_FAMILIES:
+        return image_inputs(parts.model)
+    if family in VISION_FAMILIES:
+        source = parts.arguments["source"]
+        return open_collator(source, parts.model.config)(parse_row(1, image_row(1), source)).inputs
+    return {"input_ids": torch.arange(20, 60).view(2, 20)}
+
+
 @pytest.mark.parametrize(
     ("family", "tied", "dtype"),
-    [(family, family in {"qwen2", "qwen3_vl"}, torch.bfloat16) for family in FAMILIES if family != "qwen2_vl"]
+    [
+        (family, family in {"qwen2", "qwen3_vl", "gemma3", "gemma2", "opt"}, torch.bfloat16)
+        for family in FAMILIES
+        if family != "qwen2_vl"
+    ]
     + [("qwen2_vl", True, torch.float16), ("llama", False, torch.float32)],
 )
 def test_every_family_loads_whole_and_equals_the_model_in_memory(
     tmp_path: Path, family: str, tied: bool, dtype: torch.dtype
 ) -> None:
     parts = quantized_parts(family, tmp_path, tied=tied, dtype=dtype)
-    inputs = image_inputs(parts.model) if family.endswith("_vl") else {"input_ids": torch.arange(20, 60).view(2, 20)}
-    logits = ask(parts.model, inputs)
-    auto_class = AutoModelForImageTextToText if family.endswith("_vl") else AutoModelForCausalLM
+    logits = ask(parts.model, inputs := inputs_of(family, parts))
+    auto_class = AutoModelForImageTextToText if family in VISION_FAMILIES else AutoModelForCausalLM
     loaded, loading = auto_class.from_pretrained(written(parts, tmp_path / "out"), output_loading_info=True)
     assert not any(loading.values())
     assert loaded.dtype == dtype
