@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from quant_experts.blueprint import Blueprint, empty, fill
 from quant_experts.calibration.collate import Collate, Sample, TooLong
@@ -15,7 +16,8 @@ from quant_experts.calibration.rows import Row
 from quant_experts.calibration.samples import FEWEST_HELD_OUT, Choice, RowFile
 from quant_experts.calls import Calls, CallWriter
 from quant_experts.errors import InvalidCalibration, NumericalFailure, Stopped
-from quant_experts.glue import capture_call
+from quant_experts.glue import Arguments, capture_call
+from quant_experts.image_variants import MOST_ROWS, Variant, image_variants
 from quant_experts.progress import Advanced, OnEvent, ShouldStop
 
 RESERVE_AT_A_TIME = 8
@@ -41,6 +43,8 @@ def gather_calls(
     writer = CallWriter(work)
     skipped: Counter[str] = Counter()
     resized = 0
+    to_vary: list[tuple[int, Row]] = []
+    tokens: dict[int, Tensor] = {}
     try:
         with _before_the_blocks(blueprint):
             for row in _in_order(rows, choice):
@@ -54,8 +58,16 @@ def gather_calls(
                     skipped["too long"] += 1
                     continue
                 resized += sample.resized
-                _capture(blueprint, sample, writer, held_out=len(writer.rows) < len(choice.held_out))
+                held_out = len(writer.rows) < len(choice.held_out)
+                if held_out and row.images and len(to_vary) < MOST_ROWS:
+                    to_vary.append((len(writer.rows), row))
+                    tokens[len(writer.rows)] = sample.inputs["input_ids"]
+                writer.add(sample, *_call(blueprint, sample), held_out=held_out)
                 on_event(Advanced("calibrating", len(writer.rows), choice.wanted))
+            for variant in image_variants(to_vary):
+                if should_stop():
+                    raise Stopped("stopped while calibrating; a later run begins anew")
+                _add_variant(blueprint, collate, writer, variant, tokens[variant.original])
         if len(writer.rows) <= max(FEWEST_HELD_OUT, len(choice.held_out)):
             raise InvalidCalibration(
                 f"only {len(writer.rows)} calibration rows can be used ({skipped.total()} are too long), "
@@ -73,7 +85,7 @@ def _in_order(rows: RowFile, choice: Choice) -> Iterator[Row]:
         yield from rows.read(sorted(choice.reserve[start : start + RESERVE_AT_A_TIME]))
 
 
-def _capture(blueprint: Blueprint, sample: Sample, writer: CallWriter, *, held_out: bool) -> None:
+def _call(blueprint: Blueprint, sample: Sample) -> tuple[Arguments, Tensor]:
     inputs = {name: tensor.to(blueprint.device) for name, tensor in sample.inputs.items()}
     arguments, embeddings = capture_call(blueprint.model, blueprint.language_model, inputs)
     if not bool(torch.isfinite(embeddings).all()):
@@ -81,7 +93,20 @@ def _capture(blueprint: Blueprint, sample: Sample, writer: CallWriter, *, held_o
             f"calibration row {sample.row}: the vision tower's output is not finite in "
             f"{str(blueprint.dtype).removeprefix('torch.')}; the model overflows on this image"
         )
-    writer.add(sample, arguments, embeddings, held_out=held_out)
+    return arguments, embeddings
+
+
+def _add_variant(blueprint: Blueprint, collate: Collate, writer: CallWriter, variant: Variant, tokens: Tensor) -> None:
+    """One that the model cannot take, or lays out differently, is left out: it is our row, not the user's.
+
+    tokens: (1, tokens) int64, of the row that it was made from.
+    """
+    try:
+        sample = collate(variant.row)
+        if torch.equal(sample.inputs["input_ids"], tokens):
+            writer.add_variant(sample, *_call(blueprint, sample), variant)
+    except (TooLong, InvalidCalibration, NumericalFailure):
+        return
 
 
 @contextmanager

@@ -6,6 +6,7 @@ The vision tower and the embeddings run once per row; afterwards every block of 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from quant_experts.calibration.collate import Sample
 from quant_experts.glue import Arguments
+from quant_experts.image_variants import Change, Variant
 from quant_experts.progress import WrittenFile
 from quant_experts.tensor_file import TensorFile, TensorSpool, file_digest, write_text
 
@@ -27,7 +29,8 @@ PROBES = 1
 
 @dataclass(frozen=True)
 class Call:
-    """One row. ``number``: of the calibration row; ``tree``: the arguments, with names in place of tensors."""
+    """One row. ``number``: of the calibration row; ``tree``: the arguments, with names in place of tensors; ``digest``:
+    of the model inputs, equal for rows with the same text and images."""
 
     index: int
     number: int
@@ -35,19 +38,28 @@ class Call:
     tokens: int
     tokens_vision: int
     tree: Any
+    digest: str
     probe: dict[str, str] | None = None
     """Model input → tensor name, for the first held-out rows."""
+    variant_of: int | None = None
+    """Index of the held-out row that this one is, but for its images."""
+    change: Change | None = None
 
 
 @dataclass(frozen=True)
 class Calls:
-    """All rows of a run. The held-out ones come first."""
+    """All rows of a run. The held-out ones come first.
+
+    ``variants`` are no rows: held-out rows with other images, which nothing is fitted or measured on but how the model
+    reacts to images.
+    """
 
     rows: tuple[Call, ...]
     skipped: dict[str, int]
     resized: int
     tensors: TensorFile
     files: tuple[WrittenFile, ...]
+    variants: tuple[Call, ...] = ()
 
     @property
     def fit(self) -> tuple[Call, ...]:
@@ -97,16 +109,27 @@ class CallWriter:
         self._directory = directory
         self._spool = TensorSpool(directory / TENSORS)
         self.rows: list[Call] = []
+        self.variants: list[Call] = []
 
     def add(self, sample: Sample, arguments: Arguments, embeddings: Tensor, *, held_out: bool) -> None:
+        """One row; all rows come before the first variant."""
         index = len(self.rows)
+        assert not self.variants, "rows come first, so that variants have the indices behind them"
+        probe = self._probe(index, sample.inputs) if held_out and index < PROBES else None
+        self.rows.append(replace(self._call(index, sample, arguments, embeddings), held_out=held_out, probe=probe))
+
+    def add_variant(self, sample: Sample, arguments: Arguments, embeddings: Tensor, variant: Variant) -> None:
+        index = len(self.rows) + len(self.variants)
+        call = self._call(index, sample, arguments, embeddings)
+        self.variants.append(replace(call, variant_of=variant.original, change=variant.change))
+
+    def _call(self, index: int, sample: Sample, arguments: Arguments, embeddings: Tensor) -> Call:
         self._spool.add(f"{index}.embeddings", embeddings)
         self._spool.add(f"{index}.vision", sample.vision)
         self._spool.add(f"{index}.input_ids", sample.inputs["input_ids"][0])
         tree = self._dismantle(f"{index}.arguments", arguments)
-        probe = self._probe(index, sample.inputs) if held_out and index < PROBES else None
         vision = int(sample.vision.sum())
-        self.rows.append(Call(index, sample.row, held_out, sample.tokens, vision, tree, probe))
+        return Call(index, sample.row, False, sample.tokens, vision, tree, _digest(sample.inputs))
 
     def finish(self, *, fingerprint: str, skipped: Mapping[str, int], resized: int) -> Calls:
         tensors = self._spool.finish()
@@ -114,12 +137,13 @@ class CallWriter:
             "fingerprint": fingerprint,
             "tensors": asdict(tensors),
             "rows": [asdict(call) for call in self.rows],
+            "variants": [asdict(call) for call in self.variants],
             "skipped": dict(skipped),
             "resized": resized,
         }
         tree = write_text(self._directory / TREE, json.dumps(description, indent=1))
         file = TensorFile(self._directory / TENSORS)
-        return Calls(tuple(self.rows), dict(skipped), resized, file, (tensors, tree))
+        return Calls(tuple(self.rows), dict(skipped), resized, file, (tensors, tree), tuple(self.variants))
 
     def discard(self) -> None:
         self._spool.discard()
@@ -154,6 +178,15 @@ def read_calls(directory: Path, fingerprint: str) -> Calls | None:
     path = directory / TENSORS
     if description["fingerprint"] != fingerprint or not path.is_file() or file_digest(path) != tensors.sha256:
         return None
-    rows = tuple(Call(**row) for row in description["rows"])
+    rows, variants = (tuple(Call(**row) for row in description[kind]) for kind in ("rows", "variants"))
     tree = WrittenFile(TREE, len(text), file_digest(directory / TREE))
-    return Calls(rows, description["skipped"], description["resized"], TensorFile(path), (replace(tensors), tree))
+    files = (tensors, tree)
+    return Calls(rows, description["skipped"], description["resized"], TensorFile(path), files, variants)
+
+
+def _digest(inputs: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(inputs.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

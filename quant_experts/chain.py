@@ -4,8 +4,9 @@
     calls.safetensors/.json    language model calls of all rows (calls.py)
     blocks/00007.safetensors   every tensor of the quantized block, under in-memory names
     blocks/00007.json          its report and configuration, and the digests of all its files; written last
-    chain/00007.safetensors    hidden states after the block: ``quantized.<row>`` (1, tokens, d) of all rows,
-                               ``full.<row>`` of the held-out ones in full precision
+    chain/00007.safetensors    hidden states after the block, (1, tokens, d): ``quantized.<row>`` of all rows,
+                               ``full.<row>`` of held-out ones and their variants in full precision,
+                               ``baseline.<row>`` of held-out ones with every block so far rounded to nearest
 
 Hidden states are kept verbatim: computing them again would not be bit-identical on another machine.
 """
@@ -86,32 +87,50 @@ class HiddenStates:
 
     def quantized(self, call: Call) -> Tensor:
         """(1, tokens, d), CPU: behind the quantized prefix."""
-        return self._calls.embeddings(call) if self._file is None else self._file.read(f"quantized.{call.index}")
+        return self._read("quantized", call)
 
     def full(self, call: Call) -> Tensor:
-        """(1, tokens, d), CPU: of the full-precision model; held-out rows only."""
-        return self._calls.embeddings(call) if self._file is None else self._file.read(f"full.{call.index}")
+        """(1, tokens, d), CPU: of the full-precision model; held-out rows and variants only."""
+        return self._read("full", call)
+
+    def baseline(self, call: Call) -> Tensor:
+        """(1, tokens, d), CPU: behind the prefix rounded to nearest; held-out rows only.
+
+        Raises KeyError for a method that is itself rounding to nearest, whose baseline is the quantized stream.
+        """
+        return self._read("baseline", call)
+
+    def _read(self, stream: str, call: Call) -> Tensor:
+        return self._calls.embeddings(call) if self._file is None else self._file.read(f"{stream}.{call.index}")
 
 
 def write_chain(
-    work: Path, block: int, calls: Calls, rows: Sequence[Call], quantized: Iterable[Tensor], full: Mapping[int, Tensor]
+    work: Path,
+    block: int,
+    calls: Calls,
+    rows: Sequence[Call],
+    quantized: Iterable[Tensor],
+    full: Mapping[int, Tensor],
+    baseline: Mapping[int, Tensor],
 ) -> WrittenFile:
     """Write the hidden states after ``block``.
 
     ``rows``: of the quantized stream, whose states ``quantized`` yields in this order while the file is written;
-    ``full``: row index → state of the full-precision stream, of all held-out rows.
+    ``full``, ``baseline``: row index → state of these streams.
     """
     layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
-    for kind, of_kind in (("quantized", rows), ("full", calls.held_out)):
-        for call in of_kind:
-            entry = calls.tensors.entries[f"{call.index}.embeddings"]
-            layout[f"{kind}.{call.index}"] = (entry.dtype, entry.shape)
+    indices = {"quantized": [call.index for call in rows], "full": list(full), "baseline": list(baseline)}
+    for stream, of_stream in indices.items():
+        for index in of_stream:
+            entry = calls.tensors.entries[f"{index}.embeddings"]
+            layout[f"{stream}.{index}"] = (entry.dtype, entry.shape)
 
     def states() -> Iterator[tuple[str, Tensor]]:
         for call, state in zip(rows, quantized, strict=True):
             yield f"quantized.{call.index}", state
-        for call in calls.held_out:
-            yield f"full.{call.index}", full[call.index]
+        for stream, kept in (("full", full), ("baseline", baseline)):
+            for index, state in kept.items():
+                yield f"{stream}.{index}", state
 
     return replace(write_tensors(work / chain_file(block), layout, states()), name=chain_file(block))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,22 +26,25 @@ HELD_OUT_TOKENS = 2048
 
 @dataclass(frozen=True)
 class Observed:
-    """``observation``: of the rows to fit. ``tokens``: (T, d) of held-out rows in the model's dtype; ``vision``: (T,)
-    bool."""
+    """``observation``: of the rows to fit. ``importance``: (d,) float32, of the group's weights. ``tokens``: (T, d) of
+    held-out rows in the model's dtype; ``vision``: (T,) bool."""
 
     observation: Observation
+    importance: Tensor
     tokens: Tensor
     vision: Tensor
 
 
 @dataclass
 class _Gatherer:
-    """Receives one group's inputs; ``vision`` and ``held_out`` are those of the row that is running."""
+    """Receives one group's inputs; ``vision``, ``held_out`` and ``first_half`` are those of the row that is running."""
 
     statistics: GroupStatistics
+    importance: Tensor
     held: TokenReservoir
     vision: Tensor | None = None
     held_out: bool = False
+    first_half: bool = True
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         assert self.vision is not None
@@ -49,7 +52,7 @@ class _Gatherer:
         if self.held_out:
             self.held.update(x, self.vision)
         else:
-            self.statistics.update(x, self.vision)
+            self.statistics.update(x, self.vision, first_half=self.first_half)
 
 
 def observe_block(
@@ -60,37 +63,41 @@ def observe_block(
     spec: QuantizationSpec,
     should_stop: ShouldStop,
 ) -> tuple[dict[str, Observed], dict[int, Tensor]]:
-    """Observations of every group by name, and the full-precision outputs of held-out rows by row index, on the CPU.
+    """Observations of every group by name, and the full-precision outputs of held-out rows and variants by row index,
+    on the CPU.
 
     The block holds its full-precision weights. Statistics are of the quantized prefix's hidden states, because those
-    are what the quantized block will meet; held-out rows pass a second time behind the full-precision prefix.
+    are what the quantized block will meet; held-out rows pass a second time behind the full-precision prefix. Rows to
+    fit belong to two halves in turn.
     Raises NumericalFailure naming a group whose input is not finite; Stopped between rows.
     """
-    device = blueprint.device
-    outputs: dict[int, Tensor] = {}
-    with _gatherers(blueprint, plans, spec) as gatherers, block_glue(blueprint.language_model, plans[0].block) as glue:
-        for call in calls.rows:
+    device, block = blueprint.device, plans[0].block
+    with _gatherers(blueprint, plans, spec) as gatherers, block_glue(blueprint.language_model, block) as glue:
+        for place, call in enumerate(calls.rows):
             _stop_if(should_stop)
             vision = calls.vision(call).to(device)
             for gatherer in gatherers.values():
-                gatherer.vision, gatherer.held_out = vision, call.held_out
+                gatherer.vision, gatherer.held_out, gatherer.first_half = vision, call.held_out, place % 2 == 0
             glue.run(calls.arguments(call, device), hidden.quantized(call).to(device))
-    with block_glue(blueprint.language_model, plans[0].block) as glue:
-        for call in calls.held_out:
-            _stop_if(should_stop)
-            outputs[call.index] = glue.run(calls.arguments(call, device), hidden.full(call).to(device)).cpu()
-    return {name: _finish(gatherer) for name, gatherer in gatherers.items()}, outputs
+    rows = (*calls.held_out, *calls.variants)
+    outputs = run_rows(blueprint, block, calls, rows, hidden.full, should_stop)
+    full = {call.index: output for call, output in zip(rows, outputs, strict=True)}
+    return {name: _finish(gatherer) for name, gatherer in gatherers.items()}, full
 
 
 def run_rows(
-    blueprint: Blueprint, block: int, calls: Calls, rows: Sequence[Call], hidden: HiddenStates, should_stop: ShouldStop
+    blueprint: Blueprint,
+    block: int,
+    calls: Calls,
+    rows: Sequence[Call],
+    states: Callable[[Call], Tensor],
+    should_stop: ShouldStop,
 ) -> Iterator[Tensor]:
-    """Outputs of the block as it is now for the quantized stream, row by row, on the CPU. May raise Stopped."""
+    """Outputs of the block as it is now, row by row, on the CPU; ``states``: its input for a row. May raise Stopped."""
     with block_glue(blueprint.language_model, block) as glue:
         for call in rows:
             _stop_if(should_stop)
-            arguments = calls.arguments(call, blueprint.device)
-            yield glue.run(arguments, hidden.quantized(call).to(blueprint.device)).cpu()
+            yield glue.run(calls.arguments(call, blueprint.device), states(call).to(blueprint.device)).cpu()
 
 
 def group_weights(blueprint: Blueprint, plan: GroupPlan) -> dict[str, Tensor]:
@@ -108,17 +115,18 @@ def _gatherers(
     try:
         for plan in plans:
             stacked = torch.cat(list(group_weights(blueprint, plan).values()))
+            importance = channel_importance(stacked)
             statistics = GroupStatistics(
                 plan.name,
                 plan.width,
-                channel_importance(stacked),
+                importance,
                 important_channels=spec.important_channels,
                 reservoir=spec.reservoir,
                 seed=spec.seed,
                 device=blueprint.device,
             )
             held = TokenReservoir(HELD_OUT_TOKENS, seed=spec.seed, name=f"{plan.name}.held_out")
-            gatherers[plan.name] = _Gatherer(statistics, held)
+            gatherers[plan.name] = _Gatherer(statistics, importance, held)
             first = blueprint.model.get_submodule(f"{plan.parent}.{plan.layers[0]}")
             hooks.append(first.register_forward_pre_hook(gatherers[plan.name]))
         yield gatherers
@@ -129,7 +137,7 @@ def _gatherers(
 
 def _finish(gatherer: _Gatherer) -> Observed:
     tokens, vision = gatherer.held.finish()
-    return Observed(gatherer.statistics.finish(), tokens, vision)
+    return Observed(gatherer.statistics.finish(), gatherer.importance, tokens, vision)
 
 
 def _stop_if(should_stop: ShouldStop) -> None:

@@ -27,7 +27,8 @@ class Observation:
 
     ``second_moment``: (d, d) float32, sum over tokens of x xᵀ.
     ``mean_abs``, ``max_abs``: (d,) float32 of |x| over tokens.
-    ``counts``: (d,) int64, m_c: tokens that have channel c among their important ones; also by modality.
+    ``counts``: (d,) int64, m_c: tokens that have channel c among their important ones; also by modality, and of the
+    first half of the rows alone.
     ``tokens_kept``: (R, d) float32, a uniform sample within each modality, in order of arrival; ``kept_vision``: (R,)
     bool.
     """
@@ -41,6 +42,7 @@ class Observation:
     counts: Tensor
     counts_vision: Tensor
     counts_text: Tensor
+    counts_first_half: Tensor
     tokens_kept: Tensor
     kept_vision: Tensor
 
@@ -87,20 +89,22 @@ class GroupStatistics:
         self._max_abs = torch.zeros(width, dtype=torch.float32, device=self._device)
         self._counts_vision = torch.zeros(width, dtype=torch.int64, device=self._device)
         self._counts_text = torch.zeros(width, dtype=torch.int64, device=self._device)
+        self._counts_first_half = torch.zeros(width, dtype=torch.int64, device=self._device)
         self._reservoir = TokenReservoir(reservoir, seed=seed, name=name)
 
-    def update(self, x: Tensor, vision: Tensor) -> None:
+    def update(self, x: Tensor, vision: Tensor, *, first_half: bool = True) -> None:
         """Take in tokens. x: (tokens, d) of any float dtype; vision: (tokens,) bool.
 
+        ``first_half``: which half of the rows they belong to, for the agreement between halves.
         Raises NumericalFailure, naming the group, when a value is not finite.
         """
         x = x.to(self._device)
         vision = vision.to(self._device)
         for start in range(0, x.shape[0], CHUNK):
-            self._accumulate(x[start : start + CHUNK].float(), vision[start : start + CHUNK])
+            self._accumulate(x[start : start + CHUNK].float(), vision[start : start + CHUNK], first_half)
         self._reservoir.update(x, vision)
 
-    def _accumulate(self, x: Tensor, vision: Tensor) -> None:
+    def _accumulate(self, x: Tensor, vision: Tensor, first_half: bool) -> None:
         bad = int((~torch.isfinite(x)).sum())
         if bad:
             raise NumericalFailure(
@@ -114,8 +118,11 @@ class GroupStatistics:
         self._sum_abs += magnitude.sum(0, dtype=torch.float64)
         self._max_abs = torch.maximum(self._max_abs, magnitude.amax(0))
         important = important_channels(x, self._importance, self._k)
-        self._counts_vision += important[vision].sum(0)
-        self._counts_text += important[~vision].sum(0)
+        of_vision, of_text = important[vision].sum(0), important[~vision].sum(0)
+        self._counts_vision += of_vision
+        self._counts_text += of_text
+        if first_half:
+            self._counts_first_half += of_vision + of_text
 
     def finish(self) -> Observation:
         """The statistics of all tokens so far. Raises NumericalFailure when there were none or the sums overflowed."""
@@ -134,6 +141,7 @@ class GroupStatistics:
             counts=self._counts_vision + self._counts_text,
             counts_vision=self._counts_vision,
             counts_text=self._counts_text,
+            counts_first_half=self._counts_first_half,
             tokens_kept=kept.float(),
             kept_vision=kept_vision,
         )

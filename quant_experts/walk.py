@@ -1,7 +1,8 @@
 """Walk a model block by block, so that memory is one block and not one model (method.md, section 7).
 
-For each decoder block: read it, run it in full precision to observe its groups, fit them, put the quantized layers in
-place, run it again for the next block's inputs, write everything down, forget it.
+For each decoder block: read it, run it in full precision to observe its groups, fit them, run it rounded to nearest for
+the baseline, put the quantized layers in place, run it again for the next block's inputs, write everything down, forget
+it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from quant_experts.baseline import is_baseline, run_baseline
 from quant_experts.blueprint import Blueprint, empty, fill
 from quant_experts.calls import Calls
 from quant_experts.chain import (
@@ -26,15 +28,14 @@ from quant_experts.chain import (
     finished_prefix,
     write_chain,
 )
-from quant_experts.checkpoint.layout import adapter_dtype, group_config, group_tensors, install_group, stored_bits
+from quant_experts.checkpoint.layout import install_group
 from quant_experts.errors import Stopped
-from quant_experts.fit import FittedGroup, evaluate_group, fit_group
+from quant_experts.fit_in_block import fit_in_block
 from quant_experts.groups import GroupPlan, block_prefix
 from quant_experts.modeling_quant_experts import dequantized_weights
-from quant_experts.observe import Observed, group_weights, observe_block, run_rows
-from quant_experts.problem import EQUAL_WEIGHTS
+from quant_experts.observe import observe_block, run_rows
 from quant_experts.progress import BlockFinished, GroupFitted, OnEvent, ShouldStop, WrittenFile
-from quant_experts.report import BlockReport, GroupReport
+from quant_experts.report import BlockReport
 from quant_experts.tensor_file import write_tensors
 from quant_experts.treatment import Treatment
 
@@ -115,73 +116,41 @@ def _walk_block(
         fill(blueprint, prefix)
     with clock.phase("observe"):
         observed, full = observe_block(blueprint, plans[number], calls, hidden, treatment.spec, should_stop)
-    tensors = _block_tensors(blueprint, plans[number], prefix)
-    reports, entries, bits = [], [], [0, 0]
+    groups = []
     for plan in plans[number]:
         with clock.phase("fit"):
-            fitted, report, of_group = _fit(blueprint, plan, observed.pop(plan.name), treatment)
-        entries.append(group_config(fitted, plan))
-        install_group(blueprint.model, entries[-1], of_group)
-        tensors.update(of_group)
-        bits = [total + part for total, part in zip(bits, stored_bits(of_group), strict=True)]
-        reports.append(report)
-        on_event(GroupFitted(number, len(plans), report))
+            groups.append(fit_in_block(blueprint, plan, observed.pop(plan.name), treatment))
+        on_event(GroupFitted(number, len(plans), groups[-1].report))
         if should_stop():
             raise Stopped(f"stopped inside block {number}; a later run begins it anew")
+    entries = [group.entry for group in groups]
+    tensors = _block_tensors(blueprint, plans[number], prefix)
+    baseline = {}
+    if not is_baseline(treatment.spec):
+        with clock.phase("baseline"):
+            baseline = run_baseline(blueprint, plans[number], entries, calls, hidden, should_stop)
     with clock.phase("forward"):
-        chain = _write_outputs(blueprint, plans, number, calls, hidden, full, work, should_stop)
+        for group in groups:
+            install_group(blueprint.model, group.entry, group.tensors)
+            tensors.update(group.tensors)
+        chain = _write_outputs(blueprint, plans, number, calls, hidden, full, baseline, work, should_stop)
     with clock.phase("write"):
         file = _write_block(work, number, tensors)
     _forget(blueprint, prefix)
-    report_of_block = BlockReport(
-        block=number, seconds=clock.total, seconds_by_phase=dict(clock.seconds), groups=reports
+    report = BlockReport(
+        block=number,
+        seconds=clock.total,
+        seconds_by_phase=dict(clock.seconds),
+        groups=[group.report for group in groups],
     )
-    files = (file, chain, *(calls.files if number == 0 else ()))
     return commit_block(
-        work, report=report_of_block, groups=entries, bits=(bits[0], bits[1]), files=files, fingerprint=fingerprint
+        work,
+        report=report,
+        groups=entries,
+        bits=(sum(group.bits[0] for group in groups), sum(group.bits[1] for group in groups)),
+        files=(file, chain, *(calls.files if number == 0 else ())),
+        fingerprint=fingerprint,
     )
-
-
-def _fit(
-    blueprint: Blueprint, plan: GroupPlan, observed: Observed, treatment: Treatment
-) -> tuple[FittedGroup, GroupReport, dict[str, Tensor]]:
-    """The fitted group, what it loses on held-out tokens, and its tensors as they are stored."""
-    weights = group_weights(blueprint, plan)
-    stored = adapter_dtype(blueprint.dtype)
-    fitted = fit_group(
-        plan.name,
-        weights,
-        observed.observation,
-        treatment.spec_of(plan.name),
-        scale_dtype=stored,
-        modality_weights=treatment.modality_weights.get(plan.name, EQUAL_WEIGHTS),
-    )
-    errors = evaluate_group(fitted, weights, observed.tokens, observed.vision)
-    tensors = group_tensors(fitted, plan, dtype=blueprint.dtype)
-    in_bf16 = fitted.in_bf16
-    report = GroupReport(
-        name=plan.name,
-        block=plan.block,
-        layers=list(plan.layers),
-        tokens=errors.tokens,
-        error=errors.error,
-        error_vision=errors.error_vision,
-        error_text=errors.error_text,
-        sqnr_db=errors.sqnr_db,
-        expert_usage=list(errors.expert_usage),
-        smoothing=fitted.smoothing,
-        effective_bits=stored_bits(tensors)[0] / plan.weights,
-        weight_bits=fitted.weight_bits,
-        error_bf16=None
-        if in_bf16 is None
-        else evaluate_group(in_bf16, weights, observed.tokens, observed.vision).error.routed,
-        effective_bits_bf16=None
-        if in_bf16 is None
-        else stored_bits(group_tensors(in_bf16, plan, dtype=blueprint.dtype))[0] / plan.weights,
-        sensitivity=treatment.sensitivity.get(plan.name),
-        warnings=list(fitted.warnings),
-    )
-    return fitted, report, tensors
 
 
 def _block_tensors(blueprint: Blueprint, plans: Sequence[GroupPlan], prefix: str) -> dict[str, Tensor]:
@@ -198,14 +167,15 @@ def _write_outputs(
     calls: Calls,
     hidden: HiddenStates,
     full: dict[int, Tensor],
+    baseline: dict[int, Tensor],
     work: Path,
     should_stop: ShouldStop,
 ) -> WrittenFile:
-    """Run the quantized block. After the last one only held-out rows are looked at."""
-    rows = calls.rows if number + 1 < len(plans) else calls.held_out
+    """Run the quantized block. After the last one nobody looks at the rows that were fitted on."""
+    rows = (*(calls.rows if number + 1 < len(plans) else calls.held_out), *calls.variants)
     with dequantized_weights(blueprint.model.get_submodule(block_prefix(blueprint.family, number))):
-        outputs = run_rows(blueprint, number, calls, rows, hidden, should_stop)
-        return write_chain(work, number, calls, rows, outputs, full)
+        outputs = run_rows(blueprint, number, calls, rows, hidden.quantized, should_stop)
+        return write_chain(work, number, calls, rows, outputs, full, baseline)
 
 
 def _write_block(work: Path, number: int, tensors: dict[str, Tensor]) -> WrittenFile:

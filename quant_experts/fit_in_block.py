@@ -1,0 +1,86 @@
+"""One planned group of the block that is in memory: fitted, measured on held-out tokens, as tensors to store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from quant_experts.baseline import baseline_error, is_baseline
+from quant_experts.blueprint import Blueprint
+from quant_experts.channel_statistics import describe_channels
+from quant_experts.checkpoint.layout import adapter_dtype, group_config, group_tensors, stored_bits
+from quant_experts.fit import FittedGroup, evaluate_group, fit_group
+from quant_experts.groups import GroupPlan
+from quant_experts.observe import Observed, group_weights
+from quant_experts.problem import EQUAL_WEIGHTS
+from quant_experts.report import GroupReport
+from quant_experts.treatment import Treatment
+
+
+@dataclass(frozen=True)
+class GroupInBlock:
+    """``entry``: for quantization_config; ``tensors``: by full name, on the CPU; ``bits``: (all, base alone) stored."""
+
+    report: GroupReport
+    entry: dict[str, Any]
+    tensors: dict[str, Tensor]
+    bits: tuple[int, int]
+
+
+def fit_in_block(blueprint: Blueprint, plan: GroupPlan, observed: Observed, treatment: Treatment) -> GroupInBlock:
+    """The block holds its full-precision weights, and still does so afterwards.
+
+    Raises NumericalFailure naming the group, InvalidSpec for an unknown choice.
+    """
+    weights = group_weights(blueprint, plan)
+    spec = treatment.spec_of(plan.name)
+    fitted = fit_group(
+        plan.name,
+        weights,
+        observed.observation,
+        spec,
+        scale_dtype=adapter_dtype(blueprint.dtype),
+        modality_weights=treatment.modality_weights.get(plan.name, EQUAL_WEIGHTS),
+    )
+    tensors = group_tensors(fitted, plan, dtype=blueprint.dtype)
+    bits = stored_bits(tensors)
+    errors = evaluate_group(fitted, weights, observed.tokens, observed.vision)
+    error_bf16, bits_bf16 = _with_adapters_in_bf16(blueprint, plan, fitted, weights, observed)
+    report = GroupReport(
+        name=plan.name,
+        block=plan.block,
+        layers=list(plan.layers),
+        tokens=errors.tokens,
+        error=errors.error,
+        error_vision=errors.error_vision,
+        error_text=errors.error_text,
+        sqnr_db=errors.sqnr_db,
+        expert_usage=list(errors.expert_usage),
+        smoothing=fitted.smoothing,
+        effective_bits=bits[0] / plan.weights,
+        weight_bits=fitted.weight_bits,
+        error_rtn=errors.error.routed
+        if is_baseline(spec)
+        else baseline_error(
+            fitted, weights, observed.tokens, observed.vision, scale_dtype=adapter_dtype(blueprint.dtype)
+        ),
+        error_bf16=error_bf16,
+        effective_bits_bf16=bits_bf16,
+        channels=describe_channels(observed.observation, observed.importance, observed.tokens, spec),
+        sensitivity=treatment.sensitivity.get(plan.name),
+        warnings=list(fitted.warnings),
+    )
+    return GroupInBlock(report, group_config(fitted, plan), tensors, bits)
+
+
+def _with_adapters_in_bf16(
+    blueprint: Blueprint, plan: GroupPlan, fitted: FittedGroup, weights: dict[str, Tensor], observed: Observed
+) -> tuple[float | None, float | None]:
+    """Error and stored bits per weight of the same group without int8 adapters; None where it has none."""
+    other = fitted.in_bf16
+    if other is None:
+        return None, None
+    error = evaluate_group(other, weights, observed.tokens, observed.vision).error.routed
+    return error, stored_bits(group_tensors(other, plan, dtype=blueprint.dtype))[0] / plan.weights
