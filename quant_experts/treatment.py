@@ -5,12 +5,16 @@ Most runs treat all groups alike. Mixed precision and modality-balanced methods 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from quant_experts.config import QuantizationSpec
+from quant_experts.mixed_precision import assign, at_bits
 from quant_experts.problem import ModalityWeights
 from quant_experts.report import GroupSensitivity, MixedPrecision
+from quant_experts.sensitivity.measuring import Measuring
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,31 @@ class Treatment:
     def spec_of(self, group: str) -> QuantizationSpec:
         """The spec to fit this group with."""
         bits = self.weight_bits.get(group)
-        if bits is None:
-            return self.spec
-        return self.spec.model_copy(update={"scheme": f"W{bits}A{self.spec.bits.activation_bits}"})
+        return self.spec if bits is None else at_bits(self.spec, bits)
+
+    def fingerprint(self, run: str) -> str:
+        """What finished blocks have to agree on to be taken over: the run, and what was decided while it ran.
+
+        Should measurements be lost and come out differently elsewhere, no two decisions get mixed in one model.
+        """
+        if not (self.weight_bits or self.modality_weights):
+            return run
+        weights = {name: asdict(pair) for name, pair in self.modality_weights.items()}
+        decided = [run, self.spec.scheme, dict(self.weight_bits), weights]
+        return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
+
+
+def decide_treatment(spec: QuantizationSpec, measuring: Measuring) -> Treatment:
+    """Measure what the spec needs to know of the whole model, and decide for each group.
+
+    Raises InvalidSpec as mixed_precision.check_mixed_precision does, NumericalFailure naming a group, Stopped.
+    """
+    modality_weights = measuring.modality_weights(spec)
+    if spec.sensitive is None and spec.budget is None:
+        return Treatment(spec, modality_weights=modality_weights)
+    sensitivity = measuring.sensitivity(spec)
+    kl = {name: values.kl for name, values in sensitivity.items()}
+    assigned = assign(spec, measuring.plans, kl, measuring.blueprint.dtype)
+    assert assigned is not None, "sensitive or budget was given"
+    weight_bits, report = assigned
+    return Treatment(spec, weight_bits, modality_weights, sensitivity, report)
