@@ -15,8 +15,8 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +24,28 @@ import torch
 import transformers
 
 import quant_experts
+from quant_experts.acceptance import judge
+from quant_experts.baseline import is_baseline
 from quant_experts.blueprint import Blueprint, fill, open_blueprint
 from quant_experts.calibrate import gather_calls
 from quant_experts.calibration.collate import open_collator
 from quant_experts.calibration.samples import choose, open_rows, rows_fingerprint
+from quant_experts.calibration_quality import NO_IMAGE, judge_calibration
 from quant_experts.calls import Calls, read_calls
 from quant_experts.chain import FinishedBlock, block_file, claim_directory
 from quant_experts.checkpoint.verify import verify_in_fresh_process
 from quant_experts.checkpoint.write import write_checkpoint
-from quant_experts.config import QuantizationSpec
-from quant_experts.errors import InvalidSpec, Stopped
+from quant_experts.config import AcceptIf, QuantizationSpec
+from quant_experts.errors import InvalidSpec, NumericalFailure, Stopped
 from quant_experts.evaluation import evaluate
 from quant_experts.groups import GroupPlan, block_prefix, plan_groups
+from quant_experts.image_sensitivity import measure_image_sensitivity, warning_about
+from quant_experts.mixed_precision import check_mixed_precision
 from quant_experts.progress import Finished, OnEvent, PhaseStarted, ShouldStop, Warned, ignore, never
-from quant_experts.report import QualityReport, Size
+from quant_experts.report import ImageSensitivity, ModelQuality, QualityReport, Size
+from quant_experts.sensitivity.measuring import Measuring
 from quant_experts.tensor_file import TensorFile
-from quant_experts.treatment import Treatment
+from quant_experts.treatment import decide_treatment
 from quant_experts.walk import walk
 from quant_experts.weights import shards_fingerprint, stream
 
@@ -66,6 +72,7 @@ def quantize(
     split: str = "train",
     device: str | None = None,
     keep_superseded: bool = False,
+    accept_if: AcceptIf | None = None,
     on_event: OnEvent = ignore,
     should_stop: ShouldStop = never,
 ) -> QualityReport:
@@ -75,6 +82,7 @@ def quantize(
     same bytes. ``device``: ``cuda`` where there is one, else ``cpu``. ``model_id`` and ``model_commit`` only name the
     model in the report and the recipe. ``keep_superseded``: leave hidden states that no resume needs to the caller, who
     must delete the files named in BlockFinished; for callers that copy a block's files after ``on_event`` has returned.
+    ``accept_if``: limits that decide the report's verdict and nothing else; a resumed run may have other ones.
 
     Raises a QuantExpertsError that names what is wrong with model, rows, options or numbers; Stopped when
     ``should_stop`` says so. Nothing is left at ``output`` then.
@@ -91,6 +99,7 @@ def quantize(
     blueprint = open_blueprint(model, device=_device(device))
     plans = plan_groups(blueprint.model, blueprint.family)
     _check_group_size(spec, plans)
+    check_mixed_precision(spec, plans, blueprint.dtype)
     collate = open_collator(model, blueprint.model.config)
     rows = open_rows(calibration, split=split)
     choice = choose(rows, samples=spec.samples, holdout=spec.holdout, seed=spec.seed)
@@ -119,7 +128,9 @@ def quantize(
     for message in _warnings_about_rows(blueprint, calls):
         warn(message)
 
-    treatment = Treatment(spec)
+    measuring = Measuring(blueprint, plans, calls, work, fingerprint, on_event, should_stop)
+    treatment = decide_treatment(spec, measuring)
+    calls = replace(calls, files=(*calls.files, *measuring.files.values()))
 
     on_event(PhaseStarted("fitting", len(plans)))
     blocks = walk(
@@ -128,7 +139,7 @@ def quantize(
         calls,
         treatment,
         work=work,
-        fingerprint=fingerprint,
+        fingerprint=treatment.fingerprint(fingerprint),
         on_event=on_event,
         should_stop=should_stop,
         keep_superseded=keep_superseded,
@@ -136,6 +147,17 @@ def quantize(
 
     on_event(PhaseStarted("evaluating"))
     quality, probe = evaluate(blueprint, calls, work)
+    baseline = quality if is_baseline(treatment.spec) else _evaluate_baseline(blueprint, calls, work, warn)
+    images = measure_image_sensitivity(blueprint, calls, work)
+    calibration_quality = judge_calibration(
+        [block.report for block in blocks],
+        calls,
+        widest=max(plan.width for block in plans for plan in block),
+        takes_images=blueprint.family.vision is not None,
+    )
+    for message in (*calibration_quality.reasons, *_warnings_about_images(images)):
+        if message not in warnings:
+            warn(message)
     if should_stop():
         raise Stopped("stopped before packing; a later run goes on from there")
 
@@ -146,6 +168,9 @@ def quantize(
         method=spec.method,
         blocks=[block.report for block in blocks],
         quality=quality,
+        baseline=baseline,
+        calibration=calibration_quality,
+        images=images,
         mixed_precision=treatment.mixed_precision,
         size=_size(blueprint, plans, blocks, work),
         rows_used=len(calls.fit),
@@ -157,6 +182,8 @@ def quantize(
         seconds=round(time.monotonic() - started, 1),
         environment=_environment(blueprint),
     )
+    if accept_if is not None:
+        report = report.model_copy(update={"acceptance": judge(report, accept_if)})
     recipe = {
         "model": {"id": model_id or model.name, "commit": model_commit, "fingerprint": parts["model"]},
         "calibration": {"name": calibration.name, "split": split, "fingerprint": parts["rows"]},
@@ -228,12 +255,28 @@ def _observations(blueprint: Blueprint) -> list[str]:
 def _warnings_about_rows(blueprint: Blueprint, calls: Calls) -> list[str]:
     messages = []
     if blueprint.family.vision and not any(call.tokens_vision for call in calls.fit):
-        messages.append("no calibration row has an image: image tokens of this model were never observed")
+        messages.append(NO_IMAGE)
     for reason, count in calls.skipped.items():
         messages.append(f"{count} calibration rows were skipped: {reason}")
     if calls.resized:
         messages.append(f"{calls.resized} calibration rows had their images made smaller to fit")
     return messages
+
+
+def _evaluate_baseline(
+    blueprint: Blueprint, calls: Calls, work: Path, warn: Callable[[str], None]
+) -> ModelQuality | None:
+    """None where rounding to nearest overflows the model's dtype: that is no reason to end a run that does not."""
+    try:
+        return evaluate(blueprint, calls, work, stream="baseline")[0]
+    except NumericalFailure as error:
+        warn(f"rounded to nearest the model gives no finite logits, so there is nothing to compare with ({error})")
+        return None
+
+
+def _warnings_about_images(images: ImageSensitivity | None) -> list[str]:
+    message = None if images is None else warning_about(images)
+    return [] if message is None else [message]
 
 
 def _other_names(blueprint: Blueprint) -> list[str]:

@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from quant_experts.blueprint import Blueprint, empty, fill
 from quant_experts.calls import Call, Calls
 from quant_experts.errors import NumericalFailure, Stopped
+from quant_experts.evaluation import after_the_blocks, text_positions
 from quant_experts.glue import block_glue
 from quant_experts.groups import GroupPlan, block_prefix
 from quant_experts.problem import EQUAL_WEIGHTS, ModalityWeights
 from quant_experts.progress import Advanced, OnEvent, ShouldStop
-from quant_experts.sensitivity.rows import few_rows, text_positions
+from quant_experts.sensitivity.rows import few_rows
 from quant_experts.state_file import StateFile, temporary_states
 
 CHUNK = 256
@@ -115,15 +116,15 @@ def _of_the_loss(
     """Row index → gradient of the summed cross entropy with respect to the last block's output, float32, CPU."""
     device = blueprint.device
     gradients: dict[int, Tensor] = {}
-    with _loaded(blueprint, "lm_head"), block_glue(blueprint.language_model, blueprint.blocks) as glue:
+    with after_the_blocks(blueprint), block_glue(blueprint.language_model, blueprint.blocks) as glue:
         for call in rows:
             _stop_if(should_stop)
             with torch.enable_grad():
                 hidden = states.read(str(blueprint.blocks), call).to(device).requires_grad_()
                 last = glue.run_recorded(calls.arguments(call, device), hidden)
                 normalised = last.detach().requires_grad_()
-                targets = calls.input_ids(call)[1:].to(device)
-                for chunk in torch.split(text_positions(calls, call).to(device), CHUNK):
+                targets, positions = text_positions(calls, call, device)
+                for chunk in torch.split(positions, CHUNK):
                     logits = blueprint.logits(normalised[0, chunk]).float()
                     loss = nn.functional.cross_entropy(logits, targets[chunk], reduction="sum")
                     loss.backward()  # type: ignore[no-untyped-call]

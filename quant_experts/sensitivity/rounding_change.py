@@ -23,12 +23,13 @@ from quant_experts.blueprint import Blueprint, empty, fill
 from quant_experts.calls import Call, Calls
 from quant_experts.config import QuantizationSpec
 from quant_experts.errors import NumericalFailure, Stopped
+from quant_experts.evaluation import after_the_blocks, text_positions
 from quant_experts.glue import Arguments, Glue, block_glue
 from quant_experts.groups import GroupPlan, block_prefix
 from quant_experts.progress import Advanced, OnEvent, ShouldStop
 from quant_experts.quantizer import dequantize, fake_quantize_tokens, quantize
 from quant_experts.report import GroupSensitivity
-from quant_experts.sensitivity.rows import few_rows, text_positions
+from quant_experts.sensitivity.rows import few_rows
 from quant_experts.state_file import StateFile, temporary_states
 from quant_experts.stored_size import group_size
 
@@ -178,23 +179,19 @@ def _meet_the_head(
     """Mean KL(full ‖ stream) over the positions whose next token is text."""
     sums = dict.fromkeys(names, 0.0)
     tokens = 0
-    fill(blueprint, "lm_head")
-    try:
-        with block_glue(blueprint.language_model, blueprint.blocks) as glue:
-            for call in rows:
-                arguments = calls.arguments(call, blueprint.device)
-                for name in (FULL, *names):
-                    states.write(name, call, _run(glue, arguments, states.read(name, call), blueprint))
-                positions = text_positions(calls, call)
-                tokens += len(positions)
-                for chunk in torch.split(positions, CHUNK):
-                    p = _log_probabilities(blueprint, states.read(FULL, call)[0, chunk])
-                    for name in names:
-                        _stop_if(should_stop)
-                        q = _log_probabilities(blueprint, states.read(name, call)[0, chunk])
-                        sums[name] += float((p.exp() * (p - q)).sum(dtype=torch.float64))
-    finally:
-        empty(blueprint, "lm_head")
+    with after_the_blocks(blueprint), block_glue(blueprint.language_model, blueprint.blocks) as glue:
+        for call in rows:
+            arguments = calls.arguments(call, blueprint.device)
+            for name in (FULL, *names):
+                states.write(name, call, _run(glue, arguments, states.read(name, call), blueprint))
+            _, positions = text_positions(calls, call, torch.device("cpu"))
+            tokens += len(positions)
+            for chunk in torch.split(positions, CHUNK):
+                p = _log_probabilities(blueprint, states.read(FULL, call)[0, chunk])
+                for name in names:
+                    _stop_if(should_stop)
+                    q = _log_probabilities(blueprint, states.read(name, call)[0, chunk])
+                    sums[name] += float((p.exp() * (p - q)).sum(dtype=torch.float64))
     return {name: total / tokens for name, total in sums.items()}
 
 

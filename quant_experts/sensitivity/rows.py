@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from quant_experts.calls import Call, Calls
 from quant_experts.errors import InvalidCalibration
@@ -21,7 +20,7 @@ def few_rows(calls: Calls, seed: int) -> tuple[Call, ...]:
 
     Raises InvalidCalibration when no row has two text tokens.
     """
-    fit = [call for call in calls.fit if len(text_positions(calls, call))]
+    fit = [call for call in calls.fit if bool((~calls.vision(call)[1:]).any())]
     if not fit:
         raise InvalidCalibration("no calibration row has two text tokens: sensitivity cannot be measured; give text")
     drawn = torch.randperm(len(fit), generator=generator(seed, "sensitivity", "rows")).tolist()
@@ -35,8 +34,3 @@ def few_rows(calls: Calls, seed: int) -> tuple[Call, ...]:
             chosen.append(call)
             tokens += call.tokens
     return tuple(sorted(chosen, key=lambda call: call.index))
-
-
-def text_positions(calls: Calls, call: Call) -> Tensor:
-    """(n,) int64: the positions whose next token is text."""
-    return (~calls.vision(call)[1:]).nonzero().flatten()
