@@ -191,8 +191,9 @@ class MixedPrecision(_Frozen):
     """Which input groups keep more weight bits, and what decided it."""
 
     weight_bits: int
+    """The most that a group keeps; with a budget others may keep fewer, GroupReport.weight_bits has each."""
     groups: list[str]
-    """Full names of the groups at ``weight_bits``."""
+    """Full names of all groups that keep more than the scheme's bits."""
     share: float
     """Of the quantized weights."""
     decided_by: Literal["names", "share", "budget"]
