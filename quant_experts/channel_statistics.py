@@ -54,9 +54,9 @@ def rank_correlation(a: Tensor, b: Tensor) -> float | None:
 
 def _centred_ranks(values: Tensor) -> Tensor:
     """(d,) float64, mean zero."""
-    _, place, repeated = values.cpu().unique(sorted=True, return_inverse=True, return_counts=True)
+    _, place, repeated = torch.unique(values.cpu(), sorted=True, return_inverse=True, return_counts=True)
     last = repeated.cumsum(0).double()
-    ranks = (last - (repeated - 1) / 2)[place]
+    ranks: Tensor = (last - (repeated - 1) / 2)[place]
     return ranks - (len(values) + 1) / 2
 
 

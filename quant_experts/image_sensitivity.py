@@ -38,9 +38,9 @@ def measure_image_sensitivity(blueprint: Blueprint, calls: Calls, work: Path) ->
     rows: dict[int, int] = {}
     with after_the_blocks(blueprint), block_glue(blueprint.language_model, blueprint.blocks) as glue:
         for variant in calls.variants:
-            original = originals.get(variant.variant_of)
-            if original is None:
-                continue
+            assert variant.variant_of is not None
+            assert variant.change is not None
+            original = originals[variant.variant_of]
             positions = _behind_the_first_image(calls, original, blueprint.device)
             for stream, states in (("full", hidden.full), ("quantized", hidden.quantized)):
                 sums[variant.change, stream] += _distance(blueprint, glue, calls, original, variant, states, positions)
