@@ -14,6 +14,7 @@ from torch import Tensor
 from quant_experts import reconstruction, rounding, smoothing
 from quant_experts.adapter_storage import with_adapters, with_int8_adapters
 from quant_experts.config import QuantizationSpec
+from quant_experts.degenerate import refuse_overflow, warnings_about
 from quant_experts.errors import InvalidSpec, NumericalFailure
 from quant_experts.experts.partition import partition_channels
 from quant_experts.fitted import FittedGroup
@@ -42,8 +43,8 @@ def fit_group(
     weights: layer name → (out_j, d), any float dtype, in the order of the group; observation: of the same input, on
     the same device. ``scale_dtype``: the dtype that the checkpoint stores scales and adapters in.
     ``modality_weights``: for choices that weigh vision and text tokens apart.
-    Raises NumericalFailure naming the group for non-finite weights or a second moment that cannot be factorised;
-    InvalidSpec for an unknown slot choice.
+    Raises NumericalFailure naming the group for non-finite weights, a second moment that cannot be factorised, or a
+    scale beyond the stored dtype; InvalidSpec for an unknown slot choice or a width that the rounding refuses.
     """
     weight = _stacked(name, weights)
     group_size, warned_size = _resolve_group_size(name, spec, weight.shape[1])
@@ -58,6 +59,7 @@ def fit_group(
     problem = original.scaled(scaling.scale)
     choice = reconstruction.get(spec.reconstruction)
     rounded = rounding.get(spec.rounding).round_weights(problem, choice.exempt_columns(problem))
+    refuse_overflow(name, rounded, scale_dtype)
     adapters = choice.reconstruct(problem, dequantize(rounded.codes, rounded.scales, group_size))
     outs = [w.shape[0] for w in weights.values()]
     fitted = FittedGroup(
@@ -70,7 +72,7 @@ def fit_group(
         codes=torch.split(rounded.codes, outs),
         scales=torch.split(rounded.scales, outs),
         smooth=scaling.scale,
-        warnings=warned_size + warned_k + adapters.warnings,
+        warnings=warned_size + warned_k + warnings_about(original, weights) + adapters.warnings,
     )
     fitted = with_adapters(fitted, adapters, scale_dtype)
     if spec.adapter_dtype == "int8" and (adapters.shared_up is not None or adapters.routed_up is not None):

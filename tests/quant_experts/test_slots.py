@@ -10,6 +10,8 @@ import pytest
 from quant_experts import reconstruction, rounding, smoothing
 from quant_experts.config import PRESETS
 from quant_experts.errors import InvalidSpec
+from quant_experts.fit import evaluate_group, fit_group
+from tests.quant_experts.tokens import mixture, observe, spec, weights
 
 
 def test_the_slots_offer_what_the_presets_name() -> None:
@@ -26,6 +28,20 @@ def test_the_slots_offer_what_the_presets_name() -> None:
 def test_an_unknown_choice_is_refused_with_the_list(name: str) -> None:
     with pytest.raises(InvalidSpec, match=r"rounding .* is not known; choose one of gptq, obq, rtn"):
         rounding.get(name)
+
+
+@pytest.mark.parametrize("reconstruct", reconstruction.names())
+@pytest.mark.parametrize("round_", rounding.names())
+@pytest.mark.parametrize("smooth", smoothing.names())
+def test_every_combination_of_choices_fits(smooth: str, round_: str, reconstruct: str) -> None:
+    x, vision = mixture(300)
+    chosen = spec("qe", smoothing=smooth, rounding=round_, reconstruction=reconstruct, group_size=32)
+    fitted = fit_group("g", weights(), observe(x, vision, weights(), chosen), chosen)
+    assert fitted.smoothing.startswith(smooth) or smooth == "search"
+    assert fitted.warnings == ()
+    errors = evaluate_group(fitted, weights(), *mixture(200, seed=99))
+    assert 0 < errors.error.routed <= errors.error.shared <= errors.error.base
+    assert errors.error.routed < 0.05
 
 
 def test_adding_a_choice_is_adding_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
