@@ -15,7 +15,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,24 +25,22 @@ import transformers
 
 import quant_experts
 from quant_experts.acceptance import judge
-from quant_experts.baseline import is_baseline
 from quant_experts.blueprint import Blueprint, fill, open_blueprint
 from quant_experts.calibrate import gather_calls
 from quant_experts.calibration.collate import open_collator
 from quant_experts.calibration.samples import choose, open_rows, rows_fingerprint
-from quant_experts.calibration_quality import NO_IMAGE, judge_calibration
+from quant_experts.calibration_quality import NO_IMAGE
 from quant_experts.calls import Calls, read_calls
 from quant_experts.chain import FinishedBlock, block_file, claim_directory
 from quant_experts.checkpoint.verify import verify_in_fresh_process
 from quant_experts.checkpoint.write import write_checkpoint
 from quant_experts.config import AcceptIf, QuantizationSpec
-from quant_experts.errors import InvalidSpec, NumericalFailure, Stopped
-from quant_experts.evaluation import evaluate
+from quant_experts.errors import InvalidSpec, Stopped
+from quant_experts.evaluating import measure_run
 from quant_experts.groups import GroupPlan, block_prefix, plan_groups
-from quant_experts.image_sensitivity import measure_image_sensitivity, warning_about
 from quant_experts.mixed_precision import check_mixed_precision
 from quant_experts.progress import Finished, OnEvent, PhaseStarted, ShouldStop, Warned, ignore, never
-from quant_experts.report import ImageSensitivity, ModelQuality, QualityReport, Size
+from quant_experts.report import QualityReport, Size
 from quant_experts.sensitivity.measuring import Measuring
 from quant_experts.tensor_file import TensorFile
 from quant_experts.treatment import decide_treatment
@@ -146,16 +144,8 @@ def quantize(
     )
 
     on_event(PhaseStarted("evaluating"))
-    quality, probe = evaluate(blueprint, calls, work)
-    baseline = quality if is_baseline(treatment.spec) else _evaluate_baseline(blueprint, calls, work, warn)
-    images = measure_image_sensitivity(blueprint, calls, work)
-    calibration_quality = judge_calibration(
-        [block.report for block in blocks],
-        calls,
-        widest=max(plan.width for block in plans for plan in block),
-        takes_images=blueprint.family.vision is not None,
-    )
-    for message in (*calibration_quality.reasons, *_warnings_about_images(images)):
+    measured = measure_run(blueprint, plans, calls, [block.report for block in blocks], treatment.spec, work)
+    for message in measured.warnings:
         if message not in warnings:
             warn(message)
     if should_stop():
@@ -167,10 +157,10 @@ def quantize(
         scheme=spec.scheme,
         method=spec.method,
         blocks=[block.report for block in blocks],
-        quality=quality,
-        baseline=baseline,
-        calibration=calibration_quality,
-        images=images,
+        quality=measured.quality,
+        baseline=measured.baseline,
+        calibration=measured.calibration,
+        images=measured.images,
         mixed_precision=treatment.mixed_precision,
         size=_size(blueprint, plans, blocks, work),
         rows_used=len(calls.fit),
@@ -193,7 +183,7 @@ def quantize(
 
     def check(directory: Path) -> None:
         on_event(PhaseStarted("verifying"))
-        verify_in_fresh_process(directory, probe, device=blueprint.device.type)
+        verify_in_fresh_process(directory, measured.probe, device=blueprint.device.type)
         on_event(PhaseStarted("publishing"))
 
     files = write_checkpoint(
@@ -261,22 +251,6 @@ def _warnings_about_rows(blueprint: Blueprint, calls: Calls) -> list[str]:
     if calls.resized:
         messages.append(f"{calls.resized} calibration rows had their images made smaller to fit")
     return messages
-
-
-def _evaluate_baseline(
-    blueprint: Blueprint, calls: Calls, work: Path, warn: Callable[[str], None]
-) -> ModelQuality | None:
-    """None where rounding to nearest overflows the model's dtype: that is no reason to end a run that does not."""
-    try:
-        return evaluate(blueprint, calls, work, stream="baseline")[0]
-    except NumericalFailure as error:
-        warn(f"rounded to nearest the model gives no finite logits, so there is nothing to compare with ({error})")
-        return None
-
-
-def _warnings_about_images(images: ImageSensitivity | None) -> list[str]:
-    message = None if images is None else warning_about(images)
-    return [] if message is None else [message]
 
 
 def _other_names(blueprint: Blueprint) -> list[str]:
