@@ -25,6 +25,7 @@ import transformers
 
 import quant_experts
 from quant_experts.acceptance import judge
+from quant_experts.auto.search import missed_target, search
 from quant_experts.blueprint import Blueprint, fill, open_blueprint
 from quant_experts.calibrate import gather_calls
 from quant_experts.calibration.collate import open_collator
@@ -34,13 +35,13 @@ from quant_experts.calls import Calls, read_calls
 from quant_experts.chain import FinishedBlock, block_file, claim_directory
 from quant_experts.checkpoint.verify import verify_in_fresh_process
 from quant_experts.checkpoint.write import write_checkpoint
-from quant_experts.config import AcceptIf, QuantizationSpec
+from quant_experts.config import AUTO, AcceptIf, QuantizationSpec
 from quant_experts.errors import InvalidSpec, Stopped
 from quant_experts.evaluating import measure_run
 from quant_experts.groups import GroupPlan, block_prefix, plan_groups
 from quant_experts.mixed_precision import check_mixed_precision
 from quant_experts.progress import Finished, OnEvent, PhaseStarted, ShouldStop, Warned, ignore, never
-from quant_experts.report import QualityReport, Size
+from quant_experts.report import AutoSearch, QualityReport, Size
 from quant_experts.sensitivity.measuring import Measuring
 from quant_experts.tensor_file import TensorFile
 from quant_experts.treatment import decide_treatment
@@ -127,6 +128,9 @@ def quantize(
         warn(message)
 
     measuring = Measuring(blueprint, plans, calls, work, fingerprint, on_event, should_stop)
+    found: AutoSearch | None = None
+    if spec.scheme == AUTO:
+        spec, found = search(spec, measuring, open_model=lambda: _without_blocks(model, blueprint.device))
     treatment = decide_treatment(spec, measuring)
     calls = replace(calls, files=(*calls.files, *measuring.files.values()))
 
@@ -145,7 +149,7 @@ def quantize(
 
     on_event(PhaseStarted("evaluating"))
     measured = measure_run(blueprint, plans, calls, [block.report for block in blocks], treatment.spec, work)
-    for message in measured.warnings:
+    for message in (*measured.warnings, *missed_target(found, measured.quality)):
         if message not in warnings:
             warn(message)
     if should_stop():
@@ -162,6 +166,7 @@ def quantize(
         calibration=measured.calibration,
         images=measured.images,
         mixed_precision=treatment.mixed_precision,
+        auto=found,
         size=_size(blueprint, plans, blocks, work),
         rows_used=len(calls.fit),
         rows_held_out=len(calls.held_out),
@@ -180,6 +185,8 @@ def quantize(
         "spec": spec.model_dump(mode="json"),
         "environment": _environment(blueprint),
     }
+    if found is not None:
+        recipe["auto"] = found.model_dump(mode="json")
 
     def check(directory: Path) -> None:
         on_event(PhaseStarted("verifying"))
@@ -226,6 +233,13 @@ def _check_group_size(spec: QuantizationSpec, plans: Sequence[Sequence[GroupPlan
                 f"group size {spec.group_size} does not divide the input width {plan.width} of {plan.name}; "
                 'choose one that does, or "auto" or "channel"'
             )
+
+
+def _without_blocks(model: Path, device: torch.device) -> Blueprint:
+    """The model anew, with all that every forward needs but its blocks."""
+    blueprint = open_blueprint(model, device=device)
+    _fill_language_model(blueprint)
+    return blueprint
 
 
 def _fill_language_model(blueprint: Blueprint) -> None:
