@@ -32,6 +32,7 @@ class Point:
     """``options``: what it lays over the spec as given, ``spec``: the result. ``weight_bits``: of the sensitive groups.
 
     ``bytes``: of all tensors of the checkpoint, at most; ``effective_bits``: stored per quantized weight, at most.
+    ``richness``: weight bits, place among the adapters, whether sensitive groups have 8 bits.
     """
 
     label: str
@@ -39,6 +40,7 @@ class Point:
     spec: QuantizationSpec
     bytes: int
     effective_bits: float
+    richness: tuple[int, int, bool]
     weight_bits: dict[str, int] = field(default_factory=dict)
 
 
@@ -60,7 +62,7 @@ def grid(
     groups = list(itertools.chain.from_iterable(plans))
     sensitive = most_sensitive(groups, kl, SENSITIVE_SHARE)
     points = []
-    for scheme, (adapters, options) in itertools.product(SCHEMES, _adapters(spec)):
+    for scheme, (place, (adapters, options)) in itertools.product(SCHEMES, enumerate(_adapters(spec))):
         for raised in ([], sensitive):
             chosen: dict[str, Any] = {"scheme": scheme, **options}
             label = f"{scheme} · {adapters}" if adapters else scheme
@@ -68,7 +70,8 @@ def grid(
                 chosen["sensitive"] = {"groups": raised, "weight_bits": SENSITIVE_BITS}
                 label += f" · {SENSITIVE_SHARE:.0%} at {SENSITIVE_BITS} bits".replace("%", " %")
             candidate = resolved(spec, chosen)
-            if raised and candidate.bits.weight_bits >= SENSITIVE_BITS:
+            all_raised = candidate.bits.weight_bits >= SENSITIVE_BITS
+            if raised and all_raised:
                 continue
             weight_bits = dict.fromkeys(raised, SENSITIVE_BITS)
             bits = _stored(candidate, groups, weight_bits, dtype)
@@ -79,6 +82,7 @@ def grid(
                     spec=candidate,
                     bytes=kept_bytes + bits // 8,
                     effective_bits=bits / sum(plan.weights for plan in groups),
+                    richness=(candidate.bits.weight_bits, place, bool(raised) or all_raised),
                     weight_bits=weight_bits,
                 )
             )
@@ -86,7 +90,7 @@ def grid(
 
 
 def _adapters(spec: QuantizationSpec) -> list[tuple[str, dict[str, Any]]]:
-    """(label, options) of what may be added back to the rounded weights, for the method that the user chose."""
+    """(label, options) of what may be added back to the rounded weights, poorest first, for the user's method."""
     if spec.reconstruction == "none":
         return [("", {})]
     without: tuple[str, dict[str, Any]] = ("no adapters", {"reconstruction": "none"})
