@@ -130,7 +130,7 @@ def quantize(
     measuring = Measuring(blueprint, plans, calls, work, fingerprint, on_event, should_stop)
     found: AutoSearch | None = None
     if spec.scheme == AUTO:
-        spec, found = search(spec, measuring, open_model=lambda: _without_blocks(model, blueprint.device))
+        spec, found = search(spec, measuring, open_model=lambda: _without_blocks(blueprint))
     treatment = decide_treatment(spec, measuring)
     calls = replace(calls, files=(*calls.files, *measuring.files.values()))
 
@@ -235,11 +235,11 @@ def _check_group_size(spec: QuantizationSpec, plans: Sequence[Sequence[GroupPlan
             )
 
 
-def _without_blocks(model: Path, device: torch.device) -> Blueprint:
-    """The model anew, with all that every forward needs but its blocks."""
-    blueprint = open_blueprint(model, device=device)
-    _fill_language_model(blueprint)
-    return blueprint
+def _without_blocks(blueprint: Blueprint) -> Blueprint:
+    """The same model anew, with all that every forward needs but its blocks."""
+    again = open_blueprint(blueprint.directory, device=blueprint.device)
+    _fill_language_model(again)
+    return again
 
 
 def _fill_language_model(blueprint: Blueprint) -> None:
