@@ -1,8 +1,12 @@
-"""The quality report as one self-contained page: no script, no request, light, dark and print."""
+"""The quality report as one self-contained page: no script, no request; light, dark, on a phone and in print.
+
+What the page says is computed in ``report_page``, one file per chart; what it looks like is in ``templates``. Every
+figure that stands in the report is marked with its path and its full value (``report_page/figures.py``).
+"""
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -10,113 +14,118 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup, escape
 
 from quant_experts.report import GroupReport, QualityReport
+from quant_experts.report_page import bars, numbers, sentences
+from quant_experts.report_page.advice import Context, advice
+from quant_experts.report_page.error_chart import error_chart, modality_charts
+from quant_experts.report_page.figures import Figures
+from quant_experts.report_page.frequency_chart import frequency_panels
+from quant_experts.report_page.frontier_chart import frontier_chart
+from quant_experts.report_page.kinds import short_name
+from quant_experts.report_page.sentences import verdict
+from quant_experts.report_page.usage_chart import usage_chart
+
+__all__ = ["render_report", "verdict"]
 
 WORST_GROUPS = 10
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 880, 260, 58, 30, 12
-STAGES = ("base", "shared", "routed")
+SENSITIVE_GROUPS = 12
+OPTION = re.compile(r"(--[a-z0-9-]+ [A-Za-z0-9._]*[A-Za-z0-9])")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A group as the page shows it. ``path``: where it stands in the report."""
+
+    path: str
+    group: GroupReport
+    short: str
+    advice: list[str]
+
+
+@dataclass(frozen=True)
+class Limit:
+    title: str
+    allowed: str
+    measured: str
+    kept: bool
 
 
 def render_report(report: QualityReport, recipe: Mapping[str, Any] | None = None) -> str:
     """The HTML text. Everything that came from the outside (model name, warnings, recipe) is escaped."""
-    groups = [group for block in report.blocks for group in block.groups]
+    rows = _rows(report, recipe or {})
     return _template().render(
         report=report,
+        figure=Figures(report.model_dump(mode="json")),
         recipe=_flat(recipe or {}),
         verdict=verdict(report),
+        bought=sentences.bought(report),
+        loss_bars=bars.loss_bars(report),
+        rtn_bytes=report.size.bytes_after - sentences.added_bytes(report.size),
+        limits=_limits(report),
         chart=error_chart(report),
-        worst=sorted(groups, key=lambda group: group.error.routed, reverse=True)[:WORST_GROUPS],
-        groups=groups,
-        stages=[(stage, mean_error(groups, stage)) for stage in STAGES],
-        usage=_usage,
-        within_layers=_within_layers,
-        warnings=list(dict.fromkeys([*report.warnings, *(f"{g.name}: {w}" for g in groups for w in g.warnings)])),
+        modalities=modality_charts(report),
+        rows=rows,
+        worst=sorted(rows, key=lambda row: row.group.error.routed, reverse=True)[:WORST_GROUPS],
+        frequency=frequency_panels(report),
+        usage=usage_chart(report),
+        image_ratio=sentences.image_ratio(report.images),
+        sensitive=_most_sensitive(rows),
+        frontier=frontier_chart(report.auto) if report.auto else None,
+        parts=bars.parts(report.size),
+        size_bars=bars.size_bars(report.size),
+        words=sentences,
+        warnings=_warnings(report),
         seconds=_seconds_by_phase(report),
     )
 
 
-def _within_layers(name: str) -> str:
-    """``model.language_model.layers.0.mlp.down`` → ``layers.0.mlp.down``: the rest is the same in every row."""
-    return name[max(0, name.find("layers.")) :]
-
-
-def verdict(report: QualityReport) -> str:
-    """One sentence: how far the quantized model is from the full-precision one, and what it weighs."""
-    quality, size = report.quality, report.size
-    change = quality.perplexity_quantized / quality.perplexity_full - 1
-    share = size.bytes_after / size.bytes_before
-    return (
-        f"On held-out rows the quantized model picks the same next token {quality.top1_agreement:.1%} of the time; "
-        f"perplexity goes from {quality.perplexity_full:.4g} to {quality.perplexity_quantized:.4g} ({change:+.1%}); "
-        f"it takes {share:.0%} of the bytes, {size.effective_bits:.2f} bits per quantized weight."
-    )
-
-
-def mean_error(groups: Sequence[GroupReport], stage: str) -> float:
-    """Mean over groups of the relative squared output error after ``stage``."""
-    errors: list[float] = [getattr(group.error, stage) for group in groups]
-    return sum(errors) / max(1, len(errors))
-
-
-@dataclass(frozen=True)
-class Curve:
-    stage: str
-    points: str
-    """Of an SVG polyline."""
-    dots: list[tuple[float, float, str]]
-    """x, y, label of each block."""
-
-
-@dataclass(frozen=True)
-class Chart:
-    width: int
-    height: int
-    left: int
-    curves: list[Curve]
-    gridlines: list[tuple[float, str]]
-    """y, label."""
-    ticks: list[tuple[float, str]]
-    """x, label."""
-    axis_y: float
-
-
-def error_chart(report: QualityReport) -> Chart:
-    """Error of each block after base, shared and routed experts on a logarithmic axis."""
-    means = {stage: [mean_error(block.groups, stage) for block in report.blocks] for stage in STAGES}
-    positive = [value for values in means.values() for value in values if value > 0]
-    low = math.floor(math.log10(min(positive, default=1e-3)))
-    high = max(low + 1, math.ceil(math.log10(max(positive, default=1.0))))
-    bottom = HEIGHT - BOTTOM
-    blocks = len(report.blocks)
-
-    def x(i: int) -> float:
-        return round(LEFT + (WIDTH - LEFT - 16) * (i + 0.5) / max(1, blocks), 1)
-
-    def y(value: float) -> float:
-        share = (math.log10(max(value, 10.0**low)) - low) / (high - low)
-        return round(bottom - share * (bottom - TOP), 1)
-
-    curves = []
-    for stage, values in means.items():
-        dots = [
-            (x(i), y(value), f"block {report.blocks[i].block}, {stage}: {value:.3%}") for i, value in enumerate(values)
-        ]
-        curves.append(Curve(stage, " ".join(f"{px},{py}" for px, py, _ in dots), dots))
-    step = max(1, blocks // 12)
-    ticks = [(x(i), str(report.blocks[i].block)) for i in range(0, blocks, step)]
-    gridlines = [(y(10.0**power), f"{100 * 10.0**power:g} %") for power in range(low, high + 1)]
-    return Chart(WIDTH, HEIGHT, LEFT, curves, gridlines, ticks, bottom)
-
-
-def _usage(shares: Sequence[float]) -> list[tuple[float, float, str]]:
-    """Bars of expert usage: x, height and label in a 100 by 20 drawing."""
-    if not shares:
-        return []
-    top, step = max(*shares, 1e-9), 100 / len(shares)
+def _rows(report: QualityReport, recipe: Mapping[str, Any]) -> list[Row]:
+    context = Context.of(report, recipe)
     return [
-        (round(i * step, 2), round(20 * share / top, 2), f"expert {i}: {share:.1%}") for i, share in enumerate(shares)
+        Row(f"blocks.{i}.groups.{j}", group, short_name(group.name), advice(group, context))
+        for i, block in enumerate(report.blocks)
+        for j, group in enumerate(block.groups)
     ]
+
+
+def _most_sensitive(rows: Sequence[Row]) -> list[tuple[Row, dict[str, int]]]:
+    """By the change of the output distribution, with the place of each group by each of the three measures."""
+    known = [(row, row.group.sensitivity) for row in rows if row.group.sensitivity is not None]
+    order = {
+        name: [row.path for row, measures in sorted(known, key=lambda pair: getattr(pair[1], name), reverse=True)]
+        for name in ("kl", "mean_abs", "variance")
+    }
+    by_path = {row.path: row for row, _ in known}
+    return [
+        (by_path[path], {name: paths.index(path) + 1 for name, paths in order.items()})
+        for path in order["kl"][:SENSITIVE_GROUPS]
+    ]
+
+
+def _limits(report: QualityReport) -> list[Limit]:
+    if report.acceptance is None:
+        return []
+    found = []
+    for name, allowed in report.acceptance.limits.items():
+        measured = sentences.measured(report, name)
+        form = numbers.number if name in ("max_kl", "min_image_sensitivity") else numbers.percent
+        kept = measured is not None and (measured >= allowed if name.startswith("min_") else measured <= allowed)
+        found.append(
+            Limit(
+                sentences.LIMITS.get(name, name),
+                f"{allowed:g}" if form is numbers.number else form(allowed),
+                form(measured),
+                kept,
+            )
+        )
+    return found
+
+
+def _warnings(report: QualityReport) -> list[str]:
+    groups = [group for block in report.blocks for group in block.groups]
+    return list(dict.fromkeys([*report.warnings, *(f"{g.name}: {w}" for g in groups for w in g.warnings)]))
 
 
 def _seconds_by_phase(report: QualityReport) -> dict[str, float]:
@@ -132,22 +141,16 @@ def _flat(recipe: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     for key, value in recipe.items():
         if isinstance(value, Mapping):
             rows += _flat(value, f"{prefix}{key}.")
-        else:
+        elif value is not None:
             rows.append((f"{prefix}{key}", str(value)))
     return rows
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.3g} %"
-
-
-def _bytes(value: int) -> str:
-    size = float(value)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            return f"{size:.4g} {unit}"
-        size /= 1024
-    raise AssertionError("unreachable")
+def _options_as_code(sentence: str) -> Markup:
+    """``--experts 4`` stays in one piece, and looks like what one types."""
+    parts = OPTION.split(sentence)
+    pieces = [Markup("<code class='option'>{}</code>").format(p) if i % 2 else escape(p) for i, p in enumerate(parts)]
+    return Markup("").join(pieces)
 
 
 @cache
@@ -159,5 +162,14 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "bytes": _bytes}
+    environment.filters |= {
+        "number": numbers.number,
+        "percent": numbers.percent,
+        "size": numbers.size,
+        "count": numbers.count,
+        "bits": numbers.bits,
+        "change": numbers.change,
+        "short_name": short_name,
+        "options_as_code": _options_as_code,
+    }
     return environment.get_template("quality_report.html")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from html.parser import HTMLParser
 
@@ -10,8 +11,10 @@ import pytest
 from quant_experts.checkpoint.card import model_card
 from quant_experts.config import QuantizationSpec
 from quant_experts.report import ModelQuality, QualityReport, StageErrors
-from quant_experts.report_html import error_chart, render_report, verdict
+from quant_experts.report_html import render_report, verdict
+from quant_experts.report_page.error_chart import error_chart
 from tests.quant_experts.checkpoints import made_up_report
+from tests.quant_experts.reports import RECIPE, rich_report
 
 VOID = {"meta", "br"}
 
@@ -49,21 +52,25 @@ class Balance(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_is_well_formed_and_asks_nobody_for_anything(report: QualityReport) -> None:
-    page = render_report(report, {"spec": {"seed": 0}})
+@pytest.mark.parametrize("rich", [False, True])
+def test_the_page_is_well_formed_and_asks_nobody_for_anything(report: QualityReport, rich: bool) -> None:
+    page = render_report(rich_report(), RECIPE) if rich else render_report(report, {"spec": {"seed": 0}})
     parser = Balance()
     parser.feed(page)
     assert parser.open == []
     assert not any(tag in {"script", "link", "img", "iframe"} for tag, _ in parser.seen)
-    assert not any({"src", "href"} & set(attributes) for _, attributes in parser.seen)
+    assert not any("src" in attributes for _, attributes in parser.seen)
+    anchors = {attributes.get("id") for _, attributes in parser.seen}
+    links = [attributes["href"] for _, attributes in parser.seen if "href" in attributes]
+    assert all(link and link.startswith("#") and link[1:] in anchors for link in links)
     assert "url(" not in page
     assert "@import" not in page
 
 
 def test_the_page_says_the_numbers(report: QualityReport) -> None:
     page = render_report(report, {"spec": {"seed": 11}})
-    assert "93.0% of the time" in page
-    assert "perplexity goes from 9 to 9.2 (+2.2%)" in page
+    assert "93.0 % of the time" in page
+    assert "perplexity goes from 9.000 to 9.200 (+2.22 %)" in page
     assert "model.layers.2.mlp.down" in page
     assert "2 skipped (too long)" in page
     assert "spec.seed" in page
@@ -77,7 +84,7 @@ def test_the_worst_groups_come_first(report: QualityReport) -> None:
     bad = block.groups[1].model_copy(update={"error": StageErrors(base=0.5, shared=0.4, routed=0.3)})
     changed = block.model_copy(update={"groups": [block.groups[0], bad]})
     page = render_report(report.model_copy(update={"blocks": [report.blocks[0], changed, report.blocks[2]]}))
-    rows = re.findall(r"<tr><td title=\"(model[^\"]*)\">", page)
+    rows = re.findall(r"<li><h3 title=\"(model[^\"]*)\">", page)
     assert rows[0] == "model.layers.1.mlp.down"
 
 
@@ -93,7 +100,7 @@ def test_a_curve_has_a_point_per_block_and_less_error_is_lower(report: QualityRe
     chart = error_chart(report)
     base, shared, routed = chart.curves
     assert [len(curve.dots) for curve in chart.curves] == [3, 3, 3]
-    assert base.dots[0][1] < shared.dots[0][1] < routed.dots[0][1]  # y grows downwards
+    assert base.dots[0].y < shared.dots[0].y < routed.dots[0].y  # y grows downwards
 
 
 @pytest.mark.parametrize("blocks", [1, 80])
@@ -103,8 +110,9 @@ def test_errors_of_zero_and_models_of_any_depth_can_be_drawn(blocks: int) -> Non
     first = report.blocks[0]
     exact = first.model_copy(update={"groups": [g.model_copy(update={"error": zero}) for g in first.groups]})
     chart = error_chart(report.model_copy(update={"blocks": [exact, *report.blocks[1:]]}))
-    assert all(0 <= y <= chart.height for curve in chart.curves for _, y, _ in curve.dots)
-    assert len(chart.ticks) <= 14
+    assert all(0 <= dot.y <= chart.height for curve in chart.curves for dot in curve.dots)
+    places = [x for x, _ in chart.ticks]
+    assert all(after - before >= 30 for before, after in itertools.pairwise(places))
 
 
 def test_a_method_without_experts_has_a_page_too(report: QualityReport) -> None:
@@ -112,13 +120,14 @@ def test_a_method_without_experts_has_a_page_too(report: QualityReport) -> None:
     plain = [g.model_copy(update={"expert_usage": [], "error_text": None}) for g in block.groups]
     page = render_report(report.model_copy(update={"blocks": [block.model_copy(update={"groups": plain})]}))
     assert "<td>–</td>" in page
+    assert 'id="experts"' not in page
 
 
 def test_the_verdict_does_not_hide_a_bad_result(report: QualityReport) -> None:
     quality = ModelQuality(
         rows=2, tokens=9, kl=4.0, top1_agreement=0.03, perplexity_full=8.0, perplexity_quantized=800.0
     )
-    assert "3.0% of the time; perplexity goes from 8 to 800 (+9900.0%)" in verdict(
+    assert "3.00 % of the time; perplexity goes from 8.000 to 800.0 (+9,900 %)" in verdict(
         report.model_copy(update={"quality": quality})
     )
 

@@ -1,0 +1,188 @@
+"""What to try for an input group, computed plainly from its figures; every sentence carries the number behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from quant_experts.report import GroupReport, QualityReport
+from quant_experts.report_page.kinds import short_name
+from quant_experts.report_page.numbers import number, percent
+
+MOST = 3
+"""Sentences per group: more is not read."""
+LOPSIDED = 2.0
+"""One modality loses this many times what the other does."""
+USELESS = 0.97
+"""A stage that leaves more than this share of the error before it does next to nothing."""
+USEFUL = 0.8
+"""Experts that leave less than this are worth more rank."""
+AGREEMENT = 0.8
+"""Rank correlation of the halves below which they disagree."""
+UNSEEN = 0.05
+"""Share of tokens that lean on channels which calibration did not show."""
+SENSITIVE = 0.1
+"""The share of groups with the largest KL that counts as sensitive."""
+STRONGEST_SEARCHED = "smoothquant(0.75)"
+INT8_COST = 1.1
+"""Error with int8 adapters, relative to bfloat16, from which the saving is not free."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the rules know beside the group: the run's options, and the sensitivities of all groups, largest first."""
+
+    samples: int
+    routed_rank: int | None
+    kls: list[float]
+    median_error: float
+
+    @classmethod
+    def of(cls, report: QualityReport, recipe: Mapping[str, Any]) -> Context:
+        groups = [group for block in report.blocks for group in block.groups]
+        spec = recipe.get("spec") or {}
+        return cls(
+            samples=report.rows_used + report.rows_held_out,
+            routed_rank=spec.get("routed_rank"),
+            kls=sorted((group.sensitivity.kl for group in groups if group.sensitivity), reverse=True),
+            median_error=median([group.error.routed for group in groups] or [0.0]),
+        )
+
+
+Rule = Callable[[GroupReport, Context], str | None]
+
+
+def advice(group: GroupReport, context: Context) -> list[str]:
+    """At most three sentences, the ones with the likeliest gain first; one that says so when nothing stands out."""
+    found = [sentence for rule in RULES if (sentence := rule(group, context)) is not None]
+    if found:
+        return found[:MOST]
+    times = group.error.routed / context.median_error if context.median_error else 1.0
+    return [f"No single cause stands out; it loses {number(times, 2)} times what the middle group does. {_keep(group)}"]
+
+
+def _worse_than_rounding(group: GroupReport, context: Context) -> str | None:
+    if group.error_rtn is None or group.error.routed <= group.error_rtn:
+        return None
+    return (
+        f"Rounding alone loses less ({percent(group.error_rtn)} against {percent(group.error.routed)}): the statistics "
+        f"mislead the fit. More calibration rows: --samples {2 * context.samples}."
+    )
+
+
+def _sensitive(group: GroupReport, context: Context) -> str | None:
+    if group.sensitivity is None or (group.weight_bits or 0) >= 6 or not context.kls:
+        return None
+    place = context.kls.index(group.sensitivity.kl) + 1
+    if place > max(1, SENSITIVE * len(context.kls)):
+        return None
+    return (
+        f"Number {place} of {len(context.kls)} in sensitivity (KL {number(group.sensitivity.kl)} when only this group "
+        f"is rounded). {_keep(group)}"
+    )
+
+
+def _keep(group: GroupReport) -> str:
+    if (group.weight_bits or 0) >= 8:
+        return "It is at 8 bits already."
+    return f"Keep it at 8 bits: --sensitive-groups {short_name(group.name)}."
+
+
+def _lopsided(group: GroupReport, context: Context) -> str | None:
+    if group.error_vision is None or group.error_text is None:
+        return None
+    vision, text = group.error_vision.routed, group.error_text.routed
+    if min(vision, text) <= 0 or max(vision, text) < LOPSIDED * min(vision, text):
+        return None
+    if vision > text:
+        return (
+            f"Vision tokens lose {number(vision / text, 2)} times what text tokens lose: calibrate with more rows that "
+            "have images, or with larger images."
+        )
+    return (
+        f"Text tokens lose {number(text / vision, 2)} times what vision tokens lose: calibrate with longer answers or "
+        "more rows of text."
+    )
+
+
+def _disagreeing_halves(group: GroupReport, context: Context) -> str | None:
+    agreement = group.channels.split_half if group.channels else None
+    if agreement is None or agreement >= AGREEMENT:
+        return None
+    return (
+        f"Two halves of the calibration rows disagree about which channels matter (rank correlation "
+        f"{number(agreement, 2)}): --samples {2 * context.samples}."
+    )
+
+
+def _unseen(group: GroupReport, context: Context) -> str | None:
+    unseen = group.channels.unseen_share if group.channels else None
+    if unseen is None or unseen < UNSEEN:
+        return None
+    return (
+        f"{percent(unseen)} of held-out tokens lean on channels that calibration never showed as important: "
+        "calibrate with more varied rows."
+    )
+
+
+def _idle_experts(group: GroupReport, context: Context) -> str | None:
+    idle = sum(share == 0 for share in group.expert_usage)
+    if not idle:
+        return None
+    return f"{idle} of {len(group.expert_usage)} experts get no token: --experts {len(group.expert_usage) - idle}."
+
+
+def _idle_routing(group: GroupReport, context: Context) -> str | None:
+    experts = len(group.expert_usage)
+    if experts < 2 or group.error.shared <= 0 or group.error.routed < USELESS * group.error.shared:
+        return None
+    removed = max(0.0, 1 - group.error.routed / group.error.shared)
+    return (
+        f"The routed experts remove only {percent(removed)} of what the shared expert leaves: fewer of them "
+        f"(--experts {max(1, experts // 2)}), or more rows to fit them on (--samples {2 * context.samples})."
+    )
+
+
+def _more_rank(group: GroupReport, context: Context) -> str | None:
+    if not group.expert_usage or context.routed_rank is None or group.error.shared <= 0:
+        return None
+    left = group.error.routed / group.error.shared
+    if left > USEFUL or group.error.routed <= context.median_error:
+        return None
+    return (
+        f"The routed experts help here (they remove {percent(1 - left)} of what the shared expert leaves): "
+        f"--routed-rank {2 * context.routed_rank} would remove more."
+    )
+
+
+def _strongest_smoothing(group: GroupReport, context: Context) -> str | None:
+    if group.smoothing != STRONGEST_SEARCHED:
+        return None
+    return (
+        "The search took its strongest scaling, α = 0.75: outliers of the activations rule this group. "
+        "Activations of 8 bits (--scheme W4A8) relieve it, or --smoothing smoothquant --smoothquant-alpha 0.9 in all "
+        "groups."
+    )
+
+
+def _cheap_adapters(group: GroupReport, context: Context) -> str | None:
+    if group.error_bf16 is None or group.error_bf16 <= 0 or group.error.routed < INT8_COST * group.error_bf16:
+        return None
+    cost = group.error.routed / group.error_bf16 - 1
+    return f"Adapters in int8 cost {percent(cost)} more error here than in bfloat16: --adapter-dtype bf16."
+
+
+RULES: tuple[Rule, ...] = (
+    _worse_than_rounding,
+    _sensitive,
+    _lopsided,
+    _disagreeing_halves,
+    _unseen,
+    _idle_experts,
+    _idle_routing,
+    _strongest_smoothing,
+    _cheap_adapters,
+    _more_rank,
+)
