@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -74,7 +74,7 @@ def summary_of(output: Path) -> dict[str, Any]:
         "baseline_kl": (report.get("baseline") or {}).get("kl"),
         "calibration_verdict": (report.get("calibration") or {}).get("verdict"),
         "images_verdict": images.get("verdict"),
-        "image_sensitivity": _reaction_ratio(images.get("swapped") or images.get("blanked")),
+        "image_sensitivity": _smallest_ratio([images.get("swapped"), images.get("blanked")]),
         "rows_used": report.get("rows_used"),
         "rows_held_out": report.get("rows_held_out"),
         "warnings": len(report.get("warnings") or []) + sum(len(group.get("warnings") or []) for group in groups),
@@ -82,8 +82,12 @@ def summary_of(output: Path) -> dict[str, Any]:
     }
 
 
-def _reaction_ratio(reaction: dict[str, Any] | None) -> float | None:
-    """How strongly the quantized model reacts to another image, relative to the full-precision one."""
-    full, quantized = (reaction or {}).get("full"), (reaction or {}).get("quantized")
-    # The same bound as in quant_experts.report.Reaction, which this process does not import.
-    return quantized / full if quantized is not None and full and full > 1e-9 else None
+def _smallest_ratio(reactions: Sequence[Mapping[str, Any] | None]) -> float | None:
+    """How strongly the quantized model reacts to another image, relative to the full-precision one.
+
+    As ``quant_experts.image_sensitivity.smallest_ratio``, which this process does not import.
+    """
+    known = [(r.get("full"), r.get("quantized")) for r in reactions if r]
+    return min(
+        (quantized / full for full, quantized in known if quantized is not None and (full or 0) > 1e-9), default=None
+    )

@@ -15,9 +15,12 @@ import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from worker import protocol
+
+if TYPE_CHECKING:
+    from quant_experts.config import AcceptIf, QuantizationSpec
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")
@@ -66,20 +69,10 @@ def _quantize(
     job: protocol.RunnerJob, say: Callable[[protocol.Line], None], should_stop: Callable[[], bool]
 ) -> protocol.LastWord:
     # Here and not above: a runner that is stopped or misdirected at once need not have loaded torch.
-    from pydantic import ValidationError
-
     from quant_experts import pipeline, progress
-    from quant_experts.config import QuantizationSpec
-    from quant_experts.errors import InvalidSpec, Stopped
+    from quant_experts.errors import Stopped
 
-    try:
-        spec = QuantizationSpec.preset(job.method, scheme=job.scheme, **job.options)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise InvalidSpec(f"option {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    except ValueError as error:
-        raise InvalidSpec(str(error)) from error
-
+    spec, accept_if = wanted(job)
     last: protocol.LastWord | None = None
 
     def on_event(event: progress.Event) -> None:
@@ -100,6 +93,7 @@ def _quantize(
             model_id=job.model_id,
             model_commit=job.model_commit,
             split=job.split,
+            accept_if=accept_if,
             keep_superseded=True,  # the supervisor may still be copying them; it deletes them when it has committed
             on_event=on_event,
             should_stop=should_stop,
@@ -109,6 +103,24 @@ def _quantize(
     if last is None:
         raise RuntimeError("the pipeline returned without naming the files of the checkpoint")
     return last
+
+
+def wanted(job: protocol.RunnerJob) -> tuple[QuantizationSpec, AcceptIf | None]:
+    """What to do, and the limits that its result is held against. Raises InvalidSpec."""
+    from pydantic import ValidationError
+
+    from quant_experts.config import AcceptIf, QuantizationSpec
+    from quant_experts.errors import InvalidSpec
+
+    try:
+        spec = QuantizationSpec.preset(job.method, scheme=job.scheme, target=job.target, **job.options)
+        return spec, None if job.accept_if is None else AcceptIf(**job.accept_if)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = f"option {'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
+        raise InvalidSpec(f"{where}{first['msg'].removeprefix('Value error, ')}") from error
+    except ValueError as error:
+        raise InvalidSpec(str(error)) from error
 
 
 def translate(event: object) -> protocol.Line:

@@ -6,7 +6,7 @@ import errno
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -94,6 +94,25 @@ def test_a_wrong_option_is_an_error_line_and_nothing_else_is_on_the_channel(tmp_
     assert isinstance(message, protocol.ErrorLine)
     assert message.code == "invalid_spec"
     assert "experts" in message.message
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"scheme": "auto"}, "target belong together"),
+        ({"target": {"max_kl": 0.1}}, "target belong together"),
+        ({"accept_if": {"max_kl": -1.0}}, "max_kl"),
+        ({"accept_if": {}}, "at least one limit"),
+    ],
+)
+def test_a_target_and_limits_reach_the_spec_or_are_refused(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
+    body = {
+        "model": "/nowhere", "model_id": "local/x", "model_commit": None, "calibration": "/nowhere", "split": "train",
+        "output": str(tmp_path / "out"), "work": str(tmp_path / "work"), "scheme": "W4A6", "method": "qe",
+        "options": {}, **changes,
+    }  # fmt: skip
+    with pytest.raises(errors.InvalidSpec, match=named):
+        runner.wanted(protocol.RunnerJob.model_validate(body))
 
 
 @pytest.mark.parametrize("line", [b"", b"{}", b"[]", b'{"type": "news"}', b'{"type": "phase"}', b"\xff", b"1"])
