@@ -55,7 +55,11 @@ def measure_image_sensitivity(blueprint: Blueprint, calls: Calls, work: Path) ->
         for change in ("swapped", "blanked")
     )
     return ImageSensitivity(
-        rows=len(rows), tokens=sum(rows.values()), swapped=swapped, blanked=blanked, verdict=_verdict(swapped, blanked)
+        rows=len(rows),
+        tokens=sum(rows.values()),
+        swapped=swapped,
+        blanked=blanked,
+        verdict=verdict_of(swapped, blanked),
     )
 
 
@@ -81,7 +85,7 @@ def warning_about(images: ImageSensitivity) -> str | None:
     )
 
 
-def _verdict(
+def verdict_of(
     swapped: Reaction | None, blanked: Reaction | None
 ) -> Literal["keeps_looking", "looks_less", "looks_away", "never_looked"]:
     found = _smallest(swapped, blanked)
