@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from quant_experts.errors import InvalidModel, UnsupportedModel
-from quant_experts.families.family import Family
-from quant_experts.families.table import FAMILIES
+from quant_experts.families.family import Family, Groups
+from quant_experts.families.table import FAMILIES, ORIGINALS
 
 __all__ = ["FAMILIES", "Family", "GroupPlan", "block_prefix", "family_of", "plan_groups", "skipped_layers"]
 
@@ -45,7 +45,8 @@ def family_of(config: dict[str, Any]) -> Family:
     """
     model_type = config.get("model_type")
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
-    supported = ", ".join(f"{name} ({known.model_class})" for name, known in FAMILIES.items())
+    classes = {name: known.model_class for name, known in FAMILIES.items()} | ORIGINALS
+    supported = ", ".join(f"{name} ({model_class})" for name, model_class in classes.items())
     if family is None:
         raise UnsupportedModel(f"config.json: model_type {model_type!r} is not supported; supported: {supported}")
     architectures = config.get("architectures") or [family.model_class]
@@ -56,7 +57,20 @@ def family_of(config: dict[str, Any]) -> Family:
     reason = family.refusal(config) if family.refusal else None
     if reason:
         raise UnsupportedModel(f"config.json: {reason}")
-    return family
+    return family if family.text_model is None else replace(family, groups=_text_groups(config, family))
+
+
+def _text_groups(config: dict[str, Any], family: Family) -> Groups:
+    """The groups of the language model inside a model that may have any."""
+    text = config.get("text_config")
+    inside = text.get("model_type", family.text_model) if isinstance(text, dict) else family.text_model
+    known = {name: text for name, text in FAMILIES.items() if text.language_model == "model"}
+    if inside not in known:
+        raise UnsupportedModel(
+            f"config.json: a {config['model_type']} model with language model {inside!r} is not supported; "
+            f"supported language models: {', '.join(known)}"
+        )
+    return known[inside].groups
 
 
 def block_prefix(family: Family, block: int) -> str:

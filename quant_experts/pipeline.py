@@ -38,6 +38,7 @@ from quant_experts.checkpoint.write import write_checkpoint
 from quant_experts.config import AUTO, AcceptIf, QuantizationSpec
 from quant_experts.errors import InvalidSpec, Stopped
 from quant_experts.evaluating import measure_run
+from quant_experts.families.internvl_chat import native_directory
 from quant_experts.groups import GroupPlan, block_prefix, plan_groups
 from quant_experts.mixed_precision import check_mixed_precision
 from quant_experts.progress import Finished, OnEvent, PhaseStarted, ShouldStop, Warned, ignore, never
@@ -95,11 +96,12 @@ def quantize(
 
     on_event(PhaseStarted("preparing"))
     _check_output(output)
-    blueprint = open_blueprint(model, device=_device(device))
+    source = native_directory(model, work / "native")
+    blueprint = open_blueprint(source, device=_device(device))
     plans = plan_groups(blueprint.model, blueprint.family)
     _check_group_size(spec, plans)
     check_mixed_precision(spec, plans, blueprint.dtype)
-    collate = open_collator(model, blueprint.model.config)
+    collate = open_collator(source, blueprint.model.config)
     rows = open_rows(calibration, split=split)
     choice = choose(rows, samples=spec.samples, holdout=spec.holdout, seed=spec.seed)
     parts = {
@@ -194,7 +196,7 @@ def quantize(
         on_event(PhaseStarted("publishing"))
 
     files = write_checkpoint(
-        source=model,
+        source=source,
         output=output,
         block_files=[work / block_file(block.block) for block in blocks],
         groups=[entry for block in blocks for entry in block.groups],

@@ -21,6 +21,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from quant_experts.errors import InvalidModel
+from quant_experts.families.internvl_chat_weights import MARK, Cut, native_parts
 from quant_experts.tensor_file import TensorFile
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -116,6 +117,8 @@ class _Source:
     converter: WeightConverter | None
     keys: list[tuple[str, str]] = field(default_factory=list)
     """(key on disk, the converter's pattern that it matched)."""
+    cut: Cut | None = None
+    """Takes the parameter out of the tensor on disk, where that holds more than one."""
 
 
 class Weights:
@@ -169,7 +172,8 @@ class Weights:
     def _realize(self, name: str) -> Tensor:
         source = self._sources[name]
         if source.converter is None:
-            return self.shards.read(source.keys[0][0])
+            tensor = self.shards.read(source.keys[0][0])
+            return tensor if source.cut is None else source.cut(tensor)
         # The library's own conversion object is asked, so that splits and merges stay its business.
         converter = deepcopy(source.converter)
         first = next(target for target, other in self._sources.items() if other is source)
@@ -196,13 +200,25 @@ class Weights:
                 continue
             key = source.keys[0][0]
             stored, expected = self.shards.where[key].entries[key].shape, tuple(self._expected[name].shape)
-            if stored != expected:
+            if _shape(stored, source.cut) != expected:
                 raise InvalidModel(
                     f"{key} has shape {list(stored)}, the configuration says {list(expected)} for {name}"
                 )
 
 
+def _shape(stored: tuple[int, ...], cut: Cut | None) -> tuple[int, ...] | None:
+    """Of what is taken out of a tensor of shape ``stored``; None when it cannot be taken out."""
+    if cut is None:
+        return stored
+    try:
+        return tuple(cut(torch.empty(stored, device="meta")).shape)
+    except RuntimeError:
+        return None
+
+
 def _map_sources(shards: Shards, model: Any, expected: dict[str, Tensor]) -> tuple[dict[str, _Source], list[str]]:
+    if MARK in shards.where:
+        return _map_parts(shards, model, expected)
     transforms = get_model_conversion_mapping(model)
     renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
     converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
@@ -227,6 +243,18 @@ def _map_sources(shards: Shards, model: Any, expected: dict[str, Tensor]) -> tup
             sources[name.replace(converter.target_patterns[0], target)] = source
     ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or []
     return sources, [key for key in unused if not any(re.search(pattern, key) for pattern in ignored)]
+
+
+def _map_parts(shards: Shards, model: Any, expected: dict[str, Tensor]) -> tuple[dict[str, _Source], list[str]]:
+    """For a layout that transformers does not know and that is read through a mapping of ours."""
+    sources: dict[str, _Source] = {}
+    unused: list[str] = []
+    for key, name, cut in native_parts(sorted(shards.where, key=dot_natural_key), model.config):
+        if name in expected:
+            sources[name] = _Source(None, [(key, key)], cut)
+        else:
+            unused.append(key)
+    return sources, unused
 
 
 def stream(weights: Weights, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:

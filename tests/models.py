@@ -69,13 +69,13 @@ def make_model(
         config, tokenizer = vision_parts(family, {**text, "tie_word_embeddings": tied}, tokenizer, directory)
         model = AutoModelForImageTextToText.from_config(config)
     model.to(dtype)
-    _draw_norms(model, seed)
+    draw(model, seed)
     model.save_pretrained(directory, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(directory)
     return directory
 
 
-def _draw_norms(model: torch.nn.Module, seed: int) -> None:
+def draw(model: torch.nn.Module, seed: int) -> None:
     """Log-normal norm weights: a few channels far above the rest, as trained models have them; and no zeros."""
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():

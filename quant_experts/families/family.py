@@ -26,7 +26,8 @@ class Family:
 
     ``language_model``: module path of the decoder stack; its blocks are ``<path>.layers``. ``vision``: of the vision
     tower. ``between``: modules and parameters between the tower and the embeddings, such as the projector.
-    ``soft_cap``: the model squashes its logits by ``final_logit_softcapping``.
+    ``soft_cap``: the model squashes its logits by ``final_logit_softcapping``. ``text_model``: for families that take
+    any language model, the ``model_type`` of the one that is meant when config.json names none.
     """
 
     model_class: str
@@ -35,6 +36,7 @@ class Family:
     between: tuple[str, ...] = ()
     groups: Groups = DECODER_GROUPS
     soft_cap: bool = False
+    text_model: str | None = None
     refusal: Refusal | None = None
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from quant_experts.families import internvl_chat
 from quant_experts.families.family import Family, Groups
 from quant_experts.families.opt import OPT
 
@@ -18,15 +19,24 @@ FAMILIES: dict[str, Family] = {
     "qwen2_vl": Family("Qwen2VLForConditionalGeneration", "model.language_model", "model.visual"),
     "qwen2_5_vl": Family("Qwen2_5_VLForConditionalGeneration", "model.language_model", "model.visual"),
     "qwen3_vl": Family("Qwen3VLForConditionalGeneration", "model.language_model", "model.visual"),
-    "llava": Family("LlavaForConditionalGeneration", "model.language_model", "model.vision_tower", (PROJECTOR,)),
+    "llava": Family(
+        "LlavaForConditionalGeneration", "model.language_model", "model.vision_tower", (PROJECTOR,), text_model="llama"
+    ),
     "llava_onevision": Family(
         "LlavaOnevisionForConditionalGeneration",
         "model.language_model",
         "model.vision_tower",
         (PROJECTOR, "model.image_newline"),
+        text_model="qwen2",
     ),
     "gemma3": Family("Gemma3ForConditionalGeneration", "model.language_model", "model.vision_tower", (PROJECTOR,)),
-    "internvl": Family("InternVLForConditionalGeneration", "model.language_model", "model.vision_tower", (PROJECTOR,)),
+    "internvl": Family(
+        "InternVLForConditionalGeneration",
+        "model.language_model",
+        "model.vision_tower",
+        (PROJECTOR,),
+        text_model="qwen2",
+    ),
     "llama": Family("LlamaForCausalLM", "model"),
     "qwen2": Family("Qwen2ForCausalLM", "model"),
     "qwen3": Family("Qwen3ForCausalLM", "model"),
@@ -37,3 +47,6 @@ FAMILIES: dict[str, Family] = {
     "phi3": Family("Phi3ForCausalLM", "model", groups=FUSED_GROUPS),
     "opt": OPT,
 }
+
+ORIGINALS = {internvl_chat.MODEL_TYPE: internvl_chat.ARCHITECTURE}
+"""``model_type`` → architecture of layouts that are read as one of the families above."""
