@@ -22,11 +22,14 @@ from tests.quant_experts.tokens import mixture, weights
 NONE = torch.zeros(64, dtype=torch.bool)
 
 
-def correlated(count: int, width: int, seed: int = 9) -> tuple[Tensor, Tensor]:
-    """Tokens (count, width) whose channels move together, so that one can make up for another; and their modality."""
+def correlated(count: int, width: int, seed: int = 9, own: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Tokens (count, width) whose channels move together, so that one can make up for another; and their modality.
+
+    ``own``: what each channel has of its own.
+    """
     source = torch.Generator().manual_seed(seed)
     mixing = torch.randn(width, width, generator=source) / width**0.5
-    x = torch.randn(count, width, generator=source) @ (mixing + torch.eye(width))
+    x = torch.randn(count, width, generator=source) @ (mixing + own * torch.eye(width))
     return x, torch.arange(count) % 3 > 0
 
 
@@ -48,16 +51,23 @@ Choose = Callable[[Tensor, Tensor, Tensor, list[int]], int]
 """(weights, steps, H⁻¹ of what remains, remaining) → the weight of the row to round next."""
 
 
-def greedy(w: Tensor, step: Tensor, inverse: Tensor, remaining: list[int]) -> int:
+def nearest(w: Tensor, step: Tensor, bits: int) -> Tensor:
+    bound = 2 ** (bits - 1) - 1
+    return (w / step).round().clamp(-bound, bound)
+
+
+def greedy(w: Tensor, step: Tensor, inverse: Tensor, remaining: list[int], bits: int = 4) -> int:
     """The paper's choice; weights outside of the grid first, the one furthest outside of all."""
-    error = (w - (w / step).round().clamp(-7, 7) * step).abs()
+    error = (w - nearest(w, step, bits) * step).abs()
     outside = [p for p in remaining if error[p] > step[p] / 2 * (1 + 1e-6)]
     if outside:
         return max(outside, key=lambda p: float(error[p]))
     return min(remaining, key=lambda p: float(error[p] ** 2 / inverse[p, p]))
 
 
-def brain_surgeon(weight: Tensor, steps: Tensor, moment: Tensor, start: list[int], choose: Choose) -> Tensor:
+def brain_surgeon(
+    weight: Tensor, steps: Tensor, moment: Tensor, start: list[int], choose: Choose, bits: int = 4
+) -> Tensor:
     """Frantar & Alistarh 2022, equation 7 and lemma 1, row by row. weight, steps: (out, d); moment: (d, d), damped.
 
     The inverse is formed afresh for the weights that remain, by torch.linalg.inv: no update formula to get wrong.
@@ -69,7 +79,7 @@ def brain_surgeon(weight: Tensor, steps: Tensor, moment: Tensor, start: list[int
             inverse = torch.zeros_like(moment)
             inverse[torch.tensor(remaining).unsqueeze(1), remaining] = torch.linalg.inv(moment[remaining][:, remaining])
             p = choose(w, step, inverse, remaining)
-            codes[row, p] = (w[p] / step[p]).round().clamp(-7, 7)
+            codes[row, p] = nearest(w[p], step[p], bits)
             w = w - (w[p] - codes[row, p] * step[p]) / inverse[p, p] * inverse[:, p]
             remaining.remove(p)
     return codes
@@ -91,6 +101,26 @@ def test_obq_is_the_textbook_loop(seed: int, group_size: int) -> None:
     start = (~exempt).nonzero().flatten().tolist()
     masked = problem.weight.masked_fill(exempt, 0)
     textbook = brain_surgeon(masked, expanded(problem, rounded.scales), damped(problem), start, greedy)
+    assert torch.equal(rounded.codes.double(), textbook)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_weight_that_is_pushed_outside_of_the_grid_is_rounded_next(seed: int) -> None:
+    """At eight bits a scale that bfloat16 rounds down leaves the largest weight up to half a step beyond the grid."""
+    layer = {"q": torch.randn(96, 8, generator=generator(seed, "weights"))}
+    problem = problem_of(*correlated(40, 8, seed, own=0.0), layer, scheme="W8A16")
+    problem = replace(problem, scale_dtype=torch.bfloat16)
+    rounded = rounding.get("obq").round_weights(problem, torch.zeros(8, dtype=torch.bool))
+    pushed = []
+
+    def watched(w: Tensor, step: Tensor, inverse: Tensor, remaining: list[int]) -> int:
+        p = greedy(w, step, inverse, remaining, bits=8)
+        pushed.append(bool(w[p].abs() > 127.5 * step[p]))
+        return p
+
+    steps = expanded(problem, rounded.scales)
+    textbook = brain_surgeon(problem.weight, steps, damped(problem), list(range(8)), watched, bits=8)
+    assert sum(pushed) >= 1
     assert torch.equal(rounded.codes.double(), textbook)
 
 
@@ -272,6 +302,21 @@ def test_mbq_is_the_best_of_its_grid_for_the_weighted_absolute_error(
 
     lost = {alpha: loss(scale) for alpha, scale in grid(problem).items()}
     assert lost[found.label.removeprefix("mbq(").removesuffix(")")] <= 1.0001 * min(lost.values())
+
+
+def test_mbq_does_not_follow_a_few_extreme_tokens_as_awq_does() -> None:
+    x, vision = mixture(400)
+    x[:4, 40] = 300
+    problem = problem_of(x, vision, method="mbq")
+    lost = {alpha: absolute_error(problem, scale, problem.samples) for alpha, scale in grid(problem).items()}
+    balanced = {
+        alpha: float(error[problem.vision].mean() + error[~problem.vision].mean()) for alpha, error in lost.items()
+    }
+    squared = {alpha: float(error.square().sum()) for alpha, error in lost.items()}
+    wanted = [f"{name}({min(by, key=by.__getitem__)})" for name, by in (("mbq", balanced), ("awq", squared))]
+    found = [smoothing.get(name).smooth(problem).label for name in ("mbq", "awq")]
+    assert found == wanted
+    assert found[0][4:-1] != found[1][4:-1]
 
 
 def test_mbq_with_no_weight_on_text_does_not_look_at_text_tokens() -> None:
