@@ -1,6 +1,8 @@
 """Is the calibration data good enough? Plain sentences with numbers, from what the run has measured anyway.
 
-Thresholds (``thin`` / ``poor``), each with its reason:
+Thresholds (``thin`` / ``poor``), each with its reason. Those of agreement and unseen share lie between what rows of the
+trained model in ``benchmarks/digits`` gave: 4, 8, 16, 32, 64 and 120 rows have a mean agreement of 0.84, 0.86, 0.95,
+0.95, 0.98 and 0.98, and an unseen share of 11, 3.3, 2.0, 0.6, 0.4 and 0.1 %.
 
 - rows to fit, 32 / 8: the published method uses 128; under 8 rows one of them decides about a channel.
 - tokens over the widest input, 4 / 1 times: with fewer tokens than channels the second moment has no full rank, and the
@@ -117,7 +119,7 @@ class _Summary:
 def _about_amount(calls: Calls, widest: int) -> Iterator[Finding]:
     rows, tokens = len(calls.fit), sum(call.tokens for call in calls.fit)
     if (verdict := ROWS.below(rows)) != "good":
-        yield verdict, f"only {rows} rows were fitted on; give at least {ROWS.thin:g}, 128 are usual"
+        yield verdict, f"only {_counted(rows)} fitted on; give at least {ROWS.thin:g} rows, 128 are usual"
     if (verdict := TOKENS_PER_CHANNEL.below(tokens / widest)) != "good":
         yield (
             verdict,
@@ -127,8 +129,8 @@ def _about_amount(calls: Calls, widest: int) -> Iterator[Finding]:
     if len(calls.held_out) < HELD_OUT_ROWS:
         yield (
             "thin",
-            f"only {len(calls.held_out)} rows were held out, so that every figure of this report is uncertain; give "
-            "more rows or raise `holdout`",
+            f"only {_counted(len(calls.held_out))} held out, so that every figure of this report is uncertain; give more "
+            "rows or raise `holdout`",
         )
 
 
@@ -163,6 +165,10 @@ def _about_copies(calls: Calls) -> Iterator[Finding]:
             f"{len(known)} of {len(calls.held_out)} held-out rows are copies of rows that were fitted on "
             f"({_rows(known)}), so that the report is too good; remove the copies",
         )
+
+
+def _counted(rows: int) -> str:
+    return "1 row was" if rows == 1 else f"{rows} rows were"
 
 
 def _rows(calls: Sequence[Call]) -> str:

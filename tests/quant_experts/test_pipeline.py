@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -20,7 +21,7 @@ from transformers import AutoModelForImageTextToText
 
 from quant_experts import chain
 from quant_experts.calls import read_calls
-from quant_experts.config import QuantizationSpec
+from quant_experts.config import AcceptIf, QuantizationSpec
 from quant_experts.errors import InvalidCalibration, InvalidModel, InvalidSpec, QuantExpertsError, Stopped
 from quant_experts.pipeline import quantize
 from quant_experts.progress import Advanced, BlockFinished, Event, Finished, GroupFitted, PhaseStarted, Warned
@@ -79,7 +80,7 @@ def fit_only(directory: Path, source: Undisturbed) -> list[int]:
 
     with pytest.raises(Stopped, match="before packing"):
         run(directory, model=source.model, rows=source.rows, on_event=on_event, should_stop=packing.is_set)
-    for folder in (".", "blocks"):  # language model calls, block tensors
+    for folder in (".", "blocks", "chain"):  # language model calls, block tensors, hidden states of all streams
         assert digests(directory / "work" / folder) == digests(source.work / folder)
     return [event.block for event in events if isinstance(event, BlockFinished) and event.resumed]
 
@@ -159,6 +160,28 @@ def test_the_report_measures_held_out_rows_and_modalities(vision: Undisturbed) -
             assert group.error_vision is not None
             assert group.error_text is not None
             assert abs(sum(group.expert_usage) - 1) < 1e-6
+            assert group.error_rtn is not None
+            assert group.error_rtn > group.error.routed
+            assert group.channels is not None
+            assert group.channels.split_half is not None
+            assert group.channels.independent == 8
+
+
+def test_the_report_compares_with_rounding_and_judges_its_own_rows(vision: Undisturbed) -> None:
+    report = vision.report
+    assert report.baseline is not None
+    assert report.baseline.kl > report.quality.kl
+    assert report.baseline.tokens == report.quality.tokens
+    assert report.quality.kl_standard_error is not None
+    assert report.images is not None
+    assert report.images.rows == 2
+    assert report.calibration is not None
+    assert report.calibration.verdict == "poor"
+    assert "only 6 rows were fitted on" in report.calibration.reasons[0]
+    assert [warning for warning in report.warnings if warning in report.calibration.reasons] == (
+        report.calibration.reasons
+    )
+    assert report.acceptance is None
 
 
 def test_sizes_are_those_of_the_files(vision: Undisturbed) -> None:
@@ -369,6 +392,60 @@ def test_a_float16_model_that_overflows_names_where(tmp_path: Path) -> None:
     with pytest.raises(QuantExpertsError, match=r"layers\.0\.mlp\.down: .* not finite") as raised:
         run(tmp_path, model=model, rows=rows)
     assert raised.value.code == "numerical_failure"
+
+
+def strict(constant: str) -> None:
+    raise AssertionError(f"{constant} is no JSON")
+
+
+def assert_finite(value: Any) -> None:
+    """No NaN or infinity below ``value``; pydantic would write them as null."""
+    if isinstance(value, float):
+        assert math.isfinite(value)
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        assert_finite(part)
+
+
+@pytest.mark.parametrize(
+    ("rows", "reasons"),
+    [
+        ([image_row(i) for i in range(3)], ["only 1 row was fitted on", "only 2 rows were held out"]),
+        (
+            [text_row(0)] * 6,
+            ["no calibration row has an image", "all 4 calibration rows are the same", "2 of 2 held-out"],
+        ),
+    ],
+    ids=["three rows", "the same text for a vision model"],
+)
+def test_rows_that_can_hardly_carry_a_run_finish_with_warnings_and_finite_figures(
+    vision: Undisturbed, rows: list[Any], reasons: list[str], tmp_path: Path
+) -> None:
+    limits = AcceptIf(max_kl=100.0, min_image_sensitivity=0.1)
+    report = run(tmp_path, model=vision.model, rows=write_rows(tmp_path / "rows.jsonl", rows), accept_if=limits)
+    stored = (tmp_path / "out/quality_report.json").read_text()
+    assert QualityReport.model_validate(json.loads(stored, parse_constant=strict)) == report
+    assert_finite(report.model_dump())
+    assert report.calibration is not None
+    assert report.calibration.verdict == "poor"
+    for reason in reasons:
+        assert sum(reason in warning for warning in report.warnings) == 1
+    assert report.acceptance is not None
+    assert report.acceptance.verdict == ("rejected" if report.images is None else "accepted")
+
+
+def test_limits_are_no_part_of_what_a_run_is(text: Undisturbed, tmp_path: Path) -> None:
+    """A rejected run may be judged anew by other limits, without fitting anything."""
+    shutil.copytree(text.work, tmp_path / "work")
+    events: list[Event] = []
+    limits = AcceptIf(max_kl=1e-9)
+    report = run(tmp_path, model=text.model, rows=text.rows, accept_if=limits, on_event=events.append)
+    assert not [event for event in events if isinstance(event, GroupFitted)]
+    assert report.acceptance is not None
+    assert report.acceptance.verdict == "rejected"
+    assert (tmp_path / "out/quality_report.json").is_file()
+    assert report.quality == text.report.quality
+    assert report.baseline == text.report.baseline
+    assert report.images is None
 
 
 def test_text_rows_for_a_vision_model_are_used_and_warned_about(vision: Undisturbed, tmp_path: Path) -> None:

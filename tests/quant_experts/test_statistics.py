@@ -54,6 +54,21 @@ def test_each_token_counts_its_k_most_important_channels_by_modality() -> None:
     assert torch.equal(seen.counts_text, chosen[~vision].sum(0))
 
 
+def test_the_first_half_of_the_rows_is_counted_apart() -> None:
+    x, vision = mixture(300)
+    stacked = torch.cat(list(weights().values()))
+    statistics = GroupStatistics(
+        "g", 64, channel_importance(stacked), important_channels=4, reservoir=64, seed=0, device="cpu"
+    )
+    for start in range(0, 300, 50):
+        part = slice(start, start + 50)
+        statistics.update(x[part], vision[part], first_half=start % 100 == 0)
+    seen = statistics.finish()
+    first = torch.cat([x[start : start + 50] for start in range(0, 300, 100)])
+    assert torch.equal(seen.counts_first_half, important_channels(first, channel_importance(stacked), 4).sum(0))
+    assert torch.equal(seen.counts, important_channels(x, channel_importance(stacked), 4).sum(0))
+
+
 def test_a_channel_that_contributes_nothing_is_never_important() -> None:
     x = torch.zeros(2, 8)
     x[0, 3] = 1.0
