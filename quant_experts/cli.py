@@ -1,8 +1,8 @@
 """``qe``: the command line. Each command is a file of ``quant_experts/commands``; other packages bring theirs through
 the entry-point group ``quant_experts.commands``.
 
-Exit codes: 0 done · 1 the input is at fault (one line, with the error's code) · 2 the arguments are (one line) ·
-130 interrupted.
+Exit codes: 0 done · 1 the input is at fault (one line, with the error's code), or the checkpoint misses a limit of
+``--accept-…`` (one line; it is kept) · 2 the arguments are at fault (one line) · 130 interrupted.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,10 @@ import click
 
 if TYPE_CHECKING:
     from quant_experts.checkpoint.read import Contents, GroupContents
+    from quant_experts.report import QualityReport
 
 
+PARTS_OF_THE_REPORT = ("quality", "baseline", "acceptance", "calibration", "images", "mixed_precision", "auto")
 WIDTH_OF_A_FILE = 140
 """Columns when nobody watches: without a terminal rich assumes 80 and folds the names."""
 
@@ -47,8 +50,12 @@ def _as_dict(contents: Contents) -> dict[str, object]:
         "effective_bits": contents.effective_bits,
         "base_bits": contents.base_bits,
         "groups": [vars(group) for group in contents.groups],
-        "quality": contents.report.quality.model_dump() if contents.report else None,
+        **{part: _part(contents.report, part) for part in PARTS_OF_THE_REPORT},
     }
+
+
+def _part(report: QualityReport | None, name: str) -> object:
+    return report.model_dump(mode="json")[name] if report else None
 
 
 def _print(contents: Contents) -> None:
@@ -72,9 +79,8 @@ def _print(contents: Contents) -> None:
     )
     console.print(f"left as they are: {', '.join(quantization.get('ignored', []))}", soft_wrap=True, markup=False)
     if contents.report:
-        from quant_experts.report_html import verdict
-
-        console.print(verdict(contents.report), soft_wrap=True)
+        for line in _what_the_report_says(contents.report):
+            console.print(line, soft_wrap=True, markup=False)
     table = Table(
         Column("input group", overflow="fold"),
         "blocks",
@@ -94,13 +100,48 @@ def _print(contents: Contents) -> None:
             kind,
             str(len(alike)),
             " ".join(first.layers),
-            f"W{first.weight_bits}A{first.activation_bits}",
+            _schemes(alike),
             str(first.group_size),
             str(first.shared_rank or "–"),
             f"{first.experts} × {first.routed_rank}" if first.experts else "–",
             f"{spread} bits",
         )
     console.print(table)
+
+
+def _what_the_report_says(report: QualityReport) -> Iterator[str]:
+    """The verdict and what was bought; then, where they were measured, limits, data, images and mixed precision."""
+    from quant_experts.report_page import numbers
+    from quant_experts.report_page.sentences import bought, image_ratio, verdict
+
+    yield verdict(report)
+    if report.acceptance is not None:
+        yield from (f"limit missed: {sentence}" for sentence in report.acceptance.missed)
+    if report.baseline is not None and (against := bought(report)) is not None:
+        yield f"against rounding alone (KL {numbers.number(report.baseline.kl)}): {against.sentence}"
+    if report.calibration is not None:
+        yield ": ".join([f"calibration data: {report.calibration.verdict}", *report.calibration.reasons[:1]])
+    if report.images is not None:
+        ratio = image_ratio(report.images)
+        measured = "" if ratio is None else f" ({numbers.percent(ratio)} of the full-precision reaction)"
+        yield f"images: {report.images.verdict.replace('_', ' ')}{measured}"
+    if report.mixed_precision is not None:
+        mixed = report.mixed_precision
+        yield (
+            f"mixed precision: {len(mixed.groups)} input groups, {numbers.percent(mixed.share)} of the weights, at "
+            f"{mixed.weight_bits} bits, chosen by {mixed.decided_by}"
+        )
+    if report.auto is not None:
+        chosen = next((point.label for point in report.auto.points if point.chosen), "nothing")
+        yield f"searched: {len(report.auto.points)} configurations, chosen {chosen}"
+
+
+def _schemes(alike: Iterable[GroupContents]) -> str:
+    """``W4A6``, or ``W4A6 25, W8A6 3`` where mixed precision kept some blocks at more bits."""
+    counts = Counter(f"W{group.weight_bits}A{group.activation_bits}" for group in alike)
+    if len(counts) == 1:
+        return next(iter(counts))
+    return ", ".join(f"{scheme} {number}" for scheme, number in sorted(counts.items()))
 
 
 def _by_kind(groups: Iterable[GroupContents]) -> dict[str, list[GroupContents]]:

@@ -12,15 +12,15 @@ from types import FrameType
 from typing import Any
 
 import click
-from pydantic import ValidationError
 
 from quant_experts.commands.progress_display import ProgressDisplay, say
-from quant_experts.config import PRESETS, QuantizationSpec
+from quant_experts.commands.spec_options import spec_of, spec_options
 from quant_experts.errors import InvalidCalibration, InvalidModel, Stopped
 from quant_experts.progress import ShouldStop
-from quant_experts.registry import names
 
 CACHE = "QE_CACHE"
+REJECTED = 1
+"""Exit code of a run whose checkpoint is whole and misses a limit."""
 
 
 @click.command("quantize", short_help="Quantize a model into a checkpoint.")
@@ -36,41 +36,13 @@ CACHE = "QE_CACHE"
 )
 @click.option("--split", default="train", show_default=True, help="Split of a calibration dataset.")
 @click.option(
-    "--scheme",
-    default="W4A6",
-    show_default=True,
-    metavar="WxAy",
-    help="W4A6, W4A8, W3A16, W4A16 or any W2-8, A4-8 or A16.",
-)
-@click.option(
     "--output",
     required=True,
     type=click.Path(path_type=Path),
     metavar="OUT",
     help="Directory of the checkpoint; must not exist.",
 )
-@click.option(
-    "--method", default="qe", show_default=True, type=click.Choice(list(PRESETS)), help="Preset of the three slots."
-)
-@click.option("--smoothing", metavar="NAME", help="Smoothing instead of the preset's.")
-@click.option("--rounding", metavar="NAME", help="Rounding instead of the preset's.")
-@click.option("--reconstruction", metavar="NAME", help="Reconstruction instead of the preset's.")
-@click.option("--samples", type=int, metavar="N", help="Calibration rows to use.  [default: 128]")
-@click.option("--seed", type=int, metavar="S", help="Seed of every random choice.  [default: 0]")
-@click.option(
-    "--group-size",
-    metavar="32|64|128|channel",
-    help="Input channels per weight scale.  [default: 128 where it divides]",
-)
-@click.option("--shared-rank", type=int, metavar="R", help="Rank of the shared expert.  [default: 32]")
-@click.option("--routed-rank", type=int, metavar="R", help="Rank of each routed expert.  [default: 32]")
-@click.option("--experts", type=int, metavar="N", help="Number of routed experts.  [default: 8]")
-@click.option(
-    "--important-channels", type=int, metavar="K", help="Channels counted as important per token.  [default: 32]"
-)
-@click.option(
-    "--refine", type=click.Choice(["none", "routed", "all"]), help="Train the experts after the fit.  [default: none]"
-)
+@spec_options
 @click.option("--device", metavar="cpu|cuda", help="Where to compute.  [default: cuda where there is one]")
 @click.option(
     "--work",
@@ -90,13 +62,15 @@ def command(
     work: Path | None,
     keep_work: bool,
     **options: Any,
-) -> None:
+) -> int:
     """Quantize MODEL with the rows of CALIBRATION into the checkpoint OUT.
 
     Finished blocks are kept in the work directory: interrupted, the same command goes on from there and ends with the
     same bytes. Ctrl-C stops at the next point that loses nothing finished; a second one stops at once.
+
+    A checkpoint that misses a limit of --accept-… is kept, and the exit code is 1.
     """
-    spec = _spec(**options)
+    spec, accept_if = spec_of(**options)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise click.UsageError(f"--output: {output} exists and is not an empty directory")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -122,6 +96,7 @@ def command(
                 model_commit=commit,
                 split=split,
                 device=device,
+                accept_if=accept_if,
                 on_event=display.on_event,
                 should_stop=should_stop,
             )
@@ -133,24 +108,10 @@ def command(
 
     say(verdict(report))
     say(f"checkpoint: {output}   report: {output / 'quality_report.html'}")
-
-
-def _spec(method: str, **options: Any) -> QuantizationSpec:
-    """Raises UsageError that names the first option at fault."""
-    given = {name: value for name, value in options.items() if value is not None}
-    size = given.get("group_size", "")
-    if size.isdecimal():
-        given["group_size"] = int(size)
-    try:
-        spec = QuantizationSpec.preset(method, **given)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = "--" + str(first["loc"][0]).replace("_", "-")
-        raise click.UsageError(f"{name} {first['input']}: {first['msg'].removeprefix('Value error, ')}") from error
-    for slot in ("smoothing", "rounding", "reconstruction"):
-        if slot in given and given[slot] not in (known := names(f"quant_experts.{slot}")):
-            raise click.UsageError(f"--{slot} {given[slot]}: choose one of {', '.join(known)}")
-    return spec
+    if report.acceptance is not None and report.acceptance.verdict == "rejected":
+        click.echo(f"rejected: {'; '.join(report.acceptance.missed)}", err=True)
+        return REJECTED
+    return 0
 
 
 def _find_model(model: str, revision: str | None, display: ProgressDisplay) -> tuple[Path, str | None, str | None]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from quant_experts.report import GroupReport, QualityReport
+from quant_experts.report import GroupReport, MixedPrecision, QualityReport
 from quant_experts.report_page.kinds import short_name
 from quant_experts.report_page.numbers import number, percent
 
@@ -38,6 +38,9 @@ class Context:
     routed_rank: int | None
     kls: list[float]
     median_error: float
+    mixed: MixedPrecision | None
+    bits: float
+    """Stored bits per weight of the whole checkpoint."""
 
     @classmethod
     def of(cls, report: QualityReport, recipe: Mapping[str, Any]) -> Context:
@@ -48,6 +51,8 @@ class Context:
             routed_rank=spec.get("routed_rank"),
             kls=sorted((group.sensitivity.kl for group in groups if group.sensitivity), reverse=True),
             median_error=median([group.error.routed for group in groups] or [0.0]),
+            mixed=report.mixed_precision,
+            bits=report.size.effective_bits,
         )
 
 
@@ -60,7 +65,8 @@ def advice(group: GroupReport, context: Context) -> list[str]:
     if found:
         return found[:MOST]
     times = group.error.routed / context.median_error if context.median_error else 1.0
-    return [f"No single cause stands out; it loses {number(times, 2)} times what the middle group does. {_keep(group)}"]
+    comparison = f"it loses {number(times, 2)} times what the middle group does"
+    return [f"No single cause stands out; {comparison}. {_keep(group, context)}"]
 
 
 def _worse_than_rounding(group: GroupReport, context: Context) -> str | None:
@@ -80,14 +86,23 @@ def _sensitive(group: GroupReport, context: Context) -> str | None:
         return None
     return (
         f"Number {place} of {len(context.kls)} in sensitivity (KL {number(group.sensitivity.kl)} when only this group "
-        f"is rounded). {_keep(group)}"
+        f"is rounded). {_keep(group, context)}"
     )
 
 
-def _keep(group: GroupReport) -> str:
+def _keep(group: GroupReport, context: Context) -> str:
+    """In the option that this run used, because each way of choosing groups excludes the others."""
     if (group.weight_bits or 0) >= 8:
         return "It is at 8 bits already."
-    return f"Keep it at 8 bits: --sensitive-groups {short_name(group.name)}."
+    if context.mixed is not None and group.name in context.mixed.groups:
+        return f"It is at {context.mixed.weight_bits} bits: --sensitive-bits 8 keeps it at 8."
+    if context.mixed is None:
+        return f"Keep it at 8 bits: --sensitive-groups {short_name(group.name)}."
+    if context.mixed.decided_by == "names":
+        return f"Keep it at {context.mixed.weight_bits} bits too: add --sensitive-groups {short_name(group.name)}."
+    if context.mixed.decided_by == "share":
+        return f"A larger share may keep it at more bits: --sensitive-share {min(1.0, 2 * context.mixed.share):.2g}."
+    return f"A larger budget may keep it at more bits: --bits-per-weight {context.bits + 0.5:.1f}."
 
 
 def _lopsided(group: GroupReport, context: Context) -> str | None:

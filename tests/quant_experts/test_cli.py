@@ -10,12 +10,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 
 from demo.rows import write_jsonl
 from quant_experts.cli import run
+from quant_experts.commands.spec_options import spec_of, spec_options
+from quant_experts.config import AcceptIf, Budget, Sensitive, Target
 from tests.models import make_model
+from tests.quant_experts.reports import rich_report
 
 QE = [sys.executable, "-m", "quant_experts.cli"]
 SMALL = ["--samples", "8", "--experts", "2", "--shared-rank", "4", "--routed-rank", "4", "--important-channels", "4"]
@@ -77,6 +82,92 @@ def test_inspect_says_bits_and_layers(
     contents = json.loads(capsys.readouterr().out)
     assert len(contents["groups"]) == 12
     assert contents["effective_bits"] > contents["base_bits"] > 4
+    assert contents["quality"]["kl"] >= 0
+
+
+def test_inspect_says_what_the_report_knows(
+    quantized: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = Path(shutil.copytree(quantized[0], tmp_path / "out"))
+    (checkpoint / "quality_report.json").write_text(rich_report(3).model_dump_json())
+    assert run(["inspect", str(checkpoint)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for beginning in (
+        "Rejected (1 of 3 limits missed): on held-out rows",
+        "limit missed: The same next token",
+        "against rounding alone (KL 0.129): qe removes 83.4 % of the KL",
+        "calibration data: thin: The halves",
+        "images: keeps looking (86.6 % of the full-precision reaction)",
+        "mixed precision: 1 input groups, 9.74 % of the weights, at 8 bits, chosen by share",
+        "searched: 9 configurations, chosen W4A6 · 8 experts of rank 32 · 10 % at 8 bits",
+    ):
+        assert any(line.startswith(beginning) for line in lines), beginning
+    assert run(["inspect", "--json", str(checkpoint)]) == 0
+    contents = json.loads(capsys.readouterr().out)
+    assert contents["baseline"]["kl"] == 0.12871
+    assert contents["acceptance"]["verdict"] == "rejected"
+    assert contents["mixed_precision"]["weight_bits"] == 8
+
+
+def test_a_rejected_checkpoint_is_kept_and_the_exit_code_says_so(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits = ["--accept-max-kl", "1e-9", "--accept-min-top1", "0.01"]
+    options = ["--adapter-dtype", "int8", "--sensitive-groups", "layers.0.mlp.down", "--sensitive-bits", "6"]
+    assert run(arguments(inputs, tmp_path / "out", *limits, *options)) == 1
+    said = capsys.readouterr()
+    last = said.err.splitlines()[-1]
+    assert last.startswith("rejected: KL is ")
+    assert "over the limit of 1e-09" in last
+    assert "Rejected (1 of 2 limits missed)" in said.out
+    report = json.loads((tmp_path / "out" / "quality_report.json").read_text())
+    assert report["acceptance"]["limits"] == {"max_kl": 1e-9, "min_top1_agreement": 0.01}
+    assert report["acceptance"]["verdict"] == "rejected"
+    assert [name.rsplit("layers.")[1] for name in report["mixed_precision"]["groups"]] == ["0.mlp.down"]
+    assert report["mixed_precision"]["weight_bits"] == 6
+    assert run(["verify", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--sensitive-share", "0.1"], {"sensitive": Sensitive(share=0.1)}),
+        (
+            ["--sensitive-groups", "a", "--sensitive-groups", "b", "--sensitive-bits", "6"],
+            {"sensitive": Sensitive(groups=("a", "b"), weight_bits=6)},
+        ),
+        (["--bits-per-weight", "5.5"], {"budget": Budget(bits_per_weight=5.5)}),
+        (["--scheme", "auto", "--max-bytes", "2.5GB"], {"scheme": "auto", "target": Target(max_bytes=2_500_000_000)}),
+        (["--scheme", "auto", "--max-bytes", "900 MiB"], {"target": Target(max_bytes=900 * 2**20)}),
+        (["--scheme", "auto", "--max-bytes", "123"], {"target": Target(max_bytes=123)}),
+        (["--scheme", "auto", "--max-kl", "0.05"], {"target": Target(max_kl=0.05)}),
+        (["--smoothing", "smoothquant", "--smoothquant-alpha", "0.9"], {"smoothquant_alpha": 0.9}),
+        (["--adapter-dtype", "int8"], {"adapter_dtype": "int8"}),
+        (["--group-size", "64", "--method", "gptq"], {"group_size": 64, "rounding": "gptq"}),
+    ],
+)
+def test_options_make_the_spec(options: list[str], expected: dict[str, object]) -> None:
+    spec, accept_if = spec_of(**parsed(options))
+    assert {name: getattr(spec, name) for name in expected} == expected
+    assert accept_if is None
+
+
+def test_options_make_the_limits() -> None:
+    _, accept_if = spec_of(**parsed(["--accept-max-kl", "0.1", "--accept-max-perplexity-increase", "0"]))
+    assert accept_if == AcceptIf(max_kl=0.1, max_perplexity_increase=0.0)
+
+
+def parsed(options: list[str]) -> dict[str, Any]:
+    """What click makes of the options that say what to do."""
+
+    @click.command()
+    @spec_options
+    def command(**found: Any) -> dict[str, Any]:
+        return found
+
+    result = command.main(options, standalone_mode=False)
+    assert isinstance(result, dict)
+    return result
 
 
 def test_verify_passes_and_then_names_a_changed_byte(
@@ -101,10 +192,26 @@ def test_verify_passes_and_then_names_a_changed_byte(
         (["--scheme", "int4"], "write W<bits>A<bits>"),
         (["--method", "magic"], "'magic' is not one of"),
         (["--group-size", "48"], "--group-size 48"),
-        (["--shared-rank", "0"], "--shared-rank 0"),
+        (["--shared-rank", "-1"], "--shared-rank -1"),
         (["--experts", "many"], "'many' is not a valid integer"),
-        (["--smoothing", "soap"], "--smoothing soap: choose one of none, outlier"),
+        (["--smoothing", "soap"], "--smoothing soap: choose one of awq, mbq, none"),
         (["--frobnicate"], "--frobnicate"),
+        (["--scheme", "auto"], "--scheme auto: give --max-bytes or --max-kl"),
+        (["--max-kl", "0.1"], "--max-kl goes with --scheme auto"),
+        (["--scheme", "auto", "--max-kl", "0.1", "--max-bytes", "1GB"], "--max-bytes and --max-kl: give one"),
+        (["--scheme", "auto", "--max-bytes", "2 boxes"], "'2 boxes' is not a size: write 2.5GB"),
+        (["--scheme", "auto", "--max-bytes", "0"], "--max-bytes 0: "),
+        (["--scheme", "auto", "--max-kl", "1", "--sensitive-share", "0.1"], "leave out --sensitive-share"),
+        (["--sensitive-share", "2"], "--sensitive-share 2.0: "),
+        (["--sensitive-share", "0.1", "--bits-per-weight", "5"], "--sensitive-share and --bits-per-weight both choose"),
+        (["--sensitive-bits", "8"], "--sensitive-bits goes with"),
+        (["--sensitive-share", "0.1", "--sensitive-bits", "7"], "'7' is not one of"),
+        (["--bits-per-weight", "1"], "--bits-per-weight 1.0: "),
+        (["--adapter-dtype", "fp8"], "'fp8' is not one of"),
+        (["--smoothquant-alpha", "1.5"], "--smoothquant-alpha 1.5: "),
+        (["--accept-max-kl", "-1"], "--accept-max-kl -1.0: "),
+        (["--accept-min-top1", "95"], "--accept-min-top1 95.0: "),
+        (["--accept-max-kl", "much"], "'much' is not a valid float"),
     ],
 )
 def test_a_bad_argument_is_one_line_and_exit_code_2(
@@ -186,5 +293,7 @@ def test_quantize_help_names_every_promised_option(capsys: pytest.CaptureFixture
     for option in (
         *("--model", "--calibration", "--scheme", "--method", "--samples", "--seed", "--group-size"),
         *("--shared-rank", "--routed-rank", "--experts", "--important-channels", "--output"),
+        *("--adapter-dtype", "--sensitive-share", "--sensitive-groups", "--sensitive-bits", "--bits-per-weight"),
+        *("--max-bytes", "--max-kl", "--smoothquant-alpha", "--accept-max-kl", "--accept-min-top1"),
     ):
         assert f"{option} " in text

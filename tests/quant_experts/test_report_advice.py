@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from quant_experts.report import ChannelStatistics, GroupReport, GroupSensitivity, StageErrors
+from quant_experts.report import ChannelStatistics, GroupReport, GroupSensitivity, MixedPrecision, StageErrors
 from quant_experts.report_page.advice import Context, advice
 
 
@@ -57,7 +57,7 @@ def channels(**changes: Any) -> ChannelStatistics:
     ],
 )
 def test_advice_follows_from_the_figures(changes: dict[str, Any], said: Sequence[str]) -> None:
-    context = Context(samples=128, routed_rank=32, kls=[0.5, 0.1, 0.01], median_error=0.01)
+    context = Context(128, routed_rank=32, kls=[0.5, 0.1, 0.01], median_error=0.01, mixed=None, bits=6.0)
     text = " ".join(advice(group(**changes), context))
     for part in said:
         assert part in text
@@ -65,8 +65,23 @@ def test_advice_follows_from_the_figures(changes: dict[str, Any], said: Sequence
         assert "No single cause" not in text
 
 
+@pytest.mark.parametrize(
+    ("decided_by", "names", "said"),
+    [
+        ("names", ["model.layers.1.mlp.down"], "Keep it at 6 bits too: add --sensitive-groups layers.0.mlp.down."),
+        ("names", ["model.layers.0.mlp.down"], "It is at 6 bits: --sensitive-bits 8"),
+        ("share", ["model.layers.1.mlp.down"], "--sensitive-share 0.2."),
+        ("budget", ["model.layers.1.mlp.down"], "--bits-per-weight 6.5."),
+    ],
+)
+def test_advice_on_more_bits_speaks_the_option_that_the_run_used(decided_by: Any, names: list[str], said: str) -> None:
+    mixed = MixedPrecision(weight_bits=6, groups=names, share=0.1, decided_by=decided_by)
+    context = Context(128, routed_rank=32, kls=[], median_error=0.01, mixed=mixed, bits=6.0)
+    assert said in advice(group(), context)[0]
+
+
 def test_a_group_gets_at_most_three_sentences() -> None:
-    context = Context(samples=128, routed_rank=32, kls=[], median_error=0.01)
+    context = Context(128, routed_rank=32, kls=[], median_error=0.01, mixed=None, bits=6.0)
     ill = group(
         error_rtn=0.001, channels=channels(split_half=0.1, unseen_share=0.9), expert_usage=[1.0, 0.0],
         smoothing="smoothquant(0.75)", error_bf16=0.001,

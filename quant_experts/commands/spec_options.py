@@ -1,0 +1,189 @@
+"""The options of ``qe quantize`` that say what to do to the model, and the spec and the limits that they make.
+
+Names are those of :class:`QuantizationSpec`; where that has parts (``sensitive``, ``budget``, ``target``), each part is
+an option of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+from pydantic import ValidationError
+
+from quant_experts.config import AUTO, PRESETS, AcceptIf, QuantizationSpec
+from quant_experts.registry import names
+
+PARTS = {
+    "sensitive": {"share": "sensitive_share", "groups": "sensitive_groups", "weight_bits": "sensitive_bits"},
+    "budget": {"bits_per_weight": "bits_per_weight"},
+    "target": {"max_bytes": "max_bytes", "max_kl": "max_kl"},
+}
+"""Field of the spec → its parts → the options that give them."""
+LIMITS = {
+    "max_kl": "accept_max_kl",
+    "min_top1_agreement": "accept_min_top1",
+    "max_perplexity_increase": "accept_max_perplexity_increase",
+    "min_image_sensitivity": "accept_min_image_sensitivity",
+}
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?", re.IGNORECASE)
+
+
+class Bytes(click.ParamType):
+    """``2.5GB``, ``900 MiB``, ``2500000000``."""
+
+    name = "bytes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = BYTES.fullmatch(str(value).strip())
+        if match is None:
+            self.fail(f"{value!r} is not a size: write 2.5GB, 900MiB or a number of bytes", param, ctx)
+        return round(float(match[1]) * UNITS[match[2].lower()])
+
+
+OPTIONS = (
+    click.option(
+        "--scheme",
+        default="W4A6",
+        show_default=True,
+        metavar="WxAy|auto",
+        help="W4A6, W4A8, W3A16, W4A16 or any W2-8, A4-8 or A16; auto searches within --max-bytes or --max-kl.",
+    ),
+    click.option("--max-bytes", type=Bytes(), metavar="SIZE", help="With auto: the best within this size, as 2.5GB."),
+    click.option("--max-kl", type=float, metavar="F", help="With auto: the smallest within this KL, nats per token."),
+    click.option(
+        "--method", default="qe", show_default=True, type=click.Choice(list(PRESETS)), help="Preset of the three slots."
+    ),
+    click.option("--smoothing", metavar="NAME", help="Smoothing instead of the preset's."),
+    click.option("--smoothquant-alpha", type=float, metavar="F", help="Of smoothquant, 0 to 1.  [default: 0.5]"),
+    click.option("--rounding", metavar="NAME", help="Rounding instead of the preset's."),
+    click.option("--reconstruction", metavar="NAME", help="Reconstruction instead of the preset's."),
+    click.option("--samples", type=int, metavar="N", help="Calibration rows to use.  [default: 128]"),
+    click.option("--seed", type=int, metavar="S", help="Seed of every random choice.  [default: 0]"),
+    click.option(
+        "--group-size",
+        metavar="32|64|128|channel",
+        help="Input channels per weight scale.  [default: 128 where it divides]",
+    ),
+    click.option("--shared-rank", type=int, metavar="R", help="Rank of the shared expert.  [default: 32]"),
+    click.option("--routed-rank", type=int, metavar="R", help="Rank of each routed expert.  [default: 32]"),
+    click.option("--experts", type=int, metavar="N", help="Number of routed experts.  [default: 8]"),
+    click.option(
+        "--important-channels", type=int, metavar="K", help="Channels counted as important per token.  [default: 32]"
+    ),
+    click.option(
+        "--refine",
+        type=click.Choice(["none", "routed", "all"]),
+        help="Train the experts after the fit.  [default: none]",
+    ),
+    click.option(
+        "--adapter-dtype", type=click.Choice(["bf16", "int8"]), help="How experts are stored.  [default: bf16]"
+    ),
+    click.option(
+        "--sensitive-share",
+        type=float,
+        metavar="F",
+        help="This share of the weights keeps more bits, most sensitive first.",
+    ),
+    click.option(
+        "--sensitive-groups",
+        multiple=True,
+        metavar="NAME",
+        help="This input group keeps more bits, as layers.0.mlp.down; repeatable.",
+    ),
+    click.option("--sensitive-bits", type=click.Choice(["6", "8"]), help="The bits that they keep.  [default: 8]"),
+    click.option(
+        "--bits-per-weight",
+        type=float,
+        metavar="F",
+        help="Budget of stored bits that the most sensitive groups fill up.",
+    ),
+    click.option("--accept-max-kl", type=float, metavar="F", help="Exit 1 when the KL to full precision is larger."),
+    click.option("--accept-min-top1", type=float, metavar="F", help="Exit 1 when the next token agrees less often."),
+    click.option(
+        "--accept-max-perplexity-increase",
+        type=float,
+        metavar="F",
+        help="Exit 1 when it grows more; 0.02 is 2 percent.",
+    ),
+    click.option(
+        "--accept-min-image-sensitivity",
+        type=float,
+        metavar="F",
+        help="Exit 1 when the reaction to another image, relative to full precision, is less.",
+    ),
+)
+
+
+def spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: all of them, in the order in which the help lists them."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+def spec_of(method: str, **options: Any) -> tuple[QuantizationSpec, AcceptIf | None]:
+    """Raises UsageError that names the first option at fault."""
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    _check_together(given)
+    size = given.get("group_size", "")
+    if size.isdecimal():
+        given["group_size"] = int(size)
+    if "sensitive_bits" in given:
+        given["sensitive_bits"] = int(given["sensitive_bits"])
+    limits = _taken(given, LIMITS)
+    parts = {field: part for field, flags in PARTS.items() if (part := _taken(given, flags))}
+    try:
+        spec = QuantizationSpec.preset(method, **given, **parts)
+        accept_if = AcceptIf(**limits) if limits else None
+    except ValidationError as error:
+        raise _usage_error(error) from error
+    for slot in ("smoothing", "rounding", "reconstruction"):
+        if slot in given and given[slot] not in (known := names(f"quant_experts.{slot}")):
+            raise click.UsageError(f"--{slot} {given[slot]}: choose one of {', '.join(known)}")
+    return spec, accept_if
+
+
+def _check_together(given: Mapping[str, Any]) -> None:
+    """What the spec would refuse as well, in the words of the command line."""
+    target = [name for name in ("max_bytes", "max_kl") if name in given]
+    sensitive = [name for name in ("sensitive_share", "sensitive_groups") if name in given]
+    chosen = [*sensitive, *(["bits_per_weight"] if "bits_per_weight" in given else [])]
+    if given.get("scheme") == AUTO and not target:
+        raise click.UsageError("--scheme auto: give --max-bytes or --max-kl")
+    if target and given.get("scheme") != AUTO:
+        raise click.UsageError(f"{_flag(target[0])} goes with --scheme auto")
+    if len(target) > 1:
+        raise click.UsageError("--max-bytes and --max-kl: give one of them")
+    if len(chosen) > 1:
+        raise click.UsageError(
+            f"{' and '.join(map(_flag, chosen))} both choose the groups that keep more bits: give one"
+        )
+    if target and chosen:
+        raise click.UsageError(f"--scheme auto chooses the sensitive groups itself: leave out {_flag(chosen[0])}")
+    if "sensitive_bits" in given and not sensitive:
+        raise click.UsageError("--sensitive-bits goes with --sensitive-share or --sensitive-groups")
+
+
+def _taken(given: dict[str, Any], flags: Mapping[str, str]) -> dict[str, Any]:
+    """Take the options ``flags`` out of ``given``, under the names of the fields that they fill."""
+    return {name: given.pop(option) for name, option in flags.items() if option in given}
+
+
+def _usage_error(error: ValidationError) -> click.UsageError:
+    first = error.errors(include_url=False)[0]
+    message = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return click.UsageError(message)
+    flags: Mapping[str, str] = LIMITS if error.title == AcceptIf.__name__ else PARTS.get(str(first["loc"][0]), {})
+    field = str(first["loc"][1] if len(first["loc"]) > 1 else first["loc"][0])
+    return click.UsageError(f"{_flag(flags.get(field, field))} {first['input']}: {message}")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
