@@ -10,6 +10,7 @@ of the model: 56 for 28 blocks of 4 groups, on ``rows.ROWS`` rows. Disk: one hid
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -125,6 +126,8 @@ def _advance(
                     states.write(name, call, _run(glue, arguments, states.read(name, call), blueprint))
                 with _watched(blueprint, block, moments):
                     states.write(FULL, call, _run(glue, arguments, states.read(FULL, call), blueprint))
+        for plan in block:
+            _check_finite(plan.name, "input", moments[plan.name].mean_abs, moments[plan.name].variance)
     finally:
         empty(blueprint, prefix)
 
@@ -201,14 +204,17 @@ def _log_probabilities(blueprint: Blueprint, hidden: Tensor) -> Tensor:
 
 
 def _sensitivity(name: str, moments: _Moments, kl: float) -> GroupSensitivity:
+    _check_finite(name, "change of the output distribution", kl)
     # Rounding may leave -1e-9 where nothing changes.
-    measured = GroupSensitivity(mean_abs=moments.mean_abs, variance=moments.variance, kl=max(kl, 0.0))
-    if not all(torch.isfinite(torch.tensor(value)) for value in (moments.mean_abs, moments.variance, kl)):
+    return GroupSensitivity(mean_abs=moments.mean_abs, variance=moments.variance, kl=max(kl, 0.0))
+
+
+def _check_finite(name: str, what: str, *values: float) -> None:
+    if not all(map(math.isfinite, values)):
         raise NumericalFailure(
-            f"input group {name}: its sensitivity is not finite; the model overflows on this calibration data (try "
-            "bfloat16 or float32 weights)"
+            f"input group {name}: its {what} is not finite; the model overflows on this calibration data (try bfloat16 "
+            "or float32 weights)"
         )
-    return measured
 
 
 def _stop_if(should_stop: ShouldStop) -> None:

@@ -1,0 +1,57 @@
+"""A tiny model up to the point where sensitivity is measured: its blueprint, its plans, the calls of a few rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quant_experts.blueprint import fill, open_blueprint
+from quant_experts.calibrate import gather_calls
+from quant_experts.calibration.collate import open_collator
+from quant_experts.calibration.samples import choose, open_rows
+from quant_experts.chain import claim_directory
+from quant_experts.groups import plan_groups
+from quant_experts.progress import OnEvent, ShouldStop, ignore, never
+from quant_experts.sensitivity.measuring import Measuring
+from tests.models import VISION_FAMILIES, make_model
+from tests.rows import image_row, text_row, write_rows
+
+CPU = torch.device("cpu")
+
+
+def measuring(
+    directory: Path,
+    family: str,
+    *,
+    rows: list[dict[str, Any]] | None = None,
+    on_event: OnEvent = ignore,
+    should_stop: ShouldStop = never,
+    **model: Any,
+) -> Measuring:
+    """By default seven rows, of which two are held out; of vision models every other one has an image."""
+    if rows is None:
+        seeing = family in VISION_FAMILIES
+        rows = [image_row(i) if seeing and i % 2 else text_row(i) for i in range(7)]
+    source = make_model(family, directory / "model", **model)
+    blueprint = open_blueprint(source, device=CPU)
+    file = open_rows(write_rows(directory / "rows.jsonl", rows))
+    choice = choose(file, samples=len(rows), holdout=0.1, seed=0)
+    work = directory / "work"
+    claim_directory(work, {})
+    for name, _ in blueprint.language_model.named_children():
+        if name not in ("layers", "embed_tokens"):
+            fill(blueprint, f"{blueprint.family.language_model}.{name}")
+    calls = gather_calls(
+        blueprint,
+        file,
+        choice,
+        open_collator(source, blueprint.model.config),
+        work=work,
+        fingerprint="run",
+        on_event=ignore,
+        should_stop=never,
+    )
+    plans = plan_groups(blueprint.model, blueprint.family)
+    return Measuring(blueprint, plans, calls, work, "run", on_event, should_stop)
