@@ -124,8 +124,11 @@ def _limits(report: QualityReport) -> list[Limit]:
 
 
 def _warnings(report: QualityReport) -> list[str]:
+    """Each once; what the calibration data's own section says is left to it."""
+    elsewhere = report.calibration.reasons if report.calibration else []
     groups = [group for block in report.blocks for group in block.groups]
-    return list(dict.fromkeys([*report.warnings, *(f"{g.name}: {w}" for g in groups for w in g.warnings)]))
+    of_groups = [w if w.startswith(g.name) else f"{g.name}: {w}" for g in groups for w in g.warnings]
+    return [warning for warning in dict.fromkeys([*report.warnings, *of_groups]) if warning not in elsewhere]
 
 
 def _seconds_by_phase(report: QualityReport) -> dict[str, float]:

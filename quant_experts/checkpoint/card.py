@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from quant_experts.config import QuantizationSpec
-from quant_experts.report import QualityReport
+from quant_experts.report import ModelQuality, QualityReport
+from quant_experts.report_page import numbers
+from quant_experts.report_page.sentences import CALIBRATION, IMAGES, added_bytes, bought, verdict
 
 LOADING = {
     True: """\
@@ -27,24 +29,19 @@ def model_card(report: QualityReport, spec: QuantizationSpec, *, architecture: s
     """Markdown with the metadata block that model hubs read."""
     causal = architecture.endswith("ForCausalLM")
     auto_class = "AutoModelForCausalLM" if causal else "AutoModelForImageTextToText"
-    quality, size = report.quality, report.size
-    warnings = [*report.warnings, *(w for b in report.blocks for g in b.groups for w in g.warnings)]
+    warnings = [
+        *report.warnings,
+        *(report.calibration.reasons if report.calibration else []),
+        *(w for b in report.blocks for g in b.groups for w in g.warnings),
+    ]
     sections = [
         _metadata(report, spec, causal=causal),
-        f"# {report.model}, {report.scheme} by Quant Experts\n\n"
+        f"# {report.model}, {report.scheme} by Quant Experts\n\n{verdict(report)}\n\n"
         f"The language model's linear layers have {spec.bits.weight_bits}-bit weights and "
         f"{_activations(spec)}. Vision tower, embeddings, norms and output head are unchanged. "
         f"Method `{report.method}`: smoothing `{spec.smoothing}`, rounding `{spec.rounding}`, "
         f"reconstruction `{spec.reconstruction}`.",
-        "## What it lost\n\n"
-        f"Measured on {quality.rows} held-out calibration rows ({quality.tokens} tokens), never used to fit.\n\n"
-        "| | full precision | quantized |\n|---|---|---|\n"
-        f"| perplexity | {quality.perplexity_full:.4g} | {quality.perplexity_quantized:.4g} |\n"
-        f"| next token agrees | | {quality.top1_agreement:.1%} |\n"
-        f"| KL to full precision, nats per token | | {quality.kl:.4g} |\n"
-        f"| bytes of tensors | {size.bytes_before:,} | {size.bytes_after:,} |\n"
-        f"| bits per quantized weight | | {size.effective_bits:.2f} ({size.base_bits:.2f} without experts) |\n\n"
-        "Errors of every layer: `quality_report.html`. Recipe to make it again: `recipe.json`.",
+        _loss(report),
         "## How to load it\n\nWith nothing but transformers 5; the loader is in this directory:\n\n"
         f"{LOADING[causal]}\n\nOr with the package: `pip install quant-experts`, then `import quant_experts` and "
         f"`{auto_class}.from_pretrained(CHECKPOINT)`. In a process that does neither, transformers warns and "
@@ -55,6 +52,38 @@ def model_card(report: QualityReport, spec: QuantizationSpec, *, architecture: s
     if warnings:
         sections.append("## Warnings of the run\n\n" + "\n".join(f"- {warning}" for warning in dict.fromkeys(warnings)))
     return "\n\n".join(sections) + "\n"
+
+
+def _loss(report: QualityReport) -> str:
+    """The table of full precision, rounding alone and this checkpoint; then what the limits and the images say."""
+    quality, size, baseline = report.quality, report.size, report.baseline
+    rows = [
+        ("", "KL to full precision, nats per token", "next token agrees", "perplexity", "bits per weight", "bytes"),
+        ("---",) * 6,
+        ("full precision", "0", "100 %", numbers.perplexity(quality.perplexity_full), "", f"{size.bytes_before:,}"),
+    ]
+    if baseline is not None:
+        rounded = size.bytes_after - added_bytes(size)
+        rows.append(("rounding alone (RTN)", *_measured(baseline), f"{size.base_bits:.2f}", f"{rounded:,}"))
+    rows.append(("**this checkpoint**", *_measured(quality), f"{size.effective_bits:.2f}", f"{size.bytes_after:,}"))
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+    against = bought(report)
+    sentences = [
+        f"Measured on {quality.rows} held-out calibration rows ({quality.tokens} tokens), never used to fit.",
+        table,
+        "" if against is None else against.sentence,
+        *(f"Limit missed: {sentence}." for sentence in (report.acceptance.missed if report.acceptance else [])),
+        IMAGES[report.images.verdict] if report.images else "",
+        CALIBRATION[report.calibration.verdict] if report.calibration else "",
+        "Errors of every layer: `quality_report.html`. Recipe to make it again: `recipe.json`.",
+    ]
+    return "## What it lost\n\n" + "\n\n".join(sentence for sentence in sentences if sentence)
+
+
+def _measured(quality: ModelQuality) -> tuple[str, str, str]:
+    spread = quality.kl_standard_error
+    kl = numbers.number(quality.kl) + ("" if spread is None else f" ± {numbers.deviation(spread)}")
+    return kl, numbers.percent(quality.top1_agreement), numbers.perplexity(quality.perplexity_quantized)
 
 
 def _metadata(report: QualityReport, spec: QuantizationSpec, *, causal: bool) -> str:

@@ -32,7 +32,7 @@ UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "m
 BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?", re.IGNORECASE)
 
 
-class Bytes(click.ParamType):
+class Bytes(click.ParamType[int]):
     """``2.5GB``, ``900 MiB``, ``2500000000``."""
 
     name = "bytes"

@@ -11,6 +11,7 @@ from quant_experts.report_page import numbers
 
 FORMATS: Mapping[str, Callable[[Any], str]] = {
     "number": numbers.number,
+    "perplexity": numbers.perplexity,
     "deviation": numbers.deviation,
     "percent": numbers.percent,
     "size": numbers.size,

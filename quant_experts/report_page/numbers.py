@@ -47,6 +47,11 @@ def size(value: int) -> str:
     return f"{scaled:.4g} {units[0]}"
 
 
+def perplexity(value: float | None) -> str:
+    """Four digits: it is compared across a few percent."""
+    return number(value, 4)
+
+
 def deviation(value: float) -> str:
     """What stands after ±: two digits say enough."""
     return number(value, 2)

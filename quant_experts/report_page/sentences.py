@@ -64,7 +64,8 @@ def _judgement(report: QualityReport) -> str:
         return "O"
     limits, missed = len(report.acceptance.limits), len(report.acceptance.missed)
     if report.acceptance.verdict == "accepted":
-        return f"Accepted ({'the limit is' if limits == 1 else f'all {limits} limits are'} kept): o"
+        kept = {1: "the limit is", 2: "both limits are"}.get(limits, f"all {limits} limits are")
+        return f"Accepted ({kept} kept): o"
     return f"Rejected ({'its limit' if limits == 1 else f'{missed} of {limits} limits'} missed): o"
 
 

@@ -144,3 +144,32 @@ def test_the_card_says_how_to_load_and_what_it_cannot_do(report: QualityReport) 
     assert "AutoModelForCausalLM" in text
     assert "unquantized activations" in text
     assert "routed experts cannot" not in text
+
+
+def test_the_card_compares_with_rounding_alone_and_carries_verdicts_and_warnings() -> None:
+    spec = QuantizationSpec.preset("qe", scheme="W4A6")
+    card = model_card(rich_report(2), spec, architecture="Qwen2VLForConditionalGeneration")
+    assert "\n\nRejected (1 of 3 limits missed): on held-out rows" in card
+    assert "\n| rounding alone (RTN) | 0.129 ± 0.010 | 86.7 % | 7.144 | 4.53 | 2,071,373,906 |\n" in card
+    assert "\n| **this checkpoint** | 0.0214 ± 0.0019 | 94.1 % | 6.427 | 6.27 | 2,356,113,408 |\n" in card
+    assert "qe removes 83.4 % of the KL that rounding alone loses" in card
+    assert "Limit missed: The same next token is picked 94.1 % of the time" in card
+    assert "The quantized model still looks" in card
+    assert "The calibration data is thin" in card
+    assert "\n- The halves of the calibration rows agree only" in card
+
+
+def test_the_card_of_a_run_that_measured_nothing_more_is_whole(report: QualityReport) -> None:
+    card = model_card(report, QuantizationSpec.preset("qe"), architecture="Qwen2VLForConditionalGeneration")
+    assert "rounding alone" not in card
+    assert "\n| **this checkpoint** | 0.0100 | 93.0 % | 9.200 | 6.50 | 400,000,000 |\n" in card
+    assert "\n\n\n" not in card
+
+
+def test_a_warning_is_said_once(report: QualityReport) -> None:
+    name = report.blocks[0].groups[0].name
+    groups = [report.blocks[0].groups[0].model_copy(update={"warnings": [f"{name}: one scale per row"]})]
+    block = report.blocks[0].model_copy(update={"groups": groups})
+    page = render_report(report.model_copy(update={"blocks": [block], "warnings": ["twice", "twice"]}))
+    assert page.count("<li>twice</li>") == 1
+    assert f"<li>{name}: one scale per row</li>" in page
