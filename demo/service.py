@@ -35,13 +35,15 @@ class Service:
         with rows.open("rb") as file:
             return _json(self.client.post("/v1/datasets", files={"file": (rows.name, file, "application/jsonl")}))
 
-    def submit(self, model: str, dataset: str, scheme: str, options: dict[str, Any]) -> dict[str, Any]:
+    def submit(self, model: str, dataset: str, scheme: str, options: dict[str, Any], **more: Any) -> dict[str, Any]:
+        """``more``: further fields of the body, such as ``method``."""
         body = {
             "model": {"id": model},
             "calibration": {"dataset": dataset},
             "scheme": scheme,
             "options": options,
             "name": "demo",
+            **more,
         }
         return _json(self.client.post("/v1/jobs", json=body, headers={"Idempotency-Key": str(uuid.uuid4())}))
 
