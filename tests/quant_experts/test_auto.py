@@ -112,6 +112,13 @@ def test_richer_is_richer_in_each_respect() -> None:
     assert is_richer(plain, by_label["W6A8 · no adapters · 10 % at 8 bits"])
 
 
+def test_a_smaller_point_that_is_richer_in_one_respect_is_tried_too() -> None:
+    of_scheme = [point for point in POINTS if point.spec.scheme == "W4A8"]
+    larger_experts = next(point for point in of_scheme if point.label == "W4A8 · 8 experts of rank 32")
+    labels = [point.label for point in worth_trying(of_scheme, larger_experts.bytes)]
+    assert labels == ["W4A8 · 8 experts of rank 16 · 10 % at 8 bits", larger_experts.label]
+
+
 def test_a_target_out_of_reach_says_how_close_it_came() -> None:
     smallest, richest = POINTS[0], max(POINTS, key=lambda point: point.richness)
     with pytest.raises(InvalidSpec, match=rf"max_bytes 9,000 .* {smallest.label}, takes {smallest.bytes:,} bytes") as e:
