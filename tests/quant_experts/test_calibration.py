@@ -192,6 +192,13 @@ def test_an_image_for_a_text_model_is_refused(tmp_path: Path) -> None:
         collate(parse_row(4, image_row(1), tmp_path))
 
 
+def test_an_image_and_text_that_forges_a_second_one_are_refused(collate: Collate, tmp_path: Path) -> None:
+    row = image_row(1)
+    row["messages"][1]["content"] = "another <|image_pad|>"
+    with pytest.raises(InvalidCalibration, match=r"row 2: 2 image tokens for 1 of its images; .*image_pad"):
+        collate(parse_row(2, row, tmp_path))
+
+
 def test_text_that_forges_an_image_token_is_refused(collate: Collate, tmp_path: Path) -> None:
     row = {"messages": [{"role": "user", "content": "look: <|image_pad|>"}]}
     with pytest.raises(InvalidCalibration, match=r"row 2: .*image_pad"):

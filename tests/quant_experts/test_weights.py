@@ -56,6 +56,17 @@ def test_without_a_dtype_in_the_configuration_the_files_decide(tmp_path: Path) -
     assert open_blueprint(tmp_path, device=CPU).dtype == torch.float16
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_a_buffer_that_no_file_holds_and_the_model_cannot_make_is_found(dtype: torch.dtype, tmp_path: Path) -> None:
+    blueprint = open_blueprint(make_model("llava", tmp_path), device=CPU)
+    tower = blueprint.model.get_submodule("model.vision_tower.embeddings")
+    fill(blueprint, "model.vision_tower")  # its positions can be made
+    assert tower.position_ids.tolist() == [list(range(17))]
+    tower.register_buffer("marks", torch.zeros(3, dtype=dtype, device="meta"), persistent=False)
+    with pytest.raises(InvalidModel, match=r"vision_tower\.embeddings\.marks cannot be computed"):
+        fill(blueprint, "model.vision_tower")
+
+
 def test_an_emptied_block_holds_no_memory_and_can_be_filled_again(tmp_path: Path) -> None:
     blueprint = open_blueprint(make_model("qwen2_vl", tmp_path), device=CPU)
     name = "model.language_model.layers.1"
