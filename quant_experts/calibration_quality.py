@@ -129,8 +129,8 @@ def _about_amount(calls: Calls, widest: int) -> Iterator[Finding]:
     if len(calls.held_out) < HELD_OUT_ROWS:
         yield (
             "thin",
-            f"only {_counted(len(calls.held_out))} held out, so that every figure of this report is uncertain; give more "
-            "rows or raise `holdout`",
+            f"only {_counted(len(calls.held_out))} held out, so that every figure of this report is uncertain; give "
+            "more rows or raise `holdout`",
         )
 
 
