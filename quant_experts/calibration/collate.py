@@ -91,7 +91,7 @@ def _with_images(row: Row, processor: Any, image_token: int, most: int) -> Sampl
 
 def _tiles(processor: Any, images: list[Image.Image], room: int, options: dict[str, Any]) -> int:
     """Tiles per image that fit into ``room`` tokens: every tile costs the same, however small the image is."""
-    fitting = room // (processor.image_seq_length * len(images))
+    fitting: int = room // (processor.image_seq_length * len(images))
     if fitting < 1 or "max_patches" in options:
         raise TooLong(f"its images take {processor.image_seq_length} tokens each, {room} are left")
     return max(1, fitting - 1)  # more than one tile brings a thumbnail of the whole image with it
