@@ -99,7 +99,7 @@ def measure(model: Any, processor: Any, *, per_task: int = 200) -> dict[str, Any
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=REPOSITORY)
-    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     print(f"training on {len(TASKS)} tasks, {arguments.steps} steps of {BATCH}")
