@@ -43,13 +43,10 @@ def token_moment(x: Tensor, weight: Tensor, prior: Operator, prior_weight: float
     return lambda v: (rows.T @ (factors * (rows @ v)) + prior_weight * prior(v)) / total
 
 
-def low_rank(
-    error: Tensor, moment: Operator, rank: int, source: torch.Generator, *, near: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def low_rank(error: Tensor, moment: Operator, rank: int, source: torch.Generator) -> tuple[Tensor, Tensor]:
     """The rank-r matrix ``up @ down`` that minimises ``tr((E - up down) M (E - up down)ᵀ)``, M the moment.
 
     error: (out, d) float32; returns up (out, r) with orthonormal columns and down (r, d), r = min(rank, out, d).
-    ``near``: (out, r) columns close to the answer, from an earlier solve; fewer iterations are then enough.
 
     Step 4 of method.md with M = S Sᵀ: up spans the leading left singular vectors U of E S, and ``Σ Vᵀ S⁻¹ = Uᵀ E``, so
     neither S nor its inverse is needed. U comes from randomised subspace iteration (Halko, Martinsson, Tropp 2011,
@@ -58,17 +55,23 @@ def low_rank(
     """
     out, d = error.shape
     width = min(rank + OVERSAMPLING, out, d)
-    known = 0 if near is None else min(near.shape[1], width)
-    probes = torch.randn(d, width - known, generator=source, dtype=torch.float32).to(error.device)
-    start = error @ moment(probes)
-    basis = torch.linalg.qr(start if near is None else torch.cat([near[:, :known], start], dim=1)).Q
-    for _ in range(ITERATIONS if near is None else ITERATIONS_NEAR):
-        basis = torch.linalg.qr(error @ moment(error.T @ basis)).Q
-    projected = error.T @ basis
-    small = (projected.T @ moment(projected)).double()
+    probes = torch.randn(d, width, generator=source, dtype=torch.float32).to(error.device)
+    up = leading_directions(lambda v: error @ moment(error.T @ v), error @ moment(probes), min(rank, width), ITERATIONS)
+    return up, up.T @ error
+
+
+def leading_directions(apply: Operator, start: Tensor, rank: int, iterations: int) -> Tensor:
+    """Orthonormal (m, rank) columns that span the leading eigenvectors of a symmetric positive operator, largest first.
+
+    start: (m, l), l ≥ rank columns, best with ``apply`` behind them once.
+    """
+    basis = torch.linalg.qr(start).Q
+    for _ in range(iterations):
+        basis = torch.linalg.qr(apply(basis)).Q
+    small = (basis.T @ apply(basis)).double()
     _, vectors = torch.linalg.eigh((small + small.T) / 2)
-    leading = vectors[:, -min(rank, width) :].flip(-1).to(error.dtype)
-    return basis @ leading, (projected @ leading).T.contiguous()
+    leading: Tensor = basis @ vectors[:, -rank:].flip(-1).to(basis.dtype)
+    return leading
 
 
 def cholesky(name: str, second_moment: Tensor, tokens: float, damping: float) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from quant_experts.experts.clustering import cluster_at_random, cluster_by_co_occurrence
+from quant_experts.experts.output_errors import OutputErrors, output_errors
 from quant_experts.experts.partition import channel_mask
 from quant_experts.experts.refine import refine
 from quant_experts.experts.routed import RoutedExperts, fit_everywhere, fit_on_clusters, reassign, residual_norms
@@ -48,29 +49,30 @@ def _shared_expert(problem: GroupProblem, error: Tensor) -> Adapters:
 
 def _with_routed_experts(problem: GroupProblem, error: Tensor, adapters: Adapters) -> Adapters:
     rank, warned = clamped_rank(problem, problem.spec.routed_rank, "routed_rank")
-    experts, warned_experts = _routed_experts(problem, error, rank)
+    errors = output_errors(problem, error)
+    experts, warned_experts = _routed_experts(problem, errors, rank)
     return replace(
         adapters,
-        routed_up=experts.up,
+        routed_up=errors.expand(experts.up),
         routed_down=experts.down,
-        router=_router(problem, error, experts),
+        router=_router(problem, errors, experts),
         warnings=adapters.warnings + warned + warned_experts,
     )
 
 
-def _routed_experts(problem: GroupProblem, error: Tensor, rank: int) -> tuple[RoutedExperts, tuple[str, ...]]:
+def _routed_experts(problem: GroupProblem, errors: OutputErrors, rank: int) -> tuple[RoutedExperts, tuple[str, ...]]:
     dependent, spec = problem.partition.dependent, problem.spec
     count = min(spec.experts, len(dependent))
     if count < 2:
         warned = () if spec.experts < 2 else (_too_few(problem, 1),)
-        return fit_everywhere(problem, error, rank), warned
+        return fit_everywhere(problem, errors, rank), warned
     if spec.clustering == "random":
         labels = cluster_at_random(len(dependent), count, generator(spec.seed, problem.name, "clusters"))
     else:
         labels = cluster_by_co_occurrence(problem.important[:, dependent], count)
-    experts = fit_on_clusters(problem, error, labels, rank)
+    experts = fit_on_clusters(problem, errors, labels, rank)
     warned = (_too_few(problem, count),) if count < spec.experts else ()
-    return reassign(problem, error, experts, rank, spec.lloyd_rounds), warned
+    return reassign(problem, errors, experts, rank, spec.lloyd_rounds), warned
 
 
 def _too_few(problem: GroupProblem, count: int) -> str:
@@ -80,12 +82,12 @@ def _too_few(problem: GroupProblem, count: int) -> str:
     )
 
 
-def _router(problem: GroupProblem, error: Tensor, experts: RoutedExperts) -> Tensor:
+def _router(problem: GroupProblem, errors: OutputErrors, experts: RoutedExperts) -> Tensor:
     spec = problem.spec
     if spec.router == "random":
         source = generator(spec.seed, problem.name, "router")
         return random_router(problem.samples, experts.down.shape[0], source)
-    start = norm_router(error, experts)
+    start = norm_router(errors.matrix, experts)
     if spec.router == "norm":
         return start
-    return ridge_router(problem.samples, residual_norms(problem.samples, error, experts), start)
+    return ridge_router(problem.samples, residual_norms(errors.tokens, experts), start)

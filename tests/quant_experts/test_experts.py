@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from quant_experts.experts.clustering import cluster_at_random, cluster_by_co_occurrence, npmi
+from quant_experts.experts.output_errors import output_errors
 from quant_experts.experts.partition import partition_channels
 from quant_experts.experts.routed import (
     best_expert,
@@ -21,7 +22,7 @@ from quant_experts.problem import GroupProblem
 from quant_experts.quantizer import dequantize, quantize
 from quant_experts.seeding import generator
 from tests.quant_experts.problems import problem_of
-from tests.quant_experts.tokens import KINDS, mixture
+from tests.quant_experts.tokens import KINDS, WIDTH, mixture
 
 
 def _error(problem: GroupProblem) -> torch.Tensor:
@@ -92,14 +93,53 @@ def test_random_clusters_are_equal_in_size_and_follow_the_seed() -> None:
     assert not torch.equal(first, cluster_at_random(24, 4, generator(1, "g")))
 
 
+@pytest.mark.parametrize("out", [24, 64, 200])
+def test_errors_seen_from_the_output_are_the_errors_whatever_the_shape(out: int) -> None:
+    """A group wider at its output than at its input is fitted in the coordinates of its input's width."""
+    layers = {"q": torch.randn(out, WIDTH, generator=torch.Generator().manual_seed(2))}
+    problem = problem_of(layers=layers)
+    error = _error(problem)
+    errors = output_errors(problem, error)
+    assert errors.matrix.shape == (min(out, WIDTH), WIDTH)
+    formed = problem.samples @ error.T
+    torch.testing.assert_close(errors.tokens.norm(dim=-1), formed.norm(dim=-1), rtol=1e-4, atol=1e-4)
+    experts = fit_on_clusters(problem, errors, _labels(problem), 4)
+    up = errors.expand(experts.up)
+    assert up.shape == (KINDS, out, 4)
+    torch.testing.assert_close(up.transpose(1, 2) @ up, torch.eye(4).expand(KINDS, 4, 4), rtol=0, atol=1e-4)
+    torch.testing.assert_close(up.transpose(1, 2) @ error, experts.down, rtol=1e-3, atol=1e-3)
+    corrected = (problem.samples @ experts.down.transpose(1, 2)) @ up.transpose(1, 2)  # (N, tokens, out)
+    left = formed.unsqueeze(1) - corrected.transpose(0, 1)
+    torch.testing.assert_close(residual_norms(errors.tokens, experts), left.norm(dim=-1), rtol=1e-3, atol=1e-3)
+
+
+def test_an_expert_is_the_optimum_under_its_own_tokens_moment() -> None:
+    problem = problem_of()
+    error = _error(problem)
+    errors = output_errors(problem, error)
+    labels = _labels(problem)
+    experts = fit_on_clusters(problem, errors, labels, 4)
+    x = problem.samples.double()
+    prior = problem.second_moment.double() / problem.tokens
+    prior.diagonal().add_(problem.spec.damping * prior.diagonal().mean())
+    for i in range(KINDS):
+        omega = problem.important[:, problem.partition.dependent[labels == i]].double().sum(-1)
+        moment = (x.T * omega) @ x + 0.01 * omega[omega > 0].mean() * len(x) * prior
+        lower = torch.linalg.cholesky(moment)
+        exact = torch.linalg.svdvals(error.double() @ lower)[4:].square().sum()
+        found = (error - errors.expand(experts.up)[i] @ experts.down[i]).double() @ lower
+        assert float(exact) * (1 - 1e-5) <= float(found.square().sum()) <= float(exact) * 1.002
+
+
 def test_lloyd_rounds_lower_the_error_of_the_best_expert() -> None:
     problem = problem_of()
     error = _error(problem)
-    start = fit_on_clusters(problem, error, _labels(problem), 4)
-    left = [float(residual_norms(problem.samples, error, start).amin(-1).square().sum())]
+    errors = output_errors(problem, error)
+    start = fit_on_clusters(problem, errors, _labels(problem), 4)
+    left = [float(residual_norms(errors.tokens, start).amin(-1).square().sum())]
     for rounds in (1, 3):
-        refitted = reassign(problem, error, start, 4, rounds)
-        left.append(float(residual_norms(problem.samples, error, refitted).amin(-1).square().sum()))
+        refitted = reassign(problem, errors, start, 4, rounds)
+        left.append(float(residual_norms(errors.tokens, refitted).amin(-1).square().sum()))
     assert left[1] < left[0]
     assert left[2] <= left[1] * 1.001
 
@@ -107,9 +147,10 @@ def test_lloyd_rounds_lower_the_error_of_the_best_expert() -> None:
 def test_a_routed_expert_serves_its_own_tokens_better_than_another_expert_does() -> None:
     problem = problem_of()
     error = _error(problem)
-    experts = reassign(problem, error, fit_on_clusters(problem, error, _labels(problem), 4), 4, 3)
-    mine = best_expert(problem.samples, experts)
-    taken = explained(problem.samples, experts)
+    errors = output_errors(problem, error)
+    experts = reassign(problem, errors, fit_on_clusters(problem, errors, _labels(problem), 4), 4, 3)
+    mine = best_expert(errors.tokens, experts)
+    taken = explained(errors.tokens, experts)
     assert len(mine.unique()) == KINDS
     own = taken.gather(-1, mine.unsqueeze(-1)).sum()
     assert float(own) > 1.3 * float(taken.mean(-1).sum())
@@ -118,18 +159,20 @@ def test_a_routed_expert_serves_its_own_tokens_better_than_another_expert_does()
 def test_residual_norms_equal_the_norm_of_what_each_expert_leaves() -> None:
     problem = problem_of()
     error = _error(problem)
-    experts = fit_on_clusters(problem, error, _labels(problem), 4)
+    errors = output_errors(problem, error)
+    experts = fit_on_clusters(problem, errors, _labels(problem), 4)
     x = problem.samples[:40]
     formed = torch.stack(
         [(x @ (error - up @ down).T).norm(dim=-1) for up, down in zip(experts.up, experts.down, strict=True)], dim=-1
     )
-    torch.testing.assert_close(residual_norms(x, error, experts), formed, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(residual_norms(x @ error.T, experts), formed, rtol=1e-3, atol=1e-3)
 
 
 def test_the_norm_router_holds_the_column_norms_of_each_experts_residual() -> None:
     problem = problem_of()
     error = _error(problem)
-    experts = fit_on_clusters(problem, error, _labels(problem), 4)
+    errors = output_errors(problem, error)
+    experts = fit_on_clusters(problem, errors, _labels(problem), 4)
     formed = torch.stack([(error - u @ d).norm(dim=0) for u, d in zip(experts.up, experts.down, strict=True)])
     torch.testing.assert_close(norm_router(error, experts), formed, rtol=1e-3, atol=1e-4)
 
@@ -137,12 +180,13 @@ def test_the_norm_router_holds_the_column_norms_of_each_experts_residual() -> No
 def test_the_ridge_router_sends_unseen_tokens_better_than_the_norm_router_and_chance() -> None:
     problem = problem_of()
     error = _error(problem)
-    experts = reassign(problem, error, fit_on_clusters(problem, error, _labels(problem), 4), 4, 3)
+    errors = output_errors(problem, error)
+    experts = reassign(problem, errors, fit_on_clusters(problem, errors, _labels(problem), 4), 4, 3)
     start = norm_router(error, experts)
-    ridge = ridge_router(problem.samples, residual_norms(problem.samples, error, experts), start)
+    ridge = ridge_router(problem.samples, residual_norms(errors.tokens, experts), start)
     chance = random_router(problem.samples, KINDS, generator(0, "g"))
     x, _ = mixture(400, seed=77)
-    norms = residual_norms(x, error, experts).square()
+    norms = residual_norms(x @ error.T, experts).square()
     left = {
         name: float(norms.gather(-1, route(router, x).unsqueeze(-1)).sum())
         for name, router in (("ridge", ridge), ("norm", start), ("chance", chance))
