@@ -39,7 +39,7 @@ def measure_run(
     spec: QuantizationSpec,
     work: Path,
 ) -> Measured:
-    """Raises NumericalFailure when a logit is not finite, InvalidCalibration when no held-out row has text to foresee."""
+    """Raises NumericalFailure when a logit is not finite, InvalidCalibration when no held-out row has text."""
     quality, probe = evaluate(blueprint, calls, work)
     baseline, warnings = (quality, ()) if is_baseline(spec) else _evaluate_baseline(blueprint, calls, work)
     images = measure_image_sensitivity(blueprint, calls, work)
