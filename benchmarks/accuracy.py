@@ -20,6 +20,7 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,10 @@ def collect(
 ) -> list[dict[str, Any]]:
     """One result per seed. Of several candidates, the one with the smallest KL on held-out calibration rows."""
     chosen = []
-    for seed in seeds[:1] if method.seedless else seeds:
+    for seed in seeds[:1] if method.one_seed else seeds:
         tried = [
-            result((bench, variant, spec)) for spec in method.specs(scheme, seed, rows=bench.rows, holdout=HOLDOUT)
+            result((replace(bench, grouped=method.grouped), variant, spec))
+            for spec in method.specs(scheme, seed, rows=bench.rows, holdout=HOLDOUT)
         ]
         chosen.append(min(tried, key=lambda found: found["calibration_kl"]))
     return chosen

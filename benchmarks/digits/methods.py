@@ -39,16 +39,21 @@ def stored_rank() -> int:
 @dataclass(frozen=True)
 class Method:
     """``candidates``: options over the preset; of several, the one with the smallest KL on held-out calibration rows
-    counts. ``stored``: a static adapter of QE's bytes, not of its active rank."""
+    counts. ``stored``: a static adapter of QE's bytes, not of its active rank. ``grouped``: layers that read the same
+    input share smoothing, down projections and router; else each layer is fitted for itself, as published. ``slow``: one
+    seed has to do."""
 
     label: str
     preset: str
     candidates: tuple[dict[str, Any], ...] = field(default=({},))
     stored: bool = False
+    grouped: bool = True
+    slow: bool = False
 
     @property
-    def seedless(self) -> bool:
-        return self.preset in SEEDLESS and self.candidates == ({"shared_rank": ACTIVE},)
+    def one_seed(self) -> bool:
+        """A second calibration seed would bring the same integers, or takes too long."""
+        return self.slow or self.preset in SEEDLESS and self.candidates == ({"shared_rank": ACTIVE},)
 
     def specs(self, scheme: str, seed: int, rows: int, holdout: float) -> Iterator[QuantizationSpec]:
         common = {**COMMON, "shared_rank": SHARED, "routed_rank": ROUTED}
@@ -88,16 +93,17 @@ def _there(name: str) -> bool:
 
 
 def ablations() -> list[Method]:
-    """QE with one thing changed. ``static``: a routed part of one expert and rank 1 is one more static rank."""
+    """QE with one thing changed."""
 
-    def qe(label: str, **options: Any) -> Method:
-        return Method(label, "qe", (options,))
+    def qe(label: str, *, grouped: bool = True, slow: bool = False, **options: Any) -> Method:
+        return Method(label, "qe", (options,), grouped=grouped, slow=slow)
 
     found = [
         qe("qe"),
-        qe("static only, rank 8 (7 + 1)", shared_rank=SHARED - 1, routed_rank=1, experts=1),
-        qe("static only, rank 16 (15 + 1)", shared_rank=ACTIVE - 1, routed_rank=1, experts=1),
-        qe("routed nearly alone (shared rank 1, no column exempt)", shared_rank=1, exempt=False),
+        qe("shared only, rank 8", experts=0),
+        qe("shared only, rank 16", experts=0, shared_rank=ACTIVE),
+        qe("routed only, rank 8", shared_rank=0),
+        qe("routed only, rank 16", shared_rank=0, routed_rank=ACTIVE),
         qe("shared + random routing", router="random"),
         qe("shared + norm router", router="norm"),
         qe("random clusters", clustering="random"),
@@ -107,9 +113,12 @@ def ablations() -> list[Method]:
         qe("no Lloyd rounds, random clusters", lloyd_rounds=0, clustering="random"),
         qe("no Lloyd rounds, random clusters, norm router", lloyd_rounds=0, clustering="random", router="norm"),
         qe("columns not exempt", exempt=False),
-        qe("refined: routed", refine="routed"),
+        qe("each layer for itself", grouped=False),
+        qe("refined: routed", refine="routed", slow=True),
+        qe("refined: all", refine="all", slow=True),
         qe("scaling: none", smoothing="none"),
         qe("scaling: outlier, as published", smoothing="outlier"),
+        qe("adapters in int8", adapter_dtype="int8"),
     ]
     found += [qe(f"N_r = {count}", experts=count) for count in (2, 4, 16)]
     found += [qe(f"k = {count}", important_channels=count) for count in (2, 8, 16, 32, 64)]

@@ -6,6 +6,7 @@ and the source of the fit. Its result is one small JSON file below the work dire
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import gc
@@ -13,7 +14,8 @@ import hashlib
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ from benchmarks.digits.outliers import write_variant
 from benchmarks.digits.yardstick import Yardstick, measure, open_yardstick
 from quant_experts.calibration.processor import load_processor
 from quant_experts.config import QuantizationSpec
+from quant_experts.families.family import DECODER_GROUPS
+from quant_experts.families.table import FAMILIES
 from quant_experts.pipeline import quantize
 
 VARIANTS = ("plain", "outlier")
@@ -46,11 +50,13 @@ FIT_SOURCES = (
 
 @dataclass(frozen=True)
 class Bench:
-    """``work``: where variants, rows and results are kept. ``per_task``: test questions of each task."""
+    """``work``: where variants, rows and results are kept. ``per_task``: test questions of each task. ``grouped``:
+    layers that read the same input are fitted together, as the library does it; else each for itself."""
 
     work: Path
     rows: int = ROWS
     per_task: int = PER_TASK
+    grouped: bool = True
 
     def variant(self, name: str) -> Path:
         """The model directory of a variant, written on first use."""
@@ -76,7 +82,7 @@ class Bench:
         return path
 
     def yardstick(self, variant: str) -> Yardstick:
-        return _yardstick(self, variant)
+        return _yardstick(replace(self, grouped=True), variant)
 
     def config(self, variant: str) -> Any:
         return AutoConfig.from_pretrained(self.variant(variant))
@@ -107,13 +113,14 @@ class Bench:
         with tempfile.TemporaryDirectory(prefix="qe-accuracy-") as name:
             directory = Path(name)
             before = _forget_peak()
-            report = quantize(
-                model=self.variant(variant),
-                calibration=self.calibration(spec.seed),
-                output=directory / "checkpoint",
-                work=directory / "work",
-                spec=spec,
-            )
+            with contextlib.nullcontext() if self.grouped else _layers_apart():
+                report = quantize(
+                    model=self.variant(variant),
+                    calibration=self.calibration(spec.seed),
+                    output=directory / "checkpoint",
+                    work=directory / "work",
+                    spec=spec,
+                )
             needed = _resident_peak() - before
             model = _load(directory / "checkpoint")
             measured = measure(yardstick, model)
@@ -136,10 +143,25 @@ class Bench:
             spec.model_dump(mode="json"),
             self.rows,
             self.per_task,
+            self.grouped,
             _digest_of_files([REPOSITORY, Path(__file__).parent]),
             _digest_of_files(_fit_sources()),
         ]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+
+
+@contextlib.contextmanager
+def _layers_apart() -> Iterator[None]:
+    """Every layer an input group of its own, for as long as the block runs."""
+    family = FAMILIES["qwen2_vl"]
+    alone = tuple(
+        (parent, layer.removesuffix("_proj"), (layer,)) for parent, _, layers in DECODER_GROUPS for layer in layers
+    )
+    FAMILIES["qwen2_vl"] = replace(family, groups=alone)
+    try:
+        yield
+    finally:
+        FAMILIES["qwen2_vl"] = family
 
 
 @functools.cache

@@ -65,8 +65,7 @@ def ablation_tables(found: dict[str, Any]) -> str:
         "",
         "## Ablations of QE",
         "",
-        'One thing changed at a time, variant outlier. "Static only" keeps the exempt columns and spends the rank on '
-        "experts that every token uses: a routed part of one expert and rank 1 is one more static rank.",
+        "One thing changed at a time, variant outlier. Without a shared expert no column is exempt.",
         "",
     ]
     for scheme in _schemes(found["ablations"], None):
