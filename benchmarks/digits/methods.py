@@ -40,8 +40,8 @@ def stored_rank() -> int:
 class Method:
     """``candidates``: options over the preset; of several, the one with the smallest KL on held-out calibration rows
     counts. ``stored``: a static adapter of QE's bytes, not of its active rank. ``grouped``: layers that read the same
-    input share smoothing, down projections and router; else each layer is fitted for itself, as published. ``slow``: one
-    seed has to do."""
+    input share smoothing, down projections and router; else each layer is fitted for itself, as published. ``slow``:
+    one seed has to do."""
 
     label: str
     preset: str
@@ -53,7 +53,7 @@ class Method:
     @property
     def one_seed(self) -> bool:
         """A second calibration seed would bring the same integers, or takes too long."""
-        return self.slow or self.preset in SEEDLESS and self.candidates == ({"shared_rank": ACTIVE},)
+        return self.slow or (self.preset in SEEDLESS and self.candidates == ({"shared_rank": ACTIVE},))
 
     def specs(self, scheme: str, seed: int, rows: int, holdout: float) -> Iterator[QuantizationSpec]:
         common = {**COMMON, "shared_rank": SHARED, "routed_rank": ROUTED}
