@@ -1,6 +1,6 @@
 """The main job from end to end, as a user would do it: serve, upload, submit, follow, download, check, load, generate.
 
-    python -m demo                                       # a small Qwen2-VL made here
+    python -m demo                                       # the small Qwen2-VL that was trained here to read digits
     python -m demo --model Qwen/Qwen2-VL-2B-Instruct     # a hub model, where there is a network
 
 Leaves ``demo-output/summary.json``. The exit code is 0 only if every step held.
@@ -21,13 +21,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.digits import REPOSITORY
+from benchmarks.digits.boards import Question, held_out_questions
 from demo.loading import Reply, generate_in_fresh_process
 from demo.rows import write_jsonl
 from demo.service import Service, running_service
 
-LOCAL_MODEL = "local/tiny-qwen2-vl"
+LOCAL_MODEL = "local/digits-qwen2-vl"
 LOCAL_OPTIONS = {"group_size": 64, "shared_rank": 8, "routed_rank": 8, "experts": 4, "important_channels": 8}
-"""In proportion to the small model's width: 8 of 256 where the defaults are made for 32 of some thousand."""
+"""In proportion to the small model's width: 8 of 192 where the defaults are made for 32 of some thousand."""
+
+ASKED = ("caption", "digit", "colour", "sum")
+"""Tasks of ``benchmarks.digits.boards``; a hub model is asked the same, and may answer as it likes."""
 
 LABELS = {"error_base": "error of the integers alone; the experts carry the important columns"}
 
@@ -38,7 +43,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default=LOCAL_MODEL, help="a hub id; by default a small Qwen2-VL is made here")
+    parser.add_argument(
+        "--model", default=LOCAL_MODEL, help="a hub id; by default the small Qwen2-VL of benchmarks/digits"
+    )
     parser.add_argument("--rows", type=int, default=64, help="calibration rows to make (at least 64)")
     parser.add_argument("--scheme", default="W4A6")
     parser.add_argument("--output", type=Path, default=Path("demo-output"))
@@ -70,11 +77,10 @@ def run(arguments: argparse.Namespace) -> None:
     rows = output / "calibration.jsonl"
     write_jsonl(rows, max(64, arguments.rows))
     step(f"calibration: {max(64, arguments.rows)} rows of image, question and answer in {rows.name}")
+    local = output / "models" / LOCAL_MODEL.removeprefix("local/")
     if arguments.model == LOCAL_MODEL:
-        from demo.model import make_qwen2_vl  # imports torch: seconds that the other path need not spend
-
-        make_qwen2_vl(output / "models" / "tiny-qwen2-vl")
-        step("model: a seeded Qwen2-VL (real architecture, untrained weights) in models/tiny-qwen2-vl")
+        shutil.copytree(REPOSITORY, local)
+        step(f"model: a small Qwen2-VL that has learned to read handwritten digits, in models/{local.name}")
 
     with running_service(output) as service:
         step(f"service: {service.url} (PostgreSQL, Redis, API, Celery worker, keeper)")
@@ -90,10 +96,14 @@ def run(arguments: argparse.Namespace) -> None:
     megabytes = sum(artifact["bytes"] for artifact in artifacts) / 1e6
     step(f"downloaded: {len(artifacts)} files, {megabytes:.1f} MB, every digest as announced")
 
-    replies = [generate_in_fresh_process(checkpoint, rows, with_package=with_package) for with_package in (True, False)]
-    check_replies(replies)
-    step("loaded twice in fresh processes (with the package, and with trust_remote_code alone): the same reply")
-    console.print(f"  [dim]question[/] {replies[0].question}\n  [dim]reply[/]    {replies[0].text!r}")
+    questions = [question for task in ASKED for question in held_out_questions(1) if question.task == task]
+    asked = output / "questions.jsonl"
+    asked.write_text("".join(json.dumps(question.row()) + "\n" for question in questions), encoding="utf-8")
+    replies, again = (generate_in_fresh_process(checkpoint, asked, with_package=flag) for flag in (True, False))
+    check_replies(replies, again)
+    step("loaded twice in fresh processes (with the package, and with trust_remote_code alone): the same replies")
+    original = generate_in_fresh_process(local, asked, with_package=True) if local.is_dir() else None
+    show_replies(questions, replies, original)
 
     table = summarise(report, seconds=time.monotonic() - began)
     show(table)
@@ -101,7 +111,7 @@ def run(arguments: argparse.Namespace) -> None:
         "job_id": job["id"],
         "status": job["status"],
         "artifacts": {artifact["name"]: artifact["sha256"] for artifact in artifacts},
-        "reply": replies[0].text,
+        "replies": [{"question": reply.question, "reply": reply.text} for reply in replies],
         "table": table,
     }
     (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
@@ -137,12 +147,23 @@ def check_digests(directory: Path, artifacts: list[dict[str, Any]]) -> None:
             raise DemoFailed(f"{artifact['name']}: sha256 is {digest}, announced was {artifact['sha256']}")
 
 
-def check_replies(replies: list[Reply]) -> None:
-    with_package, without_package = replies
-    if not with_package.tokens:
-        raise DemoFailed("the loaded checkpoint generated nothing")
-    if with_package.tokens != without_package.tokens:
-        raise DemoFailed(f"the two ways of loading answer differently: {with_package.text!r}, {without_package.text!r}")
+def check_replies(with_package: list[Reply], without_package: list[Reply]) -> None:
+    for one, other in zip(with_package, without_package, strict=True):
+        if not one.tokens:
+            raise DemoFailed(f"the loaded checkpoint generated nothing to {one.question!r}")
+        if one.tokens != other.tokens:
+            raise DemoFailed(f"the two ways of loading answer differently: {one.text!r}, {other.text!r}")
+
+
+def show_replies(questions: list[Question], replies: list[Reply], original: list[Reply] | None) -> None:
+    """``original``: of the model before quantization, where it is at hand."""
+    table = Table(title="Questions about boards of digits that calibration never saw", title_justify="left")
+    for column in ("question", "right", *(["before"] if original else []), "quantized"):
+        table.add_column(column)
+    for number, (question, reply) in enumerate(zip(questions, replies, strict=True)):
+        before = [original[number].text] if original else []
+        table.add_row(question.question, question.answer, *before, reply.text)
+    console.print(table)
 
 
 def summarise(report: dict[str, Any], *, seconds: float) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Load a checkpoint in a process of its own and let it answer a question about an image.
+"""Load a model or a checkpoint in a process of its own and let it answer questions about images.
 
     python -m demo.loading CHECKPOINT ROWS [--without-package]
 
@@ -14,6 +14,7 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,19 +28,20 @@ class Reply:
     tokens: list[int]
 
 
-def generate_in_fresh_process(checkpoint: Path, rows: Path, *, with_package: bool) -> Reply:
+def generate_in_fresh_process(checkpoint: Path, rows: Path, *, with_package: bool) -> list[Reply]:
+    """A reply to the question of each row. Raises SystemExit with the process's last words."""
     command = [sys.executable, "-m", "demo.loading", str(checkpoint), str(rows)]
     if not with_package:
         command.append("--without-package")
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent.parent)
     for line in done.stdout.splitlines():
         if line.startswith(MARK) and done.returncode == 0:
-            return Reply(**json.loads(line.removeprefix(MARK)))
+            return [Reply(**reply) for reply in json.loads(line.removeprefix(MARK))]
     raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
 
 
-def answer(checkpoint: Path, rows: Path, *, with_package: bool) -> Reply:
-    """Greedy reply to the first row's question, at most 12 new tokens."""
+def answers(checkpoint: Path, rows: Path, *, with_package: bool) -> Iterator[Reply]:
+    """Greedy replies of at most 16 new tokens, row by row."""
     if with_package:
         import quant_experts  # noqa: F401 -- registers the quantizer with transformers
     else:
@@ -52,21 +54,21 @@ def answer(checkpoint: Path, rows: Path, *, with_package: bool) -> Reply:
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     image_processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
 
-    with rows.open(encoding="utf-8") as lines:
-        image_part, text_part = json.loads(next(lines))["messages"][0]["content"]
-    picture = Image.open(io.BytesIO(base64.b64decode(image_part["image"].split(",", 1)[1])))
-    pixels = image_processor(picture, return_tensors="pt")
-    message = {"role": "user", "content": [{"type": "image"}, text_part]}
-    prompt = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-    patches = int(pixels["image_grid_thw"].prod()) // image_processor.merge_size**2
-    inputs = tokenizer(prompt.replace("<|image_pad|>", "<|image_pad|>" * patches), return_tensors="pt")
-    mm_token_type_ids = (inputs["input_ids"] == model.config.image_token_id).int()
-    with torch.inference_mode():
-        tokens = model.generate(
-            **inputs, **pixels, mm_token_type_ids=mm_token_type_ids, max_new_tokens=12, do_sample=False
-        )
-    new = tokens[0, inputs["input_ids"].shape[1] :].tolist()
-    return Reply(text_part["text"], tokenizer.decode(new, skip_special_tokens=True), new)
+    for line in rows.read_text(encoding="utf-8").splitlines():
+        image_part, text_part = json.loads(line)["messages"][0]["content"]
+        picture = Image.open(io.BytesIO(base64.b64decode(image_part["image"].split(",", 1)[1])))
+        pixels = image_processor(picture, return_tensors="pt")
+        message = {"role": "user", "content": [{"type": "image"}, text_part]}
+        prompt = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+        patches = int(pixels["image_grid_thw"].prod()) // image_processor.merge_size**2
+        inputs = tokenizer(prompt.replace("<|image_pad|>", "<|image_pad|>" * patches), return_tensors="pt")
+        mm_token_type_ids = (inputs["input_ids"] == model.config.image_token_id).int()
+        with torch.inference_mode():
+            tokens = model.generate(
+                **inputs, **pixels, mm_token_type_ids=mm_token_type_ids, max_new_tokens=16, do_sample=False
+            )
+        new = tokens[0, inputs["input_ids"].shape[1] :].tolist()
+        yield Reply(text_part["text"], tokenizer.decode(new, skip_special_tokens=True), new)
 
 
 def main() -> None:
@@ -75,8 +77,8 @@ def main() -> None:
     parser.add_argument("rows", type=Path)
     parser.add_argument("--without-package", action="store_true")
     arguments = parser.parse_args()
-    reply = answer(arguments.checkpoint, arguments.rows, with_package=not arguments.without_package)
-    print(MARK + json.dumps(asdict(reply)))
+    replies = answers(arguments.checkpoint, arguments.rows, with_package=not arguments.without_package)
+    print(MARK + json.dumps([asdict(reply) for reply in replies]))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from demo.rows import COLOURS, NUMBERS, PHOTOGRAPHS, PLACES
+from benchmarks.digits.boards import COLOURS, NUMBERS, PLACES
+from demo.rows import PHOTOGRAPHS
 
 SPECIAL = (
     "<|endoftext|>",

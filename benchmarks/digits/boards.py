@@ -25,8 +25,18 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from demo.rows import CELL, COLOURS, NUMBERS, PLACES
 from quant_experts.seeding import generator, stable_seed
+
+COLOURS = {
+    "red": (214, 62, 54),
+    "green": (62, 160, 85),
+    "blue": (58, 98, 201),
+    "yellow": (236, 196, 62),
+}
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+PLACES = ("top left", "top right", "bottom left", "bottom right")
+CELL = 56
+"""Pixels per digit: seven times enlarged, four whole patches of 14."""
 
 HELD_OUT = 360
 """Digits of 1797 that nothing but a test sees."""

@@ -14,8 +14,8 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+from benchmarks.digits.boards import COLOURS, NUMBERS, PLACES
 from demo.model import CHAT_TEMPLATE, SPECIAL
-from demo.rows import COLOURS, NUMBERS, PLACES
 
 HIDDEN, BLOCKS, HEADS, KV_HEADS, INTERMEDIATE = 192, 4, 6, 2, 512
 VISION_WIDTH, VISION_BLOCKS = 96, 2
