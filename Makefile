@@ -32,8 +32,11 @@ demo: setup ## the main job on embedded defaults: a model in, a checked and load
 serve: setup ## the service on this machine, with its own PostgreSQL and Redis; Ctrl-C stops all of it
 	@exec $(BIN)/qe serve
 
+browser: setup ## a pinned headless Chromium and axe for the tests, below .venv, no root (QE_CHROMIUM for another)
+	@$(BIN)/python -m tests.browser.install
+
 # Two processes for two cores, one thread each: idle OpenMP threads would only wait for each other.
-test: setup ## the whole test suite on real PostgreSQL, Redis, Celery and transformers
+test: browser ## the whole test suite on real PostgreSQL, Redis, Celery and transformers
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(TESTS)
 
 lint: setup ## ruff, mypy --strict, import-linter
@@ -59,4 +62,4 @@ constraints: ## pin what is installed now
 clean: ## remove what the targets made, the environment included
 	rm -rf $(VENV) demo-output .qe build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
-.PHONY: help setup demo serve test lint format bench openapi constraints clean
+.PHONY: help setup demo serve browser test lint format bench openapi constraints clean

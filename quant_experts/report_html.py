@@ -31,7 +31,8 @@ __all__ = ["render_report", "verdict"]
 
 WORST_GROUPS = 10
 SENSITIVE_GROUPS = 12
-OPTION = re.compile(r"(--[a-z0-9-]+ [A-Za-z0-9._]*[A-Za-z0-9])")
+NAMED_GROUPS = 3
+OPTION = re.compile(r"(--[a-z0-9-]+ [A-Za-z0-9._]*[A-Za-z0-9]|`[^`]+`)")
 
 
 @dataclass(frozen=True)
@@ -124,11 +125,23 @@ def _limits(report: QualityReport) -> list[Limit]:
 
 
 def _warnings(report: QualityReport) -> list[str]:
-    """Each once; what the calibration data's own section says is left to it."""
+    """Each once, with the groups that it is about; what the calibration data's own section says is left to it."""
     elsewhere = report.calibration.reasons if report.calibration else []
     groups = [group for block in report.blocks for group in block.groups]
-    of_groups = [w if w.startswith(g.name) else f"{g.name}: {w}" for g in groups for w in g.warnings]
-    return [warning for warning in dict.fromkeys([*report.warnings, *of_groups]) if warning not in elsewhere]
+    about = {warning: list[str]() for warning in report.warnings if warning not in elsewhere}
+    for group in groups:
+        prefix = f"{group.name}: "
+        of_group = [*group.warnings, *(w.removeprefix(prefix) for w in report.warnings if w.startswith(prefix))]
+        for warning in dict.fromkeys(w.removeprefix(prefix) for w in of_group):
+            about.pop(prefix + warning, None)
+            about.setdefault(warning, []).append(short_name(group.name))
+    return [f"{_named(names)}: {warning}" if names else warning for warning, names in about.items()]
+
+
+def _named(groups: Sequence[str]) -> str:
+    few = ", ".join(groups[:NAMED_GROUPS])
+    more = len(groups) - NAMED_GROUPS
+    return few if more <= 0 else f"{few} and {more} more input groups"
 
 
 def _seconds_by_phase(report: QualityReport) -> dict[str, float]:
@@ -150,9 +163,10 @@ def _flat(recipe: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 
 def _options_as_code(sentence: str) -> Markup:
-    """``--experts 4`` stays in one piece, and looks like what one types."""
+    """``--experts 4``, and what stands in backticks, stays in one piece and looks like what one types."""
     parts = OPTION.split(sentence)
-    pieces = [Markup("<code class='option'>{}</code>").format(p) if i % 2 else escape(p) for i, p in enumerate(parts)]
+    code = Markup("<code class='option'>{}</code>")
+    pieces = [code.format(part.strip("`")) if i % 2 else escape(part) for i, part in enumerate(parts)]
     return Markup("").join(pieces)
 
 

@@ -296,3 +296,18 @@ def test_figures_that_are_no_numbers_do_not_break_the_page() -> None:
     report = rich_report(1, quality=broken)
     images = report.images.model_copy(update={"swapped": Reaction(full=0.0, quantized=0.0)}) if report.images else None
     assert "<html" in render_report(report.model_copy(update={"images": images}))
+
+
+def test_a_warning_of_many_groups_is_said_once() -> None:
+    report = rich_report(4)
+    group = report.blocks[0].groups[0]
+    warnings = {"warnings": [*group.warnings, "one scale per row used"]}
+    blocks = [
+        block.model_copy(update={"groups": [g.model_copy(update=warnings) for g in block.groups]})
+        for block in report.blocks
+    ]
+    of_the_run = [f"{group.name}: one scale per row used", "slow disk"]
+    page = render_report(report.model_copy(update={"blocks": blocks, "warnings": of_the_run}), RECIPE)
+    assert page.count("one scale per row used") == 1
+    assert "and 13 more input groups: one scale per row used" in page
+    assert "<li>slow disk</li>" in page
