@@ -17,6 +17,7 @@ from app.database import create_engine, create_sessions
 from app.datasets.router import router as datasets
 from app.datasets.upload import sweep_abandoned
 from app.deps import Service
+from app.hub.router import router as hub
 from app.jobs.router import router as jobs
 from app.keys.router import router as keys
 from app.problems import ProblemDetails
@@ -55,7 +56,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes, limits=limits)
     app.add_middleware(TelemetryMiddleware, telemetry=telemetry)
     problems.register(app)
-    for router in (jobs, artifacts, datasets, keys, system):
+    for router in (jobs, artifacts, datasets, keys, hub, system):
         app.include_router(router)
     _describe_problems(app)
     return app

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, Literal
 from urllib.parse import quote
 
@@ -10,23 +9,19 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from app import problems
-from app.artifacts import ranges
 from app.artifacts.archive import archive_content, archive_length
-from app.artifacts.content import read_object
 from app.artifacts.schemas import ArtifactList, ArtifactView
+from app.artifacts.sending import BINARY, check_stored, send_artifact
 from app.contract.states import FINISHED, JobStatus
-from app.contract.tables import Artifact
 from app.deps import JobsReader, ServiceDep, SessionDep
 from app.jobs import queries
 from app.negotiation import choose
 from app.problems import Problem, documented
-from app.storage import ObjectMissing, Storage
 
 REPORTS = {"application/json": "quality_report.json", "text/html": "quality_report.html"}
 FORMATS = {"json": "application/json", "html": "text/html"}
 # The page is ours, but names in it come from models: nothing in it may run or load.
 SANDBOX = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox allow-popups"
-BINARY = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["artifacts"])
 
 
@@ -60,7 +55,7 @@ async def download(
     await queries.get_job(session, tenant=caller.tenant, job_id=job_id)
     artifact = await queries.artifact_named(session, job_id=job_id, name=name)
     filename = quote(artifact.name.rsplit("/", 1)[-1])
-    return await _send(
+    return await send_artifact(
         request, parts.storage, artifact, {"Content-Disposition": f"attachment; filename*=UTF-8''{filename}"}
     )
 
@@ -77,7 +72,7 @@ async def archive(job_id: str, caller: JobsReader, session: SessionDep, parts: S
     if not artifacts:
         raise Problem(problems.NOT_FOUND, f"job {job_id} is {job.status} and has no artifacts")
     for artifact in artifacts:
-        await _check_stored(parts.storage, artifact)
+        await check_stored(parts.storage, artifact)
     modified = job.finished_at or job.created_at
     headers = {
         "Content-Length": str(archive_length(artifacts, folder=job.id, modified=modified)),
@@ -115,46 +110,4 @@ async def report(
     if job.status != JobStatus.SUCCEEDED:
         raise Problem(problems.NOT_FOUND, f"job {job_id} has {job.status} and has no report")
     artifact = await queries.artifact_named(session, job_id=job_id, name=REPORTS[wanted])
-    return await _send(request, parts.storage, artifact, {"Content-Security-Policy": SANDBOX, "Vary": "Accept"})
-
-
-async def _send(request: Request, storage: Storage, artifact: Artifact, headers: dict[str, str]) -> Response:
-    """The file as the request's conditions and range ask for it."""
-    tag = ranges.etag(artifact.sha256)
-    headers |= {
-        "ETag": tag,
-        "Repr-Digest": ranges.repr_digest(artifact.sha256),
-        "Accept-Ranges": "bytes",
-        "Cache-Control": "private, max-age=31536000, immutable",
-    }
-    if ranges.precondition_failed(request.headers, tag):
-        raise Problem(problems.PRECONDITION_FAILED, f"{artifact.name} has the ETag {tag}")
-    if ranges.not_modified(request.headers, tag):
-        return Response(status_code=304, headers=headers)
-    try:
-        part = ranges.slice_of(request.headers, tag, artifact.bytes)
-    except ranges.Unsatisfiable:
-        raise Problem(
-            problems.RANGE_NOT_SATISFIABLE,
-            f"{artifact.name} has {artifact.bytes} bytes",
-            headers={"Content-Range": f"bytes */{artifact.bytes}"},
-        ) from None
-    await _check_stored(storage, artifact)
-    headers |= {"Content-Length": str(part.length)}
-    if part.partial:
-        headers |= {"Content-Range": f"bytes {part.start}-{part.start + part.length - 1}/{artifact.bytes}"}
-    status = 206 if part.partial else 200
-    if request.method == "HEAD":
-        return Response(status_code=status, headers=headers, media_type=artifact.media_type)
-    content = read_object(storage, artifact.key, start=part.start, length=part.length)
-    return StreamingResponse(content, status_code=status, headers=headers, media_type=artifact.media_type)
-
-
-async def _check_stored(storage: Storage, artifact: Artifact) -> None:
-    """Raises Problem while there is still time: after the first byte only a broken connection is left."""
-    try:
-        size = await asyncio.to_thread(storage.size, artifact.key)
-    except ObjectMissing:
-        size = -1
-    if size != artifact.bytes:
-        raise Problem(problems.OBJECT_MISSING, f"{artifact.name} is not in the storage as it was published")
+    return await send_artifact(request, parts.storage, artifact, {"Content-Security-Policy": SANDBOX, "Vary": "Accept"})

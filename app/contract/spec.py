@@ -11,6 +11,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
+from app.contract.alias import Alias
+
 SCHEME_PATTERN = re.compile(r"W([2-8])A([4-8]|16)")
 AUTO = "auto"
 NAMED_SCHEMES = ("W4A6", "W4A8", "W3A16", "W4A16")
@@ -155,6 +157,11 @@ class JobSpec(_Strict):
     target: Target | None = Field(default=None, description='Goes with scheme "auto", and only with it.')
     accept_if: AcceptIf | None = None
     name: Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=r"^[^\x00-\x1f\x7f]+$")] | None = None
+    alias: Alias | None = Field(
+        default=None,
+        examples=["team/model-w4a6"],
+        description="Under this name `/hub` serves the newest succeeded job that carries it and was not rejected.",
+    )
     labels: Annotated[
         dict[str, Annotated[str, StringConstraints(max_length=120, pattern=r"^[^\x00-\x1f\x7f]*$")]],
         Field(max_length=32),

@@ -68,14 +68,23 @@ class Job(Base):
         Index("ix_jobs_lease", "lease_until", postgresql_where=text("lease_until IS NOT NULL")),
         Index("ix_jobs_page", "tenant", text("created_at DESC"), text("id DESC")),
         Index("ix_jobs_labels", "labels", postgresql_using="gin"),
+        Index(
+            "ix_jobs_alias",
+            "tenant",
+            "alias",
+            text("finished_at DESC"),
+            postgresql_where=text("alias IS NOT NULL AND status = 'succeeded'"),
+        ),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     tenant: Mapped[str]
     name: Mapped[str | None]
+    alias: Mapped[str | None]
+    """Repository id under which the Hub protocol serves the newest succeeded job that carries it."""
     labels: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
     spec: Mapped[dict[str, Any]]
-    """The validated ``JobSpec``; never changed."""
+    """The validated ``JobSpec`` but for its alias, which is no concern of the worker; never changed."""
     model_id: Mapped[str]
     method: Mapped[str]
     scheme: Mapped[str]

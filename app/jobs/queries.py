@@ -37,6 +37,8 @@ def jobs_matching(tenant: str, query: JobQuery) -> Select[Job]:
         statement = statement.where(Job.model_id == query.model)
     if query.scheme is not None:
         statement = statement.where(Job.scheme == query.scheme)
+    if query.alias is not None:
+        statement = statement.where(Job.alias == query.alias)
     if query.created_after is not None:
         statement = statement.where(Job.created_at >= query.created_after)
     if query.created_before is not None:

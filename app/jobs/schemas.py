@@ -24,6 +24,7 @@ class JobQuery(PageQuery):
     )
     model: Printable | None = Field(default=None, description="Exactly this model id.")
     scheme: Printable | None = None
+    alias: Printable | None = Field(default=None, description="Jobs that carry this alias.")
     created_after: AwareDatetime | None = Field(default=None, description="Created at this time or later.")
     created_before: AwareDatetime | None = Field(default=None, description="Created before this time.")
 
@@ -64,6 +65,7 @@ class JobView(BaseModel):
     id: str = Field(examples=["job_0198a1b2c3d47e5f8a9b0c1d2e3f4a5b"])
     object: Literal["job"] = "job"
     name: str | None
+    alias: str | None = Field(description="`/hub` serves the newest succeeded job with this alias under it.")
     labels: dict[str, str]
     model: ModelRef
     calibration: Calibration
@@ -95,6 +97,7 @@ class JobView(BaseModel):
         return cls(
             id=job.id,
             name=job.name,
+            alias=job.alias,
             labels=job.labels,
             model=spec.model,
             calibration=spec.calibration,

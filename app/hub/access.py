@@ -1,0 +1,34 @@
+"""Who may read the Hub: the callers of the API, with their keys as tokens, refused in the words of Hub clients."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends
+from fastapi.security import HTTPAuthorizationCredentials
+
+from app.auth import Caller, Scope
+from app.deps import ServiceDep, bearer, require
+from app.hub.problems import BAD_TOKEN, REPOSITORY, error_headers
+from app.problems import UNAUTHENTICATED, Problem
+
+jobs_reader = require(Scope.JOBS_READ)
+
+
+async def hub_reader(
+    service: ServiceDep, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+) -> Caller:
+    try:
+        return await jobs_reader(service, credentials)
+    except Problem as problem:
+        if problem.kind is not UNAUTHENTICATED:
+            added = error_headers(problem.detail)
+        elif credentials is None:
+            added = error_headers("nothing here is public: set HF_TOKEN to an API key of this service", REPOSITORY)
+        else:
+            added = error_headers(BAD_TOKEN)
+        problem.headers = {**(problem.headers or {}), **added}
+        raise
+
+
+HubReader = Annotated[Caller, Depends(hub_reader)]

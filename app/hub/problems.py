@@ -1,0 +1,32 @@
+"""Problems with the headers by which Hub clients tell apart what is missing.
+
+``huggingface_hub`` turns ``X-Error-Code`` into ``RepositoryNotFoundError``, ``RevisionNotFoundError`` or
+``EntryNotFoundError``, and shows ``X-Error-Message``.
+"""
+
+from __future__ import annotations
+
+from app.problems import NOT_FOUND, Problem
+
+REPOSITORY, REVISION, ENTRY = "RepoNotFound", "RevisionNotFound", "EntryNotFound"
+BAD_TOKEN = "Invalid credentials in Authorization header"  # noqa: S105 -- the words by which the client knows it
+"""Without exactly these words the client takes a 401 for a missing repository."""
+
+
+def error_headers(message: str, code: str | None = None) -> dict[str, str]:
+    """``message`` may quote the client; a header takes printable ASCII only."""
+    shown = message.encode("ascii", "replace").decode().replace("\r", " ").replace("\n", " ")
+    return {"X-Error-Message": shown} | ({"X-Error-Code": code} if code else {})
+
+
+def repository_not_found(message: str) -> Problem:
+    return Problem(NOT_FOUND, message, headers=error_headers(message, REPOSITORY))
+
+
+def revision_not_found(message: str) -> Problem:
+    return Problem(NOT_FOUND, message, headers=error_headers(message, REVISION))
+
+
+def entry_not_found(message: str, commit: str) -> Problem:
+    """With the commit, so that the client can remember that this commit lacks the file."""
+    return Problem(NOT_FOUND, message, headers=error_headers(message, ENTRY) | {"X-Repo-Commit": commit})

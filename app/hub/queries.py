@@ -1,0 +1,102 @@
+"""Finished jobs as repositories of the Hub protocol.
+
+``qe/job_…`` has one commit. An alias has one for every succeeded job that carries it and was not rejected by its
+``accept_if``; ``main`` is the newest. A commit is named by the digests of its files, so the same bytes are the same
+commit on every installation.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, Text, cast, func, or_, select
+from sqlalchemy.dialects.postgresql import BYTEA, aggregate_order_by
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.contract.alias import JOB_NAMESPACE
+from app.contract.states import JobStatus
+from app.contract.tables import Artifact, Job
+from app.hub.problems import repository_not_found, revision_not_found
+from app.jobs.queries import JOB_ID, artifacts_of
+from app.jobs.schemas import Verdict
+from app.tenancy import owned
+
+MAIN = "main"
+COMMIT = re.compile(r"[0-9a-f]{40}")
+MOST_COMMITS = 200
+"""Of one alias; older jobs stay reachable under ``qe/job_…``."""
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What one finished job made."""
+
+    sha: str
+    job_id: str
+    model_id: str
+    scheme: str
+    method: str
+    date: datetime
+
+
+async def commits_of(session: AsyncSession, *, tenant: str, repository: str, limit: int = MOST_COMMITS) -> list[Commit]:
+    """Newest first. Raises Problem 404 in the words of the protocol when there is none."""
+    namespace, _, name = repository.partition("/")
+    statement = owned(Job, tenant)
+    if namespace == JOB_NAMESPACE:
+        if JOB_ID.fullmatch(name) is None:
+            raise repository_not_found(f"no repository {repository!a}: {JOB_NAMESPACE}/job_… is the form")
+        statement = statement.where(Job.id == name)
+    else:
+        statement = statement.where(
+            Job.alias == repository.replace("\0", ""),
+            Job.status == JobStatus.SUCCEEDED,
+            or_(Job.verdict.is_(None), Job.verdict != Verdict.REJECTED),
+        )
+    statement = statement.order_by(Job.finished_at.desc(), Job.id.desc()).limit(limit)
+    rows = await session.execute(
+        statement.with_only_columns(
+            Job.id, Job.status, Job.model_id, Job.scheme, Job.method, Job.finished_at, _sha_of_files().label("sha")
+        )
+    )
+    commits = []
+    for row in rows:
+        if row.status != JobStatus.SUCCEEDED:
+            raise repository_not_found(f"{row.id} is {row.status}: its files appear when it has succeeded")
+        if row.sha is not None:
+            commits.append(Commit(row.sha, row.id, row.model_id, row.scheme, row.method, row.finished_at))
+    if not commits:
+        raise repository_not_found(f"no finished job {repository!a} is visible to this API key")
+    return commits
+
+
+async def commit_at(session: AsyncSession, *, tenant: str, repository: str, revision: str) -> Commit:
+    """``main``, a commit, or the id of one of the jobs. Raises Problem 404."""
+    newest_is_enough = revision == MAIN
+    commits = await commits_of(
+        session, tenant=tenant, repository=repository, limit=1 if newest_is_enough else MOST_COMMITS
+    )
+    for commit in commits:
+        if newest_is_enough or revision in (commit.sha, commit.job_id):
+            return commit
+    raise revision_not_found(f"{repository} has no revision {revision!a}: {MAIN}, a commit or a job id is possible")
+
+
+async def files_at(
+    session: AsyncSession, *, tenant: str, repository: str, revision: str
+) -> tuple[Commit, Sequence[Artifact]]:
+    commit = await commit_at(session, tenant=tenant, repository=repository, revision=revision)
+    return commit, await artifacts_of(session, job_id=commit.job_id)
+
+
+def _sha_of_files() -> ColumnElement[str]:
+    """Forty hexadecimal digits of the SHA-256 over the sorted lines ``name, size, SHA-256``; null without files."""
+    # Collated by bytes: the order must not depend on the locale of a database.
+    line = func.concat_ws(" ", Artifact.name, Artifact.bytes, Artifact.sha256)
+    lines = func.string_agg(line, aggregate_order_by(cast("\n", Text), Artifact.name.collate("C")))
+    digest = func.encode(func.sha256(func.convert_to(lines, "UTF8", type_=BYTEA)), "hex")
+    of_job = select(func.left(digest, 40)).where(Artifact.job_id == Job.id)
+    return of_job.correlate(Job).scalar_subquery()
