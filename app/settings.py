@@ -29,6 +29,8 @@ class Settings(BaseSettings):
     workers: int = Field(default=1, ge=0, le=64, description="Celery workers of the embedded service.")
     hub_token: str | None = Field(default=None, description="Hugging Face token used to fetch gated models.")
 
+    hub_patience: float = Field(default=300.0, description="A hub download that does not grow for this long fails.")
+
     lease: float = 120.0
     beat: float = 20.0
     self_kill: float = 90.0

@@ -11,10 +11,13 @@ the environment (``HF_TOKEN``) and is never printed.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
@@ -29,6 +32,10 @@ from huggingface_hub.errors import (
 from quant_experts.errors import QuantExpertsError
 
 Kind = Literal["model", "dataset"]
+T = TypeVar("T")
+WAITS = (1.0, 4.0)
+"""Seconds before another try: the hub's client repeats some requests on its own, but gives up at the first 500."""
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 ALLOWED: dict[Kind, tuple[str, ...]] = {
     # No Python file, no pickle: a model is data.
@@ -48,6 +55,12 @@ class RepositoryMissing(QuantExpertsError):
     def __init__(self, kind: Kind, message: str) -> None:
         super().__init__(message)
         self.code = f"{kind}_not_found"
+
+
+class DiskFull(QuantExpertsError):
+    """The files do not fit here."""
+
+    code = "out_of_disk"
 
 
 class HubUnavailable(QuantExpertsError):
@@ -73,7 +86,7 @@ def resolve_commit(kind: Kind, repository: str, revision: str | None) -> str:
 def download(kind: Kind, repository: str, *, commit: str, to: Path) -> Path:
     """Download the allowed files of ``repository`` at ``commit`` into ``to`` and return it; what is there is kept.
 
-    An interrupted download is taken up where it stopped. Raises RepositoryMissing or HubUnavailable.
+    Whole files of an earlier try are not asked for again. Raises RepositoryMissing, HubUnavailable or DiskFull.
     """
     try:
         snapshot_download(
@@ -93,6 +106,8 @@ def _explained(kind: Kind, repository: str, revision: str | None, error: Excepti
     """The same failure in our words; an error that the hub has no part in is handed back as it is."""
     where = f"{kind} {repository!r}" + (f" at {revision!r}" if revision else "")
     match error:
+        case OSError(errno=number) if number in NO_SPACE:
+            return DiskFull(f"{where} does not fit on this machine's disk ({error.strerror}): free some space")
         case GatedRepoError():
             return RepositoryMissing(
                 kind, f"{where} is gated: accept its terms on the hub and set a token that may read it"
@@ -103,6 +118,10 @@ def _explained(kind: Kind, repository: str, revision: str | None, error: Excepti
             return RepositoryMissing(kind, f"{where}: there is no such branch, tag or commit")
         case HFValidationError():
             return RepositoryMissing(kind, f"{where} is not a valid repository id: write owner/name")
+        case HfHubHTTPError() if getattr(error, "response", None) is not None:
+            return HubUnavailable(
+                f"{where} could not be fetched: the hub answered {error.response.status_code}; try again later"
+            )
         case HfHubHTTPError() | LocalEntryNotFoundError() | ConnectionError() | TimeoutError() | OSError():
             return HubUnavailable(
                 f"{where} could not be fetched from the hub ({type(error).__name__}): try again later"
@@ -124,13 +143,23 @@ def main() -> int:
     parser.add_argument("--to", type=Path, required=True, help="directory for the files; made when absent")
     arguments = parser.parse_args()
     try:
-        commit = resolve_commit(arguments.kind, arguments.repository, arguments.revision)
+        commit = _patiently(lambda: resolve_commit(arguments.kind, arguments.repository, arguments.revision))
         _say(type="resolved", commit=commit)
-        _say(type="done", path=str(download(arguments.kind, arguments.repository, commit=commit, to=arguments.to)))
+        path = _patiently(lambda: download(arguments.kind, arguments.repository, commit=commit, to=arguments.to))
+        _say(type="done", path=str(path))
     except QuantExpertsError as error:
         _say(type="error", code=error.code, message=str(error))
         return 1
     return 0
+
+
+def _patiently(ask: Callable[[], T]) -> T:
+    for seconds in WAITS:
+        try:
+            return ask()
+        except HubUnavailable:
+            time.sleep(seconds)
+    return ask()
 
 
 def _say(**line: str) -> None:

@@ -6,8 +6,10 @@ dataset from storage, or a hub dataset. Hub downloads run in a child that can be
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -22,7 +24,7 @@ from app.contract.ids import new_id
 from app.settings import Settings
 from app.storage import ObjectMissing, Storage, sha256_file
 from worker import process
-from worker.lease import Lease
+from worker.lease import Lease, Lost, TimedOut, monotonic
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,10 @@ LOCAL = "local/"
 UPLOADED = "ds_"
 SUFFIXES = {"jsonl": ".jsonl", "parquet": ".parquet"}
 COMMIT = re.compile(r"[0-9a-f]{40}")
+ARRIVING, PARTIAL = "arriving", "partial"
+"""Prefixes of directories beside the whole ones: a download in progress, and what an interrupted one left."""
+LOOK_SECONDS = 1.0
+"""How often to look whether a download still grows."""
 
 
 class FetchFailed(Exception):
@@ -121,9 +127,17 @@ class Hub:
         if revision is not None and COMMIT.fullmatch(revision) and (shelf / revision).is_dir():
             return shelf / revision, revision
         # Named by the commit only when whole: two workers may download at once, and one of them may die.
-        arriving = shelf / new_id("arriving")
+        arriving = shelf / new_id(ARRIVING)
+        if revision is not None:
+            _take_up(shelf / f"{PARTIAL}_{revision}", arriving)
+        known: list[str] = []
+
+        def learned(commit: str) -> None:
+            known.append(commit)
+            resolved(commit)
+
         try:
-            commit = self._run(kind, repository, revision, arriving, resolved)
+            commit = self._run(kind, repository, revision, arriving, learned)
             whole = shelf / commit
             if not whole.is_dir():
                 try:
@@ -132,19 +146,25 @@ class Hub:
                     if not whole.is_dir():  # otherwise the other worker was quicker
                         raise
             return whole, commit
+        except BaseException as reason:
+            if known and _worth_keeping(reason):
+                _take_up(arriving, shelf / f"{PARTIAL}_{known[0]}")
+            raise
         finally:
             shutil.rmtree(arriving, ignore_errors=True)
 
     def _run(self, kind: str, repository: str, revision: str | None, to: Path, resolved: Callable[[str], None]) -> str:
         token = {"HF_TOKEN": self.settings.hub_token} if self.settings.hub_token else {}
+        mirror = {name: os.environ[name] for name in ("HF_ENDPOINT",) if name in os.environ}
         environment = process.scrubbed_environment(
-            self.settings.resolved_home / "hub", {**token, "HF_HUB_OFFLINE": "0"}
+            self.settings.resolved_home / "hub", {**mirror, **token, "HF_HUB_OFFLINE": "0"}
         )
         command = [*self.command, kind, repository, "--to", str(to)]
         if revision is not None:
             command += ["--revision", revision]
         child = process.start(command, environment=environment, log=self.log, stdout=subprocess.PIPE)
         commit, done, failure = "", False, None
+        growth = Growth(to, self.settings.hub_patience)
         assert child.stdout is not None
         with self.lease.guarding(child), child.stdout:
             try:
@@ -152,6 +172,12 @@ class Hub:
                     if raw is None:
                         if self.draining():
                             raise Draining(f"worker stopped while fetching {kind} {repository!r}")
+                        if growth.has_stopped():
+                            raise FetchFailed(
+                                FailureCode.MODEL_UNAVAILABLE,
+                                f"{kind} {repository!r}: nothing arrived from the hub for"
+                                f" {self.settings.hub_patience:g} s; it may be limiting your requests: try again later",
+                            )
                         continue
                     line = _json_line(raw)
                     match line.get("type"):
@@ -174,6 +200,49 @@ class Hub:
             message = f"fetching {kind} {repository!r} {process.describe_end(status)} without a word"
             raise FetchFailed(FailureCode.MODEL_UNAVAILABLE, message)
         return commit
+
+
+class Growth:
+    """Whether a download still grows. The hub's client would wait out any ``Retry-After``, with our GPU idle."""
+
+    def __init__(self, directory: Path, patience: float) -> None:
+        self._directory = directory
+        self._patience = patience
+        self._bytes = -1
+        self._grew_at = self._looked_at = monotonic()
+
+    def has_stopped(self) -> bool:
+        """True once nothing was added for the whole patience."""
+        now = monotonic()
+        if now - self._looked_at < min(LOOK_SECONDS, self._patience / 4):
+            return False
+        self._looked_at = now
+        size = _bytes_below(self._directory)
+        if size != self._bytes:
+            self._bytes, self._grew_at = size, now
+        return now - self._grew_at > self._patience
+
+
+def _bytes_below(directory: Path) -> int:
+    total = 0
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(OSError):  # renamed between the two looks
+                total += (Path(folder) / name).stat().st_size
+    return total
+
+
+def _take_up(left: Path, name: Path) -> None:
+    """Rename what an interrupted download left; of two workers that try, one has it."""
+    with contextlib.suppress(OSError):
+        left.rename(name)
+
+
+def _worth_keeping(reason: BaseException) -> bool:
+    """An attempt at the same commit will follow, and the hub's client does not ask for whole files again."""
+    return isinstance(reason, (Draining, Lost, TimedOut)) or (
+        isinstance(reason, FetchFailed) and reason.code is FailureCode.MODEL_UNAVAILABLE
+    )
 
 
 def _json_line(raw: bytes) -> dict[str, Any]:

@@ -83,6 +83,7 @@ def sweep_away(connection: Connection, storage: Storage, settings: Settings) -> 
         "workers that are gone": sweep.forget_workers(connection),
         "jobs' block files": sweep.drop_block_files(connection, storage),
         "work directories": sweep.drop_work_directories(connection, settings.work_directory),
+        "downloads that nobody took up": sweep.drop_stale_downloads(settings.resolved_home),
         "logs": sweep.drop_logs(settings.resolved_home / "logs"),
     }
     sweep.drop_dead_artifacts(connection, storage)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from pathlib import Path
 
 from app.contract.states import LEASED, AttemptOutcome, JobStatus
 from app.storage import Storage
+from worker.fetch import ARRIVING, PARTIAL
 from worker.ledger import Connection, Hold
 from worker.publish import attempt_prefix
 
@@ -19,6 +21,7 @@ DEAD_WINDOW_DAYS = 7
 RESUMABLE_HOURS = 24
 """For this long a failed or cancelled job keeps its finished blocks, so that a retry goes on where it stopped."""
 LOG_DAYS = 14
+DOWNLOAD_HOURS = 24
 
 
 def forget_idempotency(connection: Connection) -> int:
@@ -104,6 +107,27 @@ def drop_work_directories(connection: Connection, work: Path, *, dead_seconds: f
             except OSError:  # an attempt has just begun in it
                 continue
     return dropped
+
+
+def drop_stale_downloads(home: Path, *, hours: float = DOWNLOAD_HOURS) -> int:
+    """Drop what interrupted downloads from the hub left and nobody took up for a day."""
+    dropped = 0
+    for kind in ("models", "datasets"):
+        for pattern in (f"*/{ARRIVING}_*", f"*/{PARTIAL}_*"):
+            for directory in (home / kind).glob(pattern):
+                if _last_change(directory) < time.time() - hours * 3600:
+                    shutil.rmtree(directory, ignore_errors=True)
+                    dropped += 1
+    return dropped
+
+
+def _last_change(directory: Path) -> float:
+    """When a file below ``directory`` was last written; a download that another worker is busy with is young."""
+    newest = 0.0
+    for path in (directory, *directory.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):
+            newest = max(newest, path.stat().st_mtime)
+    return newest
 
 
 def drop_logs(logs: Path, *, days: float = LOG_DAYS) -> int:
