@@ -5,7 +5,8 @@
 The directory STAGE directs it, so that a test can wait for a moment and act in it:
 ``pid`` is written by the runner · ``at-N`` says that block N is about to begin · while ``hold-N`` exists it waits
 there · ``crash-N`` is removed and answered with SIGKILL to itself · ``fail``, ``garbage``, ``noise``, ``environment``,
-``job``, ``child`` are seen at the start · while ``deaf`` exists a request to stop is not heard.
+``job``, ``child`` are seen at the start · while ``deaf`` exists a request to stop is not heard · ``pace`` holds the
+seconds that a block takes.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ def main(stage: Path, job_file: Path) -> None:
             (stage / f"at-{block}").touch()
             while (stage / f"hold-{block}").exists() and not stop_asked():
                 time.sleep(0.01)
+            linger(stage)
             if stop_asked():
                 say(protocol.StoppedLine())
                 return
@@ -119,6 +121,14 @@ def resumable(work: Path) -> int:
         if (work / "chain" / f"{block:05}.bin").is_file():
             whole = block + 1
     return whole
+
+
+def linger(stage: Path) -> None:
+    """Be busy for as long as a block takes."""
+    seconds = float((stage / "pace").read_text()) if (stage / "pace").exists() else 0.0
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not stop_asked():
+        time.sleep(0.01)
 
 
 def stop_asked() -> bool:
