@@ -217,7 +217,7 @@ class Cluster:
         return dead
 
     def victims(self, kind: str) -> list[int]:
-        """Process ids of ``runner supervisor worker keeper api postgres redis`` that live now, those with a job first."""
+        """Process ids of ``runner supervisor worker keeper api postgres redis`` alive; busy ones first."""
         busy = {pid for running in self.runners() for pid in (running.pid, *ancestors(running.pid))}
         return sorted(self._victims(kind), key=lambda pid: pid not in busy)
 
