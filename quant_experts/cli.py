@@ -1,13 +1,16 @@
 """``qe``: the command line. Each command is a file of ``quant_experts/commands``; other packages bring theirs through
 the entry-point group ``quant_experts.commands``.
 
-Exit codes: 0 done · 1 the input is at fault (one line, with the error's code), or the checkpoint misses a limit of
-``--accept-…`` (one line; it is kept) · 2 the arguments are at fault (one line) · 130 interrupted.
+Exit codes: 0 done · 1 the input is at fault or the service refused it (one line, with the error's code), or the
+checkpoint misses a limit of ``--accept-…`` (one line; it is kept) · 2 the arguments are at fault (one line) · 130
+interrupted. Of commands that wait for a job of a service also: 3 the job failed · 4 it was cancelled · 5 its checkpoint
+misses a limit · 6 the service was not reached.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -20,17 +23,21 @@ from quant_experts.errors import QuantExpertsError, Stopped
 
 ENTRY_POINTS = "quant_experts.commands"
 OWN = ("quantize", "inspect", "verify")
-BAD_INPUT, BAD_ARGUMENTS, INTERRUPTED = 1, 2, 130
+CLIENT = ("submit", "watch", "jobs", "pull", "report", "cancel", "retry")
+"""Commands that speak to a service."""
+BAD_INPUT, BAD_ARGUMENTS, UNREACHED, INTERRUPTED = 1, 2, 6, 130
 
 
 class Commands(click.Group):
     """Commands that are imported when they are asked for, so that ``qe --help`` does not wait for torch."""
 
     def list_commands(self, context: click.Context) -> list[str]:
-        return [*OWN, *sorted(entry.name for entry in entry_points(group=ENTRY_POINTS))]
+        return [*OWN, *CLIENT, *sorted(entry.name for entry in entry_points(group=ENTRY_POINTS))]
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        if name in OWN:
+        if name in CLIENT and importlib.util.find_spec("httpx") is None:
+            return _unavailable(name, "client", "httpx is not installed")
+        if name in (*OWN, *CLIENT):
             found = importlib.import_module(f"quant_experts.commands.{name}").command
             assert isinstance(found, click.Command)
             return found
@@ -38,24 +45,19 @@ class Commands(click.Group):
             try:
                 brought = entry.load()
             except ImportError as error:
-                return _unavailable(name, error)
+                return _unavailable(name, "app,worker,embedded", str(error))
             return brought if isinstance(brought, click.Command) else None
         return None
 
 
-def _unavailable(name: str, error: ImportError) -> click.Command:
-    """Stands for a command whose package is not installed, and says so."""
+def _unavailable(name: str, extras: str, reason: str) -> click.Command:
+    """Stands for a command whose packages are not installed, and says so."""
+    install = f"pip install 'quant-experts[{extras}]'"
 
-    @click.command(
-        name,
-        short_help="(not installed: pip install 'quant-experts[app,worker,embedded]')",
-        context_settings={"ignore_unknown_options": True},
-    )
+    @click.command(name, short_help=f"(not installed: {install})", context_settings={"ignore_unknown_options": True})
     @click.argument("arguments", nargs=-1)
     def command(arguments: tuple[str, ...]) -> None:
-        raise click.UsageError(
-            f"{name} needs the service's packages ({error}): pip install 'quant-experts[app,worker,embedded]'"
-        )
+        raise click.UsageError(f"{name} needs more packages ({reason}): {install}")
 
     return command
 
@@ -69,6 +71,10 @@ def qe() -> None:
     qe quantize --model DIR --calibration rows.jsonl --scheme W4A6 --output OUT
     qe inspect OUT
     qe verify OUT
+    \b
+    On a service (QE_URL, QE_API_KEY), with the same options:
+    qe submit --model ID --calibration rows.jsonl --scheme W4A6 --watch
+    qe pull JOB
     """
 
 
@@ -92,7 +98,7 @@ def run(arguments: Sequence[str]) -> int:
         return INTERRUPTED
     except QuantExpertsError as error:
         _complain(f"error {error.code}", str(error))
-        return BAD_INPUT
+        return UNREACHED if error.code == "connection_failed" else BAD_INPUT
     except (click.Abort, KeyboardInterrupt):
         _complain("interrupted", "what is finished is kept; the same command goes on from there")
         return INTERRUPTED

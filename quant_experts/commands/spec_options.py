@@ -149,6 +149,26 @@ def spec_of(method: str, **options: Any) -> tuple[QuantizationSpec, AcceptIf | N
     return spec, accept_if
 
 
+def body_of(**options: Any) -> dict[str, Any]:
+    """The same options as fields of ``POST /v1/jobs``; whether their values hold is the service's to say.
+
+    Raises UsageError for options that exclude each other. Loads no slot, hence no torch.
+    """
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    _check_together(given)
+    size = given.get("group_size", "")
+    if size.isdecimal():
+        given["group_size"] = int(size)
+    if "sensitive_bits" in given:
+        given["sensitive_bits"] = int(given["sensitive_bits"])
+    if "sensitive_groups" in given:
+        given["sensitive_groups"] = list(given["sensitive_groups"])
+    limits = _taken(given, LIMITS)
+    parts = {field: part for field, flags in PARTS.items() if (part := _taken(given, flags))}
+    body = {"scheme": given.pop("scheme"), "method": given.pop("method"), "target": parts.pop("target", None)}
+    return {**body, "accept_if": limits or None, "options": {**given, **parts}}
+
+
 def _check_together(given: Mapping[str, Any]) -> None:
     """What the spec would refuse as well, in the words of the command line."""
     target = [name for name in ("max_bytes", "max_kl") if name in given]

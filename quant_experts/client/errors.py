@@ -1,0 +1,204 @@
+"""What a call can raise. Every error of the service is an :class:`ApiError` that carries its problem details."""
+
+from __future__ import annotations
+
+import email.utils
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from quant_experts.errors import QuantExpertsError
+
+
+class ClientError(QuantExpertsError):
+    """Base of all that this package raises."""
+
+    code = "client_error"
+
+
+class MisconfiguredClient(ClientError):
+    """No API key, or a setting that cannot be read."""
+
+    code = "misconfigured_client"
+
+
+class ConnectionFailed(ClientError):
+    """The service was not reached, or the connection broke, more often than the client tries."""
+
+    code = "connection_failed"
+
+
+class DigestMismatch(ClientError):
+    """A downloaded file is not the announced one, twice in a row."""
+
+    code = "digest_mismatch"
+
+
+@dataclass(frozen=True)
+class ProblemItem:
+    """Where in the request: ``pointer`` is a JSON pointer into the body, or ``/query/…``, ``/header/…``."""
+
+    pointer: str
+    detail: str
+    row: int | None = None
+    """Row of an uploaded dataset, counted from 1."""
+
+
+class ApiError(ClientError):
+    """The service refused or failed a request (RFC 9457)."""
+
+    code = "api_error"
+
+    def __init__(
+        self,
+        *,
+        status: int,
+        type: str,  # noqa: A002 -- the name that RFC 9457 gives it
+        title: str,
+        detail: str,
+        errors: tuple[ProblemItem, ...],
+        request_id: str | None,
+        retryable: bool,
+        retry_after: float | None,
+    ) -> None:
+        self.status = status
+        self.type = type
+        """The stable slug, for example ``dataset-not-found``."""
+        self.title = title
+        self.detail = detail
+        self.errors = errors
+        self.request_id = request_id
+        self.retryable = retryable
+        """The same request may succeed later."""
+        self.retry_after = retry_after
+        """Seconds that the service asked to wait."""
+        more = "".join(f"; {_located(item)}" for item in errors if item.detail not in detail)
+        suffix = f" (request {request_id})" if request_id else ""
+        super().__init__(f"{detail}{more}{suffix}")
+
+    @property
+    def pointer(self) -> str | None:
+        """The first place that the service points at."""
+        return self.errors[0].pointer if self.errors else None
+
+
+class Unauthenticated(ApiError):
+    """401: no key, or one that is unknown, expired or revoked."""
+
+    code = "unauthenticated"
+
+
+class Forbidden(ApiError):
+    """403: the key lacks a scope."""
+
+    code = "forbidden"
+
+
+class NotFound(ApiError):
+    """404: no such thing, or another tenant's."""
+
+    code = "not_found"
+
+
+class Conflict(ApiError):
+    """409, 412: the state of the thing does not allow it."""
+
+    code = "conflict"
+
+
+class InvalidRequest(ApiError):
+    """Any other 4xx; ``errors`` says where."""
+
+    code = "invalid_request"
+
+
+class RateLimited(ApiError):
+    """429, after the client has waited and tried again."""
+
+    code = "rate_limited"
+
+
+class ServiceFault(ApiError):
+    """5xx."""
+
+    code = "service_fault"
+
+
+class Unavailable(ServiceFault):
+    """502, 503, 504: the service or something before it is away."""
+
+    code = "unavailable"
+
+
+LOST_ANSWER = (ConnectionFailed, Unavailable)
+"""After these nobody but the service knows whether the request was carried out."""
+
+_BY_STATUS: dict[int, type[ApiError]] = {
+    401: Unauthenticated,
+    403: Forbidden,
+    404: NotFound,
+    409: Conflict,
+    412: Conflict,
+    429: RateLimited,
+    502: Unavailable,
+    503: Unavailable,
+    504: Unavailable,
+}
+
+
+def error_of(response: httpx.Response) -> ApiError | None:
+    """The error that a response with a read body stands for; None for a success."""
+    if response.status_code < 400:
+        return None
+    problem = _problem(response)
+    kind = _BY_STATUS.get(response.status_code, ServiceFault if response.status_code >= 500 else InvalidRequest)
+    detail = problem.get("detail") or f"HTTP {response.status_code} {response.reason_phrase} from {response.url}"
+    return kind(
+        status=response.status_code,
+        type=str(problem.get("type", "")).removeprefix("/problems/") or "about:blank",
+        title=str(problem.get("title", response.reason_phrase)),
+        detail=str(detail),
+        errors=tuple(_item(entry) for entry in problem.get("errors") or () if isinstance(entry, dict)),
+        request_id=response.headers.get("x-request-id"),
+        retryable=problem.get("retryable") is True,
+        retry_after=_retry_after(response.headers.get("retry-after")),
+    )
+
+
+def _problem(response: httpx.Response) -> dict[str, Any]:
+    """Something between us and the service may have answered in its place, with a page of its own."""
+    if response.headers.get("content-type", "").split(";")[0] != "application/problem+json":
+        return {}
+    try:
+        body = response.json()
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def _item(entry: dict[str, Any]) -> ProblemItem:
+    row = entry.get("row")
+    return ProblemItem(
+        pointer=str(entry.get("pointer", "")),
+        detail=str(entry.get("detail", "")),
+        row=row if isinstance(row, int) else None,
+    )
+
+
+def _located(item: ProblemItem) -> str:
+    row = f"row {item.row} " if item.row is not None else ""
+    return f"{row}{item.pointer}: {item.detail}"
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds, or an HTTP date (RFC 9110, section 10.2.3)."""
+    if value is None:
+        return None
+    if value.strip().isdecimal():
+        return float(value.strip()[:9])
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (TypeError, ValueError, OverflowError):
+        return None

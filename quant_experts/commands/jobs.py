@@ -1,0 +1,94 @@
+"""``qe jobs``: what a service has to do and has done."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from quant_experts.client import JobView
+from quant_experts.commands.service_client import connected, json_option, print_json, url_option
+
+STATUSES = ("queued", "running", "cancelling", "succeeded", "failed", "cancelled")
+
+
+@click.command("jobs", short_help="List jobs of a service, or show one.")
+@click.argument("job_id", metavar="[JOB]", required=False)
+@click.option("--status", multiple=True, type=click.Choice(STATUSES), help="Repeatable: any of these.")
+@click.option("--label", "labels", multiple=True, metavar="KEY[=VALUE]", help="Repeatable: all of these.")
+@click.option("--model", metavar="ID", help="Exactly this model.")
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, metavar="N", help="Newest first.")
+@json_option("One JSON object per job and line.")
+@url_option
+def command(
+    job_id: str | None,
+    *,
+    status: tuple[str, ...],
+    labels: tuple[str, ...],
+    model: str | None,
+    limit: int,
+    as_json: bool,
+    url: str | None,
+) -> None:
+    """List jobs, newest first; with JOB, that one."""
+    with connected(url) as client:
+        if job_id is not None:
+            jobs: list[JobView] = [client.jobs.get(job_id)]
+        else:
+            pairs = (label.partition("=") for label in labels)
+            wanted = {key: value if equals else None for key, equals, value in pairs}
+            listed = client.jobs.list(status=status, label=wanted, model=model, page_size=min(limit, 100))
+            jobs = list(islice(listed, limit))
+    if as_json:
+        for job in jobs:
+            print_json(job)
+    elif job_id is not None:
+        _show(jobs[0])
+    else:
+        _table(jobs)
+
+
+def _table(jobs: list[JobView]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for title in ("job", "status", "progress", "model", "scheme", "created"):
+        table.add_column(title, no_wrap=title in ("job", "status"), overflow="fold")
+    for job in jobs:
+        created = job.created_at.strftime("%Y-%m-%d %H:%M")
+        table.add_row(job.id, job.status, progress_of(job), job.model.id, job.scheme, created)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 160
+    console.print(table)
+
+
+def _show(job: JobView) -> None:
+    lines = {
+        "job": job.id,
+        "name": job.name,
+        "status": job.status,
+        "progress": progress_of(job),
+        "model": job.model.id,
+        "calibration": job.calibration.dataset,
+        "scheme": f"{job.scheme}, method {job.method}",
+        "labels": ", ".join(f"{key}={value}" for key, value in job.labels.items()),
+        "attempts": str(job.attempts),
+        "worker": job.worker,
+        "verdict": job.verdict,
+        "error": f"{job.error.code}: {job.error.message}" if job.error else None,
+        "created": job.created_at.isoformat(timespec="seconds"),
+        "started": job.started_at.isoformat(timespec="seconds") if job.started_at else None,
+        "finished": job.finished_at.isoformat(timespec="seconds") if job.finished_at else None,
+    }
+    for title, value in lines.items():
+        if value:
+            click.echo(f"{title:<12} {value}")
+
+
+def progress_of(job: JobView) -> str:
+    """``fitting 7/28, 4 min left``."""
+    progress = job.progress
+    parts = [job.phase or "", f"{progress.blocks_done}/{progress.blocks_total}" if progress.blocks_total else ""]
+    left = f", {max(1, round(progress.eta_seconds / 60))} min left" if progress.eta_seconds else ""
+    return " ".join(part for part in parts if part) + left

@@ -1,0 +1,55 @@
+"""``qe pull``: a finished job's files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from quant_experts.client import Transferred
+from quant_experts.commands.service_client import connected, json_option, url_option
+
+
+@click.command("pull", short_help="Download a finished job's files.")
+@click.argument("job_id", metavar="JOB")
+@click.option(
+    "--output", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Where to.  [default: JOB]"
+)
+@click.option("--file", "names", multiple=True, metavar="NAME", help="Only this file; repeatable.")
+@click.option("--parallel", type=click.IntRange(1, 32), default=4, show_default=True, metavar="N", help="At once.")
+@json_option("The paths as one JSON array on stdout.")
+@url_option
+def command(
+    job_id: str, *, output: Path | None, names: tuple[str, ...], parallel: int, as_json: bool, url: str | None
+) -> None:
+    """Download the files of JOB, check every digest, and go on where an earlier call was interrupted."""
+    directory = output or Path(job_id)
+    console = Console(stderr=True, highlight=False)
+    progress = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=28),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with connected(url) as client, progress:
+        task = progress.add_task("files", total=None)
+
+        def show(step: Transferred) -> None:
+            progress.update(
+                task, completed=step.done, total=step.total, description=f"{step.files_done} of {step.files} files"
+            )
+
+        job = client.jobs.get(job_id)
+        paths = job.pull(directory, names=names or None, parallel=parallel, on_progress=show)
+    if as_json:
+        click.echo(json.dumps([str(path) for path in paths]))
+    else:
+        size = sum(path.stat().st_size for path in paths)
+        click.echo(f"{len(paths)} files, {size:,} bytes, every digest as announced, in {directory}")

@@ -1,0 +1,44 @@
+"""``qe watch``: follow a job of a service to its end."""
+
+from __future__ import annotations
+
+import click
+
+from quant_experts.client import Client, Job
+from quant_experts.commands.service_client import connected, exit_code, json_option, print_json, url_option
+from quant_experts.commands.watch_display import WatchDisplay
+
+INTERRUPTED = 130
+
+
+@click.command("watch", short_help="Follow a job to its end.")
+@click.argument("job_id", metavar="JOB")
+@json_option("One JSON object per event on stdout, as they happen.")
+@url_option
+def command(job_id: str, *, as_json: bool, url: str | None) -> int:
+    """Follow JOB to its end, over dropped connections and restarts of the service. Ctrl-C leaves the job running.
+
+    Exit code: 0 succeeded, 3 failed, 4 cancelled, 5 succeeded and misses a limit of accept_if.
+    """
+    with connected(url) as client:
+        return watch(client, job_id, as_json=as_json)
+
+
+def watch(client: Client, job_id: str, *, as_json: bool) -> int:
+    """The exit code that the job's end asks for."""
+    job: Job = client.jobs.get(job_id)
+    try:
+        with WatchDisplay(job.id) as display:
+            for event in job.follow():
+                if as_json:
+                    print_json(event)
+                else:
+                    display.on_event(event)
+    except KeyboardInterrupt:
+        click.echo(f"\n{job.id} goes on. Come back: qe watch {job.id}   Stop it: qe cancel {job.id}", err=True)
+        return INTERRUPTED
+    job = job.refresh()
+    code = exit_code(job)
+    if code in (0, 5) and not as_json:
+        click.echo(f"{job.id} succeeded. Files: qe pull {job.id}   Report: qe report {job.id}", err=True)
+    return code

@@ -1,0 +1,155 @@
+"""Parts of the client that need no service: what it loads, its settings, its retries, its reading of streams."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quant_experts.client import Client, ConnectionFailed, MisconfiguredClient
+from quant_experts.client.configuration import LOCAL, resolve
+from quant_experts.client.errors import ApiError, error_of
+from quant_experts.client.following import Following
+from quant_experts.client.retrying import RetryPolicy
+
+KEY = "qe_0123456789"
+
+
+def test_the_client_loads_neither_torch_nor_the_library() -> None:
+    program = (
+        "import sys; import quant_experts.client; "
+        "print(sorted(m for m in sys.modules if m.split('.')[0] in ('torch', 'transformers', 'numpy', 'safetensors') "
+        "or m.startswith('quant_experts.') and not m.startswith(('quant_experts.client', 'quant_experts.errors'))))"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def environment(tmp_path: Path, **more: str) -> dict[str, str]:
+    return {"XDG_CONFIG_HOME": str(tmp_path), "QE_HOME": str(tmp_path / "home"), **more}
+
+
+def write_config(tmp_path: Path, text: str) -> None:
+    (tmp_path / "quant-experts").mkdir(exist_ok=True)
+    (tmp_path / "quant-experts" / "config.toml").write_text(text)
+
+
+def test_arguments_come_before_the_environment_and_that_before_the_file(tmp_path: Path) -> None:
+    write_config(tmp_path, 'url = "https://file.example/"\napi_key = "qe_of_the_file"\n')
+    access = resolve(environment=environment(tmp_path))
+    assert (access.url, access.api_key) == ("https://file.example", "qe_of_the_file")
+    access = resolve(environment=environment(tmp_path, QE_URL="https://env.example", QE_API_KEY="qe_of_env"))
+    assert (access.url, access.api_key) == ("https://env.example", "qe_of_env")
+    assert resolve("http://argument", KEY, environment=environment(tmp_path)).url == "http://argument"
+    assert KEY not in repr(resolve("http://argument", KEY))
+
+
+def test_a_service_of_this_machine_needs_no_settings(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "api_key").write_text("qe_kept_by_serve\n")
+    access = resolve(environment=environment(tmp_path))
+    assert (access.url, access.api_key) == (LOCAL, "qe_kept_by_serve")
+    with pytest.raises(MisconfiguredClient, match="QE_API_KEY"):
+        resolve("https://elsewhere.example", environment=environment(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [("url = ", "cannot be read"), ('token = "x"', "token is not a setting"), ("url = 3", "both strings")],
+)
+def test_a_bad_config_file_is_named(tmp_path: Path, text: str, match: str) -> None:
+    write_config(tmp_path, text)
+    with pytest.raises(MisconfiguredClient, match=match) as error:
+        resolve(environment=environment(tmp_path))
+    assert "config.toml" in str(error.value)
+
+
+@pytest.mark.parametrize("url", ["service:8000", "ftp://x", "http://", "http://[::1"])
+def test_a_bad_address_is_refused_before_anything_is_sent(url: str) -> None:
+    with pytest.raises(MisconfiguredClient, match="QE_URL"):
+        Client(url, KEY)
+
+
+@pytest.mark.parametrize("key", ["qe key", "qe_\n", "qé"])
+def test_a_key_that_is_none_is_refused(key: str) -> None:
+    with pytest.raises(MisconfiguredClient, match="copied"):
+        Client("http://127.0.0.1", key)
+
+
+def answer(status: int, **headers: str) -> ApiError:
+    request = httpx.Request("GET", "http://x/")
+    error = error_of(
+        httpx.Response(status, headers={k.replace("_", "-"): v for k, v in headers.items()}, request=request)
+    )
+    assert error is not None
+    return error
+
+
+def test_what_may_have_been_carried_out_is_not_repeated_unless_that_is_safe() -> None:
+    policy = RetryPolicy()
+    lost, refused = httpx.ReadError("cut"), httpx.ConnectError("refused")
+    assert policy.pause(lost, attempt=0, repeatable=False) is None
+    assert policy.pause(lost, attempt=0, repeatable=True) is not None
+    assert policy.pause(refused, attempt=0, repeatable=False) is not None
+    assert policy.pause(answer(503), attempt=0, repeatable=False) is None
+    assert policy.pause(answer(503), attempt=0, repeatable=True) is not None
+    assert policy.pause(answer(429), attempt=0, repeatable=False) is not None
+    for status in (400, 401, 403, 404, 409, 422, 500):
+        assert policy.pause(answer(status), attempt=0, repeatable=True) is None
+    assert policy.pause(lost, attempt=policy.retries, repeatable=True) is None
+
+
+def test_retry_after_is_kept_to() -> None:
+    policy = RetryPolicy(patience=60)
+    assert policy.pause(answer(429, retry_after="7"), attempt=0, repeatable=True) == 7
+    assert policy.pause(answer(429, retry_after="61"), attempt=0, repeatable=True) is None
+    assert policy.pause(answer(503, retry_after="Thu, 01 Jan 1970 00:00:00 GMT"), attempt=0, repeatable=True) == 0
+    assert policy.pause(answer(503, retry_after="soon"), attempt=0, repeatable=True) is not None
+
+
+def test_the_pause_grows_and_is_bounded() -> None:
+    policy = RetryPolicy(first=1, longest=8)
+    for attempt in range(12):
+        longest = max(policy.backoff(attempt) for _ in range(200))
+        assert longest <= min(8, 2**attempt)
+        assert longest > min(8, 2**attempt) / 2
+
+
+def event(seq: int, note: str = "x", end: str = "\n") -> bytes:
+    data = f'{{"seq":{seq},"type":"job.block","data":{{"note":"{note}"}},"created_at":"2026-01-01T00:00:00Z"}}'
+    return f"id: {seq}{end}event: job.block{end}data: {data}{end}{end}".encode()
+
+
+@given(cuts=st.lists(st.integers(0, 600), max_size=12), end=st.sampled_from(["\n", "\r\n", "\r"]))
+def test_a_stream_reads_the_same_however_it_is_cut_into_chunks(cuts: list[int], end: str) -> None:
+    stream = f"retry: 250{end}{end}: still here{end}{end}".encode() + b"".join(
+        event(seq, "a\u2028b\x85c", end) for seq in (1, 2, 3)
+    )
+    stream += f": the end{end}".encode()
+    following = Following(after=0, patience=1, policy=RetryPolicy())
+    edges = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
+    events = [e for start, stop in pairwise(edges) for e in following.feed(stream[start:stop])]
+    assert [e.seq for e in events] == [1, 2, 3]
+    assert events[0].data["note"] == "a\u2028b\x85c"
+    assert following.pause(None) == 0.25
+
+
+def test_half_an_event_of_a_broken_connection_is_forgotten_and_a_known_one_skipped() -> None:
+    following = Following(after=0, patience=1, policy=RetryPolicy())
+    assert [e.seq for e in following.feed(event(1) + event(2)[:30])] == [1]
+    assert following.headers()["Last-Event-ID"] == "1"
+    assert [e.seq for e in following.feed(event(1) + event(2))] == [2]
+
+
+def test_a_line_without_end_does_not_fill_the_memory() -> None:
+    following = Following(after=0, patience=1, policy=RetryPolicy())
+    for _ in range(4):
+        assert list(following.feed(b"x" * (1 << 20))) == []
+    with pytest.raises(ConnectionFailed, match="without end"):
+        list(following.feed(b"x"))
