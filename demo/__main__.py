@@ -26,6 +26,7 @@ from benchmarks.digits.boards import Question, held_out_questions
 from demo.loading import Reply, generate_in_fresh_process
 from demo.rows import write_jsonl
 from demo.service import Service, running_service
+from quant_experts.client import ClientError
 
 LOCAL_MODEL = "local/digits-qwen2-vl"
 LOCAL_OPTIONS = {"group_size": 64, "shared_rank": 8, "routed_rank": 8, "experts": 4, "important_channels": 8}
@@ -58,7 +59,7 @@ def main() -> int:
     except KeyboardInterrupt:
         console.print("\nstopped; nothing is left running")
         return 130
-    except DemoFailed as failure:
+    except (DemoFailed, ClientError) as failure:
         console.print(f"[red]the demo failed:[/] {failure}")
         return 1
     return 0

@@ -1,9 +1,8 @@
-"""The embedded service as a child process, and the few HTTP calls that a client needs."""
+"""The embedded service as a child process, and what the demo and the tests ask of it."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
 import signal
@@ -11,14 +10,14 @@ import socket
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import httpx
+
+from quant_experts.client import Client
 
 START_SECONDS = 90
 STOP_SECONDS = 60
@@ -26,66 +25,37 @@ STOP_SECONDS = 60
 
 @dataclass(frozen=True)
 class Service:
-    """A running service and a key for it."""
+    """A running service, the client of ``quant_experts`` for it, and a bare HTTP client with the same key."""
 
     url: str
+    api: Client
     client: httpx.Client
 
     def upload(self, rows: Path) -> dict[str, Any]:
-        with rows.open("rb") as file:
-            return _json(self.client.post("/v1/datasets", files={"file": (rows.name, file, "application/jsonl")}))
+        return self.api.datasets.upload(rows).model_dump(mode="json")
 
     def submit(self, model: str, dataset: str, scheme: str, options: dict[str, Any], **more: Any) -> dict[str, Any]:
         """``more``: further fields of the body, such as ``method``."""
-        body = {
-            "model": {"id": model},
-            "calibration": {"dataset": dataset},
-            "scheme": scheme,
-            "options": options,
-            "name": "demo",
-            **more,
-        }
-        return _json(self.client.post("/v1/jobs", json=body, headers={"Idempotency-Key": str(uuid.uuid4())}))
+        fields: dict[str, Any] = {"options": options, "name": "demo", **more}
+        return self.api.jobs.create(model=model, calibration=dataset, scheme=scheme, **fields).model_dump(mode="json")
 
     def job(self, job_id: str) -> dict[str, Any]:
-        return _json(self.client.get(f"/v1/jobs/{job_id}"))
+        return self.api.jobs.get(job_id).model_dump(mode="json")
 
     def report(self, job_id: str) -> dict[str, Any]:
-        return _json(self.client.get(f"/v1/jobs/{job_id}/report", headers={"Accept": "application/json"}))
+        return self.api.jobs.get(job_id).report()
 
     def events(self, job_id: str) -> Iterator[dict[str, Any]]:
         """The job's events as they happen, to the last one; a dropped connection is taken up where it broke."""
-        last, ended = "0", False
-        while not ended:
-            headers = {"Accept": "text/event-stream", "Last-Event-ID": last}
-            with (
-                contextlib.suppress(httpx.TransportError),
-                self.client.stream("GET", f"/v1/jobs/{job_id}/events", headers=headers, timeout=None) as stream,
-            ):
-                if stream.status_code != 200:
-                    stream.read()
-                    _json(stream)
-                for line in stream.iter_lines():
-                    if line.startswith("data:"):
-                        event = json.loads(line.removeprefix("data:"))
-                        last = str(event["seq"])
-                        ended = event["type"] in ("job.succeeded", "job.failed", "job.cancelled")
-                        yield event
+        return (event.model_dump(mode="json") for event in self.api.jobs.follow(job_id))
 
     def download(self, job_id: str, directory: Path) -> list[dict[str, Any]]:
         """Every artifact into ``directory``; returns the announced list."""
-        artifacts: list[dict[str, Any]] = _json(self.client.get(f"/v1/jobs/{job_id}/artifacts"))["data"]
-        for artifact in artifacts:
-            target = directory / artifact["name"]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with self.client.stream("GET", f"/v1/jobs/{job_id}/artifacts/{quote(artifact['name'])}") as stream:
-                if stream.status_code != 200:
-                    stream.read()
-                    _json(stream)
-                with target.open("wb") as out:
-                    for chunk in stream.iter_bytes():
-                        out.write(chunk)
-        return artifacts
+        job = self.api.jobs.get(job_id)
+        artifacts = job.artifacts()
+        if artifacts:
+            job.pull(directory)
+        return [artifact.model_dump(mode="json") for artifact in artifacts]
 
 
 @contextlib.contextmanager
@@ -110,9 +80,10 @@ def running_service(directory: Path) -> Iterator[Service]:
         )
         url = f"http://127.0.0.1:{port}"
         try:
-            with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60) as client:
+            headers = {"Authorization": f"Bearer {key}"}
+            with httpx.Client(base_url=url, headers=headers, timeout=60) as client, Client(url, key) as api:
                 _wait_until_ready(client, serve, directory / "serve.log")
-                yield Service(url, client)
+                yield Service(url, api, client)
         finally:
             serve.send_signal(signal.SIGINT)
             try:
@@ -132,14 +103,6 @@ def _wait_until_ready(client: httpx.Client, serve: subprocess.Popen[bytes], log:
                 return
         time.sleep(0.1)
     raise SystemExit(f"the service did not start; the end of {log}:\n" + "\n".join(log.read_text().splitlines()[-15:]))
-
-
-def _json(response: httpx.Response) -> Any:
-    if response.is_error:
-        raise SystemExit(
-            f"{response.request.method} {response.request.url.path}: {response.status_code} {response.text}"
-        )
-    return response.json()
 
 
 def _free_port() -> int:
