@@ -57,6 +57,7 @@ class JobView(View):
     id: str
     object: Literal["job"] = "job"
     name: str | None
+    alias: str | None = None
     labels: dict[str, str]
     model: ModelRef
     calibration: Calibration

@@ -25,6 +25,7 @@ from quant_experts.commands.watch import watch
 @click.option("--split", metavar="NAME", help="Split of a hub dataset.  [default: train]")
 @spec_options
 @click.option("--name", metavar="TEXT", help="What people call the job.")
+@click.option("--alias", metavar="OWNER/NAME", help="Under which the Hub protocol serves the finished checkpoint.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Repeatable; qe jobs --label finds it.")
 @click.option("--timeout", "timeout_s", type=int, metavar="S", help="Seconds after which it fails.  [default: a day]")
 @click.option("--idempotency-key", metavar="TEXT", help="The same command with the same key makes one job in 24 hours.")
@@ -38,6 +39,7 @@ def command(
     calibration: str,
     split: str | None,
     name: str | None,
+    alias: str | None,
     labels: tuple[str, ...],
     timeout_s: int | None,
     idempotency_key: str | None,
@@ -55,6 +57,7 @@ def command(
             calibration=_rows(client, calibration),
             split=split,
             name=name,
+            alias=alias,
             labels=_labels(labels),
             timeout_s=timeout_s,
             idempotency_key=idempotency_key,
