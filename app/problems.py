@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -16,12 +17,15 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import HTTPException, RequestValidationError
 from pydantic import BaseModel, Field
-from sqlalchemy.exc import DataError, InterfaceError, OperationalError
+from sqlalchemy.exc import DataError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import Response
 
+from app.database import READ_ONLY
+
 MEDIA_TYPE = "application/problem+json"
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 log = logging.getLogger(__name__)
 
 
@@ -65,6 +69,8 @@ REQUEST_REFUSED = ProblemType("request-refused", 400, "The request was refused")
 INTERNAL = ProblemType("internal", 500, "A fault of the service", retryable=True)
 OBJECT_MISSING = ProblemType("object-missing", 500, "The stored file is gone")
 UNAVAILABLE = ProblemType("unavailable", 503, "The service cannot reach its database", retryable=True)
+STORAGE_UNAVAILABLE = ProblemType("storage-unavailable", 503, "The service cannot use its storage", retryable=True)
+STORAGE_FULL = ProblemType("storage-full", 507, "The service has no space left", retryable=True)
 
 CATALOGUE: dict[str, ProblemType] = {
     value.slug: value for value in list(globals().values()) if isinstance(value, ProblemType)
@@ -168,6 +174,8 @@ def register(app: FastAPI) -> None:
     app.add_exception_handler(DataError, _unstorable)
     for unreachable in (OperationalError, InterfaceError, PoolTimeout):
         app.add_exception_handler(unreachable, _database_unavailable)
+    app.add_exception_handler(InternalError, _database_fault)
+    app.add_exception_handler(OSError, _storage_fault)
 
 
 async def _problem(request: Request, error: Exception) -> Response:
@@ -211,6 +219,25 @@ async def _database_unavailable(request: Request, error: Exception) -> Response:
     return problem_response(
         request, UNAVAILABLE, "the database does not answer; try again", headers={"Retry-After": "5"}
     )
+
+
+async def _database_fault(request: Request, error: Exception) -> Response:
+    assert isinstance(error, InternalError)
+    if getattr(error.orig, "sqlstate", None) != READ_ONLY:
+        return unhandled(request, error)
+    return await _database_unavailable(request, error)
+
+
+async def _storage_fault(request: Request, error: Exception) -> Response:
+    assert isinstance(error, OSError)
+    if error.errno is None:  # not of the file system
+        return unhandled(request, error)
+    log.error("request %s: storage failed", request.scope.get("request_id"), exc_info=error)
+    headers = {"Retry-After": "30"}
+    if error.errno in NO_SPACE:
+        return problem_response(request, STORAGE_FULL, "the disk or a quota is full; nothing was kept", headers=headers)
+    detail = "the storage does not take or give files; nothing was kept, try again"
+    return problem_response(request, STORAGE_UNAVAILABLE, detail, headers=headers)
 
 
 def unhandled(request: Request, error: BaseException) -> Response:

@@ -31,6 +31,10 @@ class Settings(BaseSettings):
 
     hub_patience: float = Field(default=300.0, description="A hub download that does not grow for this long fails.")
 
+    min_free_bytes: int = Field(
+        default=256 * 1024 * 1024, description="A worker whose work directory has less free space takes no job."
+    )
+
     lease: float = 120.0
     beat: float = 20.0
     self_kill: float = 90.0

@@ -22,9 +22,10 @@ from typing import Any
 from app.contract.errors import FailureCode
 from app.contract.ids import new_id
 from app.settings import Settings
-from app.storage import ObjectMissing, Storage, sha256_file
+from app.storage import ObjectMissing, sha256_file
 from worker import process
 from worker.lease import Lease, Lost, TimedOut, monotonic
+from worker.patient_storage import PatientStorage
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def local_model(model_id: str, root: Path | None) -> Path:
     return directory
 
 
-def uploaded_rows(dataset_id: str, row: Mapping[str, Any] | None, storage: Storage, to: Path) -> Path:
+def uploaded_rows(dataset_id: str, row: Mapping[str, Any] | None, storage: PatientStorage, to: Path) -> Path:
     """Bring the uploaded dataset ``row`` (``format key sha256``) into the directory ``to``, digest checked."""
     if row is None:
         raise FetchFailed(FailureCode.DATASET_NOT_FOUND, f"dataset {dataset_id!r} does not exist any more")
@@ -76,7 +77,7 @@ def uploaded_rows(dataset_id: str, row: Mapping[str, Any] | None, storage: Stora
     return target
 
 
-def finished_blocks(files: list[dict[str, Any]], storage: Storage, to: Path) -> int:
+def finished_blocks(files: list[dict[str, Any]], storage: PatientStorage, to: Path) -> int:
     """Bring the files of finished blocks into the work directory; returns how many arrived whole.
 
     A file that is missing or damaged is left out with a line in the log: the library resumes from the longest prefix

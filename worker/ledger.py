@@ -39,6 +39,10 @@ class Hold:
     attempt: int
 
 
+AWAY = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.ReadOnlySqlTransaction)
+"""The database is not there, or another one is now the primary: connect again and try again."""
+
+
 @dataclass(frozen=True)
 class Claim:
     hold: Hold
@@ -48,6 +52,14 @@ class Claim:
     progress: dict[str, Any]
     elapsed: float
     """Seconds since a worker first took the job after it was (last) asked for."""
+
+
+class Unconfirmed(Exception):
+    """The connection broke while ``claim`` was committed: it may be ours, or nobody's."""
+
+    def __init__(self, claim: Claim) -> None:
+        super().__init__(claim.hold.job_id)
+        self.claim = claim
 
 
 def connect(database_url: str) -> Connection:
@@ -84,23 +96,47 @@ RETURNING id, tenant, spec, attempt, progress, blocks_done,
 
 
 def claim(connection: Connection, *, worker: str, lease: float) -> Claim | None:
-    """Take the job that waits first, with a lease of ``lease`` seconds; None when nothing waits."""
-    with connection.transaction():
-        row = connection.execute(CLAIM, {"worker": worker, "lease": lease}).fetchone()
-        if row is None:
-            return None
-        hold = Hold(row["id"], row["attempt"])
+    """Take the job that waits first, with a lease of ``lease`` seconds; None when nothing waits.
+
+    Raises Unconfirmed when the connection breaks at the end.
+    """
+    made: Claim | None = None
+    try:
+        with connection.transaction():
+            made = _claim(connection, worker=worker, lease=lease)
+    except psycopg.OperationalError as error:
+        if made is None:
+            raise
+        raise Unconfirmed(made) from error
+    return made
+
+
+def confirm(connection: Connection, hold: Hold, *, worker: str, lease: float) -> bool:
+    """Whether a claim whose end we did not hear is ours; if so its lease begins anew."""
+    return (
         connection.execute(
-            "INSERT INTO attempts (job_id, attempt, worker, resumed_from_block) VALUES (%s, %s, %s, 0)",
-            (hold.job_id, hold.attempt, worker),
-        )
-        connection.execute(
-            "UPDATE workers SET job_id = %s, seen_at = clock_timestamp() WHERE id = %s", (row["id"], worker)
-        )
-        started = {"attempt": hold.attempt, "worker": worker, "resumed_from_block": row["blocks_done"]}
-        append_event(connection, hold.job_id, EventType.STARTED, started)
-        append_event(connection, hold.job_id, EventType.PHASE, {"phase": Phase.PREPARING.value})
-        return Claim(hold, row["tenant"], row["spec"], row["progress"], row["elapsed"])
+            "UPDATE jobs SET lease_until = clock_timestamp() + make_interval(secs => %s)"
+            " WHERE id = %s AND attempt = %s AND worker = %s AND status IN ('running', 'cancelling')",
+            (lease, hold.job_id, hold.attempt, worker),
+        ).rowcount
+        == 1
+    )
+
+
+def _claim(connection: Connection, *, worker: str, lease: float) -> Claim | None:
+    row = connection.execute(CLAIM, {"worker": worker, "lease": lease}).fetchone()
+    if row is None:
+        return None
+    hold = Hold(row["id"], row["attempt"])
+    connection.execute(
+        "INSERT INTO attempts (job_id, attempt, worker, resumed_from_block) VALUES (%s, %s, %s, 0)",
+        (hold.job_id, hold.attempt, worker),
+    )
+    connection.execute("UPDATE workers SET job_id = %s, seen_at = clock_timestamp() WHERE id = %s", (row["id"], worker))
+    started = {"attempt": hold.attempt, "worker": worker, "resumed_from_block": row["blocks_done"]}
+    append_event(connection, hold.job_id, EventType.STARTED, started)
+    append_event(connection, hold.job_id, EventType.PHASE, {"phase": Phase.PREPARING.value})
+    return Claim(hold, row["tenant"], row["spec"], row["progress"], row["elapsed"])
 
 
 def beat(connection: Connection, hold: Hold, *, lease: float) -> JobStatus:
@@ -282,15 +318,20 @@ def hand_back(connection: Connection, hold: Hold, *, reason: str) -> JobStatus:
 
 
 def give_up_attempt(
-    connection: Connection, hold: Hold, *, outcome: AttemptOutcome, reason: str, budget: int
+    connection: Connection,
+    hold: Hold,
+    *,
+    outcome: AttemptOutcome,
+    reason: str,
+    budget: int,
+    code: FailureCode = FailureCode.NO_PROGRESS,
 ) -> JobStatus:
     """End an attempt that died. The job waits again, unless ``budget`` attempts in a row brought no new block: then it
-    has failed with ``no_progress``; a job that was to be cancelled is. Returns the job's status. Raises NotHeld.
+    has failed with ``code``; a job that was to be cancelled is. Returns the job's status. Raises NotHeld.
     """
     with connection.transaction():
-        return end_dead_attempt(
-            connection, hold, lock(connection, hold, *LEASED), outcome=outcome, reason=reason, budget=budget
-        )
+        job = lock(connection, hold, *LEASED)
+        return end_dead_attempt(connection, hold, job, outcome=outcome, reason=reason, budget=budget, code=code)
 
 
 def end_dead_attempt(
@@ -301,6 +342,7 @@ def end_dead_attempt(
     outcome: AttemptOutcome,
     reason: str,
     budget: int,
+    code: FailureCode = FailureCode.NO_PROGRESS,
 ) -> JobStatus:
     """The same inside the caller's transaction, which holds the lock on the row ``job``."""
     if job["status"] == JobStatus.CANCELLING:
@@ -311,9 +353,10 @@ def end_dead_attempt(
     ).fetchone()
     barren = 0 if attempt is not None and attempt["blocks_done"] > 0 else job["barren_attempts"] + 1
     if barren >= budget:
-        message = f"{barren} attempts in a row ended without a new block; the last: {reason}"
+        tried = f"{barren} attempts in a row ended without a new block; the last: "
+        message = reason if budget == 1 else tried + reason
         connection.execute("UPDATE jobs SET barren_attempts = %s WHERE id = %s", (barren, hold.job_id))
-        _fail(connection, hold, outcome, FailureCode.NO_PROGRESS, message)
+        _fail(connection, hold, outcome, code, message)
         return JobStatus.FAILED
     _end_attempt(connection, hold, outcome, error={"message": clean(reason)})
     _requeue(connection, hold, reason, barren=barren)

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
-import psycopg
-
 from worker import ledger
 from worker.lease import Keeping, Lease, Lost
 
@@ -46,7 +44,7 @@ class Pen:
                 return statement(self._connected(), self._hold, *arguments, **options)
             except ledger.NotHeld:
                 self._learn_why()
-            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            except ledger.AWAY as error:
                 logger.warning("%s: the ledger cannot be written, trying again: %s", self._hold.job_id, error)
                 self._disconnect()
                 self._lease.wait(RETRY_SECONDS)
@@ -58,7 +56,7 @@ class Pen:
                 raise Lost(self._hold.job_id)
             try:
                 return query(self._connected(), *arguments, **options)
-            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            except ledger.AWAY as error:
                 logger.warning("%s: the ledger cannot be read, trying again: %s", self._hold.job_id, error)
                 self._disconnect()
                 self._lease.wait(RETRY_SECONDS)
@@ -77,7 +75,7 @@ class Pen:
         """Raise what the refusal of a write means."""
         try:
             self._lease.look_again(self._connected())
-        except (psycopg.OperationalError, psycopg.InterfaceError):
+        except ledger.AWAY:
             self._disconnect()
             self._lease.wait(RETRY_SECONDS)
             return

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from app.storage import SEGMENT, Storage
+from app.storage import SEGMENT
 from worker import protocol
 from worker.ledger import Hold
+from worker.patient_storage import PatientStorage
 from worker.relay import mean_errors
 
 REPORT = "quality_report.json"
@@ -34,7 +35,9 @@ def attempt_prefix(hold: Hold) -> str:
     return f"jobs/{hold.job_id}/a{hold.attempt}"
 
 
-def publish(storage: Storage, hold: Hold, output: Path, files: Sequence[protocol.File]) -> Iterator[dict[str, Any]]:
+def publish(
+    storage: PatientStorage, hold: Hold, output: Path, files: Sequence[protocol.File]
+) -> Iterator[dict[str, Any]]:
     """Put each file into storage and yield its row: ``name key bytes sha256 media_type``. Raises Incomplete."""
     for file in files:
         source = output / file.name

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from app.storage import Storage
 from worker import ledger, process, protocol
 from worker.lease import monotonic
+from worker.patient_storage import PatientStorage
 from worker.pen import Pen
 
 PROGRESS_SECONDS = 1.0
@@ -20,7 +20,7 @@ class Relay:
     """What of a runner's talk has reached the ledger so far."""
 
     def __init__(
-        self, pen: Pen, storage: Storage, *, job_id: str, work: Path, known: Sequence[Mapping[str, Any]]
+        self, pen: Pen, storage: PatientStorage, *, job_id: str, work: Path, known: Sequence[Mapping[str, Any]]
     ) -> None:
         self._pen = pen
         self._storage = storage

@@ -22,9 +22,9 @@ from worker import protocol
 if TYPE_CHECKING:
     from quant_experts.config import AcceptIf, QuantizationSpec
 
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")
-DISK_WORDS = ("no space left on device", "disk quota exceeded")
+DISK_WORDS = ("no space left on device", "disk quota exceeded", "file too large")
 
 
 def main(job_file: str) -> int:

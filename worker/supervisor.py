@@ -6,19 +6,21 @@ without database, broker or storage. Whatever happens to either, the ledger says
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psycopg
 from pydantic import BaseModel
 
 from app.contract.errors import FailureCode
@@ -26,16 +28,17 @@ from app.contract.spec import JobSpec
 from app.contract.states import AttemptOutcome, JobStatus
 from app.settings import Settings
 from app.storage import Storage
-from worker import fetch, ledger, process, protocol
-from worker.lease import CancelRequested, Lease, Lost, TimedOut, kept
-from worker.pen import Pen
+from worker import fetch, ledger, memory, process, protocol
+from worker.fitness import unfit
+from worker.lease import CancelRequested, Lease, Lost, TimedOut, kept, monotonic
+from worker.patient_storage import NO_SPACE, PatientStorage, StorageFailed
+from worker.pen import RETRY_SECONDS, Pen
 from worker.publish import Incomplete, publish, summary_of
 from worker.relay import Relay
 
 logger = logging.getLogger(__name__)
 
 RUNNER = (sys.executable, "-m", "worker.runner")
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
 Ending = Callable[[ledger.Connection, ledger.Hold], JobStatus]
 """One fenced transaction that ends the attempt and says what the job is then."""
@@ -55,6 +58,19 @@ class Hands:
     """Tells other workers that a job waits; never raises."""
     runner: tuple[str, ...] = RUNNER
     """The command that computes; the path of the job file is appended."""
+    oom_kills: Callable[[], int] = memory.oom_kills
+    """The kernel's count of kills for want of memory."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a runner ended."""
+
+    last: protocol.LastWord | None
+    """Its last word; None when it died without one."""
+    status: int
+    out_of_memory: bool
+    """The kernel killed it for want of memory."""
 
 
 def work(hands: Hands) -> int:
@@ -64,13 +80,40 @@ def work(hands: Hands) -> int:
     """
     attempts = 0
     while not hands.draining():
-        with ledger.connect(hands.settings.database_url or "") as connection:
-            claim = ledger.claim(connection, worker=hands.worker, lease=hands.settings.lease)
+        if reason := unfit(hands.settings):
+            logger.error("this worker takes no job: %s", reason)
+            break
+        claim = _claim(hands)
         if claim is None:
             break
         attempts += 1
         attempt(hands, claim)
     return attempts
+
+
+def _claim(hands: Hands) -> ledger.Claim | None:
+    """Raises psycopg.OperationalError."""
+    try:
+        with ledger.connect(hands.settings.database_url or "") as connection:
+            return ledger.claim(connection, worker=hands.worker, lease=hands.settings.lease)
+    except ledger.Unconfirmed as unsure:
+        # The connection broke at COMMIT. A job that is ours by now and that we do not know of would wait for the end of
+        # its lease, and count as an attempt without progress.
+        logger.warning("%s: whether we have claimed it is not known, asking again", unsure.claim.hold.job_id)
+        return unsure.claim if _confirmed(hands, unsure.claim.hold) else _claim(hands)
+
+
+def _confirmed(hands: Hands, hold: ledger.Hold) -> bool:
+    """Ask until the ledger answers, as long as the lease may be good. Raises psycopg.OperationalError."""
+    deadline = monotonic() + hands.settings.self_kill
+    while True:
+        try:
+            with ledger.connect(hands.settings.database_url or "") as connection:
+                return ledger.confirm(connection, hold, worker=hands.worker, lease=hands.settings.lease)
+        except psycopg.OperationalError:
+            if hands.draining() or monotonic() > deadline:
+                raise
+            time.sleep(RETRY_SECONDS)
 
 
 def attempt(hands: Hands, claim: ledger.Claim) -> JobStatus | None:
@@ -117,6 +160,8 @@ def _outcome(hands: Hands, claim: ledger.Claim, spec: JobSpec, lease: Lease, pen
         return partial(ledger.fail, code=FailureCode.TIMEOUT, message=message)
     except fetch.FetchFailed as failure:
         return partial(ledger.fail, code=failure.code, message=str(failure))
+    except StorageFailed as failure:
+        return partial(ledger.fail, code=failure.code, message=str(failure))
     except fetch.Draining as reason:
         return partial(ledger.hand_back, reason=str(reason))
     except Incomplete as failure:
@@ -132,21 +177,22 @@ def _outcome(hands: Hands, claim: ledger.Claim, spec: JobSpec, lease: Lease, pen
 def _compute(hands: Hands, claim: ledger.Claim, spec: JobSpec, lease: Lease, pen: Pen, directory: Path) -> Ending:
     hold = claim.hold
     log = hands.settings.resolved_home / "logs" / f"runner-{hold.job_id}-a{hold.attempt}.log"
+    storage = PatientStorage(hands.storage, partial(_wait, lease))
     known = pen.read(ledger.block_files, hold.job_id)
-    job = _prepare(hands, claim, spec, lease, pen, directory, log)
+    job = _prepare(hands, claim, spec, lease, pen, storage, directory, log)
     (directory / "work").mkdir()
-    fetch.finished_blocks(known, hands.storage, directory / "work")
+    fetch.finished_blocks(known, storage, directory / "work")
     lease.check()
 
-    relay = Relay(pen, hands.storage, job_id=hold.job_id, work=directory / "work", known=known)
-    last, status = _run(hands, lease, relay, _write_job(directory, job), log)
+    relay = Relay(pen, storage, job_id=hold.job_id, work=directory / "work", known=known)
+    run = _run(hands, lease, relay, _write_job(directory, job), log)
     lease.check()
-    match last:
+    match run.last:
         case protocol.FinishedLine(output=output, files=files):
             if relay.phase != "publishing":
                 pen.write(ledger.set_phase, "publishing")
             artifacts = []
-            for artifact in publish(hands.storage, hold, Path(output), files):
+            for artifact in publish(storage, hold, Path(output), files):
                 lease.check()
                 artifacts.append(artifact)
             return partial(ledger.succeed, summary=summary_of(Path(output)), artifacts=artifacts)
@@ -154,19 +200,42 @@ def _compute(hands: Hands, claim: ledger.Claim, spec: JobSpec, lease: Lease, pen
             return partial(ledger.hand_back, reason="the worker was stopped")
         case protocol.ErrorLine(code=code, message=message):
             return partial(ledger.fail, code=_failure_code(code), message=message)
+        case None if run.out_of_memory:
+            return partial(
+                ledger.give_up_attempt,
+                outcome=AttemptOutcome.RUNNER_DIED,
+                reason=_out_of_memory(),
+                # Without a new block the same would happen again; with one, the next attempt begins after it.
+                budget=1,
+                code=FailureCode.OUT_OF_MEMORY,
+            )
         case None:
             return partial(
                 ledger.give_up_attempt,
                 outcome=AttemptOutcome.RUNNER_DIED,
-                reason=f"the computing process {process.describe_end(status)}",
+                reason=f"the computing process {process.describe_end(run.status)}",
                 budget=hands.settings.barren_attempts,
             )
 
 
-def _run(hands: Hands, lease: Lease, relay: Relay, job_file: Path, log: Path) -> tuple[protocol.LastWord | None, int]:
-    """The runner's last word, if it had one, and its exit status."""
+def _wait(lease: Lease, seconds: float) -> None:
+    lease.wait(seconds)
+    lease.check()
+
+
+def _out_of_memory() -> str:
+    limit = memory.limit()
+    bound = "" if limit is None else f" beside the worker's limit of {limit / 2**30:.1f} GiB"
+    return (
+        f"the kernel killed the computing process for want of memory{bound}: give the worker more, run fewer workers on"
+        " the machine, or ask for fewer calibration samples (options.samples)"
+    )
+
+
+def _run(hands: Hands, lease: Lease, relay: Relay, job_file: Path, log: Path) -> Run:
     home = job_file.parent / "home"
     (home / "tmp").mkdir(parents=True)
+    kills = hands.oom_kills()
     child = process.start(
         [*hands.runner, str(job_file)],
         # Temporary files too: what a killed runner leaves goes with the attempt's directory.
@@ -176,6 +245,7 @@ def _run(hands: Hands, lease: Lease, relay: Relay, job_file: Path, log: Path) ->
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
+    memory.give_up_first(child)
     assert child.stdin is not None
     assert child.stdout is not None
     with lease.guarding(child), child.stdout, child.stdin:
@@ -186,11 +256,18 @@ def _run(hands: Hands, lease: Lease, relay: Relay, job_file: Path, log: Path) ->
             raise
         finally:
             status = process.reap(child)
-    return last, status
+    return Run(last, status, out_of_memory=status == -signal.SIGKILL and hands.oom_kills() > kills)
 
 
 def _prepare(
-    hands: Hands, claim: ledger.Claim, spec: JobSpec, lease: Lease, pen: Pen, directory: Path, log: Path
+    hands: Hands,
+    claim: ledger.Claim,
+    spec: JobSpec,
+    lease: Lease,
+    pen: Pen,
+    storage: PatientStorage,
+    directory: Path,
+    log: Path,
 ) -> protocol.RunnerJob:
     """Everything that the runner reads, on local disk."""
     settings = hands.settings
@@ -205,7 +282,7 @@ def _prepare(
     dataset = spec.calibration.dataset
     if dataset.startswith(fetch.UPLOADED):
         row = pen.read(ledger.dataset, tenant=claim.tenant, dataset_id=dataset)
-        rows = fetch.uploaded_rows(dataset, row, hands.storage, directory)
+        rows = fetch.uploaded_rows(dataset, row, storage, directory)
     else:
         revision = claim.progress.get("dataset_commit")
         rows, _ = hub.bring("dataset", dataset, revision, partial(_pin, pen, "dataset_commit"))

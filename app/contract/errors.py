@@ -18,6 +18,8 @@ class FailureCode(StrEnum):
     INVALID_CHECKPOINT = "invalid_checkpoint"
     OUT_OF_MEMORY = "out_of_memory"
     OUT_OF_DISK = "out_of_disk"
+    STORAGE_UNAVAILABLE = "storage_unavailable"
+    """The store of datasets, blocks and artifacts did not take or give a file; worth a retry when it works again."""
     TIMEOUT = "timeout"
     NO_PROGRESS = "no_progress"
     """Three attempts in a row ended without a new block."""
@@ -30,6 +32,7 @@ RETRYABLE = frozenset(
         FailureCode.MODEL_UNAVAILABLE,
         FailureCode.OUT_OF_MEMORY,
         FailureCode.OUT_OF_DISK,
+        FailureCode.STORAGE_UNAVAILABLE,
         FailureCode.TIMEOUT,
         FailureCode.NO_PROGRESS,
         FailureCode.INTERNAL,

@@ -49,6 +49,8 @@ router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
         problems.MALFORMED_REQUEST,
         problems.UNSUPPORTED_MEDIA_TYPE,
         problems.BODY_TOO_LARGE,
+        problems.STORAGE_FULL,
+        problems.STORAGE_UNAVAILABLE,
     ),
 )
 async def upload(

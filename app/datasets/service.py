@@ -59,11 +59,12 @@ async def keep_upload(
         session.add(dataset)
         await session.flush()
         await session.refresh(dataset)
-        await session.commit()
     except BaseException:
-        # Without its row nothing would ever find the object again.
         await asyncio.to_thread(storage.delete, key)
         raise
+    # Outside of the `try`: when the connection breaks in here the row may be there, and then it needs its object. An
+    # object without a row does no harm, and `worker.reconcile` finds it.
+    await session.commit()
     return dataset
 
 

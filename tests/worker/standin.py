@@ -6,7 +6,7 @@ The directory STAGE directs it, so that a test can wait for a moment and act in 
 ``pid`` is written by the runner · ``at-N`` says that block N is about to begin · while ``hold-N`` exists it waits
 there · ``crash-N`` is removed and answered with SIGKILL to itself · ``fail``, ``garbage``, ``noise``, ``environment``,
 ``job``, ``child`` are seen at the start · while ``deaf`` exists a request to stop is not heard · ``pace`` holds the
-seconds that a block takes.
+seconds that a block takes. A job whose split is ``poison`` kills it each time.
 """
 
 from __future__ import annotations
@@ -54,6 +54,9 @@ def main(stage: Path, job_file: Path) -> None:
         code, message = (stage / "fail").read_text().split(" ", 1)
         say(protocol.ErrorLine(code=code, message=message))
         return
+
+    if job.split == "poison":
+        os.kill(os.getpid(), signal.SIGKILL)
 
     say(protocol.PhaseLine(phase="preparing"))
     say(protocol.PhaseLine(phase="calibrating", total=2))
