@@ -26,6 +26,11 @@ class Settings(BaseSettings):
     database_url: str | None = Field(default=None, description="postgresql://…; embedded PostgreSQL when absent.")
     redis_url: str | None = Field(default=None, description="redis://…; embedded Redis when absent.")
     storage_url: str | None = Field(default=None, description="file:///…; QE_HOME/storage when absent.")
+    accel_prefix: str | None = Field(
+        default=None,
+        pattern=r"^/[A-Za-z0-9._/-]*$",
+        description="Path of an internal nginx location over the storage directory; it then sends the files.",
+    )
     workers: int = Field(default=1, ge=0, le=64, description="Celery workers of the embedded service.")
     hub_token: str | None = Field(default=None, description="Hugging Face token used to fetch gated models.")
 

@@ -166,7 +166,7 @@ def _start_service(settings: Settings, parts: list[Part], environment: dict[str,
     python = sys.executable
     api = [python, "-m", "uvicorn", "--factory", "app.main:create_app", "--host", settings.host]
     # Streams of events stay open for hours; they are dropped, and clients take them up with Last-Event-ID.
-    api += ["--port", str(settings.port), "--timeout-graceful-shutdown", "3"]
+    api += ["--port", str(settings.port), "--timeout-graceful-shutdown", "3", "--http", "app.kernel_copy:FileProtocol"]
     celery = [python, "-m", "celery", "--app", "worker.celery_app:app", "worker", "--queues", "qe.jobs"]
     celery += ["--pool", "prefork", "--concurrency", "1", "--without-gossip", "--without-mingle", "--loglevel", "INFO"]
     service = [part("api", api, "QE_API_KEY"), part("keeper", [python, "-m", "worker.keeper"])]

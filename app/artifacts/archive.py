@@ -1,33 +1,37 @@
-"""A job's files as one tar, made while it is sent: no temporary file, and its length is known beforehand."""
+"""A job's files as one tar, made while it is sent: no temporary file, and every byte of it is known beforehand."""
 
 from __future__ import annotations
 
+import hashlib
 import tarfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 
-from app.artifacts.content import read_object
+from app.artifacts.content import Piece, Stored
 from app.contract.tables import Artifact
-from app.storage import Storage
 
 END = b"\0" * tarfile.RECORDSIZE
 
 
-def archive_length(artifacts: Sequence[Artifact], *, folder: str, modified: datetime) -> int:
-    return len(END) + sum(
-        len(_header(artifact, folder, modified)) + artifact.bytes + _padding(artifact.bytes) for artifact in artifacts
-    )
-
-
-async def archive_content(
-    storage: Storage, artifacts: Sequence[Artifact], *, folder: str, modified: datetime
-) -> AsyncIterator[bytes]:
+def archive_pieces(artifacts: Sequence[Artifact], *, folder: str, modified: datetime) -> list[Piece]:
+    """The same bytes at every call, so that any range of them may be asked for."""
+    pieces: list[Piece] = []
     for artifact in artifacts:
-        yield _header(artifact, folder, modified)
-        async for chunk in read_object(storage, artifact.key, start=0, length=artifact.bytes):
-            yield chunk
-        yield b"\0" * _padding(artifact.bytes)
-    yield END
+        pieces += [
+            _header(artifact, folder, modified),
+            Stored(artifact.key, 0, artifact.bytes),
+            b"\0" * (-artifact.bytes % tarfile.BLOCKSIZE),
+        ]
+    return [*pieces, END]
+
+
+def archive_digest(artifacts: Sequence[Artifact], *, folder: str, modified: datetime) -> str:
+    """Names the archive's bytes without reading the files: equal for equal archives, and only for them."""
+    digest = hashlib.sha256()
+    for artifact in artifacts:
+        digest.update(_header(artifact, folder, modified))
+        digest.update(bytes.fromhex(artifact.sha256))
+    return digest.hexdigest()
 
 
 def _header(artifact: Artifact, folder: str, modified: datetime) -> bytes:
@@ -36,7 +40,3 @@ def _header(artifact: Artifact, folder: str, modified: datetime) -> bytes:
     entry.mtime = int(modified.timestamp())
     entry.mode = 0o644
     return entry.tobuf(tarfile.PAX_FORMAT)
-
-
-def _padding(size: int) -> int:
-    return -size % tarfile.BLOCKSIZE

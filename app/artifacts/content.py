@@ -1,30 +1,118 @@
-"""The bytes of a stored object, read in a thread, a megabyte at a time."""
+"""A body of immutable pieces, literal bytes and parts of stored objects, any range of which can be sent.
+
+A stored object that is a local file goes by the kernel where the server can (``app.kernel_copy``), else it is read in a
+thread, a megabyte at a time.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from app.storage import Storage
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from app.kernel_copy import SendFile, sender_of
+from app.storage import LocalStorage, ObjectMissing, Storage
 
 CHUNK = 1 << 20
-log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """``length`` bytes of the object ``key`` from ``start``."""
+
+    key: str
+    start: int
+    length: int
+
+
+Piece = bytes | Stored
 
 
 class ObjectTruncated(Exception):
     """The object is shorter than its row says. The response breaks off: no client takes it for the whole."""
 
 
-async def read_object(storage: Storage, key: str, *, start: int, length: int) -> AsyncIterator[bytes]:
-    """Exactly ``length`` bytes from ``start``. Raises ObjectMissing or ObjectTruncated."""
-    reader = await asyncio.to_thread(storage.open, key, start)
-    try:
-        while length > 0:
-            chunk = await asyncio.to_thread(reader.read, min(CHUNK, length))
-            if not chunk:
-                raise ObjectTruncated(f"object {key}: {length} bytes are missing")
-            length -= len(chunk)
-            yield chunk
-    finally:
-        reader.close()
+def length_of(pieces: Sequence[Piece]) -> int:
+    return sum(len(piece) if isinstance(piece, bytes) else piece.length for piece in pieces)
+
+
+def cut(pieces: Sequence[Piece], *, start: int, length: int) -> list[Piece]:
+    """The pieces of exactly these bytes of the whole."""
+    wanted: list[Piece] = []
+    for piece in pieces:
+        size = len(piece) if isinstance(piece, bytes) else piece.length
+        first, last = max(0, start), min(size, start + length)
+        if first < last:
+            if isinstance(piece, bytes):
+                wanted.append(piece[first:last])
+            else:
+                wanted.append(replace(piece, start=piece.start + first, length=last - first))
+        start -= size
+    return wanted
+
+
+class PiecesResponse(StreamingResponse):
+    """Sends the pieces; its ``headers`` carry the Content-Length, which is theirs."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        pieces: Sequence[Piece],
+        *,
+        status_code: int,
+        headers: Mapping[str, str],
+        media_type: str,
+    ) -> None:
+        content = _read(storage, pieces)
+        super().__init__(
+            content,
+            status_code=status_code,
+            headers={**headers, "Content-Length": str(length_of(pieces))},
+            media_type=media_type,
+        )
+        self._storage = storage
+        self._pieces = pieces
+        self._send_file: SendFile | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._send_file = sender_of(scope)
+        await super().__call__(scope, receive, send)
+
+    async def stream_response(self, send: Send) -> None:
+        if self._send_file is None or not isinstance(self._storage, LocalStorage):
+            await super().stream_response(send)
+            return
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for piece in self._pieces:
+            if isinstance(piece, bytes):
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                continue
+            try:
+                file = await asyncio.to_thread(self._storage.open, piece.key)
+            except ObjectMissing:
+                raise ObjectTruncated(f"object {piece.key} is gone") from None
+            with file:
+                await self._send_file(file, piece.start, piece.length)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _read(storage: Storage, pieces: Sequence[Piece]) -> AsyncIterator[bytes]:
+    """Raises ObjectMissing or ObjectTruncated."""
+    for piece in pieces:
+        if isinstance(piece, bytes):
+            yield piece
+            continue
+        left = piece.length
+        reader = await asyncio.to_thread(storage.open, piece.key, piece.start)
+        try:
+            while left > 0:
+                chunk = await asyncio.to_thread(reader.read, min(CHUNK, left))
+                if not chunk:
+                    raise ObjectTruncated(f"object {piece.key}: {left} bytes are missing")
+                left -= len(chunk)
+                yield chunk
+        finally:
+            reader.close()

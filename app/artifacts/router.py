@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import StreamingResponse
 
 from app import problems
-from app.artifacts.archive import archive_content, archive_length
+from app.artifacts.archive import archive_digest, archive_pieces
+from app.artifacts.ranges import etag
 from app.artifacts.schemas import ArtifactList, ArtifactView
-from app.artifacts.sending import BINARY, check_stored, send_artifact
+from app.artifacts.sending import BINARY, check_stored, decide, send_artifact
 from app.contract.states import FINISHED, JobStatus
 from app.deps import JobsReader, ServiceDep, SessionDep
 from app.jobs import queries
@@ -56,17 +56,27 @@ async def download(
     artifact = await queries.artifact_named(session, job_id=job_id, name=name)
     filename = quote(artifact.name.rsplit("/", 1)[-1])
     return await send_artifact(
-        request, parts.storage, artifact, {"Content-Disposition": f"attachment; filename*=UTF-8''{filename}"}
+        request, parts, artifact, {"Content-Disposition": f"attachment; filename*=UTF-8''{filename}"}
     )
 
 
+@router.head("/archive", include_in_schema=False)
 @router.get(
     "/archive",
     response_class=Response,
-    responses={**documented(problems.NOT_FOUND), 200: {"content": {"application/x-tar": {}}}},
+    responses={
+        **documented(
+            problems.NOT_FOUND, problems.PRECONDITION_FAILED, problems.RANGE_NOT_SATISFIABLE, problems.OBJECT_MISSING
+        ),
+        200: {"content": {"application/x-tar": {}}},
+        206: {"description": "The bytes of the `Range`.", "content": {"application/x-tar": {}}},
+        304: {"description": "The client has it already (`If-None-Match`)."},
+    },
 )
-async def archive(job_id: str, caller: JobsReader, session: SessionDep, parts: ServiceDep) -> Response:
-    """Every file in one tar, in a folder named after the job."""
+async def archive(
+    job_id: str, request: Request, caller: JobsReader, session: SessionDep, parts: ServiceDep
+) -> Response:
+    """Every file in one tar, in a folder named after the job. The same bytes each time: `Range` works."""
     job = await queries.get_job(session, tenant=caller.tenant, job_id=job_id)
     artifacts = await queries.artifacts_of(session, job_id=job_id)
     if not artifacts:
@@ -74,12 +84,16 @@ async def archive(job_id: str, caller: JobsReader, session: SessionDep, parts: S
     for artifact in artifacts:
         await check_stored(parts.storage, artifact)
     modified = job.finished_at or job.created_at
-    headers = {
-        "Content-Length": str(archive_length(artifacts, folder=job.id, modified=modified)),
-        "Content-Disposition": f'attachment; filename="{job.id}.tar"',
-    }
-    content = archive_content(parts.storage, artifacts, folder=job.id, modified=modified)
-    return StreamingResponse(content, media_type="application/x-tar", headers=headers)
+    answer = decide(
+        request,
+        archive_pieces(artifacts, folder=job.id, modified=modified),
+        name=f"{job.id}.tar",
+        tag=etag(archive_digest(artifacts, folder=job.id, modified=modified)),
+        headers={"Content-Disposition": f'attachment; filename="{job.id}.tar"'},
+    )
+    if isinstance(answer, Response):
+        return answer
+    return answer.response(request, parts.storage, media_type="application/x-tar")
 
 
 @router.get(
@@ -110,4 +124,4 @@ async def report(
     if job.status != JobStatus.SUCCEEDED:
         raise Problem(problems.NOT_FOUND, f"job {job_id} has {job.status} and has no report")
     artifact = await queries.artifact_named(session, job_id=job_id, name=REPORTS[wanted])
-    return await send_artifact(request, parts.storage, artifact, {"Content-Security-Policy": SANDBOX, "Vary": "Accept"})
+    return await send_artifact(request, parts, artifact, {"Content-Security-Policy": SANDBOX, "Vary": "Accept"})

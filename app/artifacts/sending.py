@@ -1,53 +1,82 @@
-"""One artifact as a response: conditional, in parts, with its digest, from whatever storage holds it."""
+"""Stored bytes as a response: conditional, in parts, with their digest, by whoever moves them best."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
+from urllib.parse import quote
 
 from fastapi import Request, Response
-from fastapi.responses import StreamingResponse
 
 from app import problems
 from app.artifacts import ranges
-from app.artifacts.content import read_object
+from app.artifacts.content import Piece, PiecesResponse, Stored, cut, length_of
 from app.contract.tables import Artifact
+from app.deps import Service
 from app.problems import Problem
-from app.storage import ObjectMissing, Storage
+from app.storage import LocalStorage, ObjectMissing, Storage
 
 BINARY = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+FOREVER = "private, max-age=31536000, immutable"
 
 
-async def send_artifact(request: Request, storage: Storage, artifact: Artifact, headers: dict[str, str]) -> Response:
-    """The file as the request's conditions and range ask for it; ``headers`` go before the usual ones."""
-    tag = ranges.etag(artifact.sha256)
-    headers = {
-        "ETag": tag,
-        "Repr-Digest": ranges.repr_digest(artifact.sha256),
-        "Accept-Ranges": "bytes",
-        "Cache-Control": "private, max-age=31536000, immutable",
-        **headers,
-    }
+async def send_artifact(request: Request, parts: Service, artifact: Artifact, headers: Mapping[str, str]) -> Response:
+    """The file as the request's conditions and range ask for it; ``headers`` go before the usual ones.
+
+    Raises Problem: 412, 416, or 500 when the storage has lost the file.
+    """
+    headers = {"Repr-Digest": ranges.repr_digest(artifact.sha256), **headers}
+    pieces = [Stored(artifact.key, 0, artifact.bytes)]
+    answer = decide(request, pieces, name=artifact.name, tag=ranges.etag(artifact.sha256), headers=headers)
+    if isinstance(answer, Response):
+        return answer
+    await check_stored(parts.storage, artifact)
+    if request.method == "GET" and parts.settings.accel_prefix is not None and isinstance(parts.storage, LocalStorage):
+        # nginx cuts the range itself, from the same file.
+        kept = {name: value for name, value in answer.headers.items() if name not in ("Content-Range",)}
+        location = f"{parts.settings.accel_prefix.rstrip('/')}/{quote(artifact.key)}"
+        return Response(headers={**kept, "X-Accel-Redirect": location}, media_type=artifact.media_type)
+    return answer.response(request, parts.storage, media_type=artifact.media_type)
+
+
+class Answer:
+    """The bytes that a request gets, and the headers that say so."""
+
+    def __init__(self, pieces: Sequence[Piece], part: ranges.Slice, size: int, headers: dict[str, str]) -> None:
+        self.headers = headers
+        self._pieces = cut(pieces, start=part.start, length=part.length)
+        self._status = 206 if part.partial else 200
+        if part.partial:
+            self.headers["Content-Range"] = f"bytes {part.start}-{part.start + part.length - 1}/{size}"
+
+    def response(self, request: Request, storage: Storage, *, media_type: str) -> Response:
+        if request.method == "HEAD":
+            headers = {**self.headers, "Content-Length": str(length_of(self._pieces))}
+            return Response(status_code=self._status, headers=headers, media_type=media_type)
+        return PiecesResponse(
+            storage, self._pieces, status_code=self._status, headers=self.headers, media_type=media_type
+        )
+
+
+def decide(
+    request: Request, pieces: Sequence[Piece], *, name: str, tag: str, headers: Mapping[str, str]
+) -> Response | Answer:
+    """304, or the bytes to send. Raises Problem 412 or 416."""
+    usual = {"ETag": tag, "Accept-Ranges": "bytes", "Cache-Control": FOREVER, **headers}
     if ranges.precondition_failed(request.headers, tag):
-        raise Problem(problems.PRECONDITION_FAILED, f"{artifact.name} has the ETag {tag}")
+        raise Problem(problems.PRECONDITION_FAILED, f"{name} has the ETag {tag}")
     if ranges.not_modified(request.headers, tag):
-        return Response(status_code=304, headers=headers)
+        return Response(status_code=304, headers=usual)
+    size = length_of(pieces)
     try:
-        part = ranges.slice_of(request.headers, tag, artifact.bytes)
+        part = ranges.slice_of(request.headers, tag, size)
     except ranges.Unsatisfiable:
         raise Problem(
             problems.RANGE_NOT_SATISFIABLE,
-            f"{artifact.name} has {artifact.bytes} bytes",
-            headers={"Content-Range": f"bytes */{artifact.bytes}"},
+            f"{name} has {size} bytes",
+            headers={"Content-Range": f"bytes */{size}"},
         ) from None
-    await check_stored(storage, artifact)
-    headers |= {"Content-Length": str(part.length)}
-    if part.partial:
-        headers |= {"Content-Range": f"bytes {part.start}-{part.start + part.length - 1}/{artifact.bytes}"}
-    status = 206 if part.partial else 200
-    if request.method == "HEAD":
-        return Response(status_code=status, headers=headers, media_type=artifact.media_type)
-    content = read_object(storage, artifact.key, start=part.start, length=part.length)
-    return StreamingResponse(content, status_code=status, headers=headers, media_type=artifact.media_type)
+    return Answer(pieces, part, size, usual)
 
 
 async def check_stored(storage: Storage, artifact: Artifact) -> None:

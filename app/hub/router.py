@@ -180,7 +180,7 @@ async def resolve(
     if COMMIT.fullmatch(revision) is None:
         headers["Cache-Control"] = "private, no-cache"  # `main` moves; its ETag tells
     try:
-        return await send_artifact(request, parts.storage, artifact, headers)
+        return await send_artifact(request, parts, artifact, headers)
     except Problem as problem:
         problem.headers = {**error_headers(problem.detail), **(problem.headers or {})}
         raise

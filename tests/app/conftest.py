@@ -19,6 +19,7 @@ from fastapi import FastAPI
 
 from app.contract.tables import Base
 from app.deps import Service
+from app.kernel_copy import FileProtocol
 from app.main import create_app
 from app.settings import Settings
 from tests.services import TEMPLATE, Postgres
@@ -141,9 +142,9 @@ async def started(settings: Settings) -> AsyncIterator[Api]:
 
 
 @asynccontextmanager
-async def served(api: Api) -> AsyncIterator[httpx.AsyncClient]:
+async def served(api: Api, http: type[asyncio.Protocol] = FileProtocol) -> AsyncIterator[httpx.AsyncClient]:
     """A client over a real socket: streams arrive as they are sent, bad bytes arrive as they are."""
-    server = uvicorn.Server(uvicorn.Config(api.app, port=0, lifespan="off", log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(api.app, port=0, lifespan="off", log_level="warning", http=http))
     task = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.01)

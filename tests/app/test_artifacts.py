@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.app.conftest import Api, ok, problem, served
+from app.settings import Settings
+from tests.app.conftest import Api, ok, problem, served, started
 
 CONTENT = random.Random(0).randbytes(3_000_001)
 
@@ -133,6 +134,37 @@ async def test_the_archive_is_one_tar_of_everything(api: Api, tmp_path: Path) ->
         assert {name: file.read() for name, file in unpacked.items() if file} == {
             f"{job_id}/{name}": content for name, content in files.items()
         }
+
+
+async def test_a_broken_archive_is_taken_up_again(api: Api, tmp_path: Path) -> None:
+    job_id = await succeeded(api, tmp_path, **{"config.json": b"{}", "odd": CONTENT[:700_001], "tail": b"tail"})
+    url = f"/v1/jobs/{job_id}/archive"
+    async with served(api) as client:
+        whole, head = await client.get(url), await client.head(url)
+        assert int(head.headers["content-length"]) == len(whole.content)
+        assert head.headers["etag"] == whole.headers["etag"]
+        for cut in (1, 512, 2_000, 700_000, len(whole.content) - 1):
+            condition = {"Range": f"bytes={cut}-", "If-Range": whole.headers["etag"]}
+            rest = await client.get(url, headers=condition)
+            assert (rest.status_code, rest.content) == (206, whole.content[cut:])
+            assert rest.headers["content-range"] == f"bytes {cut}-{len(whole.content) - 1}/{len(whole.content)}"
+        assert (await client.get(url, headers={"If-None-Match": whole.headers["etag"]})).status_code == 304
+    other = await succeeded(api, tmp_path, **{"config.json": b"[]", "odd": CONTENT[:700_001], "tail": b"tail"})
+    assert (await api.client.head(f"/v1/jobs/{other}/archive")).headers["etag"] != whole.headers["etag"]
+
+
+async def test_nginx_is_told_where_the_file_is_when_it_stands_in_front(settings: Settings, tmp_path: Path) -> None:
+    async with started(settings.model_copy(update={"accel_prefix": "/_objects/"})) as api:
+        job_id = await succeeded(api, tmp_path, **{"model.safetensors": CONTENT})
+        url = f"/v1/jobs/{job_id}/artifacts/model.safetensors"
+        response = await api.client.get(url, headers={"Range": "bytes=5-9"})
+        key = api.execute("SELECT key FROM artifacts")[0][0]
+        assert (response.status_code, response.content) == (200, b"")
+        assert response.headers["x-accel-redirect"] == f"/_objects/{key}"
+        assert response.headers["etag"] == f'"{hashlib.sha256(CONTENT).hexdigest()}"'
+        unchanged = await api.client.get(url, headers={"If-None-Match": response.headers["etag"]})
+        assert (unchanged.status_code, "x-accel-redirect" in unchanged.headers) == (304, False)
+        assert "x-accel-redirect" not in (await api.client.head(url)).headers
 
 
 async def test_an_unfinished_job_has_neither_files_nor_report(api: Api) -> None:
