@@ -39,6 +39,9 @@ browser: setup ## a pinned headless Chromium and axe for the tests, below .venv,
 test: browser ## the whole test suite on real PostgreSQL, Redis, Celery and transformers
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(TESTS)
 
+screenshots: browser ## photograph every page of the dashboard into build/screenshots
+	QE_SCREENSHOTS=build/screenshots OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/browser/test_dashboard_looks.py
+
 lint: setup ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -62,4 +65,4 @@ constraints: ## pin what is installed now
 clean: ## remove what the targets made, the environment included
 	rm -rf $(VENV) demo-output .qe build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
-.PHONY: help setup demo serve browser test lint format bench openapi constraints clean
+.PHONY: help setup demo serve browser test screenshots lint format bench openapi constraints clean

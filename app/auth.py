@@ -79,26 +79,32 @@ def load_keyring(settings: Settings) -> Keyring:
 
 async def identify(sessions: Sessions, keyring: Keyring, key: str) -> Caller | None:
     """The caller that ``key`` belongs to; None when it is unknown, revoked or expired."""
-    digest = keyring.digest(key)
+    return await identify_digest(sessions, keyring, keyring.digest(key))
+
+
+async def identify_digest(sessions: Sessions, keyring: Keyring, digest: str) -> Caller | None:
+    """As ``identify``, for who proved before that they hold the key: the dashboard's sessions keep its digest only."""
     if keyring.bootstrap_digest is not None and hmac.compare_digest(digest, keyring.bootstrap_digest):
         return Caller(key_id=BOOTSTRAP, tenant=DEFAULT_TENANT, scopes=frozenset(Scope))
     now = func.clock_timestamp()
     alive = (ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now))
-    stale = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < now - LAST_USED_EVERY)
     async with sessions.begin() as session:
-        found = (await session.execute(select(ApiKey, stale).where(ApiKey.digest == digest, *alive))).one_or_none()
-        if found is None or not hmac.compare_digest(found[0].digest, digest):
+        row = await session.scalar(select(ApiKey).where(ApiKey.digest == digest, *alive))
+        if row is None or not hmac.compare_digest(row.digest, digest):
             return None
-        row, is_stale = found
-        if is_stale:
-            # Skipped while another request does it: reading must not queue behind a row lock.
-            free = select(ApiKey.id).where(ApiKey.id == row.id, stale).with_for_update(skip_locked=True)
-            await session.execute(
-                update(ApiKey)
-                .where(ApiKey.id == free.scalar_subquery())
-                .values(last_used_at=now)
-                .execution_options(synchronize_session=False)
-            )
+        # At most once a minute, and skipped while another request does it: reading must not queue behind a row lock.
+        stale = (
+            select(ApiKey.id)
+            .where(ApiKey.id == row.id, or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < now - LAST_USED_EVERY))
+            .with_for_update(skip_locked=True)
+            .scalar_subquery()
+        )
+        await session.execute(
+            update(ApiKey)
+            .where(ApiKey.id == stale)
+            .values(last_used_at=now)
+            .execution_options(synchronize_session=False)
+        )
         return Caller(key_id=row.id, tenant=row.tenant, scopes=frozenset(row.scopes))
 
 

@@ -22,7 +22,6 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import problems
 from app.contract.tables import IdempotencyRecord
 from app.problems import Problem
-from app.tenancy import owned
 
 KEPT = timedelta(hours=24)
 KEY = re.compile(r"[\x21-\x7e]{1,255}")
@@ -62,7 +61,8 @@ async def recall(session: AsyncSession, *, tenant: str, key: str, request_digest
             headers={"Retry-After": "1"},
         )
     record = await session.scalar(
-        owned(IdempotencyRecord, tenant).where(
+        select(IdempotencyRecord).where(
+            IdempotencyRecord.tenant == tenant,
             IdempotencyRecord.key == key,
             IdempotencyRecord.created_at > func.clock_timestamp() - KEPT,
         )

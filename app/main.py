@@ -25,6 +25,7 @@ from app.settings import Settings
 from app.storage import storage_from_url
 from app.system.router import router as system
 from app.telemetry import BodyLimitMiddleware, Telemetry, TelemetryMiddleware
+from app.ui.router import router as dashboard
 
 MULTIPART_OVERHEAD = 64 * 1024
 """Bytes of an upload's body that are not the file: boundaries, part headers, the name."""
@@ -52,11 +53,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,  # a redirect would drop the body of a POST at some clients
     )
-    limits = {"POST /v1/datasets": settings.max_dataset_bytes + MULTIPART_OVERHEAD}
+    limits = dict.fromkeys(("POST /v1/datasets", "POST /datasets"), settings.max_dataset_bytes + MULTIPART_OVERHEAD)
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes, limits=limits)
     app.add_middleware(TelemetryMiddleware, telemetry=telemetry)
     problems.register(app)
-    for router in (jobs, artifacts, datasets, keys, hub, system):
+    for router in (jobs, artifacts, datasets, keys, hub, system, dashboard):
         app.include_router(router)
     _describe_problems(app)
     return app

@@ -22,7 +22,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import Response
 
-from app.database import READ_ONLY, WallMissing
+from app.database import READ_ONLY
 
 MEDIA_TYPE = "application/problem+json"
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -45,6 +45,7 @@ MALFORMED_REQUEST = ProblemType("malformed-request", 400, "The request cannot be
 INVALID_CURSOR = ProblemType("invalid-cursor", 400, "The cursor does not belong to this listing")
 UNAUTHENTICATED = ProblemType("unauthenticated", 401, "A valid API key is needed")
 MISSING_SCOPE = ProblemType("missing-scope", 403, "The API key lacks a scope")
+FORGED_FORM = ProblemType("forged-form", 403, "The form does not come from this session")
 NOT_FOUND = ProblemType("not-found", 404, "There is no such thing here")
 METHOD_NOT_ALLOWED = ProblemType("method-not-allowed", 405, "The resource has no such method")
 NOT_ACCEPTABLE = ProblemType("not-acceptable", 406, "No representation that the client accepts")
@@ -172,7 +173,7 @@ def register(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(StarletteHTTPException, _http)
     app.add_exception_handler(DataError, _unstorable)
-    for unreachable in (OperationalError, InterfaceError, PoolTimeout, WallMissing):
+    for unreachable in (OperationalError, InterfaceError, PoolTimeout):
         app.add_exception_handler(unreachable, _database_unavailable)
     app.add_exception_handler(InternalError, _database_fault)
     app.add_exception_handler(OSError, _storage_fault)

@@ -109,7 +109,8 @@ def run(settings: Settings) -> None:
             environment = _start_servers(settings, parts, interrupts)
             made, environment["QE_API_KEY"] = _api_key(settings, home)
             _start_service(settings, parts, environment, interrupts)
-            click.echo(f"Quant Experts listens on http://{settings.host}:{settings.port}  (API at /v1, docs at /docs)")
+            address = f"http://{settings.host}:{settings.port}"
+            click.echo(f"Quant Experts listens on {address}  (dashboard at /, API at /v1, its docs at /docs)")
             click.echo(f"  API key: {environment['QE_API_KEY'] if made else _where_is_the_key(settings, home)}")
             if made:
                 click.echo(f"  It is shown this once, and kept in {home / 'api_key'}.")

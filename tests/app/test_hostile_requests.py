@@ -51,7 +51,7 @@ async def test_a_bad_body_is_a_problem(api: Api, body: bytes, status: int) -> No
 @pytest.mark.parametrize(
     ("method", "path", "status", "slug"),
     [
-        ("GET", "/", 404, "not-found"),
+        ("GET", "/nowhere", 404, "not-found"),
         ("GET", "/v1/jobs/", 404, "not-found"),
         ("GET", "/v2/%00%ff", 404, "not-found"),
         ("PUT", "/v1/jobs", 405, "method-not-allowed"),

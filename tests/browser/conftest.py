@@ -8,7 +8,10 @@ from collections.abc import AsyncIterator
 import pytest
 from playwright.async_api import Browser, async_playwright
 
+from tests.app.conftest import api, app_database, database_url, settings
 from tests.browser.install import browser
+
+__all__ = ["api", "app_database", "database_url", "settings"]
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,82 @@
+"""The dashboard's pages of calibration rows."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.auth import Scope
+from app.datasets import router as api
+from app.datasets.schemas import DatasetQuery, DatasetView
+from app.deps import Service, ServiceDep, SessionDep
+from app.problems import Problem
+from app.ui.pages import Page, local_path, render, see
+from app.ui.visitor import DatasetsReader, DatasetsWriter, Visitor, check_csrf, check_origin, form_of
+
+MOST_OFFERED = 100
+router = APIRouter(route_class=Page)
+
+
+@router.get("/datasets")
+async def datasets(
+    request: Request,
+    visitor: DatasetsReader,
+    session: SessionDep,
+    parts: ServiceDep,
+    cursor: Annotated[str | None, Query(max_length=400)] = None,
+) -> Response:
+    return await _page(request, visitor, session, parts, DatasetQuery(cursor=cursor))
+
+
+@router.post("/datasets")
+async def upload(
+    request: Request,
+    visitor: DatasetsWriter,
+    session: SessionDep,
+    parts: ServiceDep,
+    csrf: Annotated[str, Query(max_length=200)] = "",
+    next: Annotated[str, Query(max_length=200)] = "/datasets",  # noqa: A002 -- the name of the query parameter
+) -> Response:
+    """The body is the file, straight to disk, so the form's token stands in its address."""
+    check_origin(request)
+    check_csrf(visitor, csrf)
+    try:
+        made = await api.upload(request, visitor.caller, session, parts, Response())
+    except Problem as problem:
+        return await _page(request, visitor, session, parts, DatasetQuery(), refused=problem)
+    return see(local_path(next), dataset=made.id)
+
+
+@router.post("/datasets/{dataset_id}/delete")
+async def remove(
+    request: Request, dataset_id: str, visitor: DatasetsWriter, session: SessionDep, parts: ServiceDep
+) -> Response:
+    await form_of(request, visitor)
+    await api.remove(dataset_id, visitor.caller, session, parts)
+    return see("/datasets")
+
+
+async def usable_datasets(session: AsyncSession, visitor: Visitor, parts: Service) -> list[DatasetView]:
+    """The newest datasets, for a field to choose from; none for a key that may not read them."""
+    if not visitor.may(Scope.DATASETS_READ):
+        return []
+    return (await api.list_datasets(DatasetQuery(limit=MOST_OFFERED), visitor.caller, session, parts)).data
+
+
+async def _page(
+    request: Request,
+    visitor: Visitor,
+    session: AsyncSession,
+    parts: Service,
+    query: DatasetQuery,
+    *,
+    refused: Problem | None = None,
+) -> Response:
+    page = await api.list_datasets(query, visitor.caller, session, parts)
+    return render(
+        request, "datasets.html", visitor, status=refused.kind.status if refused else 200, datasets=page.data,
+        next_cursor=page.next_cursor, refused=refused, made=request.query_params.get("dataset"),
+        most_bytes=parts.settings.max_dataset_bytes,
+    )  # fmt: skip

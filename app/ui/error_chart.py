@@ -1,0 +1,90 @@
+"""The per-block error chart as coordinates of an SVG: base, + shared expert, + routed experts, logarithmic.
+
+Drawn here and not by a chart library: sixty lines, the same picture with scripts switched off, and text in it that
+screen readers and browsers' searches find.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from app.jobs.queries import BlockErrors
+from app.ui.words import percent
+
+WIDTH, HEIGHT = 600, 250
+LEFT, RIGHT, TOP, BOTTOM = 56, 8, 12, 44
+STAGES = {"base": "base alone", "shared": "+ shared expert", "routed": "+ routed experts"}
+MOST_TICKS = 12
+
+
+@dataclass(frozen=True)
+class Dot:
+    x: float
+    y: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    stage: str
+    title: str
+    latest: str
+    points: str
+    dots: list[Dot]
+
+
+@dataclass(frozen=True)
+class Chart:
+    curves: list[Curve]
+    gridlines: list[tuple[float, str]]
+    """(y, label)"""
+    ticks: list[tuple[float, int]]
+    """(x, block)"""
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    right: int = WIDTH - RIGHT
+    floor: int = HEIGHT - BOTTOM
+
+
+def error_chart(blocks: Sequence[BlockErrors], total: int | None) -> Chart | None:
+    """None while there is nothing to draw. The width is the whole model's from the start: the curves grow into it."""
+    values = [v for block in blocks for v in block.errors.values() if v > 0 and math.isfinite(v)]
+    if not values:
+        return None
+    last = max(total or 0, blocks[-1].block + 1) - 1
+    low, high = math.floor(math.log10(min(values)) * 2) / 2, math.ceil(math.log10(max(values)) * 2) / 2
+    high = max(high, low + 1)
+
+    def x(block: int) -> float:
+        return round(LEFT + 12 + (WIDTH - LEFT - RIGHT - 24) * (block / last if last else 0.5), 1)
+
+    def y(value: float) -> float:
+        return round(TOP + (HEIGHT - TOP - BOTTOM) * (high - math.log10(value)) / (high - low), 1)
+
+    curves = []
+    for stage, title in STAGES.items():
+        known = [(b.block, b.errors[stage]) for b in blocks if b.errors.get(stage, 0) > 0]
+        if not known or (stage != "routed" and _same_as_next(blocks, stage)):
+            continue
+        dots = [Dot(x(block), y(value), f"block {block}, {title}: {percent(value)}") for block, value in known]
+        points = " ".join(f"{dot.x},{dot.y}" for dot in dots)
+        curves.append(Curve(stage, title, percent(known[-1][1]), points, dots))
+    gridlines = [(y(value), percent(value)) for value in _rungs(low, high)]
+    step = math.ceil((last + 1) / MOST_TICKS)
+    return Chart(curves, gridlines, [(x(block), block) for block in range(0, last + 1, step)])
+
+
+def _rungs(low: float, high: float) -> list[float]:
+    """1, 10, 100 … between two powers of ten, and 3, 30, 300 … where there are few of them."""
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    rungs = [m * 10.0**p for p in powers for m in ((1, 3) if high - low <= 2.5 else (1,))]
+    return [rung for rung in rungs if low - 1e-9 <= math.log10(rung) <= high + 1e-9]
+
+
+def _same_as_next(blocks: Sequence[BlockErrors], stage: str) -> bool:
+    """A method without that stage repeats the figure of the stage before: one curve says it."""
+    after = {"base": "shared", "shared": "routed"}[stage]
+    return all(block.errors.get(stage) == block.errors.get(after) for block in blocks)

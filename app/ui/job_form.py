@@ -1,0 +1,111 @@
+"""The form of a new job: its fields are the pointers of ``JobSpec``, so that a refusal finds its field by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+from starlette.datastructures import FormData
+
+from app.contract.spec import JobSpec
+from app.problems import Problem
+
+UPLOADED, HUB = "calibration.dataset", "calibration.hub"
+FIELDS = (
+    *("model.id", "model.revision", UPLOADED, HUB, "calibration.split", "scheme", "method", "name", "alias", "labels"),
+    *("options.samples", "options.seed", "options.group_size", "options.shared_rank", "options.routed_rank"),
+    *("options.experts", "options.important_channels", "options.adapter_dtype", "options.refine"),
+    *("target.max_bytes", "target.max_kl", "accept_if.max_kl", "accept_if.min_top1_agreement"),
+    *("accept_if.max_perplexity_increase", "accept_if.min_image_sensitivity"),
+)
+TITLES = {
+    "model.id": "Model",
+    "model.revision": "Revision",
+    UPLOADED: "Calibration rows",
+    "calibration.split": "Split",
+    "scheme": "Scheme",
+    "method": "Method",
+    "name": "Name",
+    "alias": "Alias",
+    "labels": "Labels",
+    "target": "Target of the search",
+    "": "The job",
+}
+SENTENCES = {
+    ("model.id", "missing"): "name a model",
+    ("model.id", "string_pattern_mismatch"): "write owner/name, as on the hub, or local/<directory>",
+    (UPLOADED, "missing"): "choose an upload, or name a dataset on the hub",
+    (UPLOADED, "string_pattern_mismatch"): "write owner/name, as on the hub",
+}
+"""Where the contract's own words help nobody at a form."""
+DEFAULTS = {"scheme": "W4A6", "method": "qe", "calibration.split": "train"}
+
+
+def values_of(form: FormData) -> dict[str, str]:
+    return {name: str(form.get(name, "")).strip() for name in FIELDS}
+
+
+def values_of_spec(spec: Mapping[str, Any]) -> dict[str, str]:
+    """A job that exists as the start of another. What the form has no field for is left out."""
+    flat = {
+        f"{part}.{name}": str(value)
+        for part in ("model", "calibration", "options", "target", "accept_if")
+        for name, value in (spec.get(part) or {}).items()
+        if value is not None
+    }
+    flat |= {name: str(spec[name]) for name in ("scheme", "method", "name", "alias") if spec.get(name)}
+    flat["labels"] = ", ".join(f"{key}={value}" for key, value in (spec.get("labels") or {}).items())
+    if not flat.get(UPLOADED, "").startswith("ds_"):
+        flat[HUB] = flat.pop(UPLOADED, "")
+    return {name: flat.get(name, "") for name in FIELDS}
+
+
+def body_of(values: Mapping[str, str]) -> dict[str, Any]:
+    """The body of ``POST /v1/jobs`` that the filled-in fields make; unchecked."""
+    body: dict[str, Any] = {}
+    for name, value in values.items():
+        if not value or name in (HUB, "labels"):
+            continue
+        part, _, field = name.rpartition(".")
+        (body.setdefault(part, {}) if part else body)[field] = _number(value) if part != "model" else value
+    hub = values.get(HUB, "")
+    if hub:
+        body.setdefault("calibration", {})["dataset"] = hub
+    pairs = [pair.partition("=") for pair in values.get("labels", "").split(",") if pair.strip()]
+    if pairs:
+        body["labels"] = {key.strip(): value.strip() for key, _, value in pairs}
+    return body
+
+
+def checked(values: Mapping[str, str]) -> tuple[JobSpec | None, dict[str, str]]:
+    """The spec, or what is wrong by field."""
+    body = body_of(values)
+    body.setdefault("model", {})
+    body.setdefault("calibration", {})
+    try:
+        return JobSpec.model_validate(body), {}
+    except ValidationError as error:
+        wrong: dict[str, str] = {}
+        for item in error.errors(include_url=False):
+            field = _field(".".join(str(step) for step in item["loc"]))
+            wrong.setdefault(field, SENTENCES.get((field, item["type"]), item["msg"].removeprefix("Value error, ")))
+        return None, wrong
+
+
+def refused(problem: Problem) -> dict[str, str]:
+    """What the service says against a spec that is well-formed, by field."""
+    wrong = {_field(str(e.get("pointer", "")).strip("/").replace("/", ".")): str(e["detail"]) for e in problem.errors}
+    return wrong or {"": problem.detail}
+
+
+def _field(pointer: str) -> str:
+    """Names of fields go on where a pointer ends inside of one (``labels.Team``, ``options.group_size.literal``)."""
+    while pointer and pointer not in FIELDS and pointer not in TITLES:
+        pointer = pointer.rpartition(".")[0]
+    return pointer
+
+
+def _number(value: str) -> int | str:
+    """Group sizes are numbers or a word, and numbers must not arrive as words."""
+    return int(value) if value.isascii() and value.isdecimal() and len(value) <= 20 else value

@@ -1,0 +1,79 @@
+"""The dashboard's page of API keys."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import ValidationError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.auth import Scope
+from app.deps import Service, ServiceDep, SessionDep
+from app.keys import router as api
+from app.keys.schemas import CreatedKey, NewKey
+from app.paging import PageQuery
+from app.problems import Problem
+from app.ui.pages import Page, render, see
+from app.ui.visitor import KeysAdmin, Visitor, form_of
+
+LIFETIMES = {"": "never", "7": "in 7 days", "30": "in 30 days", "90": "in 90 days", "365": "in a year"}
+router = APIRouter(route_class=Page)
+
+
+@router.get("/keys")
+async def keys(
+    request: Request,
+    visitor: KeysAdmin,
+    session: SessionDep,
+    parts: ServiceDep,
+    cursor: Annotated[str | None, Query(max_length=400)] = None,
+) -> Response:
+    return await _page(request, visitor, session, parts, cursor=cursor)
+
+
+@router.post("/keys")
+async def create(request: Request, visitor: KeysAdmin, session: SessionDep, parts: ServiceDep) -> Response:
+    """The answer, not a redirect, shows the key: it is nowhere else afterwards."""
+    form = await form_of(request, visitor)
+    days = str(form.get("days", ""))
+    fields: dict[str, Any] = {"name": str(form.get("name", "")).strip(), "scopes": form.getlist("scopes")}
+    if days in LIFETIMES and days:
+        fields["expires_at"] = datetime.now(UTC) + timedelta(days=int(days))
+    try:
+        made = await api.create(NewKey.model_validate(fields), visitor.caller, session, parts, Response())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        sentence = {"name": "Give the key a name.", "scopes": "Choose at least one scope."}.get(
+            str(first["loc"][0]), first["msg"]
+        )
+        return await _page(request, visitor, session, parts, wrong=sentence)
+    except Problem as problem:
+        return await _page(request, visitor, session, parts, wrong=problem.detail)
+    return await _page(request, visitor, session, parts, made=made)
+
+
+@router.post("/keys/{key_id}/revoke")
+async def revoke(request: Request, key_id: str, visitor: KeysAdmin, session: SessionDep) -> Response:
+    await form_of(request, visitor)
+    await api.revoke(key_id, visitor.caller, session)
+    return see("/keys")
+
+
+async def _page(
+    request: Request,
+    visitor: Visitor,
+    session: AsyncSession,
+    parts: Service,
+    *,
+    cursor: str | None = None,
+    made: CreatedKey | None = None,
+    wrong: str | None = None,
+) -> Response:
+    page = await api.list_keys(PageQuery(cursor=cursor), visitor.caller, session, parts)
+    return render(
+        request, "keys.html", visitor, status=422 if wrong else 200, keys=page.data, next_cursor=page.next_cursor,
+        made=made, wrong=wrong, scopes=[scope for scope in Scope if scope in visitor.caller.scopes],
+        lifetimes=LIFETIMES, now=datetime.now(UTC),
+    )  # fmt: skip

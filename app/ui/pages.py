@@ -1,0 +1,116 @@
+"""How a page of the dashboard comes about: templates, security headers, problems and missing sessions as pages."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.routing import APIRoute
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from app import problems
+from app.problems import Problem
+from app.ui import words
+from app.ui.visitor import SignInNeeded, Visitor
+
+HERE = Path(__file__).parent
+log = logging.getLogger(__name__)
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "frame-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+class Page(APIRoute):
+    """A route whose every answer is for people: problems are pages, and who is not signed in is asked to."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        answer = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            try:
+                response = await answer(request)
+            except SignInNeeded as needed:
+                response = _to_login(request, needed)
+            except Problem as problem:
+                response = problem_page(request, problem)
+            except RequestValidationError as error:
+                detail = "; ".join(f"{item['loc'][-1]}: {item['msg']}" for item in error.errors()[:3])
+                response = problem_page(request, Problem(problems.INVALID_REQUEST, detail))
+            except (OperationalError, InterfaceError, PoolTimeout) as error:
+                log.error("database unavailable: %s", error)
+                detail = "the database does not answer; try again in a moment"
+                response = problem_page(request, Problem(problems.UNAVAILABLE, detail, headers={"Retry-After": "5"}))
+            for name, value in HEADERS.items():
+                response.headers.setdefault(name, value)
+            return response
+
+        return handle
+
+
+def render(
+    request: Request, template: str, visitor: Visitor | None, *, status: int = 200, **context: Any
+) -> HTMLResponse:
+    context |= {"request": request, "visitor": visitor, "path": request.url.path}
+    return HTMLResponse(_environment().get_template(template).render(context), status_code=status)
+
+
+def see(path: str, **query: str) -> RedirectResponse:
+    """After a form: look there, so that reloading the page sends nothing twice."""
+    return RedirectResponse(f"{path}?{urlencode(query)}" if query else path, status_code=303)
+
+
+def problem_page(request: Request, problem: Problem) -> HTMLResponse:
+    page = render(request, "problem.html", None, status=problem.kind.status, problem=problem)
+    page.headers.update(problem.headers or {})
+    return page
+
+
+def local_path(target: str) -> str:
+    """``target`` when it is a path of this dashboard, else its first page: nobody is sent elsewhere after login."""
+    plain = target.startswith("/") and not target.startswith(("//", "/\\")) and target.isprintable()
+    return target if plain and "\\" not in target else "/"
+
+
+def _to_login(request: Request, needed: SignInNeeded) -> Response:
+    query = {"ended": "1"} if needed.expired else {}
+    if request.method == "GET":
+        path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        query |= {"next": path} if path != "/" else {}
+    return see("/login", **query)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters: Mapping[str, Callable[..., Any]] = words.FILTERS
+    environment.filters |= dict(filters)
+    environment.globals["asset"] = asset
+    return environment
+
+
+@cache
+def asset(name: str) -> str:
+    """The address of a static file; it changes with the content, so that browsers may keep it for good."""
+    return f"/static/{name}?v={words.short_digest((HERE / 'static' / name).read_bytes())}"

@@ -1,0 +1,31 @@
+"""The dashboard at ``/``: pages for people over what ``/v1`` offers to programs."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from fastapi import APIRouter, Response
+from fastapi.responses import FileResponse
+
+from app import problems
+from app.problems import Problem
+from app.ui import datasets, jobs, keys, login, pages, workers
+
+router = APIRouter(include_in_schema=False)
+for part in (login, jobs, datasets, keys, workers):
+    router.include_router(part.router)
+
+
+@router.get("/static/{name}")
+async def static(name: str) -> Response:
+    """A style sheet, a script, an icon. The name selects one of the files that there are; no path is made of it."""
+    path = _files().get(name)
+    if path is None:
+        raise Problem(problems.NOT_FOUND, f"no file {name!r}")
+    return FileResponse(path, headers={"Cache-Control": "public, max-age=31536000, immutable"})
+
+
+@cache
+def _files() -> dict[str, Path]:
+    return {path.name: path for path in (pages.HERE / "static").iterdir()}

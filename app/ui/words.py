@@ -1,0 +1,159 @@
+"""Figures, times and what happened to a job, as people say it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from app.contract.events import EventType
+from app.contract.states import AttemptOutcome
+from app.jobs.schemas import AttemptView, EventView
+
+STEPS = ((86400.0, "day"), (3600.0, "hour"), (60.0, "minute"), (1.0, "second"))
+UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+NONE = "–"
+
+
+def ago(moment: datetime | None) -> str:
+    if moment is None:
+        return "never"
+    seconds = (datetime.now(UTC) - moment).total_seconds()
+    if seconds < 0:
+        return f"in {duration(max(10, -seconds))}"
+    return "just now" if seconds < 10 else f"{duration(seconds)} ago"
+
+
+def duration(seconds: float | None) -> str:
+    """The largest unit, and the next one where it still tells something: ``2 minutes``, ``1 hour 20 minutes``."""
+    if seconds is None:
+        return NONE
+    if seconds < 10:
+        return f"{seconds:.1f} seconds"
+    for i, (size, name) in enumerate(STEPS):
+        if seconds >= size:
+            whole = int(seconds // size)
+            rest = "" if i == len(STEPS) - 1 else _plural(int(seconds % size // STEPS[i + 1][0]), STEPS[i + 1][1])
+            fine = whole < 10 and rest and not rest.startswith("0") and name != "minute"
+            return f"{_plural(whole, name)} {rest}" if fine else _plural(whole, name)
+    return NONE
+
+
+def bytes_(number: int | None) -> str:
+    """``1.86 GiB``; exact below a kibibyte."""
+    if number is None:
+        return NONE
+    value, unit = float(number), 0
+    while value >= 1024 and unit < len(UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return (
+        f"{number:,} B" if unit == 0 else f"{value:.3g} {UNITS[unit]}" if value < 1000 else f"{value:.0f} {UNITS[unit]}"
+    )
+
+
+def figure(value: float | None, digits: int = 3) -> str:
+    return NONE if value is None else f"{value:.{digits}g}"
+
+
+def percent(share: float | None, digits: int = 3) -> str:
+    return NONE if share is None else f"{100 * share:.{digits}g} %"
+
+
+def status(value: str) -> str:
+    return {"cancelling": "stopping"}.get(value, value)
+
+
+def attempts(held: Sequence[AttemptView]) -> list[str]:
+    """One sentence per attempt: who ran it, where it began, why it ended."""
+    said, done = [], 0
+    for one in held:
+        began = max(one.resumed_from_block or 0, done)
+        done = max(done, (one.resumed_from_block or 0) + one.blocks_done, began + one.blocks_done)
+        start = f"resumed at block {began} on {one.worker}" if began else f"began on {one.worker}"
+        said.append(f"{start[0].upper()}{start[1:]}; {_end(one, done)}.")
+    return said
+
+
+def _end(attempt: AttemptView, done: int) -> str:
+    reached = f"at block {done}"
+    new = f"{_plural(attempt.blocks_done, 'new block')}"
+    match attempt.outcome:
+        case None:
+            return f"at work, {new} so far"
+        case AttemptOutcome.SUCCEEDED:
+            return f"finished, {new}"
+        case AttemptOutcome.CANCELLED:
+            return f"stopped on request {reached}"
+        case AttemptOutcome.HANDED_BACK:
+            return f"handed back {reached}, the worker was asked to stop"
+        case AttemptOutcome.LEASE_EXPIRED:
+            return f"worker lost {reached}"
+        case AttemptOutcome.RUNNER_DIED:
+            return f"the computing process died {reached}"
+        case AttemptOutcome.FAILED:
+            reason = (attempt.error or {}).get("message") or (attempt.error or {}).get("code") or "no reason given"
+            return f"failed {reached}: {reason}"
+
+
+def event(happened: EventView) -> str:
+    data = happened.data
+    match happened.type:
+        case EventType.CREATED:
+            return "Created"
+        case EventType.STARTED:
+            resumed = data.get("resumed_from_block")
+            where = f", from block {resumed}" if resumed else ""
+            return f"Attempt {data.get('attempt')} started on {data.get('worker')}{where}"
+        case EventType.PHASE:
+            return f"{str(data.get('phase', '')).capitalize()}"
+        case EventType.BLOCK:
+            error = (data.get("error") or {}).get("routed")
+            left = f", error {percent(error)}" if error is not None else ""
+            return f"Block {data.get('block')} of {data.get('blocks')} done in {duration(data.get('seconds'))}{left}"
+        case EventType.WARNING:
+            return f"Warning: {data.get('message')}"
+        case EventType.REQUEUED:
+            return f"Waits again: {data.get('reason')}"
+        case EventType.CANCEL_REQUESTED:
+            return "Asked to stop"
+        case EventType.RETRIED:
+            return "Queued again"
+        case EventType.SUCCEEDED:
+            return "Succeeded" + (f", {data['verdict']}" if data.get("verdict") else "")
+        case EventType.FAILED:
+            return f"Failed: {(data.get('error') or {}).get('message', 'no reason given')}"
+        case EventType.CANCELLED:
+            return "Cancelled"
+
+
+def short_digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+def short_id(value: str) -> str:
+    """An id shortened to what tells two apart: the random end of a uuid7."""
+    prefix, _, rest = value.partition("_")
+    return f"{prefix}_…{rest[-8:]}" if len(rest) > 12 else value
+
+
+def pretty(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def _plural(number: int, name: str) -> str:
+    return f"{number} {name}" if number == 1 else f"{number} {name}s"
+
+
+FILTERS: dict[str, Callable[..., str]] = {
+    "ago": ago,
+    "duration": duration,
+    "bytes": bytes_,
+    "figure": figure,
+    "percent": percent,
+    "status": status,
+    "event": event,
+    "short_id": short_id,
+    "pretty": pretty,
+}

@@ -1,0 +1,190 @@
+"""What a browser is never let do: forge a form, look at another tenant's things, run or load anything foreign."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.ui import session
+from tests.app.conftest import BOOTSTRAP_KEY, Api, ok
+
+CSRF = re.compile(r'name="csrf" value="([0-9a-f]{64})"')
+FORMS = ("/logout", "/jobs/new", "/jobs/{job}/cancel", "/jobs/{job}/retry", "/datasets", "/datasets/{dataset}/delete",
+         "/keys", "/keys/{key}/revoke")  # fmt: skip
+EVERYTHING = """SELECT (SELECT count(*) FROM jobs), (SELECT string_agg(status, '') FROM jobs),
+    (SELECT count(*) FROM datasets), (SELECT count(*) FROM api_keys), (SELECT count(revoked_at) FROM api_keys)"""
+ROW = '{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}\n'
+OF_A_JOB = ("", "/events", "/report", "/files/config.json", "/archive")
+
+
+async def sign_in(client: httpx.AsyncClient, key: str) -> str:
+    """The session's token for forms."""
+    response = await client.post("/login", data={"key": key})
+    assert response.status_code == 303, response.text
+    token = CSRF.search((await client.get("/")).text)
+    assert token is not None
+    return token[1]
+
+
+@pytest.fixture
+async def browser(api: Api) -> AsyncIterator[httpx.AsyncClient]:
+    """A client with cookies and without a key."""
+    transport = httpx.ASGITransport(api.app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
+        yield client
+
+
+async def test_the_cookie_is_out_of_reach_and_carries_no_key(browser: httpx.AsyncClient, api: Api) -> None:
+    response = await browser.post("/login", data={"key": BOOTSTRAP_KEY, "next": "/workers"})
+    assert response.headers["location"] == "/workers"
+    cookie = response.headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=strict" in cookie
+    assert "Secure" not in cookie
+    assert BOOTSTRAP_KEY not in cookie
+    assert BOOTSTRAP_KEY not in (await browser.get("/")).text
+    assert (await browser.get("/v1/jobs")).status_code == 401  # a session is no key
+    transport = httpx.ASGITransport(api.app)
+    async with httpx.AsyncClient(transport=transport, base_url="https://api") as encrypted:
+        assert "Secure" in (await encrypted.post("/login", data={"key": BOOTSTRAP_KEY})).headers["set-cookie"]
+
+
+@pytest.mark.parametrize("change", ["expiry", "digest", "signature", "nothing"])
+async def test_a_forged_cookie_is_no_session(browser: httpx.AsyncClient, change: str) -> None:
+    await sign_in(browser, BOOTSTRAP_KEY)
+    expiry, digest, nonce, signature = browser.cookies[session.COOKIE].split(".")
+    forged = {
+        "expiry": [str(int(expiry) + 1), digest, nonce, signature],
+        "digest": [expiry, "0" * 64, nonce, signature],
+        "signature": [expiry, digest, nonce, "0" * 64],
+        "nothing": [expiry, digest, nonce, signature],
+    }[change]
+    browser.cookies.clear()
+    response = await browser.get("/", headers={"Cookie": f"{session.COOKIE}={'.'.join(forged)}"})
+    assert response.status_code == (200 if change == "nothing" else 303)
+
+
+@pytest.mark.parametrize("target", ["//evil.example", "https://evil.example", "/\\evil.example", "javascript:alert(1)"])
+async def test_nobody_is_sent_elsewhere_after_signing_in(browser: httpx.AsyncClient, target: str) -> None:
+    response = await browser.post("/login", data={"key": BOOTSTRAP_KEY, "next": target})
+    assert response.headers["location"] == "/"
+
+
+@pytest.mark.parametrize("forgery", ["no token", "another session's token", "another site"])
+async def test_a_form_that_is_not_of_this_session_changes_nothing(
+    browser: httpx.AsyncClient, api: Api, forgery: str
+) -> None:
+    rows = {"file": ("rows.jsonl", ROW)}
+    names = {
+        "job": (await api.create_job())["id"],
+        "dataset": ok(await api.client.post("/v1/datasets", files=rows), 201)["id"],
+        "key": ok(await api.client.post("/v1/keys", json={"name": "n", "scopes": ["jobs:read"]}), 201)["id"],
+    }
+    others = await sign_in(browser, BOOTSTRAP_KEY)
+    browser.cookies.clear()
+    own = await sign_in(browser, BOOTSTRAP_KEY)
+    assert own != others
+    token = {"no token": "", "another session's token": others, "another site": own}[forgery]
+    headers = {"Sec-Fetch-Site": "cross-site"} if forgery == "another site" else {}
+    before = api.execute(EVERYTHING)
+    for path in (form.format(**names) for form in FORMS):
+        if path == "/datasets":
+            response = await browser.post(path, params={"csrf": token}, files=rows, headers=headers)
+        else:
+            fields = {"csrf": token, "name": "x", "scopes": "jobs:read"}
+            response = await browser.post(path, data=fields, headers=headers)
+        assert response.status_code == 403, path
+        assert "forged-form" in response.text
+    assert api.execute(EVERYTHING) == before
+    assert (await browser.get("/")).status_code == 200  # nor is anyone signed out
+
+
+async def test_another_tenants_things_are_not_there(browser: httpx.AsyncClient, api: Api, tmp_path: Path) -> None:
+    job = (await api.create_job(name="secret plan"))["id"]
+    api.start(job)
+    api.publish(job, "config.json", b"{}", tmp_path)
+    api.publish(job, "quality_report.html", b"<p>", tmp_path)
+    api.end(job, "succeeded")
+    dataset = ok(await api.client.post("/v1/datasets", files={"file": ("rows.jsonl", ROW)}), 201)["id"]
+    scopes = ["jobs:read", "jobs:write", "datasets:read", "datasets:write", "workers:read", "keys:admin"]
+    other = ok(await api.client.post("/v1/keys", json={"name": "o", "scopes": scopes, "tenant": "other"}), 201)
+    token = await sign_in(browser, other["key"])
+    for path in OF_A_JOB:
+        assert (await browser.get(f"/jobs/{job}{path}")).status_code == 404
+    for path in (f"/jobs/{job}/cancel", f"/jobs/{job}/retry", f"/datasets/{dataset}/delete"):
+        assert (await browser.post(path, data={"csrf": token})).status_code == 404
+    assert (await browser.get(f"/jobs/new?from={job}")).status_code == 404
+    for path in ("/", "/datasets", "/keys", "/jobs/new", "/workers"):
+        page = (await browser.get(path)).text
+        assert job not in page
+        assert dataset not in page
+        assert "secret plan" not in page
+    browser.cookies.clear()
+    await sign_in(browser, BOOTSTRAP_KEY)
+    assert (await browser.get(f"/jobs/{job}")).status_code == 200
+    assert (await browser.get(f"/jobs/{job}/files/config.json")).content == b"{}"
+
+
+async def test_every_page_has_the_policy_and_nothing_inline(browser: httpx.AsyncClient, api: Api) -> None:
+    job = (await api.create_job(name="<script>alert(1)</script>"))["id"]
+    await sign_in(browser, BOOTSTRAP_KEY)
+    for path in ("/", "/jobs/new", f"/jobs/{job}", "/datasets", "/keys", "/workers", "/jobs/nothing", "/login"):
+        response = await browser.get(path)
+        policy = response.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert "frame-ancestors 'none'" in policy
+        assert response.headers["cache-control"] == "no-store"
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert "<script>" not in response.text
+        assert not re.search(r'\sstyle="|\son[a-z]+="', response.text)
+        assert not re.search(r'(?:src|href)="(?:https?:)?//', response.text)
+
+
+async def test_static_files_are_named_and_nothing_else_is_served(browser: httpx.AsyncClient) -> None:
+    page = (await browser.get("/login")).text
+    for address in re.findall(r'(?:src|href)="(/static/[^"]+)"', page):
+        response = await browser.get(address)
+        assert response.status_code == 200
+        assert "immutable" in response.headers["cache-control"]
+    for name in ("..%2frouter.py", "%2e%2e/pages.py", "nothing.css", "dashboard.css%00"):
+        assert (await browser.get(f"/static/{name}")).status_code == 404
+
+
+HOSTILE: tuple[tuple[str, str, dict[str, str]], ...] = (
+    ("GET", "/?status=flying", {}),
+    ("GET", "/?cursor=x", {}),
+    ("GET", "/?no=such", {}),
+    ("GET", "/?label=%00", {}),
+    ("GET", "/jobs/new?from=job_1", {}),
+    ("GET", "/jobs/%00", {}),
+    ("POST", "/login", {"key": "\ud800"}),
+    ("POST", "/login", {"key": "k" * 80_000}),
+    ("POST", "/login", {"key": "", "next": "\r\nSet-Cookie: a=b"}),
+    ("POST", "/jobs/new", {"model.id": "a/b", "calibration.hub": "a/b", "options.seed": "9" * 30}),
+    ("POST", "/jobs/new", {"model.id": "a/b", "calibration.hub": "a/b", "labels": "\x00=1"}),
+    ("POST", "/jobs/new", {"once": "\x00"}),
+    ("POST", "/keys", {"scopes": "everything", "name": "n"}),
+    ("POST", "/keys", {"scopes": "jobs:read", "name": "\x00"}),
+    ("POST", "/keys", {"scopes": "jobs:read", "name": "n", "days": "1e9"}),
+)
+
+
+async def test_hostile_input_is_refused_and_breaks_nothing(browser: httpx.AsyncClient) -> None:
+    token = await sign_in(browser, BOOTSTRAP_KEY)
+    for method, path, body in HOSTILE:
+        content = "&".join(f"{k}={_quoted(v)}" for k, v in {"csrf": token, **body}.items()) if body else None
+        headers = {"Content-Type": "application/x-www-form-urlencoded"} if body else {}
+        response = await browser.request(method, path, content=content, headers=headers)
+        allowed = (200,) if "days" in body else (400, 401, 404, 422)
+        assert response.status_code in allowed, (path, body, response.text)
+        assert response.headers["content-type"].startswith("text/html")
+        assert "set-cookie" not in response.headers
+
+
+def _quoted(value: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in value.encode("utf-8", "surrogatepass"))

@@ -1,0 +1,105 @@
+"""A service that has been in use for a while, as rows of its ledger."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from quant_experts.report_html import render_report
+from tests.app.conftest import Api, ok
+from tests.quant_experts.reports import RECIPE, rich_report
+
+MODEL = "Qwen/Qwen2-VL-7B-Instruct"
+REFUSED = "row 17: 2 images but 1 <image> part in messages"
+SUMMARY = {
+    "kl": 0.0214, "baseline_kl": 0.0982, "top1_agreement": 0.962, "effective_bits": 5.31,
+    "perplexity_full": 6.213, "perplexity_quantized": 6.291,
+    "bytes_before": 16_582_000_000, "bytes_after": 6_214_000_000, "warnings": 2,
+    "calibration_verdict": "good", "images_verdict": "keeps_looking",
+}  # fmt: skip
+
+
+async def fill(api: Api, directory: Path) -> dict[str, str]:
+    """Name → id of one job per state."""
+    text = {"messages": [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A cat."}]}
+    rows = (json.dumps(text) + "\n").encode() * 128
+    for name in ("receipts, 128 rows of November", "charts-v2.jsonl"):
+        form = {"file": (name, rows)}
+        dataset = ok(await api.client.post("/v1/datasets", files=form, data={"name": name}), 201)["id"]
+    for name, scopes in {"ci": ["jobs:read", "jobs:write"], "grafana": ["workers:read"]}.items():
+        key = ok(await api.client.post("/v1/keys", json={"name": name, "scopes": scopes}), 201)
+    ok(await api.client.delete(f"/v1/keys/{key['id']}"))
+    jobs: dict[str, str] = {}
+    for state in ("cancelled", "failed", "succeeded", "running", "queued"):
+        body: dict[str, Any] = {
+            "model": {"id": MODEL}, "calibration": {"dataset": dataset}, "labels": {"team": "vision", "run": "nightly"},
+            "name": {"succeeded": "receipts nightly", "running": "charts, W4A6 on GPTQ"}.get(state),
+            "method": "qe-gptq" if state == "running" else "qe",
+        }  # fmt: skip
+        jobs[state] = (await api.create_job(**{k: v for k, v in body.items() if v is not None}))["id"]
+    api.execute("UPDATE jobs SET created_at = created_at - interval '1 hour' * (5 - (SELECT count(*) FROM jobs j"
+                " WHERE j.created_at < jobs.created_at)), queued_at = queued_at - interval '4 minutes'")  # fmt: skip
+    api.execute("UPDATE jobs SET status = 'cancelled', finished_at = now() WHERE id = %s", [jobs["cancelled"]])
+    for state in ("failed", "succeeded", "running"):
+        api.start(jobs[state])
+        api.append_event(jobs[state], "job.started", {"attempt": 1, "worker": "gpu-a1:7", "resumed_from_block": 0})
+    api.end(jobs["failed"], "failed", {"code": "invalid_calibration", "message": REFUSED, "retryable": False})
+    _attempt(api, jobs["failed"], 1, "failed", 0, 0, {"message": REFUSED})
+    _blocks(api, jobs["running"], 19, attempts={17: 2})
+    api.execute("UPDATE jobs SET attempt = 2, worker = 'gpu-b2:3' WHERE id = %s", [jobs["running"]])
+    api.append_event(jobs["running"], "job.requeued", {"attempt": 1, "reason": "the worker was not heard of for 120 s"})
+    api.append_event(jobs["running"], "job.started", {"attempt": 2, "worker": "gpu-b2:3", "resumed_from_block": 17})
+    _attempt(api, jobs["running"], 1, "lease_expired", 0, 17)
+    _attempt(api, jobs["running"], 2, None, 17, 2, worker="gpu-b2:3")
+    _blocks(api, jobs["succeeded"], 28)
+    _attempt(api, jobs["succeeded"], 1, "succeeded", 0, 28)
+    report = rich_report(8)
+    api.publish(
+        jobs["succeeded"], "quality_report.html", render_report(report, RECIPE).encode(), directory, "text/html"
+    )
+    for name in ("config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "README.md"):
+        api.publish(jobs["succeeded"], name, name.encode() * 99, directory)
+    summary = json.dumps(SUMMARY)
+    api.execute("UPDATE jobs SET summary = %s, verdict = 'accepted' WHERE id = %s", [summary, jobs["succeeded"]])
+    api.end(jobs["succeeded"], "succeeded")
+    for worker, device, seen, job in (
+        ("gpu-a1:7", "NVIDIA H100 80GB", "5 seconds", None),
+        ("gpu-b2:3", "NVIDIA H100 80GB", "1 second", jobs["running"]),
+        ("cpu-c3:1", "cpu", "2 hours", None),
+    ):
+        api.execute(
+            "INSERT INTO workers (id, host, device, started_at, seen_at, job_id)"
+            " VALUES (%s, %s, %s, now() - interval '3 days', now() - %s::interval, %s)",
+            [worker, worker.partition(":")[0] + ".example", device, seen, job],
+        )
+    return jobs
+
+
+def _blocks(api: Api, job: str, done: int, *, total: int = 28, attempts: dict[int, int] | None = None) -> None:
+    attempt = 1
+    for block in range(done):
+        attempt = (attempts or {}).get(block, attempt)
+        routed = 0.004 * (1 + 0.5 * math.sin(block / 3)) * (1 + block / 20)
+        error = {"base": routed * 28, "shared": routed * 3.1, "routed": routed}
+        groups = [{"name": f"layers.{block}.{kind}", "error": error} for kind in ("self_attn.qkv", "mlp.down")]
+        api.execute(
+            "INSERT INTO layers (job_id, block, attempt, seconds, report, files) VALUES (%s, %s, %s, 21.5, %s, '[]')",
+            [job, block, attempt, json.dumps({"seconds_by_phase": {}, "groups": groups})],
+        )
+        api.append_event(job, "job.block", {"block": block, "blocks": total, "seconds": 21.5, "error": error})
+    api.execute(
+        "UPDATE jobs SET blocks_done = %s, blocks_total = %s, block_seconds = 21.5 WHERE id = %s", [done, total, job]
+    )
+
+
+def _attempt(
+    api: Api, job: str, number: int, outcome: str | None, resumed: int, done: int,
+    error: dict[str, Any] | None = None, worker: str = "gpu-a1:7",
+) -> None:  # fmt: skip
+    api.execute(
+        "INSERT INTO attempts (job_id, attempt, worker, ended_at, outcome, error, resumed_from_block, blocks_done)"
+        " VALUES (%s, %s, %s, now(), %s, %s, %s, %s)",
+        [job, number, worker, outcome, json.dumps(error) if error else None, resumed, done],
+    )

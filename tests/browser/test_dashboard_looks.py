@@ -1,0 +1,96 @@
+"""Every page of the dashboard on every screen: nothing cut off, nothing overlapping, nothing that axe calls serious.
+
+With QE_SCREENSHOTS=<directory> every page is also photographed: ``make screenshots``.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from playwright.async_api import Browser, Page, ViewportSize, expect
+
+from tests.app.conftest import Api, served
+from tests.browser.content import fill
+from tests.browser.dashboard import Dashboard, opened
+from tests.browser.looks import NARROW, WIDE, assert_accessible, assert_nothing_cut_or_overlapping
+
+PHOTOS = os.environ.get("QE_SCREENSHOTS")
+PHONE = {"width": 390, "height": 844}
+IN_THE_DARK = ("jobs", "running", "keys", "refused-job")
+"""Pages that together have every colour; axe takes seconds a page."""
+
+
+async def assert_looks(page: Page, name: str) -> None:
+    """Light and dark, wide and narrow, on paper."""
+    await page.wait_for_load_state("load")
+    for scheme, size in (("light", WIDE), ("dark", WIDE), ("light", NARROW)):
+        await page.emulate_media(color_scheme="dark" if scheme == "dark" else "light", media="screen")
+        await page.set_viewport_size(ViewportSize(**size))
+        await assert_nothing_cut_or_overlapping(page)
+        if size is NARROW and PHOTOS:
+            await page.set_viewport_size(ViewportSize(**PHONE))
+        await photograph(page, f"{name}-{scheme}{'-narrow' if size is NARROW else ''}")
+        if size is WIDE and (scheme == "light" or name in IN_THE_DARK):
+            await assert_accessible(page)
+    await page.set_viewport_size(ViewportSize(width=688, height=970))
+    await page.emulate_media(color_scheme="light", media="print")
+    await assert_nothing_cut_or_overlapping(page)
+    await photograph(page, f"{name}-print")
+    await page.emulate_media(media="screen")
+    await page.set_viewport_size(ViewportSize(**WIDE))
+
+
+async def photograph(page: Page, name: str) -> None:
+    if PHOTOS:
+        Path(PHOTOS).mkdir(parents=True, exist_ok=True)
+        await page.screenshot(path=Path(PHOTOS) / f"{name}.png", full_page=True)
+
+
+async def test_every_page_looks_right_for_everyone(chromium: Browser, api: Api, tmp_path: Path) -> None:
+    async with served(api) as client:
+        base = str(client.base_url).rstrip("/")
+        async with opened(chromium, api, base) as window:
+            await window.open("/login")
+            await assert_looks(window.page, "login")
+            await window.sign_in()
+            await expect(window.page.get_by_role("heading", name="No jobs yet")).to_be_visible()
+            await assert_looks(window.page, "empty")
+            jobs = await fill(api, tmp_path)
+            for name, path in {
+                "jobs": "/", "running": f"/jobs/{jobs['running']}", "succeeded": f"/jobs/{jobs['succeeded']}",
+                "failed": f"/jobs/{jobs['failed']}", "datasets": "/datasets", "workers": "/workers", "keys": "/keys",
+            }.items():  # fmt: skip
+                await window.open(path)
+                await assert_looks(window.page, name)
+            await _refusals(window)
+
+
+async def _refusals(window: Dashboard) -> None:
+    await window.open("/jobs/new")
+    await window.page.get_by_text("Options, target, limits").click()
+    await assert_looks(window.page, "new-job")
+    await window.page.get_by_label("Model", exact=True).fill("no slash")
+    await window.page.get_by_label("Scheme").select_option("auto")
+    await window.page.get_by_role("button", name="Submit the job").click()
+    await expect(window.page.get_by_role("alert")).to_be_visible()
+    await assert_looks(window.page, "refused-job")
+    await window.open("/jobs/job_ffffffffffffffffffffffffffffffff")
+    await assert_looks(window.page, "not-found")
+    window.faults[:] = [fault for fault in window.faults if "status of 4" not in fault]
+
+
+async def test_everything_can_be_reached_by_keyboard(chromium: Browser, api: Api, tmp_path: Path) -> None:
+    async with served(api) as client, opened(chromium, api, str(client.base_url).rstrip("/")) as window:
+        page = window.page
+        await window.open("/login")
+        await page.keyboard.type(client.headers["Authorization"].removeprefix("Bearer "))  # the field has the focus
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("heading", name="Jobs", exact=True)).to_be_visible()
+        await page.keyboard.press("Tab")
+        await expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
+        await page.keyboard.press("Enter")
+        await page.keyboard.press("Tab")
+        await expect(page.get_by_role("link", name="New job")).to_be_focused()
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("heading", name="New job")).to_be_visible()
