@@ -88,23 +88,21 @@ async def identify_digest(sessions: Sessions, keyring: Keyring, digest: str) -> 
         return Caller(key_id=BOOTSTRAP, tenant=DEFAULT_TENANT, scopes=frozenset(Scope))
     now = func.clock_timestamp()
     alive = (ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now))
+    stale = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < now - LAST_USED_EVERY)
     async with sessions.begin() as session:
-        row = await session.scalar(select(ApiKey).where(ApiKey.digest == digest, *alive))
-        if row is None or not hmac.compare_digest(row.digest, digest):
+        found = (await session.execute(select(ApiKey, stale).where(ApiKey.digest == digest, *alive))).one_or_none()
+        if found is None or not hmac.compare_digest(found[0].digest, digest):
             return None
-        # At most once a minute, and skipped while another request does it: reading must not queue behind a row lock.
-        stale = (
-            select(ApiKey.id)
-            .where(ApiKey.id == row.id, or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < now - LAST_USED_EVERY))
-            .with_for_update(skip_locked=True)
-            .scalar_subquery()
-        )
-        await session.execute(
-            update(ApiKey)
-            .where(ApiKey.id == stale)
-            .values(last_used_at=now)
-            .execution_options(synchronize_session=False)
-        )
+        row, is_stale = found
+        if is_stale:
+            # Skipped while another request does it: reading must not queue behind a row lock.
+            free = select(ApiKey.id).where(ApiKey.id == row.id, stale).with_for_update(skip_locked=True)
+            await session.execute(
+                update(ApiKey)
+                .where(ApiKey.id == free.scalar_subquery())
+                .values(last_used_at=now)
+                .execution_options(synchronize_session=False)
+            )
         return Caller(key_id=row.id, tenant=row.tenant, scopes=frozenset(row.scopes))
 
 

@@ -15,12 +15,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from app import problems
 from app.auth import Caller, Keyring, Scope, identify
 from app.contract.bell import Bell
-from app.database import Sessions
+from app.database import OpenSession, Sessions, tenant_session
 from app.problems import Problem
 from app.settings import Settings
 from app.storage import Storage
 from app.telemetry import Telemetry
 
+CALLER = "qe.caller"
 log = logging.getLogger(__name__)
 bearer = HTTPBearer(auto_error=False, scheme_name="ApiKey", description="`Authorization: Bearer qe_…`")
 
@@ -37,6 +38,10 @@ class Service:
     bell: Bell | None
     telemetry: Telemetry
 
+    def sessions_of(self, caller: Caller) -> OpenSession:
+        """Sessions behind the tenant's wall, for what outlives the request's own: a stream."""
+        return lambda: tenant_session(self.sessions, lambda: caller.tenant)
+
 
 def service_of(request: Request) -> Service:
     service = request.app.state.service
@@ -47,9 +52,15 @@ def service_of(request: Request) -> Service:
 ServiceDep = Annotated[Service, Depends(service_of)]
 
 
-async def session_of(service: ServiceDep) -> AsyncIterator[AsyncSession]:
-    async with service.sessions.begin() as session:
+async def session_of(request: Request, service: ServiceDep) -> AsyncIterator[AsyncSession]:
+    async with tenant_session(service.sessions, lambda: tenant_of(request)) as session, session.begin():
         yield session
+
+
+def tenant_of(request: Request) -> str:
+    """The tenant of the caller that ``require`` let through; before that, nobody's: no row is visible."""
+    caller = request.scope.get(CALLER)
+    return caller.tenant if isinstance(caller, Caller) else ""
 
 
 # scope="function": the transaction is committed before the response leaves. With FastAPI's default it would be
@@ -61,7 +72,9 @@ def require(scope: Scope | None) -> Callable[..., Awaitable[Caller]]:
     """A dependency that lets only callers with ``scope`` through; None: any valid key."""
 
     async def caller(
-        service: ServiceDep, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+        request: Request,
+        service: ServiceDep,
+        credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
     ) -> Caller:
         challenge = {"WWW-Authenticate": 'Bearer realm="quant-experts"'}
         if credentials is None:
@@ -73,6 +86,7 @@ def require(scope: Scope | None) -> Callable[..., Awaitable[Caller]]:
             raise Problem(problems.UNAUTHENTICATED, "the API key is unknown, expired or revoked", headers=challenge)
         if scope is not None and scope not in found.scopes:
             raise Problem(problems.MISSING_SCOPE, f"this key lacks the scope {scope.value}")
+        request.scope[CALLER] = found
         return found
 
     return caller

@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import problems
 from app.contract.tables import IdempotencyRecord
 from app.problems import Problem
+from app.tenancy import owned
 
 KEPT = timedelta(hours=24)
 KEY = re.compile(r"[\x21-\x7e]{1,255}")
@@ -61,8 +62,7 @@ async def recall(session: AsyncSession, *, tenant: str, key: str, request_digest
             headers={"Retry-After": "1"},
         )
     record = await session.scalar(
-        select(IdempotencyRecord).where(
-            IdempotencyRecord.tenant == tenant,
+        owned(IdempotencyRecord, tenant).where(
             IdempotencyRecord.key == key,
             IdempotencyRecord.created_at > func.clock_timestamp() - KEPT,
         )

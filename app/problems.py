@@ -22,7 +22,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import Response
 
-from app.database import READ_ONLY
+from app.database import READ_ONLY, WallMissing
 
 MEDIA_TYPE = "application/problem+json"
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -173,7 +173,7 @@ def register(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(StarletteHTTPException, _http)
     app.add_exception_handler(DataError, _unstorable)
-    for unreachable in (OperationalError, InterfaceError, PoolTimeout):
+    for unreachable in (OperationalError, InterfaceError, PoolTimeout, WallMissing):
         app.add_exception_handler(unreachable, _database_unavailable)
     app.add_exception_handler(InternalError, _database_fault)
     app.add_exception_handler(OSError, _storage_fault)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Depends
+from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials
 
 from app.auth import Caller, Scope
@@ -16,10 +16,12 @@ jobs_reader = require(Scope.JOBS_READ)
 
 
 async def hub_reader(
-    service: ServiceDep, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+    request: Request,
+    service: ServiceDep,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
 ) -> Caller:
     try:
-        return await jobs_reader(service, credentials)
+        return await jobs_reader(request, service, credentials)
     except Problem as problem:
         if problem.kind is not UNAUTHENTICATED:
             added = error_headers(problem.detail)

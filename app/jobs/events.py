@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.contract.events import EventType
 from app.contract.tables import Job, JobEvent
+from app.tenancy import of_job
 
 
 async def append_event(session: AsyncSession, *, job_id: str, kind: EventType, data: dict[str, Any]) -> None:
@@ -26,5 +27,5 @@ async def append_event(session: AsyncSession, *, job_id: str, kind: EventType, d
 
 
 async def events_after(session: AsyncSession, *, job_id: str, seq: int, limit: int) -> Sequence[JobEvent]:
-    statement = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.seq > seq)
+    statement = of_job(JobEvent, job_id).where(JobEvent.seq > seq)
     return (await session.scalars(statement.order_by(JobEvent.seq).limit(limit))).all()

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Select, cast, func, select
+from sqlalchemy import Select, cast, func
 from sqlalchemy.dialects.postgresql import JSONPATH
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -15,7 +15,7 @@ from app.contract.states import LEASED, JobStatus
 from app.contract.tables import Artifact, Attempt, Dataset, Job, Layer
 from app.jobs.schemas import JobQuery
 from app.problems import Problem
-from app.tenancy import owned
+from app.tenancy import of_job, owned
 
 JOB_ID = re.compile(r"job_[0-9a-f]{32}")
 
@@ -62,15 +62,15 @@ def jobs_matching(tenant: str, query: JobQuery) -> Select[Job]:
 
 
 async def layers_after(session: AsyncSession, *, job_id: str, block: int, limit: int) -> Sequence[Layer]:
-    statement = select(Layer).where(Layer.job_id == job_id, Layer.block > block)
+    statement = of_job(Layer, job_id).where(Layer.block > block)
     return (await session.scalars(statement.order_by(Layer.block).limit(limit))).all()
 
 
 async def block_errors(session: AsyncSession, *, job_id: str) -> list[BlockErrors]:
     """Of every finished block, in order. Only the errors leave the database: a whole report is a hundred times more."""
     errors = func.jsonb_path_query_array(Layer.report, cast("$.groups[*].error", JSONPATH))
-    statement = select(Layer.block, Layer.attempt, Layer.seconds, errors).where(Layer.job_id == job_id)
-    rows = (await session.execute(statement.order_by(Layer.block))).all()
+    columns = (Layer.block, Layer.attempt, Layer.seconds, errors)
+    rows = await session.execute(of_job(Layer, job_id).order_by(Layer.block).with_only_columns(*columns))
     return [BlockErrors(block, attempt, seconds, _means(groups or [])) for block, attempt, seconds, groups in rows]
 
 
@@ -84,18 +84,18 @@ def _means(groups: Sequence[dict[str, float | None]]) -> dict[str, float]:
 
 
 async def attempts_of(session: AsyncSession, *, job_id: str) -> Sequence[Attempt]:
-    return (await session.scalars(select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.attempt))).all()
+    return (await session.scalars(of_job(Attempt, job_id).order_by(Attempt.attempt))).all()
 
 
 async def artifacts_of(session: AsyncSession, *, job_id: str) -> Sequence[Artifact]:
-    return (await session.scalars(select(Artifact).where(Artifact.job_id == job_id).order_by(Artifact.name))).all()
+    return (await session.scalars(of_job(Artifact, job_id).order_by(Artifact.name))).all()
 
 
 async def artifact_named(session: AsyncSession, *, job_id: str, name: str) -> Artifact:
     """Raises Problem 404. The name only selects a row; no path is ever made of it."""
     artifact = None
     if "\0" not in name:
-        artifact = await session.scalar(select(Artifact).where(Artifact.job_id == job_id, Artifact.name == name))
+        artifact = await session.scalar(of_job(Artifact, job_id).where(Artifact.name == name))
     if artifact is None:
         raise Problem(problems.NOT_FOUND, f"job {job_id} has no artifact {name!r}")
     return artifact
@@ -110,9 +110,7 @@ async def dataset_exists(session: AsyncSession, *, tenant: str, dataset_id: str)
 async def jobs_needing(session: AsyncSession, *, tenant: str, dataset_id: str) -> Sequence[str]:
     """Ids of unfinished jobs that calibrate on the dataset."""
     unfinished = [status.value for status in (JobStatus.QUEUED, *LEASED)]
-    statement = select(Job.id).where(
-        Job.tenant == tenant,
-        Job.status.in_(unfinished),
-        Job.spec["calibration"]["dataset"].astext == dataset_id,
+    statement = owned(Job, tenant).where(
+        Job.status.in_(unfinished), Job.spec["calibration"]["dataset"].astext == dataset_id
     )
-    return (await session.scalars(statement.limit(5))).all()
+    return (await session.scalars(statement.with_only_columns(Job.id).limit(5))).all()

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.contract.events import TERMINAL
-from app.database import Sessions
+from app.database import OpenSession
 from app.jobs.events import events_after
 from app.jobs.schemas import EventView
 
@@ -25,7 +25,7 @@ RECONNECT_MILLISECONDS = 1000
 log = logging.getLogger(__name__)
 
 
-async def stream_events(sessions: Sessions, *, job_id: str, after: int) -> AsyncIterator[bytes]:
+async def stream_events(sessions: OpenSession, *, job_id: str, after: int) -> AsyncIterator[bytes]:
     """Ends after a terminal event that is the job's last; a retried job has terminal events in the middle."""
     yield f"retry: {RECONNECT_MILLISECONDS}\n\n".encode()
     spoke = time.monotonic()

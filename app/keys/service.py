@@ -13,7 +13,7 @@ from app.contract.ids import new_id
 from app.contract.tables import ApiKey
 from app.keys.schemas import NewKey
 from app.problems import Problem
-from app.tenancy import owned
+from app.tenancy import act_for, owned
 
 KEY_ID = re.compile(r"key_[0-9a-f]{32}")
 
@@ -25,6 +25,8 @@ async def create_key(session: AsyncSession, *, caller: Caller, wanted: NewKey, k
         raise Problem(problems.MISSING_SCOPE, f"a key cannot give what it lacks: {', '.join(beyond)}")
     if wanted.tenant not in (None, caller.tenant) and not caller.is_bootstrap:
         raise Problem(problems.MISSING_SCOPE, "only the bootstrap key makes keys of another tenant")
+    if wanted.tenant is not None:
+        await act_for(session, wanted.tenant)
     key = new_api_key()
     row = ApiKey(
         id=new_id("key"),

@@ -9,11 +9,18 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.contract.states import JobStatus
 from app.contract.tables import Job, Worker
+from app.database import API_ROLE
 from app.system.schemas import WorkerView
 
 
 async def ledger_is_there(session: AsyncSession) -> bool:
     return await session.scalar(text("SELECT to_regclass('jobs') IS NOT NULL")) is True
+
+
+async def wall_is_there(session: AsyncSession) -> bool:
+    """Whether this login may work as the role that row-level security binds."""
+    asked = text("SELECT bool_or(pg_has_role(oid, 'MEMBER')) FROM pg_roles WHERE rolname = :role")
+    return await session.scalar(asked, {"role": API_ROLE}) is True
 
 
 async def workers_seen(session: AsyncSession, *, tenant: str, lease: timedelta) -> list[WorkerView]:

@@ -12,9 +12,10 @@ import redis.asyncio
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.database import API_ROLE
 from app.deps import Service
 from app.storage import Storage
-from app.system.queries import ledger_is_there
+from app.system.queries import ledger_is_there, wall_is_there
 from app.system.schemas import Readiness
 
 CHECK_SECONDS = 3.0
@@ -40,7 +41,9 @@ async def _within(check: Awaitable[str]) -> str:
 async def _database(service: Service) -> str:
     try:
         async with service.sessions() as session:
-            return OK if await ledger_is_there(session) else "no tables: run `alembic upgrade head`"
+            if not await ledger_is_there(session):
+                return "no tables: run `alembic upgrade head`"
+            return OK if await wall_is_there(session) else f"no role {API_ROLE}: run `alembic upgrade head`"
     except SQLAlchemyError as error:
         return f"unreachable: {type(error).__name__}"
 

@@ -13,7 +13,7 @@ from starlette.datastructures import FormData
 
 from app import problems
 from app.auth import Caller, Scope, identify_digest
-from app.deps import ServiceDep
+from app.deps import CALLER, ServiceDep
 from app.problems import Problem
 from app.ui.session import COOKIE, Session, unseal
 
@@ -48,6 +48,7 @@ def visiting(scope: Scope | None) -> Callable[..., Awaitable[Visitor]]:
             raise SignInNeeded(expired=True)
         if scope is not None and scope not in caller.scopes:
             raise Problem(problems.MISSING_SCOPE, f"this key lacks the scope {scope.value}")
+        request.scope[CALLER] = caller
         return Visitor(caller, session)
 
     return visitor

@@ -98,25 +98,6 @@ async def test_a_key_gives_no_more_than_it_has(api: Api) -> None:
         )
 
 
-async def test_another_tenants_things_do_not_exist(api: Api) -> None:
-    files = {"file": ("r.jsonl", b'{"messages": [{"role": "user", "content": "hello"}]}')}
-    dataset = ok(await api.client.post("/v1/datasets", files=files), 201)["id"]
-    job = (await api.create_job(calibration={"dataset": dataset}))["id"]
-    key = await make_key(api, scopes=list(Scope), tenant="acme")
-    async with api.as_key(key["key"]) as theirs:
-        for path in ("jobs", "datasets"):
-            assert ok(await theirs.get(f"/v1/{path}"))["data"] == []
-        for below in ("", "/events", "/layers", "/attempts", "/artifacts", "/archive", "/report", "/artifacts/a"):
-            problem(await theirs.get(f"/v1/jobs/{job}{below}"), 404, "not-found")
-        problem(await theirs.post(f"/v1/jobs/{job}/cancel"), 404, "not-found")
-        problem(await theirs.post(f"/v1/jobs/{job}/retry"), 404, "not-found")
-        problem(await theirs.get(f"/v1/datasets/{dataset}"), 404, "not-found")
-        problem(await theirs.delete(f"/v1/datasets/{dataset}"), 404, "not-found")
-        response = await theirs.post("/v1/jobs", json=job_body(calibration={"dataset": dataset}))
-        problem(response, 422, "dataset-not-found")
-        assert [entry["id"] for entry in ok(await theirs.get("/v1/keys"))["data"]] == [key["id"]]
-
-
 async def test_a_short_key_or_secret_stops_the_start(settings: Settings) -> None:
     for short in ({"api_key": "short"}, {"secret": "short"}):
         with pytest.raises(ValueError, match="at least 32"):

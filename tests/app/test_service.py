@@ -14,6 +14,7 @@ from app.openapi import document
 from app.problems import CATALOGUE
 from app.settings import Settings
 from tests.app.conftest import Api, ok, problem, started
+from tests.app.tenant_cases import CREATES, DASHBOARD, LISTS, NOBODYS, OBJECTS, route_table
 
 ROOT = Path(__file__).parent.parent.parent
 FORBIDDEN = ("torch", "transformers", "quant_experts", "worker", "celery")
@@ -97,6 +98,12 @@ async def test_every_problem_can_be_looked_up(api: Api) -> None:
 
 def test_the_published_contract_is_the_one_in_the_repository() -> None:
     assert (ROOT / "openapi.json").read_text() == document(), "run `make openapi` if the change is wanted"
+
+
+def test_every_route_has_a_case_of_another_tenant(tmp_path: Path) -> None:
+    """A new route: say in tests/app/tenant_cases.py what another tenant may see of it."""
+    table = set(route_table(create_app(Settings(home=tmp_path))))
+    assert table == {*NOBODYS, *LISTS, *OBJECTS, *CREATES, *DASHBOARD}
 
 
 def test_every_operation_documents_its_problems() -> None:

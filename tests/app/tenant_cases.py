@@ -1,0 +1,114 @@
+"""What another tenant may see of each route. A route that is in none of the three tables fails the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.routing import iter_route_contexts
+
+from tests.app.conftest import job_body
+
+NOBODYS = {
+    "GET /openapi.json": "the contract",
+    "GET /docs": "the contract",
+    "GET /docs/oauth2-redirect": "the contract",
+    "GET /redoc": "the contract",
+    "GET /healthz": "the process",
+    "GET /readyz": "the service",
+    "GET /metrics": "sums over all tenants, without a name or an id",
+    "GET /problems/{slug}": "the contract",
+    "GET /v1/schemes": "the contract",
+    "GET /hub/api/whoami-v2": "the caller",
+}
+"""Routes that show no tenant's things, and why."""
+
+LISTS = ("GET /v1/jobs", "GET /v1/datasets", "GET /v1/keys", "GET /v1/workers")
+"""Routes that list: of another tenant's things they show none."""
+
+OBJECTS: dict[str, dict[str, Any]] = {
+    "GET /v1/jobs/{job_id}": {},
+    "POST /v1/jobs/{job_id}/cancel": {},
+    "POST /v1/jobs/{job_id}/retry": {},
+    "GET /v1/jobs/{job_id}/events": {},
+    "GET /v1/jobs/{job_id}/layers": {},
+    "GET /v1/jobs/{job_id}/attempts": {},
+    "GET /v1/jobs/{job_id}/artifacts": {},
+    "GET /v1/jobs/{job_id}/artifacts/{name:path}": {"name": "config.json"},
+    "HEAD /v1/jobs/{job_id}/artifacts/{name:path}": {"name": "config.json"},
+    "GET /v1/jobs/{job_id}/archive": {},
+    "HEAD /v1/jobs/{job_id}/archive": {},
+    "GET /v1/jobs/{job_id}/report": {},
+    "GET /v1/datasets/{dataset_id}": {},
+    "DELETE /v1/datasets/{dataset_id}": {},
+    "DELETE /v1/keys/{key_id}": {},
+    "GET /hub/api/models/{namespace}/{name}": {},
+    "GET /hub/api/models/{namespace}/{name}/revision/{revision}": {},
+    "GET /hub/api/models/{namespace}/{name}/tree/{revision}": {},
+    "GET /hub/api/models/{namespace}/{name}/tree/{revision}/{path:path}": {"path": "templates"},
+    "POST /hub/api/models/{namespace}/{name}/paths-info/{revision}": {"json": {"paths": ["config.json"]}},
+    "GET /hub/api/models/{namespace}/{name}/refs": {},
+    "GET /hub/api/models/{namespace}/{name}/commits/{revision}": {},
+    "GET /hub/{namespace}/{name}/resolve/{revision}/{path:path}": {"path": "config.json"},
+    "HEAD /hub/{namespace}/{name}/resolve/{revision}/{path:path}": {"path": "config.json"},
+}
+"""Routes of one thing: it is there for its owner and 404 for others. Beside the route: what the path and body need."""
+
+CREATES: dict[str, dict[str, Any]] = {
+    "POST /v1/jobs": {"json": job_body()},
+    "POST /v1/datasets": {"files": {"file": ("r.jsonl", b'{"messages": [{"role": "user", "content": "hello"}]}')}},
+    "POST /v1/keys": {"json": {"name": "k", "scopes": ["jobs:read"]}},
+}
+"""Routes that make something of the caller's own."""
+
+DASHBOARD = {
+    "GET /login": "asks for a key",
+    "POST /login": "asks for a key",
+    "POST /logout": "",
+    "GET /static/{name}": "style sheet, script, icon",
+    "GET /": "list",
+    "GET /jobs/new": "form",
+    "POST /jobs/new": "form",
+    "GET /jobs/{job_id}": "object",
+    "POST /jobs/{job_id}/cancel": "object",
+    "POST /jobs/{job_id}/retry": "object",
+    "GET /jobs/{job_id}/events": "object",
+    "GET /jobs/{job_id}/report": "object",
+    "GET /jobs/{job_id}/files/{name:path}": "object",
+    "GET /jobs/{job_id}/archive": "object",
+    "GET /datasets": "list",
+    "POST /datasets": "form",
+    "POST /datasets/{dataset_id}/delete": "object",
+    "GET /keys": "list",
+    "POST /keys": "form",
+    "POST /keys/{key_id}/revoke": "object",
+    "GET /workers": "list",
+}
+"""Pages, which take a session instead of a key: ``test_dashboard.py`` looks at them with another tenant's."""
+
+
+@dataclass(frozen=True)
+class Owned:
+    """The ids of one tenant's things, one of each kind."""
+
+    job_id: str
+    dataset_id: str
+    key_id: str
+
+    def path(self, route: str, values: dict[str, Any]) -> str:
+        """``route`` with the ids in it."""
+        known = {"namespace": "qe", "name": self.job_id, "revision": "main", **vars(self), **values}
+        template = route.partition(" ")[2].replace(":path}", "}")
+        return template.format(**known)
+
+
+def route_table(app: FastAPI) -> Iterator[str]:
+    """``METHOD /path`` of everything that the application answers."""
+    for context in iter_route_contexts(app.routes):
+        assert context.methods is not None, f"{context.path}: a mounted application needs cases of its own"
+        for method in sorted(context.methods):
+            implied = method == "HEAD" and "GET" in context.methods
+            if not implied:
+                yield f"{method} {context.path}"
