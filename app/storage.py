@@ -44,7 +44,7 @@ class Storage(Protocol):
         """Remove every object whose key starts with the folder ``prefix``."""
 
     def keys(self, prefix: str) -> Iterator[str]:
-        """Keys below the folder ``prefix``, in no order."""
+        """Keys below the folder ``prefix``, or all of them for an empty one, in no order."""
 
 
 class LocalStorage:
@@ -93,9 +93,18 @@ class LocalStorage:
         shutil.rmtree(self._path(prefix), ignore_errors=True)
 
     def keys(self, prefix: str) -> Iterator[str]:
-        for path in self._path(prefix).rglob("*"):
+        for path in (self._path(prefix) if prefix else self.root).rglob("*"):
             if path.is_file() and not path.name.startswith("."):
                 yield path.relative_to(self.root).as_posix()
+
+    def drop_unfinished(self, *, older_than: float) -> int:
+        """Remove what killed processes were about to ``put`` before the Unix time ``older_than``; returns how many."""
+        dropped = 0
+        for path in self.root.rglob(".*.part"):
+            if path.stat().st_mtime < older_than:
+                path.unlink(missing_ok=True)
+                dropped += 1
+        return dropped
 
     def local_path(self, key: str) -> Path:
         """The file itself, for a server that can send it without our help."""
