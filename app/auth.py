@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import secrets
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
-from pathlib import Path
 
 from sqlalchemy import func, or_, select, update
 
+from app.contract.secret import service_secret
 from app.contract.tables import ApiKey
 from app.database import Sessions
 from app.settings import Settings
@@ -32,6 +31,8 @@ class Scope(StrEnum):
     JOBS_WRITE = "jobs:write"
     DATASETS_READ = "datasets:read"
     DATASETS_WRITE = "datasets:write"
+    WEBHOOKS_READ = "webhooks:read"
+    WEBHOOKS_WRITE = "webhooks:write"
     WORKERS_READ = "workers:read"
     KEYS_ADMIN = "keys:admin"
 
@@ -67,7 +68,7 @@ def new_api_key() -> str:
 
 def load_keyring(settings: Settings) -> Keyring:
     """Raises ValueError when a key or secret is too short to be safe."""
-    secret = settings.secret if settings.secret is not None else _kept_secret(settings.resolved_home / "secret")
+    secret = service_secret(settings)
     for name, value in (("QE_SECRET", secret), ("QE_API_KEY", settings.api_key)):
         if value is not None and len(value) < MIN_SECRET:
             raise ValueError(f"{name} has {len(value)} characters; at least {MIN_SECRET} random ones are needed")
@@ -104,20 +105,3 @@ async def identify_digest(sessions: Sessions, keyring: Keyring, digest: str) -> 
                 .execution_options(synchronize_session=False)
             )
         return Caller(key_id=row.id, tenant=row.tenant, scopes=frozenset(row.scopes))
-
-
-def _kept_secret(path: Path) -> str:
-    """The secret in ``path``, made there on first use. Two processes starting at once end with the same one."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".secret.{secrets.token_hex(8)}")
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as writer:
-            writer.write(secrets.token_hex(32))
-        try:
-            os.link(draft, path)  # fails when another process was first
-        except FileExistsError:
-            pass
-        finally:
-            draft.unlink()
-    return path.read_text().strip()

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from app import problems
 from app.auth import Caller, Keyring, Scope, identify
 from app.contract.bell import Bell
+from app.contract.secret import Seal
 from app.database import OpenSession, Sessions, tenant_session
 from app.problems import Problem
 from app.settings import Settings
@@ -35,6 +36,7 @@ class Service:
     sessions: Sessions
     storage: Storage
     keyring: Keyring
+    seal: Seal
     bell: Bell | None
     telemetry: Telemetry
 
@@ -97,6 +99,8 @@ JobsReader = Annotated[Caller, Depends(require(Scope.JOBS_READ))]
 JobsWriter = Annotated[Caller, Depends(require(Scope.JOBS_WRITE))]
 DatasetsReader = Annotated[Caller, Depends(require(Scope.DATASETS_READ))]
 DatasetsWriter = Annotated[Caller, Depends(require(Scope.DATASETS_WRITE))]
+WebhooksReader = Annotated[Caller, Depends(require(Scope.WEBHOOKS_READ))]
+WebhooksWriter = Annotated[Caller, Depends(require(Scope.WEBHOOKS_WRITE))]
 WorkersReader = Annotated[Caller, Depends(require(Scope.WORKERS_READ))]
 KeysAdmin = Annotated[Caller, Depends(require(Scope.KEYS_ADMIN))]
 

@@ -13,6 +13,7 @@ from app import problems
 from app.artifacts.router import router as artifacts
 from app.auth import load_keyring
 from app.contract.bell import RedisBell
+from app.contract.secret import Seal, service_secret
 from app.database import create_engine, create_sessions
 from app.datasets.router import router as datasets
 from app.datasets.upload import sweep_abandoned
@@ -26,6 +27,7 @@ from app.storage import storage_from_url
 from app.system.router import router as system
 from app.telemetry import BodyLimitMiddleware, Telemetry, TelemetryMiddleware
 from app.ui.router import router as dashboard
+from app.webhooks.router import router as webhooks
 
 MULTIPART_OVERHEAD = 64 * 1024
 """Bytes of an upload's body that are not the file: boundaries, part headers, the name."""
@@ -57,7 +59,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes, limits=limits)
     app.add_middleware(TelemetryMiddleware, telemetry=telemetry)
     problems.register(app)
-    for router in (jobs, artifacts, datasets, keys, hub, system, dashboard):
+    for router in (jobs, artifacts, datasets, keys, hub, webhooks, system, dashboard):
         app.include_router(router)
     _describe_problems(app)
     return app
@@ -74,6 +76,7 @@ def open_service(settings: Settings, telemetry: Telemetry) -> Service:
         sessions=create_sessions(engine),
         storage=storage_from_url(settings.resolved_storage_url),
         keyring=load_keyring(settings),
+        seal=Seal(service_secret(settings)),
         bell=RedisBell(settings.redis_url) if settings.redis_url is not None else None,
         telemetry=telemetry,
     )

@@ -53,6 +53,8 @@ CONFLICT = ProblemType("conflict", 409, "The request conflicts with what is ther
 JOB_FINISHED = ProblemType("job-finished", 409, "The job has finished")
 JOB_NOT_RETRYABLE = ProblemType("job-not-retryable", 409, "Only a failed or cancelled job can be retried")
 REPORT_NOT_READY = ProblemType("report-not-ready", 409, "The job has no report yet", retryable=True)
+WEBHOOK_DISABLED = ProblemType("webhook-disabled", 409, "The webhook is disabled")
+TOO_MANY_WEBHOOKS = ProblemType("too-many-webhooks", 409, "No more webhooks are possible")
 DATASET_IN_USE = ProblemType("dataset-in-use", 409, "A job still needs the dataset", retryable=True)
 IDEMPOTENCY_IN_PROGRESS = ProblemType(
     "idempotency-in-progress", 409, "A request with this Idempotency-Key is being answered", retryable=True
@@ -64,6 +66,7 @@ RANGE_NOT_SATISFIABLE = ProblemType("range-not-satisfiable", 416, "The file has 
 INVALID_REQUEST = ProblemType("invalid-request", 422, "The request is not valid")
 INVALID_DATASET = ProblemType("invalid-dataset", 422, "The calibration rows are not valid")
 DATASET_NOT_FOUND = ProblemType("dataset-not-found", 422, "The dataset does not exist")
+WEBHOOK_URL_REFUSED = ProblemType("webhook-url-refused", 422, "Nothing is sent to such a URL")
 MODEL_NOT_FOUND = ProblemType("model-not-found", 422, "The local model does not exist")
 IDEMPOTENCY_MISMATCH = ProblemType("idempotency-mismatch", 422, "The Idempotency-Key was used for another request")
 REQUEST_REFUSED = ProblemType("request-refused", 400, "The request was refused")

@@ -48,6 +48,13 @@ class Settings(BaseSettings):
     keeper_interval: float = 5.0
     barren_attempts: int = Field(default=3, description="Attempts in a row without a new block that fail a job.")
 
+    webhook_timeout: float = Field(default=15.0, gt=0, le=45, description="Seconds for one attempt at a webhook.")
+    webhook_allow_http: bool = Field(default=False, description="For development: webhooks without TLS.")
+    webhook_allow_private: bool = Field(
+        default=False, description="For development: webhooks to this machine and private networks."
+    )
+    max_webhooks: int = Field(default=50, ge=0, description="Of one tenant.")
+
     max_dataset_bytes: int = 512 * 1024 * 1024
     max_dataset_rows: int = 20_000
     max_body_bytes: int = 256 * 1024

@@ -11,10 +11,22 @@ from typing import TypeVar
 from sqlalchemy import Select, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.contract.tables import ApiKey, Artifact, Attempt, Dataset, IdempotencyRecord, Job, JobEvent, Layer
+from app.contract.tables import (
+    ApiKey,
+    Artifact,
+    Attempt,
+    Dataset,
+    IdempotencyRecord,
+    Job,
+    JobEvent,
+    Layer,
+    Webhook,
+    WebhookAttempt,
+    WebhookDelivery,
+)
 
-Owned = TypeVar("Owned", Job, Dataset, ApiKey)
-Named = TypeVar("Named", Job, Dataset, ApiKey, IdempotencyRecord)
+Owned = TypeVar("Owned", Job, Dataset, ApiKey, Webhook, WebhookDelivery)
+Named = TypeVar("Named", Job, Dataset, ApiKey, IdempotencyRecord, Webhook, WebhookDelivery, WebhookAttempt)
 Part = TypeVar("Part", Attempt, Layer, JobEvent, Artifact)
 
 

@@ -3,7 +3,8 @@
     python -m worker.keeper
 
 Each duty is one sentence: *ring again* for queued jobs that nobody took, *reap* jobs whose worker was not heard of,
-*sweep* away what is not needed any more.
+*sweep* away what is not needed any more. Beside them, in a thread of its own so that no slow endpoint delays a
+reaping, it *delivers webhooks*.
 """
 
 from __future__ import annotations
@@ -22,13 +23,17 @@ from app.settings import Settings
 from app.storage import Storage, storage_from_url
 from worker import ledger, sweep
 from worker.ledger import Connection, Hold
+from worker.postman import deliver
 from worker.ring import ring_quietly
+from worker.webhooks import forget_deliveries
 
 logger = logging.getLogger(__name__)
 
 LOCK = 0x7165_6B70
 """``qekp``: the advisory lock of the keeper at work; it goes with its connection."""
 SWEEP_SECONDS = 600.0
+DELIVERY_DAYS = 30
+"""For this long a finished webhook delivery stays in the log."""
 
 Ring = Callable[[str], None]
 
@@ -84,6 +89,7 @@ def sweep_away(connection: Connection, storage: Storage, settings: Settings) -> 
         "jobs' block files": sweep.drop_block_files(connection, storage),
         "work directories": sweep.drop_work_directories(connection, settings.work_directory),
         "downloads that nobody took up": sweep.drop_stale_downloads(settings.resolved_home),
+        "webhook deliveries": forget_deliveries(connection, days=DELIVERY_DAYS),
         "logs": sweep.drop_logs(settings.resolved_home / "logs"),
     }
     sweep.drop_dead_artifacts(connection, storage)
@@ -134,7 +140,10 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     logger.info("keeper at work")
+    postman = threading.Thread(target=deliver, args=(settings, stop), name="postman", daemon=True)
+    postman.start()
     keep(settings, partial(ring_quietly, settings), stop)
+    postman.join(settings.webhook_timeout)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from psycopg.types.json import Jsonb
 
 from app.contract.errors import RETRYABLE, FailureCode
 from app.contract.events import EventType
+from app.contract.outbox import APPEND_EVENT
 from app.contract.states import LEASED, AttemptOutcome, JobStatus, Phase
 
 Connection = psycopg.Connection[DictRow]
@@ -375,12 +376,8 @@ def lock(connection: Connection, hold: Hold, *statuses: JobStatus) -> DictRow:
 
 
 def append_event(connection: Connection, job_id: str, kind: EventType, data: Mapping[str, Any]) -> None:
-    """Append to the job's events inside the caller's transaction; the counter in the job's row keeps ``seq`` dense."""
-    connection.execute(
-        "WITH j AS (UPDATE jobs SET event_seq = event_seq + 1 WHERE id = %s RETURNING id, event_seq)"
-        " INSERT INTO events (job_id, seq, type, data) SELECT id, event_seq, %s, %s FROM j",
-        (job_id, kind.value, Jsonb(dict(data))),
-    )
+    """Append to the job's events, and to what its webhooks are to be told, inside the caller's transaction."""
+    connection.execute(APPEND_EVENT, {"job_id": job_id, "type": kind.value, "data": Jsonb(dict(data))})
 
 
 def clean(message: str) -> str:

@@ -1,7 +1,6 @@
-"""A job's events: the one way to append one, and the reads behind JSON pages and streams.
+"""A job's events: the API's way to append one, and the reads behind JSON pages and streams.
 
-``seq`` is dense from 1 because the number is taken from the job's row, under its lock, in the transaction that writes
-the event: who sees an event sees every one before it.
+Who sees an event sees every one before it: see ``app.contract.outbox``.
 """
 
 from __future__ import annotations
@@ -9,21 +8,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import insert, literal, select, update
-from sqlalchemy.dialects.postgresql import JSONB
+from psycopg.types.json import Jsonb
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.contract.events import EventType
-from app.contract.tables import Job, JobEvent
+from app.contract.outbox import APPEND_EVENT
+from app.contract.tables import JobEvent
 from app.tenancy import of_job
 
 
 async def append_event(session: AsyncSession, *, job_id: str, kind: EventType, data: dict[str, Any]) -> None:
-    """The caller has the job; its transaction makes the event visible."""
-    numbered = update(Job).where(Job.id == job_id).values(event_seq=Job.event_seq + 1).returning(Job.event_seq)
-    bumped = numbered.cte("bumped")
-    row = select(literal(job_id), bumped.c.event_seq, literal(kind.value), literal(data, JSONB))
-    await session.execute(insert(JobEvent).from_select(["job_id", "seq", "type", "data"], row))
+    """The caller has the job; its transaction makes the event visible, and its webhooks' deliveries with it."""
+    await session.flush()  # what is said of the job must be what the transaction has made of it
+    connection = await session.connection()
+    await connection.exec_driver_sql(APPEND_EVENT, {"job_id": job_id, "type": kind.value, "data": Jsonb(data)})
 
 
 async def events_after(session: AsyncSession, *, job_id: str, seq: int, limit: int) -> Sequence[JobEvent]:

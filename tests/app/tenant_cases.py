@@ -25,7 +25,7 @@ NOBODYS = {
 }
 """Routes that show no tenant's things, and why."""
 
-LISTS = ("GET /v1/jobs", "GET /v1/datasets", "GET /v1/keys", "GET /v1/workers")
+LISTS = ("GET /v1/jobs", "GET /v1/datasets", "GET /v1/keys", "GET /v1/webhooks", "GET /v1/workers")
 """Routes that list: of another tenant's things they show none."""
 
 OBJECTS: dict[str, dict[str, Any]] = {
@@ -44,6 +44,14 @@ OBJECTS: dict[str, dict[str, Any]] = {
     "GET /v1/datasets/{dataset_id}": {},
     "DELETE /v1/datasets/{dataset_id}": {},
     "DELETE /v1/keys/{key_id}": {},
+    "GET /v1/webhooks/{webhook_id}": {},
+    "PATCH /v1/webhooks/{webhook_id}": {"json": {"description": "x"}},
+    "DELETE /v1/webhooks/{webhook_id}": {},
+    "POST /v1/webhooks/{webhook_id}/rotate-secret": {},
+    "POST /v1/webhooks/{webhook_id}/ping": {},
+    "GET /v1/webhooks/{webhook_id}/deliveries": {},
+    "GET /v1/webhooks/{webhook_id}/deliveries/{delivery_id}": {},
+    "POST /v1/webhooks/{webhook_id}/deliveries/{delivery_id}/redeliver": {},
     "GET /hub/api/models/{namespace}/{name}": {},
     "GET /hub/api/models/{namespace}/{name}/revision/{revision}": {},
     "GET /hub/api/models/{namespace}/{name}/tree/{revision}": {},
@@ -60,6 +68,7 @@ CREATES: dict[str, dict[str, Any]] = {
     "POST /v1/jobs": {"json": job_body()},
     "POST /v1/datasets": {"files": {"file": ("r.jsonl", b'{"messages": [{"role": "user", "content": "hello"}]}')}},
     "POST /v1/keys": {"json": {"name": "k", "scopes": ["jobs:read"]}},
+    "POST /v1/webhooks": {"json": {"url": "https://hooks.example.com/x"}},
 }
 """Routes that make something of the caller's own."""
 
@@ -96,6 +105,8 @@ class Owned:
     job_id: str
     dataset_id: str
     key_id: str
+    webhook_id: str
+    delivery_id: str
 
     def path(self, route: str, values: dict[str, Any]) -> str:
         """``route`` with the ids in it."""

@@ -48,6 +48,8 @@ ROUTES = {
     "GET /v1/datasets": Scope.DATASETS_READ,
     "POST /v1/datasets": Scope.DATASETS_WRITE,
     "DELETE /v1/datasets/x": Scope.DATASETS_WRITE,
+    "GET /v1/webhooks": Scope.WEBHOOKS_READ,
+    "POST /v1/webhooks/x/ping": Scope.WEBHOOKS_WRITE,
     "GET /v1/workers": Scope.WORKERS_READ,
     "GET /v1/keys": Scope.KEYS_ADMIN,
     "POST /v1/keys": Scope.KEYS_ADMIN,

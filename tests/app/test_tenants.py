@@ -34,7 +34,9 @@ async def mine(api: Api, tmp_path: Path) -> Owned:
     api.end(job, "succeeded")
     key = ok(await api.client.post("/v1/keys", json={"name": "k", "scopes": ["jobs:read"]}), 201)["id"]
     api.execute("INSERT INTO workers (id, host, device, job_id) VALUES ('w1', 'h', 'cpu', %s)", [job])
-    return Owned(job_id=job, dataset_id=dataset, key_id=key)
+    webhook = ok(await api.client.post("/v1/webhooks", **CREATES["POST /v1/webhooks"]), 201)["id"]
+    delivery = ok(await api.client.post(f"/v1/webhooks/{webhook}/ping"), 202)["id"]
+    return Owned(job_id=job, dataset_id=dataset, key_id=key, webhook_id=webhook, delivery_id=delivery)
 
 
 async def key_of_another_tenant(api: Api) -> str:
@@ -161,7 +163,6 @@ VERBS = {"select", "update", "delete", "insert", "exists", "aliased", "get", "ge
 EXCEPTIONS = {
     "auth.py identify_digest": "finds the key by its digest, before anybody's tenant is known",
     "idempotency.py remember": "writes the caller's tenant",
-    "jobs/events.py append_event": "of a job that its caller has found and locked",
     "hub/queries.py _sha_of_files": "correlated to the jobs of the query around it, which is the tenant's",
     "system/queries.py workers_seen": "every worker; joins the tenant's jobs only",
     "system/queries.py jobs_by_status": "sums over all tenants",

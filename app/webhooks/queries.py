@@ -1,0 +1,56 @@
+"""Reads of webhooks and their deliveries. Each raises Problem 404 for what is not there or another tenant's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from sqlalchemy import Select, func
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import problems
+from app.contract.tables import Webhook, WebhookAttempt, WebhookDelivery
+from app.problems import Problem
+from app.tenancy import owned
+from app.webhooks.schemas import DeliveryQuery
+
+WEBHOOK_ID = re.compile(r"wh_[0-9a-f]{32}")
+DELIVERY_ID = re.compile(r"whd_[0-9a-f]{32}")
+
+
+async def get_webhook(session: AsyncSession, *, tenant: str, webhook_id: str, lock: bool = False) -> Webhook:
+    webhook = None
+    if WEBHOOK_ID.fullmatch(webhook_id):
+        statement = owned(Webhook, tenant).where(Webhook.id == webhook_id)
+        webhook = await session.scalar(statement.with_for_update() if lock else statement)
+    if webhook is None:
+        raise Problem(problems.NOT_FOUND, f"no webhook {webhook_id!r}")
+    return webhook
+
+
+async def count_webhooks(session: AsyncSession, *, tenant: str) -> int:
+    return await session.scalar(owned(Webhook, tenant).with_only_columns(func.count())) or 0
+
+
+def deliveries_of(tenant: str, webhook_id: str, query: DeliveryQuery) -> Select[WebhookDelivery]:
+    statement = owned(WebhookDelivery, tenant).where(WebhookDelivery.webhook_id == webhook_id)
+    return statement if query.status is None else statement.where(WebhookDelivery.status == query.status.value)
+
+
+async def get_delivery(
+    session: AsyncSession, *, tenant: str, webhook_id: str, delivery_id: str, lock: bool = False
+) -> WebhookDelivery:
+    delivery = None
+    if WEBHOOK_ID.fullmatch(webhook_id) and DELIVERY_ID.fullmatch(delivery_id):
+        statement = owned(WebhookDelivery, tenant).where(
+            WebhookDelivery.id == delivery_id, WebhookDelivery.webhook_id == webhook_id
+        )
+        delivery = await session.scalar(statement.with_for_update() if lock else statement)
+    if delivery is None:
+        raise Problem(problems.NOT_FOUND, f"webhook {webhook_id!r} has no delivery {delivery_id!r}")
+    return delivery
+
+
+async def attempts_at(session: AsyncSession, *, tenant: str, delivery_id: str) -> Sequence[WebhookAttempt]:
+    statement = owned(WebhookAttempt, tenant).where(WebhookAttempt.delivery_id == delivery_id)
+    return (await session.scalars(statement.order_by(WebhookAttempt.number))).all()

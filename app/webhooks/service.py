@@ -1,0 +1,140 @@
+"""Make, change and remove webhooks, and have messages sent again. The sending is the keeper's."""
+
+from __future__ import annotations
+
+import base64
+import secrets
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import func
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import problems
+from app.contract.ids import new_id
+from app.contract.outbox import PING
+from app.contract.secret import Seal
+from app.contract.tables import Webhook, WebhookDelivery
+from app.contract.webhook_url import BadUrl, read_url
+from app.problems import Problem
+from app.settings import Settings
+from app.webhooks.queries import count_webhooks, get_delivery, get_webhook
+from app.webhooks.schemas import DeliveryStatus, NewWebhook, WebhookChanges, WebhookStatus
+
+SECRET_BYTES = 32
+
+
+async def create_webhook(
+    session: AsyncSession, *, tenant: str, wanted: NewWebhook, seal: Seal, settings: Settings
+) -> tuple[Webhook, str]:
+    """The row and the secret. Raises Problem for a URL that is refused, or beyond the number that a tenant may have."""
+    _check_url(wanted.url, settings)
+    if await count_webhooks(session, tenant=tenant) >= settings.max_webhooks:
+        raise Problem(problems.TOO_MANY_WEBHOOKS, f"at most {settings.max_webhooks}: remove one, or change one")
+    webhook_id, secret = new_id("wh"), new_secret()
+    webhook = Webhook(
+        id=webhook_id,
+        tenant=tenant,
+        url=wanted.url,
+        event_types=list(wanted.event_types),
+        description=wanted.description,
+        secret=seal.seal(secret, row=webhook_id),
+    )
+    session.add(webhook)
+    await session.flush()
+    await session.refresh(webhook)
+    return webhook, secret
+
+
+async def change_webhook(
+    session: AsyncSession, *, tenant: str, webhook_id: str, changes: WebhookChanges, settings: Settings
+) -> Webhook:
+    """Raises Problem 404, or 422 for a URL that is refused."""
+    webhook = await get_webhook(session, tenant=tenant, webhook_id=webhook_id, lock=True)
+    if changes.url is not None:
+        _check_url(changes.url, settings)
+        webhook.url = changes.url
+    if changes.event_types is not None:
+        webhook.event_types = list(changes.event_types)
+    if changes.description is not None:
+        webhook.description = changes.description
+    if changes.status is not None:
+        webhook.status = changes.status.value
+        webhook.disabled_reason = None if changes.status is WebhookStatus.ENABLED else "disabled by its owner"
+        webhook.given_up_in_a_row = 0
+    return await _changed(session, webhook)
+
+
+async def rotate_secret(
+    session: AsyncSession, *, tenant: str, webhook_id: str, keep_previous: timedelta, seal: Seal
+) -> tuple[Webhook, str]:
+    """A new secret signs from now on, and the one before beside it for ``keep_previous``. Raises Problem 404."""
+    webhook = await get_webhook(session, tenant=tenant, webhook_id=webhook_id, lock=True)
+    secret = new_secret()
+    webhook.previous_secret = webhook.secret if keep_previous else None
+    webhook.previous_until = func.clock_timestamp() + keep_previous if keep_previous else None
+    webhook.secret = seal.seal(secret, row=webhook.id)
+    return await _changed(session, webhook), secret
+
+
+async def remove_webhook(session: AsyncSession, *, tenant: str, webhook_id: str) -> None:
+    """With its deliveries. Raises Problem 404."""
+    await session.delete(await get_webhook(session, tenant=tenant, webhook_id=webhook_id, lock=True))
+
+
+async def ping(session: AsyncSession, *, tenant: str, webhook_id: str) -> WebhookDelivery:
+    """A message to try the endpoint with. Raises Problem 404, or 409 when the webhook is disabled."""
+    webhook = await get_webhook(session, tenant=tenant, webhook_id=webhook_id, lock=True)
+    _check_enabled(webhook)
+    now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    delivery = WebhookDelivery(
+        id=new_id("whd"),
+        webhook_id=webhook.id,
+        tenant=tenant,
+        message_id=new_id("evt"),
+        event_type=PING,
+        payload={"type": PING, "timestamp": now, "data": {"webhook": webhook.id}},
+    )
+    session.add(delivery)
+    await session.flush()
+    await session.refresh(delivery)
+    return delivery
+
+
+async def redeliver(session: AsyncSession, *, tenant: str, webhook_id: str, delivery_id: str) -> WebhookDelivery:
+    """Send the same message now, with the whole schedule before it. Raises Problem 404, 409 as ``ping``."""
+    _check_enabled(await get_webhook(session, tenant=tenant, webhook_id=webhook_id, lock=True))
+    delivery = await get_delivery(session, tenant=tenant, webhook_id=webhook_id, delivery_id=delivery_id, lock=True)
+    delivery.status = DeliveryStatus.PENDING.value
+    delivery.step = 0
+    delivery.due_at = func.clock_timestamp()
+    delivery.finished_at = None
+    await session.flush()
+    await session.refresh(delivery)
+    return delivery
+
+
+def new_secret() -> str:
+    """As Standard Webhooks writes them: ``whsec_`` and base64 of 32 random bytes."""
+    return "whsec_" + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
+
+
+async def _changed(session: AsyncSession, webhook: Webhook) -> Webhook:
+    webhook.updated_at = func.clock_timestamp()
+    await session.flush()
+    await session.refresh(webhook)
+    return webhook
+
+
+def _check_url(url: str, settings: Settings) -> None:
+    try:
+        read_url(url, allow_http=settings.webhook_allow_http, allow_private=settings.webhook_allow_private)
+    except BadUrl as error:
+        raise Problem(
+            problems.WEBHOOK_URL_REFUSED, f"/url: {error}", errors=[{"pointer": "/url", "detail": str(error)}]
+        ) from None
+
+
+def _check_enabled(webhook: Webhook) -> None:
+    if webhook.status != WebhookStatus.ENABLED:
+        reason = webhook.disabled_reason or "disabled"
+        raise Problem(problems.WEBHOOK_DISABLED, f"webhook {webhook.id}: {reason}; PATCH its status to enabled first")

@@ -1,0 +1,216 @@
+"""Deliveries in the ledger: sent when due, tried again on the schedule, ended with it or with the endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from standardwebhooks import Webhook
+
+from app.contract.errors import FailureCode
+from app.contract.secret import Seal, service_secret
+from tests.services import wait_until
+from tests.worker.conftest import TENANT, Workshop
+from tests.worker.endpoint import listening
+from worker import ledger, webhooks
+from worker.postman import deliver
+from worker.webhooks import MOST_GIVEN_UP, SCHEDULE, Answer, Due
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+OLD_SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
+REFUSED = Answer(status=500, error=None, milliseconds=1)
+TAKEN = Answer(status=204, error=None, milliseconds=1)
+
+
+@pytest.fixture
+def connection(workshop: Workshop) -> Iterator[ledger.Connection]:
+    with workshop.connect() as connection:
+        yield connection
+
+
+def add_webhook(workshop: Workshop, url: str = "https://hooks.example.com/", number: int = 1) -> str:
+    webhook_id = f"wh_{number}"
+    seal = Seal(service_secret(workshop.settings))
+    with workshop.connect() as connection:
+        connection.execute(
+            "INSERT INTO webhooks (id, tenant, url, event_types, secret, previous_secret, previous_until)"
+            " VALUES (%s, %s, %s, %s, %s, %s, now() + interval '1 hour')",
+            (
+                webhook_id,
+                TENANT,
+                url,
+                ["job.started", "job.failed"],
+                seal.seal(SECRET, row=webhook_id),
+                seal.seal(OLD_SECRET, row=webhook_id),
+            ),
+        )
+    return webhook_id
+
+
+def fail_a_job(workshop: Workshop) -> str:
+    job_id = workshop.add_job()
+    with workshop.connect() as connection:
+        ledger.fail(connection, workshop.claim().hold, code=FailureCode.OUT_OF_DISK, message="full")
+    return job_id
+
+
+def take(connection: ledger.Connection) -> Due:
+    (due,) = webhooks.take_due(connection, busy=(), limit=10)
+    return due
+
+
+def hurry(connection: ledger.Connection) -> None:
+    connection.execute("UPDATE webhook_deliveries SET due_at = clock_timestamp() WHERE status = 'pending'")
+
+
+def one(connection: ledger.Connection, query: str) -> dict[str, Any]:
+    row = connection.execute(query.encode()).fetchone()
+    assert row is not None
+    return row
+
+
+def test_a_failed_job_is_told_of_signed_and_logged(workshop: Workshop) -> None:
+    """The keeper's thread, a real endpoint, and the official library as the receiver."""
+
+    async def scene() -> None:
+        async with listening() as endpoint:
+            settings = workshop.settings.model_copy(update={"webhook_allow_http": True, "webhook_allow_private": True})
+            add_webhook(workshop, f"http://127.0.0.1:{endpoint.port}/hook")
+            job_id = await asyncio.to_thread(fail_a_job, workshop)
+            stop = threading.Event()
+            postman = threading.Thread(target=deliver, args=(settings, stop))
+            postman.start()
+            try:
+                await asyncio.to_thread(
+                    wait_until,
+                    lambda: not workshop.rows("SELECT FROM webhook_deliveries WHERE status <> 'delivered'"),
+                    what="both deliveries",
+                )
+            finally:
+                stop.set()
+                await asyncio.to_thread(postman.join, 20)
+            told = []
+            for number in range(2):
+                for secret in (SECRET, OLD_SECRET):
+                    Webhook(secret).verify(endpoint.body(number), endpoint.headers(number))
+                told.append(json.loads(endpoint.body(number)))
+            assert [each["type"] for each in told] == ["job.started", "job.failed"]
+            assert told[1]["data"]["job"]["id"] == job_id
+            assert told[1]["data"]["event"]["error"]["code"] == "out_of_disk"
+            seq = told[1]["data"]["seq"]
+            assert endpoint.headers(1)["webhook-id"] == f"evt_{job_id[4:]}_{seq}"
+
+    asyncio.run(scene())
+    log = workshop.rows("SELECT number, status_code, error FROM webhook_attempts")
+    assert log == [{"number": 1, "status_code": 200, "error": None}] * 2
+
+
+def test_the_schedule_is_the_specifications() -> None:
+    minute, hour = 60, 3600
+    hours = [2 * hour, 5 * hour, 10 * hour, 14 * hour, 20 * hour, 24 * hour]
+    assert list(SCHEDULE) == [0, 5, 5 * minute, 30 * minute, *hours]
+
+
+def test_every_attempt_waits_longer_and_after_the_last_the_delivery_has_failed(
+    workshop: Workshop, connection: ledger.Connection
+) -> None:
+    add_webhook(workshop)
+    fail_a_job(workshop)
+    connection.execute("DELETE FROM webhook_deliveries WHERE event_type = 'job.started'")
+    for number, seconds in enumerate((*SCHEDULE[1:], None), 1):
+        due = take(connection)
+        assert due.attempts == number
+        webhooks.record(connection, due, REFUSED)
+        row = one(
+            connection,
+            "SELECT status, extract(epoch FROM due_at - clock_timestamp())::float8 AS wait FROM webhook_deliveries",
+        )
+        if seconds is None:
+            assert row == {"status": "failed", "wait": None}
+        else:
+            assert seconds * 0.9 - 5 <= row["wait"] <= seconds * 1.1
+            assert webhooks.take_due(connection, busy=(), limit=10) == []
+        hurry(connection)
+    assert one(connection, "SELECT count(*) AS n FROM webhook_attempts") == {"n": len(SCHEDULE)}
+    assert one(connection, "SELECT status, given_up_in_a_row AS n FROM webhooks") == {"status": "enabled", "n": 1}
+
+
+def test_a_bounded_run_of_failures_disables_the_webhook_and_one_success_ends_the_run(
+    workshop: Workshop, connection: ledger.Connection
+) -> None:
+    add_webhook(workshop)
+    answers = [REFUSED] * (MOST_GIVEN_UP - 1) + [TAKEN] + [REFUSED] * MOST_GIVEN_UP
+    for answer in answers:
+        assert one(connection, "SELECT status FROM webhooks") == {"status": "enabled"}
+        fail_a_job(workshop)
+        connection.execute("DELETE FROM webhook_deliveries WHERE event_type = 'job.started'")
+        connection.execute("UPDATE webhook_deliveries SET step = %s WHERE status = 'pending'", (len(SCHEDULE) - 1,))
+        webhooks.record(connection, take(connection), answer)
+    row = one(connection, "SELECT status, disabled_reason FROM webhooks")
+    assert row["status"] == "disabled"
+    assert "in a row" in row["disabled_reason"]
+    fail_a_job(workshop)
+    assert webhooks.take_due(connection, busy=(), limit=10) == []
+
+
+def test_410_disables_at_once_and_what_waits_has_failed(workshop: Workshop, connection: ledger.Connection) -> None:
+    add_webhook(workshop)
+    fail_a_job(workshop)
+    webhooks.record(connection, take(connection), Answer(status=410, error=None, milliseconds=1))
+    assert one(connection, "SELECT status, disabled_reason FROM webhooks") == {
+        "status": "disabled",
+        "disabled_reason": "the endpoint answered 410 Gone",
+    }
+    assert workshop.rows("SELECT status FROM webhook_deliveries") == [{"status": "failed"}] * 2
+
+
+def test_two_keepers_take_one_delivery_once_and_a_dead_one_loses_nothing(
+    workshop: Workshop, connection: ledger.Connection
+) -> None:
+    add_webhook(workshop)
+    fail_a_job(workshop)
+    connection.execute("DELETE FROM webhook_deliveries WHERE event_type = 'job.started'")
+    with workshop.connect() as other, connection.transaction():
+        first = take(connection)
+        assert webhooks.take_due(other, busy=(), limit=10) == []
+    connection.execute("UPDATE webhook_deliveries SET due_at = due_at - interval '61 s'")  # its lease ran out
+    second = take(connection)
+    assert (second.id, second.attempts) == (first.id, 2)
+    webhooks.record(connection, second, TAKEN)
+    webhooks.record(connection, first, REFUSED)  # the dead one was only slow: it changes nothing
+    assert one(connection, "SELECT status FROM webhook_deliveries") == {"status": "delivered"}
+
+
+def test_one_message_of_a_webhook_is_on_its_way_at_a_time(workshop: Workshop, connection: ledger.Connection) -> None:
+    for number in (1, 2):
+        add_webhook(workshop, number=number)
+    fail_a_job(workshop)
+    taken = webhooks.take_due(connection, busy=(), limit=10)
+    assert sorted(due.webhook_id for due in taken) == ["wh_1", "wh_2"]
+    assert webhooks.take_due(connection, busy=("wh_1", "wh_2"), limit=10) == []
+    assert [due.webhook_id for due in webhooks.take_due(connection, busy=("wh_1",), limit=10)] == ["wh_2"]
+
+
+def test_one_event_is_queued_once_for_a_webhook(workshop: Workshop, connection: ledger.Connection) -> None:
+    add_webhook(workshop)
+    fail_a_job(workshop)
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        connection.execute(
+            "INSERT INTO webhook_deliveries (id, webhook_id, tenant, message_id, event_type, payload)"
+            " SELECT 'whd_x', webhook_id, tenant, message_id, event_type, payload FROM webhook_deliveries LIMIT 1"
+        )
+
+
+def test_finished_deliveries_are_forgotten_after_a_month(workshop: Workshop, connection: ledger.Connection) -> None:
+    add_webhook(workshop)
+    fail_a_job(workshop)
+    webhooks.record(connection, take(connection), TAKEN)
+    assert webhooks.forget_deliveries(connection, days=30) == 0
+    connection.execute("UPDATE webhook_deliveries SET finished_at = finished_at - interval '31 days'")
+    assert webhooks.forget_deliveries(connection, days=30) == 1
+    assert one(connection, "SELECT count(*) AS n FROM webhook_attempts") == {"n": 0}
