@@ -15,7 +15,7 @@ WORKDIR /srv/qe
 # Dependencies first, so that a change of code does not install them again.
 FROM base AS service-dependencies
 COPY pyproject.toml README.md constraints.txt ./
-RUN mkdir quant_experts app worker && touch quant_experts/__init__.py app/__init__.py worker/__init__.py \
+RUN mkdir quant_experts planning app worker && touch quant_experts/__init__.py planning/__init__.py app/__init__.py worker/__init__.py \
     && pip install -c constraints.txt '.[app,worker]' && pip uninstall --yes quant-experts
 
 FROM service-dependencies AS engine-dependencies
@@ -29,6 +29,7 @@ COPY pyproject.toml README.md ./
 COPY app app
 COPY worker worker
 COPY quant_experts quant_experts
+COPY planning planning
 COPY migrations migrations
 RUN pip install --no-deps .
 
@@ -48,6 +49,7 @@ COPY pyproject.toml README.md ./
 COPY app app
 COPY worker worker
 COPY quant_experts quant_experts
+COPY planning planning
 RUN pip install --no-deps .
 USER qe
 CMD ["celery", "--app", "worker.celery_app:app", "worker", "--queues", "qe.jobs", "--pool", "prefork", "--concurrency", "1", "--loglevel", "INFO"]

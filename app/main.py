@@ -21,6 +21,7 @@ from app.deps import Service
 from app.hub.router import router as hub
 from app.jobs.router import router as jobs
 from app.keys.router import router as keys
+from app.plans.router import router as plans
 from app.problems import ProblemDetails
 from app.settings import Settings
 from app.storage import storage_from_url
@@ -59,7 +60,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes, limits=limits)
     app.add_middleware(TelemetryMiddleware, telemetry=telemetry)
     problems.register(app)
-    for router in (jobs, artifacts, datasets, keys, hub, webhooks, system, dashboard):
+    for router in (plans, jobs, artifacts, datasets, keys, hub, webhooks, system, dashboard):
         app.include_router(router)
     _describe_problems(app)
     return app

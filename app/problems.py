@@ -59,6 +59,7 @@ DATASET_IN_USE = ProblemType("dataset-in-use", 409, "A job still needs the datas
 IDEMPOTENCY_IN_PROGRESS = ProblemType(
     "idempotency-in-progress", 409, "A request with this Idempotency-Key is being answered", retryable=True
 )
+PLAN_OUTDATED = ProblemType("plan-outdated", 409, "Model or dataset are not what was planned")
 PRECONDITION_FAILED = ProblemType("precondition-failed", 412, "The file is another than the client expects")
 BODY_TOO_LARGE = ProblemType("body-too-large", 413, "The request body is too large")
 UNSUPPORTED_MEDIA_TYPE = ProblemType("unsupported-media-type", 415, "The content type cannot be read here")
@@ -68,10 +69,15 @@ INVALID_DATASET = ProblemType("invalid-dataset", 422, "The calibration rows are 
 DATASET_NOT_FOUND = ProblemType("dataset-not-found", 422, "The dataset does not exist")
 WEBHOOK_URL_REFUSED = ProblemType("webhook-url-refused", 422, "Nothing is sent to such a URL")
 MODEL_NOT_FOUND = ProblemType("model-not-found", 422, "The local model does not exist")
+PLAN_NOT_FOUND = ProblemType("plan-not-found", 422, "There is no such plan, or it is older than 24 hours")
+PLAN_MISMATCH = ProblemType("plan-mismatch", 422, "The body is not the one that was planned")
+PLAN_REFUSED = ProblemType("plan-refused", 422, "The plan says that the job would be refused")
+INSUFFICIENT_MEMORY = ProblemType("insufficient-memory", 422, "No known worker has the memory that the job needs")
 IDEMPOTENCY_MISMATCH = ProblemType("idempotency-mismatch", 422, "The Idempotency-Key was used for another request")
 REQUEST_REFUSED = ProblemType("request-refused", 400, "The request was refused")
 INTERNAL = ProblemType("internal", 500, "A fault of the service", retryable=True)
 OBJECT_MISSING = ProblemType("object-missing", 500, "The stored file is gone")
+HUB_UNAVAILABLE = ProblemType("hub-unavailable", 503, "The Hugging Face Hub does not answer", retryable=True)
 UNAVAILABLE = ProblemType("unavailable", 503, "The service cannot reach its database", retryable=True)
 STORAGE_UNAVAILABLE = ProblemType("storage-unavailable", 503, "The service cannot use its storage", retryable=True)
 STORAGE_FULL = ProblemType("storage-full", 507, "The service has no space left", retryable=True)

@@ -20,13 +20,14 @@ from app.contract.tables import (
     Job,
     JobEvent,
     Layer,
+    Plan,
     Webhook,
     WebhookAttempt,
     WebhookDelivery,
 )
 
 Owned = TypeVar("Owned", Job, Dataset, ApiKey, Webhook, WebhookDelivery)
-Named = TypeVar("Named", Job, Dataset, ApiKey, IdempotencyRecord, Webhook, WebhookDelivery, WebhookAttempt)
+Named = TypeVar("Named", Job, Dataset, ApiKey, IdempotencyRecord, Plan, Webhook, WebhookDelivery, WebhookAttempt)
 Part = TypeVar("Part", Attempt, Layer, JobEvent, Artifact)
 
 

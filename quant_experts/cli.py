@@ -22,7 +22,7 @@ from quant_experts import __version__
 from quant_experts.errors import QuantExpertsError, Stopped
 
 ENTRY_POINTS = "quant_experts.commands"
-OWN = ("quantize", "inspect", "verify")
+OWN = ("quantize", "plan", "inspect", "verify")
 CLIENT = ("submit", "watch", "jobs", "pull", "report", "cancel", "retry")
 """Commands that speak to a service."""
 BAD_INPUT, BAD_ARGUMENTS, UNREACHED, INTERRUPTED = 1, 2, 6, 130

@@ -71,7 +71,7 @@ def fit_group(
         smoothing=scaling.label,
         codes=torch.split(rounded.codes, outs),
         scales=torch.split(rounded.scales, outs),
-        smooth=scaling.scale,
+        smooth=_stored_scale(spec, scaling.scale, weight),
         warnings=warned_size + warned_k + warnings_about(original, weights) + adapters.warnings,
     )
     fitted = with_adapters(fitted, adapters, scale_dtype)
@@ -90,6 +90,14 @@ def _stacked(name: str, weights: Mapping[str, Tensor]) -> Tensor:
                 "the model's files are damaged or the model diverged in training"
             )
     return torch.cat([weight.float() for weight in weights.values()])
+
+
+def _stored_scale(spec: QuantizationSpec, scale: Tensor | None, weight: Tensor) -> Tensor | None:
+    """(d,) float32. A search that ends without a scale stores ones, so that what a group takes on disk is known before
+    anything runs; dividing by one changes no bit."""
+    if scale is None and spec.smoothing != "none":
+        return weight.new_ones(weight.shape[1])
+    return scale
 
 
 def _resolve_group_size(name: str, spec: QuantizationSpec, width: int) -> tuple[int, tuple[str, ...]]:

@@ -123,11 +123,11 @@ def _connect_signals(celery: Celery, settings: Settings, runner: tuple[str, ...]
 
 
 def _be_seen(settings: Settings, name: str, over: threading.Event) -> None:
-    described = device.describe()
+    described, has = device.describe(), device.capacity()
     while True:
         try:
             with connect(settings.database_url or "") as connection:
-                workers.seen(connection, worker=name, host=socket.gethostname(), device=described)
+                workers.seen(connection, worker=name, host=socket.gethostname(), device=described, has=has)
         except psycopg.Error as error:
             logger.warning("the ledger did not hear that this worker lives: %s", error)
         if over.wait(settings.beat):

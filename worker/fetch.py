@@ -21,6 +21,7 @@ from typing import Any
 
 from app.contract.errors import FailureCode
 from app.contract.ids import new_id
+from app.contract.local_model import model_fingerprint
 from app.settings import Settings
 from app.storage import ObjectMissing, sha256_file
 from worker import process
@@ -59,6 +60,20 @@ def local_model(model_id: str, root: Path | None) -> Path:
             FailureCode.MODEL_NOT_FOUND, f"model {model_id!r}: no directory {name!r} below the model root"
         )
     return directory
+
+
+def check_fingerprint(model_id: str, directory: Path, planned: str | None) -> None:
+    """Raises FetchFailed when the directory is not the one that was planned; a job without a plan has none."""
+    if planned is None:
+        return
+    try:
+        found = model_fingerprint(directory)
+    except OSError as error:
+        raise FetchFailed(FailureCode.INVALID_MODEL, f"model {model_id!r} cannot be read: {error}") from error
+    if found != planned:
+        raise FetchFailed(
+            FailureCode.INVALID_MODEL, f"model {model_id!r}: its files have changed since the job was planned"
+        )
 
 
 def uploaded_rows(dataset_id: str, row: Mapping[str, Any] | None, storage: PatientStorage, to: Path) -> Path:

@@ -85,6 +85,7 @@ def sweep_away(connection: Connection, storage: Storage, settings: Settings) -> 
     """Every sweep once."""
     counts = {
         "idempotency records": sweep.forget_idempotency(connection),
+        "plans": sweep.forget_plans(connection),
         "workers that are gone": sweep.forget_workers(connection),
         "jobs' block files": sweep.drop_block_files(connection, storage),
         "work directories": sweep.drop_work_directories(connection, settings.work_directory),

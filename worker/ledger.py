@@ -130,8 +130,9 @@ def _claim(connection: Connection, *, worker: str, lease: float) -> Claim | None
         return None
     hold = Hold(row["id"], row["attempt"])
     connection.execute(
-        "INSERT INTO attempts (job_id, attempt, worker, resumed_from_block) VALUES (%s, %s, %s, 0)",
-        (hold.job_id, hold.attempt, worker),
+        "INSERT INTO attempts (job_id, attempt, worker, resumed_from_block, device)"
+        " VALUES (%(job)s, %(attempt)s, %(worker)s, 0, (SELECT device FROM workers WHERE id = %(worker)s))",
+        {"job": hold.job_id, "attempt": hold.attempt, "worker": worker},
     )
     connection.execute("UPDATE workers SET job_id = %s, seen_at = clock_timestamp() WHERE id = %s", (row["id"], worker))
     started = {"attempt": hold.attempt, "worker": worker, "resumed_from_block": row["blocks_done"]}

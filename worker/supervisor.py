@@ -275,6 +275,7 @@ def _prepare(
     commit: str | None = None
     if spec.model.id.startswith(fetch.LOCAL):
         model = fetch.local_model(spec.model.id, settings.model_root)
+        fetch.check_fingerprint(spec.model.id, model, claim.progress.get("model_fingerprint"))
     else:
         # An attempt that goes on must go on with the same weights, wherever the branch points now.
         revision = claim.progress.get("model_commit") or spec.model.revision

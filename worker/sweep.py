@@ -14,6 +14,7 @@ from worker.ledger import Connection, Hold
 from worker.publish import attempt_prefix
 
 IDEMPOTENCY_HOURS = 24
+PLAN_HOURS = 24
 WORKER_HOURS = 1
 DEAD_SECONDS = 600.0
 """An attempt that ended this long ago has no process left that still writes."""
@@ -29,6 +30,13 @@ def forget_idempotency(connection: Connection) -> int:
     return connection.execute(
         "DELETE FROM idempotency WHERE created_at < clock_timestamp() - make_interval(hours => %s)",
         (IDEMPOTENCY_HOURS,),
+    ).rowcount
+
+
+def forget_plans(connection: Connection) -> int:
+    """Drop plans that no job can be made of any more."""
+    return connection.execute(
+        "DELETE FROM plans WHERE created_at < clock_timestamp() - make_interval(hours => %s)", (PLAN_HOURS,)
     ).rowcount
 
 

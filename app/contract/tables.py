@@ -111,6 +111,9 @@ class Job(Base):
     progress: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
     """What the runner last said: current group, samples observed."""
 
+    plan: Mapped[dict[str, Any] | None]
+    """What was estimated when the job was made: ``{"digest", "seconds_per_block": {device: s}, …}``."""
+
     summary: Mapped[dict[str, Any] | None]
     """The figures of a finished run: errors, KL, bits, bytes."""
     verdict: Mapped[str | None]
@@ -141,6 +144,8 @@ class Attempt(Base):
     """Number of blocks that earlier attempts had finished and this one did not compute again."""
     blocks_done: Mapped[int] = mapped_column(Integer, server_default="0")
     """New blocks of this attempt."""
+    device: Mapped[str | None]
+    """What the worker said of itself when it took the job."""
 
 
 class Layer(Base):
@@ -225,6 +230,23 @@ class ApiKey(Base):
     last_used_at: Mapped[datetime | None]
 
 
+class Plan(Base):
+    """What a job would take, for 24 hours, so that a job can be made of exactly that."""
+
+    __tablename__ = "plans"
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    spec: Mapped[dict[str, Any]]
+    """The part of the body that decides what is computed."""
+    resolved: Mapped[dict[str, Any]]
+    """``model_commit`` or ``model_fingerprint``, ``dataset_commit`` or ``dataset_sha256``."""
+    estimate: Mapped[dict[str, Any]]
+    """What a job made of it keeps in ``jobs.plan``."""
+    refused: Mapped[list[dict[str, Any]]]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp(), index=True)
+
+
 class IdempotencyRecord(Base):
     """The answer to a request that carried an ``Idempotency-Key``, kept for 24 hours."""
 
@@ -248,6 +270,11 @@ class Worker(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     host: Mapped[str]
     device: Mapped[str]
+    memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """Of the machine or its container; null where the worker could not tell."""
+    device_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """Of the smallest of its GPUs; null without one."""
+    cores: Mapped[int | None] = mapped_column(Integer)
     started_at: Mapped[datetime] = _now()
     seen_at: Mapped[datetime] = _now()
     job_id: Mapped[str | None]

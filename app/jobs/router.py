@@ -9,7 +9,6 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from app import idempotency, problems
 from app.contract.events import TERMINAL
-from app.contract.spec import JobSpec
 from app.contract.tables import Job
 from app.deps import DoorbellDep, JobsReader, JobsWriter, ServiceDep, SessionDep
 from app.idempotency import Replay
@@ -19,6 +18,8 @@ from app.jobs.schemas import AttemptList, AttemptView, EventPage, EventView, Job
 from app.jobs.stream import stream_events
 from app.negotiation import choose
 from app.paging import Page, page_of
+from app.plans.schemas import JobRequest
+from app.plans.service import guard_creation, hold_to_plan
 from app.problems import Problem, documented
 
 EVENT_STREAM = "text/event-stream"
@@ -33,6 +34,11 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
     responses=documented(
         problems.DATASET_NOT_FOUND,
         problems.MODEL_NOT_FOUND,
+        problems.PLAN_NOT_FOUND,
+        problems.PLAN_MISMATCH,
+        problems.PLAN_REFUSED,
+        problems.PLAN_OUTDATED,
+        problems.INSUFFICIENT_MEMORY,
         problems.IDEMPOTENCY_IN_PROGRESS,
         problems.IDEMPOTENCY_MISMATCH,
         problems.MALFORMED_REQUEST,
@@ -40,7 +46,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
     ),
 )
 async def create(
-    spec: JobSpec,
+    spec: JobRequest,
     caller: JobsWriter,
     session: SessionDep,
     parts: ServiceDep,
@@ -52,12 +58,25 @@ async def create(
     digest = ""
     if idempotency_key is not None:
         idempotency.checked_key(idempotency_key)
-        digest = idempotency.digest_of("POST /v1/jobs", spec.model_dump(mode="json"))
+        body = spec.model_dump(mode="json", exclude=set() if spec.plan else {"plan"})
+        digest = idempotency.digest_of("POST /v1/jobs", body)
         replay = await idempotency.recall(session, tenant=caller.tenant, key=idempotency_key, request_digest=digest)
         if replay is not None:
             headers = {"Location": replay.location or "", "Idempotency-Replayed": "true"}
             return JSONResponse(dict(replay.response), status_code=replay.status_code, headers=headers)
-    job = await service.create_job(session, tenant=caller.tenant, spec=spec, model_root=parts.settings.model_root)
+    settings, tenant = parts.settings, caller.tenant
+    if spec.plan is not None:
+        agreed = await hold_to_plan(session, tenant=tenant, spec=spec, digest=spec.plan, settings=settings)
+    else:
+        agreed = await guard_creation(session, tenant=tenant, spec=spec, settings=settings, storage=parts.storage)
+    job = await service.create_job(
+        session,
+        tenant=tenant,
+        spec=spec,
+        model_root=settings.model_root,
+        progress=agreed.progress,
+        plan=agreed.estimate,
+    )
     view, location = JobView.of(job), f"/v1/jobs/{job.id}"
     if idempotency_key is not None:
         answer = Replay(status_code=201, response=view.model_dump(mode="json"), location=location)

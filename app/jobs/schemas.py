@@ -45,6 +45,7 @@ class Resolved(BaseModel):
     """What the first attempt found behind names that can move; every later attempt keeps to it."""
 
     model_commit: str | None = None
+    model_fingerprint: str | None = Field(default=None, description="Of a local model that was planned.")
     dataset_commit: str | None = None
 
 
@@ -81,6 +82,10 @@ class JobView(BaseModel):
     progress: Progress
     attempts: int = Field(description="How often a worker took the job.")
     worker: str | None
+    plan: dict[str, Any] | None = Field(
+        description="What was estimated when the job was made: bytes (exact where the scheme decides them), memory, "
+        "seconds per block by device. Null for a hub model without a plan."
+    )
     summary: dict[str, Any] | None = Field(description="Figures of a finished run; the report has all of them.")
     verdict: Verdict | None = Field(
         description="Of a finished job with `accept_if`; its artifacts are there either way. Null without limits."
@@ -113,6 +118,7 @@ class JobView(BaseModel):
             progress=_progress(job),
             attempts=job.attempt,
             worker=job.worker,
+            plan=job.plan,
             summary=job.summary,
             verdict=Verdict(job.verdict) if job.verdict is not None else None,
             error=JobError.model_validate(job.error) if job.error is not None else None,

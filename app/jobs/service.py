@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import func
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -21,8 +23,19 @@ LOCAL = "local/"
 UPLOADED = "ds_"
 
 
-async def create_job(session: AsyncSession, *, tenant: str, spec: JobSpec, model_root: Path | None) -> Job:
-    """Raises Problem 422 for a local model or an uploaded dataset that is not there. Hub ids are left to the worker."""
+async def create_job(
+    session: AsyncSession,
+    *,
+    tenant: str,
+    spec: JobSpec,
+    model_root: Path | None,
+    progress: Mapping[str, Any] | None = None,
+    plan: dict[str, Any] | None = None,
+) -> Job:
+    """``progress``: commits that the job is to keep to; ``plan``: what was estimated.
+
+    Raises Problem 422 for a local model or an uploaded dataset that is not there. Hub ids are left to the worker.
+    """
     if spec.model.id.startswith(LOCAL):
         _check_local_model(spec.model.id, model_root)
     await _check_dataset(session, tenant=tenant, dataset=spec.calibration.dataset)
@@ -32,7 +45,9 @@ async def create_job(session: AsyncSession, *, tenant: str, spec: JobSpec, model
         name=spec.name,
         alias=spec.alias,
         labels=spec.labels,
-        spec=spec.model_dump(mode="json", exclude={"alias"}),
+        spec=spec.model_dump(mode="json", include=set(JobSpec.model_fields) - {"alias"}),
+        progress=dict(progress or {}),
+        plan=plan,
         model_id=spec.model.id,
         method=spec.method,
         scheme=spec.scheme,

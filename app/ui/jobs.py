@@ -21,6 +21,7 @@ from app.jobs import queries
 from app.jobs import router as api
 from app.jobs.events import events_after
 from app.jobs.schemas import AttemptView, EventView, JobQuery, JobView
+from app.plans.schemas import JobRequest
 from app.problems import Problem
 from app.ui import job_form, words
 from app.ui.datasets import usable_datasets
@@ -70,9 +71,8 @@ async def create(
         return await _form(request, visitor, session, parts, values=values, wrong=wrong)
     try:
         # The token makes a second click, or a reload of the answer, the same job.
-        made = await api.create(
-            spec, visitor.caller, session, parts, doorbell, Response(), idempotency_key=str(form.get("once", ""))
-        )
+        wanted, once = JobRequest.model_validate(spec.model_dump()), str(form.get("once", ""))
+        made = await api.create(wanted, visitor.caller, session, parts, doorbell, Response(), idempotency_key=once)
     except Problem as problem:
         return await _form(request, visitor, session, parts, values=values, wrong=job_form.refused(problem))
     job_id = made.id if isinstance(made, JobView) else made.headers["Location"].rpartition("/")[2]

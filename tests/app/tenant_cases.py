@@ -66,6 +66,7 @@ OBJECTS: dict[str, dict[str, Any]] = {
 
 CREATES: dict[str, dict[str, Any]] = {
     "POST /v1/jobs": {"json": job_body()},
+    "POST /v1/jobs:plan": {"json": job_body(model={"id": "local/tiny"}, calibration={"dataset": "ds_" + "0" * 32})},
     "POST /v1/datasets": {"files": {"file": ("r.jsonl", b'{"messages": [{"role": "user", "content": "hello"}]}')}},
     "POST /v1/keys": {"json": {"name": "k", "scopes": ["jobs:read"]}},
     "POST /v1/webhooks": {"json": {"url": "https://hooks.example.com/x"}},

@@ -163,6 +163,7 @@ VERBS = {"select", "update", "delete", "insert", "exists", "aliased", "get", "ge
 EXCEPTIONS = {
     "auth.py identify_digest": "finds the key by its digest, before anybody's tenant is known",
     "idempotency.py remember": "writes the caller's tenant",
+    "plans/service.py keep_plan": "writes the caller's tenant",
     "hub/queries.py _sha_of_files": "correlated to the jobs of the query around it, which is the tenant's",
     "system/queries.py workers_seen": "every worker; joins the tenant's jobs only",
     "system/queries.py jobs_by_status": "sums over all tenants",

@@ -79,6 +79,8 @@ def test_the_job_succeeds(site: Site, jobs: dict[tuple[str, str, str], str], cho
     report = site.service.report(jobs[choice])
     assert (report["method"], report["scheme"]) == (method, scheme)
     assert report["blocks"], family
+    planned = {name: job["plan"][name] for name in ("bytes_after", "effective_bits")}
+    assert planned == {name: report["size"][name] for name in planned}
 
 
 def test_every_checkpoint_loads_where_nothing_of_ours_is(

@@ -281,7 +281,7 @@ def test_help_lists_every_command_without_waiting_for_torch() -> None:
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     seconds = time.monotonic() - began
-    for name in ("quantize", "inspect", "verify", "serve"):
+    for name in ("quantize", "plan", "inspect", "verify", "serve"):
         assert f"\n  {name} " in done.stdout
     assert done.stdout.endswith("False\n")
     assert seconds < 10 or os.getloadavg()[0] > 4  # about 1 s on an idle core

@@ -20,6 +20,7 @@ from quant_experts.errors import UnsupportedModel
 from quant_experts.groups import family_of
 from quant_experts.pipeline import quantize
 from tests.models import FAMILIES, VISION_FAMILIES, make_model
+from tests.planned import check_planned_size
 from tests.rows import image_row, text_row, write_rows
 
 SPEC = QuantizationSpec.preset(
@@ -37,6 +38,7 @@ def quantized(family: str, directory: Path, **model: Any) -> Path:
     report = quantize(
         model=source, calibration=rows, output=directory / "out", spec=SPEC, work=directory / "work", device="cpu"
     )
+    check_planned_size(source, SPEC, report)
     assert not any("belong to no module" in warning for warning in report.warnings)
     assert report.quality is not None
     assert report.quality.kl < 0.05

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from app.contract.errors import FailureCode
+from app.contract.local_model import model_fingerprint
 from app.storage import LocalStorage
 from tests.services import wait_until
 from tests.worker.conftest import Workshop, alive
@@ -153,3 +154,19 @@ def test_the_commit_of_the_first_attempt_is_the_commit_of_the_next(workshop: Wor
         ledger.set_progress(connection, claim.hold, {"model_commit": COMMIT})
         ledger.hand_back(connection, claim.hold, reason="x")
     assert workshop.claim().progress["model_commit"] == COMMIT
+
+
+def test_a_local_model_that_changed_since_it_was_planned_is_not_run(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(bytes(1_000_000))
+    planned = model_fingerprint(tmp_path)
+    fetch.check_fingerprint("local/a", tmp_path, None)
+    fetch.check_fingerprint("local/a", tmp_path, planned)
+    (tmp_path / "tokenizer.json").write_text("{}")  # of the weights and their configuration only
+    fetch.check_fingerprint("local/a", tmp_path, planned)
+    with (tmp_path / "model.safetensors").open("r+b") as weights:
+        weights.seek(999_000)
+        weights.write(b"\x01")
+    with pytest.raises(fetch.FetchFailed, match="changed since the job was planned") as caught:
+        fetch.check_fingerprint("local/a", tmp_path, planned)
+    assert caught.value.code == FailureCode.INVALID_MODEL

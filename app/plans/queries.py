@@ -1,0 +1,52 @@
+"""Reads behind a plan: who could run it, how long blocks took so far, and plans that were made before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+from sqlalchemy import and_, func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.contract.states import JobStatus
+from app.contract.tables import Attempt, Job, Layer, Plan, Worker
+from app.tenancy import owned
+
+KEPT = timedelta(hours=24)
+MOST_BLOCKS = 500
+"""Of finished jobs that a forecast looks at, newest first."""
+
+
+async def kept_plan(session: AsyncSession, *, tenant: str, digest: str) -> Plan | None:
+    statement = owned(Plan, tenant).where(Plan.digest == digest, Plan.created_at > func.clock_timestamp() - KEPT)
+    return await session.scalar(statement)
+
+
+async def workers_alive(session: AsyncSession, *, lease: timedelta) -> Sequence[Worker]:
+    statement = select(Worker).where(Worker.seen_at > func.clock_timestamp() - lease)
+    return (await session.scalars(statement.order_by(Worker.started_at, Worker.id))).all()
+
+
+async def measured_ratios(session: AsyncSession, *, tenant: str) -> dict[str, list[float]]:
+    """Kind of device → measured seconds over predicted ones, per block of the tenant's finished jobs."""
+    statement = (
+        owned(Job, tenant)
+        .join(Layer, Layer.job_id == Job.id)
+        .join(Attempt, and_(Attempt.job_id == Layer.job_id, Attempt.attempt == Layer.attempt))
+        .where(Job.status == JobStatus.SUCCEEDED.value, Job.plan.is_not(None), Attempt.device.is_not(None))
+        .order_by(Job.created_at.desc())
+        .limit(MOST_BLOCKS)
+        .with_only_columns(Layer.seconds, Job.plan["seconds_per_block"], Attempt.device)
+    )
+    ratios: dict[str, list[float]] = {}
+    for seconds, predicted, device in (await session.execute(statement)).all():
+        kind = kind_of(device)
+        expected = (predicted or {}).get(kind)
+        if expected:
+            ratios.setdefault(kind, []).append(seconds / expected)
+    return ratios
+
+
+def kind_of(device: str) -> str:
+    """What a worker says of itself is ``cpu``, or the names of its GPUs."""
+    return "cpu" if device == "cpu" else "cuda"

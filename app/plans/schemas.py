@@ -1,0 +1,214 @@
+"""What clients see of a plan."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, StringConstraints
+
+from app.contract.spec import JobSpec
+from planning.plan import Placement, Plan
+from planning.shapes import Shapes
+
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class JobRequest(JobSpec):
+    """A job, and the plan that it is to keep to."""
+
+    plan: Digest | None = Field(
+        default=None,
+        description="`digest` of `POST /v1/jobs:plan`. The job runs exactly what was planned, at the commits that were "
+        "planned, or is refused.",
+    )
+
+
+class RefusalView(BaseModel):
+    code: str = Field(description="As a job would fail with it.", examples=["invalid_spec"])
+    detail: str
+    pointer: str = Field(description="JSON pointer into the body; empty for the whole of it.")
+
+
+class ResolvedInputs(BaseModel):
+    """What names that can move point to now; a job made of the plan keeps to it."""
+
+    model_commit: str | None
+    model_fingerprint: str | None = Field(description="Of a local model, which has no commit.")
+    dataset_commit: str | None
+    dataset_sha256: str | None
+
+
+class GroupKind(BaseModel):
+    """Linear layers that are quantized together; `*` stands for the number of the block."""
+
+    name: str
+    layers: list[str]
+    width: int = Field(description="Input channels.")
+    outs: list[int] = Field(description="Output channels of each layer.")
+    blocks: int
+
+
+class SkippedKind(BaseModel):
+    name: str
+    layers: int
+    weights: int
+    reason: str
+
+
+class BlockSize(BaseModel):
+    block: int
+    bytes_before: int
+    bytes_after: int
+
+
+class SizeView(BaseModel):
+    """Of all tensors. Exact, unless what is measured during the run decides how many bits some groups get."""
+
+    exact: bool
+    bytes_before: int
+    bytes_after: int = Field(description="At most.")
+    bytes_after_least: int
+    effective_bits: float = Field(description="Stored bits per quantized weight, adapters included; at most.")
+    effective_bits_least: float
+    blocks: list[BlockSize]
+
+
+class Duration(BaseModel):
+    """Seconds without the download of a hub model."""
+
+    least: float
+    likely: float
+    most: float
+    basis: Literal["measured", "shipped"] = Field(
+        description="Blocks of your finished jobs, or what the service came with."
+    )
+    blocks_measured: int
+
+
+class PlacementView(BaseModel):
+    """The run on one kind of device."""
+
+    device: Literal["cpu", "cuda"]
+    peak_host_bytes: int
+    peak_device_bytes: int
+    peak_phase: str
+    seconds: Duration
+
+    @classmethod
+    def of(cls, placement: Placement) -> PlacementView:
+        seconds = placement.seconds
+        return cls(
+            device="cuda" if placement.device == "cuda" else "cpu",
+            peak_host_bytes=placement.memory.host,
+            peak_device_bytes=placement.memory.device,
+            peak_phase=placement.memory.phase,
+            seconds=Duration(
+                least=round(seconds.least, 1),
+                likely=round(seconds.likely, 1),
+                most=round(seconds.most, 1),
+                basis="measured" if seconds.blocks_measured else "shipped",
+                blocks_measured=seconds.blocks_measured,
+            ),
+        )
+
+
+class RowsView(BaseModel):
+    rows: int | None = Field(description="Of the dataset; null where only the job will know.")
+    rows_used: int
+    tokens_per_row: float = Field(description="Judged by text lengths and image sizes, or assumed.")
+    tokens_off_by: float = Field(description="The factor by which that may be off, either way.")
+
+
+class Estimate(BaseModel):
+    blocks: int
+    dtype: str
+    quantized_weights: int
+    quantized: list[GroupKind]
+    skipped: list[SkippedKind]
+    size: SizeView
+    rows: RowsView
+    placements: list[PlacementView]
+    disk_bytes: int = Field(description="On the worker, a hub model's files included.")
+    download_bytes: int = Field(description="From the hub, unless the worker has the commit already.")
+
+    @classmethod
+    def of(cls, plan: Plan, *, from_hub: bool) -> Estimate:
+        size = plan.size
+        return cls(
+            blocks=len(plan.shapes.blocks),
+            dtype=plan.shapes.dtype,
+            quantized_weights=plan.shapes.weights,
+            quantized=_kinds(plan.shapes),
+            skipped=[
+                SkippedKind(name=kind.name, layers=kind.layers, weights=kind.weights, reason=kind.reason)
+                for kind in plan.shapes.skipped
+            ],
+            size=SizeView(
+                exact=size.is_exact,
+                bytes_before=size.bytes_before,
+                bytes_after=size.bytes_after_most,
+                bytes_after_least=size.bytes_after_least,
+                effective_bits=size.bits_most,
+                effective_bits_least=size.bits_least,
+                blocks=[
+                    BlockSize(block=number, bytes_before=before, bytes_after=after)
+                    for number, (before, after) in enumerate(zip(size.blocks_before, size.blocks_after, strict=True))
+                ],
+            ),
+            rows=RowsView(
+                rows=plan.rows.rows,
+                rows_used=plan.rows.used(plan.recipe.samples),
+                tokens_per_row=round(plan.rows.tokens, 1),
+                tokens_off_by=plan.rows.spread,
+            ),
+            placements=[PlacementView.of(placement) for placement in plan.placements.values()],
+            disk_bytes=plan.disk,
+            download_bytes=plan.shapes.bytes_before if from_hub else 0,
+        )
+
+
+def _kinds(shapes: Shapes) -> list[GroupKind]:
+    kinds: dict[tuple[str, int, tuple[int, ...]], GroupKind] = {}
+    for group in shapes.groups:
+        name = re.sub(r"\.\d+\.", ".*.", group.name)
+        kind = kinds.setdefault(
+            (name, group.width, group.outs),
+            GroupKind(name=name, layers=list(group.layers), width=group.width, outs=list(group.outs), blocks=0),
+        )
+        kind.blocks += 1
+    return list(kinds.values())
+
+
+class WorkerFit(BaseModel):
+    """A kind of worker that is alive, and whether the job fits it. Null where the worker does not say what it has."""
+
+    device: str
+    workers: int
+    memory_bytes: int | None
+    device_memory_bytes: int | None
+    fits: bool | None
+    reason: str | None
+
+
+class PlanView(BaseModel):
+    object: Literal["plan"] = "plan"
+    digest: Digest
+    accepted: bool = Field(description="Nothing is known that would refuse the job.")
+    refusals: list[RefusalView]
+    model: dict[str, Any]
+    calibration: dict[str, Any]
+    scheme: str
+    method: str
+    resolved: ResolvedInputs
+    estimate: Estimate | None = Field(description="Null when the model cannot be read from here.")
+    workers: list[WorkerFit]
+    created_at: datetime
+    expires_at: datetime
+
+
+def errors_of(refusals: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The ``errors`` of a problem."""
+    return [{"pointer": refusal["pointer"], "detail": refusal["detail"]} for refusal in refusals]

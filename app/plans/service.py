@@ -1,0 +1,277 @@
+"""Make a plan, keep it for a day, and hold a job against it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import func
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import problems
+from app.contract.spec import JobSpec
+from app.contract.tables import Dataset
+from app.contract.tables import Plan as KeptPlan
+from app.plans import inputs
+from app.plans.fitting import fits_of, memory_refusal
+from app.plans.inputs import UPLOADED, Model, aside
+from app.plans.queries import KEPT, kept_plan, measured_ratios, workers_alive
+from app.plans.schemas import Estimate, PlanView, RefusalView, ResolvedInputs, WorkerFit, errors_of
+from app.problems import Problem
+from app.settings import Settings
+from app.storage import Storage
+from app.tenancy import owned
+from planning.errors import HubUnavailable, Refusal, Unreadable
+from planning.plan import Plan, digest_of, make_plan
+from planning.recipe import Recipe
+from planning.seconds import calibration_of
+
+DECIDES = ("model", "calibration", "scheme", "method", "options", "target")
+"""Fields of a body that decide what is computed; the others name, label and judge it."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """``plan``: None when the model cannot be read from here."""
+
+    spec: JobSpec
+    resolved: ResolvedInputs
+    plan: Plan | None
+    refusals: tuple[Refusal, ...]
+    fits: list[WorkerFit]
+
+    @property
+    def digest(self) -> str:
+        return digest_of({"spec": deciding(self.spec), "resolved": self.resolved.model_dump()})
+
+
+def deciding(spec: JobSpec) -> dict[str, Any]:
+    return spec.model_dump(mode="json", include=set(DECIDES))
+
+
+async def plan_job(
+    session: AsyncSession, *, tenant: str, spec: JobSpec, settings: Settings, storage: Storage
+) -> Planned:
+    """Raises Problem 503 when the hub does not answer; what is wrong with the job itself is among the refusals."""
+    refusals: list[Refusal] = []
+    model, commit = None, None
+    try:
+        model = await aside(lambda: inputs.read_model(spec.model, settings))
+    except Unreadable as error:
+        refusals.append(error.refusal)
+    except HubUnavailable as error:
+        raise Problem(problems.HUB_UNAVAILABLE, str(error), headers={"Retry-After": "10"}) from None
+    dataset: Dataset | None = None
+    if spec.calibration.dataset.startswith(UPLOADED):
+        dataset = await _dataset(session, tenant=tenant, dataset_id=spec.calibration.dataset)
+        if dataset is None:
+            refusals.append(_no_dataset(spec.calibration.dataset))
+    else:
+        try:
+            commit = await aside(lambda: inputs.dataset_commit(spec.calibration.dataset, settings))
+        except Unreadable as error:
+            refusals.append(error.refusal)
+        except HubUnavailable as error:
+            raise Problem(problems.HUB_UNAVAILABLE, str(error), headers={"Retry-After": "10"}) from None
+    resolved = ResolvedInputs(
+        model_commit=model.commit if model else None,
+        model_fingerprint=model.fingerprint if model else None,
+        dataset_commit=commit,
+        dataset_sha256=dataset.sha256 if dataset else None,
+    )
+    plan, fits = await _estimated(session, tenant, spec, model, dataset, settings, storage, refusals)
+    return Planned(spec, resolved, plan, tuple(refusals), fits)
+
+
+async def _estimated(
+    session: AsyncSession,
+    tenant: str,
+    spec: JobSpec,
+    model: Model | None,
+    dataset: Dataset | None,
+    settings: Settings,
+    storage: Storage,
+    refusals: list[Refusal],
+) -> tuple[Plan | None, list[WorkerFit]]:
+    """The plan and who could run it; what speaks against it is added to ``refusals``."""
+    workers = await workers_alive(session, lease=timedelta(seconds=settings.lease))
+    if model is None:
+        return None, fits_of(workers, None)
+    headers = model.headers
+    ratios = await measured_ratios(session, tenant=tenant)
+    calibrations = {kind: found for kind, seen in ratios.items() if (found := calibration_of(seen)) is not None}
+    cores = min((worker.cores for worker in workers if worker.cores), default=2)
+    rows = await aside(lambda: inputs.look_at_rows(dataset, headers, storage))
+    try:
+        plan = make_plan(
+            headers,
+            recipe_of(spec),
+            rows,
+            from_hub=model.commit is not None,
+            cores=cores,
+            calibrations=calibrations,
+        )
+    except Unreadable as error:
+        refusals.append(error.refusal)
+        return None, fits_of(workers, None)
+    fits = fits_of(workers, plan)
+    refusals += plan.refusals
+    too_small = memory_refusal(fits)
+    if too_small is not None:
+        refusals.append(too_small)
+    return plan, fits
+
+
+def recipe_of(spec: JobSpec) -> Recipe:
+    options = spec.options.model_dump(mode="json", exclude_none=True)
+    target = spec.target.model_dump(mode="json") if spec.target else None
+    return Recipe.of(spec.method, scheme=spec.scheme, target=target, **options)
+
+
+async def keep_plan(session: AsyncSession, *, tenant: str, planned: Planned) -> PlanView:
+    values = {
+        "spec": deciding(planned.spec),
+        "resolved": planned.resolved.model_dump(),
+        "estimate": estimate_to_keep(planned),
+        "refused": [_view(refusal).model_dump() for refusal in planned.refusals],
+        "created_at": func.clock_timestamp(),
+    }
+    statement = insert(KeptPlan).values(tenant=tenant, digest=planned.digest, **values)
+    kept = statement.on_conflict_do_update(index_elements=["tenant", "digest"], set_=values)
+    created_at = await session.scalar(kept.returning(KeptPlan.created_at))
+    assert created_at is not None
+    spec = planned.spec
+    return PlanView(
+        digest=planned.digest,
+        accepted=not planned.refusals,
+        refusals=[_view(refusal) for refusal in planned.refusals],
+        model=spec.model.model_dump(mode="json"),
+        calibration=spec.calibration.model_dump(mode="json"),
+        scheme=spec.scheme,
+        method=spec.method,
+        resolved=planned.resolved,
+        estimate=Estimate.of(planned.plan, from_hub=planned.resolved.model_commit is not None)
+        if planned.plan
+        else None,
+        workers=planned.fits,
+        created_at=created_at,
+        expires_at=created_at + KEPT,
+    )
+
+
+def estimate_to_keep(planned: Planned) -> dict[str, Any]:
+    """What a job keeps of its plan: enough to compare with what came of it, and to make later plans better."""
+    plan = planned.plan
+    if plan is None:
+        return {"digest": planned.digest}
+    return {
+        "digest": planned.digest,
+        "bytes_after": plan.size.bytes_after_most,
+        "effective_bits": plan.size.bits_most,
+        "seconds_per_block": {kind: placed.seconds.per_block for kind, placed in plan.placements.items()},
+        "seconds": {kind: placed.seconds.likely for kind, placed in plan.placements.items()},
+        "memory": {kind: asdict(placed.memory) for kind, placed in plan.placements.items()},
+        "disk_bytes": plan.disk,
+    }
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """What a job that keeps to a plan begins with: ``progress`` pins its inputs, ``estimate`` goes into its row."""
+
+    progress: dict[str, Any]
+    estimate: dict[str, Any] | None
+
+
+async def hold_to_plan(session: AsyncSession, *, tenant: str, spec: JobSpec, digest: str, settings: Settings) -> Agreed:
+    """Raises Problem: 422 for a plan that is not there, was refused, or is another body's; 409 when the local model or
+    the dataset changed since."""
+    kept = await kept_plan(session, tenant=tenant, digest=digest)
+    if kept is None:
+        raise _at("/plan", problems.PLAN_NOT_FOUND, f"no plan {digest[:12]}…: make one with POST /v1/jobs:plan")
+    body = deciding(spec)
+    other = [name for name in DECIDES if body[name] != kept.spec.get(name)]
+    if other:
+        errors = [{"pointer": f"/{name}", "detail": "is not what was planned"} for name in other]
+        raise Problem(problems.PLAN_MISMATCH, f"{' and '.join(other)}: not what was planned", errors=errors)
+    if kept.refused:
+        raise Problem(problems.PLAN_REFUSED, kept.refused[0]["detail"], errors=errors_of(list(kept.refused)))
+    await _check_dataset(session, tenant=tenant, spec=spec, resolved=kept.resolved)
+    await _check_model(spec, kept.resolved, settings)
+    pins = ("model_commit", "model_fingerprint", "dataset_commit")
+    return Agreed({name: kept.resolved[name] for name in pins if kept.resolved.get(name)}, dict(kept.estimate))
+
+
+async def _check_dataset(session: AsyncSession, *, tenant: str, spec: JobSpec, resolved: Mapping[str, Any]) -> None:
+    if not spec.calibration.dataset.startswith(UPLOADED):
+        return
+    dataset = await _dataset(session, tenant=tenant, dataset_id=spec.calibration.dataset)
+    if dataset is not None and dataset.sha256 != resolved.get("dataset_sha256"):
+        raise _at("/calibration/dataset", problems.PLAN_OUTDATED, "the dataset holds other rows than were planned")
+
+
+async def _check_model(spec: JobSpec, resolved: Mapping[str, Any], settings: Settings) -> None:
+    planned = resolved.get("model_fingerprint")
+    if planned is None:
+        return
+    try:
+        found = await aside(lambda: inputs.read_model(spec.model, settings))
+    except Unreadable as error:
+        raise _at("/model/id", problems.PLAN_OUTDATED, f"the model cannot be read any more: {error}") from None
+    if found is not None and found.fingerprint != planned:
+        raise _at(
+            "/model/id", problems.PLAN_OUTDATED, "the model's files have changed since it was planned: plan again"
+        )
+
+
+async def guard_creation(
+    session: AsyncSession, *, tenant: str, spec: JobSpec, settings: Settings, storage: Storage
+) -> Agreed:
+    """The estimate of a job without a plan, where it costs no network, so not of a hub model. Nothing is pinned.
+
+    Raises Problem 422 when every worker that is alive is too small for it. What else speaks against the job is left to
+    the worker, which says it in the job's error.
+    """
+    if not spec.model.id.startswith(inputs.LOCAL):
+        return Agreed({}, None)
+    dataset: Dataset | None = None
+    if spec.calibration.dataset.startswith(UPLOADED):
+        dataset = await _dataset(session, tenant=tenant, dataset_id=spec.calibration.dataset)
+    try:
+        model = await aside(lambda: inputs.read_model(spec.model, settings))
+    except Unreadable:
+        return Agreed({}, None)
+    refusals: list[Refusal] = []
+    plan, fits = await _estimated(session, tenant, spec, model, dataset, settings, storage, refusals)
+    too_small = next((refusal for refusal in refusals if refusal.code == "insufficient_memory"), None)
+    if too_small is not None:
+        raise Problem(problems.INSUFFICIENT_MEMORY, too_small.message)
+    if plan is None or model is None:
+        return Agreed({}, None)
+    resolved = ResolvedInputs(
+        model_commit=None,
+        model_fingerprint=model.fingerprint,
+        dataset_commit=None,
+        dataset_sha256=dataset.sha256 if dataset else None,
+    )
+    return Agreed({}, estimate_to_keep(Planned(spec, resolved, plan, (), fits)))
+
+
+async def _dataset(session: AsyncSession, *, tenant: str, dataset_id: str) -> Dataset | None:
+    return await session.scalar(owned(Dataset, tenant).where(Dataset.id == dataset_id, Dataset.status == "ready"))
+
+
+def _no_dataset(dataset_id: str) -> Refusal:
+    message = f"no dataset {dataset_id!r}: upload it with POST /v1/datasets"
+    return Refusal("dataset_not_found", message, "/calibration/dataset")
+
+
+def _view(refusal: Refusal) -> RefusalView:
+    return RefusalView(code=refusal.code, detail=refusal.message, pointer=refusal.pointer)
+
+
+def _at(pointer: str, kind: problems.ProblemType, detail: str) -> Problem:
+    return Problem(kind, detail, errors=[{"pointer": pointer, "detail": detail}])

@@ -1,0 +1,128 @@
+"""The supported models, as far as a plan has to know them: model types, input groups, and names in files.
+
+Repeats what ``quant_experts.families`` registers, which would bring torch along; ``tests/planning/test_families.py``
+holds the two together, table by table and over a written model of every family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from planning.errors import Unreadable
+
+Groups = tuple[tuple[str, str, tuple[str, ...]], ...]
+"""(parent within the block, label, layers), in the order in which a block runs them."""
+
+DECODER: Groups = (
+    ("self_attn", "qkv", ("q_proj", "k_proj", "v_proj")),
+    ("self_attn", "o", ("o_proj",)),
+    ("mlp", "gate_up", ("gate_proj", "up_proj")),
+    ("mlp", "down", ("down_proj",)),
+)
+FUSED: Groups = (
+    ("self_attn", "qkv", ("qkv_proj",)),
+    ("self_attn", "o", ("o_proj",)),
+    ("mlp", "gate_up", ("gate_up_proj",)),
+    ("mlp", "down", ("down_proj",)),
+)
+OPT: Groups = (
+    ("self_attn", "qkv", ("q_proj", "k_proj", "v_proj")),
+    ("self_attn", "o", ("out_proj",)),
+    ("", "fc1", ("fc1",)),
+    ("", "fc2", ("fc2",)),
+)
+
+STACKS = (
+    "model.language_model.",
+    "language_model.model.",
+    "language_model.",
+    "model.decoder.",
+    "decoder.",
+    "model.",
+    "",
+)
+"""What may stand before ``layers.<n>.`` of the language model on disk, whichever release wrote the files."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """``model_class``: what config.json must name. ``stack``: module path of the decoder blocks in memory. ``vision``:
+    the model takes images. ``tied``: whether the head is the embeddings where config.json does not say.
+    ``any_text``: the language model is one of several; its ``model_type`` where config.json names none."""
+
+    model_class: str
+    stack: str
+    vision: bool = False
+    groups: Groups = DECODER
+    tied: bool = False
+    any_text: str | None = None
+
+
+MULTIMODAL = "model.language_model"
+
+FAMILIES: Mapping[str, Family] = {
+    "qwen2_vl": Family("Qwen2VLForConditionalGeneration", MULTIMODAL, vision=True),
+    "qwen2_5_vl": Family("Qwen2_5_VLForConditionalGeneration", MULTIMODAL, vision=True),
+    "qwen3_vl": Family("Qwen3VLForConditionalGeneration", MULTIMODAL, vision=True),
+    "llava": Family("LlavaForConditionalGeneration", MULTIMODAL, vision=True, any_text="llama"),
+    "llava_onevision": Family("LlavaOnevisionForConditionalGeneration", MULTIMODAL, vision=True, any_text="qwen2"),
+    "gemma3": Family("Gemma3ForConditionalGeneration", MULTIMODAL, vision=True, tied=True),
+    "internvl": Family("InternVLForConditionalGeneration", MULTIMODAL, vision=True, tied=True, any_text="qwen2"),
+    "llama": Family("LlamaForCausalLM", "model"),
+    "qwen2": Family("Qwen2ForCausalLM", "model"),
+    "qwen3": Family("Qwen3ForCausalLM", "model"),
+    "mistral": Family("MistralForCausalLM", "model"),
+    "gemma": Family("GemmaForCausalLM", "model", tied=True),
+    "gemma2": Family("Gemma2ForCausalLM", "model", tied=True),
+    "gemma3_text": Family("Gemma3ForCausalLM", "model", tied=True),
+    "phi3": Family("Phi3ForCausalLM", "model", groups=FUSED),
+    "opt": Family("OPTForCausalLM", "model.decoder", groups=OPT, tied=True),
+}
+ORIGINALS = {"internvl_chat": "InternVLChatModel"}
+"""Layouts that are read as one of the families above."""
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """Raises Unreadable: with the list of supported ones, or with what this model has that its family's walk lacks."""
+    kind = config.get("model_type")
+    if kind == "internvl_chat":
+        return Family("InternVLChatModel", MULTIMODAL, vision=True)
+    family = FAMILIES.get(kind) if isinstance(kind, str) else None
+    supported = ", ".join([*FAMILIES, *ORIGINALS])
+    if family is None:
+        raise Unreadable(
+            "unsupported_model", f"config.json: model_type {kind!r} is not supported; supported: {supported}"
+        )
+    architectures = config.get("architectures") or [family.model_class]
+    if not isinstance(architectures, list) or family.model_class not in architectures:
+        raise Unreadable(
+            "unsupported_model",
+            f"config.json: architecture {architectures} is not supported; expected {family.model_class}",
+        )
+    if kind == "opt" and config.get("word_embed_proj_dim") not in (None, config.get("hidden_size")):
+        raise Unreadable("unsupported_model", "config.json: OPT models that project their embeddings are not supported")
+    return family if family.any_text is None else _with_text_groups(config, family)
+
+
+def _with_text_groups(config: Mapping[str, Any], family: Family) -> Family:
+    """The groups of the language model inside a model that may have any."""
+    text = config.get("text_config")
+    inside = text.get("model_type", family.any_text) if isinstance(text, dict) else family.any_text
+    known = {name: text for name, text in FAMILIES.items() if text.stack == "model"}
+    if inside not in known:
+        raise Unreadable(
+            "unsupported_model",
+            f"config.json: language model {inside!r} inside it is not supported; supported: {', '.join(known)}",
+        )
+    return Family(family.model_class, family.stack, family.vision, known[inside].groups, family.tied)
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of config.json that describes the language model."""
+    for name in ("text_config", "llm_config"):
+        part = config.get(name)
+        if isinstance(part, dict):
+            return {**config, **part}
+    return config

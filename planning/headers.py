@@ -1,0 +1,180 @@
+"""The names, types and shapes of a model's tensors: config.json, the index, and the first bytes of every shard.
+
+Every length that a file claims is checked before anything is made of it. How the bytes come here is the caller's
+business: ``local.py`` reads a directory, ``hub.py`` asks the Hugging Face Hub for ranges.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from planning.errors import Unreadable
+
+CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+LARGEST_HEADER = 25_000_000
+"""Bytes; what the hub's own client takes. The 1 000 tensors of a 72B model need a tenth of a megabyte."""
+LARGEST_JSON = 25_000_000
+MOST_SHARDS = 2000
+MOST_HEADER_BYTES = 100_000_000
+"""Of all shards together."""
+
+ITEM_BYTES = {
+    "BOOL": 1,
+    "U8": 1,
+    "I8": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "I16": 2,
+    "F16": 2,
+    "BF16": 2,
+    "I32": 4,
+    "F32": 4,
+    "I64": 8,
+    "F64": 8,
+}
+FLOATS = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor as a file announces it. ``dtype``: the name that safetensors gives it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def values(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        return self.values * ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class ModelHeaders:
+    """``tensors``: key on disk → tensor, in the order of the index. ``commit``: of a hub model. ``bytes``: of all
+    tensors. ``files``: how many shards."""
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    files: int
+    processor: Mapping[str, Any]
+    """preprocessor_config.json, empty where there is none that can be read."""
+    commit: str | None = None
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.bytes for tensor in self.tensors.values())
+
+
+def assemble(
+    names: Iterable[str],
+    *,
+    read_whole: Callable[[str], bytes],
+    read_headers: Callable[[list[str]], Mapping[str, bytes]],
+    commit: str | None = None,
+) -> ModelHeaders:
+    """The headers of the model whose files are called ``names``.
+
+    ``read_whole``: the bytes of a small file, at most LARGEST_JSON; ``read_headers``: shard → its safetensors header.
+    Raises Unreadable naming the file and what is wrong with it.
+    """
+    present = set(names)
+    if CONFIG not in present:
+        raise Unreadable("invalid_model", "the model has no config.json; give a model as a hub repository has it")
+    config = _json_object(CONFIG, read_whole(CONFIG))
+    if INDEX in present:
+        weight_map = _weight_map(read_whole(INDEX))
+        shards = sorted(set(weight_map.values()))
+        missing = [name for name in shards if name not in present]
+        if missing:
+            raise Unreadable("invalid_model", f"shard {missing[0]} is missing although {INDEX} names it")
+        if len(shards) > MOST_SHARDS:
+            raise Unreadable("invalid_model", f"{INDEX} names {len(shards)} shards; more than {MOST_SHARDS}")
+        held = {name: parse_header(name, header) for name, header in read_headers(shards).items()}
+        tensors = {key: _promised(held, key, shard) for key, shard in weight_map.items()}
+    elif SINGLE in present:
+        shards = [SINGLE]
+        tensors = parse_header(SINGLE, read_headers(shards)[SINGLE])
+    else:
+        pickles = sorted(name for name in present if name.endswith(PICKLES))
+        reason = (
+            f"pickle weights only ({pickles[0]}), which are never loaded"
+            if pickles
+            else f"neither {SINGLE} nor {INDEX}"
+        )
+        raise Unreadable("invalid_model", f"the model holds {reason}; safetensors are needed")
+    return ModelHeaders(config, tensors, len(shards), _processor(present, read_whole), commit)
+
+
+def _processor(present: set[str], read_whole: Callable[[str], bytes]) -> dict[str, Any]:
+    """It only makes an estimate better, so that one that cannot be read is none."""
+    try:
+        return _json_object(PROCESSOR, read_whole(PROCESSOR)) if PROCESSOR in present else {}
+    except Unreadable:
+        return {}
+
+
+def header_length(name: str, first: bytes) -> int:
+    """Bytes of the header that follows the first eight. Raises Unreadable for a length that no header has."""
+    length = struct.unpack("<Q", first[:8])[0] if len(first) >= 8 else 0
+    if not 2 <= length <= LARGEST_HEADER:
+        raise Unreadable("invalid_model", f"{name}: not a safetensors file, or truncated (a header of {length} bytes)")
+    return int(length)
+
+
+def parse_header(name: str, header: bytes) -> dict[str, Tensor]:
+    """The tensors that a header announces. Raises Unreadable naming the first that cannot be."""
+    described = _json_object(name, header)
+    described.pop("__metadata__", None)
+    return {key: _tensor(name, key, fields) for key, fields in described.items()}
+
+
+def _tensor(name: str, key: str, fields: Any) -> Tensor:
+    try:
+        dtype, shape, (start, end) = fields["dtype"], tuple(fields["shape"]), fields["data_offsets"]
+        natural = all(type(number) is int and number >= 0 for number in (*shape, start, end))
+    except (KeyError, TypeError, ValueError):
+        raise Unreadable("invalid_model", f"{name}: tensor {key!r} is not described as safetensors do") from None
+    if dtype not in ITEM_BYTES:
+        raise Unreadable("invalid_model", f"{name}: tensor {key} has the dtype {dtype!r}, which is not supported")
+    tensor = Tensor(dtype, shape)
+    if not natural or len(shape) > 16 or end - start != tensor.bytes:
+        raise Unreadable("invalid_model", f"{name}: tensor {key} of shape {list(shape)} does not fill its bytes")
+    return tensor
+
+
+def _promised(held: Mapping[str, Mapping[str, Tensor]], key: str, shard: str) -> Tensor:
+    if key not in held[shard]:
+        raise Unreadable("invalid_model", f"{INDEX} says that {shard} holds {key}, but it does not")
+    return held[shard][key]
+
+
+def _weight_map(text: bytes) -> dict[str, str]:
+    weight_map = _json_object(INDEX, text).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise Unreadable("invalid_model", f"{INDEX} has no weight_map")
+    for shard in weight_map.values():
+        if not isinstance(shard, str) or re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.safetensors", shard) is None:
+            raise Unreadable("invalid_model", f"{INDEX} names {shard!r}: shards are safetensors files beside the index")
+    return weight_map
+
+
+def _json_object(name: str, text: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Unreadable("invalid_model", f"{name} cannot be read: {str(error)[:200]}") from None
+    if not isinstance(content, dict):
+        raise Unreadable("invalid_model", f"{name} is not a JSON object")
+    return content

@@ -1,0 +1,141 @@
+"""The headers of a hub model, by ranged reads at a pinned commit: some hundred kilobytes of a 145 GB repository."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+from planning.errors import HubUnavailable, Unreadable
+from planning.headers import LARGEST_JSON, MOST_HEADER_BYTES, ModelHeaders, assemble, header_length
+
+Kind = Literal["model", "dataset"]
+
+FIRST_READ = 128 * 1024
+"""Bytes of a shard that are asked for at once: nearly every header is shorter."""
+PARALLEL = 8
+
+
+def read_hub(
+    repository: str, *, revision: str | None, token: str | None, endpoint: str | None = None, seconds: float = 20.0
+) -> ModelHeaders:
+    """The headers of ``repository`` at the commit that ``revision`` points to now.
+
+    ``seconds``: for all of it together. Raises Unreadable for a repository that is not there or not readable,
+    HubUnavailable when the hub does not answer in time.
+    """
+    reader = _Reader(repository, token, endpoint, seconds)
+    commit, names = reader.resolve("model", revision)
+    reader.commit = commit
+
+    def read_headers(shards: list[str]) -> Mapping[str, bytes]:
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            headers = list(pool.map(reader.header, shards))
+        if sum(map(len, headers)) > MOST_HEADER_BYTES:
+            raise Unreadable("invalid_model", f"the headers of all shards exceed {MOST_HEADER_BYTES} bytes")
+        return dict(zip(shards, headers, strict=True))
+
+    return assemble(names, read_whole=reader.whole, read_headers=read_headers, commit=commit)
+
+
+def resolve_dataset(repository: str, *, token: str | None, endpoint: str | None = None, seconds: float = 10.0) -> str:
+    """The commit that the dataset's default branch points to now. Raises as :func:`read_hub` does."""
+    return _Reader(repository, token, endpoint, seconds).resolve("dataset", None)[0]
+
+
+class _Reader:
+    """Bounded reads of one repository, all before one deadline."""
+
+    def __init__(self, repository: str, token: str | None, endpoint: str | None, seconds: float) -> None:
+        self.repository = repository
+        self.commit = ""
+        self._token: str | bool = token or False
+        self._endpoint = endpoint
+        self._deadline = time.monotonic() + seconds
+
+    def resolve(self, kind: Kind, revision: str | None) -> tuple[str, list[str]]:
+        from huggingface_hub import HfApi
+
+        where = f"{kind} {self.repository!r}" + (f" at {revision!r}" if revision else "")
+        try:
+            api = HfApi(endpoint=self._endpoint, token=self._token)
+            info = api.repo_info(self.repository, repo_type=kind, revision=revision, timeout=self._left())
+        except Exception as error:
+            raise _explained(kind, where, error) from error
+        if not info.sha:
+            raise HubUnavailable(f"the hub names no commit for {where}")
+        return str(info.sha), [file.rfilename for file in getattr(info, "siblings", None) or []]
+
+    def whole(self, name: str) -> bytes:
+        data = self._read(name, LARGEST_JSON + 1)
+        if len(data) > LARGEST_JSON:
+            raise Unreadable("invalid_model", f"{name} is larger than {LARGEST_JSON} bytes")
+        return data
+
+    def header(self, name: str) -> bytes:
+        data = self._read(name, FIRST_READ)
+        wanted = 8 + header_length(name, data)
+        if len(data) < wanted:
+            data = self._read(name, wanted)
+        if len(data) < wanted:
+            raise Unreadable("invalid_model", f"{name}: truncated within its header")
+        return data[8:wanted]
+
+    def _read(self, name: str, size: int) -> bytes:
+        """The first ``size`` bytes; not one more, also of a server that knows no ranges."""
+        from huggingface_hub import get_session, hf_hub_url
+        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
+
+        url = hf_hub_url(self.repository, name, revision=self.commit, endpoint=self._endpoint)
+        headers = {**build_hf_headers(token=self._token), "Range": f"bytes=0-{size - 1}", "Accept-Encoding": "identity"}
+        data = bytearray()
+        try:
+            with get_session().stream("GET", url, headers=headers, timeout=self._left()) as response:
+                hf_raise_for_status(response)
+                for chunk in response.iter_bytes():
+                    data += chunk
+                    if len(data) >= size:
+                        break
+                    self._left()
+        except (HubUnavailable, Unreadable):
+            raise
+        except Exception as error:
+            raise _explained("model", f"model {self.repository!r}", error) from error
+        return bytes(data[:size])
+
+    def _left(self) -> float:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise HubUnavailable(f"the hub took too long over {self.repository!r}: try again later")
+        return left
+
+
+def _explained(kind: Kind, where: str, error: Exception) -> Exception:
+    """The failure in our words; one that the hub has no part in is handed back as it is."""
+    from huggingface_hub import errors
+
+    pointer = "/model/id" if kind == "model" else "/calibration/dataset"
+    code = f"{kind}_not_found"
+    match error:
+        case HubUnavailable() | Unreadable():
+            return error
+        case errors.GatedRepoError():
+            message = f"{where} is gated: accept its terms on the hub and set a token that may read it"
+        case errors.RepositoryNotFoundError():
+            message = f"{where} is not on the hub, or is private and the token does not open it"
+        case errors.RevisionNotFoundError():
+            message, pointer = f"{where}: there is no such branch, tag or commit", "/model/revision"
+        case errors.HFValidationError():
+            message = f"{where} is not a valid repository id: write owner/name"
+        case _:
+            outside = isinstance(error, OSError | errors.HfHubHTTPError) or _is_of_the_client(error)
+            return (
+                HubUnavailable(f"{where} could not be read from the hub ({type(error).__name__})") if outside else error
+            )
+    return Unreadable(code, message, pointer)
+
+
+def _is_of_the_client(error: Any) -> bool:
+    """httpx's errors, whichever major version of the hub client brought them."""
+    return type(error).__module__.split(".")[0] in {"httpx", "httpx2", "httpcore", "httpcore2", "requests"}

@@ -1,0 +1,41 @@
+"""The headers of a model directory. Of a shard only its first bytes are read, so that a sparse file does as well."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from planning.errors import Unreadable
+from planning.headers import LARGEST_JSON, MOST_HEADER_BYTES, ModelHeaders, assemble, header_length
+
+
+def read_local(directory: Path) -> ModelHeaders:
+    """Raises Unreadable for everything that is wrong with the files."""
+    if not directory.is_dir():
+        raise Unreadable("model_not_found", f"{directory.name} is not a directory")
+    names = [path.name for path in directory.iterdir() if path.is_file()]
+
+    def read_whole(name: str) -> bytes:
+        if (directory / name).stat().st_size > LARGEST_JSON:
+            raise Unreadable("invalid_model", f"{name} is larger than {LARGEST_JSON} bytes")
+        return (directory / name).read_bytes()
+
+    def read_headers(shards: list[str]) -> Mapping[str, bytes]:
+        found, total = {}, 0
+        for name in shards:
+            found[name] = _header(directory / name)
+            total += len(found[name])
+            if total > MOST_HEADER_BYTES:
+                raise Unreadable("invalid_model", f"the headers of all shards exceed {MOST_HEADER_BYTES} bytes")
+        return found
+
+    return assemble(names, read_whole=read_whole, read_headers=read_headers)
+
+
+def _header(path: Path) -> bytes:
+    with path.open("rb") as reader:
+        length = header_length(path.name, reader.read(8))
+        header = reader.read(length)
+    if len(header) != length:
+        raise Unreadable("invalid_model", f"{path.name}: truncated within its header")
+    return header

@@ -1,0 +1,135 @@
+"""Peak memory and disk of a run: what the walk holds at its widest group, and what comes before and after it.
+
+Sums follow the code (``quant_experts.observe``, ``fit``, ``evaluation``, ``checkpoint.verify``); the constants of the
+Python process are measured (benchmarks/results/plan_accuracy.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from planning.recipe import Recipe
+from planning.rows import Rows
+from planning.shapes import Block, Group, Shapes
+from planning.sizes import Size, group_bits, weight_bits
+
+INTERPRETER = 430_000_000
+"""Python with torch and transformers imported (CPU build)."""
+WORKING = 70_000_000
+"""What the first computations bring along: thread pools, kernels, tokenizer, image libraries."""
+CLUSTERING = 90_000_000
+"""scikit-learn and scipy, of methods with routed experts."""
+VERIFIER = 430_000_000
+"""The fresh process that loads the checkpoint, before it does."""
+CUDA_HOST = 2_500_000_000
+"""Host memory of a process that uses CUDA: its libraries are resident. Not measured here."""
+CUDA_CONTEXT = 600_000_000
+
+HELD_OUT_TOKENS = 2048
+"""Kept per group to measure errors on."""
+LOGIT_CHUNK = 256
+"""Positions that are evaluated at a time."""
+KEPT_CHAINS = 3
+"""Files of hidden states at once: two kept ones and the one being written."""
+VARIANTS = 16
+"""Held-out rows with other images, at most."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes at the peak. ``phase``: where it is reached."""
+
+    host: int
+    device: int
+    phase: str
+
+
+def memory_of(shapes: Shapes, recipe: Recipe, rows: Rows, size: Size, *, cuda: bool) -> Memory:
+    phases = {
+        "calibrating": shapes.before_blocks + _activations(shapes, rows),
+        "fitting": max(_block(shapes, block, recipe, rows) for block in _kinds(shapes)),
+        "evaluating": shapes.head + 4 * 4 * min(LOGIT_CHUNK, int(rows.tokens)) * shapes.vocabulary,
+    }
+    verifying = size.bytes_after_most + _loaded_extra(shapes) + _activations(shapes, rows)
+    widest = max(phases, key=phases.__getitem__)
+    python = INTERPRETER + WORKING + (CLUSTERING if recipe.reconstruction == "qe" and recipe.experts else 0)
+    if cuda:
+        peak = max(phases[widest], verifying)
+        host = CUDA_HOST + VERIFIER + shapes.largest_other
+        return Memory(host, CUDA_CONTEXT + peak, widest if peak == phases[widest] else "verifying")
+    while_computing = python + phases[widest]
+    while_verifying = python + _left_behind(phases["fitting"]) + VERIFIER + WORKING + verifying
+    if while_computing >= while_verifying:
+        return Memory(while_computing, 0, widest)
+    return Memory(while_verifying, 0, "verifying")
+
+
+def disk_of(shapes: Shapes, recipe: Recipe, rows: Rows, size: Size, *, from_hub: bool) -> int:
+    """Bytes of the worker's disk: the model when it comes from the hub, calls, hidden states, blocks, checkpoint."""
+    tokens = rows.tokens * (rows.used(recipe.samples) + VARIANTS * min(rows.images, 1))
+    held_out = rows.tokens * recipe.held_out(rows.used(recipe.samples))
+    states = int(tokens + 2 * held_out) * shapes.hidden * shapes.item
+    calls = 2 * int(tokens) * shapes.hidden * shapes.item
+    model = shapes.bytes_before if from_hub else 0
+    return model + calls + KEPT_CHAINS * states + 2 * size.bytes_after_most
+
+
+def _kinds(shapes: Shapes) -> list[Block]:
+    """One block of each kind: the peak of alike blocks is alike."""
+    return list({tuple((group.width, group.outs) for group in block.groups): block for block in shapes.blocks}.values())
+
+
+def _block(shapes: Shapes, block: Block, recipe: Recipe, rows: Rows) -> int:
+    """Weights of the block, what was observed of groups that wait, and the fit of the one in hand, at its worst."""
+    used = rows.used(recipe.samples)
+    fit_tokens = int(rows.tokens * max(1, used - recipe.held_out(used)))
+    held_tokens = int(rows.tokens * recipe.held_out(used))
+    kept = min(recipe.reservoir, fit_tokens)
+    weights = block.kept + sum(group.weights for group in block.groups) * shapes.item
+    streams = int(rows.tokens * (recipe.held_out(used) + VARIANTS * min(rows.images, 1))) * shapes.hidden * shapes.item
+    observed = {
+        group.name: _observed(group, kept, min(HELD_OUT_TOKENS, held_tokens), shapes.item) for group in block.groups
+    }
+    done, worst = 0, sum(observed.values())
+    waiting = sum(observed.values())
+    for group in block.groups:
+        worst = max(worst, waiting + done + _fit(group, recipe, kept, min(HELD_OUT_TOKENS, held_tokens)))
+        waiting -= observed[group.name]
+        done += group_bits(group, recipe, weight_bits(group, recipe, most=True), shapes) // 8
+    return weights + streams + worst
+
+
+def _observed(group: Group, kept: int, held: int, item: int) -> int:
+    return 4 * group.width**2 + kept * group.width * (4 + item) + held * group.width * item
+
+
+def _fit(group: Group, recipe: Recipe, kept: int, held: int) -> int:
+    """Beyond what was observed: float32 copies of the weights, of the moment and of the reservoir."""
+    matrix, moment, sample = 4 * group.weights, 4 * group.width**2, 4 * kept * group.width
+    smoothed = recipe.smoothing != "none"
+    working = matrix * (4.25 + smoothed) + sample * (0.25 + smoothed) + moment * smoothed
+    rounding = {"gptq": 7 * moment + 3 * matrix, "obq": 7 * moment + 2**28 + 2 * matrix}.get(recipe.rounding, 0)
+    adapters = 0.0
+    if recipe.reconstruction != "none":
+        adapters = matrix
+        if recipe.reconstruction == "qe" and recipe.experts:
+            inner = min(group.rows, group.width)
+            adapters += matrix * 1.5 + 4 * inner * (group.width + kept) + 8 * min(group.width, kept) ** 2 + 2 * sample
+    measuring = matrix * 2 + 4 * 4 * min(1024, max(held, 1)) * (group.rows + group.width)
+    return int(working + max(rounding, adapters, measuring))
+
+
+def _activations(shapes: Shapes, rows: Rows) -> int:
+    """One row on its way: a handful of its widest states at a time."""
+    widest = max(max(group.rows, group.width) for group in shapes.blocks[0].groups)
+    return int(rows.tokens * 6 * widest * shapes.item + shapes.heads * 4 * rows.tokens**2)
+
+
+def _loaded_extra(shapes: Shapes) -> int:
+    """The widest layer while the loaded model dequantizes it."""
+    return 2 * 4 * max(group.width * out for group in shapes.groups for out in group.outs)
+
+
+def _left_behind(fitting: int) -> int:
+    """Of a block's memory the allocator keeps some when the block is gone."""
+    return int(0.5 * fitting)

@@ -1,0 +1,73 @@
+"""One plan: everything that can be said of a job before it runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from planning.errors import Refusal
+from planning.headers import ModelHeaders
+from planning.memory import Memory, disk_of, memory_of
+from planning.recipe import Recipe
+from planning.refusals import refusals_of
+from planning.rows import Rows
+from planning.seconds import CORE, GPU, Calibration, Seconds, seconds_of
+from planning.shapes import Shapes, shapes_of
+from planning.sizes import Size, size_of
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What the run takes on one kind of device."""
+
+    device: str
+    memory: Memory
+    seconds: Seconds
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``placements``: by device, ``cpu`` and ``cuda``. ``disk``: bytes on the worker."""
+
+    shapes: Shapes
+    recipe: Recipe
+    rows: Rows
+    size: Size
+    placements: Mapping[str, Placement]
+    disk: int
+    refusals: tuple[Refusal, ...]
+
+
+def make_plan(
+    headers: ModelHeaders,
+    recipe: Recipe,
+    rows: Rows,
+    *,
+    from_hub: bool,
+    cores: int = 2,
+    calibrations: Mapping[str, Calibration] | None = None,
+) -> Plan:
+    """``cores``: of the worker, for its CPU; ``calibrations``: by device. Raises Unreadable for a model that cannot be
+    walked."""
+    shapes = shapes_of(headers)
+    size = size_of(shapes, recipe)
+    known = calibrations or {}
+    placements = {
+        device: Placement(
+            device,
+            memory_of(shapes, recipe, rows, size, cuda=device == "cuda"),
+            seconds_of(shapes, recipe, rows, rates=rates, cores=count, calibration=known.get(device)),
+        )
+        for device, rates, count in (("cpu", CORE, cores), ("cuda", GPU, 1))
+    }
+    disk = disk_of(shapes, recipe, rows, size, from_hub=from_hub)
+    return Plan(shapes, recipe, rows, size, placements, disk, refusals_of(shapes, recipe, rows, size))
+
+
+def digest_of(content: Mapping[str, Any]) -> str:
+    """A digest of what a plan stands on: the body, the model's commit, the dataset's."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()

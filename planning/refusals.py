@@ -1,0 +1,123 @@
+"""What a job would fail with after minutes or hours, and that can be known now."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+
+from planning.errors import Refusal
+from planning.recipe import AUTO, LEVELS, OBQ_WIDTH, Recipe
+from planning.rows import Rows
+from planning.shapes import Group, Shapes
+from planning.sizes import Size, is_named
+
+FEWEST_ROWS = 3
+
+
+def refusals_of(shapes: Shapes, recipe: Recipe, rows: Rows, size: Size) -> tuple[Refusal, ...]:
+    """Every one of them, not the first alone."""
+    return (
+        *_widths(shapes, recipe),
+        *_experts(recipe),
+        *_sensitive(shapes, recipe),
+        *_budget(recipe, size),
+        *_target(recipe, size),
+        *_rows(rows),
+    )
+
+
+def _widths(shapes: Shapes, recipe: Recipe) -> Iterator[Refusal]:
+    if isinstance(recipe.group_size, int):
+        wrong = next((group for group in shapes.groups if group.width % recipe.group_size), None)
+        if wrong is not None:
+            yield Refusal(
+                "invalid_spec",
+                f"group size {recipe.group_size} does not divide the input width {wrong.width} of {wrong.name}; choose "
+                'one that does, or "channel", or leave it out',
+                "/options/group_size",
+            )
+    if recipe.rounding == "obq":
+        wide = next((group for group in shapes.groups if group.width > OBQ_WIDTH), None)
+        if wide is not None:
+            yield Refusal(
+                "invalid_spec",
+                f"rounding obq: input group {wide.name} is {wide.width} channels wide and the limit is "
+                f"{OBQ_WIDTH}; use gptq",
+                "/options/rounding",
+            )
+
+
+def _experts(recipe: Recipe) -> Iterator[Refusal]:
+    routed = recipe.experts if recipe.reconstruction == "qe" else 0
+    if recipe.reconstruction != "none" and not routed and not recipe.shared_rank:
+        yield Refusal(
+            "invalid_spec",
+            f'reconstruction "{recipe.reconstruction}" is left without any expert: raise shared_rank or experts, or '
+            'choose reconstruction "none"',
+            "/options/shared_rank",
+        )
+    if recipe.reconstruction == "qe" and not routed and recipe.refine != "none":
+        yield Refusal("invalid_spec", "refine trains routed experts, and experts is 0", "/options/refine")
+
+
+def _sensitive(shapes: Shapes, recipe: Recipe) -> Iterator[Refusal]:
+    if recipe.sensitive is None or recipe.scheme == AUTO:
+        return
+    raised = int(recipe.sensitive.get("weight_bits", 8))
+    if raised <= recipe.bits[0]:
+        yield Refusal(
+            "invalid_spec",
+            f"sensitive.weight_bits {raised} is not more than the {recipe.bits[0]} bits of scheme {recipe.scheme}",
+            "/options/sensitive/weight_bits",
+        )
+    for index, name in enumerate(recipe.sensitive.get("groups") or ()):
+        if not any(is_named(group, [name]) for group in shapes.groups):
+            yield Refusal(
+                "invalid_spec",
+                f"no input group is called {name!r}; {_near(name, shapes.groups)}",
+                f"/options/sensitive/groups/{index}",
+            )
+
+
+def _near(name: str, groups: list[Group]) -> str:
+    length = name.count(".") + 1
+    ends = dict.fromkeys(".".join(group.name.split(".")[-length:]) for group in groups)
+    close = difflib.get_close_matches(name, ends, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"names are like {groups[0].name}, or an end of it"
+
+
+def _budget(recipe: Recipe, size: Size) -> Iterator[Refusal]:
+    if recipe.budget is None or recipe.scheme == AUTO:
+        return
+    if recipe.bits[0] >= max(LEVELS):
+        yield Refusal(
+            "invalid_spec", f"budget: scheme {recipe.scheme} has the most weight bits already", "/options/budget"
+        )
+    elif recipe.budget["bits_per_weight"] < size.bits_least:
+        yield Refusal(
+            "invalid_spec",
+            f"budget: {recipe.budget['bits_per_weight']:g} bits per weight are less than the {size.bits_least:.3f} "
+            f"that {recipe.scheme} takes with its scales and adapters on this model; give more, or fewer experts, "
+            "smaller ranks or int8 adapters",
+            "/options/budget/bits_per_weight",
+        )
+
+
+def _target(recipe: Recipe, size: Size) -> Iterator[Refusal]:
+    most = (recipe.target or {}).get("max_bytes")
+    if most is not None and most < size.bytes_after_least:
+        yield Refusal(
+            "invalid_spec",
+            f"target: {most} bytes are less than the {size.bytes_after_least} that the smallest checkpoint takes, of "
+            "which embeddings, head and vision tower are never quantized",
+            "/target/max_bytes",
+        )
+
+
+def _rows(rows: Rows) -> Iterator[Refusal]:
+    if rows.rows is not None and rows.rows < FEWEST_ROWS:
+        yield Refusal(
+            "invalid_calibration",
+            f"{rows.rows} calibration rows, of which 2 are held out to measure: give at least {FEWEST_ROWS}",
+            "/calibration/dataset",
+        )

@@ -1,0 +1,186 @@
+"""How long a run takes: multiplications and bytes counted per group, times what a machine was seen to do per second.
+
+Shipped rates are of one CPU core (measured) and of a data-centre GPU (a cautious guess, wide range). As soon as the
+service has finished jobs of its own, their measured seconds per block take the guess's place: see :class:`Calibration`.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from planning.memory import HELD_OUT_TOKENS, VARIANTS
+from planning.recipe import Recipe
+from planning.rows import Rows
+from planning.shapes import Block, Group, Shapes
+from planning.sizes import experts_of
+
+SUBSAMPLE = 512
+"""Tokens that a smoothing search tries its scales on."""
+TRIALS = {"none": 0, "outlier": 0, "smoothquant": 0, "search": 5, "awq": 20, "mbq": 20}
+OVERSAMPLING, ITERATIONS, NEAR = 16, 6, 4
+"""Of the low-rank solver: columns, and applications of its operator from scratch and near a known answer."""
+PASSES = 14
+"""Times that rounding a matrix once reads or writes it as float32."""
+REFINE_STEPS = 1600
+
+FEWEST_MEASURED = 3
+"""Blocks that a calibration needs."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Per second: float32 multiplications and additions; those of the model's own dtype; bytes moved. ``group``:
+    seconds for every input group, ``run`` for every job, whatever their size. ``spread``: factors for the range."""
+
+    solve: float
+    forward: float
+    bytes: float
+    group: float
+    run: float
+    spread: tuple[float, float]
+
+
+CORE = Rates(solve=40e9, forward=20e9, bytes=4e9, group=0.15, run=25.0, spread=(0.35, 3.0))
+GPU = Rates(solve=15e12, forward=60e12, bytes=700e9, group=0.15, run=60.0, spread=(0.25, 4.0))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Measured over predicted seconds of blocks of finished jobs, at the shipped rates of the same kind of device."""
+
+    ratios: tuple[float, ...]
+
+    @property
+    def factor(self) -> float:
+        return statistics.median(self.ratios)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """Around the factor: the tenth and ninetieth percentile of what was seen, and a quarter on top of it."""
+        ordered = sorted(self.ratios)
+        low, high = _quantile(ordered, 0.1) / self.factor, _quantile(ordered, 0.9) / self.factor
+        return min(low, 1.0) / 1.25, max(high, 1.0) * 1.25
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """``per_block``: mean over the blocks, at the shipped rates, for calibrating later plans. ``basis``: what the range
+    stands on."""
+
+    least: float
+    likely: float
+    most: float
+    per_block: float
+    blocks_measured: int
+
+    @property
+    def basis(self) -> str:
+        return "measured" if self.blocks_measured else "shipped"
+
+
+def calibration_of(ratios: Sequence[float]) -> Calibration | None:
+    """None when too few blocks were measured."""
+    usable = tuple(ratio for ratio in ratios if ratio > 0)
+    return Calibration(usable) if len(usable) >= FEWEST_MEASURED else None
+
+
+def seconds_of(
+    shapes: Shapes, recipe: Recipe, rows: Rows, *, rates: Rates, cores: int = 1, calibration: Calibration | None = None
+) -> Seconds:
+    """``cores``: that the computing process may use; of a GPU's rates, 1."""
+    rates = _on(rates, cores)
+    blocks = [block_seconds(shapes, block, recipe, rows, rates) for block in shapes.blocks]
+    factor = calibration.factor if calibration else 1.0
+    around = calibration.spread if calibration else rates.spread
+    walk = sum(blocks) * factor * (2.0 if recipe.measures_sensitivity or recipe.smoothing == "mbq" else 1.0)
+    rest = _rest(shapes, recipe, rows, rates)
+    low = walk * around[0] / (1 + (rows.spread - 1) / 2) + rest / 3
+    high = walk * around[1] * (1 + (rows.spread - 1) / 2) + rest * 4
+    measured = len(calibration.ratios) if calibration else 0
+    return Seconds(low, walk + rest, high, sum(blocks) / len(blocks), measured)
+
+
+def block_seconds(shapes: Shapes, block: Block, recipe: Recipe, rows: Rows, rates: Rates) -> float:
+    used = rows.used(recipe.samples)
+    held = rows.tokens * recipe.held_out(used)
+    fit = rows.tokens * max(1, used) - held
+    more = rows.tokens * VARIANTS * min(rows.images, 1)
+    total = 0.0
+    for group in block.groups:
+        once = 2.0 * group.weights
+        forwards = once * (2 * (fit + held) + 2 * (held + more) + (0 if recipe.is_rounding_alone else held))
+        solving, moved = _fit_work(group, recipe, fit, held)
+        observing = 2.0 * group.width**2 * fit
+        total += forwards / rates.forward + (observing + solving) / rates.solve + moved / rates.bytes + rates.group
+    return total
+
+
+def _fit_work(group: Group, recipe: Recipe, fit: float, held: float) -> tuple[float, float]:
+    """Float32 operations and bytes moved while one group is fitted and measured."""
+    d, out = group.width, group.rows
+    kept, matrix = min(recipe.reservoir, fit), 4.0 * group.weights
+    trials = TRIALS.get(recipe.smoothing, 5)
+    tried = min(SUBSAMPLE, kept)
+    work = 2.0 * group.weights * tried * (trials + bool(trials))
+    moved = matrix * PASSES * (trials + 2) + 4.0 * fit * d * 8
+    if recipe.rounding == "gptq":
+        work += 4.0 * d**3 + 2.0 * out * d**2
+        moved += matrix * 128
+    elif recipe.rounding == "obq":
+        work += 2.0 * out * d**3
+        moved += matrix * d
+    if recipe.reconstruction != "none" and recipe.shared_rank:
+        work += ITERATIONS * _apply(d, out, min(recipe.shared_rank, d, out) + OVERSAMPLING)
+    if recipe.reconstruction == "qe" and recipe.experts:
+        work += _routed_work(group, recipe, kept)
+    seen = min(HELD_OUT_TOKENS, held)
+    measured = 2 if recipe.is_rounding_alone else 4
+    work += 2.0 * group.weights * seen * measured
+    moved += matrix * 4 * measured
+    if recipe.refine != "none":
+        work += REFINE_STEPS * 6.0 * group.weights * 64
+    return work, moved
+
+
+def _apply(d: int, out: int, columns: int) -> float:
+    """One application of E M Eᵀ and the factorisation of its columns."""
+    return 4.0 * d * out * columns + 2.0 * d**2 * columns + 4.0 * out * columns**2
+
+
+def _routed_work(group: Group, recipe: Recipe, kept: float) -> float:
+    d, out, inner = group.width, group.rows, min(group.width, group.rows)
+    experts, columns = experts_of(group, recipe), min(recipe.routed_rank, inner) + OVERSAMPLING
+    prepared = 2.0 * kept * d * inner + 2.0 * inner * d * (d + inner) + (2.0 * out * d**2 if out > d else 0.0)
+    own_tokens = 4.0 * columns * kept
+    first = experts * ITERATIONS * (inner * own_tokens + 2.0 * inner**2 * columns)
+    again = recipe.lloyd_rounds * NEAR * (inner * own_tokens + experts * 2.0 * inner**2 * columns)
+    side = min(d, kept)
+    router = 2.0 * kept * d * side + side**3
+    channels = min(experts * recipe.important_channels, max(d - recipe.important_channels, 1))
+    return prepared + first + again + router + 10.0 * channels**3
+
+
+def _rest(shapes: Shapes, recipe: Recipe, rows: Rows, rates: Rates) -> float:
+    """Starting, calibrating, evaluating, packing, verifying."""
+    used = rows.used(recipe.samples)
+    tower = 2.0 * shapes.vision_parameters * 4 * rows.tokens * min(rows.images, 1) * (used + VARIANTS)
+    head = 2.0 * shapes.hidden * shapes.vocabulary * rows.tokens * recipe.held_out(used) * 3
+    disk = 4.0 * shapes.others + 3.0 * shapes.bytes_before
+    return rates.run + (tower + head) / rates.forward + disk / 400e6
+
+
+def _on(rates: Rates, cores: int) -> Rates:
+    """More cores help, each a little less."""
+    many = max(1, cores) ** 0.8
+    return Rates(
+        rates.solve * many, rates.forward * many, rates.bytes * min(many, 4.0), rates.group, rates.run, rates.spread
+    )
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    place = share * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)

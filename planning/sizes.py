@@ -1,0 +1,128 @@
+"""Bytes of the checkpoint, exact: what ``quant_experts`` stores of a group does not depend on what it fits.
+
+The one exception is a group so small or so dull that fewer channels than experts ever matter; it then stores less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from planning.headers import ITEM_BYTES
+from planning.recipe import AUTO, LEVELS, Recipe
+from planning.shapes import Group, Shapes
+
+ADAPTER_BITS = 16
+SMOOTH_BITS = 32
+SHAPE_BITS = 2 * 64
+"""Of a layer's ``weight_shape``."""
+SMALLEST, LARGEST = 2, 8
+"""Weight bits that a search may end at."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Bytes of all tensors; bits per quantized weight, adapters included. ``least`` and ``most`` are the same unless
+    what is measured during the run decides how many bits some groups get."""
+
+    bytes_before: int
+    bytes_after_least: int
+    bytes_after_most: int
+    bits_least: float
+    bits_most: float
+    blocks_before: tuple[int, ...]
+    blocks_after: tuple[int, ...]
+    """At most."""
+
+    @property
+    def is_exact(self) -> bool:
+        return self.bytes_after_least == self.bytes_after_most
+
+
+def size_of(shapes: Shapes, recipe: Recipe) -> Size:
+    least = {
+        group.name: group_bits(group, recipe, weight_bits(group, recipe, most=False), shapes) for group in shapes.groups
+    }
+    most = {
+        group.name: group_bits(group, recipe, weight_bits(group, recipe, most=True), shapes) for group in shapes.groups
+    }
+    unquantized = shapes.others + sum(block.kept for block in shapes.blocks)
+    bits_least, bits_most = sum(least.values()), _bounded(sum(most.values()), sum(least.values()), shapes, recipe)
+    return Size(
+        bytes_before=shapes.bytes_before,
+        bytes_after_least=unquantized + bits_least // 8,
+        bytes_after_most=unquantized + bits_most // 8,
+        bits_least=bits_least / shapes.weights,
+        bits_most=bits_most / shapes.weights,
+        blocks_before=tuple(block.before for block in shapes.blocks),
+        blocks_after=tuple(
+            block.kept + sum(most[group.name] for group in block.groups) // 8 for block in shapes.blocks
+        ),
+    )
+
+
+def _bounded(most: int, least: int, shapes: Shapes, recipe: Recipe) -> int:
+    """What a budget or a share of the weights leaves of the case that every group gets the most bits."""
+    if recipe.budget is not None:
+        return max(least, min(most, int(recipe.budget["bits_per_weight"] * shapes.weights)))
+    if recipe.sensitive is not None and recipe.sensitive.get("share") is not None:
+        largest = max(group.weights for group in shapes.groups)
+        allowed = max(recipe.sensitive["share"] * shapes.weights, largest)
+        return min(most, least + int((most - least) * min(1.0, allowed / shapes.weights)) + 8 * len(shapes.groups))
+    return most
+
+
+def weight_bits(group: Group, recipe: Recipe, *, most: bool) -> int:
+    """Of this group's weights, at most or at least."""
+    if recipe.scheme == AUTO:
+        return LARGEST if most else SMALLEST
+    base = recipe.bits[0]
+    if recipe.budget is not None:
+        return max(base, *LEVELS) if most else base
+    if recipe.sensitive is not None:
+        raised = int(recipe.sensitive.get("weight_bits", LARGEST))
+        names = recipe.sensitive.get("groups")
+        if names is None:
+            return raised if most else base
+        return raised if is_named(group, names) else base
+    return base
+
+
+def is_named(group: Group, names: Iterable[str]) -> bool:
+    """A name is a group's full name or its end."""
+    return any(group.name == name or group.name.endswith(f".{name}") for name in names)
+
+
+def group_bits(group: Group, recipe: Recipe, bits: int, shapes: Shapes) -> int:
+    """Integers, scales, shapes, smoothing, adapters and router; biases do not count."""
+    words = -(-group.width * bits // 32)
+    scales = group.width // recipe.group_size_for(group.width)
+    base = group.rows * (32 * words + scales * 8 * ITEM_BYTES[shapes.dtype]) + len(group.layers) * SHAPE_BITS
+    smooth = 0 if recipe.smoothing == "none" else group.width * SMOOTH_BITS
+    return base + smooth + _adapter_bits(group, recipe)
+
+
+def _adapter_bits(group: Group, recipe: Recipe) -> int:
+    if recipe.reconstruction == "none":
+        return 0
+    shared = _expert_bits(group, recipe, recipe.shared_rank)
+    if recipe.reconstruction != "qe" or recipe.experts == 0:
+        return shared
+    experts = experts_of(group, recipe)
+    return shared + experts * (_expert_bits(group, recipe, recipe.routed_rank) + group.width * ADAPTER_BITS)
+
+
+def experts_of(group: Group, recipe: Recipe) -> int:
+    """Routed experts: no more than there are channels left for them when the most important ones are taken."""
+    left = group.width - min(recipe.important_channels, max(group.width // 2, 1))
+    count = min(recipe.experts, left)
+    return count if count >= 2 else 1
+
+
+def _expert_bits(group: Group, recipe: Recipe, wanted: int) -> int:
+    """Up and down of one expert; in int8 each row has a scale."""
+    rank = min(wanted, group.rows, group.width)
+    values = rank * (group.rows + group.width)
+    if recipe.adapter_dtype == "int8" and rank:
+        return 8 * values + ADAPTER_BITS * (group.rows + rank)
+    return ADAPTER_BITS * values

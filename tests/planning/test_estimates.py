@@ -1,0 +1,98 @@
+"""Memory, time and tokens: estimates that move the right way; how close they are is benchmarks/plan_accuracy.py's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from planning.local import read_local
+from planning.plan import make_plan
+from planning.recipe import Recipe
+from planning.rows import Rows, image_tokens, sampled_rows
+from planning.seconds import Calibration, calibration_of
+from tests.planning.big import write_72b
+from tests.rows import image_row, text_row
+
+ROWS = Rows(rows=None, tokens=800, spread=1.5, images=1)
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return read_local(write_72b(tmp_path_factory.mktemp("models") / "big"))
+
+
+def planned(headers: Any, method: str = "qe", rows: Rows = ROWS, **options: Any) -> Any:
+    return make_plan(headers, Recipe.of(method, **options), rows, from_hub=True).placements
+
+
+@pytest.mark.parametrize(
+    ("less", "more"),
+    [
+        ({"method": "rtn"}, {"method": "gptq"}),
+        ({"method": "rtn"}, {"method": "qe"}),
+        ({"method": "smoothquant"}, {"method": "awq"}),
+        ({"samples": 32}, {"samples": 128}),
+        ({"experts": 2}, {"experts": 16}),
+        ({"lloyd_rounds": 0}, {"lloyd_rounds": 5}),
+        ({"rows": Rows(20, 800, 1.5, 1)}, {"rows": ROWS}),
+        ({"rows": Rows(None, 100, 1.5, 1)}, {"rows": ROWS}),
+    ],
+)
+def test_more_work_takes_longer(big: Any, less: dict[str, Any], more: dict[str, Any]) -> None:
+    for device in ("cpu", "cuda"):
+        quick, slow = planned(big, **less)[device].seconds, planned(big, **more)[device].seconds
+        assert quick.likely < slow.likely
+        assert quick.least < quick.likely < quick.most
+
+
+def test_memory_is_one_block_on_the_device_and_one_tensor_beside_it(big: Any) -> None:
+    placed = planned(big)["cuda"].memory
+    assert placed.device < big.bytes
+    assert placed.host < 8e9
+    assert planned(big, "rtn")["cuda"].memory.device <= placed.device
+
+
+def test_measured_blocks_take_the_place_of_the_shipped_rates(big: Any) -> None:
+    assert calibration_of([1.0, 2.0]) is None
+    assert calibration_of([0.0, -1.0, 2.0]) is None
+    found = calibration_of([2.0, 2.2, 1.8, 2.1])
+    assert isinstance(found, Calibration)
+    assert 1.8 < found.factor < 2.2
+    shipped = planned(big)["cpu"].seconds
+    plan = make_plan(big, Recipe.of("qe"), ROWS, from_hub=True, calibrations={"cpu": found})
+    seconds = plan.placements["cpu"].seconds
+    assert seconds.basis == "measured"
+    assert seconds.most / seconds.least < shipped.most / shipped.least
+    assert seconds.per_block == shipped.per_block
+
+
+@pytest.mark.parametrize(
+    ("config", "processor", "size", "tokens"),
+    [
+        ({"model_type": "qwen2_vl", "vision_config": {}}, {}, (560, 280), 200),
+        ({"model_type": "qwen2_vl", "vision_config": {}}, {"max_pixels": 50176}, (4000, 4000), 64),
+        ({"model_type": "qwen2_vl", "vision_config": {}}, {}, (4000, 4000), 2048),
+        ({"model_type": "qwen3_vl", "vision_config": {"patch_size": 16}}, {}, (640, 320), 200),
+        ({"model_type": "gemma3", "vision_config": {}}, {}, (4000, 4000), 256),
+        ({"model_type": "llava", "vision_config": {"image_size": 336, "patch_size": 14}}, {}, (9, 9), 576),
+        ({"model_type": "internvl", "image_seq_length": 256, "vision_config": {}}, {}, (448, 448), 256),
+    ],
+)
+def test_an_image_becomes_as_many_tokens_as_the_processor_makes_of_it(
+    config: dict[str, Any], processor: dict[str, Any], size: tuple[int, int], tokens: int
+) -> None:
+    assert image_tokens(size, config, processor) == tokens
+
+
+def test_rows_are_judged_by_their_texts_and_images(tmp_path: Path) -> None:
+    config = {"model_type": "qwen2_vl", "vision_config": {}}
+    with_image = sampled_rows([image_row(0), image_row(1)], rows=40, config=config, processor={})
+    assert (with_image.rows, with_image.images) == (40, 1)
+    assert 9 + 15 < with_image.tokens < 60  # 84 x 84 pixels are 3 x 3 patches
+    text = sampled_rows([text_row(0)], rows=None, config={"model_type": "llama"}, processor={})
+    assert (text.images, text.used(64)) == (0, 64)
+    odd: list[Any] = [{}, {"messages": 3}, {"messages": [{"content": [{"type": "image", "image": "data:,x"}, 7]}]}]
+    assert sampled_rows(odd, rows=3, config=config, processor={}).tokens > 0
+    assert sampled_rows([], rows=3, config=config, processor={}).spread > with_image.spread

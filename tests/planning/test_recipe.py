@@ -1,0 +1,42 @@
+"""Defaults and presets of the planner are the library's."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from planning import memory, recipe, rows, seconds
+from planning.recipe import Recipe
+from quant_experts import evaluation, fit, image_variants, mixed_precision, observe, walk
+from quant_experts.calibration import collate
+from quant_experts.config import PRESETS, QuantizationSpec
+from quant_experts.rounding import obq
+from quant_experts.smoothing import _trial, search
+
+
+@pytest.mark.parametrize("method", PRESETS)
+def test_a_recipe_is_the_spec_of_its_preset(method: str) -> None:
+    spec = QuantizationSpec.preset(method).model_dump()
+    planned = dataclasses.asdict(Recipe.of(method))
+    assert planned == {name: spec[name] for name in planned}
+    assert recipe.PRESETS.keys() == PRESETS.keys()
+
+
+def test_what_was_not_given_keeps_its_default() -> None:
+    assert Recipe.of("qe", experts=None, labels={}) == Recipe.of("qe")
+    assert Recipe.of("qe", experts=2).experts == 2
+
+
+def test_the_constants_that_sizes_memory_and_time_follow_are_those_of_the_library() -> None:
+    assert recipe.DEFAULT_GROUP_SIZE == fit.DEFAULT_GROUP_SIZE
+    assert recipe.OBQ_WIDTH == obq.WIDTH_LIMIT
+    assert recipe.LEVELS == mixed_precision.LEVELS
+    assert rows.MOST_TOKENS == collate.MOST_TOKENS
+    assert memory.HELD_OUT_TOKENS == observe.HELD_OUT_TOKENS
+    assert memory.KEPT_CHAINS == walk.KEPT_CHAINS + 1
+    assert memory.VARIANTS == 2 * image_variants.MOST_ROWS
+    assert memory.LOGIT_CHUNK == evaluation.CHUNK
+    assert seconds.SUBSAMPLE == _trial.SUBSAMPLE
+    assert seconds.TRIALS["awq"] == seconds.TRIALS["mbq"] == _trial.GRID
+    assert seconds.TRIALS["search"] == 2 + len(search.ALPHAS)
