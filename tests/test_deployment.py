@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from app.settings import Settings
+from app.storage import storage_from_url
+from app.storage.s3 import S3Storage
 
 ROOT = Path(__file__).parent.parent
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -19,7 +21,7 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 BUILT = [name for name, service in SERVICES.items() if "build" in service]
 SERVICE_KEYS = {
     "image", "build", "restart", "environment", "volumes", "healthcheck", "command", "read_only", "cap_drop",
-    "security_opt", "tmpfs", "depends_on", "ports", "stop_grace_period",
+    "security_opt", "tmpfs", "depends_on", "ports", "stop_grace_period", "profiles",
 }  # fmt: skip
 
 
@@ -32,7 +34,7 @@ def stages() -> dict[str, str]:
 
 
 def test_the_services_are_those_that_the_documentation_names() -> None:
-    assert set(SERVICES) == {"postgres", "redis", "migrate", "api", "worker", "keeper"}
+    assert set(SERVICES) == {"postgres", "redis", "objects", "migrate", "api", "worker", "keeper"}
     for name, service in SERVICES.items():
         assert set(service) <= SERVICE_KEYS, f"{name}: unknown keys {set(service) - SERVICE_KEYS}"
         assert ("image" in service) != ("build" in service), f"{name}: either an image or a build"
@@ -45,7 +47,10 @@ def test_every_built_service_names_a_target_of_the_dockerfile(name: str) -> None
 
 @pytest.mark.parametrize("name", BUILT)
 def test_every_environment_variable_is_a_setting(name: str) -> None:
-    settings = {f"QE_{field.upper()}" for field in Settings.model_fields}
+    settings = {f"QE_{field.upper()}" for field in Settings.model_fields} | {
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+    }
     assert set(SERVICES[name]["environment"]) <= settings
 
 
@@ -75,6 +80,20 @@ def test_every_dependency_and_volume_exists() -> None:
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
             assert source in COMPOSE["volumes"] or source.startswith("${QE_MODELS")
+
+
+def test_the_object_store_is_a_profile_whose_url_the_example_gives() -> None:
+    objects = SERVICES["objects"]
+    assert objects["profiles"] == ["objects"]
+    assert objects["read_only"] is True
+    example = re.findall(r"s3://\S+?(?=,)", (ROOT / ".env.example").read_text())
+    storage = storage_from_url(example[0])
+    assert isinstance(storage, S3Storage)
+    bucket = objects["volumes"][0].split(":")[1]
+    assert bucket == f"{objects['command'][-1]}/{storage.bucket}"
+    port = next(word for word in objects["command"] if word.startswith("--addr")).split(":")[1]
+    assert f"endpoint_url=http://objects:{port}" in example[0]
+    assert not [name for name, service in SERVICES.items() if "objects" in service.get("depends_on", {})]
 
 
 def test_a_worker_has_time_to_finish_the_block_in_hand() -> None:

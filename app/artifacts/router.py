@@ -45,6 +45,7 @@ async def list_artifacts(job_id: str, caller: JobsReader, session: SessionDep) -
         ),
         200: BINARY,
         206: {"description": "The bytes of the `Range`.", **BINARY},
+        302: {"description": "To the object store, with `QE_REDIRECT_DOWNLOADS`."},
         304: {"description": "The client has it already (`If-None-Match`)."},
     },
 )
@@ -124,4 +125,5 @@ async def report(
     if job.status != JobStatus.SUCCEEDED:
         raise Problem(problems.NOT_FOUND, f"job {job_id} has {job.status} and has no report")
     artifact = await queries.artifact_named(session, job_id=job_id, name=REPORTS[wanted])
-    return await send_artifact(request, parts, artifact, {"Content-Security-Policy": SANDBOX, "Vary": "Accept"})
+    headers = {"Content-Security-Policy": SANDBOX, "Vary": "Accept"}
+    return await send_artifact(request, parts, artifact, headers, by_others=False)

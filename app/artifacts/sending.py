@@ -14,15 +14,18 @@ from app.artifacts.content import Piece, PiecesResponse, Stored, cut, length_of
 from app.contract.tables import Artifact
 from app.deps import Service
 from app.problems import Problem
-from app.storage import LocalStorage, ObjectMissing, Storage
+from app.storage import LocalStorage, ObjectMissing, Presentation, Storage
 
 BINARY = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 FOREVER = "private, max-age=31536000, immutable"
 
 
-async def send_artifact(request: Request, parts: Service, artifact: Artifact, headers: Mapping[str, str]) -> Response:
+async def send_artifact(
+    request: Request, parts: Service, artifact: Artifact, headers: Mapping[str, str], *, by_others: bool = True
+) -> Response:
     """The file as the request's conditions and range ask for it; ``headers`` go before the usual ones.
 
+    ``by_others``: nginx or the object store may send it in our place, if so configured; they drop some headers.
     Raises Problem: 412, 416, or 500 when the storage has lost the file.
     """
     headers = {"Repr-Digest": ranges.repr_digest(artifact.sha256), **headers}
@@ -31,12 +34,33 @@ async def send_artifact(request: Request, parts: Service, artifact: Artifact, he
     if isinstance(answer, Response):
         return answer
     await check_stored(parts.storage, artifact)
-    if request.method == "GET" and parts.settings.accel_prefix is not None and isinstance(parts.storage, LocalStorage):
-        # nginx cuts the range itself, from the same file.
-        kept = {name: value for name, value in answer.headers.items() if name not in ("Content-Range",)}
-        location = f"{parts.settings.accel_prefix.rstrip('/')}/{quote(artifact.key)}"
-        return Response(headers={**kept, "X-Accel-Redirect": location}, media_type=artifact.media_type)
+    if by_others and request.method == "GET":
+        elsewhere = _by_nginx(parts, artifact, answer.headers) or await _by_the_store(parts, artifact, headers)
+        if elsewhere is not None:
+            return elsewhere
     return answer.response(request, parts.storage, media_type=artifact.media_type)
+
+
+def _by_nginx(parts: Service, artifact: Artifact, headers: Mapping[str, str]) -> Response | None:
+    """nginx cuts the range itself, from the same file."""
+    prefix = parts.settings.accel_prefix
+    if prefix is None or not isinstance(parts.storage, LocalStorage):
+        return None
+    kept = {name: value for name, value in headers.items() if name != "Content-Range"}
+    location = f"{prefix.rstrip('/')}/{quote(artifact.key)}"
+    return Response(headers={**kept, "X-Accel-Redirect": location}, media_type=artifact.media_type)
+
+
+async def _by_the_store(parts: Service, artifact: Artifact, headers: Mapping[str, str]) -> Response | None:
+    """The client takes the range from the store, whose ETag is another than ours."""
+    if not parts.settings.redirect_downloads:
+        return None
+    presentation = Presentation(artifact.media_type, headers.get("Content-Disposition", "attachment"))
+    url = await asyncio.to_thread(parts.storage.link, artifact.key, presentation)
+    if url is None:
+        return None
+    kept = {name: value for name, value in headers.items() if name.startswith("X-")}
+    return Response(status_code=302, headers={**kept, "Location": url, "Cache-Control": "no-store"})
 
 
 class Answer:

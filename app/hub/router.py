@@ -152,6 +152,7 @@ async def commits(namespace: str, name: str, revision: str, caller: HubReader, s
         ),
         200: BINARY,
         206: {"description": "The bytes of the `Range`.", **BINARY},
+        302: {"description": "To the object store, with `QE_REDIRECT_DOWNLOADS`."},
         304: {"description": "The client has it already (`If-None-Match`)."},
     },
 )

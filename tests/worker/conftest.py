@@ -19,7 +19,7 @@ import pytest
 from app.contract.ids import new_id
 from app.contract.spec import JobSpec
 from app.settings import Settings
-from app.storage import LocalStorage
+from app.storage import LocalStorage, Storage
 from tests.services import wait_until
 from worker import ledger
 from worker.supervisor import Hands, work
@@ -33,7 +33,7 @@ class Workshop:
     """Everything around one ledger."""
 
     settings: Settings
-    storage: LocalStorage
+    storage: Storage
     stage: Path
     rung: list[str] = field(default_factory=list)
 

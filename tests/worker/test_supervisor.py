@@ -8,8 +8,10 @@ import threading
 import psycopg
 import pytest
 
-from tests.services import wait_until
+from app.storage import storage_from_url
+from tests.services import ObjectStore, wait_until
 from tests.worker.conftest import Workshop, alive
+from worker import sweep
 from worker.supervisor import work
 
 
@@ -38,6 +40,23 @@ def test_a_job_runs_to_success_and_its_artifacts_appear(workshop: Workshop) -> N
     assert [event["seq"] for event in workshop.events(job_id)] == list(range(1, len(kinds(workshop, job_id)) + 1))
     assert kinds(workshop, job_id)[-1] == "job.succeeded"
     assert [attempt["outcome"] for attempt in workshop.attempts(job_id)] == ["succeeded"]
+
+
+def test_a_job_on_an_object_store_resumes_there_and_ends_with_the_same_bytes(
+    workshop: Workshop, object_store: ObjectStore
+) -> None:
+    workshop.storage = storage_from_url(object_store.bucket())
+    dataset = workshop.add_dataset()
+    expected = undisturbed(workshop, dataset)
+    job_id = workshop.add_job(dataset=dataset)
+    workshop.direct("crash-2")
+    work(workshop.hands())
+    assert workshop.job(job_id)["status"] == "succeeded"
+    assert workshop.artifact(job_id) == expected
+    assert [attempt["resumed_from_block"] for attempt in workshop.attempts(job_id)][-1] == 2
+    with workshop.connect() as connection:
+        assert sweep.drop_block_files(connection, workshop.storage) == 2
+    assert list(workshop.storage.keys(f"jobs/{job_id}/blocks")) == []
 
 
 @pytest.mark.parametrize(("max_kl", "verdict"), [(0.3, "accepted"), (0.2, "rejected")])

@@ -1,50 +1,15 @@
-"""Where datasets, block files and artifacts live: one small protocol, one implementation per kind of store.
-
-A key is a relative path of safe segments chosen by us, never by a client. Objects are immutable: written once, read
-many times, deleted.
-"""
+"""Objects as files of one directory, which every API process and worker must see."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Protocol
-from urllib.parse import unquote, urlsplit
+from typing import BinaryIO
 
-SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
-CHUNK = 1 << 20
-
-
-class ObjectMissing(Exception):
-    """No object has this key."""
-
-
-class Storage(Protocol):
-    def put(self, key: str, source: Path) -> None:
-        """Store the file's bytes under ``key``, durably, all or nothing. Putting again replaces it."""
-
-    def fetch(self, key: str, target: Path) -> None:
-        """Bring the object to ``target`` (its folder exists). Raises ObjectMissing."""
-
-    def open(self, key: str, start: int = 0) -> BinaryIO:
-        """A reader from byte ``start``; the caller closes it. Raises ObjectMissing."""
-
-    def size(self, key: str) -> int:
-        """Bytes of the object. Raises ObjectMissing."""
-
-    def delete(self, key: str) -> None:
-        """Remove the object; no error when it is gone already."""
-
-    def delete_under(self, prefix: str) -> None:
-        """Remove every object whose key starts with the folder ``prefix``."""
-
-    def keys(self, prefix: str) -> Iterator[str]:
-        """Keys below the folder ``prefix``, or all of them for an empty one, in no order."""
+from app.storage.protocol import ObjectMissing, Presentation, checked
 
 
 class LocalStorage:
@@ -106,28 +71,15 @@ class LocalStorage:
                 dropped += 1
         return dropped
 
+    def link(self, key: str, presentation: Presentation) -> str | None:
+        return None
+
     def local_path(self, key: str) -> Path:
-        """The file itself, for a server that can send it without our help."""
+        """The file itself."""
         return self._path(key)
 
     def _path(self, key: str) -> Path:
-        segments = key.split("/")
-        if not all(SEGMENT.fullmatch(segment) for segment in segments):
-            raise ValueError(f"storage key {key!r}: each segment must match {SEGMENT.pattern}")
-        return self.root.joinpath(*segments)
-
-
-def storage_from_url(url: str) -> Storage:
-    """``file:///var/lib/qe/storage`` → the store. Raises ValueError for a scheme that does not exist."""
-    parts = urlsplit(url)
-    if parts.scheme == "file" and parts.netloc == "":
-        return LocalStorage(Path(unquote(parts.path)))
-    raise ValueError(f"QE_STORAGE_URL {url!r}: only file:///absolute/directory is supported")
-
-
-def sha256_file(path: Path) -> str:
-    with path.open("rb") as reader:
-        return hashlib.file_digest(reader, "sha256").hexdigest()
+        return self.root / checked(key)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
