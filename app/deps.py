@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import BackgroundTasks, Depends, Request
@@ -27,6 +27,11 @@ log = logging.getLogger(__name__)
 bearer = HTTPBearer(auto_error=False, scheme_name="ApiKey", description="`Authorization: Bearer qe_…`")
 
 
+RINGING_AT_ONCE = 2
+"""Threads that may ring. The others read files for downloads, and a Redis that hangs must not take those too."""
+RING_PATIENCE = 1.0
+
+
 @dataclass(frozen=True)
 class Service:
     """The parts of a running API, made when it starts and closed when it stops."""
@@ -39,6 +44,7 @@ class Service:
     seal: Seal
     bell: Bell | None
     telemetry: Telemetry
+    ringing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(RINGING_AT_ONCE))
 
     def sessions_of(self, caller: Caller) -> OpenSession:
         """Sessions behind the tenant's wall, for what outlives the request's own: a stream."""
@@ -109,19 +115,24 @@ class Doorbell:
     """Rings for a job once the response is on its way, hence after the commit, and never fails a request."""
 
     def __init__(self, service: ServiceDep, background: BackgroundTasks) -> None:
-        self._bell = service.bell
+        self._service = service
         self._background = background
 
     def ring_later(self, job_id: str) -> None:
-        if self._bell is not None:
-            self._background.add_task(_ring, self._bell, job_id)
+        if self._service.bell is not None:
+            self._background.add_task(_ring, self._service.bell, self._service.ringing, job_id)
 
 
-async def _ring(bell: Bell, job_id: str) -> None:
+async def _ring(bell: Bell, ringing: asyncio.Semaphore, job_id: str) -> None:
     try:
-        await asyncio.to_thread(bell.ring, job_id)
+        async with asyncio.timeout(RING_PATIENCE):
+            await ringing.acquire()
+        try:
+            await asyncio.to_thread(bell.ring, job_id)
+        finally:
+            ringing.release()
     except Exception as error:  # noqa: BLE001 -- whatever a broker can raise; the job is safe, the keeper rings again
-        log.warning("bell for %s not rung, the keeper will: %s", job_id, error)
+        log.warning("bell for %s not rung, the keeper will: %s", job_id, error or type(error).__name__)
 
 
 DoorbellDep = Annotated[Doorbell, Depends(Doorbell)]

@@ -1,0 +1,52 @@
+"""The runbook quotes log lines, metrics, events and codes: each of them exists."""
+
+from __future__ import annotations
+
+import re
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+from app.contract.errors import FailureCode
+from app.contract.events import EventType
+from app.contract.states import AttemptOutcome
+from app.problems import CATALOGUE
+from app.telemetry import Telemetry
+
+ROOT = Path(__file__).parent.parent
+RUNBOOK = (ROOT / "docs" / "operations.md").read_text()
+SOURCES = [
+    " ".join(path.read_text().replace('"\n', "").split())
+    for path in chain((ROOT / "app").rglob("*.py"), (ROOT / "worker").rglob("*.py"), [ROOT / "migrations" / "env.py"])
+] + [(ROOT / "quant_experts" / "hub.py").read_text()]
+
+
+def quoted(before: str) -> list[str]:
+    return sorted(set(re.findall(rf"{before} `([^`]+)`", RUNBOOK)))
+
+
+@pytest.mark.parametrize(
+    "fragment", [*quoted("log"), *quoted("reason"), *quoted("message"), "nothing arrived from the hub"]
+)
+def test_a_quoted_line_is_one_that_a_program_writes(fragment: str) -> None:
+    if fragment == "was killed by SIGKILL":  # put together by process.describe_end
+        fragment = "was killed by {signal.Signals(-returncode).name}"
+    assert any(fragment in source for source in SOURCES), fragment
+
+
+def test_named_metrics_events_codes_and_problems_exist() -> None:
+    metrics = {metric.name for metric in Telemetry().registry.collect()}
+    named = {name.removesuffix("_total") for name in re.findall(r"`(qe_\w+)`", RUNBOOK)}
+    assert len(named) >= 5
+    assert named <= metrics
+    assert set(quoted("event")) <= {event.value for event in EventType}
+    assert set(quoted("attempt")) <= {outcome.value for outcome in AttemptOutcome}
+    assert set(quoted("error")) <= {code.value for code in FailureCode}
+    assert set(quoted("50[0-9]")) - {"503"} <= set(CATALOGUE)
+
+
+def test_every_retryable_failure_has_its_line() -> None:
+    from app.contract.errors import RETRYABLE
+
+    assert {code.value for code in RETRYABLE} - {"internal"} <= set(re.findall(r"`(\w+)`", RUNBOOK))
