@@ -28,6 +28,8 @@ from app.storage import storage_from_url
 from app.system.router import router as system
 from app.telemetry import BodyLimitMiddleware, Telemetry, TelemetryMiddleware
 from app.ui.router import router as dashboard
+from app.uploads.router import router as uploads
+from app.uploads.schemas import MOST_PART_BYTES
 from app.webhooks.router import router as webhooks
 
 MULTIPART_OVERHEAD = 64 * 1024
@@ -57,10 +59,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,  # a redirect would drop the body of a POST at some clients
     )
     limits = dict.fromkeys(("POST /v1/datasets", "POST /datasets"), settings.max_dataset_bytes + MULTIPART_OVERHEAD)
+    limits["PUT /v1/datasets/uploads/*"] = MOST_PART_BYTES
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes, limits=limits)
     app.add_middleware(TelemetryMiddleware, telemetry=telemetry)
     problems.register(app)
-    for router in (plans, jobs, artifacts, datasets, keys, hub, webhooks, system, dashboard):
+    for router in (plans, jobs, artifacts, uploads, datasets, keys, hub, webhooks, system, dashboard):
         app.include_router(router)
     _describe_problems(app)
     return app

@@ -56,6 +56,7 @@ REPORT_NOT_READY = ProblemType("report-not-ready", 409, "The job has no report y
 WEBHOOK_DISABLED = ProblemType("webhook-disabled", 409, "The webhook is disabled")
 TOO_MANY_WEBHOOKS = ProblemType("too-many-webhooks", 409, "No more webhooks are possible")
 DATASET_IN_USE = ProblemType("dataset-in-use", 409, "A job still needs the dataset", retryable=True)
+UPLOAD_INCOMPLETE = ProblemType("upload-incomplete", 409, "The parts are not the whole file yet")
 IDEMPOTENCY_IN_PROGRESS = ProblemType(
     "idempotency-in-progress", 409, "A request with this Idempotency-Key is being answered", retryable=True
 )

@@ -83,7 +83,10 @@ class TelemetryMiddleware:
 
 
 class BodyLimitMiddleware:
-    """Refuses a body over the limit of its path: at once when it says its length, else as soon as it passes it."""
+    """Refuses a body over the limit of its path: at once when it says its length, else as soon as it passes it.
+
+    A path in ``limits`` that ends with ``*`` stands for all that begin like it.
+    """
 
     def __init__(self, app: ASGIApp, limit: int, limits: dict[str, int]) -> None:
         self._app = app
@@ -94,7 +97,7 @@ class BodyLimitMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        limit = self._limits.get(f"{scope['method']} {scope['path']}", self._limit)
+        limit = self._limit_of(f"{scope['method']} {scope['path']}")
         detail = f"at most {limit} bytes are accepted here"
         announced = Headers(scope=scope).get("content-length", "0")
         if announced.isdecimal() and int(announced[:20]) > limit:
@@ -113,3 +116,12 @@ class BodyLimitMiddleware:
             return message
 
         await self._app(scope, limited, send)
+
+    def _limit_of(self, operation: str) -> int:
+        found = self._limits.get(operation)
+        if found is not None:
+            return found
+        for path, limit in self._limits.items():
+            if path.endswith("*") and operation.startswith(path[:-1]):
+                return limit
+        return self._limit

@@ -88,6 +88,7 @@ def sweep_away(connection: Connection, storage: Storage, settings: Settings) -> 
         "plans": sweep.forget_plans(connection),
         "workers that are gone": sweep.forget_workers(connection),
         "jobs' block files": sweep.drop_block_files(connection, storage),
+        "expired uploads": sweep.drop_expired_uploads(storage),
         "work directories": sweep.drop_work_directories(connection, settings.work_directory),
         "downloads that nobody took up": sweep.drop_stale_downloads(settings.resolved_home),
         "webhook deliveries": forget_deliveries(connection, days=DELIVERY_DAYS),

@@ -20,6 +20,7 @@ from typing import Any
 
 from psycopg.types.json import Jsonb
 
+from app.contract import uploads
 from app.contract.states import LEASED, JobStatus
 from app.settings import Settings
 from app.storage import CHUNK, LocalStorage, ObjectMissing, Storage, storage_from_url
@@ -154,6 +155,8 @@ def _judge(key: str, jobs: dict[str, bool], findings: Findings, *, older_than: f
                 findings.unknown.append(key)
             elif made < older_than:
                 findings.orphans.append(key)
+        case uploads.PREFIX:
+            pass  # nothing names them, and the keeper drops what was not completed
         case "readiness":
             findings.orphans.append(key)
         case _:

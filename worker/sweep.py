@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
+from app.contract import uploads
 from app.contract.states import LEASED, AttemptOutcome, JobStatus
 from app.storage import Storage
 from worker.fetch import ARRIVING, PARTIAL
@@ -87,6 +89,20 @@ def drop_dead_artifacts(connection: Connection, storage: Storage, *, dead_second
     for row in attempts:
         storage.delete_under(attempt_prefix(Hold(row["job_id"], row["attempt"])))
     return len(attempts)
+
+
+def drop_expired_uploads(storage: Storage) -> int:
+    """Drop the parts of uploads that were begun a day ago and not completed."""
+    now = datetime.now(UTC)
+    folders = {"/".join(key.split("/")[:3]): key.split("/")[2:3] for key in storage.keys(uploads.PREFIX)}
+    expired = [
+        folder
+        for folder, upload in folders.items()
+        if upload and uploads.UPLOAD_ID.fullmatch(upload[0]) and uploads.expires_at(upload[0]) < now
+    ]
+    for folder in expired:
+        storage.delete_under(folder)
+    return len(expired)
 
 
 def drop_work_directories(connection: Connection, work: Path, *, dead_seconds: float = DEAD_SECONDS) -> int:

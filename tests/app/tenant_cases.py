@@ -43,6 +43,10 @@ OBJECTS: dict[str, dict[str, Any]] = {
     "GET /v1/jobs/{job_id}/report": {},
     "GET /v1/datasets/{dataset_id}": {},
     "DELETE /v1/datasets/{dataset_id}": {},
+    "GET /v1/datasets/uploads/{upload_id}": {},
+    "PUT /v1/datasets/uploads/{upload_id}/parts/{number}": {"number": 1, "content": b"x"},
+    "POST /v1/datasets/uploads/{upload_id}/complete": {"json": {"sha256": "0" * 64}},
+    "DELETE /v1/datasets/uploads/{upload_id}": {},
     "DELETE /v1/keys/{key_id}": {},
     "GET /v1/webhooks/{webhook_id}": {},
     "PATCH /v1/webhooks/{webhook_id}": {"json": {"description": "x"}},
@@ -68,6 +72,7 @@ CREATES: dict[str, dict[str, Any]] = {
     "POST /v1/jobs": {"json": job_body()},
     "POST /v1/jobs:plan": {"json": job_body(model={"id": "local/tiny"}, calibration={"dataset": "ds_" + "0" * 32})},
     "POST /v1/datasets": {"files": {"file": ("r.jsonl", b'{"messages": [{"role": "user", "content": "hello"}]}')}},
+    "POST /v1/datasets/uploads": {"json": {}},
     "POST /v1/keys": {"json": {"name": "k", "scopes": ["jobs:read"]}},
     "POST /v1/webhooks": {"json": {"url": "https://hooks.example.com/x"}},
 }
@@ -108,6 +113,7 @@ class Owned:
     key_id: str
     webhook_id: str
     delivery_id: str
+    upload_id: str
 
     def path(self, route: str, values: dict[str, Any]) -> str:
         """``route`` with the ids in it."""

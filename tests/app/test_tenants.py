@@ -36,7 +36,8 @@ async def mine(api: Api, tmp_path: Path) -> Owned:
     api.execute("INSERT INTO workers (id, host, device, job_id) VALUES ('w1', 'h', 'cpu', %s)", [job])
     webhook = ok(await api.client.post("/v1/webhooks", **CREATES["POST /v1/webhooks"]), 201)["id"]
     delivery = ok(await api.client.post(f"/v1/webhooks/{webhook}/ping"), 202)["id"]
-    return Owned(job_id=job, dataset_id=dataset, key_id=key, webhook_id=webhook, delivery_id=delivery)
+    upload = ok(await api.client.post("/v1/datasets/uploads", **CREATES["POST /v1/datasets/uploads"]), 201)["id"]
+    return Owned(job_id=job, dataset_id=dataset, key_id=key, webhook_id=webhook, delivery_id=delivery, upload_id=upload)
 
 
 async def key_of_another_tenant(api: Api) -> str:
@@ -48,7 +49,7 @@ async def key_of_another_tenant(api: Api) -> str:
 async def test_a_thing_is_there_for_its_tenant_and_404_for_another(api: Api, mine: Owned, route: str) -> None:
     method = route.partition(" ")[0]
     path = mine.path(route, OBJECTS[route])
-    body = {name: value for name, value in OBJECTS[route].items() if name in ("json", "files")}
+    body = {name: value for name, value in OBJECTS[route].items() if name in ("json", "files", "content")}
     async with api.as_key(await key_of_another_tenant(api)) as theirs:
         response = await theirs.request(method, path, **body)
         if method == "HEAD":

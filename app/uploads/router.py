@@ -1,0 +1,96 @@
+"""``/v1/datasets/uploads``: a large file in parts, each of which can be sent again."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request, Response
+
+from app import problems
+from app.datasets.schemas import DatasetView
+from app.deps import DatasetsWriter, ServiceDep, SessionDep
+from app.problems import documented
+from app.uploads import service
+from app.uploads.schemas import MOST_PARTS, CompleteUpload, NewUpload, PartView, UploadView
+
+PART_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+STORAGE = (problems.STORAGE_FULL, problems.STORAGE_UNAVAILABLE)
+router = APIRouter(prefix="/v1/datasets/uploads", tags=["datasets"])
+
+
+@router.post("", status_code=201, responses=documented(*STORAGE))
+async def begin(new: NewUpload, caller: DatasetsWriter, parts: ServiceDep, response: Response) -> UploadView:
+    """Begin. Send the file in parts, in any order and at once if you like, then complete it within a day."""
+    upload_id = await service.begin_upload(
+        tenant=caller.tenant, name=new.name, storage=parts.storage, settings=parts.settings
+    )
+    response.headers["Location"] = f"/v1/datasets/uploads/{upload_id}"
+    return UploadView.of(upload_id, new.name, [], most_bytes=parts.settings.max_dataset_bytes)
+
+
+@router.get("/{upload_id}", responses=documented(problems.NOT_FOUND, *STORAGE))
+async def get(upload_id: str, caller: DatasetsWriter, parts: ServiceDep) -> UploadView:
+    """Which parts have arrived, with their digests."""
+    _, name, there = await service.upload_of(tenant=caller.tenant, upload_id=upload_id, storage=parts.storage)
+    return UploadView.of(upload_id, name, there, most_bytes=parts.settings.max_dataset_bytes)
+
+
+@router.put(
+    "/{upload_id}/parts/{number}",
+    openapi_extra=PART_BODY,
+    responses=documented(problems.NOT_FOUND, problems.BODY_TOO_LARGE, *STORAGE),
+)
+async def put_part(
+    upload_id: str,
+    number: Annotated[int, Path(ge=1, le=MOST_PARTS)],
+    request: Request,
+    caller: DatasetsWriter,
+    parts: ServiceDep,
+) -> PartView:
+    """One part: the bytes themselves as the body. Sending it again replaces it."""
+    part = await service.keep_part(
+        request.stream(),
+        tenant=caller.tenant,
+        upload_id=upload_id,
+        number=number,
+        storage=parts.storage,
+        settings=parts.settings,
+    )
+    return PartView.of(part)
+
+
+@router.post(
+    "/{upload_id}/complete",
+    status_code=201,
+    responses=documented(problems.NOT_FOUND, problems.UPLOAD_INCOMPLETE, problems.INVALID_DATASET, *STORAGE),
+)
+async def complete(
+    upload_id: str,
+    whole: CompleteUpload,
+    caller: DatasetsWriter,
+    session: SessionDep,
+    parts: ServiceDep,
+    response: Response,
+) -> DatasetView:
+    """Make the dataset of all parts. They stay when it is refused, so that a wrong one can be sent again."""
+    dataset = await service.complete_upload(
+        session,
+        tenant=caller.tenant,
+        upload_id=upload_id,
+        sha256=whole.sha256,
+        storage=parts.storage,
+        settings=parts.settings,
+    )
+    response.headers["Location"] = f"/v1/datasets/{dataset.id}"
+    return DatasetView.of(dataset)
+
+
+@router.delete("/{upload_id}", status_code=204, responses=documented(problems.NOT_FOUND, *STORAGE))
+async def abort(upload_id: str, caller: DatasetsWriter, parts: ServiceDep) -> None:
+    """Forget the parts."""
+    await service.abort_upload(tenant=caller.tenant, upload_id=upload_id, storage=parts.storage)

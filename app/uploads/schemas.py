@@ -1,0 +1,60 @@
+"""What clients see of an upload in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from app.contract.uploads import expires_at
+from app.uploads.parts import Part
+
+MOST_PARTS = 1000
+MOST_PART_BYTES = 64 << 20
+
+
+class NewUpload(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=r"^[^\x00-\x1f\x7f]+$")] | None = None
+
+
+class CompleteUpload(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] = Field(description="Of the whole file.")
+
+
+class PartView(BaseModel):
+    number: int
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, part: Part) -> PartView:
+        return cls(number=part.number, bytes=part.bytes, sha256=part.sha256)
+
+
+class UploadView(BaseModel):
+    id: str = Field(examples=["up_0198a1b2c3d47e5f8a9b0c1d2e3f4a5b"])
+    object: Literal["upload"] = "upload"
+    name: str | None
+    parts: list[PartView] = Field(description="Those that have arrived; send the others to go on.")
+    bytes: int = Field(description="Of all parts that have arrived.")
+    most_parts: int = MOST_PARTS
+    most_part_bytes: int = MOST_PART_BYTES
+    most_bytes: int = Field(description="Of the whole file.")
+    expires_at: datetime
+
+    @classmethod
+    def of(cls, upload_id: str, name: str | None, parts: Sequence[Part], *, most_bytes: int) -> UploadView:
+        return cls(
+            id=upload_id,
+            name=name,
+            parts=[PartView.of(part) for part in parts],
+            bytes=sum(part.bytes for part in parts),
+            most_bytes=most_bytes,
+            expires_at=expires_at(upload_id),
+        )

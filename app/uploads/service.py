@@ -1,0 +1,126 @@
+"""An upload in parts: begin, take a part, make a dataset of all, abort."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import problems
+from app.contract.ids import new_id
+from app.contract.tables import Dataset
+from app.contract.uploads import UPLOAD_ID, expires_at
+from app.datasets.service import keep_upload
+from app.datasets.upload import Upload, uploads_directory
+from app.problems import Problem
+from app.settings import Settings
+from app.storage import ObjectMissing, Storage
+from app.uploads import parts
+from app.uploads.parts import Part, TwoVersions
+from app.uploads.schemas import MOST_PART_BYTES
+
+
+async def begin_upload(*, tenant: str, name: str | None, storage: Storage, settings: Settings) -> str:
+    upload_id = new_id("up")
+    with draft(settings) as path:
+        await asyncio.to_thread(parts.begin, storage, parts.folder_of(tenant, upload_id), name, path)
+    return upload_id
+
+
+async def upload_of(*, tenant: str, upload_id: str, storage: Storage) -> tuple[str, str | None, list[Part]]:
+    """Its folder, its name and the parts that are there. Raises Problem 404, also for one that has expired."""
+    if UPLOAD_ID.fullmatch(upload_id) and expires_at(upload_id) > datetime.now(UTC):
+        folder = parts.folder_of(tenant, upload_id)
+        with contextlib.suppress(ObjectMissing):
+            name = await asyncio.to_thread(parts.name_of, storage, folder)
+            return folder, name, await asyncio.to_thread(parts.stored, storage, folder)
+    raise Problem(problems.NOT_FOUND, f"no upload {upload_id!r}: it was completed, aborted, or has expired")
+
+
+async def keep_part(
+    body: AsyncIterator[bytes], *, tenant: str, upload_id: str, number: int, storage: Storage, settings: Settings
+) -> Part:
+    """Sending a part again replaces it. Raises Problem 404, 413 or, for an empty part, 422."""
+    folder, _, there = await upload_of(tenant=tenant, upload_id=upload_id, storage=storage)
+    others = sum(part.bytes for part in there if part.number != number)
+    room = min(MOST_PART_BYTES, settings.max_dataset_bytes - others)
+    with draft(settings) as path:
+        digest, size = hashlib.sha256(), 0
+        with path.open("wb") as file:
+            async for chunk in body:
+                size += len(chunk)
+                if size > room:
+                    detail = f"at most {room} bytes are accepted for this part"
+                    raise Problem(problems.BODY_TOO_LARGE, detail, headers={"Connection": "close"})
+                digest.update(chunk)
+                file.write(chunk)
+        if size == 0:
+            errors = [{"pointer": "", "detail": "a part has at least one byte"}]
+            raise Problem(problems.INVALID_REQUEST, f"part {number} is empty", errors=errors)
+        part = Part(number, size, digest.hexdigest())
+        await asyncio.to_thread(parts.keep, storage, folder, part, path)
+    return part
+
+
+async def complete_upload(
+    session: AsyncSession, *, tenant: str, upload_id: str, sha256: str, storage: Storage, settings: Settings
+) -> Dataset:
+    """Raises Problem 404; 409 when parts are missing or the digest is another; 422 when the file is no dataset.
+
+    The parts stay when it is refused: a part that was wrong can be sent again.
+    """
+    folder, name, there = await upload_of(tenant=tenant, upload_id=upload_id, storage=storage)
+    missing = sorted(set(range(1, max((part.number for part in there), default=1) + 1)) - {p.number for p in there})
+    if missing:
+        numbers = ", ".join(map(str, missing[:10])) + (", …" if len(missing) > 10 else "")
+        raise Problem(problems.UPLOAD_INCOMPLETE, f"missing parts: {numbers}; parts are counted from 1 without gaps")
+    with draft(settings) as path:
+        try:
+            found = await asyncio.to_thread(_join, storage, folder, there, path)
+        except (TwoVersions, ObjectMissing) as error:
+            raise Problem(problems.UPLOAD_INCOMPLETE, str(error)) from None
+        if found != sha256:
+            detail = (
+                f"the {len(there)} parts together have the sha256 {found}: compare the parts, send again what differs"
+            )
+            raise Problem(problems.UPLOAD_INCOMPLETE, detail)
+        upload = Upload(path=path, bytes=path.stat().st_size, sha256=found, name=name)
+        dataset = await keep_upload(session, tenant=tenant, upload=upload, storage=storage, settings=settings)
+    await _forget(storage, folder)
+    return dataset
+
+
+async def abort_upload(*, tenant: str, upload_id: str, storage: Storage) -> None:
+    """Raises Problem 404."""
+    folder, _, _ = await upload_of(tenant=tenant, upload_id=upload_id, storage=storage)
+    await asyncio.to_thread(storage.delete_under, folder)
+
+
+@contextmanager
+def draft(settings: Settings) -> Iterator[Path]:
+    """A file beside the storage that is gone afterwards; what a killed process leaves is swept at the next start."""
+    directory = uploads_directory(settings)
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{uuid.uuid4().hex}.part"
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _join(storage: Storage, folder: str, there: list[Part], path: Path) -> str:
+    with path.open("wb") as target:
+        return parts.joined(storage, folder, there, target)
+
+
+async def _forget(storage: Storage, folder: str) -> None:
+    """The dataset is there: parts that cannot be removed now are swept when they expire."""
+    with contextlib.suppress(OSError):
+        await asyncio.to_thread(storage.delete_under, folder)
