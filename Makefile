@@ -42,6 +42,10 @@ test: browser ## the whole test suite on real PostgreSQL, Redis, Celery and tran
 screenshots: browser ## photograph every page of the dashboard into build/screenshots
 	QE_SCREENSHOTS=build/screenshots OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/browser/test_dashboard_looks.py
 
+docs: setup ## the docs site in build/site; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "build/site/index.html"
+
 lint: setup ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -65,4 +69,4 @@ constraints: ## pin what is installed now
 clean: ## remove what the targets made, the environment included
 	rm -rf $(VENV) demo-output .qe build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
-.PHONY: help setup demo serve browser test screenshots lint format bench openapi constraints clean
+.PHONY: help setup demo serve browser test screenshots docs lint format bench openapi constraints clean

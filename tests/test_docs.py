@@ -1,0 +1,26 @@
+"""The docs site builds without a broken link, holds every page, and loads nothing from elsewhere."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+LOADED = re.compile(
+    r"""<(?:script|img|iframe|source)[^>]+src="(?:https?:)?//"""
+    r"""|<link[^>]+rel="(?:stylesheet|preconnect|icon)"[^>]+href="(?:https?:)?//"""
+)
+
+
+def test_the_docs_site_is_whole_and_stands_alone(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = {page.relative_to(tmp_path / "site").as_posix(): page.read_text() for page in tmp_path.rglob("*.html")}
+    for source in (ROOT / "docs").rglob("*.md"):
+        name = source.relative_to(ROOT / "docs").with_suffix(".html").as_posix().replace("README", "index")
+        assert name in pages, source
+        assert f'href="{name.rpartition("/")[2]}"' in pages[name] or name in pages["index.html"], f"{name}: not in nav"
+    assert not [name for name, text in pages.items() if LOADED.search(text)]
