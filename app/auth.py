@@ -31,6 +31,8 @@ class Scope(StrEnum):
     JOBS_WRITE = "jobs:write"
     DATASETS_READ = "datasets:read"
     DATASETS_WRITE = "datasets:write"
+    AUDIT_READ = "audit:read"
+    USAGE_READ = "usage:read"
     WEBHOOKS_READ = "webhooks:read"
     WEBHOOKS_WRITE = "webhooks:write"
     WORKERS_READ = "workers:read"
@@ -46,6 +48,15 @@ class Caller:
     @property
     def is_bootstrap(self) -> bool:
         return self.key_id == BOOTSTRAP
+
+
+@dataclass(frozen=True)
+class Actor:
+    """Who did something, and in which request."""
+
+    tenant: str
+    key_id: str
+    request_id: str
 
 
 @dataclass(frozen=True)

@@ -55,9 +55,12 @@ def create_sessions(engine: AsyncEngine) -> Sessions:
     return async_sessionmaker(engine, sync_session_class=ledger, expire_on_commit=False)
 
 
-def tenant_session(sessions: Sessions, tenant: Callable[[], str]) -> AsyncSession:
-    """A session each transaction of which sees only the rows of ``tenant()``, asked for when the transaction begins."""
-    return sessions(info={TENANT: tenant})
+def tenant_session(sessions: Sessions, tenant: Callable[[], str], **info: object) -> AsyncSession:
+    """A session each transaction of which sees only the rows of ``tenant()``, asked for when the transaction begins.
+
+    ``info`` is what else who has the session may want to know.
+    """
+    return sessions(info={TENANT: tenant, **info})
 
 
 def _go_behind_the_wall(session: Session, transaction: SessionTransaction, connection: Connection) -> None:

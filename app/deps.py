@@ -13,14 +13,16 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from app import problems
-from app.auth import Caller, Keyring, Scope, identify
+from app.auth import Actor, Caller, Keyring, Scope, identify
 from app.contract.bell import Bell
 from app.contract.secret import Seal
 from app.database import OpenSession, Sessions, tenant_session
 from app.problems import Problem
+from app.quotas import StorageMeter
+from app.rate_limit import TokenBuckets
 from app.settings import Settings
 from app.storage import Storage
-from app.telemetry import Telemetry
+from app.telemetry import HEADERS, Telemetry
 
 CALLER = "qe.caller"
 log = logging.getLogger(__name__)
@@ -43,6 +45,9 @@ class Service:
     keyring: Keyring
     seal: Seal
     bell: Bell | None
+    buckets: TokenBuckets | None
+    """Requests that each key has left; None: they are not counted."""
+    meter: StorageMeter
     telemetry: Telemetry
     ringing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(RINGING_AT_ONCE))
 
@@ -61,8 +66,16 @@ ServiceDep = Annotated[Service, Depends(service_of)]
 
 
 async def session_of(request: Request, service: ServiceDep) -> AsyncIterator[AsyncSession]:
-    async with tenant_session(service.sessions, lambda: tenant_of(request)) as session, session.begin():
+    async with (
+        tenant_session(service.sessions, lambda: tenant_of(request), actor=lambda: _actor_of(request)) as session,
+        session.begin(),
+    ):
         yield session
+
+
+def _actor_of(request: Request) -> Actor:
+    caller = request.scope[CALLER]
+    return Actor(tenant=caller.tenant, key_id=caller.key_id, request_id=request.scope["request_id"])
 
 
 def tenant_of(request: Request) -> str:
@@ -92,6 +105,7 @@ def require(scope: Scope | None) -> Callable[..., Awaitable[Caller]]:
         found = await identify(service.sessions, service.keyring, credentials.credentials)
         if found is None:
             raise Problem(problems.UNAUTHENTICATED, "the API key is unknown, expired or revoked", headers=challenge)
+        _count(request, service.buckets, found)
         if scope is not None and scope not in found.scopes:
             raise Problem(problems.MISSING_SCOPE, f"this key lacks the scope {scope.value}")
         request.scope[CALLER] = found
@@ -100,11 +114,24 @@ def require(scope: Scope | None) -> Callable[..., Awaitable[Caller]]:
     return caller
 
 
+def _count(request: Request, buckets: TokenBuckets | None, caller: Caller) -> None:
+    """Raises Problem 429. The headers go on whatever response leaves."""
+    if buckets is None:
+        return
+    decision = buckets.take(caller.key_id)
+    request.scope[HEADERS] = decision.headers
+    if not decision.allowed:
+        detail = f"at most {decision.quota} requests a minute with one key: come back in {decision.retry_after} s"
+        raise Problem(problems.RATE_LIMITED, detail)
+
+
 AnyCaller = Annotated[Caller, Depends(require(None))]
 JobsReader = Annotated[Caller, Depends(require(Scope.JOBS_READ))]
 JobsWriter = Annotated[Caller, Depends(require(Scope.JOBS_WRITE))]
 DatasetsReader = Annotated[Caller, Depends(require(Scope.DATASETS_READ))]
 DatasetsWriter = Annotated[Caller, Depends(require(Scope.DATASETS_WRITE))]
+AuditReader = Annotated[Caller, Depends(require(Scope.AUDIT_READ))]
+UsageReader = Annotated[Caller, Depends(require(Scope.USAGE_READ))]
 WebhooksReader = Annotated[Caller, Depends(require(Scope.WEBHOOKS_READ))]
 WebhooksWriter = Annotated[Caller, Depends(require(Scope.WEBHOOKS_WRITE))]
 WorkersReader = Annotated[Caller, Depends(require(Scope.WORKERS_READ))]

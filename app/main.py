@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from app import problems
 from app.artifacts.router import router as artifacts
+from app.audit.router import router as audit
 from app.auth import load_keyring
 from app.contract.bell import RedisBell
 from app.contract.secret import Seal, service_secret
@@ -23,6 +24,8 @@ from app.jobs.router import router as jobs
 from app.keys.router import router as keys
 from app.plans.router import router as plans
 from app.problems import ProblemDetails
+from app.quotas import StorageMeter
+from app.rate_limit import TokenBuckets
 from app.settings import Settings
 from app.storage import storage_from_url
 from app.system.router import router as system
@@ -30,6 +33,7 @@ from app.telemetry import BodyLimitMiddleware, Telemetry, TelemetryMiddleware
 from app.ui.router import router as dashboard
 from app.uploads.router import router as uploads
 from app.uploads.schemas import MOST_PART_BYTES
+from app.usage.router import router as usage
 from app.webhooks.router import router as webhooks
 
 MULTIPART_OVERHEAD = 64 * 1024
@@ -63,7 +67,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes, limits=limits)
     app.add_middleware(TelemetryMiddleware, telemetry=telemetry)
     problems.register(app)
-    for router in (plans, jobs, artifacts, uploads, datasets, keys, hub, webhooks, system, dashboard):
+    for router in (plans, jobs, artifacts, uploads, datasets, keys, hub, webhooks, audit, usage, system, dashboard):
         app.include_router(router)
     _describe_problems(app)
     return app
@@ -82,6 +86,8 @@ def open_service(settings: Settings, telemetry: Telemetry) -> Service:
         keyring=load_keyring(settings),
         seal=Seal(service_secret(settings)),
         bell=RedisBell(settings.redis_url) if settings.redis_url is not None else None,
+        buckets=TokenBuckets(settings.requests_per_minute) if settings.requests_per_minute else None,
+        meter=StorageMeter(),
         telemetry=telemetry,
     )
 

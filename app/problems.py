@@ -46,6 +46,7 @@ INVALID_CURSOR = ProblemType("invalid-cursor", 400, "The cursor does not belong 
 UNAUTHENTICATED = ProblemType("unauthenticated", 401, "A valid API key is needed")
 MISSING_SCOPE = ProblemType("missing-scope", 403, "The API key lacks a scope")
 FORGED_FORM = ProblemType("forged-form", 403, "The form does not come from this session")
+STORAGE_QUOTA_EXCEEDED = ProblemType("storage-quota-exceeded", 403, "The tenant has stored as much as it may")
 NOT_FOUND = ProblemType("not-found", 404, "There is no such thing here")
 METHOD_NOT_ALLOWED = ProblemType("method-not-allowed", 405, "The resource has no such method")
 NOT_ACCEPTABLE = ProblemType("not-acceptable", 406, "No representation that the client accepts")
@@ -75,6 +76,8 @@ PLAN_MISMATCH = ProblemType("plan-mismatch", 422, "The body is not the one that 
 PLAN_REFUSED = ProblemType("plan-refused", 422, "The plan says that the job would be refused")
 INSUFFICIENT_MEMORY = ProblemType("insufficient-memory", 422, "No known worker has the memory that the job needs")
 IDEMPOTENCY_MISMATCH = ProblemType("idempotency-mismatch", 422, "The Idempotency-Key was used for another request")
+RATE_LIMITED = ProblemType("rate-limited", 429, "Too many requests with this key", retryable=True)
+TOO_MANY_QUEUED_JOBS = ProblemType("too-many-queued-jobs", 429, "Too many jobs wait already", retryable=True)
 REQUEST_REFUSED = ProblemType("request-refused", 400, "The request was refused")
 INTERNAL = ProblemType("internal", 500, "A fault of the service", retryable=True)
 OBJECT_MISSING = ProblemType("object-missing", 500, "The stored file is gone")
@@ -142,7 +145,7 @@ class Problem(HTTPException):
 def documented(*kinds: ProblemType) -> dict[int | str, dict[str, Any]]:
     """The ``responses`` of a route that can answer with these problems, and with those that every route can."""
     by_status: dict[int | str, list[ProblemType]] = {}
-    for kind in (*kinds, UNAUTHENTICATED, MISSING_SCOPE, INVALID_REQUEST, INTERNAL, UNAVAILABLE):
+    for kind in (*kinds, UNAUTHENTICATED, MISSING_SCOPE, INVALID_REQUEST, RATE_LIMITED, INTERNAL, UNAVAILABLE):
         by_status.setdefault(kind.status, []).append(kind)
     return {
         status: {

@@ -56,6 +56,10 @@ class Settings(BaseSettings):
     webhook_allow_private: bool = Field(
         default=False, description="For development: webhooks to this machine and private networks."
     )
+    requests_per_minute: int = Field(default=6000, ge=0, description="Of one key at one API process; 0: no limit.")
+    max_queued_jobs: int = Field(default=1000, ge=0, description="Waiting jobs of one tenant.")
+    max_running_jobs: int | None = Field(default=32, ge=0, description="Workers that one tenant may hold.")
+    max_stored_bytes: int = Field(default=1 << 40, ge=0, description="Datasets and artifacts of one tenant.")
     max_webhooks: int = Field(default=50, ge=0, description="Of one tenant.")
 
     max_dataset_bytes: int = 512 * 1024 * 1024

@@ -14,6 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.problems import BODY_TOO_LARGE, Problem, problem_response, unhandled
 
+HEADERS = "qe.headers"
+"""In the scope of a request: headers for its response, whoever makes it."""
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 log = logging.getLogger("app.access")
 
@@ -60,6 +62,7 @@ class TelemetryMiddleware:
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = scope["request_id"]
                 headers.setdefault("X-Content-Type-Options", "nosniff")
+                headers.update(scope.get(HEADERS, {}))
             await send(message)
 
         began = time.perf_counter()

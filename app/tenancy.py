@@ -15,19 +15,33 @@ from app.contract.tables import (
     ApiKey,
     Artifact,
     Attempt,
+    AuditEntry,
     Dataset,
     IdempotencyRecord,
     Job,
     JobEvent,
     Layer,
     Plan,
+    TenantLimits,
     Webhook,
     WebhookAttempt,
     WebhookDelivery,
 )
 
-Owned = TypeVar("Owned", Job, Dataset, ApiKey, Webhook, WebhookDelivery)
-Named = TypeVar("Named", Job, Dataset, ApiKey, IdempotencyRecord, Plan, Webhook, WebhookDelivery, WebhookAttempt)
+Owned = TypeVar("Owned", Job, Dataset, ApiKey, Webhook, WebhookDelivery, AuditEntry)
+Named = TypeVar(
+    "Named",
+    Job,
+    Dataset,
+    ApiKey,
+    IdempotencyRecord,
+    Plan,
+    Webhook,
+    WebhookDelivery,
+    WebhookAttempt,
+    AuditEntry,
+    TenantLimits,
+)
 Part = TypeVar("Part", Attempt, Layer, JobEvent, Artifact)
 
 

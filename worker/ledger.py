@@ -83,33 +83,71 @@ def connect(database_url: str) -> Connection:
 
 
 CLAIM = """
+WITH full_tenants AS (
+    SELECT tenant FROM jobs LEFT JOIN tenant_limits USING (tenant) WHERE lease_until IS NOT NULL
+    GROUP BY tenant, max_running_jobs HAVING count(*) >= coalesce(max_running_jobs, %(most)s::integer)
+)
 UPDATE jobs SET status = 'running', attempt = attempt + 1, worker = %(worker)s, phase = 'preparing',
     lease_until = clock_timestamp() + make_interval(secs => %(lease)s),
     started_at = CASE WHEN started_at >= queued_at THEN started_at ELSE clock_timestamp() END,
     blocks_done = (SELECT count(*) FROM layers WHERE job_id = jobs.id AND files <> '[]'::jsonb)
 WHERE id = (
     SELECT id FROM jobs WHERE status = 'queued' AND run_after <= clock_timestamp()
+        AND tenant NOT IN (SELECT tenant FROM full_tenants) AND tenant <> ALL(%(passed)s)
     ORDER BY priority DESC, created_at LIMIT 1 FOR UPDATE SKIP LOCKED
 )
 RETURNING id, tenant, spec, attempt, progress, blocks_done,
-    EXTRACT(EPOCH FROM clock_timestamp() - started_at)::float8 AS elapsed
+    EXTRACT(EPOCH FROM clock_timestamp() - started_at)::float8 AS elapsed,
+    coalesce((SELECT max_running_jobs FROM tenant_limits WHERE tenant = jobs.tenant), %(most)s::integer) AS most
 """
+RUNNING_LOCK = 0x7165_7275
+"""``qeru``: the first half of the advisory locks under which a tenant's running jobs are counted."""
 
 
-def claim(connection: Connection, *, worker: str, lease: float) -> Claim | None:
+class _Full(Exception):
+    """Others of the same tenant claimed in the same moment, and it now holds as many workers as it may."""
+
+
+def claim(connection: Connection, *, worker: str, lease: float, max_running: int | None = None) -> Claim | None:
     """Take the job that waits first, with a lease of ``lease`` seconds; None when nothing waits.
 
-    Raises Unconfirmed when the connection breaks at the end.
+    A tenant that holds ``max_running`` workers, or what ``tenant_limits`` says of it, is passed over. Raises
+    Unconfirmed when the connection breaks at the end.
     """
     made: Claim | None = None
-    try:
-        with connection.transaction():
-            made = _claim(connection, worker=worker, lease=lease)
-    except psycopg.OperationalError as error:
-        if made is None:
-            raise
-        raise Unconfirmed(made) from error
-    return made
+    passed: list[str] = []
+    while True:
+        tenant = ""
+        try:
+            with connection.transaction():
+                row = connection.execute(
+                    CLAIM, {"worker": worker, "lease": lease, "most": max_running, "passed": passed}
+                ).fetchone()
+                if row is None:
+                    return None
+                tenant = row["tenant"]
+                _check_place(connection, tenant, row["most"])
+                made = _begin_attempt(connection, row, worker=worker)
+        except _Full:
+            passed.append(tenant)
+            continue
+        except psycopg.OperationalError as error:
+            if made is None:
+                raise
+            raise Unconfirmed(made) from error
+        return made
+
+
+def _check_place(connection: Connection, tenant: str, most: int | None) -> None:
+    """Raises _Full. The claim's own count cannot see claims that have not committed; under the lock they have."""
+    if most is None:
+        return
+    connection.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", (RUNNING_LOCK, tenant))
+    row = connection.execute(
+        "SELECT count(*) AS running FROM jobs WHERE tenant = %s AND lease_until IS NOT NULL", (tenant,)
+    ).fetchone()
+    if row is not None and row["running"] > most:
+        raise _Full
 
 
 def confirm(connection: Connection, hold: Hold, *, worker: str, lease: float) -> bool:
@@ -124,10 +162,7 @@ def confirm(connection: Connection, hold: Hold, *, worker: str, lease: float) ->
     )
 
 
-def _claim(connection: Connection, *, worker: str, lease: float) -> Claim | None:
-    row = connection.execute(CLAIM, {"worker": worker, "lease": lease}).fetchone()
-    if row is None:
-        return None
+def _begin_attempt(connection: Connection, row: DictRow, *, worker: str) -> Claim:
     hold = Hold(row["id"], row["attempt"])
     connection.execute(
         "INSERT INTO attempts (job_id, attempt, worker, resumed_from_block, device)"
@@ -282,6 +317,10 @@ def succeed(
                 " (%(job_id)s, %(name)s, %(attempt)s, %(key)s, %(bytes)s, %(sha256)s, %(media_type)s)",
                 [{**artifact, "job_id": hold.job_id, "attempt": hold.attempt} for artifact in artifacts],
             )
+        connection.execute(
+            "UPDATE jobs SET artifact_bytes = %s WHERE id = %s",
+            (sum(artifact["bytes"] for artifact in artifacts), hold.job_id),
+        )
         data = {
             "attempt": hold.attempt,
             "artifacts": len(artifacts),

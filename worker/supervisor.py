@@ -95,7 +95,12 @@ def _claim(hands: Hands) -> ledger.Claim | None:
     """Raises psycopg.OperationalError."""
     try:
         with ledger.connect(hands.settings.database_url or "") as connection:
-            return ledger.claim(connection, worker=hands.worker, lease=hands.settings.lease)
+            return ledger.claim(
+                connection,
+                worker=hands.worker,
+                lease=hands.settings.lease,
+                max_running=hands.settings.max_running_jobs,
+            )
     except ledger.Unconfirmed as unsure:
         # The connection broke at COMMIT. A job that is ours by now and that we do not know of would wait for the end of
         # its lease, and count as an attempt without progress.

@@ -68,6 +68,7 @@ class Job(Base):
         Index("ix_jobs_claim", text("priority DESC"), "created_at", postgresql_where=text("status = 'queued'")),
         Index("ix_jobs_lease", "lease_until", postgresql_where=text("lease_until IS NOT NULL")),
         Index("ix_jobs_page", "tenant", text("created_at DESC"), text("id DESC")),
+        Index("ix_jobs_stored", "tenant", "artifact_bytes", postgresql_where=text("artifact_bytes IS NOT NULL")),
         Index("ix_jobs_labels", "labels", postgresql_using="gin"),
         Index(
             "ix_jobs_alias",
@@ -119,6 +120,8 @@ class Job(Base):
     verdict: Mapped[str | None]
     error: Mapped[dict[str, Any] | None]
     """``{"code", "message", "retryable"}`` of a failed job."""
+    artifact_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """Of all files of a finished job."""
     event_seq: Mapped[int] = mapped_column(BigInteger, server_default="0")
     """Sequence number of the job's last event; dense from 1."""
 
@@ -348,3 +351,34 @@ class WebhookAttempt(Base):
     status_code: Mapped[int | None] = mapped_column(Integer)
     error: Mapped[str | None]
     milliseconds: Mapped[int] = mapped_column(Integer)
+
+
+class AuditEntry(Base):
+    """Who did what to which thing: written in the transaction of the act."""
+
+    __tablename__ = "audit"
+    __table_args__ = (
+        Index("ix_audit_page", "tenant", text("created_at DESC"), text("id DESC")),
+        Index("ix_audit_object", "tenant", "object_id"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    key_id: Mapped[str]
+    """A key, or ``bootstrap``."""
+    action: Mapped[str]
+    object_id: Mapped[str]
+    request_id: Mapped[str]
+    details: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
+    created_at: Mapped[datetime] = _now()
+
+
+class TenantLimits(Base):
+    """Bounds of one tenant where they are not the settings'. Null: as in the settings. Operators write it, in SQL."""
+
+    __tablename__ = "tenant_limits"
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    max_queued_jobs: Mapped[int | None] = mapped_column(Integer)
+    max_running_jobs: Mapped[int | None] = mapped_column(Integer)
+    max_stored_bytes: Mapped[int | None] = mapped_column(BigInteger)

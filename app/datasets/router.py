@@ -14,6 +14,7 @@ from app.datasets.upload import received
 from app.deps import DatasetsReader, DatasetsWriter, ServiceDep, SessionDep
 from app.paging import Page, page_of
 from app.problems import documented
+from app.quotas import check_storage
 from app.tenancy import owned
 
 FORM = {
@@ -37,6 +38,8 @@ FORM = {
         },
     }
 }
+FORM_BYTES = 64 * 1024
+"""Of a body, what may be form and not file: a file that fits is not refused for its wrapping."""
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
 
@@ -49,6 +52,7 @@ router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
         problems.MALFORMED_REQUEST,
         problems.UNSUPPORTED_MEDIA_TYPE,
         problems.BODY_TOO_LARGE,
+        problems.STORAGE_QUOTA_EXCEEDED,
         problems.STORAGE_FULL,
         problems.STORAGE_UNAVAILABLE,
     ),
@@ -57,9 +61,20 @@ async def upload(
     request: Request, caller: DatasetsWriter, session: SessionDep, parts: ServiceDep, response: Response
 ) -> DatasetView:
     """Upload rows. Every row is checked before the answer; a bad one refuses the file and is named."""
+    announced = request.headers.get("content-length", "")
+    async with parts.sessions_of(caller)() as before:  # not held while the bytes come in
+        more = int(announced) if announced.isascii() and announced.isdecimal() and len(announced) < 19 else 0
+        await check_storage(
+            before, tenant=caller.tenant, settings=parts.settings, meter=parts.meter, more=max(0, more - FORM_BYTES)
+        )
     async with received(request, parts.settings) as file:
         dataset = await service.keep_upload(
-            session, tenant=caller.tenant, upload=file, storage=parts.storage, settings=parts.settings
+            session,
+            tenant=caller.tenant,
+            upload=file,
+            storage=parts.storage,
+            settings=parts.settings,
+            meter=parts.meter,
         )
     response.headers["Location"] = f"/v1/datasets/{dataset.id}"
     return DatasetView.of(dataset)

@@ -8,12 +8,14 @@ import re
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import problems
+from app.audit.service import Action, note
 from app.contract.ids import new_id
 from app.contract.tables import Dataset
 from app.datasets.upload import Upload
 from app.datasets.validation import InvalidRows, validate
 from app.jobs.queries import jobs_needing
 from app.problems import Problem
+from app.quotas import StorageMeter, check_storage
 from app.settings import Settings
 from app.storage import Storage
 from app.tenancy import owned
@@ -33,13 +35,14 @@ async def get_dataset(session: AsyncSession, *, tenant: str, dataset_id: str, lo
 
 
 async def keep_upload(
-    session: AsyncSession, *, tenant: str, upload: Upload, storage: Storage, settings: Settings
+    session: AsyncSession, *, tenant: str, upload: Upload, storage: Storage, settings: Settings, meter: StorageMeter
 ) -> Dataset:
     """Raises Problem 422, with an error per bad row, when the file is not a dataset; then nothing is kept."""
     try:
         contents = await asyncio.to_thread(validate, upload.path, settings)
     except InvalidRows as error:
         raise Problem(problems.INVALID_DATASET, str(error), errors=error.errors) from None
+    await check_storage(session, tenant=tenant, settings=settings, meter=meter, more=upload.bytes)
     dataset_id = new_id("ds")
     key = f"datasets/{dataset_id}/rows.{contents.format}"
     await asyncio.to_thread(storage.put, key, upload.path)
@@ -58,6 +61,7 @@ async def keep_upload(
         )
         session.add(dataset)
         await session.flush()
+        await note(session, Action.DATASET_CREATED, dataset_id, bytes=upload.bytes, sha256=upload.sha256)
         await session.refresh(dataset)
     except BaseException:
         await asyncio.to_thread(storage.delete, key)
@@ -76,6 +80,7 @@ async def remove_dataset(session: AsyncSession, *, tenant: str, dataset_id: str,
         raise Problem(problems.DATASET_IN_USE, f"dataset {dataset_id} is needed by {', '.join(needing)}")
     key = dataset.key
     await session.delete(dataset)
+    await note(session, Action.DATASET_DELETED, dataset_id)
     await session.commit()
     if key is not None:
         await asyncio.to_thread(storage.delete, key)

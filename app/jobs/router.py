@@ -21,6 +21,7 @@ from app.paging import Page, page_of
 from app.plans.schemas import JobRequest
 from app.plans.service import guard_creation, hold_to_plan
 from app.problems import Problem, documented
+from app.quotas import check_storage
 
 EVENT_STREAM = "text/event-stream"
 MAX_SEQ = 2**63 - 1
@@ -33,6 +34,8 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
     response_model=JobView,
     responses=documented(
         problems.DATASET_NOT_FOUND,
+        problems.TOO_MANY_QUEUED_JOBS,
+        problems.STORAGE_QUOTA_EXCEEDED,
         problems.MODEL_NOT_FOUND,
         problems.PLAN_NOT_FOUND,
         problems.PLAN_MISMATCH,
@@ -65,6 +68,7 @@ async def create(
             headers = {"Location": replay.location or "", "Idempotency-Replayed": "true"}
             return JSONResponse(dict(replay.response), status_code=replay.status_code, headers=headers)
     settings, tenant = parts.settings, caller.tenant
+    await check_storage(session, tenant=tenant, settings=settings, meter=parts.meter)
     if spec.plan is not None:
         agreed = await hold_to_plan(session, tenant=tenant, spec=spec, digest=spec.plan, settings=settings)
     else:
@@ -73,7 +77,7 @@ async def create(
         session,
         tenant=tenant,
         spec=spec,
-        model_root=settings.model_root,
+        settings=settings,
         progress=agreed.progress,
         plan=agreed.estimate,
     )
@@ -111,11 +115,15 @@ async def cancel(job_id: str, caller: JobsWriter, session: SessionDep) -> JobVie
 
 @router.post(
     "/{job_id}/retry",
-    responses=documented(problems.NOT_FOUND, problems.JOB_NOT_RETRYABLE, problems.DATASET_NOT_FOUND),
+    responses=documented(
+        problems.NOT_FOUND, problems.JOB_NOT_RETRYABLE, problems.DATASET_NOT_FOUND, problems.TOO_MANY_QUEUED_JOBS
+    ),
 )
-async def retry(job_id: str, caller: JobsWriter, session: SessionDep, doorbell: DoorbellDep) -> JobView:
+async def retry(
+    job_id: str, caller: JobsWriter, session: SessionDep, parts: ServiceDep, doorbell: DoorbellDep
+) -> JobView:
     """Queue a failed or cancelled job again; it goes on after its last finished block."""
-    job = await service.retry_job(session, tenant=caller.tenant, job_id=job_id)
+    job = await service.retry_job(session, tenant=caller.tenant, job_id=job_id, settings=parts.settings)
     doorbell.ring_later(job.id)
     return JobView.of(job)
 

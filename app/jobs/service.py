@@ -10,6 +10,7 @@ from sqlalchemy import func
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import problems
+from app.audit.service import Action, note
 from app.contract.events import EventType
 from app.contract.ids import new_id
 from app.contract.spec import JobSpec
@@ -18,6 +19,8 @@ from app.contract.tables import Job
 from app.jobs.events import append_event
 from app.jobs.queries import dataset_exists, get_job
 from app.problems import Problem
+from app.quotas import check_queue
+from app.settings import Settings
 
 LOCAL = "local/"
 UPLOADED = "ds_"
@@ -28,7 +31,7 @@ async def create_job(
     *,
     tenant: str,
     spec: JobSpec,
-    model_root: Path | None,
+    settings: Settings,
     progress: Mapping[str, Any] | None = None,
     plan: dict[str, Any] | None = None,
 ) -> Job:
@@ -37,7 +40,8 @@ async def create_job(
     Raises Problem 422 for a local model or an uploaded dataset that is not there. Hub ids are left to the worker.
     """
     if spec.model.id.startswith(LOCAL):
-        _check_local_model(spec.model.id, model_root)
+        _check_local_model(spec.model.id, settings.model_root)
+    await check_queue(session, tenant=tenant, settings=settings)
     await _check_dataset(session, tenant=tenant, dataset=spec.calibration.dataset)
     job = Job(
         id=new_id("job"),
@@ -56,6 +60,7 @@ async def create_job(
     await session.flush()
     data = {"model": spec.model.id, "dataset": spec.calibration.dataset, "scheme": spec.scheme, "method": spec.method}
     await append_event(session, job_id=job.id, kind=EventType.CREATED, data=data)
+    await note(session, Action.JOB_CREATED, job.id, model=spec.model.id, scheme=spec.scheme)
     await session.refresh(job)
     return job
 
@@ -74,12 +79,13 @@ async def cancel_job(session: AsyncSession, *, tenant: str, job_id: str) -> Job:
         await append_event(session, job_id=job_id, kind=EventType.CANCELLED, data={"attempt": job.attempt})
     else:
         job.status = JobStatus.CANCELLING
+    await note(session, Action.JOB_CANCELLED, job_id)
     await session.flush()
     await session.refresh(job)
     return job
 
 
-async def retry_job(session: AsyncSession, *, tenant: str, job_id: str) -> Job:
+async def retry_job(session: AsyncSession, *, tenant: str, job_id: str, settings: Settings) -> Job:
     """Queue a failed or cancelled job again; the blocks that it finished are not computed again.
 
     ``progress`` stays: it holds the commits to which the first attempt resolved the hub ids, and the finished blocks
@@ -90,6 +96,7 @@ async def retry_job(session: AsyncSession, *, tenant: str, job_id: str) -> Job:
         raise Problem(
             problems.JOB_NOT_RETRYABLE, f"job {job_id} is {job.status}; only failed or cancelled can be retried"
         )
+    await check_queue(session, tenant=tenant, settings=settings)
     await _check_dataset(session, tenant=tenant, dataset=job.spec["calibration"]["dataset"])
     now = func.clock_timestamp()
     job.status = JobStatus.QUEUED
@@ -98,6 +105,7 @@ async def retry_job(session: AsyncSession, *, tenant: str, job_id: str) -> Job:
     job.barren_attempts = 0
     await session.flush()
     await append_event(session, job_id=job_id, kind=EventType.RETRIED, data={"blocks_done": job.blocks_done})
+    await note(session, Action.JOB_RETRIED, job_id)
     await session.refresh(job)
     return job
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
@@ -10,7 +11,7 @@ from app import problems
 from app.contract.tables import ApiKey
 from app.deps import KeysAdmin, ServiceDep, SessionDep
 from app.keys import service
-from app.keys.schemas import CreatedKey, KeyView, NewKey
+from app.keys.schemas import CreatedKey, KeyRotation, KeyView, NewKey
 from app.paging import Page, PageQuery, page_of
 from app.problems import documented
 from app.tenancy import owned
@@ -36,6 +37,29 @@ async def list_keys(
     """Keys, newest first, revoked ones included."""
     rows, cursor = await page_of(session, owned(ApiKey, caller.tenant), ApiKey, query=query, keyring=parts.keyring)
     return Page(data=[KeyView.of(row) for row in rows], has_more=cursor is not None, next_cursor=cursor)
+
+
+@router.post(
+    "/{key_id}/rotate",
+    status_code=201,
+    responses=documented(problems.NOT_FOUND, problems.CONFLICT, problems.MALFORMED_REQUEST, problems.BODY_TOO_LARGE),
+)
+async def rotate(
+    key_id: str,
+    caller: KeysAdmin,
+    session: SessionDep,
+    parts: ServiceDep,
+    response: Response,
+    rotation: KeyRotation | None = None,
+) -> CreatedKey:
+    """A new key that does what this one does; this one ends after a while. The new one is shown this once."""
+    keep_previous = timedelta(seconds=(rotation or KeyRotation()).keep_previous_s)
+    row, key = await service.rotate_key(
+        session, caller=caller, key_id=key_id, keep_previous=keep_previous, keyring=parts.keyring
+    )
+    response.headers["Location"] = f"/v1/keys/{row.id}"
+    response.headers["Cache-Control"] = "no-store"
+    return CreatedKey(**KeyView.of(row).model_dump(), key=key)
 
 
 @router.delete("/{key_id}", responses=documented(problems.NOT_FOUND))

@@ -1,14 +1,16 @@
-"""Create and revoke API keys."""
+"""Create, rotate and revoke API keys."""
 
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 
-from sqlalchemy import func
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import problems
-from app.auth import Caller, Keyring, new_api_key
+from app.audit.service import Action, note
+from app.auth import Caller, Keyring, Scope, new_api_key
 from app.contract.ids import new_id
 from app.contract.tables import ApiKey
 from app.keys.schemas import NewKey
@@ -25,15 +27,17 @@ async def create_key(session: AsyncSession, *, caller: Caller, wanted: NewKey, k
         raise Problem(problems.MISSING_SCOPE, f"a key cannot give what it lacks: {', '.join(beyond)}")
     if wanted.tenant not in (None, caller.tenant) and not caller.is_bootstrap:
         raise Problem(problems.MISSING_SCOPE, "only the bootstrap key makes keys of another tenant")
+    key, key_id = new_api_key(), new_id("key")
+    scopes = sorted({scope.value for scope in wanted.scopes})
+    await note(session, Action.KEY_CREATED, key_id, name=wanted.name, scopes=scopes, tenant=wanted.tenant)
     if wanted.tenant is not None:
         await act_for(session, wanted.tenant)
-    key = new_api_key()
     row = ApiKey(
-        id=new_id("key"),
+        id=key_id,
         tenant=wanted.tenant or caller.tenant,
         name=wanted.name,
         digest=keyring.digest(key),
-        scopes=sorted({scope.value for scope in wanted.scopes}),
+        scopes=scopes,
         expires_at=wanted.expires_at,
     )
     session.add(row)
@@ -44,13 +48,39 @@ async def create_key(session: AsyncSession, *, caller: Caller, wanted: NewKey, k
 
 async def revoke_key(session: AsyncSession, *, caller: Caller, key_id: str) -> ApiKey:
     """Takes effect with the next request. Revoking twice changes nothing. Raises Problem 404."""
+    row = await _locked(session, caller, key_id)
+    if row.revoked_at is None:
+        await note(session, Action.KEY_REVOKED, key_id, name=row.name)
+        row.revoked_at = func.clock_timestamp()
+        await session.flush()
+        await session.refresh(row)
+    return row
+
+
+async def rotate_key(
+    session: AsyncSession, *, caller: Caller, key_id: str, keep_previous: timedelta, keyring: Keyring
+) -> tuple[ApiKey, str]:
+    """Another key with the same name, scopes and end; the one before ends after ``keep_previous``, or sooner.
+
+    Raises Problem 404, 409 for a key that has ended, 403 for one that can do more than the caller.
+    """
+    old = await _locked(session, caller, key_id)
+    now = await session.scalar(select(func.clock_timestamp()))
+    assert now is not None
+    if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= now):
+        raise Problem(problems.CONFLICT, f"key {key_id} has ended: make a new one")
+    wanted = NewKey(name=old.name, scopes=[Scope(scope) for scope in old.scopes], expires_at=old.expires_at)
+    row, key = await create_key(session, caller=caller, wanted=wanted, keyring=keyring)
+    end = now + keep_previous
+    old.expires_at = end if old.expires_at is None else min(end, old.expires_at)
+    await note(session, Action.KEY_ROTATED, key_id, successor=row.id)
+    return row, key
+
+
+async def _locked(session: AsyncSession, caller: Caller, key_id: str) -> ApiKey:
     row = None
     if KEY_ID.fullmatch(key_id):
         row = await session.scalar(owned(ApiKey, caller.tenant).where(ApiKey.id == key_id).with_for_update())
     if row is None:
         raise Problem(problems.NOT_FOUND, f"no key {key_id!r}")
-    if row.revoked_at is None:
-        row.revoked_at = func.clock_timestamp()
-        await session.flush()
-        await session.refresh(row)
     return row

@@ -106,10 +106,10 @@ async def cancel(request: Request, job_id: str, visitor: JobsWriter, session: Se
 
 @router.post("/jobs/{job_id}/retry")
 async def retry(
-    request: Request, job_id: str, visitor: JobsWriter, session: SessionDep, doorbell: DoorbellDep
+    request: Request, job_id: str, visitor: JobsWriter, session: SessionDep, parts: ServiceDep, doorbell: DoorbellDep
 ) -> Response:
     await form_of(request, visitor)
-    await api.retry(job_id, visitor.caller, session, doorbell)
+    await api.retry(job_id, visitor.caller, session, parts, doorbell)
     return see(f"/jobs/{job_id}")
 
 

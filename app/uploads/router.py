@@ -67,7 +67,13 @@ async def put_part(
 @router.post(
     "/{upload_id}/complete",
     status_code=201,
-    responses=documented(problems.NOT_FOUND, problems.UPLOAD_INCOMPLETE, problems.INVALID_DATASET, *STORAGE),
+    responses=documented(
+        problems.NOT_FOUND,
+        problems.UPLOAD_INCOMPLETE,
+        problems.INVALID_DATASET,
+        problems.STORAGE_QUOTA_EXCEEDED,
+        *STORAGE,
+    ),
 )
 async def complete(
     upload_id: str,
@@ -85,6 +91,7 @@ async def complete(
         sha256=whole.sha256,
         storage=parts.storage,
         settings=parts.settings,
+        meter=parts.meter,
     )
     response.headers["Location"] = f"/v1/datasets/{dataset.id}"
     return DatasetView.of(dataset)

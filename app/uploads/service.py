@@ -20,6 +20,7 @@ from app.contract.uploads import UPLOAD_ID, expires_at
 from app.datasets.service import keep_upload
 from app.datasets.upload import Upload, uploads_directory
 from app.problems import Problem
+from app.quotas import StorageMeter
 from app.settings import Settings
 from app.storage import ObjectMissing, Storage
 from app.uploads import parts
@@ -70,7 +71,14 @@ async def keep_part(
 
 
 async def complete_upload(
-    session: AsyncSession, *, tenant: str, upload_id: str, sha256: str, storage: Storage, settings: Settings
+    session: AsyncSession,
+    *,
+    tenant: str,
+    upload_id: str,
+    sha256: str,
+    storage: Storage,
+    settings: Settings,
+    meter: StorageMeter,
 ) -> Dataset:
     """Raises Problem 404; 409 when parts are missing or the digest is another; 422 when the file is no dataset.
 
@@ -92,7 +100,9 @@ async def complete_upload(
             )
             raise Problem(problems.UPLOAD_INCOMPLETE, detail)
         upload = Upload(path=path, bytes=path.stat().st_size, sha256=found, name=name)
-        dataset = await keep_upload(session, tenant=tenant, upload=upload, storage=storage, settings=settings)
+        dataset = await keep_upload(
+            session, tenant=tenant, upload=upload, storage=storage, settings=settings, meter=meter
+        )
     await _forget(storage, folder)
     return dataset
 

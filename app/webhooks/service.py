@@ -10,6 +10,7 @@ from sqlalchemy import func
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import problems
+from app.audit.service import Action, note
 from app.contract.ids import new_id
 from app.contract.outbox import PING
 from app.contract.secret import Seal
@@ -41,6 +42,7 @@ async def create_webhook(
     )
     session.add(webhook)
     await session.flush()
+    await note(session, Action.WEBHOOK_CREATED, webhook_id, url=wanted.url)
     await session.refresh(webhook)
     return webhook, secret
 
@@ -61,6 +63,7 @@ async def change_webhook(
         webhook.status = changes.status.value
         webhook.disabled_reason = None if changes.status is WebhookStatus.ENABLED else "disabled by its owner"
         webhook.given_up_in_a_row = 0
+    await note(session, Action.WEBHOOK_CHANGED, webhook_id, changed=sorted(changes.model_fields_set))
     return await _changed(session, webhook)
 
 
@@ -73,12 +76,14 @@ async def rotate_secret(
     webhook.previous_secret = webhook.secret if keep_previous else None
     webhook.previous_until = func.clock_timestamp() + keep_previous if keep_previous else None
     webhook.secret = seal.seal(secret, row=webhook.id)
+    await note(session, Action.WEBHOOK_SECRET_ROTATED, webhook_id)
     return await _changed(session, webhook), secret
 
 
 async def remove_webhook(session: AsyncSession, *, tenant: str, webhook_id: str) -> None:
     """With its deliveries. Raises Problem 404."""
     await session.delete(await get_webhook(session, tenant=tenant, webhook_id=webhook_id, lock=True))
+    await note(session, Action.WEBHOOK_DELETED, webhook_id)
 
 
 async def ping(session: AsyncSession, *, tenant: str, webhook_id: str) -> WebhookDelivery:
@@ -96,6 +101,7 @@ async def ping(session: AsyncSession, *, tenant: str, webhook_id: str) -> Webhoo
     )
     session.add(delivery)
     await session.flush()
+    await note(session, Action.WEBHOOK_PINGED, webhook_id)
     await session.refresh(delivery)
     return delivery
 
@@ -108,6 +114,7 @@ async def redeliver(session: AsyncSession, *, tenant: str, webhook_id: str, deli
     delivery.step = 0
     delivery.due_at = func.clock_timestamp()
     delivery.finished_at = None
+    await note(session, Action.WEBHOOK_REDELIVERED, delivery_id)
     await session.flush()
     await session.refresh(delivery)
     return delivery

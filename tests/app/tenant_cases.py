@@ -22,10 +22,11 @@ NOBODYS = {
     "GET /problems/{slug}": "the contract",
     "GET /v1/schemes": "the contract",
     "GET /hub/api/whoami-v2": "the caller",
+    "GET /v1/usage": "sums over the caller's tenant: test_usage.py looks at another's",
 }
 """Routes that show no tenant's things, and why."""
 
-LISTS = ("GET /v1/jobs", "GET /v1/datasets", "GET /v1/keys", "GET /v1/webhooks", "GET /v1/workers")
+LISTS = ("GET /v1/jobs", "GET /v1/datasets", "GET /v1/keys", "GET /v1/webhooks", "GET /v1/workers", "GET /v1/audit")
 """Routes that list: of another tenant's things they show none."""
 
 OBJECTS: dict[str, dict[str, Any]] = {
@@ -47,6 +48,7 @@ OBJECTS: dict[str, dict[str, Any]] = {
     "PUT /v1/datasets/uploads/{upload_id}/parts/{number}": {"number": 1, "content": b"x"},
     "POST /v1/datasets/uploads/{upload_id}/complete": {"json": {"sha256": "0" * 64}},
     "DELETE /v1/datasets/uploads/{upload_id}": {},
+    "POST /v1/keys/{key_id}/rotate": {},
     "DELETE /v1/keys/{key_id}": {},
     "GET /v1/webhooks/{webhook_id}": {},
     "PATCH /v1/webhooks/{webhook_id}": {"json": {"description": "x"}},

@@ -48,6 +48,8 @@ ROUTES = {
     "GET /v1/datasets": Scope.DATASETS_READ,
     "POST /v1/datasets": Scope.DATASETS_WRITE,
     "DELETE /v1/datasets/x": Scope.DATASETS_WRITE,
+    "GET /v1/audit": Scope.AUDIT_READ,
+    "GET /v1/usage": Scope.USAGE_READ,
     "GET /v1/webhooks": Scope.WEBHOOKS_READ,
     "POST /v1/webhooks/x/ping": Scope.WEBHOOKS_WRITE,
     "GET /v1/workers": Scope.WORKERS_READ,
@@ -86,6 +88,24 @@ async def test_a_key_ends_when_it_was_said_to(api: Api) -> None:
     async with api.as_key(future["key"]) as client:
         ok(await client.get("/v1/jobs"))
     assert ok(await api.client.get("/v1/keys"))["data"][0]["last_used_at"] is not None
+
+
+async def test_a_rotated_key_opens_the_same_and_the_one_before_ends_later(api: Api) -> None:
+    first = await make_key(api, name="ci", scopes=["jobs:read"])
+    second = ok(await api.client.post(f"/v1/keys/{first['id']}/rotate", json={"keep_previous_s": 3600}), 201)
+    assert (second["name"], second["scopes"], second["expires_at"]) == ("ci", ["jobs:read"], None)
+    for key in (first, second):
+        async with api.as_key(key["key"]) as client:
+            ok(await client.get("/v1/jobs"))
+    third = ok(await api.client.post(f"/v1/keys/{second['id']}/rotate", json={"keep_previous_s": 0}), 201)
+    async with api.as_key(second["key"]) as client:
+        problem(await client.get("/v1/jobs"), 401, "unauthenticated")
+    async with api.as_key(third["key"]) as client:
+        ok(await client.get("/v1/jobs"))
+    problem(await api.client.post(f"/v1/keys/{second['id']}/rotate"), 409, "conflict")
+    admin = await make_key(api, scopes=["keys:admin"])
+    async with api.as_key(admin["key"]) as client:  # rotating is no way to scopes that one lacks
+        problem(await client.post(f"/v1/keys/{third['id']}/rotate"), 403, "missing-scope")
 
 
 async def test_a_key_gives_no_more_than_it_has(api: Api) -> None:

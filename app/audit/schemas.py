@@ -1,0 +1,42 @@
+"""What clients see of the audit log."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, StringConstraints
+
+from app.contract.tables import AuditEntry
+from app.paging import PageQuery
+
+Word = Annotated[str, StringConstraints(max_length=80, pattern=r"^[a-z0-9_.]+$")]
+
+
+class AuditQuery(PageQuery):
+    action: Word | None = Field(default=None, examples=["key.created"])
+    object_id: Word | None = None
+    key_id: Word | None = None
+
+
+class AuditView(BaseModel):
+    id: str = Field(examples=["aud_0198a1b2c3d47e5f8a9b0c1d2e3f4a5b"])
+    object: Literal["audit_entry"] = "audit_entry"
+    created_at: datetime
+    key_id: str = Field(description="Who: a key, or `bootstrap`.")
+    action: str = Field(examples=["job.created"])
+    object_id: str
+    request_id: str = Field(description="`X-Request-Id` of the request that did it.")
+    details: dict[str, Any]
+
+    @classmethod
+    def of(cls, entry: AuditEntry) -> AuditView:
+        return cls(
+            id=entry.id,
+            created_at=entry.created_at,
+            key_id=entry.key_id,
+            action=entry.action,
+            object_id=entry.object_id,
+            request_id=entry.request_id,
+            details=entry.details,
+        )

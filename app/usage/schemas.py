@@ -1,0 +1,64 @@
+"""What clients see of their usage."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Self
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+
+MOST_DAYS = 400
+
+
+class By(StrEnum):
+    DAY = "day"
+    MONTH = "month"
+
+
+class UsageQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    since: AwareDatetime | None = Field(default=None, description="30 days before `until` when left out.")
+    until: AwareDatetime | None = Field(default=None, description="Now when left out.")
+    by: By = By.DAY
+
+    @model_validator(mode="after")
+    def _a_bounded_range(self) -> Self:
+        since, until = self.span()
+        if not timedelta() < until - since <= timedelta(days=MOST_DAYS):
+            raise ValueError(f"since must lie before until, by at most {MOST_DAYS} days")
+        return self
+
+    def span(self) -> tuple[datetime, datetime]:
+        until = self.until or datetime.now(UTC)
+        if self.since is not None:
+            return self.since, until
+        return max(until, datetime.min.replace(tzinfo=UTC) + timedelta(days=30)) - timedelta(days=30), until
+
+
+class Period(BaseModel):
+    """A day or month in UTC that had any use at all."""
+
+    start: datetime
+    jobs_created: int = 0
+    jobs_succeeded: int = Field(default=0, description="That ended in this period, like the next two.")
+    jobs_failed: int = 0
+    jobs_cancelled: int = 0
+    worker_seconds: float = Field(default=0.0, description="Of attempts that began in this period.")
+    gpu_seconds: float = Field(default=0.0, description="The part of it on workers with a GPU.")
+    bytes_added: int = Field(default=0, description="Datasets that are still there, and artifacts.")
+
+
+class Stored(BaseModel):
+    datasets: int
+    artifacts: int
+    total: int
+
+
+class Usage(BaseModel):
+    since: datetime
+    until: datetime
+    by: By
+    periods: list[Period]
+    stored: Stored = Field(description="Bytes, now.")
