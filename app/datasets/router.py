@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
+from fastapi import Path as PathParameter
 
 from app import problems
+from app.artifacts.sending import FOREVER
 from app.contract.tables import Dataset
-from app.datasets import service
-from app.datasets.schemas import DatasetQuery, DatasetView
+from app.datasets import contents, service
+from app.datasets.schemas import DatasetQuery, DatasetView, FiguresView, RowPage, RowView
 from app.datasets.upload import received
 from app.deps import DatasetsReader, DatasetsWriter, ServiceDep, SessionDep
 from app.paging import Page, page_of
-from app.problems import documented
+from app.problems import Problem, documented
 from app.quotas import check_storage
 from app.tenancy import owned
 
@@ -95,6 +97,73 @@ async def list_datasets(
 @router.get("/{dataset_id}", responses=documented(problems.NOT_FOUND))
 async def get(dataset_id: str, caller: DatasetsReader, session: SessionDep) -> DatasetView:
     return DatasetView.of(await service.get_dataset(session, tenant=caller.tenant, dataset_id=dataset_id))
+
+
+@router.get("/{dataset_id}/rows", responses=documented(problems.NOT_FOUND, problems.OBJECT_MISSING))
+async def rows(
+    dataset_id: str,
+    caller: DatasetsReader,
+    session: SessionDep,
+    parts: ServiceDep,
+    after: Annotated[int, Query(ge=0, le=10**9, description="Only rows with a greater number.")] = 0,
+    limit: Annotated[int, Query(ge=1, le=50)] = 10,
+) -> RowPage:
+    """The rows as they were uploaded; images are set apart, with a URL each."""
+    found = await service.look_into(
+        session,
+        lambda path: contents.page(path, parts.settings, after=after, limit=limit + 1),
+        tenant=caller.tenant,
+        dataset_id=dataset_id,
+        storage=parts.storage,
+        settings=parts.settings,
+    )
+    views = [RowView.of(dataset_id, row) for row in found[:limit]]
+    return RowPage(data=views, has_more=len(found) > limit, next_after=views[-1].number if views else after)
+
+
+@router.get(
+    "/{dataset_id}/rows/{number}/images/{index}",
+    response_class=Response,
+    responses={
+        **documented(problems.NOT_FOUND, problems.OBJECT_MISSING),
+        200: {"content": {"image/png": {}, "image/jpeg": {}, "image/webp": {}}},
+    },
+)
+async def image(
+    dataset_id: str,
+    number: Annotated[int, PathParameter(ge=1, le=10**9)],
+    index: Annotated[int, PathParameter(ge=0, le=10**6)],
+    caller: DatasetsReader,
+    session: SessionDep,
+    parts: ServiceDep,
+) -> Response:
+    """One image of a row, as it was uploaded."""
+    found = await service.look_into(
+        session,
+        lambda path: contents.image_of(path, parts.settings, number=number, index=index),
+        tenant=caller.tenant,
+        dataset_id=dataset_id,
+        storage=parts.storage,
+        settings=parts.settings,
+    )
+    if found is None or found.data is None:
+        raise Problem(problems.NOT_FOUND, f"row {number} of {dataset_id} has no image {index}")
+    headers = {"Content-Security-Policy": "default-src 'none'; sandbox", "Cache-Control": FOREVER}
+    return Response(found.data, media_type=f"image/{found.header.format.lower()}", headers=headers)
+
+
+@router.get("/{dataset_id}/statistics", responses=documented(problems.NOT_FOUND, problems.OBJECT_MISSING))
+async def statistics(dataset_id: str, caller: DatasetsReader, session: SessionDep, parts: ServiceDep) -> FiguresView:
+    """How many rows and images, how large, how long; one pass over the file."""
+    found = await service.look_into(
+        session,
+        lambda path: contents.figures(path, parts.settings),
+        tenant=caller.tenant,
+        dataset_id=dataset_id,
+        storage=parts.storage,
+        settings=parts.settings,
+    )
+    return FiguresView.of(found)
 
 
 @router.delete("/{dataset_id}", status_code=204, responses=documented(problems.NOT_FOUND, problems.DATASET_IN_USE))

@@ -43,7 +43,7 @@ def check_row(row: Any, settings: Settings) -> RowCheck:
     if not isinstance(row, dict) or not isinstance(row.get("messages"), list) or not row["messages"]:
         check.refuse("/messages", 'expected {"messages": [...]} with at least one message')
         return check
-    waiting = _offered_images(row.get("images"), check)
+    waiting = offered_images(row.get("images"), check)
     offered = len(waiting)
     for index, message in enumerate(row["messages"]):
         _check_message(f"/messages/{index}", message, waiting, check, settings)
@@ -54,7 +54,7 @@ def check_row(row: Any, settings: Settings) -> RowCheck:
     return check
 
 
-def _offered_images(images: Any, check: RowCheck) -> list[tuple[str, Any]]:
+def offered_images(images: Any, check: RowCheck) -> list[tuple[str, Any]]:
     """``[(pointer, image)]`` that image parts without a source of their own take in order."""
     if images is None:
         return []
@@ -93,9 +93,7 @@ def _check_part(pointer: str, part: Any, waiting: list[tuple[str, Any]], check: 
             check.refuse(f"{pointer}/text", "a text part without a text")
     elif kind in ("image", "image_url"):
         check.images += 1
-        source = next((part[name] for name in ("image", "path", "url", "image_url") if part.get(name)), None)
-        if isinstance(source, dict) and isinstance(source.get("url"), str):
-            source = source["url"]
+        source = source_of(part)
         if source is not None:
             _check_image(f"{pointer}/image", source, check, settings)
         elif waiting:
@@ -104,6 +102,14 @@ def _check_part(pointer: str, part: Any, waiting: list[tuple[str, Any]], check: 
             check.refuse(pointer, "an image part without an image, and no further entry in images")
     else:
         check.refuse(f"{pointer}/type", f"{_shown(kind)}; expected text or image")
+
+
+def source_of(part: dict[str, Any]) -> Any:
+    """The image that the part itself carries; None when it takes the next of ``images``."""
+    source = next((part[name] for name in ("image", "path", "url", "image_url") if part.get(name)), None)
+    if isinstance(source, dict) and isinstance(source.get("url"), str):
+        return source["url"]
+    return source
 
 
 def _check_text(pointer: str, text: str, check: RowCheck) -> None:
@@ -115,7 +121,7 @@ def _check_text(pointer: str, text: str, check: RowCheck) -> None:
 
 def _check_image(pointer: str, source: Any, check: RowCheck, settings: Settings) -> None:
     try:
-        data = _image_bytes(source, settings.max_image_bytes)
+        data = image_bytes(source, settings.max_image_bytes)
         header = read_header(data)
     except BadImage as error:
         check.refuse(pointer, str(error))
@@ -126,7 +132,7 @@ def _check_image(pointer: str, source: Any, check: RowCheck, settings: Settings)
         check.refuse(pointer, f"{millions}; at most {settings.max_image_pixels / 1e6:g} million: make it smaller")
 
 
-def _image_bytes(source: Any, limit: int) -> bytes:
+def image_bytes(source: Any, limit: int) -> bytes:
     """Raises BadImage when the bytes are not in the row itself, or too many."""
     if isinstance(source, dict):  # the image column of Hugging Face datasets: {"bytes", "path"}
         if not isinstance(source.get("bytes"), bytes):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.contract.tables import Dataset
+from app.datasets.contents import Figures, Row
 from app.paging import PageQuery
 
 
@@ -40,3 +41,57 @@ class DatasetView(BaseModel):
             images=dataset.images,
             created_at=dataset.created_at,
         )
+
+
+class ImageView(BaseModel):
+    format: Literal["PNG", "JPEG", "WEBP"]
+    width: int
+    height: int
+    bytes: int
+    url: str = Field(description="The image as it was uploaded.")
+
+
+class RowView(BaseModel):
+    number: int = Field(description="Line of a JSONL file, row of a Parquet file; counted from 1.")
+    messages: list[dict[str, Any]] = Field(description="An image part has the `index` of its image among `images`.")
+    images: list[ImageView]
+
+    @classmethod
+    def of(cls, dataset_id: str, row: Row) -> RowView:
+        base = f"/v1/datasets/{dataset_id}/rows/{row.number}/images"
+        images = [
+            ImageView.model_validate({**vars(image.header), "bytes": image.size, "url": f"{base}/{index}"})
+            for index, image in enumerate(row.images)
+        ]
+        return cls(number=row.number, messages=row.messages, images=images)
+
+
+class RowPage(BaseModel):
+    data: list[RowView]
+    has_more: bool
+    next_after: int = Field(description="Pass as `after` for the rows that come next.")
+
+
+class SpreadView(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    least: float
+    median: float
+    most: float
+
+
+class FiguresView(BaseModel):
+    """Of all rows. Characters, because what a token is depends on the model."""
+
+    rows: int
+    rows_with_images: int
+    images: int
+    image_formats: dict[str, int]
+    image_pixels: SpreadView | None = Field(description="Width times height.")
+    image_bytes: SpreadView | None
+    characters: SpreadView | None = Field(description="Of text in one row.")
+    roles: dict[str, int] = Field(description="Messages by role.")
+
+    @classmethod
+    def of(cls, figures: Figures) -> FiguresView:
+        return cls.model_validate(figures, from_attributes=True)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -11,15 +14,16 @@ from app import problems
 from app.audit.service import Action, note
 from app.contract.ids import new_id
 from app.contract.tables import Dataset
-from app.datasets.upload import Upload
+from app.datasets.upload import Upload, draft
 from app.datasets.validation import InvalidRows, validate
 from app.jobs.queries import jobs_needing
 from app.problems import Problem
 from app.quotas import StorageMeter, check_storage
 from app.settings import Settings
-from app.storage import Storage
+from app.storage import ObjectMissing, Storage
 from app.tenancy import owned
 
+Found = TypeVar("Found")
 DATASET_ID = re.compile(r"ds_[0-9a-f]{32}")
 
 
@@ -32,6 +36,32 @@ async def get_dataset(session: AsyncSession, *, tenant: str, dataset_id: str, lo
     if dataset is None:
         raise Problem(problems.NOT_FOUND, f"no dataset {dataset_id!r}")
     return dataset
+
+
+async def look_into(
+    session: AsyncSession,
+    look: Callable[[Path], Found],
+    *,
+    tenant: str,
+    dataset_id: str,
+    storage: Storage,
+    settings: Settings,
+) -> Found:
+    """What ``look`` finds in the dataset's file, in a thread. Raises Problem 404, or 500 when its bytes are gone."""
+    dataset = await get_dataset(session, tenant=tenant, dataset_id=dataset_id)
+    if dataset.key is None or dataset.status != "ready":
+        raise Problem(problems.NOT_FOUND, f"dataset {dataset_id} is {dataset.status}: its rows are not there")
+    key = dataset.key
+
+    def looking() -> Found:
+        with draft(settings) as path:
+            storage.fetch(key, path)
+            return look(path)
+
+    try:
+        return await asyncio.to_thread(looking)
+    except (ObjectMissing, InvalidRows) as error:
+        raise Problem(problems.OBJECT_MISSING, f"the rows of {dataset_id} are not as they were uploaded") from error
 
 
 async def keep_upload(

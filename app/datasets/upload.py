@@ -12,8 +12,8 @@ import hashlib
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -55,13 +55,22 @@ def sweep_abandoned(settings: Settings) -> None:
                 path.unlink()
 
 
-@asynccontextmanager
-async def received(request: Request, settings: Settings) -> AsyncIterator[Upload]:
-    """Raises Problem for a body that is not a form with exactly one part ``file``."""
+@contextmanager
+def draft(settings: Settings) -> Iterator[Path]:
+    """The path of a file beside the storage that is gone afterwards."""
     directory = uploads_directory(settings)
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{uuid.uuid4().hex}.part"
     try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@asynccontextmanager
+async def received(request: Request, settings: Settings) -> AsyncIterator[Upload]:
+    """Raises Problem for a body that is not a form with exactly one part ``file``."""
+    with draft(settings) as path:
         with path.open("xb") as file:
             form = _Form(_boundary(request), file, settings.max_dataset_bytes)
             try:
@@ -73,8 +82,6 @@ async def received(request: Request, settings: Settings) -> AsyncIterator[Upload
             except MultipartParseError as error:
                 raise Problem(problems.MALFORMED_REQUEST, f"the multipart body is broken: {error}") from None
         yield Upload(path=path, bytes=form.bytes, sha256=form.digest.hexdigest(), name=form.name())
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def _boundary(request: Request) -> bytes:

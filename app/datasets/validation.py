@@ -38,9 +38,8 @@ class InvalidRows(Exception):
 
 def validate(path: Path, settings: Settings) -> Contents:
     """Raises InvalidRows for a file that is no dataset or has a bad row."""
-    with path.open("rb") as reader:
-        is_parquet = reader.read(4) == PARQUET_MAGIC
-    rows = _parquet_rows(path, settings) if is_parquet else _jsonl_rows(path)
+    is_parquet = _is_parquet(path)
+    rows = rows_of(path, settings)
     images = count = 0
     errors: list[dict[str, Any]] = []
     for number, row in rows:
@@ -62,6 +61,16 @@ def validate(path: Path, settings: Settings) -> Contents:
     if count == 0:
         _refuse("the file has no rows", errors)
     return Contents(format="parquet" if is_parquet else "jsonl", rows=count, images=images)
+
+
+def rows_of(path: Path, settings: Settings) -> Iterator[tuple[int, Any]]:
+    """``(number, row)``, one at a time; a row that cannot be parsed is an UnreadableRow. May raise InvalidRows."""
+    return _parquet_rows(path, settings) if _is_parquet(path) else _jsonl_rows(path)
+
+
+def _is_parquet(path: Path) -> bool:
+    with path.open("rb") as reader:
+        return reader.read(4) == PARQUET_MAGIC
 
 
 class UnreadableRow(Exception):

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import uuid
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from app.contract.ids import new_id
 from app.contract.tables import Dataset
 from app.contract.uploads import UPLOAD_ID, expires_at
 from app.datasets.service import keep_upload
-from app.datasets.upload import Upload, uploads_directory
+from app.datasets.upload import Upload, draft
 from app.problems import Problem
 from app.quotas import StorageMeter
 from app.settings import Settings
@@ -111,18 +109,6 @@ async def abort_upload(*, tenant: str, upload_id: str, storage: Storage) -> None
     """Raises Problem 404."""
     folder, _, _ = await upload_of(tenant=tenant, upload_id=upload_id, storage=storage)
     await asyncio.to_thread(storage.delete_under, folder)
-
-
-@contextmanager
-def draft(settings: Settings) -> Iterator[Path]:
-    """A file beside the storage that is gone afterwards; what a killed process leaves is swept at the next start."""
-    directory = uploads_directory(settings)
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"{uuid.uuid4().hex}.part"
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def _join(storage: Storage, folder: str, there: list[Part], path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 
 from tests.app.conftest import job_body
+from tests.app.test_datasets import data_uri, picture, row
 
 NOBODYS = {
     "GET /openapi.json": "the contract",
@@ -44,6 +46,9 @@ OBJECTS: dict[str, dict[str, Any]] = {
     "GET /v1/jobs/{job_id}/report": {},
     "GET /v1/datasets/{dataset_id}": {},
     "DELETE /v1/datasets/{dataset_id}": {},
+    "GET /v1/datasets/{dataset_id}/rows": {},
+    "GET /v1/datasets/{dataset_id}/rows/{number}/images/{index}": {"number": 1, "index": 0},
+    "GET /v1/datasets/{dataset_id}/statistics": {},
     "GET /v1/datasets/uploads/{upload_id}": {},
     "PUT /v1/datasets/uploads/{upload_id}/parts/{number}": {"number": 1, "content": b"x"},
     "POST /v1/datasets/uploads/{upload_id}/complete": {"json": {"sha256": "0" * 64}},
@@ -70,10 +75,11 @@ OBJECTS: dict[str, dict[str, Any]] = {
 }
 """Routes of one thing: it is there for its owner and 404 for others. Beside the route: what the path and body need."""
 
+ROW = json.dumps(row(data_uri(picture()))).encode()
 CREATES: dict[str, dict[str, Any]] = {
     "POST /v1/jobs": {"json": job_body()},
     "POST /v1/jobs:plan": {"json": job_body(model={"id": "local/tiny"}, calibration={"dataset": "ds_" + "0" * 32})},
-    "POST /v1/datasets": {"files": {"file": ("r.jsonl", b'{"messages": [{"role": "user", "content": "hello"}]}')}},
+    "POST /v1/datasets": {"files": {"file": ("r.jsonl", ROW)}},
     "POST /v1/datasets/uploads": {"json": {}},
     "POST /v1/keys": {"json": {"name": "k", "scopes": ["jobs:read"]}},
     "POST /v1/webhooks": {"json": {"url": "https://hooks.example.com/x"}},

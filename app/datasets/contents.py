@@ -1,0 +1,134 @@
+"""Looking into a dataset: its rows with their images set apart, and figures over all of them.
+
+No image is decoded here: format and size are read from its first bytes, and the bytes go out as they came in.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from app.datasets.images import ImageHeader, read_header
+from app.datasets.rows import RowCheck, image_bytes, offered_images, source_of
+from app.datasets.validation import rows_of
+from app.settings import Settings
+
+
+@dataclass(frozen=True)
+class Image:
+    header: ImageHeader
+    size: int
+    data: bytes | None
+    """Kept only for an image that was asked for: a page of rows may hold as many as the whole dataset."""
+
+
+@dataclass
+class Row:
+    """``number``: the line of a JSONL file, or the row of a Parquet file, counted from 1."""
+
+    number: int
+    messages: list[dict[str, Any]]
+    """As in the file, but an image part holds ``index``, its number among ``images``, in place of the image."""
+    images: list[Image] = field(default_factory=list)
+
+    @property
+    def characters(self) -> int:
+        parts = (part for message in self.messages for part in message["content"])
+        return sum(len(part["text"]) for part in parts if part["type"] == "text")
+
+
+@dataclass(frozen=True)
+class Spread:
+    least: float
+    median: float
+    most: float
+
+    @classmethod
+    def of(cls, values: list[int]) -> Spread | None:
+        return cls(min(values), statistics.median(values), max(values)) if values else None
+
+
+@dataclass(frozen=True)
+class Figures:
+    rows: int
+    rows_with_images: int
+    images: int
+    image_formats: dict[str, int]
+    image_pixels: Spread | None
+    image_bytes: Spread | None
+    characters: Spread | None
+    roles: dict[str, int]
+
+
+def page(path: Path, settings: Settings, *, after: int, limit: int) -> list[Row]:
+    """Rows whose number is greater than ``after``."""
+    later = (_row(number, row, settings) for number, row in rows_of(path, settings) if number > after)
+    return list(islice(later, limit))
+
+
+def image_of(path: Path, settings: Settings, *, number: int, index: int) -> Image | None:
+    """One image of one row, with its data; None when there is none."""
+    for found, row in rows_of(path, settings):
+        if found == number:
+            images = _row(number, row, settings, keep=index).images
+            return images[index] if index < len(images) else None
+    return None
+
+
+def figures(path: Path, settings: Settings) -> Figures:
+    """One pass; of an image only its size is kept."""
+    formats, roles = Counter[str](), Counter[str]()
+    pixels, sizes, characters, with_images = list[int](), list[int](), list[int](), 0
+    for row in _rows(path, settings):
+        characters.append(row.characters)
+        with_images += bool(row.images)
+        roles.update(str(message["role"]) for message in row.messages)
+        for image in row.images:
+            sizes.append(image.size)
+            formats[image.header.format] += 1
+            pixels.append(image.header.width * image.header.height)
+    return Figures(
+        rows=len(characters),
+        rows_with_images=with_images,
+        images=len(sizes),
+        image_formats=dict(formats),
+        image_pixels=Spread.of(pixels),
+        image_bytes=Spread.of(sizes),
+        characters=Spread.of(characters),
+        roles=dict(roles),
+    )
+
+
+def _rows(path: Path, settings: Settings) -> Iterator[Row]:
+    for number, row in rows_of(path, settings):
+        yield _row(number, row, settings)
+
+
+def _row(number: int, row: dict[str, Any], settings: Settings, keep: int | None = None) -> Row:
+    """``row`` was found good when it was uploaded."""
+    waiting = offered_images(row.get("images"), RowCheck())
+    found = Row(number, [])
+    for message in row["messages"]:
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        found.messages.append(
+            {"role": message["role"], "content": [_part(part, waiting, found, settings, keep) for part in parts]}
+        )
+    return found
+
+
+def _part(
+    part: dict[str, Any], waiting: list[tuple[str, Any]], row: Row, settings: Settings, keep: int | None
+) -> dict[str, Any]:
+    if part["type"] == "text":
+        return {"type": "text", "text": part["text"]}
+    source = source_of(part)
+    data = image_bytes(waiting.pop(0)[1] if source is None else source, settings.max_image_bytes)
+    index = len(row.images)
+    row.images.append(Image(read_header(data), len(data), data if index == keep else None))
+    return {"type": "image", "index": index}
