@@ -10,11 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from fastapi import Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -88,3 +91,41 @@ async def remember(session: AsyncSession, *, tenant: str, key: str, request_dige
     statement = insert(IdempotencyRecord).values(tenant=tenant, key=key, **values)
     # What is there already is older than 24 hours, or `recall` would have found it.
     await session.execute(statement.on_conflict_do_update(index_elements=["tenant", "key"], set_=values))
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a request made, and where it is."""
+
+    view: BaseModel
+    location: str
+
+
+async def answer_once(
+    session: AsyncSession,
+    response: Response,
+    make: Callable[[], Awaitable[Made]],
+    *,
+    tenant: str,
+    key: str | None,
+    operation: str,
+    body: Mapping[str, Any],
+) -> Any:
+    """What ``make`` makes, its place in ``response``; or the kept answer to the same request.
+
+    Without a key every request is carried out.
+    """
+    digest = ""
+    if key is not None:
+        checked_key(key)
+        digest = digest_of(operation, body)
+        replay = await recall(session, tenant=tenant, key=key, request_digest=digest)
+        if replay is not None:
+            headers = {"Location": replay.location or "", "Idempotency-Replayed": "true"}
+            return JSONResponse(dict(replay.response), status_code=replay.status_code, headers=headers)
+    made = await make()
+    if key is not None:
+        answer = Replay(status_code=201, response=made.view.model_dump(mode="json"), location=made.location)
+        await remember(session, tenant=tenant, key=key, request_digest=digest, answer=answer)
+    response.headers["Location"] = made.location
+    return made.view

@@ -13,6 +13,7 @@ from app import problems
 from app.artifacts.router import router as artifacts
 from app.audit.router import router as audit
 from app.auth import load_keyring
+from app.comparisons.router import router as comparisons
 from app.contract.bell import RedisBell
 from app.contract.secret import Seal, service_secret
 from app.database import create_engine, create_sessions
@@ -67,7 +68,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes, limits=limits)
     app.add_middleware(TelemetryMiddleware, telemetry=telemetry)
     problems.register(app)
-    for router in (plans, jobs, artifacts, uploads, datasets, keys, hub, webhooks, audit, usage, system, dashboard):
+    routers = (plans, jobs, comparisons, artifacts, uploads, datasets, keys, hub, webhooks, audit, usage, system)
+    for router in (*routers, dashboard):
         app.include_router(router)
     _describe_problems(app)
     return app

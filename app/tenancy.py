@@ -16,6 +16,7 @@ from app.contract.tables import (
     Artifact,
     Attempt,
     AuditEntry,
+    Comparison,
     Dataset,
     IdempotencyRecord,
     Job,
@@ -28,12 +29,13 @@ from app.contract.tables import (
     WebhookDelivery,
 )
 
-Owned = TypeVar("Owned", Job, Dataset, ApiKey, Webhook, WebhookDelivery, AuditEntry)
+Owned = TypeVar("Owned", Job, Dataset, ApiKey, Comparison, Webhook, WebhookDelivery, AuditEntry)
 Named = TypeVar(
     "Named",
     Job,
     Dataset,
     ApiKey,
+    Comparison,
     IdempotencyRecord,
     Plan,
     Webhook,

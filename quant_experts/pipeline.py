@@ -43,6 +43,7 @@ from quant_experts.groups import GroupPlan, block_prefix, plan_groups
 from quant_experts.mixed_precision import check_mixed_precision
 from quant_experts.progress import Finished, OnEvent, PhaseStarted, ShouldStop, Warned, ignore, never
 from quant_experts.report import AutoSearch, QualityReport, Size
+from quant_experts.reuse import calls_fingerprint
 from quant_experts.sensitivity.measuring import Measuring
 from quant_experts.tensor_file import TensorFile
 from quant_experts.treatment import decide_treatment
@@ -116,13 +117,14 @@ def quantize(
     _fill_language_model(blueprint)
 
     on_event(PhaseStarted("calibrating", choice.wanted))
-    calls = read_calls(work, fingerprint) or gather_calls(
+    key = calls_fingerprint(spec, parts, source, _environment(blueprint))
+    calls = read_calls(work, key) or gather_calls(
         blueprint,
         rows,
         choice,
         collate,
         work=work,
-        fingerprint=fingerprint,
+        fingerprint=key,
         on_event=on_event,
         should_stop=should_stop,
     )

@@ -28,6 +28,10 @@ NEWEST_WEIGHT = 0.3
 """Weight of the newest block in the moving average of seconds per block."""
 
 
+CALLS_FILES = ("calls.safetensors", "calls.json")
+"""Names of the files in which the library keeps the language model's calls."""
+
+
 class NotHeld(Exception):
     """The job is no longer this attempt's to write: it was reaped, cancelled, or has ended."""
 
@@ -289,6 +293,25 @@ def record_resumed(connection: Connection, hold: Hold, *, block: int, blocks: in
 def block_files(connection: Connection, job_id: str) -> list[dict[str, Any]]:
     """``name bytes sha256 key`` of every file that finished blocks left for a resume, in the order of the blocks."""
     return [file for _, files in sorted(_files_by_block(connection, job_id).items()) for file in files]
+
+
+def files_to_take_over(connection: Connection, job_id: str) -> list[dict[str, Any]]:
+    """What other jobs left that this one may take over, as :func:`block_files` has it: of the job it was forked from
+    everything, of the oldest of its comparison the language model's calls. The library verifies what fits."""
+    sources = connection.execute(
+        "SELECT other.id, other.id = mine.forked_from AS forked FROM jobs mine JOIN jobs other"
+        " ON other.tenant = mine.tenant AND other.id <> mine.id"
+        " AND (other.id = mine.forked_from OR other.comparison_id = mine.comparison_id)"
+        " WHERE mine.id = %s AND EXISTS (SELECT FROM layers WHERE job_id = other.id AND files <> '[]'::jsonb)"
+        " ORDER BY (other.id = mine.forked_from) DESC NULLS LAST, other.created_at, other.id LIMIT 1",
+        (job_id,),
+    ).fetchall()
+    return [
+        file
+        for source in sources
+        for file in block_files(connection, source["id"])
+        if source["forked"] or file["name"] in CALLS_FILES
+    ]
 
 
 def dataset(connection: Connection, *, tenant: str, dataset_id: str) -> dict[str, Any] | None:

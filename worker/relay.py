@@ -107,6 +107,8 @@ class Relay:
             },
         )
         self._stored.update(file["sha256"] for file in files)
+        if block.resumed:  # of another job: the files are ours now as well
+            self._pen.write(ledger.record_resumed, block=block.block, blocks=block.blocks)
         # Only now: until the row was committed, a resume would have needed them.
         for key in unused:
             self._storage.delete(key)

@@ -186,7 +186,7 @@ def _compute(hands: Hands, claim: ledger.Claim, spec: JobSpec, lease: Lease, pen
     known = pen.read(ledger.block_files, hold.job_id)
     job = _prepare(hands, claim, spec, lease, pen, storage, directory, log)
     (directory / "work").mkdir()
-    fetch.finished_blocks(known, storage, directory / "work")
+    fetch.finished_blocks(known or pen.read(ledger.files_to_take_over, hold.job_id), storage, directory / "work")
     lease.check()
 
     relay = Relay(pen, storage, job_id=hold.job_id, work=directory / "work", known=known)

@@ -8,11 +8,13 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+from psycopg.types.json import Jsonb
+
 from app.contract import uploads
-from app.contract.states import LEASED, AttemptOutcome, JobStatus
+from app.contract.states import FINISHED, LEASED, AttemptOutcome, JobStatus
 from app.storage import Storage
 from worker.fetch import ARRIVING, PARTIAL
-from worker.ledger import Connection, Hold
+from worker.ledger import CALLS_FILES, Connection, Hold
 from worker.publish import attempt_prefix
 
 IDEMPOTENCY_HOURS = 24
@@ -50,15 +52,22 @@ def forget_workers(connection: Connection) -> int:
 
 
 def drop_block_files(connection: Connection, storage: Storage, *, resumable_hours: float = RESUMABLE_HOURS) -> int:
-    """Drop the files from which a finished job could have been resumed; the reports of its blocks stay."""
+    """Drop the files from which a finished job could have been resumed; the reports of its blocks stay.
+
+    A failed or cancelled job keeps them for a while. Of one that succeeded only the language model's calls stay as
+    long: a fork or a comparison may begin with them.
+    """
     jobs = connection.execute(
-        "SELECT id FROM jobs WHERE EXISTS (SELECT FROM layers WHERE job_id = jobs.id AND files <> '[]'::jsonb) AND ("
-        " status = %(succeeded)s OR (status = ANY(%(ended)s)"
-        " AND finished_at < clock_timestamp() - make_interval(secs => %(seconds)s))) LIMIT 100",
+        "SELECT id, finished_at < clock_timestamp() - make_interval(secs => %(seconds)s) AS all_of_them FROM jobs WHERE"
+        " (status = %(succeeded)s AND EXISTS (SELECT FROM layers, jsonb_array_elements(files) file"
+        "  WHERE job_id = jobs.id AND NOT file->>'name' = ANY(%(calls)s)))"
+        " OR (status = ANY(%(ended)s) AND finished_at < clock_timestamp() - make_interval(secs => %(seconds)s)"
+        "  AND EXISTS (SELECT FROM layers WHERE job_id = jobs.id AND files <> '[]'::jsonb)) LIMIT 100",
         {
             "succeeded": JobStatus.SUCCEEDED.value,
-            "ended": [JobStatus.FAILED.value, JobStatus.CANCELLED.value],
+            "ended": [status.value for status in FINISHED],
             "seconds": resumable_hours * 3600,
+            "calls": list(CALLS_FILES),
         },
     ).fetchall()
     dropped = 0
@@ -67,15 +76,32 @@ def drop_block_files(connection: Connection, storage: Storage, *, resumable_hour
             # A retry may come in between: the lock on the row decides who was first.
             still = connection.execute(
                 "SELECT 1 FROM jobs WHERE id = %s AND status = ANY(%s) FOR UPDATE",
-                (job["id"], [JobStatus.SUCCEEDED.value, JobStatus.FAILED.value, JobStatus.CANCELLED.value]),
+                (job["id"], [status.value for status in FINISHED]),
             ).fetchone()
             if still is None:
                 continue
-            connection.execute("UPDATE layers SET files = '[]' WHERE job_id = %s", (job["id"],))
-            # Inside the transaction: a retry that waits for the row must not store the same blocks under our hands.
-            storage.delete_under(f"jobs/{job['id']}/blocks")
+            # The bytes go inside the transaction: a retry that waits for the row must not store the same blocks under
+            # our hands.
+            if job["all_of_them"]:
+                connection.execute("UPDATE layers SET files = '[]' WHERE job_id = %s", (job["id"],))
+                storage.delete_under(f"jobs/{job['id']}/blocks")
+            else:
+                _drop_all_but_calls(connection, storage, job["id"])
         dropped += 1
     return dropped
+
+
+def _drop_all_but_calls(connection: Connection, storage: Storage, job_id: str) -> None:
+    kept: set[str] = set()
+    for row in connection.execute("SELECT block, files FROM layers WHERE job_id = %s", (job_id,)).fetchall():
+        calls = [file for file in row["files"] if file["name"] in CALLS_FILES]
+        kept |= {file["key"] for file in calls}
+        connection.execute(
+            "UPDATE layers SET files = %s WHERE job_id = %s AND block = %s", (Jsonb(calls), job_id, row["block"])
+        )
+    for key in list(storage.keys(f"jobs/{job_id}/blocks")):
+        if key not in kept:
+            storage.delete(key)
 
 
 def drop_dead_artifacts(connection: Connection, storage: Storage, *, dead_seconds: float = DEAD_SECONDS) -> int:

@@ -115,6 +115,11 @@ class Job(Base):
     plan: Mapped[dict[str, Any] | None]
     """What was estimated when the job was made: ``{"digest", "seconds_per_block": {device: s}, …}``."""
 
+    forked_from: Mapped[str | None]
+    """The job whose files this one may take over; it may be gone by now."""
+    comparison_id: Mapped[str | None] = mapped_column(index=True)
+    """Jobs of one comparison take over each other's."""
+
     summary: Mapped[dict[str, Any] | None]
     """The figures of a finished run: errors, KL, bits, bytes."""
     verdict: Mapped[str | None]
@@ -231,6 +236,20 @@ class ApiKey(Base):
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]
+
+
+class Comparison(Base):
+    """Several schemes or methods on one model and dataset: its jobs name it."""
+
+    __tablename__ = "comparisons"
+    __table_args__ = (Index("ix_comparisons_page", "tenant", text("created_at DESC"), text("id DESC")),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    name: Mapped[str | None]
+    request: Mapped[dict[str, Any]]
+    """The body that it was made of."""
+    created_at: Mapped[datetime] = _now()
 
 
 class Plan(Base):

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 
 from app import idempotency, problems
 from app.contract.events import TERMINAL
 from app.contract.tables import Job
 from app.deps import DoorbellDep, JobsReader, JobsWriter, ServiceDep, SessionDep
-from app.idempotency import Replay
+from app.idempotency import Made
 from app.jobs import queries, service
 from app.jobs.events import events_after
+from app.jobs.fork import ForkRequest, forked, pins_of
 from app.jobs.schemas import AttemptList, AttemptView, EventPage, EventView, JobQuery, JobView, LayerPage, LayerView
 from app.jobs.stream import stream_events
 from app.negotiation import choose
@@ -58,38 +59,83 @@ async def create(
     idempotency_key: Annotated[str | None, Header(description="Makes a repeated request safe for 24 hours.")] = None,
 ) -> Any:
     """Queue a quantization. The answer is the job; follow it at `/v1/jobs/{id}/events`."""
-    digest = ""
-    if idempotency_key is not None:
-        idempotency.checked_key(idempotency_key)
-        body = spec.model_dump(mode="json", exclude=set() if spec.plan else {"plan"})
-        digest = idempotency.digest_of("POST /v1/jobs", body)
-        replay = await idempotency.recall(session, tenant=caller.tenant, key=idempotency_key, request_digest=digest)
-        if replay is not None:
-            headers = {"Location": replay.location or "", "Idempotency-Replayed": "true"}
-            return JSONResponse(dict(replay.response), status_code=replay.status_code, headers=headers)
-    settings, tenant = parts.settings, caller.tenant
-    await check_storage(session, tenant=tenant, settings=settings, meter=parts.meter)
-    if spec.plan is not None:
-        agreed = await hold_to_plan(session, tenant=tenant, spec=spec, digest=spec.plan, settings=settings)
-    else:
-        agreed = await guard_creation(session, tenant=tenant, spec=spec, settings=settings, storage=parts.storage)
-    job = await service.create_job(
-        session,
-        tenant=tenant,
-        spec=spec,
-        settings=settings,
-        progress=agreed.progress,
-        plan=agreed.estimate,
-    )
-    view, location = JobView.of(job), f"/v1/jobs/{job.id}"
-    if idempotency_key is not None:
-        answer = Replay(status_code=201, response=view.model_dump(mode="json"), location=location)
-        await idempotency.remember(
-            session, tenant=caller.tenant, key=idempotency_key, request_digest=digest, answer=answer
+    settings, tenant, storage = parts.settings, caller.tenant, parts.storage
+
+    async def make() -> Made:
+        await check_storage(session, tenant=tenant, settings=settings, meter=parts.meter)
+        if spec.plan is not None:
+            agreed = await hold_to_plan(session, tenant=tenant, spec=spec, digest=spec.plan, settings=settings)
+        else:
+            agreed = await guard_creation(session, tenant=tenant, spec=spec, settings=settings, storage=storage)
+        job = await service.create_job(
+            session,
+            tenant=tenant,
+            spec=spec,
+            settings=settings,
+            progress=agreed.progress,
+            plan=agreed.estimate,
         )
-    doorbell.ring_later(job.id)
-    response.headers["Location"] = location
-    return view
+        doorbell.ring_later(job.id)
+        return Made(JobView.of(job), f"/v1/jobs/{job.id}")
+
+    body = spec.model_dump(mode="json", exclude=set() if spec.plan else {"plan"})
+    return await idempotency.answer_once(
+        session, response, make, tenant=tenant, key=idempotency_key, operation="POST /v1/jobs", body=body
+    )
+
+
+@router.post(
+    "/{job_id}/fork",
+    status_code=201,
+    response_model=JobView,
+    responses=documented(
+        problems.NOT_FOUND,
+        problems.DATASET_NOT_FOUND,
+        problems.TOO_MANY_QUEUED_JOBS,
+        problems.STORAGE_QUOTA_EXCEEDED,
+        problems.MODEL_NOT_FOUND,
+        problems.INSUFFICIENT_MEMORY,
+        problems.IDEMPOTENCY_IN_PROGRESS,
+        problems.IDEMPOTENCY_MISMATCH,
+        problems.MALFORMED_REQUEST,
+        problems.BODY_TOO_LARGE,
+    ),
+)
+async def fork(
+    job_id: str,
+    request: ForkRequest,
+    caller: JobsWriter,
+    session: SessionDep,
+    parts: ServiceDep,
+    doorbell: DoorbellDep,
+    response: Response,
+    idempotency_key: Annotated[str | None, Header(description="Makes a repeated request safe for 24 hours.")] = None,
+) -> Any:
+    """A job with the same spec but for what the body changes. It takes over what the first one computed where nothing
+    before it differs: calibration always, finished blocks when what is computed is the same. The bytes are those of the
+    same job without a first one."""
+    settings, tenant = parts.settings, caller.tenant
+
+    async def make() -> Made:
+        await check_storage(session, tenant=tenant, settings=settings, meter=parts.meter)
+        parent, spec = await forked(session, tenant=tenant, job_id=job_id, request=request)
+        agreed = await guard_creation(session, tenant=tenant, spec=spec, settings=settings, storage=parts.storage)
+        job = await service.create_job(
+            session,
+            tenant=tenant,
+            spec=spec,
+            settings=settings,
+            progress=pins_of(parent, spec),
+            plan=agreed.estimate,
+            forked_from=parent.id,
+        )
+        doorbell.ring_later(job.id)
+        return Made(JobView.of(job), f"/v1/jobs/{job.id}")
+
+    operation = f"POST /v1/jobs/{job_id}/fork"
+    return await idempotency.answer_once(
+        session, response, make, tenant=tenant, key=idempotency_key, operation=operation, body=request.changes
+    )
 
 
 @router.get("", responses=documented(problems.INVALID_CURSOR))

@@ -82,6 +82,8 @@ class JobView(BaseModel):
     progress: Progress
     attempts: int = Field(description="How often a worker took the job.")
     worker: str | None
+    forked_from: str | None = Field(description="The job whose results this one takes over where they fit.")
+    comparison_id: str | None
     plan: dict[str, Any] | None = Field(
         description="What was estimated when the job was made: bytes (exact where the scheme decides them), memory, "
         "seconds per block by device. Null for a hub model without a plan."
@@ -118,6 +120,8 @@ class JobView(BaseModel):
             progress=_progress(job),
             attempts=job.attempt,
             worker=job.worker,
+            forked_from=job.forked_from,
+            comparison_id=job.comparison_id,
             plan=job.plan,
             summary=job.summary,
             verdict=Verdict(job.verdict) if job.verdict is not None else None,

@@ -34,8 +34,11 @@ async def create_job(
     settings: Settings,
     progress: Mapping[str, Any] | None = None,
     plan: dict[str, Any] | None = None,
+    forked_from: str | None = None,
+    comparison_id: str | None = None,
 ) -> Job:
-    """``progress``: commits that the job is to keep to; ``plan``: what was estimated.
+    """``progress``: commits that the job is to keep to; ``plan``: what was estimated; ``forked_from``,
+    ``comparison_id``: whose files the job may take over.
 
     Raises Problem 422 for a local model or an uploaded dataset that is not there. Hub ids are left to the worker.
     """
@@ -52,6 +55,8 @@ async def create_job(
         spec=spec.model_dump(mode="json", include=set(JobSpec.model_fields) - {"alias"}),
         progress=dict(progress or {}),
         plan=plan,
+        forked_from=forked_from,
+        comparison_id=comparison_id,
         model_id=spec.model.id,
         method=spec.method,
         scheme=spec.scheme,
@@ -59,6 +64,7 @@ async def create_job(
     session.add(job)
     await session.flush()
     data = {"model": spec.model.id, "dataset": spec.calibration.dataset, "scheme": spec.scheme, "method": spec.method}
+    data |= {"forked_from": forked_from} if forked_from else {}
     await append_event(session, job_id=job.id, kind=EventType.CREATED, data=data)
     await note(session, Action.JOB_CREATED, job.id, model=spec.model.id, scheme=spec.scheme)
     await session.refresh(job)

@@ -115,13 +115,19 @@ def _appearing_whole(output: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
+def companions(source: Path) -> Iterator[Path]:
+    """Files of a model's directory that are neither weights nor code: tokenizer, processor, template, licence."""
+    for path in sorted({path for pattern in COPIED for path in source.glob(pattern)}):
+        name = path.relative_to(source).as_posix()
+        if path.is_file() and name not in NOT_COPIED and not name.endswith(".safetensors.index.json"):
+            yield path
+
+
 def _copy_companions(source: Path, directory: Path) -> list[WrittenFile]:
     """Copy what is not weights, byte for byte. Raises InvalidModel for a file of an implausible size."""
     copied = []
-    for path in sorted({path for pattern in COPIED for path in source.glob(pattern)}):
+    for path in companions(source):
         name = path.relative_to(source).as_posix()
-        if not path.is_file() or name in NOT_COPIED or name.endswith(".safetensors.index.json"):
-            continue
         if path.stat().st_size > LARGEST_COPY:
             raise InvalidModel(f"{name}: {path.stat().st_size >> 20} MiB is more than a tokenizer or template takes")
         target = directory / name

@@ -28,13 +28,26 @@ NOBODYS = {
 }
 """Routes that show no tenant's things, and why."""
 
-LISTS = ("GET /v1/jobs", "GET /v1/datasets", "GET /v1/keys", "GET /v1/webhooks", "GET /v1/workers", "GET /v1/audit")
+LISTS = (
+    "GET /v1/jobs",
+    "GET /v1/comparisons",
+    "GET /v1/datasets",
+    "GET /v1/keys",
+    "GET /v1/webhooks",
+    "GET /v1/workers",
+    "GET /v1/audit",
+)
 """Routes that list: of another tenant's things they show none."""
 
 OBJECTS: dict[str, dict[str, Any]] = {
     "GET /v1/jobs/{job_id}": {},
     "POST /v1/jobs/{job_id}/cancel": {},
     "POST /v1/jobs/{job_id}/retry": {},
+    "POST /v1/jobs/{job_id}/fork": {"json": {"scheme": "W4A8"}},
+    "GET /v1/comparisons/{comparison_id}": {},
+    "GET /v1/comparisons/{comparison_id}/plot": {},
+    "POST /v1/comparisons/{comparison_id}/cancel": {},
+    "DELETE /v1/comparisons/{comparison_id}": {},
     "GET /v1/jobs/{job_id}/events": {},
     "GET /v1/jobs/{job_id}/layers": {},
     "GET /v1/jobs/{job_id}/attempts": {},
@@ -76,8 +89,16 @@ OBJECTS: dict[str, dict[str, Any]] = {
 """Routes of one thing: it is there for its owner and 404 for others. Beside the route: what the path and body need."""
 
 ROW = json.dumps(row(data_uri(picture()))).encode()
+
+COMPARISON = {
+    "model": {"id": "acme/tiny-vl"},
+    "calibration": {"dataset": "acme/rows"},
+    "candidates": [{"scheme": "W4A6"}, {"scheme": "W4A8"}],
+}
+
 CREATES: dict[str, dict[str, Any]] = {
     "POST /v1/jobs": {"json": job_body()},
+    "POST /v1/comparisons": {"json": COMPARISON},
     "POST /v1/jobs:plan": {"json": job_body(model={"id": "local/tiny"}, calibration={"dataset": "ds_" + "0" * 32})},
     "POST /v1/datasets": {"files": {"file": ("r.jsonl", ROW)}},
     "POST /v1/datasets/uploads": {"json": {}},
@@ -122,6 +143,7 @@ class Owned:
     webhook_id: str
     delivery_id: str
     upload_id: str
+    comparison_id: str
 
     def path(self, route: str, values: dict[str, Any]) -> str:
         """``route`` with the ids in it."""

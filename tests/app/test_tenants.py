@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from app.auth import Scope
 from app.contract.tables import Base, Job
 from app.database import tenant_session
 from tests.app.conftest import Api, job_body, ok, problem
-from tests.app.tenant_cases import CREATES, LISTS, OBJECTS, Owned
+from tests.app.tenant_cases import COMPARISON, CREATES, LISTS, OBJECTS, Owned
 from tests.services import Postgres, migrate
 
 SOURCES = Path(app.__file__).parent
@@ -37,7 +38,18 @@ async def mine(api: Api, tmp_path: Path) -> Owned:
     webhook = ok(await api.client.post("/v1/webhooks", **CREATES["POST /v1/webhooks"]), 201)["id"]
     delivery = ok(await api.client.post(f"/v1/webhooks/{webhook}/ping"), 202)["id"]
     upload = ok(await api.client.post("/v1/datasets/uploads", **CREATES["POST /v1/datasets/uploads"]), 201)["id"]
-    return Owned(job_id=job, dataset_id=dataset, key_id=key, webhook_id=webhook, delivery_id=delivery, upload_id=upload)
+    comparison = "cmp_" + "0" * 32  # without jobs, so that there is one job
+    statement = "INSERT INTO comparisons (id, tenant, request) VALUES (%s, 'default', %s)"
+    api.execute(statement, [comparison, json.dumps(COMPARISON)])
+    return Owned(
+        job_id=job,
+        dataset_id=dataset,
+        key_id=key,
+        webhook_id=webhook,
+        delivery_id=delivery,
+        upload_id=upload,
+        comparison_id=comparison,
+    )
 
 
 async def key_of_another_tenant(api: Api) -> str:

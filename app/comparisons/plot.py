@@ -1,0 +1,169 @@
+"""The frontier as a picture: size against KL, one mark per job, a staircase through those that nothing beats."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from app.comparisons.schemas import ComparedJob, ComparisonView
+
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 880, 420, 84, 28, 52, 56
+LEAST_KL = 1e-9
+"""A KL of zero has no place on a logarithmic axis; it is drawn at the bottom."""
+UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
+STYLE = """
+  text { font: 13px system-ui, sans-serif; fill: #1f2328 } .small { font-size: 12px; fill: #57606a }
+  .grid { stroke: #d0d7de; stroke-width: 1 } .frame { fill: none; stroke: #8c959f }
+  .stairs { fill: none; stroke: #0969da; stroke-width: 2 } .best { fill: #0969da }
+  .beaten { fill: #ffffff; stroke: #57606a; stroke-width: 1.5 } .missed { fill: #cf222e; stroke: none }
+  .sheet { fill: #ffffff }
+  @media (prefers-color-scheme: dark) {
+    text { fill: #e6edf3 } .small { fill: #9198a1 } .grid { stroke: #30363d } .sheet { fill: #0d1117 }
+    .beaten { fill: #0d1117; stroke: #9198a1 } .stairs { stroke: #4493f8 } .best { fill: #4493f8 }
+    .missed { fill: #f85149 }
+  }
+"""
+
+
+Scale = Callable[[float], float]
+
+
+@dataclass(frozen=True)
+class Point:
+    x: float
+    y: float
+    row: ComparedJob
+
+
+def draw(comparison: ComparisonView) -> str:
+    """An SVG document; it says so in words when no job has ended well yet."""
+    rows = [row for row in comparison.jobs if row.kl is not None and row.bytes_after is not None]
+    title = f"{comparison.model.id}: size and KL of {len(comparison.jobs)} candidates"
+    body = _chart(rows) if rows else [f'<text x="{LEFT}" y="{HEIGHT / 2}">No candidate has succeeded yet.</text>']
+    waiting = len(comparison.jobs) - len(rows)
+    note = f"{waiting} of {len(comparison.jobs)} have no figures" if waiting and rows else ""
+    described = "; ".join(f"{row.label}: {_size(row.bytes_after or 0)}, KL {_number(row.kl or 0.0)}" for row in rows)
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img"'
+            ' aria-labelledby="title what">',
+            f'<title id="title">{escape(title)}</title>',
+            f'<desc id="what">{escape(described or "No candidate has succeeded yet.")}</desc>',
+            f"<style>{STYLE}</style>",
+            f'<rect class="sheet" width="{WIDTH}" height="{HEIGHT}"/>',
+            f'<text x="{LEFT}" y="26">{escape(_shortened(title, 96))}</text>',
+            *body,
+            f'<text class="small" x="{WIDTH - RIGHT}" y="{HEIGHT - 10}" text-anchor="end">{escape(note)}</text>',
+            "</svg>",
+            "",
+        ]
+    )
+
+
+def _chart(rows: Sequence[ComparedJob]) -> list[str]:
+    sizes = [float(row.bytes_after or 0) for row in rows]
+    kls = [max(row.kl or 0.0, LEAST_KL) for row in rows]
+    low, high = _padded(min(sizes), max(sizes))
+    bottom, top = _decades(min(kls), max(kls))
+
+    def x(size: float) -> float:
+        return round(LEFT + (size - low) / (high - low) * (WIDTH - RIGHT - LEFT), 1)
+
+    def y(kl: float) -> float:
+        share = (math.log10(kl) - bottom) / (top - bottom)
+        return round(HEIGHT - BOTTOM - share * (HEIGHT - BOTTOM - TOP), 1)
+
+    points = sorted((Point(x(size), y(kl), row) for size, kl, row in zip(sizes, kls, rows, strict=True)), key=_place)
+    return [*_axes(x, y, (low, high), (bottom, top)), *_stairs([p for p in points if p.row.frontier]), *_marks(points)]
+
+
+def _place(point: Point) -> tuple[float, float]:
+    return point.x, point.y
+
+
+def _axes(x: Scale, y: Scale, sizes: tuple[float, float], decades: tuple[float, float]) -> list[str]:
+    lines = []
+    for power in range(math.ceil(decades[0]), math.floor(decades[1]) + 1):
+        at = y(10.0**power)
+        lines.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at}" y2="{at}"/>')
+        lines.append(f'<text class="small" x="{LEFT - 8}" y="{at + 4}" text-anchor="end">{10.0**power:g}</text>')
+    for size in _ticks(*sizes):
+        lines.append(f'<line class="grid" x1="{x(size)}" x2="{x(size)}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
+        lines.append(
+            f'<text class="small" x="{x(size)}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{_size(size)}</text>'
+        )
+    middle = (TOP + HEIGHT - BOTTOM) / 2
+    return [
+        *lines,
+        f'<rect class="frame" x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - RIGHT}" height="{HEIGHT - TOP - BOTTOM}"/>',
+        f'<text class="small" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 16}" text-anchor="middle">'
+        "bytes of the checkpoint</text>",
+        f'<text class="small" x="20" y="{middle}" transform="rotate(-90 20 {middle})" text-anchor="middle">'
+        "KL to full precision, nats per token</text>",
+    ]
+
+
+def _stairs(best: Sequence[Point]) -> list[str]:
+    corners: list[str] = []
+    before: Point | None = None
+    for point in best:
+        if before is not None:
+            corners.append(f"{point.x},{before.y}")
+        corners.append(f"{point.x},{point.y}")
+        before = point
+    return [f'<polyline class="stairs" points="{" ".join(corners)}"/>'] if len(best) > 1 else []
+
+
+def _marks(points: Sequence[Point]) -> list[str]:
+    """Labels go to the side where there is room, and step aside from the one before."""
+    lines, last = [], (-1e9, -1e9)
+    for point in points:
+        kind = "best" if point.row.frontier else "beaten"
+        kind = "missed" if point.row.verdict == "rejected" else kind
+        said = f"{point.row.label}: {_size(point.row.bytes_after or 0)}, KL {_number(point.row.kl or 0.0)}"
+        said += f", {point.row.verdict.value}" if point.row.verdict else ""
+        lines.append(
+            f'<circle class="{kind}" cx="{point.x}" cy="{point.y}" r="6"><title>{escape(said)}</title></circle>'
+        )
+        to_the_left = point.x > (LEFT + WIDTH - RIGHT) / 2
+        at = point.y - 10
+        if abs(point.x - last[0]) < 150 and abs(at - last[1]) < 15:
+            at = last[1] + 15
+        last = (point.x, at)
+        shift, anchor = (-9, "end") if to_the_left else (9, "start")
+        label = escape(_shortened(point.row.label, 40))
+        lines.append(f'<text x="{point.x + shift}" y="{at}" text-anchor="{anchor}">{label}</text>')
+    return lines
+
+
+def _padded(low: float, high: float) -> tuple[float, float]:
+    room = 0.08 * (high - low) or 0.1 * high or 1.0
+    return max(0.0, low - room), high + room
+
+
+def _decades(low: float, high: float) -> tuple[float, float]:
+    """At least one whole decade, so that the axis has a label."""
+    bottom, top = math.floor(math.log10(low) - 0.05), math.ceil(math.log10(high) + 0.05)
+    return float(bottom), float(max(top, bottom + 1))
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    step = 10.0 ** math.floor(math.log10((high - low) / 3))
+    step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= 6)
+    first = math.ceil(low / step)
+    return [number * step for number in range(first, math.floor(high / step) + 1)]
+
+
+def _size(size: float) -> str:
+    factor, unit = next(((f, u) for f, u in UNITS if size >= f), UNITS[-1])
+    return f"{size / factor:.4g} {unit}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"

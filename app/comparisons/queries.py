@@ -1,0 +1,31 @@
+"""Reads of comparisons and of their jobs."""
+
+from __future__ import annotations
+
+import re
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import problems
+from app.contract.tables import Comparison, Job
+from app.problems import Problem
+from app.tenancy import owned
+
+COMPARISON_ID = re.compile(r"cmp_[0-9a-f]{32}")
+
+
+async def get_comparison(session: AsyncSession, *, tenant: str, comparison_id: str, lock: bool = False) -> Comparison:
+    """Raises Problem 404 for one that does not exist or is another tenant's."""
+    comparison = None
+    if COMPARISON_ID.fullmatch(comparison_id):
+        statement = owned(Comparison, tenant).where(Comparison.id == comparison_id)
+        comparison = await session.scalar(statement.with_for_update() if lock else statement)
+    if comparison is None:
+        raise Problem(problems.NOT_FOUND, f"no comparison {comparison_id!r}")
+    return comparison
+
+
+async def jobs_of(session: AsyncSession, *, tenant: str, comparison_id: str) -> list[Job]:
+    """In the order of the candidates: ids are in the order in which they were made."""
+    statement = owned(Job, tenant).where(Job.comparison_id == comparison_id).order_by(Job.id)
+    return list((await session.scalars(statement)).all())

@@ -1,0 +1,118 @@
+"""``/v1/comparisons``: HTTP only."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+
+from app import idempotency, problems
+from app.comparisons import service
+from app.comparisons.plot import draw
+from app.comparisons.queries import jobs_of
+from app.comparisons.schemas import ComparisonView, NewComparison
+from app.contract.tables import Comparison
+from app.deps import DoorbellDep, JobsReader, JobsWriter, ServiceDep, SessionDep
+from app.idempotency import Made
+from app.negotiation import choose
+from app.paging import Page, PageQuery, page_of
+from app.problems import Problem, documented
+from app.quotas import check_storage
+from app.tenancy import owned
+
+SVG = "image/svg+xml"
+router = APIRouter(prefix="/v1/comparisons", tags=["comparisons"])
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=ComparisonView,
+    responses=documented(
+        problems.DATASET_NOT_FOUND,
+        problems.TOO_MANY_QUEUED_JOBS,
+        problems.STORAGE_QUOTA_EXCEEDED,
+        problems.MODEL_NOT_FOUND,
+        problems.INSUFFICIENT_MEMORY,
+        problems.IDEMPOTENCY_IN_PROGRESS,
+        problems.IDEMPOTENCY_MISMATCH,
+        problems.MALFORMED_REQUEST,
+        problems.BODY_TOO_LARGE,
+    ),
+)
+async def create(
+    wanted: NewComparison,
+    caller: JobsWriter,
+    session: SessionDep,
+    parts: ServiceDep,
+    doorbell: DoorbellDep,
+    response: Response,
+    idempotency_key: Annotated[str | None, Header(description="Makes a repeated request safe for 24 hours.")] = None,
+) -> Any:
+    """Queue one job per candidate, all on the same model and rows. Jobs that start later take over the calibration of
+    the first."""
+    tenant = caller.tenant
+
+    async def make() -> Made:
+        await check_storage(session, tenant=tenant, settings=parts.settings, meter=parts.meter)
+        view, jobs = await service.create_comparison(
+            session, tenant=tenant, wanted=wanted, settings=parts.settings, storage=parts.storage
+        )
+        for job_id in jobs:
+            doorbell.ring_later(job_id)
+        return Made(view, f"/v1/comparisons/{view.id}")
+
+    body = wanted.model_dump(mode="json")
+    return await idempotency.answer_once(
+        session, response, make, tenant=tenant, key=idempotency_key, operation="POST /v1/comparisons", body=body
+    )
+
+
+@router.get("", responses=documented(problems.INVALID_CURSOR))
+async def list_comparisons(
+    query: Annotated[PageQuery, Query()], caller: JobsReader, session: SessionDep, parts: ServiceDep
+) -> Page[ComparisonView]:
+    """Comparisons, newest first."""
+    statement = owned(Comparison, caller.tenant)
+    rows, cursor = await page_of(session, statement, Comparison, query=query, keyring=parts.keyring)
+    views = [ComparisonView.of(row, await jobs_of(session, tenant=caller.tenant, comparison_id=row.id)) for row in rows]
+    return Page(data=views, has_more=cursor is not None, next_cursor=cursor)
+
+
+@router.get("/{comparison_id}", responses=documented(problems.NOT_FOUND))
+async def get(comparison_id: str, caller: JobsReader, session: SessionDep) -> ComparisonView:
+    """One table: KL, agreement, bits, bytes, seconds and verdict of every candidate, and those that nothing beats."""
+    return await service.view_comparison(session, tenant=caller.tenant, comparison_id=comparison_id)
+
+
+@router.get(
+    "/{comparison_id}/plot",
+    response_class=Response,
+    responses={
+        **documented(problems.NOT_FOUND, problems.NOT_ACCEPTABLE),
+        200: {"content": {SVG: {"schema": {"type": "string"}}}, "description": "Size against KL, with the frontier."},
+    },
+)
+async def plot(comparison_id: str, request: Request, caller: JobsReader, session: SessionDep) -> Response:
+    view = await service.view_comparison(session, tenant=caller.tenant, comparison_id=comparison_id)
+    if choose(request.headers.get("accept"), (SVG,)) is None:
+        raise Problem(problems.NOT_ACCEPTABLE, f"a plot comes as {SVG}")
+    # Nothing in it runs or is fetched, whoever opens it as a page of its own.
+    headers = {
+        "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
+        "X-Content-Type-Options": "nosniff",
+        "Cache-Control": "no-cache",
+    }
+    return Response(draw(view), media_type=SVG, headers=headers)
+
+
+@router.post("/{comparison_id}/cancel", responses=documented(problems.NOT_FOUND))
+async def cancel(comparison_id: str, caller: JobsWriter, session: SessionDep) -> ComparisonView:
+    """Cancel every job of it that has not ended. Asking again changes nothing."""
+    return await service.cancel_comparison(session, tenant=caller.tenant, comparison_id=comparison_id)
+
+
+@router.delete("/{comparison_id}", status_code=204, responses=documented(problems.NOT_FOUND))
+async def delete(comparison_id: str, caller: JobsWriter, session: SessionDep) -> None:
+    """Cancel what has not ended and forget the comparison. Its jobs and their results stay."""
+    await service.delete_comparison(session, tenant=caller.tenant, comparison_id=comparison_id)

@@ -1,0 +1,75 @@
+"""Make the jobs of a comparison, cancel them, forget the comparison."""
+
+from __future__ import annotations
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.comparisons.queries import get_comparison, jobs_of
+from app.comparisons.schemas import ComparisonView, NewComparison
+from app.contract.ids import new_id
+from app.contract.states import FINISHED
+from app.contract.tables import Comparison, Job
+from app.jobs.queries import get_job
+from app.jobs.service import cancel_job, create_job
+from app.plans.service import guard_creation
+from app.settings import Settings
+from app.storage import Storage
+
+
+async def create_comparison(
+    session: AsyncSession, *, tenant: str, wanted: NewComparison, settings: Settings, storage: Storage
+) -> tuple[ComparisonView, list[str]]:
+    """The comparison and the ids of its jobs, all or none of them. Raises Problem as making one of the jobs would."""
+    comparison = Comparison(
+        id=new_id("cmp"), tenant=tenant, name=wanted.name, request=wanted.model_dump(mode="json", exclude_none=True)
+    )
+    session.add(comparison)
+    await session.flush()
+    jobs: list[Job] = []
+    for candidate in wanted.candidates:
+        spec = wanted.job_of(candidate)
+        agreed = await guard_creation(session, tenant=tenant, spec=spec, settings=settings, storage=storage)
+        job = await create_job(
+            session,
+            tenant=tenant,
+            spec=spec,
+            settings=settings,
+            plan=agreed.estimate,
+            comparison_id=comparison.id,
+        )
+        jobs.append(job)
+    await session.refresh(comparison)
+    return ComparisonView.of(comparison, jobs), [job.id for job in jobs]
+
+
+async def view_comparison(session: AsyncSession, *, tenant: str, comparison_id: str) -> ComparisonView:
+    comparison = await get_comparison(session, tenant=tenant, comparison_id=comparison_id)
+    return ComparisonView.of(comparison, await jobs_of(session, tenant=tenant, comparison_id=comparison_id))
+
+
+async def cancel_comparison(session: AsyncSession, *, tenant: str, comparison_id: str) -> ComparisonView:
+    """Every job of it that has not ended is cancelled. Doing it twice changes nothing."""
+    comparison = await get_comparison(session, tenant=tenant, comparison_id=comparison_id, lock=True)
+    jobs = await jobs_of(session, tenant=tenant, comparison_id=comparison_id)
+    for job in jobs:
+        # Looked at again under its lock: it may have ended since.
+        if job.status not in FINISHED:
+            await _cancel_unless_finished(session, tenant=tenant, job_id=job.id)
+    return ComparisonView.of(comparison, await jobs_of(session, tenant=tenant, comparison_id=comparison_id))
+
+
+async def delete_comparison(session: AsyncSession, *, tenant: str, comparison_id: str) -> None:
+    """Cancels what has not ended, and forgets the comparison; its jobs and their results stay."""
+    await cancel_comparison(session, tenant=tenant, comparison_id=comparison_id)
+    comparison = await get_comparison(session, tenant=tenant, comparison_id=comparison_id)
+    for job in await jobs_of(session, tenant=tenant, comparison_id=comparison_id):
+        job.comparison_id = None
+    await session.delete(comparison)
+    await session.flush()
+
+
+async def _cancel_unless_finished(session: AsyncSession, *, tenant: str, job_id: str) -> None:
+    job = await get_job(session, tenant=tenant, job_id=job_id, lock=True)
+    await session.refresh(job)
+    if job.status not in FINISHED:
+        await cancel_job(session, tenant=tenant, job_id=job_id)

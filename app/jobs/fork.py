@@ -1,0 +1,75 @@
+"""A job like another one, with changes: the spec is merged, and what was computed is taken over where it fits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.contract.spec import JobSpec
+from app.contract.tables import Job
+from app.jobs.queries import get_job
+
+MOST_OPTIONS = 64
+NOT_INHERITED = ("name",)
+"""Two jobs of one name would be taken for each other."""
+
+
+class ForkRequest(BaseModel):
+    """Fields of a job that are to be other ones, merged as JSON merge patch (RFC 7396): objects field by field, and
+    null takes away what the first job said."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: dict[str, Any] | None = None
+    calibration: dict[str, Any] | None = None
+    scheme: str | None = None
+    method: str | None = None
+    options: dict[str, Any] | None = Field(default=None, max_length=MOST_OPTIONS)
+    target: dict[str, Any] | None = None
+    accept_if: dict[str, Any] | None = None
+    name: str | None = None
+    alias: str | None = None
+    labels: dict[str, Any] | None = Field(default=None, max_length=MOST_OPTIONS)
+    timeout_s: int | None = None
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+async def forked(session: AsyncSession, *, tenant: str, job_id: str, request: ForkRequest) -> tuple[Job, JobSpec]:
+    """The job and the spec of its fork. Raises Problem 404, and RequestValidationError for a spec that is not one."""
+    parent = await get_job(session, tenant=tenant, job_id=job_id)
+    inherited = {name: value for name, value in parent.spec.items() if name not in NOT_INHERITED}
+    merged = merge(inherited, request.changes)
+    try:
+        return parent, JobSpec.model_validate(merged)
+    except ValidationError as error:
+        errors = [{**item, "loc": ("body", *item["loc"])} for item in error.errors(include_url=False)]
+        raise RequestValidationError(errors) from None
+
+
+def merge(target: Any, patch: Any) -> Any:
+    """RFC 7396."""
+    if not isinstance(patch, dict):
+        return patch
+    merged = dict(target) if isinstance(target, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            merged.pop(name, None)
+        else:
+            merged[name] = merge(merged.get(name), value)
+    return merged
+
+
+def pins_of(parent: Job, spec: JobSpec) -> dict[str, Any]:
+    """The commits that the first job found, as far as the fork names the same things: only then can it take over."""
+    pins: dict[str, Any] = {}
+    if spec.model.model_dump(mode="json") == parent.spec["model"]:
+        pins |= {name: parent.progress.get(name) for name in ("model_commit", "model_fingerprint")}
+    if spec.calibration.dataset == parent.spec["calibration"]["dataset"]:
+        pins["dataset_commit"] = parent.progress.get("dataset_commit")
+    return {name: value for name, value in pins.items() if value is not None}

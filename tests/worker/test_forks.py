@@ -1,0 +1,90 @@
+"""A job takes over what another one left, where the library finds that it fits, and owes it nothing afterwards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.services import wait_until
+from tests.worker.conftest import Workshop
+from worker import ledger, sweep
+from worker.supervisor import work
+
+
+def fork_of(workshop: Workshop, parent: str, **spec: Any) -> str:
+    dataset = workshop.job(parent)["spec"]["calibration"]["dataset"]
+    job_id = workshop.add_job(dataset=dataset, **spec)
+    with workshop.connect() as connection:
+        connection.execute("UPDATE jobs SET forked_from = %s WHERE id = %s", (parent, job_id))
+    return job_id
+
+
+def test_a_fork_takes_over_the_blocks_of_a_failed_job_and_keeps_files_of_its_own(workshop: Workshop) -> None:
+    parent = workshop.add_job()
+    workshop.direct("hold-2")
+    with workshop.working(workshop.hands()):
+        workshop.wait_for("at-2")
+        wait_until(lambda: len(workshop.rows("SELECT block FROM layers")) == 2, what="two blocks in the ledger")
+        with workshop.connect() as connection:
+            connection.execute("UPDATE jobs SET status = 'cancelling' WHERE id = %s", (parent,))
+    assert workshop.job(parent)["status"] == "cancelled"
+    for sign in workshop.stage.glob("at-*"):
+        sign.unlink()
+    child = fork_of(workshop, parent)
+    work(workshop.hands())
+    assert workshop.job(child)["status"] == "succeeded"
+    assert not (workshop.stage / "at-0").exists()  # was not computed again
+    assert (workshop.stage / "at-2").exists()
+    assert workshop.attempts(child)[0]["resumed_from_block"] == 2
+    assert len(workshop.rows("SELECT block FROM layers WHERE job_id = %s", child)) == 4
+    keys = [
+        file["key"]
+        for row in workshop.rows("SELECT files FROM layers WHERE job_id = %s", child)
+        for file in row["files"]
+    ]
+    assert keys
+    assert all(key.startswith(f"jobs/{child}/") for key in keys)
+    # The same job without a first one ends with the same bytes.
+    alone = fork_of(workshop, child)
+    with workshop.connect() as connection:
+        connection.execute("UPDATE jobs SET forked_from = NULL WHERE id = %s", (alone,))
+    work(workshop.hands())
+    assert workshop.artifact(child) == workshop.artifact(alone)
+
+
+def test_jobs_of_a_comparison_are_brought_the_calls_of_the_first_and_nothing_else(workshop: Workshop) -> None:
+    first, second = workshop.add_job(), workshop.add_job(method="rtn")
+    file = {"bytes": 1, "sha256": "0" * 64}
+    names = ("blocks/00000.safetensors", "calls.safetensors", "calls.json")
+    with workshop.connect() as connection:
+        connection.execute("UPDATE jobs SET comparison_id = 'cmp_1'")
+        hold = workshop.claim().hold
+        assert hold.job_id == first
+        files = [{"name": name, "key": f"jobs/{first}/blocks/{name[:5]}", **file} for name in names]
+        ledger.record_block(
+            connection, hold, block=0, blocks=2, seconds=1, report={}, files=files, superseded=[], event={}
+        )
+        brought = ledger.files_to_take_over(connection, second)
+        assert [found["name"] for found in brought] == ["calls.safetensors", "calls.json"]
+        connection.execute("UPDATE jobs SET tenant = 'another' WHERE id = %s", (second,))
+        assert ledger.files_to_take_over(connection, second) == []
+        connection.execute("UPDATE jobs SET tenant = %s, comparison_id = NULL WHERE id = %s", ("tenant-a", second))
+        assert ledger.files_to_take_over(connection, second) == []
+
+
+def test_of_a_job_that_succeeded_the_calls_stay_a_day_longer_than_the_rest(workshop: Workshop) -> None:
+    job_id = workshop.add_job()
+    work(workshop.hands())
+    source = workshop.stage / "calls"
+    source.write_text("calls")
+    for name in ("kept", "orphan"):
+        workshop.storage.put(f"jobs/{job_id}/blocks/{name}", source)
+    calls = {"name": "calls.json", "bytes": 5, "sha256": "0" * 64, "key": f"jobs/{job_id}/blocks/kept"}
+    with workshop.connect() as connection:
+        connection.execute("UPDATE layers SET files = files || %s WHERE block = 0", (ledger.Jsonb([calls]),))
+        assert sweep.drop_block_files(connection, workshop.storage) == 1
+        assert sweep.drop_block_files(connection, workshop.storage) == 0
+        assert ledger.block_files(connection, job_id) == [calls]
+        assert list(workshop.storage.keys(f"jobs/{job_id}/blocks")) == [calls["key"]]
+        connection.execute("UPDATE jobs SET finished_at = clock_timestamp() - interval '25 h'")
+        assert sweep.drop_block_files(connection, workshop.storage) == 1
+    assert list(workshop.storage.keys(f"jobs/{job_id}/blocks")) == []
