@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -21,7 +22,8 @@ from app.jobs import queries
 from app.jobs import router as api
 from app.jobs.events import events_after
 from app.jobs.schemas import AttemptView, EventView, JobQuery, JobView
-from app.plans.schemas import JobRequest
+from app.plans import router as plans
+from app.plans.schemas import JobRequest, PlanView
 from app.problems import Problem
 from app.ui import job_form, words
 from app.ui.datasets import usable_datasets
@@ -31,6 +33,7 @@ from app.ui.visitor import JobsReader, JobsWriter, Visitor, form_of
 
 LATEST_EVENTS = 200
 REPORT = "quality_report.html"
+DIGEST = re.compile(r"[0-9a-f]{64}")
 router = APIRouter(route_class=Page)
 
 
@@ -70,8 +73,12 @@ async def create(
     if spec is None:
         return await _form(request, visitor, session, parts, values=values, wrong=wrong)
     try:
+        if form.get("do") == "plan":
+            plan = await plans.plan(spec, visitor.caller, session, parts)
+            return await _form(request, visitor, session, parts, values=values, plan=plan)
         # The token makes a second click, or a reload of the answer, the same job.
-        wanted, once = JobRequest.model_validate(spec.model_dump()), str(form.get("once", ""))
+        digest, once = str(form.get("plan", "")), str(form.get("once", ""))
+        wanted = JobRequest.model_validate({**spec.model_dump(), "plan": digest if DIGEST.fullmatch(digest) else None})
         made = await api.create(wanted, visitor.caller, session, parts, doorbell, Response(), idempotency_key=once)
     except Problem as problem:
         return await _form(request, visitor, session, parts, values=values, wrong=job_form.refused(problem))
@@ -183,10 +190,11 @@ async def _form(
     *,
     values: Mapping[str, str],
     wrong: Mapping[str, str] | None = None,
+    plan: PlanView | None = None,
 ) -> Response:
     datasets = await usable_datasets(session, visitor, parts)
     return render(
-        request, "job_new.html", visitor, status=422 if wrong else 200, values=values, wrong=wrong or {},
+        request, "job_new.html", visitor, status=422 if wrong else 200, values=values, wrong=wrong or {}, plan=plan,
         titles=job_form.TITLES, schemes=[(name, name) for name in (*contract.NAMED_SCHEMES, contract.AUTO)],
         datasets=[(one.id, f"{one.name or one.id} · {one.rows} rows, {one.images} images") for one in datasets],
         methods=[(name, f"{name}: {', '.join(slots)}") for name, slots in contract.METHODS.items()],

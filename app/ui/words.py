@@ -57,6 +57,10 @@ def figure(value: float | None, digits: int = 3) -> str:
     return NONE if value is None else f"{value:.{digits}g}"
 
 
+def count(number: int) -> str:
+    return f"{number:,}"
+
+
 def percent(share: float | None, digits: int = 3) -> str:
     return NONE if share is None else f"{100 * share:.{digits}g} %"
 
@@ -151,6 +155,7 @@ FILTERS: dict[str, Callable[..., str]] = {
     "duration": duration,
     "bytes": bytes_,
     "figure": figure,
+    "count": count,
     "percent": percent,
     "status": status,
     "event": event,

@@ -16,8 +16,10 @@ from playwright.async_api import Browser, expect
 
 from app.storage import storage_from_url
 from app.ui import session
+from demo.model import make_qwen2_vl
 from tests.app.conftest import BOOTSTRAP_KEY, Api, ok, served
 from tests.browser.dashboard import Dashboard, opened
+from tests.browser.looks import assert_accessible, assert_nothing_cut_or_overlapping
 from tests.services import wait_until
 from worker.supervisor import Hands, work
 
@@ -177,6 +179,30 @@ async def test_a_form_that_is_refused_says_which_field_and_keeps_what_was_typed(
     await expect(alert).to_contain_text("Model: no directory 'nowhere'")
     assert ok(await api.client.get("/v1/jobs"))["data"] == []
     dashboard.faults[:] = [fault for fault in dashboard.faults if "status of 422" not in fault]
+
+
+async def test_a_plan_is_shown_before_anything_is_made_and_the_job_keeps_to_it(dashboard: Dashboard, api: Api) -> None:
+    assert api.settings.model_root is not None
+    model = api.settings.model_root / "planned"
+    await asyncio.to_thread(make_qwen2_vl, model, hidden=64, blocks=2, intermediate=96, vision_depth=1, vision_width=32)
+    rows = ok(await api.client.post("/v1/datasets", files={"file": ("rows.jsonl", f"{ROW}\n" * 8)}), 201)["id"]
+    page = dashboard.page
+    await dashboard.open(f"/jobs/new?dataset={rows}")
+    await page.get_by_label("Model", exact=True).fill("local/planned")
+    await page.get_by_role("button", name="Plan it first").click()
+    plan = page.get_by_role("region", name="Plan")
+    await expect(plan).to_contain_text("Nothing is known that would refuse this job.")
+    await expect(plan).to_contain_text("exact")
+    await assert_nothing_cut_or_overlapping(page)
+    await assert_accessible(page)
+    assert ok(await api.client.get("/v1/jobs"))["data"] == []
+    digest = await page.locator("input[name=plan]").get_attribute("value")
+    await page.get_by_role("button", name="Submit exactly this").click()
+    await expect(page.get_by_role("heading", name="local/planned")).to_be_visible()
+    job = ok(await api.client.get("/v1/jobs"))["data"][0]
+    body = {"model": {"id": "local/planned"}, "calibration": {"dataset": rows}, "scheme": "W4A6"}
+    assert digest == ok(await api.client.post("/v1/jobs:plan", json=body))["digest"]
+    assert job["status"] == "queued"
 
 
 async def test_two_clicks_and_a_reload_make_one_job(dashboard: Dashboard, api: Api) -> None:
