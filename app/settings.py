@@ -67,6 +67,7 @@ class Settings(BaseSettings):
     max_body_bytes: int = 256 * 1024
     max_image_bytes: int = 20 * 1024 * 1024
     max_image_pixels: int = 50_000_000
+    max_audio_bytes: int = 20 * 1024 * 1024
 
     @cached_property
     def resolved_home(self) -> Path:

@@ -14,16 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from quant_experts.blueprint import Blueprint
-from quant_experts.calls import Calls
-from quant_experts.chain import HiddenStates
 from quant_experts.checkpoint.layout import adapter_dtype
 from quant_experts.config import QuantizationSpec
 from quant_experts.fitted import FittedGroup
 from quant_experts.group_evaluation import evaluate_group
 from quant_experts.groups import GroupPlan
 from quant_experts.modeling_quant_experts import dequantize, fake_quantize_tokens
-from quant_experts.observe import group_weights, run_rows
-from quant_experts.progress import ShouldStop
+from quant_experts.observe import group_weights
 from quant_experts.quantizer import quantize
 from quant_experts.schemes import UNQUANTIZED
 
@@ -59,30 +56,15 @@ def baseline_error(
     return evaluate_group(plain, weights, tokens, vision).error.routed
 
 
-def run_baseline(
-    blueprint: Blueprint,
-    plans: Sequence[GroupPlan],
-    entries: Sequence[Mapping[str, Any]],
-    calls: Calls,
-    hidden: HiddenStates,
-    should_stop: ShouldStop,
-) -> dict[int, Tensor]:
-    """Outputs of the rounded block for the baseline stream, by index of the held-out row, on the CPU.
+@contextmanager
+def rounded_to_nearest(
+    blueprint: Blueprint, plans: Sequence[GroupPlan], entries: Sequence[Mapping[str, Any]]
+) -> Iterator[None]:
+    """Weights overwritten with what a checkpoint's layers would dequantize; inputs rounded while this is open.
 
     ``entries``: of the fitted groups, for their bits and group sizes. The block's linear layers still hold their
     full-precision weights, and lose them here: what comes next is putting the fitted layers in their place.
-    May raise Stopped.
     """
-    with _rounded_to_nearest(blueprint, plans, entries):
-        outputs = run_rows(blueprint, plans[0].block, calls, calls.held_out, hidden.baseline, should_stop)
-        return {call.index: output for call, output in zip(calls.held_out, outputs, strict=True)}
-
-
-@contextmanager
-def _rounded_to_nearest(
-    blueprint: Blueprint, plans: Sequence[GroupPlan], entries: Sequence[Mapping[str, Any]]
-) -> Iterator[None]:
-    """Weights overwritten with what a checkpoint's layers would dequantize; inputs rounded while this is open."""
     scale_dtype = adapter_dtype(blueprint.dtype)
     hooks = []
     try:
@@ -91,7 +73,7 @@ def _rounded_to_nearest(
             for layer, weight in group_weights(blueprint, plan).items():
                 codes, scales = quantize(weight, entry["weight_bits"], entry["group_size"], scale_dtype)
                 weight.copy_(dequantize(codes, scales, weight.dtype))
-                hooks.append(getattr(parent, layer).register_forward_pre_hook(_rounding(entry["activation_bits"])))
+                hooks.append(parent.get_submodule(layer).register_forward_pre_hook(_rounding(entry["activation_bits"])))
         yield
     finally:
         for hook in hooks:

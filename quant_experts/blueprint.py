@@ -10,9 +10,16 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSpeechSeq2Seq,
+    PreTrainedModel,
+)
 
 from quant_experts.errors import InvalidModel
+from quant_experts.families.stack import Stack
 from quant_experts.groups import Family, family_of
 from quant_experts.weights import Shards, Weights, open_shards
 
@@ -48,14 +55,19 @@ class Blueprint:
     def language_model(self) -> Any:
         return self.model.get_submodule(self.family.language_model)
 
+    def module(self, stack: Stack) -> Any:
+        """The module whose forward runs the stack."""
+        return self.model.get_submodule(stack.module)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: (..., d) behind the last norm; returns (..., vocabulary), as the model makes them."""
-        logits: Tensor = self.model.lm_head(hidden)
+        logits: Tensor = self.model.get_submodule(self.family.head)(hidden)
         cap = getattr(self.model.config, "final_logit_softcapping", None) if self.family.soft_cap else None
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     @property
     def blocks(self) -> int:
+        """Of the last stack."""
         return len(self.language_model.layers)
 
 
@@ -93,7 +105,7 @@ def open_blueprint(directory: Path, *, device: torch.device) -> Blueprint:
 
 
 def _build(directory: Path, family: Family, shards: Shards) -> tuple[PreTrainedModel, torch.dtype]:
-    kind = AutoModelForImageTextToText if family.vision else AutoModelForCausalLM
+    kind = _auto_class(family)
     try:
         # Never trust_remote_code: only the library's own classes run, whatever auto_map says.
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
@@ -105,6 +117,12 @@ def _build(directory: Path, family: Family, shards: Shards) -> tuple[PreTrainedM
         raise InvalidModel(f"{directory.name}/config.json does not describe a model: {reason}") from error
     model.eval().requires_grad_(False)
     return model, dtype
+
+
+def _auto_class(family: Family) -> Any:
+    if family.encoder is not None:
+        return AutoModelForSpeechSeq2Seq
+    return AutoModelForImageTextToText if family.vision else AutoModelForCausalLM
 
 
 def _dtype(config: Any, shards: Shards) -> torch.dtype:
@@ -145,6 +163,19 @@ def fill(blueprint: Blueprint, prefix: str) -> None:
         raise InvalidModel(
             f"{prefix}.{left[0]} stayed without a value; this version of transformers builds it differently"
         )
+
+
+def around_blocks(blueprint: Blueprint, stack: Stack) -> list[str]:
+    """Modules of a stack's module that are part of every forward, whichever block runs: all but blocks and embeddings
+    of tokens, which are large. Norms and rotary tables of a language model; patch embedding and merger of a tower."""
+    found: list[str] = []
+    prefix, inside = stack.module, stack.layers
+    while inside:
+        on_the_way, _, inside = inside.partition(".")
+        names = [name for name, _ in blueprint.model.get_submodule(prefix).named_children()]
+        found += [f"{prefix}.{name}" for name in names if name not in (on_the_way, "embed_tokens")]
+        prefix = f"{prefix}.{on_the_way}"
+    return found
 
 
 def empty(blueprint: Blueprint, prefix: str) -> None:

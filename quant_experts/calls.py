@@ -1,17 +1,18 @@
-"""What the language model is called with for every calibration row, on disk.
+"""What a stack of blocks is called with for every calibration row, on disk.
 
-The vision tower and the embeddings run once per row; afterwards every block of the walk replays these calls.
-``calls.safetensors`` holds the tensors, ``calls.json`` how they make up the arguments.
+What runs before its blocks runs once per row; afterwards every block of the walk replays these calls.
+``calls.safetensors`` holds the tensors, ``calls.json`` how they make up the arguments. A stack behind another one has
+files of its own (``crossing.py``), in which each stream of hidden states has calls of its own.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,15 +23,21 @@ from quant_experts.image_variants import Change, Variant
 from quant_experts.progress import WrittenFile
 from quant_experts.tensor_file import TensorFile, TensorSpool, file_digest, write_text
 
-TENSORS, TREE = "calls.safetensors", "calls.json"
+FIRST = "calls"
+"""Stem of the files of the first stack's calls."""
 PROBES = 1
 """Held-out rows whose model inputs are kept, to try the written checkpoint with."""
+
+Stream = Literal["quantized", "full", "baseline"]
+"""Behind the quantized prefix; of the full-precision model; behind the prefix rounded to nearest."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """One row. ``number``: of the calibration row; ``tree``: the arguments, with names in place of tensors; ``digest``:
-    of the model inputs, equal for rows with the same text and images."""
+    """One row. ``number``: of the calibration row; ``tree``: the arguments, with names in place of tensors, None for a
+    row that the stack is not called for; ``digest``: of the model inputs, equal for rows with the same text and images.
+    ``tokens``, ``tokens_vision``: of the last stack, whichever this one is.
+    """
 
     index: int
     number: int
@@ -40,16 +47,19 @@ class Call:
     tree: Any
     digest: str
     probe: dict[str, str] | None = None
-    """Model input → tensor name, for the first held-out rows."""
+    """Model input → tensor name: for the first held-out rows, or for all where another stack follows."""
     variant_of: int | None = None
     """Index of the held-out row that this one is, but for its images."""
     change: Change | None = None
+    streams: dict[str, Any] | None = None
+    """Stream → arguments, of a stack behind another one; ``tree`` is that of the quantized stream then."""
 
 
 @dataclass(frozen=True)
 class Calls:
-    """All rows of a run. The held-out ones come first.
+    """All rows of a run, and how they call one stack. The held-out ones come first.
 
+    ``first``: number of the walked block with which the stack begins.
     ``variants`` are no rows: held-out rows with other images, which nothing is fitted or measured on but how the model
     reacts to images.
     """
@@ -60,6 +70,13 @@ class Calls:
     tensors: TensorFile
     files: tuple[WrittenFile, ...]
     variants: tuple[Call, ...] = ()
+    first: int = 0
+
+    @property
+    def running(self) -> Calls:
+        """Without the rows that the stack is not called for."""
+        rows, variants = (tuple(c for c in calls if c.tree is not None) for calls in (self.rows, self.variants))
+        return replace(self, rows=rows, variants=variants)
 
     @property
     def fit(self) -> tuple[Call, ...]:
@@ -69,16 +86,18 @@ class Calls:
     def held_out(self) -> tuple[Call, ...]:
         return tuple(call for call in self.rows if call.held_out)
 
-    def arguments(self, call: Call, device: torch.device) -> Arguments:
-        built: Arguments = self._build(call.tree, device)
+    def arguments(self, call: Call, device: torch.device, stream: Stream = "quantized") -> Arguments:
+        tree = call.tree if call.streams is None or stream == "quantized" else call.streams[stream]
+        built: Arguments = self._build(tree, device)
         return built
 
-    def embeddings(self, call: Call) -> Tensor:
-        """(1, tokens, d) in the model's dtype, on the CPU."""
-        return self.tensors.read(f"{call.index}.embeddings")
+    def embeddings(self, call: Call, stream: Stream = "quantized") -> Tensor:
+        """What the first block begins with, (1, tokens, d) in the model's dtype, on the CPU. Raises KeyError for a
+        stream that the call does not have."""
+        return self.tensors.read(f"{stream_prefix(call, stream)}{call.index}.embeddings")
 
     def vision(self, call: Call) -> Tensor:
-        """(tokens,) bool: the image placeholders."""
+        """(tokens,) bool: the image placeholders, of the last stack's tokens."""
         return self.tensors.read(f"{call.index}.vision")
 
     def input_ids(self, call: Call) -> Tensor:
@@ -105,45 +124,48 @@ class Calls:
 class CallWriter:
     """Collects the calls of a run; nothing is visible until :meth:`finish`."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, keep_inputs: bool = False) -> None:
+        """``keep_inputs``: of every row, for a model in which another stack follows."""
         self._directory = directory
-        self._spool = TensorSpool(directory / TENSORS)
+        self._spool = TensorSpool(directory / call_files(FIRST)[0])
+        self._keep_inputs = keep_inputs
         self.rows: list[Call] = []
         self.variants: list[Call] = []
 
-    def add(self, sample: Sample, arguments: Arguments, embeddings: Tensor, *, held_out: bool) -> None:
-        """One row; all rows come before the first variant."""
+    def add(self, sample: Sample, called: tuple[Arguments, Tensor] | None, *, held_out: bool) -> None:
+        """One row; all rows come before the first variant. ``called``: arguments and embeddings, None when the row
+        does not call the stack."""
         index = len(self.rows)
         assert not self.variants, "rows come first, so that variants have the indices behind them"
-        probe = self._probe(index, sample.inputs) if held_out and index < PROBES else None
-        self.rows.append(replace(self._call(index, sample, arguments, embeddings), held_out=held_out, probe=probe))
+        probe = self._probe(index, sample.inputs) if (held_out and index < PROBES) or self._keep_inputs else None
+        self.rows.append(replace(self._call(index, sample, called), held_out=held_out, probe=probe))
 
-    def add_variant(self, sample: Sample, arguments: Arguments, embeddings: Tensor, variant: Variant) -> None:
+    def add_variant(self, sample: Sample, called: tuple[Arguments, Tensor] | None, variant: Variant) -> None:
         index = len(self.rows) + len(self.variants)
-        call = self._call(index, sample, arguments, embeddings)
+        probe = self._probe(index, sample.inputs) if self._keep_inputs else None
+        call = replace(self._call(index, sample, called), probe=probe)
         self.variants.append(replace(call, variant_of=variant.original, change=variant.change))
 
-    def _call(self, index: int, sample: Sample, arguments: Arguments, embeddings: Tensor) -> Call:
-        self._spool.add(f"{index}.embeddings", embeddings)
+    def _call(self, index: int, sample: Sample, called: tuple[Arguments, Tensor] | None) -> Call:
+        if called is not None:
+            self._spool.add(f"{index}.embeddings", called[1])
         self._spool.add(f"{index}.vision", sample.vision)
-        self._spool.add(f"{index}.input_ids", sample.inputs["input_ids"][0])
-        tree = self._dismantle(f"{index}.arguments", arguments)
+        self._spool.add(f"{index}.input_ids", sample.input_ids[0])
+        tree = None if called is None else dismantle(self._spool, f"{index}.arguments", called[0])
         vision = int(sample.vision.sum())
         return Call(index, sample.row, False, sample.tokens, vision, tree, _digest(sample.inputs))
 
     def finish(self, *, fingerprint: str, skipped: Mapping[str, int], resized: int) -> Calls:
-        tensors = self._spool.finish()
-        description = {
-            "fingerprint": fingerprint,
-            "tensors": asdict(tensors),
-            "rows": [asdict(call) for call in self.rows],
-            "variants": [asdict(call) for call in self.variants],
-            "skipped": dict(skipped),
-            "resized": resized,
-        }
-        tree = write_text(self._directory / TREE, json.dumps(description, indent=1))
-        file = TensorFile(self._directory / TENSORS)
-        return Calls(tuple(self.rows), dict(skipped), resized, file, (tensors, tree), tuple(self.variants))
+        return finish_calls(
+            self._directory,
+            FIRST,
+            self._spool,
+            rows=self.rows,
+            variants=self.variants,
+            skipped=skipped,
+            resized=resized,
+            fingerprint=fingerprint,
+        )
 
     def discard(self) -> None:
         self._spool.discard()
@@ -154,34 +176,75 @@ class CallWriter:
             self._spool.add(stored, inputs[name])
         return names
 
-    def _dismantle(self, name: str, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            self._spool.add(name, value)
-            return {"tensor": name}
-        if isinstance(value, list | tuple):
-            return {"list": [self._dismantle(f"{name}.{i}", element) for i, element in enumerate(value)]}
-        if isinstance(value, dict):
-            return {"dict": {key: self._dismantle(f"{name}.{key}", element) for key, element in value.items()}}
-        if value is None or isinstance(value, bool | int | float | str):
-            return {"value": value}
-        raise TypeError(f"{name}: a language model argument of type {type(value).__name__} cannot be kept")
+
+def call_files(stem: str) -> tuple[str, str]:
+    """Names of the tensors and of the description, within the work directory."""
+    return f"{stem}.safetensors", f"{stem}.json"
 
 
-def read_calls(directory: Path, fingerprint: str) -> Calls | None:
+def stream_prefix(call: Call, stream: Stream) -> str:
+    """Of the tensor names of a stream: one set serves all streams of a first stack."""
+    return "" if call.streams is None or stream == "quantized" else f"{stream}."
+
+
+def dismantle(spool: TensorSpool, name: str, value: Any) -> Any:
+    """``value`` as JSON, with the tensors in ``spool`` under names that begin with ``name``."""
+    if isinstance(value, Tensor):
+        spool.add(name, value)
+        return {"tensor": name}
+    if isinstance(value, list | tuple):
+        return {"list": [dismantle(spool, f"{name}.{i}", element) for i, element in enumerate(value)]}
+    if isinstance(value, dict):
+        return {"dict": {key: dismantle(spool, f"{name}.{key}", element) for key, element in value.items()}}
+    if value is None or isinstance(value, bool | int | float | str):
+        return {"value": value}
+    raise TypeError(f"{name}: an argument of type {type(value).__name__} cannot be kept")
+
+
+def finish_calls(
+    directory: Path,
+    stem: str,
+    spool: TensorSpool,
+    *,
+    rows: Sequence[Call],
+    variants: Sequence[Call],
+    skipped: Mapping[str, int],
+    resized: int,
+    fingerprint: str,
+    first: int = 0,
+) -> Calls:
+    """Make the spooled calls durable; the description comes last."""
+    tensors = spool.finish()
+    description = {
+        "fingerprint": fingerprint,
+        "tensors": asdict(tensors),
+        "rows": [asdict(call) for call in rows],
+        "variants": [asdict(call) for call in variants],
+        "skipped": dict(skipped),
+        "resized": resized,
+    }
+    names = call_files(stem)
+    tree = write_text(directory / names[1], json.dumps(description, indent=1))
+    file = TensorFile(directory / names[0])
+    return Calls(tuple(rows), dict(skipped), resized, file, (tensors, tree), tuple(variants), first)
+
+
+def read_calls(directory: Path, fingerprint: str, *, stem: str = FIRST, first: int = 0) -> Calls | None:
     """The calls that an earlier run left, or None when they are not whole or belong to another run."""
+    tensors_name, tree_name = call_files(stem)
     try:
-        text = (directory / TREE).read_bytes()
+        text = (directory / tree_name).read_bytes()
         description = json.loads(text)
     except (FileNotFoundError, ValueError):
         return None
     tensors = WrittenFile(**description["tensors"])
-    path = directory / TENSORS
+    path = directory / tensors_name
     if description["fingerprint"] != fingerprint or not path.is_file() or file_digest(path) != tensors.sha256:
         return None
     rows, variants = (tuple(Call(**row) for row in description[kind]) for kind in ("rows", "variants"))
-    tree = WrittenFile(TREE, len(text), file_digest(directory / TREE))
+    tree = WrittenFile(tree_name, len(text), file_digest(directory / tree_name))
     files = (tensors, tree)
-    return Calls(rows, description["skipped"], description["resized"], TensorFile(path), files, variants)
+    return Calls(rows, description["skipped"], description["resized"], TensorFile(path), files, variants, first)
 
 
 def _digest(inputs: Mapping[str, Tensor]) -> str:

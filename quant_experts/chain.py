@@ -1,7 +1,8 @@
-"""The work directory of a run: immutable files per decoder block, and how much of them a later run may take over.
+"""The work directory of a run: immutable files per walked block, and how much of them a later run may take over.
 
     fingerprint.json           what this run is: spec, model, rows
-    calls.safetensors/.json    language model calls of all rows (calls.py)
+    calls.safetensors/.json    calls of the first stack, of all rows (calls.py); of a model with one stack that is the
+                               language model, of others the next stack has ``calls-<number of its first block>``
     blocks/00007.safetensors   every tensor of the quantized block, under in-memory names
     blocks/00007.json          its report and configuration, and the digests of all its files; written last
     chain/00007.safetensors    hidden states after the block, (1, tokens, d): ``quantized.<row>`` of all rows,
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quant_experts.calls import Call, Calls
+from quant_experts.calls import Call, Calls, Stream
 from quant_experts.errors import InvalidSpec
 from quant_experts.progress import WrittenFile
 from quant_experts.report import BlockReport
@@ -79,29 +80,32 @@ def claim_directory(work: Path, parts: dict[str, str]) -> None:
 
 
 class HiddenStates:
-    """The inputs of a block: what the block before left, or the embeddings."""
+    """The inputs of a block: what the block before left, or what its stack begins with. ``block``: among all that are
+    walked."""
 
     def __init__(self, work: Path, calls: Calls, block: int) -> None:
         self._calls = calls
-        self._file = TensorFile(work / chain_file(block - 1)) if block else None
+        self._file = TensorFile(work / chain_file(block - 1)) if block > calls.first else None
 
     def quantized(self, call: Call) -> Tensor:
         """(1, tokens, d), CPU: behind the quantized prefix."""
-        return self._read("quantized", call)
+        return self.of_stream("quantized", call)
 
     def full(self, call: Call) -> Tensor:
         """(1, tokens, d), CPU: of the full-precision model; held-out rows and variants only."""
-        return self._read("full", call)
+        return self.of_stream("full", call)
 
     def baseline(self, call: Call) -> Tensor:
         """(1, tokens, d), CPU: behind the prefix rounded to nearest; held-out rows only.
 
         Raises KeyError for a method that is itself rounding to nearest, whose baseline is the quantized stream.
         """
-        return self._read("baseline", call)
+        return self.of_stream("baseline", call)
 
-    def _read(self, stream: str, call: Call) -> Tensor:
-        return self._calls.embeddings(call) if self._file is None else self._file.read(f"{stream}.{call.index}")
+    def of_stream(self, stream: Stream, call: Call) -> Tensor:
+        if self._file is None:
+            return self._calls.embeddings(call, stream)
+        return self._file.read(f"{stream}.{call.index}")
 
 
 def write_chain(
@@ -157,16 +161,19 @@ def commit_block(
     return FinishedBlock(report.block, report, groups, bits, (*files, written))
 
 
-def finished_prefix(work: Path, blocks: int, fingerprint: str) -> list[FinishedBlock]:
-    """The longest run of blocks from the first on whose files are whole, and after which the walk can go on."""
+def finished_prefix(work: Path, states: Sequence[Sequence[str]], fingerprint: str) -> list[FinishedBlock]:
+    """The longest run of blocks from the first on whose files are whole, and after which the walk can go on.
+
+    ``states``: for each block the files with which the walk goes on behind it. Of hidden states only those after the
+    last block are needed, and older ones are gone by design.
+    """
     prefix: list[FinishedBlock] = []
-    for block in range(blocks):
+    for block in range(len(states)):
         finished = _read_block(work, block, fingerprint)
         if finished is None:
             break
         prefix.append(finished)
-    # Of hidden states only those after the last block are needed, and older ones are gone by design.
-    while prefix and not _is_whole(work, prefix[-1], chain_file(prefix[-1].block)):
+    while prefix and not all(_is_whole(work, prefix, name) for name in states[prefix[-1].block]):
         prefix.pop()
     return prefix
 
@@ -189,10 +196,10 @@ def _read_block(work: Path, block: int, fingerprint: str) -> FinishedBlock | Non
         )
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-    return finished if _is_whole(work, finished, block_file(block)) else None
+    return finished if _is_whole(work, [finished], block_file(block)) else None
 
 
-def _is_whole(work: Path, finished: FinishedBlock, name: str) -> bool:
-    wanted = next((file for file in finished.files if file.name == name), None)
+def _is_whole(work: Path, blocks: Sequence[FinishedBlock], name: str) -> bool:
+    wanted = next((file for block in blocks for file in block.files if file.name == name), None)
     path = work / name
     return wanted is not None and path.is_file() and file_digest(path) == wanted.sha256

@@ -113,6 +113,7 @@ class QuantizationSpec(BaseModel):
     ``reservoir``: tokens kept per input group for clustering, expert assignment and the router.
     ``damping``: share of the mean diagonal added to a second moment before its Cholesky factorisation.
     ``adapter_dtype``: how experts and routers are stored; ``int8`` has one scale per row.
+    ``vision``: ``"quantize"`` does the vision tower's blocks and its merger too, which costs the most accuracy.
     ``scheme``: ``"auto"`` asks for a search and needs ``target``; the search replaces both before anything is fitted.
     """
 
@@ -140,6 +141,8 @@ class QuantizationSpec(BaseModel):
     damping: Annotated[float, Field(gt=0, le=1)] = 0.01
     reservoir: Annotated[int, Field(ge=64, le=131072)] = 8192
     adapter_dtype: Literal["bf16", "int8"] = "bf16"
+
+    vision: Literal["keep", "quantize"] = "keep"
 
     sensitive: Sensitive | None = None
     budget: Budget | None = None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from quant_experts.blueprint import Blueprint, empty, fill
-from quant_experts.calls import Call, Calls
+from quant_experts.calls import Call, Calls, Stream
 from quant_experts.chain import HiddenStates
 from quant_experts.checkpoint.verify import Probe
 from quant_experts.errors import InvalidCalibration, NumericalFailure
@@ -36,15 +36,18 @@ def evaluate(
     Counted are positions whose next token is text: an image placeholder is nothing that a model has to foresee.
     Raises NumericalFailure when a logit is not finite, InvalidCalibration when no held-out row has two text tokens.
     """
-    hidden = HiddenStates(work, calls, blueprint.blocks)
-    states = hidden.quantized if stream == "quantized" else hidden.baseline
+    hidden = HiddenStates(work, calls, calls.first + blueprint.blocks)
+    streams: tuple[Stream, Stream] = ("full", stream)
     rows: list[Tensor] = []
     probe: Probe | None = None
     with after_the_blocks(blueprint), block_glue(blueprint.language_model, blueprint.blocks) as glue:
         for call in calls.held_out:
-            arguments = calls.arguments(call, blueprint.device)
-            full = glue.run(arguments, hidden.full(call).to(blueprint.device))[0]
-            quantized = glue.run(arguments, states(call).to(blueprint.device))[0]
+            full, quantized = (
+                glue.run(calls.arguments(call, blueprint.device, of), hidden.of_stream(of, call).to(blueprint.device))[
+                    0
+                ]
+                for of in streams
+            )
             targets, positions = text_positions(calls, call, blueprint.device)
             sums = torch.zeros(5, dtype=torch.float64)
             for chunk in torch.split(positions, CHUNK):
@@ -129,8 +132,9 @@ def _perplexity(loss: float) -> float:
 @contextmanager
 def after_the_blocks(blueprint: Blueprint) -> Iterator[None]:
     """The output head in memory."""
-    fill(blueprint, "lm_head")
+    head = blueprint.family.head
+    fill(blueprint, head)
     try:
         yield
     finally:
-        empty(blueprint, "lm_head")
+        empty(blueprint, head)

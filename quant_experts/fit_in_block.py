@@ -55,7 +55,7 @@ def fit_in_block(blueprint: Blueprint, plan: GroupPlan, observed: Observed, trea
         tokens=errors.tokens,
         error=errors.error,
         error_vision=errors.error_vision,
-        error_text=errors.error_text,
+        error_text=None if plan.reads_audio else errors.error_text,
         sqnr_db=errors.sqnr_db,
         expert_usage=list(errors.expert_usage),
         smoothing=fitted.smoothing,

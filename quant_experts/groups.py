@@ -1,4 +1,4 @@
-"""Which models the walk knows, and the input groups inside their decoder blocks.
+"""Which models the walk knows, and the input groups inside the blocks of their stacks.
 
 An input group is the set of sibling linear layers that read the same activation (method.md, section 2). What is known
 about each family is in ``families/``.
@@ -7,22 +7,35 @@ about each family is in ``families/``.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from quant_experts.errors import InvalidModel, UnsupportedModel
-from quant_experts.families.family import Family, Groups
+from quant_experts.families.family import Family, Vision
+from quant_experts.families.stack import LANGUAGE, Groups, Stack
 from quant_experts.families.table import FAMILIES, ORIGINALS
 
-__all__ = ["FAMILIES", "Family", "GroupPlan", "block_prefix", "family_of", "plan_groups", "skipped_layers"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "GroupPlan",
+    "block_prefix",
+    "family_of",
+    "plan_groups",
+    "skipped_layers",
+    "walked_modules",
+]
 
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """One input group of a model: ``width`` input channels; ``outs``: output width of each layer."""
+    """One input group of a model: ``width`` input channels; ``outs``: output width of each layer.
+
+    ``block``: number among all blocks that are walked; ``index``: of the block within its stack, None behind them.
+    """
 
     name: str
     parent: str
@@ -31,11 +44,22 @@ class GroupPlan:
     block: int
     width: int
     outs: tuple[int, ...]
+    stack: Stack = LANGUAGE
+    index: int | None = 0
 
     @property
     def weights(self) -> int:
         """Number of weights that quantizing this group quantizes."""
         return self.width * sum(self.outs)
+
+    @property
+    def of_memory(self) -> bool:
+        """Whether the group reads what the stack before its own has put out, not the tokens of its own stack."""
+        return self.name.endswith(tuple(f".{group}" for group in self.stack.memory))
+
+    @property
+    def reads_audio(self) -> bool:
+        return self.stack.media == "audio" or self.of_memory
 
 
 def family_of(config: dict[str, Any]) -> Family:
@@ -74,27 +98,56 @@ def _text_groups(config: dict[str, Any], family: Family) -> Groups:
 
 
 def block_prefix(family: Family, block: int) -> str:
-    return f"{family.language_model}.layers.{block}"
+    """Module path of a block of the last stack."""
+    return family.decoder.block(block)
 
 
-def plan_groups(model: nn.Module, family: Family) -> list[list[GroupPlan]]:
-    """The input groups of every decoder block, in the order in which they run. ``model`` may be on the meta device.
+def plan_groups(model: nn.Module, family: Family, *, vision: Vision = "keep") -> list[list[GroupPlan]]:
+    """The input groups of every block that is walked, in the order in which they run: stack by stack, and what a stack
+    has behind its blocks as one block more. ``model`` may be on the meta device.
 
     Raises InvalidModel when a layer of the table is missing: the configuration then is not what the family promises.
     """
-    layers = model.get_submodule(family.language_model).get_submodule("layers")
-    return [list(_block_groups(model, family, block)) for block in range(len(list(layers.children())))]
+    plans: list[list[GroupPlan]] = []
+    for stack in family.stacks(vision):
+        count = len(list(model.get_submodule(f"{stack.module}.{stack.layers}").children()))
+        for index in range(count):
+            block = stack.block(index)
+            groups = [(f"{block}.{within}".removesuffix("."), label, layers) for within, label, layers in stack.groups]
+            plans.append([_plan(model, stack, len(plans), index, *group) for group in groups])
+        if stack.behind:
+            groups = [(parent, label, ls) for path, label, ls in stack.behind for parent in _each(model, path)]
+            plans.append([_plan(model, stack, len(plans), None, *group) for group in groups])
+    return plans
 
 
-def _block_groups(model: nn.Module, family: Family, block: int) -> Iterator[GroupPlan]:
-    for within, label, layers in family.groups:
-        parent = f"{block_prefix(family, block)}.{within}".removesuffix(".")
-        modules = [_linear(model, f"{parent}.{layer}") for layer in layers]
-        widths = {module.in_features for module in modules}
-        if len(widths) != 1:
-            raise InvalidModel(f"{parent}: {', '.join(layers)} do not have the same input width")
-        outs = tuple(module.out_features for module in modules)
-        yield GroupPlan(f"{parent}.{label}", parent, label, layers, block, widths.pop(), outs)
+def _plan(
+    model: nn.Module, stack: Stack, block: int, index: int | None, parent: str, label: str, layers: tuple[str, ...]
+) -> GroupPlan:
+    modules = [_linear(model, f"{parent}.{layer}") for layer in layers]
+    widths = {module.in_features for module in modules}
+    if len(widths) != 1:
+        raise InvalidModel(f"{parent}: {', '.join(layers)} do not have the same input width")
+    outs = tuple(module.out_features for module in modules)
+    return GroupPlan(f"{parent}.{label}", parent, label, layers, block, widths.pop(), outs, stack, index)
+
+
+def _each(model: nn.Module, path: str) -> list[str]:
+    """``path``, or with ``*`` at its end one path for each entry of the list."""
+    if not path.endswith(".*"):
+        return [path]
+    entries = path.removesuffix(".*")
+    return [f"{entries}.{name}" for name, _ in model.get_submodule(entries).named_children()]
+
+
+def walked_modules(plans: Sequence[GroupPlan]) -> tuple[str, ...]:
+    """Module paths of one walked block: itself, or the modules behind the blocks of its stack."""
+    first = plans[0]
+    return (first.stack.block(first.index),) if first.index is not None else _distinct(plan.parent for plan in plans)
+
+
+def _distinct(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
 
 
 def _linear(model: nn.Module, name: str) -> nn.Linear:
@@ -118,7 +171,7 @@ def skipped_layers(model: nn.Module, groups: Iterable[GroupPlan], family: Family
 
 
 def _reason(name: str, family: Family) -> str:
-    if name == "lm_head":
+    if name == family.head:
         return "output head: kept in full precision"
     if family.vision and name.startswith((family.vision, *family.between)):
         return "vision tower: quantizing it costs the most accuracy"

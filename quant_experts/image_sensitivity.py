@@ -6,7 +6,7 @@ gives the answer away. So the image is changed and everything else kept: whoever
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from quant_experts.blueprint import Blueprint
-from quant_experts.calls import Call, Calls
+from quant_experts.calls import Call, Calls, Stream
 from quant_experts.chain import HiddenStates
 from quant_experts.evaluation import CHUNK, after_the_blocks, log_probabilities, text_positions
 from quant_experts.glue import Glue, block_glue
@@ -32,8 +32,9 @@ def measure_image_sensitivity(blueprint: Blueprint, calls: Calls, work: Path) ->
     row's first image: those before it cannot know which image comes. Each model is compared with itself.
     """
     originals = {call.index: call for call in calls.held_out}
-    hidden = HiddenStates(work, calls, blueprint.blocks)
-    sums = {(change, stream): 0.0 for change in ("swapped", "blanked") for stream in ("full", "quantized")}
+    hidden = HiddenStates(work, calls, calls.first + blueprint.blocks)
+    streams: tuple[Stream, Stream] = ("full", "quantized")
+    sums = {(change, stream): 0.0 for change in ("swapped", "blanked") for stream in streams}
     tokens = {"swapped": 0, "blanked": 0}
     rows: dict[int, int] = {}
     with after_the_blocks(blueprint), block_glue(blueprint.language_model, blueprint.blocks) as glue:
@@ -42,8 +43,12 @@ def measure_image_sensitivity(blueprint: Blueprint, calls: Calls, work: Path) ->
             assert variant.change is not None
             original = originals[variant.variant_of]
             positions = _behind_the_first_image(calls, original, blueprint.device)
-            for stream, states in (("full", hidden.full), ("quantized", hidden.quantized)):
-                sums[variant.change, stream] += _distance(blueprint, glue, calls, original, variant, states, positions)
+            for stream in streams:
+                states = {
+                    call.index: _behind_the_blocks(blueprint, glue, calls, call, hidden, stream)
+                    for call in (original, variant)
+                }
+                sums[variant.change, stream] += _distance(blueprint, original, variant, states, positions)
             tokens[variant.change] += len(positions)
             rows[original.index] = len(positions)
     if not any(rows.values()):
@@ -107,20 +112,19 @@ def _behind_the_first_image(calls: Calls, call: Call, device: torch.device) -> T
     return positions[positions >= first]
 
 
+def _behind_the_blocks(
+    blueprint: Blueprint, glue: Glue, calls: Calls, call: Call, hidden: HiddenStates, stream: Stream
+) -> Tensor:
+    """(tokens, d), behind the last norm."""
+    arguments = calls.arguments(call, blueprint.device, stream)
+    return glue.run(arguments, hidden.of_stream(stream, call).to(blueprint.device))[0]
+
+
 def _distance(
-    blueprint: Blueprint,
-    glue: Glue,
-    calls: Calls,
-    original: Call,
-    variant: Call,
-    states: Callable[[Call], Tensor],
-    positions: Tensor,
+    blueprint: Blueprint, original: Call, variant: Call, states: Mapping[int, Tensor], positions: Tensor
 ) -> float:
-    """Sum over positions of KL(original ‖ variant), both of one stream."""
-    own, other = (
-        glue.run(calls.arguments(call, blueprint.device), states(call).to(blueprint.device))[0]
-        for call in (original, variant)
-    )
+    """Sum over positions of KL(original ‖ variant), both of one stream. ``states``: index of the call → its own."""
+    own, other = states[original.index], states[variant.index]
     return sum(
         _kl(log_probabilities(blueprint, own[chunk], original), log_probabilities(blueprint, other[chunk], original))
         for chunk in torch.split(positions, CHUNK)

@@ -368,7 +368,7 @@ def place_group(model: nn.Module, entry: Mapping[str, Any]) -> tuple[InputGroup,
     except AttributeError as error:
         raise ValueError(f"{entry['name']}: {type(model).__name__} has no module {entry['parent']}") from error
     names = tuple(entry["layers"])
-    linears = [getattr(parent, name, None) for name in names]
+    linears = [_below(parent, name) for name in names]
     if not all(isinstance(linear, nn.Linear) for linear in linears):
         raise ValueError(f"{entry['name']}: {', '.join(names)} are not all linear layers of {entry['parent']}")
     first = linears[0]
@@ -403,9 +403,17 @@ def place_group(model: nn.Module, entry: Mapping[str, Any]) -> tuple[InputGroup,
             **ranks,
         )
         placed[name].train(linear.training)
-        setattr(parent, name, placed[name])
+        owner, _, last = name.rpartition(".")  # "mlp.0": a list of modules has no place for the group itself
+        setattr(parent.get_submodule(owner), last, placed[name])
     setattr(parent, f"{entry['label']}_input_group", group.train(first.training))
     return group, placed
+
+
+def _below(parent: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return parent.get_submodule(name)
+    except AttributeError:
+        return None
 
 
 # --- transformers ----------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ import transformers
 import quant_experts
 from quant_experts.acceptance import judge
 from quant_experts.auto.search import missed_target, search
-from quant_experts.blueprint import Blueprint, fill, open_blueprint
+from quant_experts.blueprint import Blueprint, around_blocks, fill, open_blueprint
 from quant_experts.calibrate import gather_calls
 from quant_experts.calibration.collate import open_collator
 from quant_experts.calibration.samples import choose, open_rows, rows_fingerprint
@@ -39,15 +39,16 @@ from quant_experts.config import AUTO, AcceptIf, QuantizationSpec
 from quant_experts.errors import InvalidSpec, Stopped
 from quant_experts.evaluating import measure_run
 from quant_experts.families.internvl_chat import native_directory
-from quant_experts.groups import GroupPlan, block_prefix, plan_groups
+from quant_experts.groups import GroupPlan, plan_groups, walked_modules
 from quant_experts.mixed_precision import check_mixed_precision
 from quant_experts.progress import Finished, OnEvent, PhaseStarted, ShouldStop, Warned, ignore, never
 from quant_experts.report import AutoSearch, QualityReport, Size
 from quant_experts.reuse import calls_fingerprint
 from quant_experts.sensitivity.measuring import Measuring
+from quant_experts.several_stacks import about_vision, audio_tokens, check_rows, check_stacks
 from quant_experts.tensor_file import TensorFile
 from quant_experts.treatment import decide_treatment
-from quant_experts.walk import walk
+from quant_experts.walk import calls_behind, walk
 from quant_experts.weights import shards_fingerprint, stream
 
 
@@ -99,20 +100,21 @@ def quantize(
     _check_output(output)
     source = native_directory(model, work / "native")
     blueprint = open_blueprint(source, device=_device(device))
-    plans = plan_groups(blueprint.model, blueprint.family)
+    check_stacks(spec, blueprint.family, blueprint.model.config)
+    plans = plan_groups(blueprint.model, blueprint.family, vision=spec.vision)
     _check_group_size(spec, plans)
     check_mixed_precision(spec, plans, blueprint.dtype)
-    collate = open_collator(source, blueprint.model.config)
+    collate = open_collator(source, blueprint.model.config, dtype=blueprint.dtype)
     rows = open_rows(calibration, split=split)
     choice = choose(rows, samples=spec.samples, holdout=spec.holdout, seed=spec.seed)
     parts = {
-        "spec": _digest(spec.model_dump(mode="json")),
+        "spec": _digest(_identity(spec)),
         "model": shards_fingerprint(blueprint.weights.shards, blueprint.config_text),
         "rows": rows_fingerprint(rows, choice),
     }
     fingerprint = _digest(parts)
     claim_directory(work, parts)
-    for message in _observations(blueprint):
+    for message in (*_observations(blueprint), *about_vision(spec)):
         warn(message)
     _fill_language_model(blueprint)
 
@@ -127,7 +129,9 @@ def quantize(
         fingerprint=key,
         on_event=on_event,
         should_stop=should_stop,
+        vision=spec.vision,
     )
+    check_rows(calls, blueprint.family.stacks(spec.vision)[0])
     for message in _warnings_about_rows(blueprint, calls):
         warn(message)
 
@@ -150,6 +154,9 @@ def quantize(
         should_stop=should_stop,
         keep_superseded=keep_superseded,
     )
+
+    tokens_audio = audio_tokens(calls, blueprint.family.stacks(spec.vision)[0])
+    calls = calls_behind(plans, calls, work, treatment.fingerprint(fingerprint), blueprint)
 
     on_event(PhaseStarted("evaluating"))
     measured = measure_run(blueprint, plans, calls, [block.report for block in blocks], treatment.spec, work)
@@ -177,6 +184,7 @@ def quantize(
         rows_skipped=calls.skipped,
         tokens_vision=sum(call.tokens_vision for call in calls.fit),
         tokens_text=sum(call.tokens - call.tokens_vision for call in calls.fit),
+        tokens_audio=tokens_audio,
         warnings=warnings,
         seconds=round(time.monotonic() - started, 1),
         environment=_environment(blueprint),
@@ -202,7 +210,7 @@ def quantize(
         output=output,
         block_files=[work / block_file(block.block) for block in blocks],
         groups=[entry for block in blocks for entry in block.groups],
-        other_tensors=stream(blueprint.weights, _other_names(blueprint)),
+        other_tensors=stream(blueprint.weights, _other_names(blueprint, plans)),
         spec=spec,
         report=report,
         recipe=recipe,
@@ -248,9 +256,8 @@ def _without_blocks(blueprint: Blueprint) -> Blueprint:
 
 def _fill_language_model(blueprint: Blueprint) -> None:
     """Norm and rotary tables: small, and part of every forward."""
-    for name, _ in blueprint.language_model.named_children():
-        if name not in ("layers", "embed_tokens"):
-            fill(blueprint, f"{blueprint.family.language_model}.{name}")
+    for name in around_blocks(blueprint, blueprint.family.decoder):
+        fill(blueprint, name)
 
 
 def _observations(blueprint: Blueprint) -> list[str]:
@@ -271,9 +278,9 @@ def _warnings_about_rows(blueprint: Blueprint, calls: Calls) -> list[str]:
     return messages
 
 
-def _other_names(blueprint: Blueprint) -> list[str]:
-    """Everything outside of the decoder blocks, under in-memory names."""
-    blocks = tuple(f"{block_prefix(blueprint.family, block)}." for block in range(blueprint.blocks))
+def _other_names(blueprint: Blueprint, plans: Sequence[Sequence[GroupPlan]]) -> list[str]:
+    """Everything outside of what was walked, under in-memory names."""
+    blocks = tuple(f"{module}." for block in plans for module in walked_modules(block))
     return [name for name in blueprint.weights.names if not name.startswith(blocks)]
 
 
@@ -286,7 +293,7 @@ def _size(
     )
     return Size(
         bytes_before=blueprint.weights.shards.bytes,
-        bytes_after=in_blocks + sum(blueprint.weights.bytes(name) for name in _other_names(blueprint)),
+        bytes_after=in_blocks + sum(blueprint.weights.bytes(name) for name in _other_names(blueprint, plans)),
         effective_bits=sum(block.bits[0] for block in blocks) / weights,
         base_bits=sum(block.bits[1] for block in blocks) / weights,
         quantized_weights=weights,
@@ -313,6 +320,12 @@ def _environment(blueprint: Blueprint) -> dict[str, str]:
         "quant_experts": quant_experts.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
     }
+
+
+def _identity(spec: QuantizationSpec) -> dict[str, Any]:
+    """What of the spec makes a run another run. Runs begun before a tower could be quantized go on after."""
+    fields = spec.model_dump(mode="json")
+    return {name: value for name, value in fields.items() if (name, value) != ("vision", "keep")}
 
 
 def _digest(content: Any) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from quant_experts.errors import Stopped
 from quant_experts.report import GroupReport
 
 Phase = Literal["preparing", "calibrating", "fitting", "packing", "verifying", "evaluating", "publishing"]
@@ -97,3 +98,9 @@ def ignore(event: Event) -> None:
 def never() -> bool:
     """A ``should_stop`` that never stops."""
     return False
+
+
+def stop_if(should_stop: ShouldStop) -> None:
+    """Raises Stopped, between two rows."""
+    if should_stop():
+        raise Stopped("stopped between rows; finished blocks are on disk and a later run goes on from them")

@@ -95,6 +95,12 @@ class GroupReport(_Frozen):
 
 class BlockReport(_Frozen):
     block: int
+    """Number among all blocks that were walked."""
+    stack: str | None = None
+    """Where several stacks of blocks were walked, the one that this block belongs to: ``vision``, ``language model``,
+    ``encoder``, ``decoder``."""
+    index: int | None = None
+    """Its number within the stack; None behind the stack's blocks (a vision tower's merger), or for a single stack."""
     seconds: float
     seconds_by_phase: dict[str, float]
     """``observe fit forward write`` → seconds."""
@@ -238,6 +244,8 @@ class QualityReport(_Frozen):
     tokens_vision: int = 0
     tokens_text: int = 0
     """Calibration tokens (not held out) by modality."""
+    tokens_audio: int = 0
+    """Positions of the audio encoder, of the same rows; silence that fills a window counts."""
     warnings: list[str] = Field(default_factory=list)
     seconds: float = 0.0
     environment: dict[str, str] = Field(default_factory=dict)

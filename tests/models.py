@@ -9,9 +9,11 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForSpeechSeq2Seq,
 )
 
 from demo.model import make_qwen2_vl, make_tokenizer
+from tests.models_speech import SPEECH_FAMILIES, generation_settings, speech_parts
 from tests.models_text import TEXT_FAMILIES, text_config
 from tests.models_vision import VISION_FAMILIES, vision_parts
 
@@ -19,6 +21,7 @@ TEXT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
 )
 FAMILIES = (*VISION_FAMILIES, *TEXT_FAMILIES)
+"""Those with a language model; SPEECH_FAMILIES are apart."""
 
 
 def make_model(
@@ -65,6 +68,9 @@ def make_model(
     if family in TEXT_FAMILIES:
         model = AutoModelForCausalLM.from_config(text_config(family, {**text, "tie_word_embeddings": tied}))
         tokenizer.chat_template = TEXT_TEMPLATE
+    elif family in SPEECH_FAMILIES:
+        config, tokenizer = speech_parts(text, tokenizer, directory)
+        model = AutoModelForSpeechSeq2Seq.from_config(config)
     else:
         config, tokenizer = vision_parts(family, {**text, "tie_word_embeddings": tied}, tokenizer, directory)
         model = AutoModelForImageTextToText.from_config(config)
@@ -72,6 +78,8 @@ def make_model(
     draw(model, seed)
     model.save_pretrained(directory, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(directory)
+    if family in SPEECH_FAMILIES:
+        generation_settings(directory)
     return directory
 
 

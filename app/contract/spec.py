@@ -142,6 +142,11 @@ class Options(_Strict):
     adapter_dtype: Literal["bf16", "int8"] | None = Field(
         default=None, description="How experts are stored; int8 has one scale per row."
     )
+    vision: Literal["keep", "quantize"] | None = Field(
+        default=None,
+        description="The vision tower and its merger; kept unless asked for, because quantizing them costs the most "
+        "accuracy.",
+    )
     sensitive: Sensitive | None = None
     budget: Budget | None = None
 

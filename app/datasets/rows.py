@@ -12,9 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from app.datasets.audio import BadAudio
+from app.datasets.audio import read_header as read_audio_header
 from app.datasets.images import BadImage, read_header
 from app.settings import Settings
 
+EXAMPLES = {"image": "image/png", "audio": "audio/wav"}
+NAMED = {"image": "image", "audio": "audio file"}
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -100,8 +104,23 @@ def _check_part(pointer: str, part: Any, waiting: list[tuple[str, Any]], check: 
             _check_image(*waiting.pop(0), check, settings)
         else:
             check.refuse(pointer, "an image part without an image, and no further entry in images")
+    elif kind == "audio":
+        _check_audio(pointer, part, check, settings)
     else:
-        check.refuse(f"{pointer}/type", f"{_shown(kind)}; expected text or image")
+        check.refuse(f"{pointer}/type", f"{_shown(kind)}; expected text, image or audio")
+
+
+def _check_audio(pointer: str, part: dict[str, Any], check: RowCheck, settings: Settings) -> None:
+    source = next((part[name] for name in ("audio", "path", "url") if part.get(name)), None)
+    if source is None:
+        check.refuse(pointer, "an audio part without audio")
+        return
+    if part.get("language") is not None and not isinstance(part["language"], str):
+        check.refuse(f"{pointer}/language", f"a {_kind(part['language'])}; expected a string such as 'en'")
+    try:
+        read_audio_header(_embedded(source, settings.max_audio_bytes, "audio"))
+    except (BadFile, BadAudio) as error:
+        check.refuse(f"{pointer}/audio", str(error))
 
 
 def source_of(part: dict[str, Any]) -> Any:
@@ -134,33 +153,45 @@ def _check_image(pointer: str, source: Any, check: RowCheck, settings: Settings)
 
 def image_bytes(source: Any, limit: int) -> bytes:
     """Raises BadImage when the bytes are not in the row itself, or too many."""
-    if isinstance(source, dict):  # the image column of Hugging Face datasets: {"bytes", "path"}
+    try:
+        return _embedded(source, limit, "image")
+    except BadFile as error:
+        raise BadImage(str(error)) from None
+
+
+class BadFile(Exception):
+    """The message says why the bytes of an image or of audio cannot be taken out of a row."""
+
+
+def _embedded(source: Any, limit: int, what: str) -> bytes:
+    """``what``: ``image`` or ``audio``. Raises BadFile when the bytes are not in the row itself, or too many."""
+    if isinstance(source, dict):  # a column of Hugging Face datasets: {"bytes", "path"}
         if not isinstance(source.get("bytes"), bytes):
-            raise BadImage("no bytes beside the path: embed the image in the Parquet file")
+            raise BadFile(f"no bytes beside the path: embed the {what} in the Parquet file")
         source = source["bytes"]
     if isinstance(source, str):
-        source = _data_uri(source, limit)
+        source = _data_uri(source, limit, what)
     if not isinstance(source, bytes):
-        raise BadImage(f"a {_kind(source)}; expected a data URI")
+        raise BadFile(f"a {_kind(source)}; expected a data URI")
     if len(source) > limit:
-        raise BadImage(f"{len(source)} bytes; at most {limit} for one image")
+        raise BadFile(f"{len(source)} bytes; at most {limit} for one {NAMED[what]}")
     return source
 
 
-def _data_uri(source: str, limit: int) -> bytes:
+def _data_uri(source: str, limit: int, what: str) -> bytes:
     if not source.startswith("data:"):
         if "://" in source[:32]:
-            raise BadImage(f"{_shown(source)} is a URL and nothing is fetched: embed the image as a data URI")
-        raise BadImage(f"{_shown(source)} is a path and an upload has no files: embed the image as a data URI")
+            raise BadFile(f"{_shown(source)} is a URL and nothing is fetched: embed the {what} as a data URI")
+        raise BadFile(f"{_shown(source)} is a path and an upload has no files: embed the {what} as a data URI")
     head, comma, data = source.partition(",")
     if not comma or not head.endswith(";base64"):
-        raise BadImage("the data URI is not of the form data:image/png;base64,…")
+        raise BadFile(f"the data URI is not of the form data:{EXAMPLES[what]};base64,…")
     if len(data) > limit // 3 * 4 + 4:
-        raise BadImage(f"about {len(data) // 4 * 3} bytes; at most {limit} for one image")
+        raise BadFile(f"about {len(data) // 4 * 3} bytes; at most {limit} for one {NAMED[what]}")
     try:
         return base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise BadImage(f"the data URI is not base64: {error}") from None
+        raise BadFile(f"the data URI is not base64: {error}") from None
 
 
 def _kind(value: Any) -> str:

@@ -31,7 +31,7 @@ class JobQuery(PageQuery):
 
 class Progress(BaseModel):
     blocks_done: int
-    blocks_total: int | None = Field(description="Decoder blocks of the model; null until it is opened.")
+    blocks_total: int | None = Field(description="Blocks that are walked; null until the model is opened.")
     seconds_per_block: float | None = Field(description="Moving average over this job's finished blocks.")
     eta_seconds: float | None = Field(
         description="For the blocks that are left; packing and verification come on top. Null when not known yet."

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ from torch import Tensor
 from quant_experts.calibration.images import decode
 from quant_experts.calibration.processor import load_processor, load_tokenizer
 from quant_experts.calibration.rows import Row, texts_of
+from quant_experts.calibration.sample import Sample, TooLong
+from quant_experts.calibration.speech import open_speech_collator
 from quant_experts.errors import InvalidCalibration, InvalidModel
 
 MOST_TOKENS = 2048
@@ -29,33 +30,16 @@ SMALLEST_SIDE = 56
 """Pixels: images are not shrunk below this to make a row fit."""
 
 
-@dataclass(frozen=True)
-class Sample:
-    """What the model is called with for one row.
-
-    ``inputs``: of the processor, batch of one; ``vision``: (tokens,) bool, the image placeholders; ``resized``: whether
-    images were made smaller to fit.
-    """
-
-    row: int
-    inputs: dict[str, Tensor]
-    vision: Tensor
-    resized: bool
-
-    @property
-    def tokens(self) -> int:
-        return int(self.vision.shape[0])
-
-
-class TooLong(Exception):
-    """The row does not fit and cannot be made to; it is skipped and counted."""
-
+__all__ = ["MOST_TOKENS", "Collate", "Sample", "TooLong", "open_collator"]
 
 Collate = Callable[[Row], Sample]
 
 
-def open_collator(directory: Path, config: Any) -> Collate:
-    """The function that turns rows into samples for the model in ``directory``. Raises InvalidModel."""
+def open_collator(directory: Path, config: Any, *, dtype: torch.dtype | None = None) -> Collate:
+    """The function that turns rows into samples for the model in ``directory``. ``dtype``: the model's, of sounds; that
+    of its configuration when it is not given. Raises InvalidModel."""
+    if config.model_type == "whisper":
+        return open_speech_collator(directory, config, dtype=dtype or config.dtype or torch.float32)
     most = min(MOST_TOKENS, getattr(config.get_text_config(), "max_position_embeddings", MOST_TOKENS))
     if hasattr(config, "vision_config"):
         processor = load_processor(directory, config)
@@ -68,6 +52,8 @@ def open_collator(directory: Path, config: Any) -> Collate:
 
 def _with_images(row: Row, processor: Any, image_token: int, most: int) -> Sample:
     """Raises TooLong, or InvalidCalibration naming the row."""
+    if row.audio:
+        raise InvalidCalibration(f"calibration row {row.number}: it has audio, but this model takes images and text")
     text = _render(row, processor, list(row.messages))
     _check_placeholders(row, text, processor, image_token)
     images = [decode(data, f"calibration row {row.number}, image {i}") for i, data in enumerate(row.images, start=1)]
@@ -136,8 +122,9 @@ def _check_placeholders(row: Row, text: str, processor: Any, image_token: int) -
 
 
 def _text_only(row: Row, tokenizer: Any, model_type: str, most: int) -> Sample:
-    if row.images:
-        raise InvalidCalibration(f"calibration row {row.number}: it has an image, but {model_type} takes text only")
+    if row.images or row.audio:
+        what = "an image" if row.images else "audio"
+        raise InvalidCalibration(f"calibration row {row.number}: it has {what}, but {model_type} takes text only")
     messages = [{"role": message["role"], "content": "".join(texts_of(message))} for message in row.messages]
     # A base model has no chat template; its rows are running text.
     templated = bool(tokenizer.chat_template)

@@ -1,8 +1,8 @@
-"""One calibration row in the chat convention: checked, with its images found but not decoded.
+"""One calibration row in the chat convention: checked, with its images and audio found but not decoded.
 
-A row is ``{"messages": [{"role", "content"}], "images"?: [...]}``. Content is a string or a list of text and image
-parts. An image part carries its source (relative path or data URI), or takes the next one of ``images``, as Hugging
-Face image datasets have it.
+A row is ``{"messages": [{"role", "content"}], "images"?: [...]}``. Content is a string or a list of text, image and
+audio parts. An image part carries its source (relative path or data URI), or takes the next one of ``images``, as
+Hugging Face image datasets have it. An audio part carries its source, and may name the ``language`` that is spoken.
 """
 
 from __future__ import annotations
@@ -19,25 +19,26 @@ from typing import Any
 from quant_experts.errors import InvalidCalibration
 
 ROLES = ("system", "user", "assistant", "tool")
-LARGEST_IMAGE_FILE = 64 << 20
-"""Bytes of one encoded image."""
+LARGEST_FILE = 64 << 20
+"""Bytes of one encoded image or audio file."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """``messages``: for the chat template; content is a string or a list of ``{"type": "text"|"image"}`` parts.
-    ``images``: encoded bytes, in the order of the image parts."""
+    """``messages``: for the chat template; content is a string or a list of ``{"type": "text"|"image"|"audio"}`` parts.
+    ``images``, ``audio``: encoded bytes, in the order of their parts."""
 
     number: int
     messages: tuple[dict[str, Any], ...]
     images: tuple[bytes, ...]
+    audio: tuple[bytes, ...] = ()
 
     @property
     def digest(self) -> str:
-        """Tells this row from another, images included."""
+        """Tells this row from another, images and audio included."""
         digest = hashlib.sha256(json.dumps([self.number, self.messages], sort_keys=True).encode())
-        for image in self.images:
-            digest.update(hashlib.sha256(image).digest())
+        for file in (*self.images, *self.audio):
+            digest.update(hashlib.sha256(file).digest())
         return digest.hexdigest()
 
 
@@ -51,10 +52,11 @@ def parse_row(number: int, content: Any, base: Path) -> Row:
     waiting = _waiting_images(number, content.get("images"))
     offered = len(waiting)
     sources: list[Any] = []
+    sounds: list[Any] = []
     messages = []
     for position, message in enumerate(content["messages"], start=1):
         where = f"calibration row {number}, message {position}"
-        messages.append(_message(where, message, waiting, sources))
+        messages.append(_message(where, message, waiting, sources, sounds))
     if waiting:
         raise InvalidCalibration(
             f"calibration row {number}: {offered} images but {offered - len(waiting)} image parts in messages"
@@ -64,7 +66,10 @@ def parse_row(number: int, content: Any, base: Path) -> Row:
     images = tuple(
         _load(f"calibration row {number}, image {i}", source, base) for i, source in enumerate(sources, start=1)
     )
-    return Row(number, tuple(messages), images)
+    audio = tuple(
+        _load(f"calibration row {number}, audio {i}", source, base) for i, source in enumerate(sounds, start=1)
+    )
+    return Row(number, tuple(messages), images, audio)
 
 
 def texts_of(message: dict[str, Any]) -> Iterator[str]:
@@ -85,7 +90,7 @@ def _waiting_images(number: int, images: Any) -> list[Any]:
     return list(images)
 
 
-def _message(where: str, message: Any, waiting: list[Any], sources: list[Any]) -> dict[str, Any]:
+def _message(where: str, message: Any, waiting: list[Any], sources: list[Any], sounds: list[Any]) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise InvalidCalibration(f"{where}: expected an object with role and content")
     role, content = message.get("role"), message.get("content")
@@ -97,10 +102,10 @@ def _message(where: str, message: Any, waiting: list[Any], sources: list[Any]) -
         raise InvalidCalibration(
             f"{where}: content is a {type(content).__name__}, expected a string or a list of parts"
         )
-    return {"role": role, "content": [_part(where, part, waiting, sources) for part in content]}
+    return {"role": role, "content": [_part(where, part, waiting, sources, sounds) for part in content]}
 
 
-def _part(where: str, part: Any, waiting: list[Any], sources: list[Any]) -> dict[str, str]:
+def _part(where: str, part: Any, waiting: list[Any], sources: list[Any], sounds: list[Any]) -> dict[str, str]:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text":
         if not isinstance(part.get("text"), str):
@@ -109,7 +114,20 @@ def _part(where: str, part: Any, waiting: list[Any], sources: list[Any]) -> dict
     if kind in ("image", "image_url"):
         sources.append(_source(where, part, waiting))
         return {"type": "image"}
-    raise InvalidCalibration(f"{where}: part of type {_shown(kind)}, expected text or image")
+    if kind == "audio":
+        return _audio(where, part, sounds)
+    raise InvalidCalibration(f"{where}: part of type {_shown(kind)}, expected text, image or audio")
+
+
+def _audio(where: str, part: dict[str, Any], sounds: list[Any]) -> dict[str, str]:
+    source = part.get("audio") or part.get("path") or part.get("url")
+    if source is None:
+        raise InvalidCalibration(f"{where}: an audio part without audio: give a relative path or a data URI")
+    language = part.get("language")
+    if language is not None and not isinstance(language, str):
+        raise InvalidCalibration(f"{where}: language {_shown(language)} is not a string such as 'en'")
+    sounds.append(source)
+    return {"type": "audio"} if language is None else {"type": "audio", "language": language}
 
 
 def _source(where: str, part: dict[str, Any], waiting: list[Any]) -> Any:
@@ -124,8 +142,8 @@ def _source(where: str, part: dict[str, Any], waiting: list[Any]) -> Any:
 
 
 def _load(where: str, source: Any, base: Path) -> bytes:
-    """The encoded bytes of one image."""
-    if isinstance(source, dict):  # Hugging Face image column: {"bytes", "path"}
+    """The encoded bytes of one image or audio file."""
+    if isinstance(source, dict):  # Hugging Face image or audio column: {"bytes", "path"}
         if isinstance(source.get("bytes"), bytes):
             return _bounded(where, source["bytes"])
         source = source.get("path")
@@ -145,7 +163,7 @@ def _load(where: str, source: Any, base: Path) -> bytes:
 def _from_data_uri(where: str, source: str) -> bytes:
     head, comma, data = source.partition(",")
     if not comma or not head.endswith(";base64"):
-        raise InvalidCalibration(f"{where}: the data URI is not of the form data:image/png;base64,...")
+        raise InvalidCalibration(f"{where}: the data URI is not of the form data:<type>;base64,...")
     try:
         return base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError) as error:
@@ -161,16 +179,16 @@ def _from_file(where: str, source: str, base: Path) -> bytes:
     try:
         if not path.is_file():
             raise InvalidCalibration(f"{where}: {_shown(source)} does not exist beside the calibration file")
-        if path.stat().st_size > LARGEST_IMAGE_FILE:
-            raise InvalidCalibration(f"{where}: {path.stat().st_size} bytes, at most {LARGEST_IMAGE_FILE} are accepted")
+        if path.stat().st_size > LARGEST_FILE:
+            raise InvalidCalibration(f"{where}: {path.stat().st_size} bytes, at most {LARGEST_FILE} are accepted")
         return path.read_bytes()
     except OSError as error:
         raise InvalidCalibration(f"{where}: {_shown(source)} cannot be read ({error.strerror})") from error
 
 
 def _bounded(where: str, data: bytes) -> bytes:
-    if len(data) > LARGEST_IMAGE_FILE:
-        raise InvalidCalibration(f"{where}: {len(data)} bytes, at most {LARGEST_IMAGE_FILE} are accepted")
+    if len(data) > LARGEST_FILE:
+        raise InvalidCalibration(f"{where}: {len(data)} bytes, at most {LARGEST_FILE} are accepted")
     return data
 
 

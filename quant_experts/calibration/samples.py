@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -237,4 +237,4 @@ class _Concatenated:
         for part, start, end in zip(self._parts, self._starts, self._starts[1:], strict=False):
             mine = [position - start for position in positions if start <= position < end]
             for position, row in zip(mine, part.read(mine), strict=True):
-                yield Row(start + position + 1, row.messages, row.images)
+                yield replace(row, number=start + position + 1)

@@ -2,49 +2,86 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
+from quant_experts.checkpoint.configuration import auto_map
 from quant_experts.config import QuantizationSpec
 from quant_experts.report import ModelQuality, QualityReport
 from quant_experts.report_page import numbers
 from quant_experts.report_page.sentences import CALIBRATION, IMAGES, added_bytes, bought, verdict
 
-LOADING = {
-    True: """\
+LOADING = """\
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AUTO_CLASS, READER
 
-model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
-```""",
-    False: """\
-```python
-from transformers import AutoModelForImageTextToText, AutoProcessor
+model = AUTO_CLASS.from_pretrained(CHECKPOINT, trust_remote_code=True)
+NAME = READER.from_pretrained(CHECKPOINT)
+```"""
 
-model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT, trust_remote_code=True)
-processor = AutoProcessor.from_pretrained(CHECKPOINT)
-```""",
-}
+
+@dataclass(frozen=True)
+class _Kind:
+    """What the card says of one kind of model. ``task``: as model hubs name it."""
+
+    auto_class: str
+    task: str
+    reader: tuple[str, str]
+    """Name of the variable, and the auto class of what makes the model's inputs."""
+    quantized: str
+    unchanged: str
+
+
+TEXT = _Kind(
+    "AutoModelForCausalLM",
+    "text-generation",
+    ("tokenizer", "AutoTokenizer"),
+    "The language model's linear layers",
+    "Vision tower, embeddings, norms and output head",
+)
+IMAGES_AND_TEXT = replace(
+    TEXT, auto_class="AutoModelForImageTextToText", task="image-text-to-text", reader=("processor", "AutoProcessor")
+)
+WITH_TOWER = replace(
+    IMAGES_AND_TEXT,
+    quantized="The linear layers of the language model and of the vision tower with its merger",
+    unchanged="Patch and token embeddings, norms and output head",
+)
+SPEECH = _Kind(
+    "AutoModelForSpeechSeq2Seq",
+    "automatic-speech-recognition",
+    ("processor", "AutoProcessor"),
+    "The linear layers of encoder and decoder",
+    "Convolutions, embeddings, norms and output head",
+)
+
+
+def _kind(architecture: str, spec: QuantizationSpec) -> _Kind:
+    if architecture.endswith("ForCausalLM"):
+        return TEXT
+    if "AutoModelForSpeechSeq2Seq" in auto_map(architecture):
+        return SPEECH
+    return WITH_TOWER if spec.vision == "quantize" else IMAGES_AND_TEXT
 
 
 def model_card(report: QualityReport, spec: QuantizationSpec, *, architecture: str) -> str:
     """Markdown with the metadata block that model hubs read."""
-    causal = architecture.endswith("ForCausalLM")
-    auto_class = "AutoModelForCausalLM" if causal else "AutoModelForImageTextToText"
+    kind = _kind(architecture, spec)
     warnings = [
         *report.warnings,
         *(report.calibration.reasons if report.calibration else []),
         *(w for b in report.blocks for g in b.groups for w in g.warnings),
     ]
     sections = [
-        _metadata(report, spec, causal=causal),
+        _metadata(report, spec, kind),
         f"# {report.model}, {report.scheme} by Quant Experts\n\n{verdict(report)}\n\n"
-        f"The language model's linear layers have {spec.bits.weight_bits}-bit weights and "
-        f"{_activations(spec)}. Vision tower, embeddings, norms and output head are unchanged. "
+        f"{kind.quantized} have {spec.bits.weight_bits}-bit weights and "
+        f"{_activations(spec)}. {kind.unchanged} are unchanged. "
         f"Method `{report.method}`: smoothing `{spec.smoothing}`, rounding `{spec.rounding}`, "
         f"reconstruction `{spec.reconstruction}`.",
         _loss(report),
         "## How to load it\n\nWith nothing but transformers 5; the loader is in this directory:\n\n"
-        f"{LOADING[causal]}\n\nOr with the package: `pip install quant-experts`, then `import quant_experts` and "
-        f"`{auto_class}.from_pretrained(CHECKPOINT)`. In a process that does neither, transformers warns and "
+        f"{_loading(kind)}\n\nOr with the package: `pip install quant-experts`, then `import quant_experts` and "
+        f"`{kind.auto_class}.from_pretrained(CHECKPOINT)`. In a process that does neither, transformers warns and "
         "loads random layers. Choose another dtype with `dtype=`, never with `.to(dtype)`: that would convert rotary "
         "frequencies too.",
         _limits(spec),
@@ -52,6 +89,11 @@ def model_card(report: QualityReport, spec: QuantizationSpec, *, architecture: s
     if warnings:
         sections.append("## Warnings of the run\n\n" + "\n".join(f"- {warning}" for warning in dict.fromkeys(warnings)))
     return "\n\n".join(sections) + "\n"
+
+
+def _loading(kind: _Kind) -> str:
+    name, reader = kind.reader
+    return LOADING.replace("AUTO_CLASS", kind.auto_class).replace("READER", reader).replace("NAME", name)
 
 
 def _loss(report: QualityReport) -> str:
@@ -86,12 +128,11 @@ def _measured(quality: ModelQuality) -> tuple[str, str, str]:
     return kl, numbers.percent(quality.top1_agreement), numbers.perplexity(quality.perplexity_quantized)
 
 
-def _metadata(report: QualityReport, spec: QuantizationSpec, *, causal: bool) -> str:
+def _metadata(report: QualityReport, spec: QuantizationSpec, kind: _Kind) -> str:
     on_a_hub = report.model.count("/") == 1 and not report.model.startswith("local/")
     base = f"base_model: {report.model}\nbase_model_relation: quantized\n" if on_a_hub else ""
-    task = "text-generation" if causal else "image-text-to-text"
     return (
-        f"---\nlibrary_name: transformers\npipeline_tag: {task}\n{base}"
+        f"---\nlibrary_name: transformers\npipeline_tag: {kind.task}\n{base}"
         f"tags:\n- quant-experts\n- quantized\n- {spec.scheme.lower()}\n---"
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from quant_experts.errors import InvalidModel
 from quant_experts.modeling_quant_experts import FORMAT, QUANT_METHOD
 
 MODULE = "modeling_quant_experts"
+BLOCK = re.compile(r"(.*?\.\d+)(\.|$)")
+"""The block of a stack that a parent is in, or is; a merger behind the blocks is in none."""
 
 
 def loadable_config(
@@ -65,6 +68,7 @@ def auto_map(architecture: str) -> dict[str, str]:
         "AutoModelForImageTextToText": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
         "AutoModelForMultimodalLM": "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES",
         "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+        "AutoModelForSpeechSeq2Seq": "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
     }
     mapped = {
         auto_class: f"{MODULE}.{architecture}"
@@ -77,10 +81,10 @@ def auto_map(architecture: str) -> dict[str, str]:
 
 
 def ignored_modules(tensors: Iterable[str], groups: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The largest modules with weights of their own and nothing quantized inside, norms of decoder blocks left out."""
+    """The largest modules with weights of their own and nothing quantized inside, norms of blocks left out."""
     quantized = {f"{group['parent']}.{layer}" for group in groups for layer in group["layers"]}
     parents = {group["parent"] for group in groups}
-    blocks = {parent.rpartition(".")[0] for parent in parents}
+    blocks = {match[1] if (match := BLOCK.match(parent)) else parent for parent in parents}
     ancestors = {path[:end] for path in quantized for end in _ends(path)}
     ignored = set()
     for name in tensors:

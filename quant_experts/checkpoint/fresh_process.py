@@ -38,8 +38,13 @@ def main(checkpoint: Path, probe: Path, device: str) -> dict[str, Any]:
     tensors = load_file(str(probe))
     inputs = {name.removeprefix("inputs."): tensor.to(device) for name, tensor in tensors.items() if name != "logits"}
     if not inputs:
-        vocabulary = model.get_input_embeddings().weight.shape[0]
-        inputs["input_ids"] = (torch.arange(MADE_UP_TOKENS, device=device) % vocabulary).unsqueeze(0)
+        vocabulary = model.get_output_embeddings().weight.shape[0]
+        tokens = (torch.arange(MADE_UP_TOKENS, device=device) % vocabulary).unsqueeze(0)
+        inputs = {"input_ids": tokens}
+        if model.main_input_name == "input_features":  # silence
+            shape = (1, model.config.num_mel_bins, 2 * model.config.max_source_positions)
+            features = torch.zeros(shape, dtype=model.dtype, device=device)
+            inputs = {"input_features": features, "decoder_input_ids": tokens}
     with torch.inference_mode():
         logits = model(**inputs, use_cache=False).logits.float().cpu()
     result: dict[str, Any] = {"finite": bool(torch.isfinite(logits).all())}

@@ -85,6 +85,11 @@ OPTIONS = (
         "--adapter-dtype", type=click.Choice(["bf16", "int8"]), help="How experts are stored.  [default: bf16]"
     ),
     click.option(
+        "--vision",
+        type=click.Choice(["keep", "quantize"]),
+        help="The vision tower and its merger: quantizing them costs the most accuracy.  [default: keep]",
+    ),
+    click.option(
         "--sensitive-share",
         type=float,
         metavar="F",

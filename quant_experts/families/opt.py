@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from quant_experts.families.family import Family, Groups
+from quant_experts.families.family import Family
+from quant_experts.families.stack import Groups
 
 GROUPS: Groups = (
     ("self_attn", "qkv", ("q_proj", "k_proj", "v_proj")),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from quant_experts.families import internvl_chat
-from quant_experts.families.family import Family, Groups
+from quant_experts.families import internvl_chat, towers
+from quant_experts.families.family import Family
 from quant_experts.families.opt import OPT
+from quant_experts.families.stack import Groups
+from quant_experts.families.whisper import WHISPER
 
 FUSED_GROUPS: Groups = (
     ("self_attn", "qkv", ("qkv_proj",)),
@@ -16,9 +18,15 @@ FUSED_GROUPS: Groups = (
 PROJECTOR = "model.multi_modal_projector"
 
 FAMILIES: dict[str, Family] = {
-    "qwen2_vl": Family("Qwen2VLForConditionalGeneration", "model.language_model", "model.visual"),
-    "qwen2_5_vl": Family("Qwen2_5_VLForConditionalGeneration", "model.language_model", "model.visual"),
-    "qwen3_vl": Family("Qwen3VLForConditionalGeneration", "model.language_model", "model.visual"),
+    "qwen2_vl": Family(
+        "Qwen2VLForConditionalGeneration", "model.language_model", "model.visual", tower=towers.QWEN2_VL
+    ),
+    "qwen2_5_vl": Family(
+        "Qwen2_5_VLForConditionalGeneration", "model.language_model", "model.visual", tower=towers.QWEN2_5_VL
+    ),
+    "qwen3_vl": Family(
+        "Qwen3VLForConditionalGeneration", "model.language_model", "model.visual", tower=towers.QWEN3_VL
+    ),
     "llava": Family(
         "LlavaForConditionalGeneration", "model.language_model", "model.vision_tower", (PROJECTOR,), text_model="llama"
     ),
@@ -35,6 +43,7 @@ FAMILIES: dict[str, Family] = {
         "model.language_model",
         "model.vision_tower",
         (PROJECTOR,),
+        tower=towers.INTERNVL,
         text_model="qwen2",
     ),
     "llama": Family("LlamaForCausalLM", "model"),
@@ -46,6 +55,7 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": Family("Gemma3ForCausalLM", "model", soft_cap=True),
     "phi3": Family("Phi3ForCausalLM", "model", groups=FUSED_GROUPS),
     "opt": OPT,
+    "whisper": WHISPER,
 }
 
 ORIGINALS = {internvl_chat.MODEL_TYPE: internvl_chat.ARCHITECTURE}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from quant_experts.report import BlockReport, GroupReport, QualityReport, StageErrors
 from quant_experts.report_page.axes import Axis, logarithmic
+from quant_experts.report_page.kinds import axis_label, block_label, tick_label
 from quant_experts.report_page.numbers import percent
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 880, 280, 62, 12, 14, 40
@@ -56,6 +57,7 @@ class Chart:
     ticks: list[tuple[float, str]]
     """x, label."""
     axis_y: float
+    x_label: str
 
 
 def error_chart(report: QualityReport) -> Chart:
@@ -106,7 +108,11 @@ def _chart(
     for stage, values in series.items():
         dots = [
             Dot(
-                x(i), y.at(value), blocks[i].block, value, f"block {blocks[i].block}, {TITLES[stage]}: {percent(value)}"
+                x(i),
+                y.at(value),
+                blocks[i].block,
+                value,
+                f"block {block_label(blocks[i])}, {TITLES[stage]}: {percent(value)}",
             )
             for i, value in values.items()
         ]
@@ -128,8 +134,9 @@ def _chart(
         right=RIGHT,
         curves=curves,
         gridlines=[(y.at(value), percent_tick(value)) for value in y.ticks()],
-        ticks=[(x(i), str(blocks[i].block)) for i in range(0, len(blocks), every)],
+        ticks=[(x(i), tick_label(blocks[i])) for i in range(0, len(blocks), every)],
         axis_y=height - BOTTOM,
+        x_label=axis_label(block.stack for block in blocks),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from quant_experts.report import ChannelStatistics, GroupReport, QualityReport
@@ -35,14 +36,19 @@ class Panel:
 
 
 def frequency_panels(report: QualityReport) -> list[Panel]:
-    """One panel for each of the first four kinds of group, taken from the middle of the model."""
+    """One panel for each of the first four kinds of group of a stack, taken from the middle of the stack."""
+    stacks = {block.block: block.stack for block in report.blocks}
+    shown: Counter[str | None] = Counter()
     panels = []
     for groups in by_kind(report).values():
         measured = [(group, group.channels) for group in groups if group.channels and group.channels.curve]
-        if measured:
-            group, channels = measured[len(measured) // 2]
+        if not measured:
+            continue
+        group, channels = measured[len(measured) // 2]
+        shown[stacks[group.block]] += 1
+        if shown[stacks[group.block]] <= PANELS:
             panels.append(_panel(group, channels))
-    return panels[:PANELS]
+    return panels
 
 
 def _panel(group: GroupReport, channels: ChannelStatistics) -> Panel:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from quant_experts.report import GroupReport, QualityReport
-from quant_experts.report_page.kinds import by_kind
+from quant_experts.report import BlockReport, GroupReport, QualityReport
+from quant_experts.report_page.kinds import axis_label, block_label, by_kind, tick_label
 from quant_experts.report_page.numbers import percent
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 430, 30, 4, 4, 36
@@ -38,6 +39,7 @@ class Heat:
     labels: list[tuple[float, str]]
     """y, expert."""
     height: float
+    x_label: str
     width: int = WIDTH
     left: int = LEFT
 
@@ -59,16 +61,25 @@ def usage_chart(report: QualityReport) -> Usage | None:
     if not shares:
         return None
     titled = len(shares) <= TITLED
+    blocks = {block.block: block for block in report.blocks}
     largest = max(*shares, 1e-9)
     sizes = {len(group.expert_usage) for groups in kinds.values() for group in groups}
     return Usage(
-        heats=[_heat(kind, groups, largest, titled=titled) for kind, groups in kinds.items()],
+        heats=[_heat(kind, groups, blocks, largest, titled=titled) for kind, groups in kinds.items()],
         largest=largest,
         even=1 / sizes.pop() if len(sizes) == 1 else None,
     )
 
 
-def _heat(kind: str, groups: list[GroupReport], largest: float, *, titled: bool) -> Heat:
+def _heat(
+    kind: str,
+    groups: list[GroupReport],
+    blocks: Mapping[int, BlockReport],
+    largest: float,
+    *,
+    titled: bool,
+) -> Heat:
+    """``blocks``: by their number."""
     experts = max(len(group.expert_usage) for group in groups)
     row = round(min(max(HEIGHT / experts, ROW[0]), ROW[1]), 2)
     step = (WIDTH - LEFT - RIGHT) / len(groups)
@@ -78,11 +89,12 @@ def _heat(kind: str, groups: list[GroupReport], largest: float, *, titled: bool)
             y=round(TOP + expert * row, 2),
             shade=round(share / largest, 3),
             share=share,
-            label=f"block {group.block}, expert {expert}: {percent(share)}" if titled else None,
+            label=f"block {block_label(blocks[group.block])}, expert {expert}: {percent(share)}" if titled else None,
         )
         for column, group in enumerate(groups)
         for expert, share in enumerate(group.expert_usage)
     ]
+    columns = [blocks[group.block] for group in groups]
     every = max(1, round(34 / step + 0.49))
     per_label = max(1, -(-13 // int(row)))
     return Heat(
@@ -91,7 +103,8 @@ def _heat(kind: str, groups: list[GroupReport], largest: float, *, titled: bool)
         step=round(step, 2),
         row=row,
         experts=experts,
-        ticks=[(round(LEFT + (i + 0.5) * step, 1), str(groups[i].block)) for i in range(0, len(groups), every)],
+        ticks=[(round(LEFT + (i + 0.5) * step, 1), tick_label(columns[i])) for i in range(0, len(columns), every)],
         labels=[(round(TOP + (i + 0.5) * row, 1), str(i)) for i in range(0, experts, per_label)],
         height=TOP + experts * row + BOTTOM,
+        x_label=axis_label(block.stack for block in columns),
     )

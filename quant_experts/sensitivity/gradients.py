@@ -181,7 +181,7 @@ def _watched(blueprint: Blueprint, block: Sequence[GroupPlan], magnitudes: dict[
             output.register_hook(add)  # type: ignore[no-untyped-call]
 
         parent = blueprint.model.get_submodule(plan.parent)
-        hooks += [getattr(parent, layer).register_forward_hook(watch) for layer in plan.layers]
+        hooks += [parent.get_submodule(layer).register_forward_hook(watch) for layer in plan.layers]
     try:
         yield
     finally:

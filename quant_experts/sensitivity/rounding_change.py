@@ -140,7 +140,7 @@ def _run(glue: Glue, arguments: Arguments, state: Tensor, blueprint: Blueprint) 
 def rounded_to_nearest(blueprint: Blueprint, plan: GroupPlan, spec: QuantizationSpec) -> Iterator[None]:
     """The group's layers with weights and inputs rounded to nearest at the spec's bits, in the model's dtype."""
     parent = blueprint.model.get_submodule(plan.parent)
-    layers = [getattr(parent, layer) for layer in plan.layers]
+    layers = [parent.get_submodule(layer) for layer in plan.layers]
     originals = [layer.weight for layer in layers]
     size, bits = group_size(spec, plan.width), spec.bits
 

@@ -17,7 +17,8 @@ import pytest
 
 from app.contract.spec import METHODS, NAMED_SCHEMES
 from tests.e2e.conftest import OPTIONS, Site
-from tests.models import FAMILIES, TEXT_FAMILIES, make_model
+from tests.models import FAMILIES, SPEECH_FAMILIES, TEXT_FAMILIES, make_model
+from tests.models_speech import audio_row
 from tests.rows import text_row, write_rows
 
 pytestmark = pytest.mark.slow
@@ -31,7 +32,7 @@ CHOICES = [
         itertools.cycle(NAMED_SCHEMES),
         strict=False,
     )
-]
+] + [("whisper", "qe", "W4A8")]
 LOAD = """
 import json, sys
 sys.modules["quant_experts"] = None  # any import of it now fails
@@ -58,12 +59,13 @@ def jobs(site: Site, dataset: str, tmp_path_factory: pytest.TempPathFactory) -> 
     """All jobs, queued at once. Choice → job id."""
     rows = write_rows(tmp_path_factory.mktemp("rows") / "text.jsonl", map(text_row, range(8)))
     text = str(site.service.upload(rows)["id"])
+    speech = str(site.service.upload(write_rows(rows.with_name("speech.jsonl"), map(audio_row, range(8))))["id"])
     submitted = {}
     for family, method, scheme in CHOICES:
         name = f"every-{family}".replace("_", "-")
         if not (site.models / name).exists():
             make_model(family, site.models / name, hidden=64)
-        rows_of = text if family in TEXT_FAMILIES else dataset
+        rows_of = text if family in TEXT_FAMILIES else speech if family in SPEECH_FAMILIES else dataset
         job = site.service.submit(f"local/{name}", rows_of, scheme, OPTIONS, method=method)
         submitted[family, method, scheme] = str(job["id"])
     return submitted
@@ -81,6 +83,23 @@ def test_the_job_succeeds(site: Site, jobs: dict[tuple[str, str, str], str], cho
     assert report["blocks"], family
     planned = {name: job["plan"][name] for name in ("bytes_after", "effective_bits")}
     assert planned == {name: report["size"][name] for name in planned}
+
+
+def test_a_job_that_quantizes_the_vision_tower_too_counts_all_of_its_blocks(
+    site: Site, dataset: str, jobs: dict[tuple[str, str, str], str]
+) -> None:
+    options = {**OPTIONS, "vision": "quantize"}
+    job_id = str(site.service.submit("local/every-qwen2-vl", dataset, "W4A8", options)["id"])
+    jobs["qwen2_vl", "vision", "W4A8"] = job_id
+    for _ in site.service.events(job_id):
+        pass
+    job = site.service.job(job_id)
+    assert job["status"] == "succeeded", job["error"]
+    report = site.service.report(job_id)
+    stacks = [block["stack"] for block in report["blocks"]]
+    assert stacks == ["vision", "vision", "language model", "language model"]
+    assert (job["progress"]["blocks_done"], job["progress"]["blocks_total"]) == (4, 4)
+    assert any("costs more accuracy" in warning for warning in report["warnings"])
 
 
 def test_every_checkpoint_loads_where_nothing_of_ours_is(

@@ -228,7 +228,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "a message a string": ({"messages": ["hello"]}, "message 1"),
     "unknown role": ({"messages": [{"role": "robot", "content": "x"}]}, "'robot'"),
     "content a number": ({"messages": [{"role": "user", "content": 3}]}, "content is a int"),
-    "unknown part": ({"messages": [USER, {"role": "user", "content": [{"type": "audio"}]}]}, "message 2.*'audio'"),
+    "unknown part": ({"messages": [USER, {"role": "user", "content": [{"type": "video"}]}]}, "message 2.*'video'"),
     "text part without text": ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "without a text"),
     "no text at all": (
         {"messages": [{"role": "user", "content": [{"type": "image", "image": data_uri(picture())}]}]},

@@ -8,16 +8,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSpeechSeq2Seq
 
 from quant_experts.blueprint import fill, open_blueprint
 from quant_experts.calibration.collate import open_collator
 from quant_experts.calibration.rows import parse_row
-from quant_experts.glue import block_glue, capture_call
+from quant_experts.glue import NotCalled, block_glue, capture_call
 from tests.models import FAMILIES, VISION_FAMILIES, make_model
+from tests.models_speech import audio_row
 from tests.rows import image_row, text_row
 
 CPU = torch.device("cpu")
+ROWS = {"whisper": audio_row, **dict.fromkeys(VISION_FAMILIES, image_row)}
 
 
 def outputs_of_the_whole_model(model: Any, layers: Any, inputs: dict[str, Tensor]) -> tuple[list[Tensor], Tensor]:
@@ -30,14 +32,15 @@ def outputs_of_the_whole_model(model: Any, layers: Any, inputs: dict[str, Tensor
     return outputs, logits
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "whisper"])
 def test_blocks_one_by_one_are_the_whole_model(family: str, tmp_path: Path) -> None:
     # Four blocks, of which Qwen3-VL adds vision features after the first two.
     directory = make_model(family, tmp_path, blocks=4)
     blueprint = open_blueprint(directory, device=CPU)
-    row = image_row(1) if family in VISION_FAMILIES else text_row(1)
+    row = ROWS.get(family, text_row)(1)
     sample = open_collator(directory, blueprint.model.config)(parse_row(1, row, tmp_path))
     kind = AutoModelForImageTextToText if family in VISION_FAMILIES else AutoModelForCausalLM
+    kind = AutoModelForSpeechSeq2Seq if family == "whisper" else kind
     whole = kind.from_pretrained(directory)
     expected, logits = outputs_of_the_whole_model(
         whole, whole.get_submodule(blueprint.family.language_model).layers, sample.inputs
@@ -82,3 +85,36 @@ def test_deep_stack_features_reach_the_block_after(tmp_path: Path) -> None:
     without = {**arguments, "deepstack_visual_embeds": None, "visual_pos_masks": None}
     with block_glue(blueprint.language_model, 1) as glue:
         assert not torch.equal(glue.run(arguments, hidden), glue.run(without, hidden))
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "whisper"])
+def test_blocks_of_the_first_stack_one_by_one_are_the_whole_stack(family: str, tmp_path: Path) -> None:
+    """And the first block begins with the states that are kept, whatever this machine would compute for them."""
+    directory = make_model(family, tmp_path)
+    blueprint = open_blueprint(directory, device=CPU)
+    stack = blueprint.family.stacks("keep" if family == "whisper" else "quantize")[0]
+    sample = open_collator(directory, blueprint.model.config)(parse_row(1, ROWS[family](1), tmp_path))
+    for name, _ in blueprint.model.named_children():
+        fill(blueprint, name)
+    module = blueprint.module(stack)
+    arguments, hidden = capture_call(blueprint.model, module, sample.inputs, stack)
+    expected, _ = outputs_of_the_whole_model(blueprint.model, module.get_submodule(stack.layers), sample.inputs)
+    first = hidden
+    for block, output in enumerate(expected):
+        with block_glue(module, block, stack) as glue:
+            hidden = glue.run(arguments, hidden)
+        assert torch.equal(hidden, output), f"block {block}"
+    with block_glue(module, 0, stack) as glue:
+        assert not torch.equal(glue.run(arguments, first + 1), expected[0])
+
+
+def test_a_row_without_an_image_goes_past_the_vision_tower(tmp_path: Path) -> None:
+    directory = make_model("qwen2_vl", tmp_path)
+    blueprint = open_blueprint(directory, device=CPU)
+    fill(blueprint, "model.language_model.embed_tokens")
+    sample = open_collator(directory, blueprint.model.config)(parse_row(1, text_row(1), tmp_path))
+    tower, language = blueprint.family.stacks("quantize")
+    with pytest.raises(NotCalled):
+        capture_call(
+            blueprint.model, blueprint.module(tower), sample.inputs, tower, next_module=blueprint.module(language)
+        )

@@ -40,3 +40,19 @@ def test_what_is_skipped_has_a_reason(family: str, tmp_path: Path) -> None:
     assert "output head" in skipped["lm_head"]
     assert any("vision tower" in reason for reason in skipped.values()) is (family in VISION_FAMILIES)
     assert not any("proj" in name and "language_model" in name for name in skipped)
+
+
+def test_whispers_decoder_reads_the_encoder_through_a_group_of_its_own(tmp_path: Path) -> None:
+    blueprint = open_blueprint(make_model("whisper", tmp_path), device=CPU)
+    plans = plan_groups(blueprint.model, blueprint.family)
+    labels = [[plan.name.removeprefix(f"{plan.stack.block(plan.index or 0)}.") for plan in block] for block in plans]
+    attention = ["self_attn.qkv", "self_attn.out"]
+    cross = ["encoder_attn.q", "encoder_attn.kv", "encoder_attn.out"]
+    assert labels == [[*attention, "fc1", "fc2"]] * 2 + [[*attention, *cross, "fc1", "fc2"]] * 2
+    assert [(block[0].stack.name, block[0].block, block[0].index) for block in plans] == [
+        *(("encoder", 0, 0), ("encoder", 1, 1), ("decoder", 2, 0), ("decoder", 3, 1)),
+    ]
+    assert [plan.label for plan in plans[2] if plan.reads_audio] == ["kv"]
+    assert all(plan.reads_audio for plan in plans[0])
+    skipped = skipped_layers(blueprint.model, [plan for block in plans for plan in block], blueprint.family)
+    assert skipped == {"proj_out": "output head: kept in full precision"}

@@ -311,3 +311,34 @@ def test_a_warning_of_many_groups_is_said_once() -> None:
     assert page.count("one scale per row used") == 1
     assert "and 13 more input groups: one scale per row used" in page
     assert "<li>slow disk</li>" in page
+
+
+def test_blocks_of_several_stacks_are_told_apart() -> None:
+    report = rich_report(5)
+    places = [("vision", 0), ("vision", 1), ("vision", None), ("language model", 0), ("language model", 1)]
+    blocks = [
+        block.model_copy(
+            update={
+                "stack": stack,
+                "index": index,
+                "groups": [
+                    group.model_copy(update={"name": f"model.visual.blocks.{index}.{group.layers[0]}"})
+                    for group in block.groups
+                ]
+                if stack == "vision"
+                else block.groups,
+            }
+        )
+        for block, (stack, index) in zip(report.blocks, places, strict=True)
+    ]
+    report = report.model_copy(update={"blocks": blocks})
+    chart = error_chart(report)
+    assert [label for _, label in chart.ticks] == ["v0", "v1", "v+", "0", "1"]
+    assert chart.x_label == "block (v0, v1 …: vision)"
+    assert "block vision merger, " in chart.curves[0].dots[2].label
+    usage = usage_chart(report)
+    assert usage is not None
+    assert usage.heats[0].kind.startswith("vision ")
+    assert {heat.x_label for heat in usage.heats if not heat.kind.startswith("vision")} == {"decoder block"}
+    assert len(frequency_panels(report)) == 8
+    assert "v+" in render_report(report)

@@ -1,0 +1,109 @@
+"""From a row of audio and its transcript to what a Whisper model is called with.
+
+The encoder always hears a window of the same length; what the clip does not fill is silence, as when the model is used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import WhisperFeatureExtractor
+from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+from quant_experts.calibration.audio import decode, resample
+from quant_experts.calibration.processor import LOADING_ERRORS, load_tokenizer
+from quant_experts.calibration.rows import Row, texts_of
+from quant_experts.calibration.sample import Sample, TooLong
+from quant_experts.errors import InvalidCalibration, InvalidModel
+
+ASSUMED_LANGUAGE = "en"
+
+
+def open_speech_collator(directory: Path, config: Any, *, dtype: torch.dtype) -> Callable[[Row], Sample]:
+    """``dtype``: the model's; its features come in it. Raises InvalidModel when feature extractor or tokenizer are
+    missing or do not fit the model."""
+    tokenizer = load_tokenizer(directory)
+    try:
+        extractor = WhisperFeatureExtractor.from_pretrained(directory, local_files_only=True)
+    except LOADING_ERRORS as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InvalidModel(f"{directory.name}: its feature extractor cannot be loaded ({reason})") from error
+    frames = 2 * config.max_source_positions  # the second convolution halves them
+    if (extractor.nb_max_frames, extractor.feature_size) != (frames, config.num_mel_bins):
+        raise InvalidModel(
+            f"{directory.name}: its feature extractor makes {extractor.nb_max_frames} frames of "
+            f"{extractor.feature_size} values, the model takes {frames} of {config.num_mel_bins}"
+        )
+    multilingual = _is_multilingual(directory)
+
+    def collate(row: Row) -> Sample:
+        """Raises TooLong, or InvalidCalibration naming the row."""
+        features = _features(row, extractor).to(dtype)
+        tokens = _tokens(row, tokenizer, config, multilingual=multilingual)
+        inputs = {"input_features": features, "decoder_input_ids": tokens}
+        return Sample(row.number, inputs, torch.zeros(tokens.shape[1], dtype=torch.bool), False)
+
+    return collate
+
+
+def _is_multilingual(directory: Path) -> bool:
+    """As Whisper's own generation configuration says; models of English alone say so."""
+    try:
+        settings = json.loads((directory / "generation_config.json").read_text(encoding="utf-8"))
+        return bool(settings.get("is_multilingual", True))
+    except (OSError, ValueError, AttributeError):
+        return True
+
+
+def _features(row: Row, extractor: Any) -> Tensor:
+    """(1, mel bins, frames) float32."""
+    if len(row.audio) != 1 or row.images:
+        raise InvalidCalibration(
+            f"calibration row {row.number}: {len(row.audio)} audio and {len(row.images)} image parts; a speech model "
+            "takes one audio part and its transcript"
+        )
+    samples, rate = decode(row.audio[0], f"calibration row {row.number}, audio 1")
+    seconds = len(samples) / rate
+    if seconds > extractor.chunk_length:
+        raise TooLong(f"{seconds:.1f} seconds of audio, at most {extractor.chunk_length}")
+    samples = resample(samples, rate, extractor.sampling_rate)
+    made = extractor(samples.numpy(), sampling_rate=extractor.sampling_rate, return_tensors="pt")
+    features: Tensor = made["input_features"]
+    return features
+
+
+def _tokens(row: Row, tokenizer: Any, config: Any, *, multilingual: bool) -> Tensor:
+    """(1, tokens) int64: what a transcription starts with, the transcript, the end."""
+    texts = [(message["role"], "".join(texts_of(message)).strip()) for message in row.messages]
+    spoken = [text for role, text in texts if role == "assistant" and text]
+    if len(spoken) != 1 or any(text for role, text in texts if role != "assistant"):
+        raise InvalidCalibration(
+            f"calibration row {row.number}: a speech model takes audio and its transcript, as the one text of the one "
+            "assistant message; it takes no instructions"
+        )
+    begin = [tokenizer.convert_ids_to_tokens(config.decoder_start_token_id)]
+    if multilingual:
+        begin += [f"<|{_language(row)}|>", "<|transcribe|>"]
+    begin.append("<|notimestamps|>")
+    missing = [token for token in begin if token not in tokenizer.get_vocab()]
+    if missing:
+        raise InvalidCalibration(
+            f"calibration row {row.number}: the model's tokenizer has no {missing[0]}; is this language one of its own?"
+        )
+    text = tokenizer(f" {spoken[0]}", add_special_tokens=False)["input_ids"]
+    ids = [*tokenizer.convert_tokens_to_ids(begin), *text, config.eos_token_id]
+    if len(ids) > config.max_target_positions:
+        raise TooLong(f"{len(ids)} tokens, at most {config.max_target_positions}")
+    return torch.tensor([ids])
+
+
+def _language(row: Row) -> str:
+    """The code of the language that the audio part names, by code or in English."""
+    parts = [part for message in row.messages if isinstance(message["content"], list) for part in message["content"]]
+    named = next((part["language"] for part in parts if "language" in part), ASSUMED_LANGUAGE).lower()
+    return str(TO_LANGUAGE_CODE.get(named, named))

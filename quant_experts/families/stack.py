@@ -1,0 +1,52 @@
+"""One stack of blocks inside a model: where its blocks are, what runs them, which input groups a block has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Groups = tuple[tuple[str, str, tuple[str, ...]], ...]
+"""(parent within the block, label, layers), in the order in which a block runs them. An empty parent is the block."""
+
+DECODER_GROUPS: Groups = (
+    ("self_attn", "qkv", ("q_proj", "k_proj", "v_proj")),
+    ("self_attn", "o", ("o_proj",)),
+    ("mlp", "gate_up", ("gate_proj", "up_proj")),
+    ("mlp", "down", ("down_proj",)),
+)
+
+Media = Literal["image", "audio"]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Blocks that run one after another, inside the forward of ``module``.
+
+    ``name``: for people. ``layers``: path of the list of blocks, within the module. ``behind``: input groups behind the
+    blocks and before the next stack, with parents from the model's root; ``*`` stands for each entry of a list. They
+    are walked as one more block.
+    ``embeds``: the module's argument that takes the states of the first block; None: they are handed to that block.
+    ``read_again``: the model's configuration → numbers of the blocks, other than the last, whose output the module
+    reads once more behind its blocks.
+    ``media``: what every token of the stack is a piece of; None for tokens of text among which image tokens may be.
+    ``memory``: ``parent.label`` of the groups that read what the stack before this one has put out.
+    """
+
+    name: str
+    module: str
+    groups: Groups = DECODER_GROUPS
+    layers: str = "layers"
+    behind: Groups = ()
+    embeds: str | None = "inputs_embeds"
+    read_again: Callable[[Any], tuple[int, ...]] = lambda config: ()
+    media: Media | None = None
+    memory: tuple[str, ...] = ()
+
+    def block(self, index: int) -> str:
+        """Module path of a block."""
+        return f"{self.module}.{self.layers}.{index}"
+
+
+LANGUAGE = Stack("language model", "model")
+"""Of a text-only model; others differ in the path."""

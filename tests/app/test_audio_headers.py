@@ -1,0 +1,89 @@
+"""Uploads of audio rows: WAV files with PCM samples are accepted, everything else is refused with its place."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import wave
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.datasets.audio import BadAudio, read_header
+from tests.app.conftest import Api, ok, problem
+from tests.app.test_datasets import jsonl, kept, upload
+
+
+def wav(*, seconds: float = 0.1, rate: int = 16_000, channels: int = 1) -> bytes:
+    out = io.BytesIO()
+    with wave.open(out, "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(bytes(2 * channels * round(seconds * rate)))
+    return out.getvalue()
+
+
+def row(audio: object, **part: Any) -> dict[str, Any]:
+    source = f"data:audio/wav;base64,{base64.b64encode(audio).decode()}" if isinstance(audio, bytes) else audio
+    heard = {"type": "audio", "audio": source, **part}
+    return {"messages": [{"role": "user", "content": [heard]}, {"role": "assistant", "content": "What was said."}]}
+
+
+@pytest.mark.parametrize(("channels", "rate"), [(1, 8_000), (2, 44_100)])
+def test_channels_and_rate_are_those_of_the_file(channels: int, rate: int) -> None:
+    header = read_header(wav(channels=channels, rate=rate))
+    assert (header.channels, header.rate) == (channels, rate)
+
+
+def test_chunks_before_the_header_are_passed_over() -> None:
+    plain = wav()
+    with_list = plain[:12] + b"LIST\x03\0\0\0abc\0" + plain[12:]
+    assert read_header(with_list) == read_header(plain)
+
+
+@given(
+    magic=st.sampled_from([b"RIFF\0\0\0\0WAVE", b"RIFF\0\0\0\0WAVEfmt \x10\0\0\0", b""]), rest=st.binary(max_size=80)
+)
+def test_garbage_is_refused_by_name_and_never_crashes(magic: bytes, rest: bytes) -> None:
+    with contextlib.suppress(BadAudio):
+        header = read_header(magic + rest)
+        assert header.channels > 0
+        assert header.rate > 0
+
+
+async def test_rows_of_audio_are_accepted(api: Api) -> None:
+    dataset = ok(await upload(api, jsonl(row(wav()), row(wav(rate=48_000), language="de"))), 201)
+    assert (dataset["rows"], dataset["images"]) == (2, 0)
+
+
+FLOATS = wav().replace(b"fmt \x10\0\0\0\1\0", b"fmt \x10\0\0\0\3\0")
+AT = "/messages/0/content/0"
+REFUSED: dict[str, tuple[Any, str, str]] = {
+    "MP3": (row(b"ID3" + bytes(40)), f"{AT}/audio", "not a WAV file but MP3: convert it to WAV"),
+    "M4A": (row(b"\0\0\0\x20ftypM4A "), f"{AT}/audio", "MP4 or M4A"),
+    "floats": (row(FLOATS), f"{AT}/audio", "not PCM integers (format 3)"),
+    "cut off": (row(wav()[:30]), f"{AT}/audio", "without its header"),
+    "no channel": (row(wav().replace(b"\1\0\1\0", b"\1\0\0\0", 1)), f"{AT}/audio", "0 channels"),
+    "a path": (row("a.wav"), f"{AT}/audio", "embed the audio as a data URI"),
+    "a URL": (row("https://example.com/a.wav"), f"{AT}/audio", "nothing is fetched"),
+    "too large": (row(wav(seconds=700)), f"{AT}/audio", "at most 20971520 for one audio file"),
+    "no audio": (
+        {"messages": [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": "x"}]}]},
+        AT,
+        "an",
+    ),
+    "a language": (row(wav(), language=7), f"{AT}/language", "expected a string such as 'en'"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+async def test_bad_audio_is_refused_where_it_stands(api: Api, name: str) -> None:
+    bad, pointer, detail = REFUSED[name]
+    refused = problem(await upload(api, jsonl(row(wav()), bad)), 422, "invalid-dataset")
+    assert [(error["row"], error["pointer"]) for error in refused["errors"]] == [(2, pointer)]
+    assert detail in refused["errors"][0]["detail"]
+    assert kept(api) == []

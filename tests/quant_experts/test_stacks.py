@@ -1,0 +1,359 @@
+"""Models of which more than one stack of blocks is walked: a vision tower, and a speech model's encoder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, WhisperForConditionalGeneration
+
+import quant_experts  # noqa: F401 -- registers the method
+from quant_experts.blueprint import open_blueprint
+from quant_experts.calls import Calls, read_calls
+from quant_experts.chain import HiddenStates, chain_file
+from quant_experts.config import QuantizationSpec
+from quant_experts.errors import InvalidCalibration, InvalidSpec, Stopped
+from quant_experts.groups import FAMILIES, plan_groups
+from quant_experts.pipeline import quantize
+from quant_experts.progress import BlockFinished, Event, GroupFitted, PhaseStarted
+from quant_experts.report import QualityReport
+from quant_experts.route import Route
+from quant_experts.tensor_file import file_digest
+from tests.models import make_model
+from tests.models_speech import audio_row
+from tests.rows import image_row, text_row, write_rows
+
+QWEN3 = FAMILIES["qwen3_vl"]
+OPTIONS: dict[str, Any] = {
+    "samples": 6,
+    "experts": 2,
+    "shared_rank": 4,
+    "routed_rank": 4,
+    "important_channels": 8,
+    "group_size": 32,
+    "reservoir": 128,
+}
+SPEC = QuantizationSpec.preset("qe", vision="quantize", **OPTIONS)
+TOWERS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")
+
+
+def run(directory: Path, model: Path, rows: Path, *, spec: QuantizationSpec = SPEC, **more: Any) -> QualityReport:
+    return quantize(
+        model=model,
+        calibration=rows,
+        output=directory / "out",
+        spec=spec,
+        work=directory / "work",
+        device="cpu",
+        **more,
+    )
+
+
+def rows_with_and_without_images(path: Path) -> Path:
+    return write_rows(path, [(text_row if i in (2, 5) else image_row)(i) for i in range(8)])
+
+
+def last_calls(work: Path, first: int) -> Calls:
+    """Of the stack that begins with the walked block ``first``."""
+    stem = f"calls-{first:05d}"
+    calls = read_calls(work, json.loads((work / f"{stem}.json").read_text())["fingerprint"], stem=stem, first=first)
+    assert calls is not None
+    return calls
+
+
+def last_states(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """What the last block of the language model puts out when the whole model runs."""
+    outputs: list[Tensor] = []
+    hook = model.model.language_model.layers[-1].register_forward_hook(lambda _, args, output: outputs.append(output))
+    with torch.no_grad():
+        model(**inputs, use_cache=False)
+    hook.remove()
+    return outputs[0]
+
+
+# --- The vision tower ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", TOWERS)
+def test_both_streams_are_those_of_the_whole_models(family: str, tmp_path: Path) -> None:
+    """Bit for bit: the language model sees what the quantized tower makes, its full stream what the original makes."""
+    model = make_model(family, tmp_path / "model")
+    report = run(tmp_path, model, rows_with_and_without_images(tmp_path / "rows.jsonl"))
+    blocks = len(report.blocks)
+    calls = last_calls(tmp_path / "work", blocks - 2)
+    call = calls.held_out[0]
+    inputs = calls.probe(call)
+    assert inputs is not None
+    hidden = HiddenStates(tmp_path / "work", calls, blocks)
+    quantized = AutoModelForImageTextToText.from_pretrained(tmp_path / "out").eval()
+    assert torch.equal(last_states(quantized, inputs), hidden.quantized(call))
+    original = AutoModelForImageTextToText.from_pretrained(model).eval()
+    assert torch.equal(last_states(original, inputs), hidden.full(call))
+    assert not torch.equal(hidden.full(call), hidden.quantized(call))
+
+
+TRANSCRIBE = """
+import json, sys
+sys.modules["quant_experts"] = None  # any import of it now fails
+import torch
+from transformers import AutoModelForSpeechSeq2Seq, WhisperFeatureExtractor
+model = AutoModelForSpeechSeq2Seq.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+sound = torch.sin(torch.arange(16000) / 7).numpy()
+made = WhisperFeatureExtractor.from_pretrained(sys.argv[1])(sound, sampling_rate=16000, return_tensors="pt")
+tokens = model.generate(made["input_features"].to(model.dtype), max_new_tokens=4, min_new_tokens=4, language="en",
+                        task="transcribe", do_sample=False)
+layers = sum(type(module).__name__ == "QuantizedLinear" for module in model.modules())
+print(json.dumps({"quantized": layers, "new": tokens.shape[1]}))
+"""
+
+
+class Undisturbed:
+    """One run from beginning to end."""
+
+    def __init__(self, directory: Path, family: str, **model: Any) -> None:
+        self.model = make_model(family, directory / "model", **model)
+        rows = directory / "rows.jsonl"
+        speaks = family == "whisper"
+        self.rows = write_rows(rows, map(audio_row, range(8))) if speaks else rows_with_and_without_images(rows)
+        self.spec = SPEC.model_copy(update={"vision": "keep"}) if speaks else SPEC
+        self.work, self.output = directory / "work", directory / "out"
+        self.report = run(directory, self.model, self.rows, spec=self.spec)
+
+
+@pytest.fixture(scope="module")
+def tower(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """Two blocks, of which the first is read again."""
+    return Undisturbed(tmp_path_factory.mktemp("tower"), "qwen3_vl", blocks=1)
+
+
+def digests(directory: Path) -> dict[str, str]:
+    return {
+        path.relative_to(directory).as_posix(): file_digest(path) for path in sorted(directory.rglob("*.safetensors"))
+    }
+
+
+def fit_only(directory: Path, source: Undisturbed, *, stop_behind: int | None = None) -> list[int]:
+    """Run up to packing, or to the end of block ``stop_behind``; returns the blocks that were taken over."""
+    taken_over: list[int] = []
+    stop = threading.Event()
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, BlockFinished) and event.resumed:
+            taken_over.append(event.block)
+        if isinstance(event, PhaseStarted) and event.phase == "evaluating":
+            stop.set()
+        if isinstance(event, BlockFinished) and event.block == stop_behind:
+            stop.set()
+
+    with pytest.raises(Stopped):
+        run(directory, source.model, source.rows, spec=source.spec, on_event=on_event, should_stop=stop.is_set)
+    return taken_over
+
+
+def test_blocks_are_numbered_through_and_named_by_stack(tower: Undisturbed) -> None:
+    named = [(block.block, block.stack, block.index) for block in tower.report.blocks]
+    assert named == [(0, "vision", 0), (1, "vision", 1), (2, "vision", None), (3, "language model", 0)]
+    merger = [group.name.removeprefix("model.visual.") for group in tower.report.blocks[2].groups]
+    assert merger == [
+        *("merger.fc1", "merger.fc2", "deepstack_merger_list.0.fc1", "deepstack_merger_list.1.fc1"),
+        *("deepstack_merger_list.0.fc2", "deepstack_merger_list.1.fc2"),
+    ]
+
+
+def test_image_tokens_count_as_vision_and_rows_without_images_go_past_the_tower(tower: Undisturbed) -> None:
+    first, _, merger, language = tower.report.blocks
+    held_out = read_calls(tower.work, json.loads((tower.work / "calls.json").read_text())["fingerprint"])
+    assert held_out is not None
+    merged = sum(call.tokens_vision for call in held_out.held_out)
+    for group in (*first.groups, *merger.groups):
+        assert group.error_text is None
+        assert group.error_vision == group.error
+    assert {group.tokens for group in merger.groups} == {merged}
+    assert {group.tokens for group in first.groups} == {4 * merged}  # two by two patches make one token
+    assert {group.tokens for group in language.groups} == {sum(call.tokens for call in held_out.held_out)}
+
+
+def test_the_warning_is_in_report_and_card_and_what_stays_is_said(tower: Undisturbed) -> None:
+    assert sum("costs more accuracy than anything else" in warning for warning in tower.report.warnings) == 1
+    card = (tower.output / "README.md").read_text()
+    assert "costs more accuracy than anything else" in card
+    assert "of the language model and of the vision tower with its merger have 4-bit weights" in card
+    config = json.loads((tower.output / "config.json").read_text())
+    assert config["quantization_config"]["ignored"] == [
+        *("lm_head", "model.language_model.embed_tokens", "model.language_model.norm"),
+        *("model.visual.patch_embed", "model.visual.pos_embed"),
+    ]
+    stored = load_file(tower.output / "model-00001-of-00001.safetensors")
+    original = load_file(tower.model / "model.safetensors")
+    assert torch.equal(stored["model.visual.patch_embed.proj.weight"], original["model.visual.patch_embed.proj.weight"])
+    assert not [name for name in stored if "visual" in name and name.endswith(("fc1.weight", "qkv.weight"))]
+
+
+# --- Stopping and going on -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop_behind", [0, 1, 2])
+def test_a_run_that_stops_before_at_or_behind_the_border_ends_with_the_same_bytes(
+    tower: Undisturbed, stop_behind: int, tmp_path: Path
+) -> None:
+    fit_only(tmp_path, tower, stop_behind=stop_behind)
+    assert fit_only(tmp_path, tower) == list(range(stop_behind + 1))
+    assert digests(tmp_path / "work") == digests(tower.work)
+
+
+DAMAGES = {
+    "the calls behind the border": ("calls-00003.safetensors", []),
+    "the description of these calls": ("calls-00003.json", []),
+    "the newest hidden states": ("chain/00003.safetensors", [0, 1, 2]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_a_walk_behind_the_border_needs_is_made_again_when_it_is_damaged(
+    tower: Undisturbed, damage: str, tmp_path: Path
+) -> None:
+    name, taken_over = DAMAGES[damage]
+    shutil.copytree(tower.work, tmp_path / "work")
+    path = tmp_path / "work" / name
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert fit_only(tmp_path, tower) == taken_over
+    assert digests(tmp_path / "work") == digests(tower.work)
+
+
+def test_states_that_are_read_again_stay_until_the_border_is_crossed(tower: Undisturbed, tmp_path: Path) -> None:
+    plans = plan_groups(open_blueprint(tower.model, device=torch.device("cpu")).model, QWEN3, vision="quantize")
+    deep = SimpleNamespace(vision_config=SimpleNamespace(depth=4, deepstack_visual_indexes=[0, 3]))
+    route = Route.of([[replace(plans[0][0], block=n, index=n)] for n in range(4)] + plans[2:], deep)
+    for number in range(4):
+        (tmp_path / chain_file(number)).parent.mkdir(exist_ok=True)
+        (tmp_path / chain_file(number)).touch()
+    assert route.superseded(tmp_path, 3) == (chain_file(1),)
+    assert route.superseded(tmp_path, 4) == (chain_file(1), chain_file(2))
+    assert set(route.superseded(tmp_path, 5)) == {chain_file(number) for number in range(4)}
+
+
+# --- An encoder ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    return Undisturbed(tmp_path_factory.mktemp("speech"), "whisper")
+
+
+def test_the_decoder_reads_what_the_quantized_encoder_puts_out(speech: Undisturbed) -> None:
+    calls = last_calls(speech.work, 2)
+    call = calls.held_out[0]
+    inputs = calls.probe(call)
+    assert inputs is not None
+    assert inputs["input_features"].dtype == torch.bfloat16
+    hidden = HiddenStates(speech.work, calls, 4)
+    for directory, state in ((speech.output, hidden.quantized(call)), (speech.model, hidden.full(call))):
+        model = WhisperForConditionalGeneration.from_pretrained(directory).eval()
+        outputs: list[Tensor] = []
+        model.model.decoder.layers[-1].register_forward_hook(lambda _, args, output, to=outputs: to.append(output))
+        with torch.no_grad():
+            model(**inputs, use_cache=False)
+        assert torch.equal(outputs[0], state)
+
+
+def test_audio_and_text_are_counted_apart_and_a_key_layer_has_no_bias(speech: Undisturbed) -> None:
+    report = speech.report
+    assert [block.stack for block in report.blocks] == ["encoder", "encoder", "decoder", "decoder"]
+    assert report.tokens_audio == report.rows_used * 100
+    assert report.tokens_vision == 0
+    for group in (group for block in report.blocks for group in block.groups):
+        hears = "encoder_attn.kv" in group.name or "model.encoder" in group.name
+        assert group.tokens == 200 if hears else group.tokens < 100
+        assert group.error_vision is None
+        assert (group.error_text is None) is hears
+    stored = load_file(speech.output / "model-00001-of-00001.safetensors")
+    biases = {name for name in stored if name.endswith("_proj.bias") and ".layers.0.encoder_attn." in name}
+    assert biases == {f"model.decoder.layers.0.encoder_attn.{layer}_proj.bias" for layer in ("q", "v", "out")}
+    card = (speech.output / "README.md").read_text()
+    assert "pipeline_tag: automatic-speech-recognition" in card
+    assert "AutoModelForSpeechSeq2Seq.from_pretrained" in card
+    assert "linear layers of encoder and decoder have 4-bit weights" in card
+    assert "vision" not in card
+
+
+@pytest.mark.parametrize("stop_behind", [1, 2])
+def test_a_speech_run_that_stops_at_the_border_ends_with_the_same_bytes(
+    speech: Undisturbed, stop_behind: int, tmp_path: Path
+) -> None:
+    fit_only(tmp_path, speech, stop_behind=stop_behind)
+    assert fit_only(tmp_path, speech) == list(range(stop_behind + 1))
+    assert digests(tmp_path / "work") == digests(speech.work)
+
+
+def test_it_transcribes_where_nothing_but_transformers_is(speech: Undisturbed) -> None:
+    done = subprocess.run([sys.executable, "-c", TRANSCRIBE, str(speech.output)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == {"quantized": 22, "new": 4}
+
+
+# --- What cannot be --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llava", "gemma3", "llama"])
+def test_a_tower_that_cannot_be_quantized_is_refused_with_those_that_can(family: str, tmp_path: Path) -> None:
+    model = make_model(family, tmp_path / "model")
+    rows = rows_with_and_without_images(tmp_path / "rows.jsonl")
+    with pytest.raises(InvalidSpec, match=r"it works for qwen2_vl, qwen2_5_vl, qwen3_vl, internvl$"):
+        run(tmp_path, model, rows)
+    assert not (tmp_path / "work/fingerprint.json").exists()
+
+
+def test_a_tower_of_which_an_earlier_layer_is_taken_is_refused(tmp_path: Path) -> None:
+    model = make_model("internvl", tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "vision_feature_layer": -2}))
+    with pytest.raises(InvalidSpec, match=r'takes the output of layer -2 of its vision tower.*give vision "keep"'):
+        run(tmp_path, model, rows_with_and_without_images(tmp_path / "rows.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"smoothing": "mbq"}, "smoothing mbq"),
+        ({"sensitive": {"share": 0.1}}, "sensitive.share"),
+        ({"budget": {"bits_per_weight": 6}}, "budget"),
+        ({"scheme": "auto", "target": {"max_kl": 0.1}}, "scheme auto"),
+    ],
+)
+def test_methods_that_measure_the_whole_model_are_refused(
+    tower: Undisturbed, options: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    spec = QuantizationSpec.preset("qe", vision="quantize", **OPTIONS | options)
+    with pytest.raises(InvalidSpec, match=rf"^{named} measures .* two are quantized \(vision and language model\)"):
+        run(tmp_path, tower.model, tower.rows, spec=spec)
+
+
+def test_groups_of_the_tower_can_keep_more_bits_by_name(tower: Undisturbed, tmp_path: Path) -> None:
+    spec = QuantizationSpec.preset("rtn", vision="quantize", **OPTIONS, sensitive={"groups": ["attn.qkv"]})
+    bits: dict[str, int | None] = {}
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, GroupFitted):
+            bits[event.group.name] = event.group.weight_bits
+
+    with pytest.raises(Stopped):
+        run(tmp_path, tower.model, tower.rows, spec=spec, on_event=on_event, should_stop=lambda: len(bits) > 4)
+    assert [bits[f"model.visual.blocks.{n}.attn.qkv"] for n in (0, 1)] == [8, 8]
+    assert bits["model.visual.blocks.0.mlp.fc1"] == 4
+
+
+def test_rows_without_any_image_are_refused(tower: Undisturbed, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", [text_row(i) for i in range(5)])
+    with pytest.raises(InvalidCalibration, match="vision is quantized, and no calibration row to fit it on has an im"):
+        run(tmp_path, tower.model, rows)
