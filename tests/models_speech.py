@@ -57,6 +57,7 @@ def generation_settings(directory: Path) -> None:
     settings = json.loads(path.read_text())
     vocabulary = json.loads((directory / "tokenizer.json").read_text())["added_tokens"]
     ids = {entry["content"]: entry["id"] for entry in vocabulary}
+    settings.pop("_from_model_config")  # with it transformers would make the settings anew
     settings |= {
         "is_multilingual": True,
         "lang_to_id": {token: ids[token] for token in ("<|en|>", "<|de|>")},

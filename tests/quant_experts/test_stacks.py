@@ -114,7 +114,7 @@ made = WhisperFeatureExtractor.from_pretrained(sys.argv[1])(sound, sampling_rate
 tokens = model.generate(made["input_features"].to(model.dtype), max_new_tokens=4, min_new_tokens=4, language="en",
                         task="transcribe", do_sample=False)
 layers = sum(type(module).__name__ == "QuantizedLinear" for module in model.modules())
-print(json.dumps({"quantized": layers, "new": tokens.shape[1]}))
+print(json.dumps({"quantized": layers, "tokens": tokens.shape[1]}))
 """
 
 
@@ -299,7 +299,9 @@ def test_a_speech_run_that_stops_at_the_border_ends_with_the_same_bytes(
 def test_it_transcribes_where_nothing_but_transformers_is(speech: Undisturbed) -> None:
     done = subprocess.run([sys.executable, "-c", TRANSCRIBE, str(speech.output)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout.splitlines()[-1]) == {"quantized": 22, "new": 4}
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["quantized"] == 2 * 6 + 2 * 10
+    assert said["tokens"] >= 4
 
 
 # --- What cannot be --------------------------------------------------------------------------------------------------
