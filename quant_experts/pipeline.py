@@ -1,8 +1,8 @@
 """One run from a model directory and calibration rows to a proven checkpoint.
 
 1. preparing: check the files, build the model without weights, plan the input groups, look what an earlier run left;
-2. calibrating: processor, vision tower and embeddings, once per row;
-3. fitting: the walk over the decoder blocks;
+2. calibrating: processor and what runs before the first stack's blocks, once per row;
+3. fitting: the walk over the blocks, stack by stack;
 4. evaluating: the held-out rows, which have travelled both ways, meet the output head;
 5. packing: the checkpoint is written beside its final name;
 6. verifying: a fresh process loads it and must give the same logits;

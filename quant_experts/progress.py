@@ -58,7 +58,7 @@ class WrittenFile:
 
 @dataclass(frozen=True)
 class BlockFinished:
-    """A decoder block is fitted and durable. ``files`` are what a resume on another machine needs of this block;
+    """A block is fitted and durable. ``files`` are what a resume on another machine needs of this block;
     ``superseded`` are files of earlier blocks that no resume needs any more."""
 
     block: int

@@ -96,6 +96,10 @@ def _tokens(row: Row, tokenizer: Any, config: Any, *, multilingual: bool) -> Ten
             f"calibration row {row.number}: the model's tokenizer has no {missing[0]}; is this language one of its own?"
         )
     text = tokenizer(f" {spoken[0]}", add_special_tokens=False)["input_ids"]
+    if set(text) & set(tokenizer.all_special_ids):
+        raise InvalidCalibration(
+            f"calibration row {row.number}: its transcript must not contain the model's own tokens"
+        )
     ids = [*tokenizer.convert_tokens_to_ids(begin), *text, config.eos_token_id]
     if len(ids) > config.max_target_positions:
         raise TooLong(f"{len(ids)} tokens, at most {config.max_target_positions}")

@@ -60,7 +60,7 @@ def write_checkpoint(
 ) -> list[WrittenFile]:
     """Write the checkpoint and return its files.
 
-    ``source``: the model's directory. ``block_files``: one safetensors file per decoder block with all of its tensors.
+    ``source``: the model's directory. ``block_files``: one safetensors file per walked block with all of its tensors.
     ``groups``: entries of ``quantization_config["groups"]``. ``other_tensors``: everything outside of the blocks; it is
     consumed once, one tensor in memory at a time. All names are those of modules in memory. ``architecture``: the
     model's class. ``check``: called with the complete directory before it gets its name; what it raises is passed on,

@@ -110,6 +110,10 @@ def with_text(row: dict[str, Any], **texts: str) -> dict[str, Any]:
     return {"messages": [*({"role": role, "content": text} for role, text in texts.items()), *row["messages"]]}
 
 
+def with_transcript(text: str) -> dict[str, Any]:
+    return {"messages": [audio_row(1)["messages"][0], {"role": "assistant", "content": text}]}
+
+
 CUT_OFF = wav()[:-100]
 FLOATS = wav().replace(b"fmt \x10\0\0\0\1\0", b"fmt \x10\0\0\0\3\0")
 WRONG: dict[str, tuple[Any, str]] = {
@@ -126,6 +130,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "no audio": (text_row(1), "0 audio and 0 image parts"),
     "an image": (image_row(1), "0 audio and 1 image parts"),
     "instructions": (with_text(audio_row(1), user="Transcribe."), "it takes no instructions"),
+    "a forged token": (with_transcript("Red.<|endoftext|>"), "must not contain the model's own tokens"),
     "two transcripts": (with_text(audio_row(1), assistant="Again."), "the one text of the one assistant message"),
 }
 
