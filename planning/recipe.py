@@ -52,6 +52,7 @@ class Recipe:
     refine: str = "none"
     reservoir: int = 8192
     adapter_dtype: str = "bf16"
+    vision: str = "keep"
     sensitive: Mapping[str, Any] | None = None
     budget: Mapping[str, Any] | None = None
     target: Mapping[str, Any] | None = None

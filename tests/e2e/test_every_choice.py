@@ -81,6 +81,9 @@ def test_the_job_succeeds(site: Site, jobs: dict[tuple[str, str, str], str], cho
     report = site.service.report(jobs[choice])
     assert (report["method"], report["scheme"]) == (method, scheme)
     assert report["blocks"], family
+    if family in SPEECH_FAMILIES:
+        assert job["plan"] is None  # plans do not know encoders yet
+        return
     planned = {name: job["plan"][name] for name in ("bytes_after", "effective_bits")}
     assert planned == {name: report["size"][name] for name in planned}
 

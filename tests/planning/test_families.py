@@ -13,6 +13,9 @@ from planning import families
 from planning.errors import Unreadable
 from planning.headers import ModelHeaders
 from planning.local import read_local
+from planning.plan import make_plan
+from planning.recipe import Recipe
+from planning.rows import unknown_rows
 from planning.shapes import shapes_of
 from quant_experts.blueprint import open_blueprint
 from quant_experts.families.table import FAMILIES, ORIGINALS
@@ -25,6 +28,7 @@ def test_the_planner_knows_the_families_that_the_library_walks() -> None:
     library = {
         name: (family.model_class, family.language_model, family.vision is not None, family.groups, family.text_model)
         for name, family in FAMILIES.items()
+        if name not in families.UNPLANNED
     }
     planner = {
         name: (family.model_class, family.stack, family.vision, family.groups, family.any_text)
@@ -33,6 +37,7 @@ def test_the_planner_knows_the_families_that_the_library_walks() -> None:
     assert planner == library
     assert planner.keys() | families.ORIGINALS.keys() == library.keys() | ORIGINALS.keys()
     assert families.ORIGINALS == ORIGINALS
+    assert {name: FAMILIES[name].model_class for name in families.UNPLANNED} == families.UNPLANNED
 
 
 @pytest.mark.parametrize("name", families.FAMILIES)
@@ -82,6 +87,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> ModelHeaders:
     [
         ({"model_type": "mamba"}, "model_type 'mamba' is not supported; supported: qwen2_vl"),
         ({"model_type": ["llama"]}, "is not supported"),
+        ({"model_type": "whisper"}, "can be quantized, but a plan does not know yet what its encoder takes"),
         ({"architectures": ["LlamaForTokenClassification"]}, "expected LlamaForCausalLM"),
         ({"architectures": 7}, "expected LlamaForCausalLM"),
         ({"quantization_config": {"quant_method": "gptq"}}, "already quantized \\(gptq\\)"),
@@ -114,3 +120,9 @@ def test_files_that_lack_something_are_refused(llama: ModelHeaders, lost: str, m
     left = {key: tensor for key, tensor in llama.tensors.items() if not key.startswith(lost)}
     with pytest.raises(Unreadable, match=message):
         shapes_of(ModelHeaders(llama.config, left, 1, {}))
+
+
+def test_a_plan_does_not_pretend_to_know_a_vision_tower(llama: ModelHeaders) -> None:
+    with pytest.raises(Unreadable, match="quantizing the vision tower takes; submit the job without a plan") as raised:
+        make_plan(llama, Recipe.of(vision="quantize"), unknown_rows(vision=False), from_hub=False)
+    assert raised.value.refusal.pointer == "/options/vision"
