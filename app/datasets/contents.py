@@ -127,6 +127,8 @@ def _part(
 ) -> dict[str, Any]:
     if part["type"] == "text":
         return {"type": "text", "text": part["text"]}
+    if part["type"] == "audio":
+        return {name: part[name] for name in ("type", "language") if part.get(name) is not None}
     source = source_of(part)
     data = image_bytes(waiting.pop(0)[1] if source is None else source, settings.max_image_bytes)
     index = len(row.images)

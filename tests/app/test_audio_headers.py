@@ -95,3 +95,9 @@ def test_audio_of_too_many_bytes_is_refused() -> None:
     assert [(problem.pointer, problem.detail) for problem in check.problems] == [
         (f"{AT}/audio", "about 3246 bytes; at most 1000 for one audio file")
     ]
+
+
+async def test_a_row_of_audio_can_be_looked_at(api: Api) -> None:
+    dataset = ok(await upload(api, jsonl(row(wav(), language="de"))), 201)
+    rows = ok(await api.client.get(f"/v1/datasets/{dataset['id']}/rows"))
+    assert rows["data"][0]["messages"][0]["content"] == [{"type": "audio", "language": "de"}]
