@@ -8,7 +8,7 @@ import pytest
 
 from planning import memory, recipe, rows, seconds
 from planning.recipe import Recipe
-from quant_experts import evaluation, fit, image_variants, mixed_precision, observe, walk
+from quant_experts import evaluation, fit, image_variants, mixed_precision, observe, route
 from quant_experts.calibration import collate
 from quant_experts.config import PRESETS, QuantizationSpec
 from quant_experts.rounding import obq
@@ -34,7 +34,7 @@ def test_the_constants_that_sizes_memory_and_time_follow_are_those_of_the_librar
     assert recipe.LEVELS == mixed_precision.LEVELS
     assert rows.MOST_TOKENS == collate.MOST_TOKENS
     assert memory.HELD_OUT_TOKENS == observe.HELD_OUT_TOKENS
-    assert memory.KEPT_CHAINS == walk.KEPT_CHAINS + 1
+    assert memory.KEPT_CHAINS == route.KEPT_CHAINS + 1
     assert memory.VARIANTS == 2 * image_variants.MOST_ROWS
     assert memory.LOGIT_CHUNK == evaluation.CHUNK
     assert seconds.SUBSAMPLE == _trial.SUBSAMPLE
