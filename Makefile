@@ -60,6 +60,9 @@ bench: setup ## print the benchmark tables: layers, memory and time
 	$(BIN)/python -m benchmarks.layers
 	$(BIN)/python -m benchmarks.memory
 
+fuzz: setup ## schemathesis against the served API for MINUTES (10); the suite has a short, seeded run
+	QE_FUZZ_MINUTES=$(or $(MINUTES),10) $(BIN)/python -m pytest --timeout 0 tests/app/test_contract_fuzzing.py
+
 openapi: setup ## write the snapshot of the API's contract after a wanted change
 	$(BIN)/python -m app.openapi > openapi.json
 
@@ -69,4 +72,4 @@ constraints: ## pin what is installed now
 clean: ## remove what the targets made, the environment included
 	rm -rf $(VENV) demo-output .qe build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
-.PHONY: help setup demo serve browser test screenshots docs lint format bench openapi constraints clean
+.PHONY: help setup demo serve browser test screenshots docs lint format bench fuzz openapi constraints clean

@@ -17,6 +17,7 @@ from app.auth import Actor, Caller, Keyring, Scope, identify
 from app.contract.bell import Bell
 from app.contract.secret import Seal
 from app.database import OpenSession, Sessions, tenant_session
+from app.jobs.feed import Feed
 from app.problems import Problem
 from app.quotas import StorageMeter
 from app.rate_limit import TokenBuckets
@@ -49,6 +50,7 @@ class Service:
     """Requests that each key has left; None: they are not counted."""
     meter: StorageMeter
     telemetry: Telemetry
+    feed: Feed
     ringing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(RINGING_AT_ONCE))
 
     def sessions_of(self, caller: Caller) -> OpenSession:

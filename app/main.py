@@ -21,8 +21,11 @@ from app.datasets.router import router as datasets
 from app.datasets.upload import sweep_abandoned
 from app.deps import Service
 from app.hub.router import router as hub
+from app.jobs.feed import Feed
 from app.jobs.router import router as jobs
 from app.keys.router import router as keys
+from app.links import add_links
+from app.logs import configure_logging
 from app.plans.router import router as plans
 from app.problems import ProblemDetails
 from app.quotas import StorageMeter
@@ -48,12 +51,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        configure_logging(settings.log_format)
         service = open_service(settings, telemetry)
         sweep_abandoned(settings)
         app.state.service = service
         try:
             yield
         finally:
+            await service.feed.close()
             await service.engine.dispose()
 
     app = FastAPI(
@@ -91,6 +96,7 @@ def open_service(settings: Settings, telemetry: Telemetry) -> Service:
         buckets=TokenBuckets(settings.requests_per_minute) if settings.requests_per_minute else None,
         meter=StorageMeter(),
         telemetry=telemetry,
+        feed=Feed(),
     )
 
 
@@ -104,6 +110,7 @@ def _describe_problems(app: FastAPI) -> None:
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         schemas.update(schema.pop("$defs", {}))
         schemas["ProblemDetails"] = schema
+        add_links(document)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

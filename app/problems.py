@@ -21,11 +21,13 @@ from sqlalchemy.exc import DataError, InterfaceError, InternalError, Operational
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from app.database import READ_ONLY, WallMissing
 
 MEDIA_TYPE = "application/problem+json"
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 log = logging.getLogger(__name__)
 
 
@@ -216,7 +218,9 @@ async def _http(request: Request, error: Exception) -> Response:
     if kind is NOT_FOUND:
         detail = f"no resource at {request.url.path}"
     elif kind is METHOD_NOT_ALLOWED:
-        detail = f"{request.method} is not possible at {request.url.path}"
+        allowed = _methods_at(request)
+        detail = f"{request.method} is not possible at {request.url.path}; {', '.join(allowed)} may be"
+        return problem_response(request, kind, detail, headers={"Allow": ", ".join(allowed)})
     elif kind is MALFORMED_REQUEST:
         detail = "the body cannot be read: it must be JSON in UTF-8, nested less than a few hundred levels"
     return problem_response(request, kind, detail, headers=error.headers, status=error.status_code)
@@ -259,6 +263,17 @@ def unhandled(request: Request, error: BaseException) -> Response:
     log.error("request %s: unhandled %s", request.scope.get("request_id"), type(error).__name__, exc_info=error)
     title = HTTPStatus.INTERNAL_SERVER_ERROR.phrase
     return problem_response(request, INTERNAL, f"{title}; the log has more under the request id")
+
+
+def _methods_at(request: Request) -> list[str]:
+    """Of all routes with this path: each knows only of its own, and RFC 9110 wants them all in ``Allow``."""
+    routes = request.app.routes
+    scopes = {method: {**request.scope, "method": method} for method in METHODS}
+    return [
+        method
+        for method, scope in scopes.items()
+        if any(route.matches(dict(scope))[0] is Match.FULL for route in routes)
+    ]
 
 
 def _pointer(location: Sequence[str | int]) -> str:

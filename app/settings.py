@@ -8,6 +8,8 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.logs import LogFormat
+
 
 class Settings(BaseSettings):
     """Durations are seconds. Lease, beat and self-kill belong together: beat < self-kill < lease."""
@@ -48,6 +50,10 @@ class Settings(BaseSettings):
     self_kill: float = 90.0
     grace: float = 30.0
     ring_again: float = Field(default=60.0, description="A queued job not picked up for this long is rung again.")
+    log_format: LogFormat = Field(default="auto", description="json, text, or auto: text on a terminal, else json.")
+    metrics_port: int = Field(
+        default=0, ge=0, le=65535, description="Of a worker or keeper: where it serves its metrics; 0: nowhere."
+    )
     keeper_interval: float = 5.0
     barren_attempts: int = Field(default=3, description="Attempts in a row without a new block that fail a job.")
 

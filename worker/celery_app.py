@@ -18,9 +18,10 @@ import psycopg
 from celery import Celery, signals
 
 from app.contract import bell
+from app.logs import configure_logging
 from app.settings import Settings
 from app.storage import storage_from_url
-from worker import device, process, tasks, workers
+from worker import device, metrics, process, tasks, workers
 from worker.draining import Draining
 from worker.ledger import connect
 from worker.ring import ring_quietly
@@ -106,6 +107,8 @@ def _connect_signals(celery: Celery, settings: Settings, runner: tuple[str, ...]
         # A task that ends in the moment of SIGTERM: the parent no longer reads its result, and billiard 4.3 waits 30 s
         # for that before the child may end (1 stop in 70, tried). Nobody wants the result: one second is enough.
         billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 10
+        # The one child is where blocks are counted; the parent only waits for bells.
+        metrics.serve_metrics(settings.metrics_port)
 
     def shutting_down(**_: Any) -> None:
         # Fires at once on SIGTERM with Celery's warm shutdown, while the pool's child is still busy (tried).
@@ -115,6 +118,11 @@ def _connect_signals(celery: Celery, settings: Settings, runner: tuple[str, ...]
         over.set()
         _forget(settings, celery.worker_name)
 
+    def logging_wanted(**_: Any) -> None:
+        # That somebody listens to this signal is what keeps Celery from formatting lines in its own way.
+        configure_logging(settings.log_format)
+
+    signals.setup_logging.connect(logging_wanted, weak=False)
     signals.worker_init.connect(started, weak=False)
     signals.worker_ready.connect(ready, weak=False)
     signals.worker_process_init.connect(child_started, weak=False)

@@ -27,12 +27,12 @@ UNKNOWN = Capacity(None, None, None)
 
 def describe() -> str:
     """Names of the NVIDIA GPUs, or ``cpu``."""
-    return ", ".join(_ask_gpus("name")) or "cpu"
+    return ", ".join(ask_gpus("name")) or "cpu"
 
 
 def capacity() -> Capacity:
     """What a job can use here. Raises nothing."""
-    sizes = [int(size) << 20 for size in _ask_gpus("memory.total") if size.isdigit()]
+    sizes = [int(size) << 20 for size in ask_gpus("memory.total") if size.isdigit()]
     return Capacity(_memory(), min(sizes, default=None), len(os.sched_getaffinity(0)))
 
 
@@ -52,7 +52,7 @@ def _memory() -> int | None:
     return min(known, default=None)
 
 
-def _ask_gpus(what: str) -> list[str]:
+def ask_gpus(what: str) -> list[str]:
     """One answer per GPU; none where there is no GPU."""
     program = shutil.which("nvidia-smi")
     if program is None:

@@ -19,9 +19,10 @@ from functools import partial
 import psycopg
 
 from app.contract.states import LEASED, AttemptOutcome, JobStatus
+from app.logs import configure_logging
 from app.settings import Settings
 from app.storage import Storage, storage_from_url
-from worker import ledger, sweep
+from worker import ledger, metrics, sweep
 from worker.ledger import Connection, Hold
 from worker.postman import deliver
 from worker.ring import ring_quietly
@@ -47,6 +48,7 @@ def ring_again(connection: Connection, ring: Ring, *, after: float) -> list[str]
         " ORDER BY priority DESC, created_at LIMIT 100 FOR UPDATE SKIP LOCKED) RETURNING id",
         (after,),
     ).fetchall()
+    metrics.RUNG_AGAIN.inc(len(rows))
     for row in rows:
         ring(row["id"])
     return [row["id"] for row in rows]
@@ -74,6 +76,7 @@ def reap(connection: Connection, ring: Ring, *, grace: float, budget: int) -> di
                 reason=reason,
                 budget=budget,
             )
+        metrics.REAPED.inc()
         logger.warning("%s: attempt %d reaped: %s", row["id"], row["attempt"], reason)
     for job_id, status in reaped.items():
         if status == JobStatus.QUEUED:
@@ -134,13 +137,14 @@ def _keep_connected(
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = Settings()
+    configure_logging(settings.log_format)
     if settings.redis_url is None or settings.database_url is None:
         raise SystemExit("the keeper needs QE_DATABASE_URL and QE_REDIS_URL (`qe serve` brings its own servers)")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    metrics.serve_metrics(settings.metrics_port)
     logger.info("keeper at work")
     postman = threading.Thread(target=deliver, args=(settings, stop), name="postman", daemon=True)
     postman.start()

@@ -13,13 +13,14 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextvars import copy_context
 from enum import Enum
 
 import psycopg
 
 from app.contract.states import JobStatus
 from app.settings import Settings
-from worker import ledger, process
+from worker import ledger, metrics, process
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +122,7 @@ class Lease:
                     self._beat(connection, started)
                     next_beat = started + self._settings.beat
             except psycopg.Error as error:
+                metrics.BEATS_FAILED.inc()
                 logger.warning("%s: heartbeat failed, trying again: %s", self._hold.job_id, error)
                 if connection is not None:
                     connection.close()
@@ -174,6 +176,8 @@ class Lease:
                 return
             self._state = state
             child = self._child
+        if state is Keeping.LOST:
+            metrics.LEASES_LOST.inc()
         self._ended.set()
         if child is not None:
             process.kill_group(child)
@@ -184,8 +188,9 @@ def kept(settings: Settings, hold: ledger.Hold, *, seconds_left: float) -> Itera
     """Keep the lease of ``hold`` for as long as the block runs, and disturb it after ``seconds_left``."""
     lease = Lease(settings, hold, seconds_left=seconds_left)
     threads = [
-        threading.Thread(target=lease.keep, name="heartbeat", daemon=True),
-        threading.Thread(target=lease.watch, name="self-kill", daemon=True),
+        # A context of its own for each: what they log is said of this job too.
+        threading.Thread(target=copy_context().run, args=(lease.keep,), name="heartbeat", daemon=True),
+        threading.Thread(target=copy_context().run, args=(lease.watch,), name="self-kill", daemon=True),
     ]
     for thread in threads:
         thread.start()

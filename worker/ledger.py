@@ -57,6 +57,8 @@ class Claim:
     progress: dict[str, Any]
     elapsed: float
     """Seconds since a worker first took the job after it was (last) asked for."""
+    waited: float
+    """Seconds that it could have been taken and was not."""
 
 
 class Unconfirmed(Exception):
@@ -102,6 +104,7 @@ WHERE id = (
 )
 RETURNING id, tenant, spec, attempt, progress, blocks_done,
     EXTRACT(EPOCH FROM clock_timestamp() - started_at)::float8 AS elapsed,
+    EXTRACT(EPOCH FROM clock_timestamp() - greatest(queued_at, run_after))::float8 AS waited,
     coalesce((SELECT max_running_jobs FROM tenant_limits WHERE tenant = jobs.tenant), %(most)s::integer) AS most
 """
 RUNNING_LOCK = 0x7165_7275
@@ -177,7 +180,7 @@ def _begin_attempt(connection: Connection, row: DictRow, *, worker: str) -> Clai
     started = {"attempt": hold.attempt, "worker": worker, "resumed_from_block": row["blocks_done"]}
     append_event(connection, hold.job_id, EventType.STARTED, started)
     append_event(connection, hold.job_id, EventType.PHASE, {"phase": Phase.PREPARING.value})
-    return Claim(hold, row["tenant"], row["spec"], row["progress"], row["elapsed"])
+    return Claim(hold, row["tenant"], row["spec"], row["progress"], row["elapsed"], row["waited"])
 
 
 def beat(connection: Connection, hold: Hold, *, lease: float) -> JobStatus:

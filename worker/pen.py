@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
-from worker import ledger
+from worker import ledger, metrics
 from worker.lease import Keeping, Lease, Lost
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,11 @@ class Pen:
             try:
                 return statement(self._connected(), self._hold, *arguments, **options)
             except ledger.NotHeld:
-                self._learn_why()
+                try:
+                    self._learn_why()
+                except Lost:
+                    metrics.FENCED.inc()
+                    raise
             except ledger.AWAY as error:
                 logger.warning("%s: the ledger cannot be written, trying again: %s", self._hold.job_id, error)
                 self._disconnect()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from worker import ledger, process, protocol
+from worker import ledger, metrics, process, protocol
 from worker.lease import monotonic
 from worker.patient_storage import PatientStorage
 from worker.pen import Pen
@@ -106,6 +106,7 @@ class Relay:
                 "error": mean_errors(block.groups),
             },
         )
+        metrics.BLOCK_SECONDS.observe(block.seconds)
         self._stored.update(file["sha256"] for file in files)
         if block.resumed:  # of another job: the files are ours now as well
             self._pen.write(ledger.record_resumed, block=block.block, blocks=block.blocks)

@@ -6,6 +6,7 @@ import logging
 
 from app.contract.bell import RedisBell
 from app.settings import Settings
+from worker import metrics
 
 logger = logging.getLogger(__name__)
 
@@ -15,4 +16,5 @@ def ring_quietly(settings: Settings, job_id: str) -> None:
     try:
         RedisBell(settings.redis_url or "").ring(job_id)
     except Exception as error:  # noqa: BLE001 -- kombu's transports raise errors of many libraries
+        metrics.BELLS_LOST.inc()
         logger.warning("the bell for %s was not rung: %s", job_id, error)

@@ -26,9 +26,10 @@ from pydantic import BaseModel
 from app.contract.errors import FailureCode
 from app.contract.spec import JobSpec
 from app.contract.states import AttemptOutcome, JobStatus
+from app.logs import said_of
 from app.settings import Settings
 from app.storage import Storage
-from worker import fetch, ledger, memory, process, protocol
+from worker import fetch, ledger, memory, metrics, process, protocol
 from worker.fitness import unfit
 from worker.lease import CancelRequested, Lease, Lost, TimedOut, kept, monotonic
 from worker.patient_storage import NO_SPACE, PatientStorage, StorageFailed
@@ -123,6 +124,15 @@ def _confirmed(hands: Hands, hold: ledger.Hold) -> bool:
 
 def attempt(hands: Hands, claim: ledger.Claim) -> JobStatus | None:
     """Carry one claimed job as far as it goes. The job's status afterwards; None when it was lost to another worker."""
+    hold = claim.hold
+    metrics.CLAIM_WAIT.observe(max(0.0, claim.waited))
+    with said_of(job_id=hold.job_id, attempt=hold.attempt, worker=hands.worker), metrics.BUSY.track_inprogress():
+        status = _attempt(hands, claim)
+    metrics.ATTEMPTS.labels("lost" if status is None else status.value).inc()
+    return status
+
+
+def _attempt(hands: Hands, claim: ledger.Claim) -> JobStatus | None:
     hold, settings = claim.hold, hands.settings
     directory = settings.work_directory / hold.job_id / f"a{hold.attempt}"
     logger.info("%s: attempt %d begins", hold.job_id, hold.attempt)

@@ -16,7 +16,7 @@ from app.deps import Service
 from app.problems import Problem
 from app.storage import LocalStorage, ObjectMissing, Presentation, Storage
 
-BINARY = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+BINARY = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}, "*/*": {}}}
 FOREVER = "private, max-age=31536000, immutable"
 
 

@@ -71,7 +71,7 @@ class Calibration(_Strict):
 class Sensitive(_Strict):
     """The input groups that keep more weight bits: the most sensitive share of all weights, or groups by name."""
 
-    share: Annotated[float, Field(gt=0, le=1)] | None = None
+    share: Annotated[float, Field(strict=True, gt=0, le=1)] | None = None
     groups: Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=4096)] | None = Field(
         default=None, description="Full names, or their ends as in `layers.0.mlp.down`."
     )
@@ -87,14 +87,16 @@ class Sensitive(_Strict):
 class Budget(_Strict):
     """Stored bits per quantized weight, adapters included, that the most sensitive groups may fill up."""
 
-    bits_per_weight: Annotated[float, Field(ge=2, le=16)]
+    bits_per_weight: Annotated[float, Field(strict=True, ge=2, le=16)]
 
 
 class Target(_Strict):
     """What scheme `auto` searches for: the best model within a size, or the smallest within a KL."""
 
-    max_bytes: Annotated[int, Field(gt=0)] | None = Field(default=None, description="Of all tensors of the checkpoint.")
-    max_kl: Annotated[float, Field(gt=0)] | None = Field(
+    max_bytes: Annotated[int, Field(strict=True, gt=0)] | None = Field(
+        default=None, description="Of all tensors of the checkpoint."
+    )
+    max_kl: Annotated[float, Field(strict=True, gt=0)] | None = Field(
         default=None, description="Mean KL to the full-precision model on held-out rows, nats per token."
     )
 
@@ -108,12 +110,12 @@ class Target(_Strict):
 class AcceptIf(_Strict):
     """Limits that a finished checkpoint is held against; they set the job's `verdict`, and the artifacts stay."""
 
-    max_kl: Annotated[float, Field(gt=0)] | None = None
-    min_top1_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
-    max_perplexity_increase: Annotated[float, Field(ge=0)] | None = Field(
+    max_kl: Annotated[float, Field(strict=True, gt=0)] | None = None
+    min_top1_agreement: Annotated[float, Field(strict=True, ge=0, le=1)] | None = None
+    max_perplexity_increase: Annotated[float, Field(strict=True, ge=0)] | None = Field(
         default=None, description="Share: 0.02 allows two percent over the full-precision model."
     )
-    min_image_sensitivity: Annotated[float, Field(ge=0)] | None = Field(
+    min_image_sensitivity: Annotated[float, Field(strict=True, ge=0)] | None = Field(
         default=None, description="Reaction to another image, relative to the full-precision model's."
     )
 
@@ -128,15 +130,15 @@ class Options(_Strict):
     """Parameters of the method; every one has the method's default."""
 
     group_size: Literal[32, 64, 128, "channel"] | None = None
-    shared_rank: Annotated[int, Field(ge=0, le=1024)] | None = None
-    routed_rank: Annotated[int, Field(ge=1, le=1024)] | None = None
-    experts: Annotated[int, Field(ge=0, le=64)] | None = None
-    important_channels: Annotated[int, Field(ge=1, le=1024)] | None = None
-    samples: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    shared_rank: Annotated[int, Field(strict=True, ge=0, le=1024)] | None = None
+    routed_rank: Annotated[int, Field(strict=True, ge=1, le=1024)] | None = None
+    experts: Annotated[int, Field(strict=True, ge=0, le=64)] | None = None
+    important_channels: Annotated[int, Field(strict=True, ge=1, le=1024)] | None = None
+    samples: Annotated[int, Field(strict=True, ge=1, le=100_000)] | None = None
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] | None = None
     refine: Literal["none", "routed", "all"] | None = None
     smoothing: Literal["none", "outlier", "smoothquant", "awq", "mbq", "search"] | None = None
-    smoothquant_alpha: Annotated[float, Field(ge=0, le=1)] | None = None
+    smoothquant_alpha: Annotated[float, Field(strict=True, ge=0, le=1)] | None = None
     rounding: Literal["rtn", "gptq", "obq"] | None = None
     reconstruction: Literal["none", "svd", "lqer", "aser", "qe"] | None = None
     adapter_dtype: Literal["bf16", "int8"] | None = Field(
@@ -171,7 +173,7 @@ class JobSpec(_Strict):
         dict[str, Annotated[str, StringConstraints(max_length=120, pattern=r"^[^\x00-\x1f\x7f]*$")]],
         Field(max_length=32),
     ] = Field(default_factory=dict)
-    timeout_s: Annotated[int, Field(ge=60, le=7 * 24 * 3600)] = 24 * 3600
+    timeout_s: Annotated[int, Field(strict=True, ge=60, le=7 * 24 * 3600)] = 24 * 3600
 
     @field_validator("scheme")
     @classmethod

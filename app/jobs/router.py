@@ -205,7 +205,7 @@ async def events(
         last = await events_after(session, job_id=job_id, seq=job.event_seq - 1, limit=1)
         if seen == job.event_seq and last and last[0].type in TERMINAL:
             return Response(status_code=204)  # what tells a browser's EventSource not to come back
-        stream = stream_events(parts.sessions_of(caller), job_id=job_id, after=seen)
+        stream = stream_events(parts.feed, parts.sessions_of(caller), tenant=caller.tenant, job_id=job_id, after=seen)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(stream, media_type=EVENT_STREAM, headers=headers)
     rows = await events_after(session, job_id=job_id, seq=after, limit=limit + 1)

@@ -6,12 +6,13 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, Field, StringConstraints
+from pydantic import BaseModel, Field, StringConstraints
 
 from app.contract.events import EventType
 from app.contract.spec import AcceptIf, Calibration, JobSpec, ModelRef, Options, Target
 from app.contract.states import LEASED, AttemptOutcome, JobStatus, Phase
 from app.contract.tables import Attempt, Job, JobEvent, Layer
+from app.moments import Moment
 from app.paging import PageQuery
 
 Printable = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
@@ -25,8 +26,8 @@ class JobQuery(PageQuery):
     model: Printable | None = Field(default=None, description="Exactly this model id.")
     scheme: Printable | None = None
     alias: Printable | None = Field(default=None, description="Jobs that carry this alias.")
-    created_after: AwareDatetime | None = Field(default=None, description="Created at this time or later.")
-    created_before: AwareDatetime | None = Field(default=None, description="Created before this time.")
+    created_after: Moment | None = Field(default=None, description="Created at this time or later.")
+    created_before: Moment | None = Field(default=None, description="Created before this time.")
 
 
 class Progress(BaseModel):

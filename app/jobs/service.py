@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from app.contract.states import FINISHED, TRANSITIONS, JobStatus
 from app.contract.tables import Job
 from app.jobs.events import append_event
 from app.jobs.queries import dataset_exists, get_job
+from app.logs import EXTRA
 from app.problems import Problem
 from app.quotas import check_queue
 from app.settings import Settings
 
 LOCAL = "local/"
+log = logging.getLogger(__name__)
 UPLOADED = "ds_"
 
 
@@ -68,6 +71,8 @@ async def create_job(
     await append_event(session, job_id=job.id, kind=EventType.CREATED, data=data)
     await note(session, Action.JOB_CREATED, job.id, model=spec.model.id, scheme=spec.scheme)
     await session.refresh(job)
+    # The line that leads from a request to everything that its job's workers log.
+    log.info("job queued", extra={EXTRA: {"job_id": job.id, "tenant": tenant, "model": spec.model.id}})
     return job
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.auth import Scope
 from app.contract.tables import ApiKey
+from app.moments import Moment
 
 KeyName = Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Tenant = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
@@ -19,7 +20,7 @@ class NewKey(BaseModel):
 
     name: KeyName
     scopes: list[Scope] = Field(min_length=1, max_length=len(Scope), description="At most those of the calling key.")
-    expires_at: AwareDatetime | None = None
+    expires_at: Moment | None = None
     tenant: Tenant | None = Field(
         default=None, description="Only the bootstrap key may name one; else the caller's own."
     )

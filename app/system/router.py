@@ -38,6 +38,7 @@ async def readyz(service: ServiceDep, response: Response) -> Readiness:
 async def metrics(service: ServiceDep) -> Response:
     """Prometheus text. The figures of the ledger are left as they were while the database is away."""
     telemetry = service.telemetry
+    telemetry.followers.set(service.feed.followers)
     try:
         async with service.sessions() as session:
             for status, number in (await queries.jobs_by_status(session)).items():

@@ -62,7 +62,7 @@ class WebhookChanges(_Strict):
 
 
 class Rotation(_Strict):
-    keep_previous_s: Annotated[int, Field(ge=0, le=7 * DAY)] = Field(
+    keep_previous_s: Annotated[int, Field(strict=True, ge=0, le=7 * DAY)] = Field(
         default=DAY, description="For so long both secrets sign."
     )
 

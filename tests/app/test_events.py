@@ -9,7 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy
 
+from app.auth import Caller
+from app.jobs.stream import stream_events
 from tests.app.conftest import Api, ok, problem, served
 
 STREAM = {"Accept": "text/event-stream"}
@@ -165,3 +168,61 @@ async def test_layers_and_attempts_are_reported(api: Api) -> None:
     assert [layer["block"] for layer in rest["data"]] == [2]
     attempts = ok(await api.client.get(f"/v1/jobs/{job_id}/attempts"))["data"]
     assert [(attempt["worker"], attempt["outcome"]) for attempt in attempts] == [("w1", "lease_expired")]
+
+
+async def test_many_followers_cost_the_database_no_more_than_one(api: Api) -> None:
+    job_id = (await api.create_job())["id"]
+    api.start(job_id)
+    statements: list[str] = []
+
+    def count(*arguments: Any) -> None:
+        statements.append(arguments[2])
+
+    sqlalchemy.event.listen(api.service.engine.sync_engine, "before_cursor_execute", count)
+    tenant = Caller(key_id="k", tenant="default", scopes=frozenset())
+    sessions = api.service.sessions_of(tenant)
+    followers = 300
+
+    async def follow() -> bytes:
+        stream = stream_events(api.service.feed, sessions, tenant="default", job_id=job_id, after=0)
+        return b"".join([part async for part in stream])
+
+    following = [asyncio.create_task(follow()) for _ in range(followers)]
+    while api.service.feed.followers < followers:
+        await asyncio.sleep(0.01)
+    while not any(channel.known for channel in api.service.feed._channels.values()):
+        await asyncio.sleep(0.01)
+    for block in range(20):
+        await asyncio.to_thread(api.append_event, job_id, "job.block", {"block": block})
+    await asyncio.to_thread(api.end, job_id, "succeeded")
+    received = await asyncio.gather(*following)
+    assert len(set(received)) == 1
+    ids = [int(line[4:]) for line in received[0].decode().splitlines() if line.startswith("id: ")]
+    assert ids == list(range(1, 23))
+    assert len(statements) < followers
+    assert api.service.feed.followers == 0
+
+
+async def test_a_follower_that_lags_behind_the_tail_still_gets_everything(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = (await api.create_job())["id"]
+    api.start(job_id)
+    sessions = api.service.sessions_of(Caller(key_id="k", tenant="default", scopes=frozenset()))
+    seen: list[int] = []
+
+    async def follow_slowly() -> None:
+        async for part in stream_events(api.service.feed, sessions, tenant="default", job_id=job_id, after=0):
+            seen.extend(int(line[4:]) for line in part.decode().splitlines() if line.startswith("id: "))
+            await asyncio.sleep(0.5)
+
+    monkeypatch.setattr("app.jobs.feed.BATCH", 3)
+    slow = asyncio.create_task(follow_slowly())
+    for block in range(30):
+        await asyncio.to_thread(api.append_event, job_id, "job.block", {"block": block})
+        for channel in api.service.feed._channels.values():
+            while len(channel.tail) > 4:
+                channel.tail.popleft()
+    await asyncio.to_thread(api.end, job_id, "succeeded")
+    await asyncio.wait_for(slow, 30)
+    assert seen == list(range(1, 33))

@@ -1,0 +1,156 @@
+"""What happens to followed jobs, asked of the ledger once for all who follow, however many they are.
+
+A follower per stream would be a query per stream four times a second. Here one task per process asks, for each tenant
+with followers, how far their jobs' events have come, reads what is new once per job and makes its bytes once; followers
+take them from memory. Who lags further behind than the tail reads for itself. Nothing is kept that the ledger has not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.contract.events import TERMINAL
+from app.contract.tables import Job, JobEvent
+from app.database import OpenSession
+from app.jobs.events import events_after
+from app.jobs.schemas import EventView
+from app.tenancy import owned
+
+POLL_SECONDS = 0.25
+BATCH = 200
+READS = 4
+"""Reads at a time for followers that lag behind: less than the pool has connections, so that others get theirs."""
+TAIL = 500
+"""Events per job that are kept for followers; some hundred bytes each."""
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Framed:
+    """An event as its bytes on a stream."""
+
+    seq: int
+    terminal: bool
+    data: bytes
+
+
+def framed(row: JobEvent) -> Framed:
+    event = EventView.of(row)
+    data = f"id: {event.seq}\nevent: {event.type}\ndata: {event.model_dump_json()}\n\n".encode()
+    return Framed(event.seq, event.type in TERMINAL, data)
+
+
+@dataclass
+class Channel:
+    """One job with at least one follower."""
+
+    job_id: str
+    tenant: str
+    sessions: OpenSession
+    followers: int = 0
+    known: int | None = None
+    """The last event that the feed has seen; None before its first look."""
+    tail: deque[Framed] = field(default_factory=lambda: deque(maxlen=TAIL))
+    """Dense, up to ``known``."""
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    reads: dict[int, asyncio.Task[Sequence[Framed]]] = field(default_factory=dict)
+    """Reads of the ledger under way, by the event after which they begin."""
+
+    def since(self, seq: int) -> Sequence[Framed] | None:
+        """The events after ``seq``; None when only the ledger can tell."""
+        if self.known is None or seq < self.known - len(self.tail):
+            return None
+        return [event for event in self.tail if event.seq > seq] if seq < self.known else []
+
+    async def from_the_ledger(self, seq: int, turn: asyncio.Semaphore) -> Sequence[Framed]:
+        """A batch of the events after ``seq``; who asks for the same at the same time shares one read.
+
+        A thousand followers come back together when the service has been away, and a query for each would starve all
+        of the pool's connections. Raises SQLAlchemyError.
+        """
+        read = self.reads.get(seq)
+        if read is None:
+            read = self.reads[seq] = asyncio.create_task(self._read(seq, turn))
+            read.add_done_callback(lambda _: self.reads.pop(seq, None))
+        return await asyncio.shield(read)
+
+    async def _read(self, seq: int, turn: asyncio.Semaphore) -> Sequence[Framed]:
+        async with turn, self.sessions() as session:
+            return [framed(row) for row in await events_after(session, job_id=self.job_id, seq=seq, limit=BATCH)]
+
+    def announce(self) -> None:
+        """Wake every follower that waits; those to come wait for the next time."""
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+
+class Feed:
+    """The channels of one process, and the task that fills them while there are any."""
+
+    def __init__(self) -> None:
+        self._channels: dict[str, Channel] = {}
+        self._task: asyncio.Task[None] | None = None
+        self.reading = asyncio.Semaphore(READS)
+        self.broken = 0
+        """How often the ledger could not be asked."""
+
+    @property
+    def followers(self) -> int:
+        return sum(channel.followers for channel in self._channels.values())
+
+    @contextmanager
+    def following(self, job_id: str, *, tenant: str, sessions: OpenSession) -> Iterator[Channel]:
+        """The job's channel, which lives as long as somebody follows. The caller has found the job as its tenant's."""
+        channel = self._channels.setdefault(job_id, Channel(job_id, tenant, sessions))
+        channel.followers += 1
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._fill(), name="feed")
+        try:
+            yield channel
+        finally:
+            channel.followers -= 1
+            if channel.followers == 0:
+                self._channels.pop(job_id, None)
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _fill(self) -> None:
+        while self._channels:
+            try:
+                await self._look()
+            except (SQLAlchemyError, OSError) as error:
+                log.warning("the feed of %d jobs cannot ask the ledger: %s", len(self._channels), error)
+                self.broken += 1
+                for channel in self._channels.values():
+                    channel.announce()
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _look(self) -> None:
+        tenants: dict[str, list[Channel]] = defaultdict(list)
+        for channel in self._channels.values():
+            tenants[channel.tenant].append(channel)
+        for tenant, channels in tenants.items():
+            by_id = {channel.job_id: channel for channel in channels}
+            async with channels[0].sessions() as session:
+                statement = owned(Job, tenant).with_only_columns(Job.id, Job.event_seq).where(Job.id.in_(by_id))
+                newest = {row.id: row.event_seq for row in await session.execute(statement)}
+                for job_id, seq in newest.items():
+                    channel = by_id[job_id]
+                    if channel.known is None:
+                        channel.known = seq
+                        channel.announce()
+                    elif seq > channel.known:
+                        rows = await events_after(session, job_id=job_id, seq=channel.known, limit=BATCH)
+                        channel.tail.extend(framed(row) for row in rows)
+                        channel.known = rows[-1].seq if rows else channel.known
+                        channel.announce()

@@ -1,0 +1,17 @@
+"""Points in time in a request: RFC 3339 with an offset, as the contract says, and not the bare numbers that pydantic
+would also take for seconds since 1970."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import AwareDatetime, BeforeValidator
+
+
+def _written_out(value: Any) -> Any:
+    if isinstance(value, str) and not value.lstrip("+-").replace(".", "", 1).isdecimal():
+        return value
+    raise ValueError("write a date and time with an offset, for example 2026-11-25T13:00:00Z")
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_written_out)]
