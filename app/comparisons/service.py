@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.audit.service import Action, note
 from app.comparisons.queries import get_comparison, jobs_of
 from app.comparisons.schemas import ComparisonView, NewComparison
 from app.contract.ids import new_id
@@ -25,6 +26,7 @@ async def create_comparison(
     )
     session.add(comparison)
     await session.flush()
+    await note(session, Action.COMPARISON_CREATED, comparison.id)
     jobs: list[Job] = []
     for candidate in wanted.candidates:
         spec = wanted.job_of(candidate)
@@ -51,6 +53,8 @@ async def cancel_comparison(session: AsyncSession, *, tenant: str, comparison_id
     """Every job of it that has not ended is cancelled. Doing it twice changes nothing."""
     comparison = await get_comparison(session, tenant=tenant, comparison_id=comparison_id, lock=True)
     jobs = await jobs_of(session, tenant=tenant, comparison_id=comparison_id)
+    if any(job.status not in FINISHED for job in jobs):
+        await note(session, Action.COMPARISON_CANCELLED, comparison_id)
     for job in jobs:
         # Looked at again under its lock: it may have ended since.
         if job.status not in FINISHED:
@@ -65,6 +69,7 @@ async def delete_comparison(session: AsyncSession, *, tenant: str, comparison_id
     for job in await jobs_of(session, tenant=tenant, comparison_id=comparison_id):
         job.comparison_id = None
     await session.delete(comparison)
+    await note(session, Action.COMPARISON_DELETED, comparison_id)
     await session.flush()
 
 

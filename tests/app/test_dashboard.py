@@ -114,7 +114,9 @@ async def test_another_tenants_things_are_not_there(browser: httpx.AsyncClient, 
     scopes = ["jobs:read", "jobs:write", "datasets:read", "datasets:write", "workers:read", "keys:admin"]
     other = ok(await api.client.post("/v1/keys", json={"name": "o", "scopes": scopes, "tenant": "other"}), 201)
     token = await sign_in(browser, other["key"])
-    mine = Owned(job_id=job, dataset_id=dataset, key_id=key, webhook_id="-", delivery_id="-", upload_id="-")
+    mine = Owned(
+        job_id=job, dataset_id=dataset, key_id=key, webhook_id="-", delivery_id="-", upload_id="-", comparison_id="-"
+    )
     for route in (route for route, kind in DASHBOARD.items() if kind == "object"):
         method, path = route.partition(" ")[0], mine.path(route, {"name": "config.json"})
         response = await browser.request(method, path, data={"csrf": token} if method == "POST" else None)
