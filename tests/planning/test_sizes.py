@@ -27,7 +27,7 @@ CASES: list[tuple[str, str, str, dict[str, Any]]] = [
     ("llama", "qe", "W3A16", {"adapter_dtype": "int8"}),
     ("phi3", "qe-gptq", "W5A8", {"group_size": "channel", "experts": 1}),
     ("opt", "aser", "W2A4", {"shared_rank": 500}),
-    ("gemma2", "qe-paper", "W7A7", {"shared_rank": 0, "experts": 64, "important_channels": 64}),
+    ("gemma2", "qe-paper", "W7A7", {"shared_rank": 0, "experts": 20, "important_channels": 64}),
     ("qwen2", "awq", "W8A8", {}),
     ("internvl", "lqer", "W4A8", {"adapter_dtype": "int8"}),
     ("qwen3", "qe", "W4A6", {"sensitive": {"groups": ["layers.1.mlp.down"], "weight_bits": 8}}),
