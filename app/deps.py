@@ -107,7 +107,7 @@ def require(scope: Scope | None) -> Callable[..., Awaitable[Caller]]:
         found = await identify(service.sessions, service.keyring, credentials.credentials)
         if found is None:
             raise Problem(problems.UNAUTHENTICATED, "the API key is unknown, expired or revoked", headers=challenge)
-        _count(request, service.buckets, found)
+        count_request(request, service.buckets, found)
         if scope is not None and scope not in found.scopes:
             raise Problem(problems.MISSING_SCOPE, f"this key lacks the scope {scope.value}")
         request.scope[CALLER] = found
@@ -116,7 +116,7 @@ def require(scope: Scope | None) -> Callable[..., Awaitable[Caller]]:
     return caller
 
 
-def _count(request: Request, buckets: TokenBuckets | None, caller: Caller) -> None:
+def count_request(request: Request, buckets: TokenBuckets | None, caller: Caller) -> None:
     """Raises Problem 429. The headers go on whatever response leaves."""
     if buckets is None:
         return

@@ -13,7 +13,7 @@ from starlette.datastructures import FormData
 
 from app import problems
 from app.auth import Caller, Scope, identify_digest
-from app.deps import CALLER, ServiceDep
+from app.deps import CALLER, ServiceDep, count_request
 from app.problems import Problem
 from app.ui.session import COOKIE, Session, unseal
 
@@ -46,6 +46,7 @@ def visiting(scope: Scope | None) -> Callable[..., Awaitable[Visitor]]:
         caller = await identify_digest(service.sessions, service.keyring, session.digest)
         if caller is None:
             raise SignInNeeded(expired=True)
+        count_request(request, service.buckets, caller)
         if scope is not None and scope not in caller.scopes:
             raise Problem(problems.MISSING_SCOPE, f"this key lacks the scope {scope.value}")
         request.scope[CALLER] = caller

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
+from dataclasses import fields
 from pathlib import Path
 
 import httpx
 import pytest
 
+from app.settings import Settings
 from app.ui import session
-from tests.app.conftest import BOOTSTRAP_KEY, Api, ok
+from tests.app.conftest import BOOTSTRAP_KEY, Api, ok, started
 from tests.app.tenant_cases import DASHBOARD, Owned
 
 CSRF = re.compile(r'name="csrf" value="([0-9a-f]{64})"')
@@ -114,9 +116,8 @@ async def test_another_tenants_things_are_not_there(browser: httpx.AsyncClient, 
     scopes = ["jobs:read", "jobs:write", "datasets:read", "datasets:write", "workers:read", "keys:admin"]
     other = ok(await api.client.post("/v1/keys", json={"name": "o", "scopes": scopes, "tenant": "other"}), 201)
     token = await sign_in(browser, other["key"])
-    mine = Owned(
-        job_id=job, dataset_id=dataset, key_id=key, webhook_id="-", delivery_id="-", upload_id="-", comparison_id="-"
-    )
+    ids = {"job_id": job, "dataset_id": dataset, "key_id": key}
+    mine = Owned(**{**dict.fromkeys((one.name for one in fields(Owned)), "-"), **ids})
     for route in (route for route, kind in DASHBOARD.items() if kind == "object"):
         method, path = route.partition(" ")[0], mine.path(route, {"name": "config.json"})
         response = await browser.request(method, path, data={"csrf": token} if method == "POST" else None)
@@ -190,3 +191,15 @@ async def test_hostile_input_is_refused_and_breaks_nothing(browser: httpx.AsyncC
 
 def _quoted(value: str) -> str:
     return "".join(f"%{byte:02X}" for byte in value.encode("utf-8", "surrogatepass"))
+
+
+async def test_pages_count_as_requests_of_their_key(settings: Settings) -> None:
+    async with started(settings.model_copy(update={"requests_per_minute": 3})) as api:
+        transport = httpx.ASGITransport(api.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://api") as browser:
+            await sign_in(browser, BOOTSTRAP_KEY)
+            for _ in range(2):
+                assert (await browser.get("/")).status_code == 200
+            refused = await browser.get("/")
+            assert refused.status_code == 429
+            assert "at most 3 requests a minute" in refused.text
