@@ -69,6 +69,7 @@ async def put_part(
     status_code=201,
     responses=documented(
         problems.NOT_FOUND,
+        problems.MALFORMED_REQUEST,
         problems.UPLOAD_INCOMPLETE,
         problems.INVALID_DATASET,
         problems.STORAGE_QUOTA_EXCEEDED,

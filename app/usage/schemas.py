@@ -6,7 +6,9 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from app.moments import Moment
 
 MOST_DAYS = 400
 
@@ -19,8 +21,8 @@ class By(StrEnum):
 class UsageQuery(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    since: AwareDatetime | None = Field(default=None, description="30 days before `until` when left out.")
-    until: AwareDatetime | None = Field(default=None, description="Now when left out.")
+    since: Moment | None = Field(default=None, description="30 days before `until` when left out.")
+    until: Moment | None = Field(default=None, description="Now when left out.")
     by: By = By.DAY
 
     @model_validator(mode="after")
