@@ -40,7 +40,7 @@ async def create(request: Request, visitor: KeysAdmin, session: SessionDep, part
     days = str(form.get("days", ""))
     fields: dict[str, Any] = {"name": str(form.get("name", "")).strip(), "scopes": form.getlist("scopes")}
     if days in LIFETIMES and days:
-        fields["expires_at"] = datetime.now(UTC) + timedelta(days=int(days))
+        fields["expires_at"] = (datetime.now(UTC) + timedelta(days=int(days))).isoformat()
     try:
         made = await api.create(NewKey.model_validate(fields), visitor.caller, session, parts, Response())
     except ValidationError as error:
