@@ -175,7 +175,16 @@ async def test_an_aborted_upload_is_gone(api: Api) -> None:
 
 
 @pytest.mark.parametrize(
-    "upload", [new_id("up"), "up_" + "0" * 32, "up_" + "f" * 32, "x", "..%2f..", "up_%00", "ds_" + "1" * 32]
+    "upload",
+    [
+        "up_0198a1b2c3d47e5f8a9b0c1d2e3f4a5b",
+        "up_" + "0" * 32,
+        "up_" + "f" * 32,
+        "x",
+        "..%2f..",
+        "up_%00",
+        "ds_" + "1" * 32,
+    ],
 )
 async def test_an_id_that_is_none_is_404(api: Api, upload: str) -> None:
     problem(await api.client.get(f"/v1/datasets/uploads/{upload}"), 404, "not-found")
