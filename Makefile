@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MODEL ?=
 TESTS ?= tests
+SEED ?= 1
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PYTHONUNBUFFERED = 1
@@ -63,6 +64,9 @@ bench: setup ## print the benchmark tables: layers, memory and time
 fuzz: setup ## schemathesis against the served API for MINUTES (10); the suite has a short, seeded run
 	QE_FUZZ_MINUTES=$(or $(MINUTES),10) $(BIN)/python -m pytest --timeout 0 tests/app/test_contract_fuzzing.py
 
+faults: setup ## the long fault run: hundreds of jobs and kills; prints each fault, writes benchmarks/results/faults.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --seed $(SEED)
+
 openapi: setup ## write the snapshot of the API's contract after a wanted change
 	$(BIN)/python -m app.openapi > openapi.json
 
@@ -72,4 +76,4 @@ constraints: ## pin what is installed now
 clean: ## remove what the targets made, the environment included
 	rm -rf $(VENV) demo-output .qe build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
-.PHONY: help setup demo serve browser test screenshots docs lint format bench fuzz openapi constraints clean
+.PHONY: help setup demo serve browser test screenshots docs lint format bench fuzz faults openapi constraints clean

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from app import problems
 from app.auth import Actor, Caller, Keyring, Scope, identify
 from app.contract.bell import Bell
+from app.contract.crash_points import reach
 from app.contract.secret import Seal
 from app.database import OpenSession, Sessions, tenant_session
 from app.jobs.feed import Feed
@@ -153,6 +154,7 @@ class Doorbell:
 
 
 async def _ring(bell: Bell, ringing: asyncio.Semaphore, job_id: str) -> None:
+    reach("bell.before")
     try:
         async with asyncio.timeout(RING_PATIENCE):
             await ringing.acquire()

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quant_experts.crash_points import reach
 from quant_experts.errors import InvalidModel
 from quant_experts.progress import WrittenFile
 
@@ -109,8 +110,11 @@ def write_tensors(
         if missing is not None:
             raise ValueError(f"{path.name}: tensor {missing[0]} was announced and never came")
         out.flush()
+        reach("tensors.written")
         os.fsync(out.fileno())
+    reach("tensors.synced")
     part.replace(path)
+    reach("tensors.renamed")
     sync_directory(path.parent)
     return WrittenFile(path.name, written, digest.hexdigest())
 

@@ -22,6 +22,7 @@ from quant_experts.blueprint import Blueprint, around_blocks, empty, fill
 from quant_experts.calls import Calls
 from quant_experts.chain import FinishedBlock, block_file, commit_block, finished_prefix
 from quant_experts.checkpoint.layout import install_group
+from quant_experts.crash_points import reach
 from quant_experts.crossing import calls_at
 from quant_experts.errors import Stopped
 from quant_experts.fit_in_block import fit_in_block
@@ -87,6 +88,7 @@ def walk(
             calls = calls_for(walked, number, calls)
             block = _walk_block(walked, number, calls)
         finished.append(block)
+        reach("block.finished")
         superseded = route.superseded(work, number)
         on_event(_event(block, len(plans), superseded=superseded, resumed=False))
         for name in () if keep_superseded else superseded:
@@ -148,7 +150,9 @@ def _walk_block(walk: Walk, number: int, calls: Calls) -> FinishedBlock:
             with _dequantized(blueprint, plans):
                 states = passage.finish(passing)
     with clock.phase("write"):
+        reach("chain.written")
         file = _write_block(walk.work, number, tensors)
+        reach("block.written")
     _forget(blueprint, plans)
     first = plans[0]
     report = BlockReport(

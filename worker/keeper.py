@@ -18,6 +18,7 @@ from functools import partial
 
 import psycopg
 
+from app.contract.crash_points import reach
 from app.contract.states import LEASED, AttemptOutcome, JobStatus
 from app.logs import configure_logging
 from app.settings import Settings
@@ -76,6 +77,8 @@ def reap(connection: Connection, ring: Ring, *, grace: float, budget: int) -> di
                 reason=reason,
                 budget=budget,
             )
+            reach("reap.before_commit")
+        reach("reap.after_commit")
         metrics.REAPED.inc()
         logger.warning("%s: attempt %d reaped: %s", row["id"], row["attempt"], reason)
     for job_id, status in reaped.items():
@@ -92,6 +95,7 @@ def sweep_away(connection: Connection, storage: Storage, settings: Settings) -> 
         "workers that are gone": sweep.forget_workers(connection),
         "jobs' block files": sweep.drop_block_files(connection, storage),
         "expired uploads": sweep.drop_expired_uploads(storage),
+        "uploads without a dataset": sweep.drop_unnamed_uploads(connection, storage),
         "work directories": sweep.drop_work_directories(connection, settings.work_directory),
         "downloads that nobody took up": sweep.drop_stale_downloads(settings.resolved_home),
         "webhook deliveries": forget_deliveries(connection, days=DELIVERY_DAYS),

@@ -15,6 +15,7 @@ import psycopg
 from psycopg.rows import DictRow, dict_row
 from psycopg.types.json import Jsonb
 
+from app.contract.crash_points import reach
 from app.contract.errors import RETRYABLE, FailureCode
 from app.contract.events import EventType
 from app.contract.outbox import APPEND_EVENT
@@ -180,6 +181,7 @@ def _begin_attempt(connection: Connection, row: DictRow, *, worker: str) -> Clai
     started = {"attempt": hold.attempt, "worker": worker, "resumed_from_block": row["blocks_done"]}
     append_event(connection, hold.job_id, EventType.STARTED, started)
     append_event(connection, hold.job_id, EventType.PHASE, {"phase": Phase.PREPARING.value})
+    reach("claim.before_commit")
     return Claim(hold, row["tenant"], row["spec"], row["progress"], row["elapsed"], row["waited"])
 
 
@@ -277,6 +279,7 @@ def record_block(
                 (hold.job_id, hold.attempt),
             )
             append_event(connection, hold.job_id, EventType.BLOCK, event)
+        reach("layer.before_commit")
     return sorted(_keys(before) - _keys(after))
 
 
@@ -347,6 +350,7 @@ def succeed(
             "UPDATE jobs SET artifact_bytes = %s WHERE id = %s",
             (sum(artifact["bytes"] for artifact in artifacts), hold.job_id),
         )
+        reach("artifacts.before_commit")
         data = {
             "attempt": hold.attempt,
             "artifacts": len(artifacts),
@@ -356,6 +360,7 @@ def succeed(
         _end_job(connection, hold, JobStatus.SUCCEEDED, summary=summary)
         _end_attempt(connection, hold, AttemptOutcome.SUCCEEDED)
         append_event(connection, hold.job_id, EventType.SUCCEEDED, data)
+        reach("end.before_commit")
     return JobStatus.SUCCEEDED
 
 

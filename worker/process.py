@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from app.contract import crash_points
+
 PR_SET_PDEATHSIG = 1
 INHERITED = (
     "PATH",
@@ -44,6 +46,7 @@ INHERITED = (
     "http_proxy",
     "https_proxy",
     "no_proxy",
+    crash_points.VARIABLE,  # no service sets it
 )
 """What a computing or downloading child inherits: an allow-list, so that a secret added later stays outside."""
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from app.contract.crash_points import reach
 from app.storage import SEGMENT
 from worker import protocol
 from worker.ledger import Hold
@@ -46,6 +47,7 @@ def publish(
             raise Incomplete(f"{file.name!r} was announced with {file.bytes} bytes and is not there like that")
         key = f"{attempt_prefix(hold)}/{safe_name(file.name)}"
         storage.put(key, source)
+        reach("artifact.uploaded")
         yield {
             "name": file.name,
             "key": key,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from app.contract.crash_points import reach
 from worker import ledger, metrics, process, protocol
 from worker.lease import monotonic
 from worker.patient_storage import PatientStorage
@@ -87,10 +88,12 @@ class Relay:
             self._pen.write(ledger.record_resumed, block=block.block, blocks=block.blocks)
             return
         files = []
+        reach("upload.before")
         for file in block.files:
             key = block_key(self._job_id, file.sha256)
             self._storage.put(key, self._work / file.name)
             files.append({"name": file.name, "bytes": file.bytes, "sha256": file.sha256, "key": key})
+        reach("upload.after")
         unused = self._pen.write(
             ledger.record_block,
             block=block.block,
@@ -108,6 +111,7 @@ class Relay:
         )
         metrics.BLOCK_SECONDS.observe(block.seconds)
         self._stored.update(file["sha256"] for file in files)
+        reach("layer.after_commit")
         if block.resumed:  # of another job: the files are ours now as well
             self._pen.write(ledger.record_resumed, block=block.block, blocks=block.blocks)
         # Only now: until the row was committed, a resume would have needed them.

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from app.contract import crash_points
 from worker import protocol
 
 if TYPE_CHECKING:
@@ -69,9 +70,12 @@ def _quantize(
     job: protocol.RunnerJob, say: Callable[[protocol.Line], None], should_stop: Callable[[], bool]
 ) -> protocol.LastWord:
     # Here and not above: a runner that is stopped or misdirected at once need not have loaded torch.
+    from quant_experts import crash_points as library_points
     from quant_experts import pipeline, progress
     from quant_experts.errors import Stopped
 
+    if crash_points.wanted():
+        library_points.listener = crash_points.reach
     spec, accept_if = wanted(job)
     last: protocol.LastWord | None = None
 

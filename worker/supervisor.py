@@ -23,6 +23,7 @@ from typing import Any
 import psycopg
 from pydantic import BaseModel
 
+from app.contract.crash_points import reach
 from app.contract.errors import FailureCode
 from app.contract.spec import JobSpec
 from app.contract.states import AttemptOutcome, JobStatus
@@ -88,6 +89,7 @@ def work(hands: Hands) -> int:
         if claim is None:
             break
         attempts += 1
+        reach("claim.after_commit")
         attempt(hands, claim)
     return attempts
 
@@ -143,6 +145,7 @@ def _attempt(hands: Hands, claim: ledger.Claim) -> JobStatus | None:
             Pen(settings.database_url or "", hold, lease) as pen,
         ):
             status = _end(pen, _outcome(hands, claim, spec, lease, pen, directory))
+            reach("end.after_commit")
     except Lost:
         logger.warning("%s: attempt %d is not ours any more", hold.job_id, hold.attempt)
         return None
@@ -251,6 +254,7 @@ def _run(hands: Hands, lease: Lease, relay: Relay, job_file: Path, log: Path) ->
     home = job_file.parent / "home"
     (home / "tmp").mkdir(parents=True)
     kills = hands.oom_kills()
+    reach("spawn.before")
     child = process.start(
         [*hands.runner, str(job_file)],
         # Temporary files too: what a killed runner leaves goes with the attempt's directory.
@@ -261,6 +265,7 @@ def _run(hands: Hands, lease: Lease, relay: Relay, job_file: Path, log: Path) ->
         stdout=subprocess.PIPE,
     )
     memory.give_up_first(child)
+    reach("spawn.after")
     assert child.stdin is not None
     assert child.stdout is not None
     with lease.guarding(child), child.stdout, child.stdin:

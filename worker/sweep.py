@@ -11,6 +11,8 @@ from pathlib import Path
 from psycopg.types.json import Jsonb
 
 from app.contract import uploads
+from app.contract.crash_points import reach
+from app.contract.ids import made_at
 from app.contract.states import FINISHED, LEASED, AttemptOutcome, JobStatus
 from app.storage import Storage
 from worker.fetch import ARRIVING, PARTIAL
@@ -25,6 +27,8 @@ DEAD_SECONDS = 600.0
 DEAD_WINDOW_DAYS = 7
 RESUMABLE_HOURS = 24
 """For this long a failed or cancelled job keeps its finished blocks, so that a retry goes on where it stopped."""
+UNNAMED_HOURS = 24
+"""An upload has its row a moment after its bytes."""
 LOG_DAYS = 14
 DOWNLOAD_HOURS = 24
 
@@ -87,6 +91,7 @@ def drop_block_files(connection: Connection, storage: Storage, *, resumable_hour
                 storage.delete_under(f"jobs/{job['id']}/blocks")
             else:
                 _drop_all_but_calls(connection, storage, job["id"])
+            reach("sweep.before_commit")
         dropped += 1
     return dropped
 
@@ -129,6 +134,25 @@ def drop_expired_uploads(storage: Storage) -> int:
     for folder in expired:
         storage.delete_under(folder)
     return len(expired)
+
+
+def drop_unnamed_uploads(connection: Connection, storage: Storage, *, hours: float = UNNAMED_HOURS) -> int:
+    """Drop uploaded rows that no dataset names: the API died after storing them, or before removing them."""
+    dropped = 0
+    for name in {key.split("/")[1] for key in storage.keys("datasets")}:
+        try:
+            made = made_at(name)
+        except ValueError:
+            continue
+        unnamed = connection.execute(
+            "SELECT 1 WHERE to_timestamp(%s) <= clock_timestamp() - make_interval(secs => %s)"
+            " AND NOT EXISTS (SELECT FROM datasets WHERE id = %s)",
+            (made, hours * 3600, name),
+        ).fetchone()
+        if unnamed is not None:
+            storage.delete_under(f"datasets/{name}")
+            dropped += 1
+    return dropped
 
 
 def drop_work_directories(connection: Connection, work: Path, *, dead_seconds: float = DEAD_SECONDS) -> int:

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import problems
 from app.audit.service import Action, note
+from app.contract.crash_points import reach
 from app.contract.ids import new_id
 from app.contract.tables import Dataset
 from app.datasets.upload import Upload, draft
@@ -76,6 +77,7 @@ async def keep_upload(
     dataset_id = new_id("ds")
     key = f"datasets/{dataset_id}/rows.{contents.format}"
     await asyncio.to_thread(storage.put, key, upload.path)
+    reach("dataset.stored")
     try:
         dataset = Dataset(
             id=dataset_id,

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from app import idempotency, problems
+from app.contract.crash_points import reach
 from app.contract.events import TERMINAL
 from app.contract.tables import Job
 from app.deps import DoorbellDep, JobsReader, JobsWriter, ServiceDep, SessionDep
@@ -76,6 +77,7 @@ async def create(
             plan=agreed.estimate,
         )
         doorbell.ring_later(job.id)
+        reach("create.before_commit")
         return Made(JobView.of(job), f"/v1/jobs/{job.id}")
 
     body = spec.model_dump(mode="json", exclude=set() if spec.plan else {"plan"})

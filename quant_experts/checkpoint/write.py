@@ -19,6 +19,7 @@ from quant_experts.checkpoint.card import model_card
 from quant_experts.checkpoint.configuration import loadable_config
 from quant_experts.checkpoint.shards import TensorSource, spool, stored_tensors, write_shards
 from quant_experts.config import QuantizationSpec
+from quant_experts.crash_points import reach
 from quant_experts.errors import InvalidModel, InvalidSpec
 from quant_experts.progress import WrittenFile
 from quant_experts.report import QualityReport
@@ -109,8 +110,10 @@ def _appearing_whole(output: Path) -> Iterator[Path]:
     part.mkdir()
     try:
         yield part
+        reach("checkpoint.checked")
         part.replace(output)  # over an empty directory this is one atomic step too
         sync_directory(output.parent)
+        reach("checkpoint.named")
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -218,6 +218,8 @@ class Cluster:
 
     def victims(self, kind: str) -> list[int]:
         """Process ids of ``runner supervisor worker keeper api postgres redis`` alive; busy ones first."""
+        if kind not in ("worker", "supervisor"):
+            return self._victims(kind)
         busy = {pid for running in self.runners() for pid in (running.pid, *ancestors(running.pid))}
         return sorted(self._victims(kind), key=lambda pid: pid not in busy)
 
@@ -248,6 +250,15 @@ class Cluster:
             return None
         self.send(pids[0])
         return pids[0]
+
+    @contextlib.contextmanager
+    def paced(self, seconds: float) -> Iterator[None]:
+        """Inside, a block of the stand-in takes ``seconds``."""
+        (self.stage / "pace").write_text(str(seconds))
+        try:
+            yield
+        finally:
+            (self.stage / "pace").unlink()
 
     def stop_server(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
         """End ``postgres`` or ``redis``: SIGKILL, or PostgreSQL's SIGINT (fast) and SIGQUIT (immediate)."""

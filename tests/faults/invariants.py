@@ -145,20 +145,18 @@ def _attempts_in_turn(connection: Connection, jobs: Mapping[str, Any]) -> Found:
 
 
 def _webhooks_once(connection: Connection) -> Found:
-    """A terminal event is delivered under one id per endpoint, however often it is tried."""
-    columns = {
-        row["column_name"]
-        for row in connection.execute(
-            "SELECT column_name FROM information_schema.columns WHERE table_name = 'webhook_deliveries'"
-        ).fetchall()
-    }
-    if not {"job_id", "event_seq", "webhook_id"} <= columns:
-        return
-    for row in connection.execute(
-        "SELECT job_id, event_seq, count(*) AS times FROM webhook_deliveries"
-        " GROUP BY job_id, event_seq, webhook_id HAVING count(*) > 1"
-    ).fetchall():
-        yield Violation("I3", f"event {row['event_seq']} of {row['job_id']} has {row['times']} webhook ids.")
+    """Every message tells of an event that is there, and of each event a webhook is told under one id."""
+    told = (
+        "SELECT d.webhook_id, e.job_id, e.seq, min(d.message_id) AS message, count(DISTINCT d.message_id) AS ids"
+        " FROM webhook_deliveries d LEFT JOIN events e ON e.job_id = d.payload#>>'{data,job,id}'"
+        " AND e.seq = (d.payload#>>'{data,seq}')::bigint AND e.type = d.event_type"
+        " GROUP BY d.webhook_id, e.job_id, e.seq HAVING e.seq IS NULL OR count(DISTINCT d.message_id) > 1"
+    )
+    for row in connection.execute(told.encode()).fetchall():
+        if row["seq"] is None:
+            yield Violation("I3", f"the webhook message {row['message']} tells of an event that is not there.")
+        else:
+            yield Violation("I3", f"event {row['seq']} of {row['job_id']} was told under {row['ids']} ids.")
 
 
 def _layers_fenced(connection: Connection, jobs: Mapping[str, Any]) -> Found:
@@ -245,6 +243,7 @@ def _reclaimed(connection: Connection, storage: LocalStorage, work: Path) -> Fou
     """Sweep as if ten minutes had passed; then every file has somebody who needs it."""
     sweep.drop_work_directories(connection, work, dead_seconds=0)
     sweep.drop_dead_artifacts(connection, storage, dead_seconds=0)
+    sweep.drop_unnamed_uploads(connection, storage, hours=0)
     while sweep.drop_block_files(connection, storage):
         continue
     for path in sorted(work.glob("*/*")):

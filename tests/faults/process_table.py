@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ORPHAN_SECONDS = 10.0
-INTERVAL = 0.1
+INTERVAL = 0.25
 JOB_FILE = re.compile(r"/(job_[0-9a-f]+)/a(\d+)/job\.json$")
 
 

@@ -44,6 +44,13 @@ DAMAGE = {
     ),
     "a second success": ("I3", "UPDATE attempts SET outcome = 'succeeded' WHERE attempt = 1 AND job_id = %s"),
     "an attempt without an end": ("I3", "UPDATE attempts SET ended_at = NULL WHERE job_id = %s"),
+    "a webhook message of no event": (
+        "I3",
+        "WITH w AS (INSERT INTO webhooks (id, tenant, url, event_types, secret, status)"
+        " SELECT 'wh_1', tenant, 'https://x', '{job.failed}', '', 'enabled' FROM jobs WHERE id = %s RETURNING id)"
+        " INSERT INTO webhook_deliveries (id, webhook_id, tenant, message_id, event_type, payload)"
+        " SELECT 'whd_1', id, 't', 'evt_1', 'job.failed', '{}' FROM w",
+    ),
     "a layer of a fenced attempt": ("I4", "UPDATE layers SET created_at = 'infinity' WHERE block = 1 AND job_id = %s"),
     "a missing layer": ("I4", "DELETE FROM layers WHERE block = 1 AND job_id = %s"),
     "other bytes than the like job's": (

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.contract.errors import FailureCode
+from app.contract.ids import new_id
 from tests.services import wait_until
 from tests.worker.conftest import Workshop
 from worker import keeper, ledger, sweep, workers
@@ -152,6 +153,23 @@ def test_work_directories_and_objects_of_dead_attempts_are_dropped(
         assert sweep.drop_dead_artifacts(connection, workshop.storage) == dropped
     assert directory.exists() == (not dropped)
     assert bool(list(workshop.storage.keys(f"jobs/{job_id}/a1"))) == (not dropped)
+
+
+def test_uploads_that_no_dataset_names_are_dropped_after_a_day(workshop: Workshop) -> None:
+    source = workshop.stage / "rows.jsonl"
+    source.write_text("{}")
+    lost, kept = new_id("ds"), new_id("ds")
+    for name in (lost, kept):
+        workshop.storage.put(f"datasets/{name}/rows.jsonl", source)
+    with workshop.connect() as connection:
+        connection.execute(
+            "INSERT INTO datasets (id, tenant, format, status, bytes, sha256, key, rows, images)"
+            " VALUES (%s, 't', 'jsonl', 'ready', 2, '00', 'k', 1, 0)",
+            (kept,),
+        )
+        assert sweep.drop_unnamed_uploads(connection, workshop.storage) == 0
+        assert sweep.drop_unnamed_uploads(connection, workshop.storage, hours=0) == 1
+    assert list(workshop.storage.keys("datasets")) == [f"datasets/{kept}/rows.jsonl"]
 
 
 def test_published_artifacts_are_never_swept(workshop: Workshop) -> None:
