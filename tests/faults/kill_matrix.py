@@ -100,7 +100,7 @@ def _bound_for(cluster: Cluster, point: str, sign: Path) -> Iterator[_Outcome]:
         sign.touch()
     with ThreadPoolExecutor(1) as client:
         if point.startswith("reap."):
-            # A worker that goes silent in the middle of a job, which nobody ends meanwhile; others would wait there too.
+            # A worker that goes silent in the middle of a job, which nobody ends meanwhile; others would wait too.
             cluster.wait_ended(seconds=SECONDS)
             sign.touch()
             held = cluster.stage / "hold-2"
