@@ -57,9 +57,11 @@ format: setup ## rewrite the code as the linters want it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup ## print the benchmark tables: layers, memory and time
+bench: setup ## print the benchmark tables: layers, memory, peers (installs llm-compressor beside), accuracy (hours)
 	$(BIN)/python -m benchmarks.layers
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.peers.llm_compressor
+	$(BIN)/python -m benchmarks.accuracy
 
 fuzz: setup ## schemathesis against the served API for MINUTES (10); the suite has a short, seeded run
 	QE_FUZZ_MINUTES=$(or $(MINUTES),10) $(BIN)/python -m pytest --timeout 0 tests/app/test_contract_fuzzing.py
