@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 
 from quant_experts.client import Client
+from worker.process import start
 
 START_SECONDS = 90
 STOP_SECONDS = 60
@@ -70,27 +71,27 @@ def running_service(directory: Path) -> Iterator[Service]:
         "QE_MODEL_ROOT": str(directory / "models"),
     }
     (directory / "models").mkdir(exist_ok=True)
-    with (directory / "serve.log").open("wb") as log:
-        serve = subprocess.Popen(
-            [str(Path(sys.executable).with_name("qe")), "serve"],
-            env=environment,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        url = f"http://127.0.0.1:{port}"
+    log = directory / "serve.log"
+    serve = start(
+        [str(Path(sys.executable).with_name("qe")), "serve"],
+        environment=environment,
+        log=log,
+        # Also when this process is killed: it could not stop the service on its way out.
+        at_parents_death=signal.SIGTERM,
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        headers = {"Authorization": f"Bearer {key}"}
+        with httpx.Client(base_url=url, headers=headers, timeout=60) as client, Client(url, key) as api:
+            _wait_until_ready(client, serve, log)
+            yield Service(url, api, client)
+    finally:
+        serve.send_signal(signal.SIGINT)
         try:
-            headers = {"Authorization": f"Bearer {key}"}
-            with httpx.Client(base_url=url, headers=headers, timeout=60) as client, Client(url, key) as api:
-                _wait_until_ready(client, serve, directory / "serve.log")
-                yield Service(url, api, client)
-        finally:
-            serve.send_signal(signal.SIGINT)
-            try:
-                serve.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                serve.kill()
-                serve.wait()
+            serve.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            serve.kill()
+            serve.wait()
 
 
 def _wait_until_ready(client: httpx.Client, serve: subprocess.Popen[bytes], log: Path) -> None:
