@@ -260,6 +260,17 @@ class Cluster:
         finally:
             (self.stage / "pace").unlink()
 
+    def wait_gone(self, pid: int) -> None:
+        """Until a killed process has ended. A part whose first thread is dead may still be leaving its other ones, and
+        would not be started again."""
+        wait_until(
+            lambda: (
+                state(pid) in "ZX"
+                and pid not in [part.child.pid for part in self.parts.values() if part.child and part.running()]
+            ),
+            what=f"the end of process {pid}",
+        )
+
     def stop_server(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
         """End ``postgres`` or ``redis``: SIGKILL, or PostgreSQL's SIGINT (fast) and SIGQUIT (immediate)."""
         child = self.parts[name].child

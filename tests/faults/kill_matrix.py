@@ -67,8 +67,7 @@ def strike(cluster: Cluster, point: str, victim: str = SELF, *, seconds: float =
         pid = _near(cluster, victim, stopped)
         if pid is not None:
             cluster.send(pid)
-            # A corpse serves nobody: wait for it, so that what is started again finds the room free.
-            wait_until(lambda: state(pid) in "ZX", what=f"the end of process {pid}")
+            cluster.wait_gone(pid)
         cluster.send(stopped, signal.SIGCONT)
         cluster.revive(ready=True)
     return Strike(point, victim, pid, outcome.job_id)
@@ -100,7 +99,7 @@ def _bound_for(cluster: Cluster, point: str, sign: Path) -> Iterator[_Outcome]:
         sign.touch()
     with ThreadPoolExecutor(1) as client:
         if point.startswith("reap."):
-            # A worker that goes silent in the middle of a job, which nobody ends meanwhile; others would wait too.
+            # A worker that goes silent amid a job, which nobody ends meanwhile; others would wait there too.
             cluster.wait_ended(seconds=SECONDS)
             sign.touch()
             held = cluster.stage / "hold-2"
