@@ -13,6 +13,7 @@ from quant_experts.config import QuantizationSpec
 from quant_experts.report import ModelQuality, QualityReport, StageErrors
 from quant_experts.report_html import render_report, verdict
 from quant_experts.report_page.error_chart import error_chart
+from quant_experts.report_page.kinds import short_name
 from tests.quant_experts.checkpoints import made_up_report
 from tests.quant_experts.reports import RECIPE, rich_report
 
@@ -137,7 +138,9 @@ def test_the_card_says_how_to_load_and_what_it_cannot_do(report: QualityReport) 
     card = model_card(report, spec, architecture="Qwen2VLForConditionalGeneration")
     assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\ntags:\n")
     hub = report.model_copy(update={"model": "Qwen/Qwen2-VL-2B-Instruct"})
-    assert "base_model: Qwen/Qwen2-VL-2B-Instruct\n" in model_card(hub, spec, architecture="Qwen2VL")
+    assert "base_model: Qwen/Qwen2-VL-2B-Instruct\n" in model_card(
+        hub, spec, architecture="Qwen2VLForConditionalGeneration"
+    )
     assert "AutoModelForImageTextToText.from_pretrained(CHECKPOINT, trust_remote_code=True)" in card
     assert "no faster than W4A8" in card
     text = model_card(report, QuantizationSpec.preset("rtn", scheme="W4A16"), architecture="LlamaForCausalLM")
@@ -172,4 +175,4 @@ def test_a_warning_is_said_once(report: QualityReport) -> None:
     block = report.blocks[0].model_copy(update={"groups": groups})
     page = render_report(report.model_copy(update={"blocks": [block], "warnings": ["twice", "twice"]}))
     assert page.count("<li>twice</li>") == 1
-    assert f"<li>{name}: one scale per row</li>" in page
+    assert f"<li>{short_name(name)}: one scale per row</li>" in page
