@@ -28,12 +28,12 @@ async def test_beyond_the_waiting_jobs_a_job_is_refused_until_one_is_gone(settin
 
 
 async def test_beyond_the_stored_bytes_uploads_and_jobs_are_refused(settings: Settings) -> None:
-    async with started(settings.model_copy(update={"max_stored_bytes": 60})) as api:
+    async with started(settings.model_copy(update={"max_stored_bytes": 400})) as api:
         dataset = ok(await api.client.post("/v1/datasets", **CREATES["POST /v1/datasets"]), 201)
-        assert dataset["bytes"] <= 60
+        assert dataset["bytes"] <= 400
         problem(await api.client.post("/v1/datasets", **CREATES["POST /v1/datasets"]), 403, "storage-quota-exceeded")
         assert len(list(api.service.storage.keys("datasets"))) == 1
-        api.execute("UPDATE datasets SET bytes = 61")
+        api.execute("UPDATE datasets SET bytes = 401")
         problem(await api.client.post("/v1/jobs", json=job_body()), 403, "storage-quota-exceeded")
         ok(await api.client.get("/v1/jobs"))
 
