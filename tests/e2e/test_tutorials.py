@@ -28,6 +28,7 @@ def script_of(page: Path) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", sorted(DOCS.glob("tutorial*.md")), ids=lambda page: page.stem)
 def test_a_tutorial_runs_as_it_stands(page: Path, site: Site, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(site.rows.read_bytes())

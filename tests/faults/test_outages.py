@@ -19,6 +19,8 @@ from tests.services import wait_until
 
 BODY = {"model": {"id": "local/small"}, "calibration": {"dataset": "ds_rows"}, "scheme": "W4A6"}
 
+pytestmark = pytest.mark.timeout(600)
+
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Cluster]:

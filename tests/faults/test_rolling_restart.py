@@ -21,6 +21,7 @@ BODY = {"model": {"id": "local/small"}, "calibration": {"dataset": "ds_rows"}, "
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_rolling_restart_under_load_loses_no_request_and_no_job() -> None:
     over = threading.Event()
     broken: list[str] = []
