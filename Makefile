@@ -38,7 +38,7 @@ browser: setup ## a pinned headless Chromium and axe for the tests, below .venv,
 
 # Two processes for two cores, one thread each: idle OpenMP threads would only wait for each other.
 test: browser ## the whole test suite on real PostgreSQL, Redis, Celery and transformers
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not long' $(TESTS)
 
 screenshots: browser ## photograph every page of the dashboard into build/screenshots
 	QE_SCREENSHOTS=build/screenshots OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/browser/test_dashboard_looks.py
@@ -67,6 +67,7 @@ fuzz: setup ## schemathesis against the served API for MINUTES (10); the suite h
 	QE_FUZZ_MINUTES=$(or $(MINUTES),10) $(BIN)/python -m pytest --timeout 0 tests/app/test_contract_fuzzing.py
 
 faults: setup ## the long fault run: hundreds of jobs and kills; prints each fault, writes benchmarks/results/faults.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m long tests/faults
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --seed $(SEED)
 
 openapi: setup ## write the snapshot of the API's contract after a wanted change
