@@ -16,7 +16,7 @@ WORKDIR /srv/qe
 FROM base AS service-dependencies
 COPY pyproject.toml README.md constraints.txt ./
 RUN mkdir quant_experts planning app worker && touch quant_experts/__init__.py planning/__init__.py app/__init__.py worker/__init__.py \
-    && pip install -c constraints.txt '.[app,worker,s3]' && pip uninstall --yes quant-experts
+    && pip install -c constraints.txt '.[app,worker,s3,tracing]' && pip uninstall --yes quant-experts
 
 FROM service-dependencies AS engine-dependencies
 ARG TORCH_INDEX

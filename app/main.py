@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -34,6 +35,7 @@ from app.settings import Settings
 from app.storage import storage_from_url
 from app.system.router import router as system
 from app.telemetry import BodyLimitMiddleware, Telemetry, TelemetryMiddleware
+from app.tracing import OFF, open_tracing
 from app.ui.router import router as dashboard
 from app.uploads.router import router as uploads
 from app.uploads.schemas import MOST_PART_BYTES
@@ -53,6 +55,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         configure_logging(settings.log_format)
         service = open_service(settings, telemetry)
+        telemetry.tracing = open_tracing(settings, "api")
         sweep_abandoned(settings)
         app.state.service = service
         try:
@@ -60,6 +63,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         finally:
             await service.feed.close()
             await service.engine.dispose()
+            await asyncio.to_thread(telemetry.tracing.close)
+            telemetry.tracing = OFF
 
     app = FastAPI(
         title="Quant Experts",

@@ -54,6 +54,9 @@ class Settings(BaseSettings):
     metrics_port: int = Field(
         default=0, ge=0, le=65535, description="Of a worker or keeper: where it serves its metrics; 0: nowhere."
     )
+    tracing: bool = Field(
+        default=False, description="Send traces to an OpenTelemetry collector; OTEL_* variables say where and how many."
+    )
     keeper_interval: float = 5.0
     barren_attempts: int = Field(default=3, description="Attempts in a row without a new block that fail a job.")
 

@@ -14,6 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app import tracing
 from app.logs import EXTRA, said_of
 from app.problems import BODY_TOO_LARGE, Problem, problem_response, unhandled
 
@@ -22,6 +23,8 @@ HEADERS = "qe.headers"
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 NAMED_IN_LOGS = ("job_id", "dataset_id", "key_id", "webhook_id")
 """Parts of a path by which a line of the access log is found again."""
+NOT_TRACED = ("/healthz", "/readyz", "/metrics")
+"""Asked every few seconds by machines."""
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 64 * 1024 * 1024
 log = logging.getLogger("app.access")
@@ -29,6 +32,9 @@ log = logging.getLogger("app.access")
 
 class Telemetry:
     """The metrics of one application. A registry of its own, so that two applications in a process do not mix."""
+
+    tracing: tracing.Tracing = tracing.OFF
+    """Set when the application starts."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -62,6 +68,8 @@ class TelemetryMiddleware:
         given = Headers(scope=scope).get("x-request-id", "")
         scope["request_id"] = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         status = 0
+        traced = self._telemetry.tracing if scope["path"] not in NOT_TRACED else tracing.OFF
+        span = traced.request(scope["method"], Headers(scope=scope))
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -75,7 +83,11 @@ class TelemetryMiddleware:
 
         began = time.perf_counter()
         try:
-            with said_of(request_id=scope["request_id"]), self._telemetry.open.track_inprogress():
+            with (
+                said_of(request_id=scope["request_id"], **span.ids),
+                tracing.within(span),
+                self._telemetry.open.track_inprogress(),
+            ):
                 try:
                     await self._app(scope, receive, send_with_id)
                 except ClientDisconnect:
@@ -86,9 +98,9 @@ class TelemetryMiddleware:
                     response = unhandled(Request(scope), error)
                     await response(scope, receive, send_with_id)
         finally:
-            self._record(scope, status, time.perf_counter() - began)
+            self._record(scope, status, time.perf_counter() - began, span)
 
-    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+    def _record(self, scope: Scope, status: int, seconds: float, span: tracing.Span) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")
         self._telemetry.requests.labels(scope["method"], route, str(status)).inc()
         self._telemetry.seconds.labels(scope["method"], route).observe(seconds)
@@ -99,8 +111,27 @@ class TelemetryMiddleware:
             "status": status,
             "milliseconds": round(seconds * 1000, 1),
             **{name: value for name, value in scope.get("path_params", {}).items() if name in NAMED_IN_LOGS},
+            **span.ids,
         }
         log.info("%s %s %s", scope["method"], route, status, extra={EXTRA: fields})
+        _end(span, scope, route, status)
+
+
+def _end(span: tracing.Span, scope: Scope, route: str, status: int) -> None:
+    if route != "unmatched":
+        span.rename(f"{scope['method']} {route}")
+        span.note({"http.route": route})
+    span.note(
+        {
+            "http.request.method": scope["method"],
+            "http.response.status_code": status or None,
+            "url.path": scope["path"][:200],
+            "qe.request_id": scope["request_id"],
+        }
+    )
+    if status >= 500:
+        span.fail(f"status {status}")
+    span.end()
 
 
 class BodyLimitMiddleware:

@@ -34,7 +34,7 @@ def stages() -> dict[str, str]:
 
 
 def test_the_services_are_those_that_the_documentation_names() -> None:
-    assert set(SERVICES) == {"postgres", "redis", "objects", "migrate", "api", "worker", "keeper"}
+    assert set(SERVICES) == {"postgres", "redis", "objects", "traces", "migrate", "api", "worker", "keeper"}
     for name, service in SERVICES.items():
         assert set(service) <= SERVICE_KEYS, f"{name}: unknown keys {set(service) - SERVICE_KEYS}"
         assert ("image" in service) != ("build" in service), f"{name}: either an image or a build"
@@ -50,6 +50,8 @@ def test_every_environment_variable_is_a_setting(name: str) -> None:
     settings = {f"QE_{field.upper()}" for field in Settings.model_fields} | {
         "AWS_ACCESS_KEY_ID",
         "AWS_SECRET_ACCESS_KEY",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "OTEL_EXPORTER_OTLP_HEADERS",
     }
     assert set(SERVICES[name]["environment"]) <= settings
 
@@ -94,6 +96,17 @@ def test_the_object_store_is_a_profile_whose_url_the_example_gives() -> None:
     port = next(word for word in objects["command"] if word.startswith("--addr")).split(":")[1]
     assert f"endpoint_url=http://objects:{port}" in example[0]
     assert not [name for name, service in SERVICES.items() if "objects" in service.get("depends_on", {})]
+
+
+def test_traces_are_off_unless_asked_for_and_their_profile_is_where_they_then_go() -> None:
+    traces = SERVICES["traces"]
+    assert traces["profiles"] == ["traces"]
+    assert all(port.startswith("127.0.0.1:") for port in traces["ports"])
+    for name in ("api", "worker", "keeper"):
+        environment = SERVICES[name]["environment"]
+        assert environment["QE_TRACING"] == "${QE_TRACING:-false}"
+        assert environment["OTEL_EXPORTER_OTLP_ENDPOINT"].endswith(":-http://traces:4318}")
+    assert "tracing" in re.findall(r"'\.\[(\S+)\]'", stages()["api"])[0].split(",")
 
 
 def test_a_worker_has_time_to_finish_the_block_in_hand() -> None:

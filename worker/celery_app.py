@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ from app.contract import bell
 from app.logs import configure_logging
 from app.settings import Settings
 from app.storage import storage_from_url
+from app.tracing import check_tracing, open_tracing
 from worker import device, metrics, process, tasks, workers
 from worker.draining import Draining
 from worker.ledger import connect
@@ -38,6 +40,10 @@ def create_celery(settings: Settings | None = None, *, runner: tuple[str, ...] =
     settings = settings or Settings()
     if settings.redis_url is None or settings.database_url is None:
         raise SystemExit("a worker needs QE_DATABASE_URL and QE_REDIS_URL (`qe serve` brings its own servers)")
+    try:
+        check_tracing(settings)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
     celery = Celery("quant_experts", broker=settings.redis_url, set_as_current=False)
     celery.conf.update(
         # Only the bell's queue, and only JSON: a message is a job id.
@@ -109,6 +115,11 @@ def _connect_signals(celery: Celery, settings: Settings, runner: tuple[str, ...]
         billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 10
         # The one child is where blocks are counted; the parent only waits for bells.
         metrics.serve_metrics(settings.metrics_port)
+        # Not before the fork: the thread that sends spans would stay behind.
+        celery.hands = replace(celery.hands, tracing=open_tracing(settings, "worker"))
+
+    def child_ended(**_: Any) -> None:
+        celery.hands.tracing.close()
 
     def shutting_down(**_: Any) -> None:
         # Fires at once on SIGTERM with Celery's warm shutdown, while the pool's child is still busy (tried).
@@ -126,6 +137,7 @@ def _connect_signals(celery: Celery, settings: Settings, runner: tuple[str, ...]
     signals.worker_init.connect(started, weak=False)
     signals.worker_ready.connect(ready, weak=False)
     signals.worker_process_init.connect(child_started, weak=False)
+    signals.worker_process_shutdown.connect(child_ended, weak=False)
     signals.worker_shutting_down.connect(shutting_down, weak=False)
     signals.worker_shutdown.connect(ended, weak=False)
 

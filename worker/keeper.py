@@ -13,8 +13,9 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import psycopg
 
@@ -23,10 +24,12 @@ from app.contract.states import LEASED, AttemptOutcome, JobStatus
 from app.logs import configure_logging
 from app.settings import Settings
 from app.storage import Storage, storage_from_url
+from app.tracing import OFF, Tracing, open_tracing
 from worker import ledger, metrics, sweep
 from worker.ledger import Connection, Hold
 from worker.postman import deliver
 from worker.ring import ring_quietly
+from worker.spans import attempt_span
 from worker.webhooks import forget_deliveries
 
 logger = logging.getLogger(__name__)
@@ -55,13 +58,17 @@ def ring_again(connection: Connection, ring: Ring, *, after: float) -> list[str]
     return [row["id"] for row in rows]
 
 
-def reap(connection: Connection, ring: Ring, *, grace: float, budget: int) -> dict[str, JobStatus]:
+def reap(
+    connection: Connection, ring: Ring, *, grace: float, budget: int, tracing: Tracing = OFF
+) -> dict[str, JobStatus]:
     """Take jobs from workers whose lease ran out ``grace`` seconds ago; returns what each job is now."""
     reaped: dict[str, JobStatus] = {}
     while True:
         with connection.transaction():
             row = connection.execute(
-                "SELECT id, attempt, status, barren_attempts, worker FROM jobs WHERE status = ANY(%s)"
+                "SELECT id, attempt, status, barren_attempts, worker, tenant, model_id, scheme, method, trace_context,"
+                " (SELECT EXTRACT(EPOCH FROM started_at)::float8 FROM attempts WHERE job_id = jobs.id"
+                "  AND attempt = jobs.attempt) AS began FROM jobs WHERE status = ANY(%s)"
                 " AND lease_until < clock_timestamp() - make_interval(secs => %s)"
                 " ORDER BY lease_until LIMIT 1 FOR UPDATE SKIP LOCKED",
                 ([status.value for status in LEASED], grace),
@@ -80,11 +87,30 @@ def reap(connection: Connection, ring: Ring, *, grace: float, budget: int) -> di
             reach("reap.before_commit")
         reach("reap.after_commit")
         metrics.REAPED.inc()
+        _end_span(tracing, row, reason)
         logger.warning("%s: attempt %d reaped: %s", row["id"], row["attempt"], reason)
     for job_id, status in reaped.items():
         if status == JobStatus.QUEUED:
             ring(job_id)
     return reaped
+
+
+def _end_span(tracing: Tracing, row: Mapping[str, Any], reason: str) -> None:
+    """The worker that began it cannot, or must not."""
+    span = attempt_span(
+        tracing,
+        Hold(row["id"], row["attempt"]),
+        tenant=row["tenant"],
+        worker=row["worker"],
+        model=row["model_id"],
+        scheme=row["scheme"],
+        method=row["method"],
+        carrier=row["trace_context"],
+        began=row["began"],
+    )
+    span.note({"error.type": AttemptOutcome.LEASE_EXPIRED.value})
+    span.fail(reason)
+    span.end()
 
 
 def sweep_away(connection: Connection, storage: Storage, settings: Settings) -> None:
@@ -107,20 +133,25 @@ def sweep_away(connection: Connection, storage: Storage, settings: Settings) -> 
             logger.info("swept away: %d %s", count, what)
 
 
-def keep(settings: Settings, ring: Ring, stop: threading.Event) -> None:
+def keep(settings: Settings, ring: Ring, stop: threading.Event, tracing: Tracing = OFF) -> None:
     """Do every duty in turn until ``stop``. A database that is away is waited for."""
     storage = storage_from_url(settings.resolved_storage_url)
     while not stop.is_set():
         try:
             with ledger.connect(settings.database_url or "") as connection:
-                _keep_connected(connection, settings, storage, ring, stop)
+                _keep_connected(connection, settings, storage, ring, stop, tracing)
         except psycopg.Error as error:
             logger.warning("the ledger is away, trying again: %s", error)
             stop.wait(settings.keeper_interval)
 
 
 def _keep_connected(
-    connection: Connection, settings: Settings, storage: Storage, ring: Ring, stop: threading.Event
+    connection: Connection,
+    settings: Settings,
+    storage: Storage,
+    ring: Ring,
+    stop: threading.Event,
+    tracing: Tracing,
 ) -> None:
     locked = False
     next_sweep = time.monotonic()
@@ -129,7 +160,7 @@ def _keep_connected(
             answer = connection.execute("SELECT pg_try_advisory_lock(%s) AS locked", (LOCK,)).fetchone()
             locked = answer is not None and answer["locked"]
         if locked:
-            reap(connection, ring, grace=settings.grace, budget=settings.barren_attempts)
+            reap(connection, ring, grace=settings.grace, budget=settings.barren_attempts, tracing=tracing)
             ring_again(connection, ring, after=settings.ring_again)
             if time.monotonic() >= next_sweep:
                 try:
@@ -148,11 +179,16 @@ def main() -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    try:
+        tracing = open_tracing(settings, "keeper")
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
     metrics.serve_metrics(settings.metrics_port)
     logger.info("keeper at work")
     postman = threading.Thread(target=deliver, args=(settings, stop), name="postman", daemon=True)
     postman.start()
-    keep(settings, partial(ring_quietly, settings), stop)
+    keep(settings, partial(ring_quietly, settings), stop, tracing)
+    tracing.close()
     postman.join(settings.webhook_timeout)
 
 

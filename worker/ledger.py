@@ -60,6 +60,8 @@ class Claim:
     """Seconds since a worker first took the job after it was (last) asked for."""
     waited: float
     """Seconds that it could have been taken and was not."""
+    trace_context: dict[str, str] | None
+    """The span of the request that made the job."""
 
 
 class Unconfirmed(Exception):
@@ -103,7 +105,7 @@ WHERE id = (
         AND tenant NOT IN (SELECT tenant FROM full_tenants) AND tenant <> ALL(%(passed)s)
     ORDER BY priority DESC, created_at LIMIT 1 FOR UPDATE SKIP LOCKED
 )
-RETURNING id, tenant, spec, attempt, progress, blocks_done,
+RETURNING id, tenant, spec, attempt, progress, blocks_done, trace_context,
     EXTRACT(EPOCH FROM clock_timestamp() - started_at)::float8 AS elapsed,
     EXTRACT(EPOCH FROM clock_timestamp() - greatest(queued_at, run_after))::float8 AS waited,
     coalesce((SELECT max_running_jobs FROM tenant_limits WHERE tenant = jobs.tenant), %(most)s::integer) AS most
@@ -182,7 +184,7 @@ def _begin_attempt(connection: Connection, row: DictRow, *, worker: str) -> Clai
     append_event(connection, hold.job_id, EventType.STARTED, started)
     append_event(connection, hold.job_id, EventType.PHASE, {"phase": Phase.PREPARING.value})
     reach("claim.before_commit")
-    return Claim(hold, row["tenant"], row["spec"], row["progress"], row["elapsed"], row["waited"])
+    return Claim(hold, row["tenant"], row["spec"], row["progress"], row["elapsed"], row["waited"], row["trace_context"])
 
 
 def beat(connection: Connection, hold: Hold, *, lease: float) -> JobStatus:

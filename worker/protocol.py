@@ -51,6 +51,8 @@ class PhaseLine(_Message):
     type: Literal["phase"] = "phase"
     phase: str
     total: int | None = None
+    at: float | None = None
+    """Unix seconds at the runner; the supervisor may read the line later."""
 
 
 class AdvancedLine(_Message):
@@ -77,6 +79,8 @@ class BlockLine(_Message):
     files: list[File]
     superseded: list[str] = Field(default_factory=list)
     resumed: bool = False
+    at: float | None = None
+    """When the block was finished, as above."""
 
 
 class WarningLine(_Message):

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from app.contract.crash_points import reach
+from app.tracing import OFF, Span, part
 from worker import ledger, metrics, process, protocol
 from worker.lease import monotonic
 from worker.patient_storage import PatientStorage
 from worker.pen import Pen
+from worker.spans import RunnerSpans, last_error
 
 PROGRESS_SECONDS = 1.0
 """Between two writes of progress that is only to be looked at."""
@@ -21,7 +23,14 @@ class Relay:
     """What of a runner's talk has reached the ledger so far."""
 
     def __init__(
-        self, pen: Pen, storage: PatientStorage, *, job_id: str, work: Path, known: Sequence[Mapping[str, Any]]
+        self,
+        pen: Pen,
+        storage: PatientStorage,
+        *,
+        job_id: str,
+        work: Path,
+        known: Sequence[Mapping[str, Any]],
+        span: Span = OFF,
     ) -> None:
         self._pen = pen
         self._storage = storage
@@ -29,6 +38,7 @@ class Relay:
         self._work = work
         self._stored = {file["sha256"] for file in known}
         """Digests of block files that are in storage and in the ledger already."""
+        self._spans = RunnerSpans(span)
         self._phase: str | None = None
         self._progress: dict[str, Any] = {}
         self._unwritten = False
@@ -44,6 +54,12 @@ class Relay:
 
         Asks the runner to stop as soon as ``draining``. Raises NotOurs, OSError, or what the pen raises.
         """
+        try:
+            return self._follow(child, draining)
+        finally:
+            self._spans.close()
+
+    def _follow(self, child: subprocess.Popen[bytes], draining: Callable[[], bool]) -> protocol.LastWord | None:
         assert child.stdout is not None
         last: protocol.LastWord | None = None
         asked = False
@@ -63,7 +79,8 @@ class Relay:
 
     def _take(self, message: protocol.Line) -> None:
         match message:
-            case protocol.PhaseLine(phase=phase, total=total):
+            case protocol.PhaseLine(phase=phase, total=total) as line:
+                self._spans.phase(line)
                 self._phase = phase
                 self._progress = {"phase": phase, "done": 0, "total": total, "group": None, "error": None}
                 self._unwritten = True
@@ -85,14 +102,18 @@ class Relay:
 
     def _take_block(self, block: protocol.BlockLine) -> None:
         if block.resumed and all(file.sha256 in self._stored for file in block.files):
+            self._spans.resumed(block)
             self._pen.write(ledger.record_resumed, block=block.block, blocks=block.blocks)
             return
+        errors = mean_errors(block.groups)
+        span = self._spans.block(block, last_error(errors))
         files = []
         reach("upload.before")
-        for file in block.files:
-            key = block_key(self._job_id, file.sha256)
-            self._storage.put(key, self._work / file.name)
-            files.append({"name": file.name, "bytes": file.bytes, "sha256": file.sha256, "key": key})
+        with part(span, "upload", {"qe.block": block.block, "qe.bytes": sum(file.bytes for file in block.files)}):
+            for file in block.files:
+                key = block_key(self._job_id, file.sha256)
+                self._storage.put(key, self._work / file.name)
+                files.append({"name": file.name, "bytes": file.bytes, "sha256": file.sha256, "key": key})
         reach("upload.after")
         unused = self._pen.write(
             ledger.record_block,
@@ -106,9 +127,10 @@ class Relay:
                 "block": block.block,
                 "blocks": block.blocks,
                 "seconds": round(block.seconds, 3),
-                "error": mean_errors(block.groups),
+                "error": errors,
             },
         )
+        span.end()
         metrics.BLOCK_SECONDS.observe(block.seconds)
         self._stored.update(file["sha256"] for file in files)
         reach("layer.after_commit")

@@ -12,6 +12,7 @@ import errno
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -133,7 +134,7 @@ def translate(event: object) -> protocol.Line:
 
     match event:
         case progress.PhaseStarted():
-            return protocol.PhaseLine(phase=event.phase, total=event.total)
+            return protocol.PhaseLine(phase=event.phase, total=event.total, at=time.time())
         case progress.Advanced():
             return protocol.AdvancedLine(phase=event.phase, done=event.done, total=event.total)
         case progress.GroupFitted():
@@ -148,6 +149,7 @@ def translate(event: object) -> protocol.Line:
                 files=[protocol.File(name=file.name, bytes=file.bytes, sha256=file.sha256) for file in event.files],
                 superseded=list(event.superseded),
                 resumed=event.resumed,
+                at=time.time(),
             )
         case progress.Warned():
             return protocol.WarningLine(message=event.message)

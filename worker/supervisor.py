@@ -30,6 +30,7 @@ from app.contract.states import AttemptOutcome, JobStatus
 from app.logs import said_of
 from app.settings import Settings
 from app.storage import Storage
+from app.tracing import OFF, Span, Tracing, part
 from worker import fetch, ledger, memory, metrics, process, protocol
 from worker.fitness import unfit
 from worker.lease import CancelRequested, Lease, Lost, TimedOut, kept, monotonic
@@ -37,6 +38,7 @@ from worker.patient_storage import NO_SPACE, PatientStorage, StorageFailed
 from worker.pen import RETRY_SECONDS, Pen
 from worker.publish import Incomplete, publish, summary_of
 from worker.relay import Relay
+from worker.spans import attempt_span
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ class Hands:
     """The command that computes; the path of the job file is appended."""
     oom_kills: Callable[[], int] = memory.oom_kills
     """The kernel's count of kills for want of memory."""
+    tracing: Tracing = OFF
 
 
 @dataclass(frozen=True)
@@ -128,29 +131,43 @@ def attempt(hands: Hands, claim: ledger.Claim) -> JobStatus | None:
     """Carry one claimed job as far as it goes. The job's status afterwards; None when it was lost to another worker."""
     hold = claim.hold
     metrics.CLAIM_WAIT.observe(max(0.0, claim.waited))
-    with said_of(job_id=hold.job_id, attempt=hold.attempt, worker=hands.worker), metrics.BUSY.track_inprogress():
-        status = _attempt(hands, claim)
+    spec = JobSpec.model_validate(claim.spec)
+    span = attempt_span(
+        hands.tracing,
+        hold,
+        tenant=claim.tenant,
+        worker=hands.worker,
+        model=spec.model.id,
+        scheme=spec.scheme,
+        method=spec.method,
+        carrier=claim.trace_context,
+    )
+    ids = {"job_id": hold.job_id, "attempt": hold.attempt, "worker": hands.worker, **span.ids}
+    with said_of(**ids), metrics.BUSY.track_inprogress():
+        status = _attempt(hands, claim, spec, span)
     metrics.ATTEMPTS.labels("lost" if status is None else status.value).inc()
     return status
 
 
-def _attempt(hands: Hands, claim: ledger.Claim) -> JobStatus | None:
+def _attempt(hands: Hands, claim: ledger.Claim, spec: JobSpec, span: Span) -> JobStatus | None:
     hold, settings = claim.hold, hands.settings
     directory = settings.work_directory / hold.job_id / f"a{hold.attempt}"
     logger.info("%s: attempt %d begins", hold.job_id, hold.attempt)
-    spec = JobSpec.model_validate(claim.spec)
     try:
         with (
             kept(settings, hold, seconds_left=spec.timeout_s - claim.elapsed) as lease,
             Pen(settings.database_url or "", hold, lease) as pen,
         ):
-            status = _end(pen, _outcome(hands, claim, spec, lease, pen, directory))
+            ending = _outcome(hands, claim, spec, lease, pen, directory, span)
+            status = _end(pen, ending)
             reach("end.after_commit")
     except Lost:
+        # Nor is its span: the keeper ends it when it takes the job from us.
         logger.warning("%s: attempt %d is not ours any more", hold.job_id, hold.attempt)
         return None
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+    _end_span(span, ending, status)
     logger.info("%s: attempt %d ended, the job is %s", hold.job_id, hold.attempt, status)
     if status == JobStatus.QUEUED:
         hands.ring(hold.job_id)
@@ -164,11 +181,21 @@ def _end(pen: Pen, ending: Ending) -> JobStatus:
         return pen.write(ledger.cancel)
 
 
-def _outcome(hands: Hands, claim: ledger.Claim, spec: JobSpec, lease: Lease, pen: Pen, directory: Path) -> Ending:
+def _end_span(span: Span, ending: Ending, status: JobStatus) -> None:
+    span.note({"qe.job.status": status.value})
+    if isinstance(ending, partial) and ending.func in (ledger.fail, ledger.give_up_attempt):
+        span.note({"error.type": ending.keywords.get("code")})
+        span.fail(ending.keywords.get("message") or ending.keywords["reason"])
+    span.end()
+
+
+def _outcome(
+    hands: Hands, claim: ledger.Claim, spec: JobSpec, lease: Lease, pen: Pen, directory: Path, span: Span
+) -> Ending:
     """Run the attempt, and say how it is to end. Raises Lost only."""
     try:
         directory.mkdir(parents=True, mode=0o700)
-        return _compute(hands, claim, spec, lease, pen, directory)
+        return _compute(hands, claim, spec, lease, pen, directory, span)
     except Lost:
         raise
     except CancelRequested:
@@ -192,17 +219,20 @@ def _outcome(hands: Hands, claim: ledger.Claim, spec: JobSpec, lease: Lease, pen
         return partial(ledger.fail, code=FailureCode.INTERNAL, message=message)
 
 
-def _compute(hands: Hands, claim: ledger.Claim, spec: JobSpec, lease: Lease, pen: Pen, directory: Path) -> Ending:
+def _compute(
+    hands: Hands, claim: ledger.Claim, spec: JobSpec, lease: Lease, pen: Pen, directory: Path, span: Span
+) -> Ending:
     hold = claim.hold
     log = hands.settings.resolved_home / "logs" / f"runner-{hold.job_id}-a{hold.attempt}.log"
     storage = PatientStorage(hands.storage, partial(_wait, lease))
     known = pen.read(ledger.block_files, hold.job_id)
-    job = _prepare(hands, claim, spec, lease, pen, storage, directory, log)
-    (directory / "work").mkdir()
-    fetch.finished_blocks(known or pen.read(ledger.files_to_take_over, hold.job_id), storage, directory / "work")
-    lease.check()
+    with part(span, "fetch"):
+        job = _prepare(hands, claim, spec, lease, pen, storage, directory, log)
+        (directory / "work").mkdir()
+        fetch.finished_blocks(known or pen.read(ledger.files_to_take_over, hold.job_id), storage, directory / "work")
+        lease.check()
 
-    relay = Relay(pen, storage, job_id=hold.job_id, work=directory / "work", known=known)
+    relay = Relay(pen, storage, job_id=hold.job_id, work=directory / "work", known=known, span=span)
     run = _run(hands, lease, relay, _write_job(directory, job), log)
     lease.check()
     match run.last:
@@ -210,9 +240,10 @@ def _compute(hands: Hands, claim: ledger.Claim, spec: JobSpec, lease: Lease, pen
             if relay.phase != "publishing":
                 pen.write(ledger.set_phase, "publishing")
             artifacts = []
-            for artifact in publish(storage, hold, Path(output), files):
-                lease.check()
-                artifacts.append(artifact)
+            with part(span, "publish", {"qe.bytes": sum(file.bytes for file in files)}):
+                for artifact in publish(storage, hold, Path(output), files):
+                    lease.check()
+                    artifacts.append(artifact)
             return partial(ledger.succeed, summary=summary_of(Path(output)), artifacts=artifacts)
         case protocol.StoppedLine():
             return partial(ledger.hand_back, reason="the worker was stopped")

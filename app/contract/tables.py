@@ -119,6 +119,8 @@ class Job(Base):
     """The job whose files this one may take over; it may be gone by now."""
     comparison_id: Mapped[str | None] = mapped_column(index=True)
     """Jobs of one comparison take over each other's."""
+    trace_context: Mapped[dict[str, Any] | None]
+    """W3C headers that name the request's span, to which those of the attempts belong; null when it was not traced."""
 
     summary: Mapped[dict[str, Any] | None]
     """The figures of a finished run: errors, KL, bits, bytes."""

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import func
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import problems
+from app import problems, tracing
 from app.audit.service import Action, note
 from app.contract.events import EventType
 from app.contract.ids import new_id
@@ -63,7 +63,9 @@ async def create_job(
         model_id=spec.model.id,
         method=spec.method,
         scheme=spec.scheme,
+        trace_context=tracing.current().carrier,
     )
+    tracing.current().note({"qe.job.id": job.id, "qe.model": job.model_id, "qe.scheme": job.scheme})
     session.add(job)
     await session.flush()
     data = {"model": spec.model.id, "dataset": spec.calibration.dataset, "scheme": spec.scheme, "method": spec.method}
@@ -109,6 +111,8 @@ async def retry_job(session: AsyncSession, *, tenant: str, job_id: str, settings
         )
     await check_queue(session, tenant=tenant, settings=settings)
     await _check_dataset(session, tenant=tenant, dataset=job.spec["calibration"]["dataset"])
+    # The attempts to come belong to the request that made the job, as the ones before; this request is beside it.
+    tracing.current().link(job.trace_context)
     now = func.clock_timestamp()
     job.status = JobStatus.QUEUED
     job.phase = job.worker = job.error = job.started_at = job.finished_at = job.rung_at = None

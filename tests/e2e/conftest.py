@@ -11,6 +11,7 @@ import pytest
 from demo.model import make_qwen2_vl
 from demo.rows import write_jsonl
 from demo.service import Service, running_service
+from tests.collector import Collector, running_collector
 
 OPTIONS = {"group_size": 32, "shared_rank": 4, "routed_rank": 4, "experts": 2, "important_channels": 4, "samples": 8}
 
@@ -22,6 +23,8 @@ class Site:
     service: Service
     models: Path
     rows: Path
+    collector: Collector
+    """To which all of the service sends its spans."""
 
 
 @pytest.fixture(scope="session")
@@ -31,8 +34,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     make_qwen2_vl(directory / "models" / "tiny", hidden=64, blocks=2, intermediate=96, vision_depth=1, vision_width=32)
     rows = directory / "rows.jsonl"
     write_jsonl(rows, 8)
-    with running_service(directory) as service:
-        yield Site(service, directory / "models", rows)
+    with running_collector() as collector, pytest.MonkeyPatch.context() as patch:
+        for name, value in collector.environment.items():
+            patch.setenv(name, value)
+        with running_service(directory) as service:
+            yield Site(service, directory / "models", rows, collector)
 
 
 @pytest.fixture(scope="session")

@@ -82,3 +82,24 @@ def test_a_report_for_people_and_one_for_programs(site: Site, finished: dict[str
 def test_the_attempt_is_on_record(site: Site, finished: dict[str, Any]) -> None:
     attempts = site.service.client.get(f"/v1/jobs/{finished['job']['id']}/attempts").json()["data"]
     assert [attempt["outcome"] for attempt in attempts] == ["succeeded"]
+
+
+def test_the_request_the_attempt_and_every_block_are_one_trace(site: Site, finished: dict[str, Any]) -> None:
+    job_id = finished["job"]["id"]
+    attempt = site.collector.one("attempt", job_id=job_id)
+    request = site.collector.one("POST /v1/jobs", job_id=job_id)
+    assert request.parent == ""
+    assert (attempt.trace, attempt.parent) == (request.trace, request.id)
+    assert (request.service, attempt.service) == ("quant-experts-api", "quant-experts-worker")
+    assert attempt.attributes["qe.model"] == "local/tiny"
+    assert attempt.attributes["qe.job.status"] == "succeeded"
+    below = site.collector.below(attempt)
+    assert {"fetch", "calibrating", "fitting", "packing", "block", "publish"} <= {span.name for span in below}
+    blocks = [span for span in below if span.name == "block"]
+    assert [block.attributes["qe.block"] for block in blocks] == [0, 1]
+    for block in blocks:
+        parts = site.collector.below(block)
+        assert [span.name for span in parts] == ["read", "observe", "fit", "baseline", "forward", "write", "upload"]
+        assert all(block.began <= span.began <= span.ended <= block.ended for span in parts)
+        assert block.ended - block.began >= block.attributes["qe.seconds"]
+    assert {span.trace for span in [*below, *blocks]} == {request.trace}
