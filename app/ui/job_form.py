@@ -10,6 +10,7 @@ from starlette.datastructures import FormData
 
 from app.contract.spec import JobSpec
 from app.problems import Problem
+from app.ui import forms
 
 UPLOADED, HUB = "calibration.dataset", "calibration.hub"
 FIELDS = (
@@ -86,17 +87,12 @@ def checked(values: Mapping[str, str]) -> tuple[JobSpec | None, dict[str, str]]:
     try:
         return JobSpec.model_validate(body), {}
     except ValidationError as error:
-        wrong: dict[str, str] = {}
-        for item in error.errors(include_url=False):
-            field = _field(".".join(str(step) for step in item["loc"]))
-            wrong.setdefault(field, SENTENCES.get((field, item["type"]), item["msg"].removeprefix("Value error, ")))
-        return None, wrong
+        return None, forms.invalid(error, sentences=SENTENCES, field=_field)
 
 
 def refused(problem: Problem) -> dict[str, str]:
     """What the service says against a spec that is well-formed, by field."""
-    wrong = {_field(str(e.get("pointer", "")).strip("/").replace("/", ".")): str(e["detail"]) for e in problem.errors}
-    return wrong or {"": problem.detail}
+    return forms.refused(problem, field=_field)
 
 
 def _field(pointer: str) -> str:

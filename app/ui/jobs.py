@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import problems
 from app.artifacts import router as artifacts
 from app.artifacts.schemas import ArtifactView
+from app.auth import Scope
 from app.contract import spec as contract
 from app.contract.states import FINISHED, JobStatus
 from app.deps import DoorbellDep, Service, ServiceDep, SessionDep
@@ -28,8 +29,9 @@ from app.problems import Problem
 from app.ui import job_form, words
 from app.ui.datasets import usable_datasets
 from app.ui.error_chart import error_chart
+from app.ui.navigation import first_page
 from app.ui.pages import Page, render, see
-from app.ui.visitor import JobsReader, JobsWriter, Visitor, form_of
+from app.ui.visitor import AnyVisitor, JobsReader, JobsWriter, Visitor, form_of
 
 LATEST_EVENTS = 200
 REPORT = "quality_report.html"
@@ -38,7 +40,10 @@ router = APIRouter(route_class=Page)
 
 
 @router.get("/")
-async def jobs(request: Request, visitor: JobsReader, session: SessionDep, parts: ServiceDep) -> Response:
+async def jobs(request: Request, visitor: AnyVisitor, session: SessionDep, parts: ServiceDep) -> Response:
+    """Where everybody comes in: who may not read jobs goes on to the first page that they may."""
+    if not visitor.may(Scope.JOBS_READ):
+        return see(first_page(visitor.caller))
     given = {name: request.query_params.getlist(name) for name in request.query_params}
     query = _query({name: [value for value in values if value] for name, values in given.items()})
     page = await api.list_jobs(query, visitor.caller, session, parts)

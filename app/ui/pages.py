@@ -20,7 +20,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from app import problems
 from app.problems import Problem
 from app.ui import words
-from app.ui.visitor import SignInNeeded, Visitor
+from app.ui.navigation import menu
+from app.ui.visitor import VISITOR, SignInNeeded, Visitor
 
 HERE = Path(__file__).parent
 log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def see(path: str, **query: str) -> RedirectResponse:
 
 
 def problem_page(request: Request, problem: Problem) -> HTMLResponse:
-    page = render(request, "problem.html", None, status=problem.kind.status, problem=problem)
+    page = render(request, "problem.html", request.scope.get(VISITOR), status=problem.kind.status, problem=problem)
     page.headers.update(problem.headers or {})
     return page
 
@@ -106,7 +107,7 @@ def _environment() -> Environment:
     )
     filters: Mapping[str, Callable[..., Any]] = words.FILTERS
     environment.filters |= dict(filters)
-    environment.globals["asset"] = asset
+    environment.globals |= {"asset": asset, "menu": menu}
     return environment
 
 

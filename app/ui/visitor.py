@@ -17,6 +17,9 @@ from app.deps import CALLER, ServiceDep, count_request
 from app.problems import Problem
 from app.ui.session import COOKIE, Session, unseal
 
+VISITOR = "qe.visitor"
+"""In the scope of a request once the session is known to be good, for the menu of whatever page comes of it."""
+
 
 class SignInNeeded(Exception):
     """``expired``: there was a session, and it is no longer good."""
@@ -47,10 +50,11 @@ def visiting(scope: Scope | None) -> Callable[..., Awaitable[Visitor]]:
         if caller is None:
             raise SignInNeeded(expired=True)
         count_request(request, service.buckets, caller)
+        found = request.scope[VISITOR] = Visitor(caller, session)
         if scope is not None and scope not in caller.scopes:
             raise Problem(problems.MISSING_SCOPE, f"this key lacks the scope {scope.value}")
         request.scope[CALLER] = caller
-        return Visitor(caller, session)
+        return found
 
     return visitor
 
@@ -60,6 +64,8 @@ JobsReader = Annotated[Visitor, Depends(visiting(Scope.JOBS_READ))]
 JobsWriter = Annotated[Visitor, Depends(visiting(Scope.JOBS_WRITE))]
 DatasetsReader = Annotated[Visitor, Depends(visiting(Scope.DATASETS_READ))]
 DatasetsWriter = Annotated[Visitor, Depends(visiting(Scope.DATASETS_WRITE))]
+WebhooksReader = Annotated[Visitor, Depends(visiting(Scope.WEBHOOKS_READ))]
+WebhooksWriter = Annotated[Visitor, Depends(visiting(Scope.WEBHOOKS_WRITE))]
 WorkersReader = Annotated[Visitor, Depends(visiting(Scope.WORKERS_READ))]
 KeysAdmin = Annotated[Visitor, Depends(visiting(Scope.KEYS_ADMIN))]
 

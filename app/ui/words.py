@@ -26,6 +26,15 @@ def ago(moment: datetime | None) -> str:
     return "just now" if seconds < 10 else f"{duration(seconds)} ago"
 
 
+def soon(moment: datetime) -> str:
+    """Of something that is to happen: what is due already happens any moment."""
+    return ago(moment) if moment > datetime.now(UTC) else "now"
+
+
+def day_and_time(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%-d %B, %H:%M UTC")
+
+
 def duration(seconds: float | None) -> str:
     """The largest unit, and the next one where it still tells something: ``2 minutes``, ``1 hour 20 minutes``."""
     if seconds is None:
@@ -152,6 +161,8 @@ def _plural(number: int, name: str) -> str:
 
 FILTERS: dict[str, Callable[..., str]] = {
     "ago": ago,
+    "soon": soon,
+    "day_and_time": day_and_time,
     "duration": duration,
     "bytes": bytes_,
     "figure": figure,

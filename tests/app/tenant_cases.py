@@ -129,6 +129,16 @@ DASHBOARD = {
     "POST /keys": "form",
     "POST /keys/{key_id}/revoke": "object",
     "GET /workers": "list",
+    "GET /webhooks": "list",
+    "POST /webhooks": "form",
+    "GET /webhooks/{webhook_id}": "object",
+    "POST /webhooks/{webhook_id}/change": "object",
+    "POST /webhooks/{webhook_id}/status/{wanted}": "object",
+    "POST /webhooks/{webhook_id}/rotate": "object",
+    "POST /webhooks/{webhook_id}/ping": "object",
+    "POST /webhooks/{webhook_id}/delete": "object",
+    "GET /webhooks/{webhook_id}/deliveries/{delivery_id}": "object",
+    "POST /webhooks/{webhook_id}/deliveries/{delivery_id}/redeliver": "object",
 }
 """Pages, which take a session instead of a key: ``test_dashboard.py`` looks at them with another tenant's."""
 

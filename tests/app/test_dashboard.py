@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app.auth import Scope
 from app.settings import Settings
 from app.ui import session
 from tests.app.conftest import BOOTSTRAP_KEY, Api, ok, started
@@ -17,9 +18,13 @@ from tests.app.tenant_cases import DASHBOARD, Owned
 
 CSRF = re.compile(r'name="csrf" value="([0-9a-f]{64})"')
 FORMS = ("/logout", "/jobs/new", "/jobs/{job}/cancel", "/jobs/{job}/retry", "/datasets", "/datasets/{dataset}/delete",
-         "/keys", "/keys/{key}/revoke")  # fmt: skip
+         "/keys", "/keys/{key}/revoke", "/webhooks", *(f"/webhooks/{{webhook}}/{act}" for act in (
+             "change", "status/disabled", "rotate", "ping", "delete", "deliveries/{delivery}/redeliver"
+         )))  # fmt: skip
 EVERYTHING = """SELECT (SELECT count(*) FROM jobs), (SELECT string_agg(status, '') FROM jobs),
-    (SELECT count(*) FROM datasets), (SELECT count(*) FROM api_keys), (SELECT count(revoked_at) FROM api_keys)"""
+    (SELECT count(*) FROM datasets), (SELECT count(*) FROM api_keys), (SELECT count(revoked_at) FROM api_keys),
+    (SELECT string_agg(to_jsonb(w)::text, '' ORDER BY id) FROM webhooks w),
+    (SELECT string_agg(to_jsonb(d)::text, '' ORDER BY id) FROM webhook_deliveries d)"""
 ROW = '{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}\n'
 
 
@@ -30,6 +35,14 @@ async def sign_in(client: httpx.AsyncClient, key: str) -> str:
     token = CSRF.search((await client.get("/")).text)
     assert token is not None
     return token[1]
+
+
+async def a_webhook(api: Api) -> dict[str, str]:
+    """One with a delivery that has failed."""
+    webhook = ok(await api.client.post("/v1/webhooks", json={"url": "https://hooks.example.com/x"}), 201)["id"]
+    delivery = ok(await api.client.post(f"/v1/webhooks/{webhook}/ping"), 202)["id"]
+    api.execute("UPDATE webhook_deliveries SET status = 'failed', due_at = NULL, finished_at = now()")
+    return {"webhook": webhook, "delivery": delivery}
 
 
 @pytest.fixture
@@ -85,6 +98,7 @@ async def test_a_form_that_is_not_of_this_session_changes_nothing(
         "job": (await api.create_job())["id"],
         "dataset": ok(await api.client.post("/v1/datasets", files=rows), 201)["id"],
         "key": ok(await api.client.post("/v1/keys", json={"name": "n", "scopes": ["jobs:read"]}), 201)["id"],
+        **await a_webhook(api),
     }
     others = await sign_in(browser, BOOTSTRAP_KEY)
     browser.cookies.clear()
@@ -113,29 +127,47 @@ async def test_another_tenants_things_are_not_there(browser: httpx.AsyncClient, 
     api.end(job, "succeeded")
     dataset = ok(await api.client.post("/v1/datasets", files={"file": ("rows.jsonl", ROW)}), 201)["id"]
     key = ok(await api.client.post("/v1/keys", json={"name": "mine", "scopes": ["jobs:read"]}), 201)["id"]
-    scopes = ["jobs:read", "jobs:write", "datasets:read", "datasets:write", "workers:read", "keys:admin"]
-    other = ok(await api.client.post("/v1/keys", json={"name": "o", "scopes": scopes, "tenant": "other"}), 201)
+    other = ok(await api.client.post("/v1/keys", json={"name": "o", "scopes": list(Scope), "tenant": "other"}), 201)
     token = await sign_in(browser, other["key"])
     ids = {"job_id": job, "dataset_id": dataset, "key_id": key}
+    ids |= {f"{name}_id": value for name, value in (await a_webhook(api)).items()}
     mine = Owned(**{**dict.fromkeys((one.name for one in fields(Owned)), "-"), **ids})
     for route in (route for route, kind in DASHBOARD.items() if kind == "object"):
-        method, path = route.partition(" ")[0], mine.path(route, {"name": "config.json"})
+        method, path = route.partition(" ")[0], mine.path(route, {"name": "config.json", "wanted": "disabled"})
         response = await browser.request(method, path, data={"csrf": token} if method == "POST" else None)
         assert response.status_code == 404, route
     assert (await browser.get(f"/jobs/new?from={job}")).status_code == 404
     for path in ("/jobs/new", *(route.partition(" ")[2] for route, kind in DASHBOARD.items() if kind == "list")):
         page = (await browser.get(path)).raise_for_status().text
-        assert not [word for word in (job, dataset, key[-8:], "secret plan") if word in page], path
+        assert not [word for word in (*ids.values(), key[-8:], "secret plan") if word in page], path
     browser.cookies.clear()
     await sign_in(browser, BOOTSTRAP_KEY)
     assert (await browser.get(f"/jobs/{job}")).status_code == 200
     assert (await browser.get(f"/jobs/{job}/files/config.json")).content == b"{}"
 
 
+async def test_the_menu_has_what_the_key_may_see_also_where_it_may_not(browser: httpx.AsyncClient, api: Api) -> None:
+    wanted = {"name": "few", "scopes": ["workers:read", "webhooks:read"]}
+    key = ok(await api.client.post("/v1/keys", json=wanted), 201)["key"]
+    await browser.post("/login", data={"key": key})
+    assert (await browser.get("/")).headers["location"] == "/workers"
+    refused = await browser.get("/keys")
+    assert refused.status_code == 403
+    assert re.findall(r'<li><a href="([^"]+)"', refused.text) == ["/workers", "/webhooks", "/docs"]
+    blind = ok(await api.client.post("/v1/keys", json={"name": "b", "scopes": ["webhooks:write"]}), 201)["key"]
+    browser.cookies.clear()
+    await browser.post("/login", data={"key": blind})
+    assert "may read nothing" in (await browser.get("/")).text
+
+
 async def test_every_page_has_the_policy_and_nothing_inline(browser: httpx.AsyncClient, api: Api) -> None:
     job = (await api.create_job(name="<script>alert(1)</script>"))["id"]
     await sign_in(browser, BOOTSTRAP_KEY)
-    for path in ("/", "/jobs/new", f"/jobs/{job}", "/datasets", "/keys", "/workers", "/jobs/nothing", "/login"):
+    hook = await a_webhook(api)
+    for path in (
+        *("/", "/jobs/new", f"/jobs/{job}", "/datasets", "/keys", "/workers", "/jobs/nothing", "/login", "/webhooks"),
+        *(f"/webhooks/{hook['webhook']}", f"/webhooks/{hook['webhook']}/deliveries/{hook['delivery']}"),
+    ):
         response = await browser.get(path)
         policy = response.headers["content-security-policy"]
         assert "default-src 'none'" in policy
@@ -174,6 +206,14 @@ HOSTILE: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("POST", "/keys", {"scopes": "everything", "name": "n"}),
     ("POST", "/keys", {"scopes": "jobs:read", "name": "\x00"}),
     ("POST", "/keys", {"scopes": "jobs:read", "name": "n", "days": "1e9"}),
+    ("POST", "/webhooks", {"url": "https://10.0.0.1/", "event_types": "job.failed"}),
+    ("POST", "/webhooks", {"url": "javascript:alert(1)", "event_types": "job.failed"}),
+    ("POST", "/webhooks", {"url": "https://hooks.example.com/", "event_types": "everything"}),
+    ("POST", "/webhooks", {"url": "https://hooks.example.com/", "event_types": "job.failed", "description": "\x00"}),
+    ("POST", "/webhooks/wh_1/status/flying", {"url": ""}),
+    ("POST", "/webhooks/%00/rotate", {"keep": "1e9"}),
+    ("GET", "/webhooks/%00?status=flying", {}),
+    ("GET", "/webhooks/wh_1/deliveries/%00", {}),
 )
 
 

@@ -6,9 +6,10 @@ import os
 from collections.abc import AsyncIterator
 
 import pytest
-from playwright.async_api import Browser, async_playwright
+from playwright.async_api import Browser, async_playwright, expect
 
-from tests.app.conftest import api, app_database, database_url, settings
+from tests.app.conftest import Api, api, app_database, database_url, served, settings
+from tests.browser.dashboard import Dashboard, opened
 from tests.browser.install import browser
 
 __all__ = ["api", "app_database", "database_url", "settings"]
@@ -26,3 +27,17 @@ async def chromium() -> AsyncIterator[Browser]:
         )
         yield opened
         await opened.close()
+
+
+@pytest.fixture
+async def base(api: Api) -> AsyncIterator[str]:
+    async with served(api) as client:
+        yield str(client.base_url).rstrip("/")
+
+
+@pytest.fixture
+async def dashboard(chromium: Browser, api: Api, base: str) -> AsyncIterator[Dashboard]:
+    async with opened(chromium, api, base) as window:
+        await window.sign_in()
+        await expect(window.page.get_by_role("heading", name="Jobs", exact=True)).to_be_visible()
+        yield window

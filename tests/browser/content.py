@@ -21,8 +21,13 @@ SUMMARY = {
 }  # fmt: skip
 
 
+DISABLED = "wh_" + "d" * 32
+FAILED_DELIVERY = "whd_" + "1".zfill(32)
+WEBHOOK = {"url": "https://ci.example.com/hooks/quantized", "description": "starts the smoke test"}
+
+
 async def fill(api: Api, directory: Path) -> dict[str, str]:
-    """Name → id of one job per state."""
+    """Name → id of one job per state, and of what else there is."""
     text = {"messages": [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A cat."}]}
     rows = (json.dumps(text) + "\n").encode() * 128
     for name in ("receipts, 128 rows of November", "charts-v2.jsonl"):
@@ -31,6 +36,8 @@ async def fill(api: Api, directory: Path) -> dict[str, str]:
     for name, scopes in {"ci": ["jobs:read", "jobs:write"], "grafana": ["workers:read"]}.items():
         key = ok(await api.client.post("/v1/keys", json={"name": name, "scopes": scopes}), 201)
     ok(await api.client.delete(f"/v1/keys/{key['id']}"))
+    webhook = ok(await api.client.post("/v1/webhooks", json=WEBHOOK), 201)["id"]
+    _webhooks(api, webhook)
     jobs: dict[str, str] = {}
     for state in ("cancelled", "failed", "succeeded", "running", "queued"):
         body: dict[str, Any] = {
@@ -74,7 +81,34 @@ async def fill(api: Api, directory: Path) -> dict[str, str]:
             " VALUES (%s, %s, %s, now() - interval '3 days', now() - %s::interval, %s)",
             [worker, worker.partition(":")[0] + ".example", device, seen, job],
         )
-    return jobs
+    return jobs | {"webhook": webhook}
+
+
+def _webhooks(api: Api, webhook: str) -> None:
+    """One that works with a log of every kind, and one that was disabled."""
+    sent = [("delivered", 1, None), ("failed", 10, None), ("pending", 2, "1 hour")]
+    payload = json.dumps({"type": "job.succeeded", "data": {"job": {"id": "job_…", "status": "succeeded"}}})
+    for number, (status, attempts, due) in enumerate(sent):
+        delivery, message = f"whd_{number:032x}", f"evt_{number:032x}_{number}"
+        api.execute(
+            "INSERT INTO webhook_deliveries (id, webhook_id, tenant, message_id, event_type, payload, status, attempts,"
+            " due_at, finished_at, created_at) VALUES (%s, %s, 'default', %s, 'job.succeeded', %s, %s, %s,"
+            " now() + %s::interval, CASE WHEN %s THEN now() END, now() - interval '1 hour' * %s)",
+            [delivery, webhook, message, payload, status, attempts, due, due is None, 3 - number],
+        )
+        for attempt in range(1, attempts + 1):
+            answered = status == "delivered"
+            api.execute(
+                "INSERT INTO webhook_attempts (delivery_id, number, tenant, status_code, error, milliseconds)"
+                " VALUES (%s, %s, 'default', %s, %s, %s)",
+                [delivery, attempt, 204 if answered else None, None if answered else "no answer within 15 s", 81],
+            )
+    api.execute(
+        "INSERT INTO webhooks (id, tenant, url, event_types, secret, status, disabled_reason) SELECT %s, tenant,"
+        " 'https://old.example.com/hook', event_types, secret, 'disabled', 'the endpoint answered 410 Gone'"
+        " FROM webhooks WHERE id = %s",
+        [DISABLED, webhook],
+    )
 
 
 def _blocks(api: Api, job: str, done: int, *, total: int = 28, attempts: dict[int, int] | None = None) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import json
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from playwright.async_api import Browser, expect
 from app.storage import storage_from_url
 from app.ui import session
 from demo.model import make_qwen2_vl
-from tests.app.conftest import BOOTSTRAP_KEY, Api, ok, served
+from tests.app.conftest import BOOTSTRAP_KEY, Api, ok
 from tests.browser.dashboard import Dashboard, opened
 from tests.browser.looks import assert_accessible, assert_nothing_cut_or_overlapping
 from tests.services import wait_until
@@ -25,20 +25,6 @@ from worker.supervisor import Hands, work
 
 STANDIN = Path(__file__).parent.parent / "worker" / "standin.py"
 ROW = json.dumps({"messages": [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A cat."}]})
-
-
-@pytest.fixture
-async def base(api: Api) -> AsyncIterator[str]:
-    async with served(api) as client:
-        yield str(client.base_url).rstrip("/")
-
-
-@pytest.fixture
-async def dashboard(chromium: Browser, api: Api, base: str) -> AsyncIterator[Dashboard]:
-    async with opened(chromium, api, base) as window:
-        await window.sign_in()
-        await expect(window.page.get_by_role("heading", name="Jobs", exact=True)).to_be_visible()
-        yield window
 
 
 @pytest.fixture

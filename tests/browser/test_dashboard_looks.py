@@ -11,7 +11,7 @@ from pathlib import Path
 from playwright.async_api import Browser, Page, ViewportSize, expect
 
 from tests.app.conftest import Api, served
-from tests.browser.content import fill
+from tests.browser.content import DISABLED, FAILED_DELIVERY, fill
 from tests.browser.dashboard import Dashboard, opened
 from tests.browser.looks import NARROW, WIDE, assert_accessible, assert_nothing_cut_or_overlapping
 
@@ -60,6 +60,9 @@ async def test_every_page_looks_right_for_everyone(chromium: Browser, api: Api, 
             for name, path in {
                 "jobs": "/", "running": f"/jobs/{jobs['running']}", "succeeded": f"/jobs/{jobs['succeeded']}",
                 "failed": f"/jobs/{jobs['failed']}", "datasets": "/datasets", "workers": "/workers", "keys": "/keys",
+                "webhooks": "/webhooks", "webhook": f"/webhooks/{jobs['webhook']}",
+                "webhook-disabled": f"/webhooks/{DISABLED}",
+                "delivery": f"/webhooks/{jobs['webhook']}/deliveries/{FAILED_DELIVERY}",
             }.items():  # fmt: skip
                 await window.open(path)
                 await assert_looks(window.page, name)
@@ -94,3 +97,21 @@ async def test_everything_can_be_reached_by_keyboard(chromium: Browser, api: Api
         await expect(page.get_by_role("link", name="New job")).to_be_focused()
         await page.keyboard.press("Enter")
         await expect(page.get_by_role("heading", name="New job")).to_be_visible()
+        await page.set_viewport_size(ViewportSize(**NARROW))
+        menu, there = page.get_by_role("button", name="Menu"), page.get_by_role("link", name="Webhooks")
+        await expect(there).to_be_hidden()
+        await menu.focus()
+        await page.keyboard.press("Enter")
+        await expect(there).to_be_visible()
+        await assert_nothing_cut_or_overlapping(page)
+        await assert_accessible(page)
+        await photograph(page, "menu-light-narrow")
+        await page.keyboard.press("Escape")
+        await expect(there).to_be_hidden()
+        await expect(menu).to_be_focused()
+        await page.keyboard.press("Enter")
+        for _ in range(4):
+            await page.keyboard.press("Tab")
+        await expect(there).to_be_focused()
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("heading", name="Webhooks")).to_be_visible()

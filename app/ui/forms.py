@@ -1,0 +1,34 @@
+"""What is wrong with a form, by the name of the field, so that a page can say it there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from pydantic import ValidationError
+
+from app.problems import Problem
+
+
+def _first_step(pointer: str) -> str:
+    return pointer.partition(".")[0]
+
+
+def invalid(
+    error: ValidationError,
+    *,
+    sentences: Mapping[tuple[str, str], str] = {},
+    field: Callable[[str], str] = _first_step,
+) -> dict[str, str]:
+    """``field`` finds the form's field of a dotted pointer; ``sentences`` says by field and type of error what the
+    model's own words do not."""
+    wrong: dict[str, str] = {}
+    for item in error.errors(include_url=False):
+        name = field(".".join(str(step) for step in item["loc"]))
+        wrong.setdefault(name, sentences.get((name, item["type"]), item["msg"].removeprefix("Value error, ")))
+    return wrong
+
+
+def refused(problem: Problem, *, field: Callable[[str], str] = _first_step) -> dict[str, str]:
+    """What the service says against a form that is well-formed; under the empty name what is about all of it."""
+    wrong = {field(str(e.get("pointer", "")).strip("/").replace("/", ".")): str(e["detail"]) for e in problem.errors}
+    return wrong or {"": problem.detail}

@@ -1,0 +1,47 @@
+"""What there is to see, in the order of the menu: the work first, then what belongs to the tenant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from app import problems
+from app.auth import Caller, Scope
+from app.problems import Problem
+
+
+@dataclass(frozen=True)
+class Entry:
+    """``below``: addresses that begin like this belong to it."""
+
+    href: str
+    title: str
+    scope: Scope
+    below: str
+
+    def holds(self, path: str) -> bool:
+        return path == self.href or path.startswith(self.below)
+
+
+WORK = (
+    Entry("/", "Jobs", Scope.JOBS_READ, "/jobs/"),
+    Entry("/datasets", "Datasets", Scope.DATASETS_READ, "/datasets/"),
+    Entry("/workers", "Workers", Scope.WORKERS_READ, "/workers/"),
+)
+TENANT = (
+    Entry("/webhooks", "Webhooks", Scope.WEBHOOKS_READ, "/webhooks/"),
+    Entry("/keys", "Keys", Scope.KEYS_ADMIN, "/keys/"),
+)
+
+
+def menu(caller: Caller) -> list[list[Entry]]:
+    """The groups of the menu, as far as the key may look."""
+    groups = ([entry for entry in group if entry.scope in caller.scopes] for group in (WORK, TENANT))
+    return [group for group in groups if group]
+
+
+def first_page(caller: Caller) -> str:
+    """Raises Problem 403 for a key that may look at nothing."""
+    groups = menu(caller)
+    if not groups:
+        raise Problem(problems.MISSING_SCOPE, "this key may read nothing: it lacks every scope that ends in :read")
+    return groups[0][0].href
