@@ -71,6 +71,7 @@ RANGE_NOT_SATISFIABLE = ProblemType("range-not-satisfiable", 416, "The file has 
 INVALID_REQUEST = ProblemType("invalid-request", 422, "The request is not valid")
 INVALID_DATASET = ProblemType("invalid-dataset", 422, "The calibration rows are not valid")
 DATASET_NOT_FOUND = ProblemType("dataset-not-found", 422, "The dataset does not exist")
+DATASET_EXPIRED = ProblemType("dataset-expired", 422, "The dataset has expired")
 WEBHOOK_URL_REFUSED = ProblemType("webhook-url-refused", 422, "Nothing is sent to such a URL")
 MODEL_NOT_FOUND = ProblemType("model-not-found", 422, "The local model does not exist")
 PLAN_NOT_FOUND = ProblemType("plan-not-found", 422, "There is no such plan, or it is older than 24 hours")

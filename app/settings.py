@@ -71,6 +71,9 @@ class Settings(BaseSettings):
     max_stored_bytes: int = Field(default=1 << 40, ge=0, description="Datasets and artifacts of one tenant.")
     max_webhooks: int = Field(default=50, ge=0, description="Of one tenant.")
 
+    dataset_ttl: int | None = Field(
+        default=None, ge=60, description="Uploads that do not say when they expire do so after this many seconds."
+    )
     max_dataset_bytes: int = 512 * 1024 * 1024
     max_dataset_rows: int = 20_000
     max_body_bytes: int = 256 * 1024

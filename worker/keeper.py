@@ -120,6 +120,7 @@ def sweep_away(connection: Connection, storage: Storage, settings: Settings) -> 
         "plans": sweep.forget_plans(connection),
         "workers that are gone": sweep.forget_workers(connection),
         "jobs' block files": sweep.drop_block_files(connection, storage),
+        "expired datasets": sweep.expire_datasets(connection, storage),
         "expired uploads": sweep.drop_expired_uploads(storage),
         "uploads without a dataset": sweep.drop_unnamed_uploads(connection, storage),
         "work directories": sweep.drop_work_directories(connection, settings.work_directory),

@@ -12,7 +12,7 @@ from psycopg.types.json import Jsonb
 
 from app.contract import uploads
 from app.contract.crash_points import reach
-from app.contract.ids import made_at
+from app.contract.ids import made_at, new_id
 from app.contract.states import FINISHED, LEASED, AttemptOutcome, JobStatus
 from app.storage import Storage
 from worker.fetch import ARRIVING, PARTIAL
@@ -29,6 +29,10 @@ RESUMABLE_HOURS = 24
 """For this long a failed or cancelled job keeps its finished blocks, so that a retry goes on where it stopped."""
 UNNAMED_HOURS = 24
 """An upload has its row a moment after its bytes."""
+EXPIRED_DAYS = 30
+"""For this long an expired dataset is still known by name."""
+KEEPER, EXPIRED = "keeper", "dataset.expired"
+"""Who and what, in the audit log."""
 LOG_DAYS = 14
 DOWNLOAD_HOURS = 24
 
@@ -136,6 +140,56 @@ def drop_expired_uploads(storage: Storage) -> int:
     return len(expired)
 
 
+def expire_datasets(connection: Connection, storage: Storage) -> int:
+    """Drop the bytes of datasets whose time is over and that no unfinished job needs; the row says so for a while."""
+    due = connection.execute(
+        "SELECT id FROM datasets WHERE expires_at <= clock_timestamp() AND key IS NOT NULL"
+        " ORDER BY expires_at LIMIT 1000"
+    ).fetchall()
+    expired = 0
+    for row in due:
+        with connection.transaction():
+            # A job that is just being made holds a lock on the row; its owner may also have put the end off.
+            dataset = connection.execute(
+                "SELECT tenant, key, bytes, expires_at FROM datasets"
+                " WHERE id = %s AND expires_at <= clock_timestamp() AND key IS NOT NULL FOR UPDATE SKIP LOCKED",
+                (row["id"],),
+            ).fetchone()
+            if dataset is None or _is_needed(connection, dataset["tenant"], row["id"]):
+                continue
+            connection.execute("UPDATE datasets SET key = NULL WHERE id = %s", (row["id"],))
+            connection.execute(
+                "INSERT INTO audit (id, tenant, key_id, action, object_id, request_id, details)"
+                " VALUES (%s, %s, %s, %s, %s, '', %s)",
+                (
+                    new_id("aud"),
+                    dataset["tenant"],
+                    KEEPER,
+                    EXPIRED,
+                    row["id"],
+                    Jsonb({"bytes": dataset["bytes"], "expires_at": dataset["expires_at"].isoformat()}),
+                ),
+            )
+        # After the commit, as a deletion does it: bytes without a row do no harm, and are swept.
+        storage.delete(dataset["key"])
+        expired += 1
+    connection.execute(
+        "DELETE FROM datasets WHERE key IS NULL AND expires_at < clock_timestamp() - make_interval(days => %s)",
+        (EXPIRED_DAYS,),
+    )
+    return expired
+
+
+def _is_needed(connection: Connection, tenant: str, dataset_id: str) -> bool:
+    found = connection.execute(
+        # In the words of the partial indexes: every unfinished job is queued or has a lease.
+        "SELECT 1 FROM jobs WHERE tenant = %s AND (status = 'queued' OR lease_until IS NOT NULL)"
+        " AND spec->'calibration'->>'dataset' = %s LIMIT 1",
+        (tenant, dataset_id),
+    ).fetchone()
+    return found is not None
+
+
 def drop_unnamed_uploads(connection: Connection, storage: Storage, *, hours: float = UNNAMED_HOURS) -> int:
     """Drop uploaded rows that no dataset names: the API died after storing them, or before removing them."""
     dropped = 0
@@ -146,7 +200,7 @@ def drop_unnamed_uploads(connection: Connection, storage: Storage, *, hours: flo
             continue
         unnamed = connection.execute(
             "SELECT 1 WHERE to_timestamp(%s) <= clock_timestamp() - make_interval(secs => %s)"
-            " AND NOT EXISTS (SELECT FROM datasets WHERE id = %s)",
+            " AND NOT EXISTS (SELECT FROM datasets WHERE id = %s AND key IS NOT NULL)",
             (made, hours * 3600, name),
         ).fetchone()
         if unnamed is not None:

@@ -23,7 +23,7 @@ class AuditView(BaseModel):
     id: str = Field(examples=["aud_0198a1b2c3d47e5f8a9b0c1d2e3f4a5b"])
     object: Literal["audit_entry"] = "audit_entry"
     created_at: datetime
-    key_id: str = Field(description="Who: a key, or `bootstrap`.")
+    key_id: str = Field(description="Who: a key, `bootstrap`, or `keeper` for what its owner let expire.")
     action: str = Field(examples=["job.created"])
     object_id: str
     request_id: str = Field(description="`X-Request-Id` of the request that did it.")

@@ -22,6 +22,7 @@ class Action(StrEnum):
     JOB_CANCELLED = "job.cancelled"
     JOB_RETRIED = "job.retried"
     DATASET_CREATED = "dataset.created"
+    DATASET_CHANGED = "dataset.changed"
     DATASET_DELETED = "dataset.deleted"
     COMPARISON_CREATED = "comparison.created"
     COMPARISON_CANCELLED = "comparison.cancelled"

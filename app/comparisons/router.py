@@ -30,6 +30,7 @@ router = APIRouter(prefix="/v1/comparisons", tags=["comparisons"])
     response_model=ComparisonView,
     responses=documented(
         problems.DATASET_NOT_FOUND,
+        problems.DATASET_EXPIRED,
         problems.TOO_MANY_QUEUED_JOBS,
         problems.STORAGE_QUOTA_EXCEEDED,
         problems.MODEL_NOT_FOUND,

@@ -206,6 +206,7 @@ class Dataset(Base):
     __table_args__ = (
         CheckConstraint("status IN ('ready', 'invalid')", name="status"),
         Index("ix_datasets_page", "tenant", text("created_at DESC"), text("id DESC")),
+        Index("ix_datasets_expires_at", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -216,12 +217,14 @@ class Dataset(Base):
     bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
     key: Mapped[str | None]
-    """Where the bytes are; null when the upload was invalid and nothing was kept."""
+    """Where the bytes are; null when nothing was kept, or it has expired and nothing is."""
     rows: Mapped[int] = mapped_column(Integer)
     images: Mapped[int] = mapped_column(Integer)
     problems: Mapped[list[dict[str, Any]]] = mapped_column(server_default=text("'[]'"))
     """``[{"row", "message"}]``, at most the first hundred."""
     created_at: Mapped[datetime] = _now()
+    expires_at: Mapped[datetime | None]
+    """From then on no new job can have it; null: never."""
 
 
 class ApiKey(Base):

@@ -11,7 +11,7 @@ from app import problems
 from app.artifacts.sending import FOREVER
 from app.contract.tables import Dataset
 from app.datasets import contents, service
-from app.datasets.schemas import DatasetQuery, DatasetView, FiguresView, RowPage, RowView
+from app.datasets.schemas import DatasetChanges, DatasetQuery, DatasetView, FiguresView, RowPage, RowView
 from app.datasets.upload import received
 from app.deps import DatasetsReader, DatasetsWriter, ServiceDep, SessionDep
 from app.paging import Page, page_of
@@ -34,6 +34,11 @@ FORM = {
                             "description": "JSONL with images as data URIs, or Parquet with `messages` and `images`.",
                         },
                         "name": {"type": "string", "maxLength": 120},
+                        "expires_at": {
+                            "type": "string",
+                            "format": "date-time",
+                            "description": "No new job can have it from then on, and its bytes are removed.",
+                        },
                     },
                 }
             }
@@ -97,6 +102,21 @@ async def list_datasets(
 @router.get("/{dataset_id}", responses=documented(problems.NOT_FOUND))
 async def get(dataset_id: str, caller: DatasetsReader, session: SessionDep) -> DatasetView:
     return DatasetView.of(await service.get_dataset(session, tenant=caller.tenant, dataset_id=dataset_id))
+
+
+@router.patch(
+    "/{dataset_id}",
+    responses=documented(
+        problems.NOT_FOUND, problems.DATASET_EXPIRED, problems.MALFORMED_REQUEST, problems.BODY_TOO_LARGE
+    ),
+)
+async def change(dataset_id: str, changes: DatasetChanges, caller: DatasetsWriter, session: SessionDep) -> DatasetView:
+    """Say when it expires. Its rows never change."""
+    return DatasetView.of(
+        await service.change_dataset(
+            session, tenant=caller.tenant, dataset_id=dataset_id, expires_at=changes.expires_at
+        )
+    )
 
 
 @router.get("/{dataset_id}/rows", responses=documented(problems.NOT_FOUND, problems.OBJECT_MISSING))

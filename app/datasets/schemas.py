@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.contract.tables import Dataset
 from app.datasets.contents import Figures, Row
+from app.datasets.expiry import State, state_of
+from app.moments import Moment
 from app.paging import PageQuery
 
 
@@ -16,6 +18,12 @@ class DatasetQuery(PageQuery):
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = Field(
         default=None, description="Finds an upload of the same bytes."
     )
+
+
+class DatasetChanges(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    expires_at: Moment | None = Field(description="A time to come; null: it stays until it is deleted.")
 
 
 class DatasetView(BaseModel):
@@ -27,7 +35,9 @@ class DatasetView(BaseModel):
     sha256: str
     rows: int
     images: int
+    status: State = Field(description="Only a `ready` one can be used.")
     created_at: datetime
+    expires_at: datetime | None
 
     @classmethod
     def of(cls, dataset: Dataset) -> DatasetView:
@@ -39,7 +49,9 @@ class DatasetView(BaseModel):
             sha256=dataset.sha256,
             rows=dataset.rows,
             images=dataset.images,
+            status=state_of(dataset),
             created_at=dataset.created_at,
+            expires_at=dataset.expires_at,
         )
 
 

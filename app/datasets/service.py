@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ from app.audit.service import Action, note
 from app.contract.crash_points import reach
 from app.contract.ids import new_id
 from app.contract.tables import Dataset
+from app.datasets.expiry import end_of_new, still_to_come, what_is_wrong
 from app.datasets.upload import Upload, draft
 from app.datasets.validation import InvalidRows, validate
 from app.jobs.queries import jobs_needing
@@ -50,8 +52,9 @@ async def look_into(
 ) -> Found:
     """What ``look`` finds in the dataset's file, in a thread. Raises Problem 404, or 500 when its bytes are gone."""
     dataset = await get_dataset(session, tenant=tenant, dataset_id=dataset_id)
-    if dataset.key is None or dataset.status != "ready":
-        raise Problem(problems.NOT_FOUND, f"dataset {dataset_id} is {dataset.status}: its rows are not there")
+    wrong = what_is_wrong(dataset)
+    if wrong is not None or dataset.key is None:
+        raise Problem(problems.NOT_FOUND, wrong or "")
     key = dataset.key
 
     def looking() -> Found:
@@ -69,6 +72,7 @@ async def keep_upload(
     session: AsyncSession, *, tenant: str, upload: Upload, storage: Storage, settings: Settings, meter: StorageMeter
 ) -> Dataset:
     """Raises Problem 422, with an error per bad row, when the file is not a dataset; then nothing is kept."""
+    expires_at = end_of_new(upload.expires_at, settings)
     try:
         contents = await asyncio.to_thread(validate, upload.path, settings)
     except InvalidRows as error:
@@ -90,6 +94,7 @@ async def keep_upload(
             key=key,
             rows=contents.rows,
             images=contents.images,
+            expires_at=expires_at,
         )
         session.add(dataset)
         await session.flush()
@@ -101,6 +106,21 @@ async def keep_upload(
     # Outside of the `try`: when the connection breaks in here the row may be there, and then it needs its object. An
     # object without a row does no harm, and `worker.reconcile` finds it.
     await session.commit()
+    return dataset
+
+
+async def change_dataset(
+    session: AsyncSession, *, tenant: str, dataset_id: str, expires_at: datetime | None
+) -> Dataset:
+    """Raises Problem 404; 422 for a time that is over, and when its rows are gone already."""
+    dataset = await get_dataset(session, tenant=tenant, dataset_id=dataset_id, lock=True)
+    if dataset.key is None:
+        raise Problem(problems.DATASET_EXPIRED, what_is_wrong(dataset) or "")
+    dataset.expires_at = None if expires_at is None else still_to_come(expires_at)
+    await note(
+        session, Action.DATASET_CHANGED, dataset_id, expires_at=None if expires_at is None else expires_at.isoformat()
+    )
+    await session.flush()
     return dataset
 
 

@@ -15,14 +15,17 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
 from fastapi import Request
+from pydantic import TypeAdapter, ValidationError
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from app import problems
+from app.moments import Moment
 from app.problems import Problem
 from app.settings import Settings
 
@@ -31,6 +34,7 @@ MOST_FIELD_BYTES = 1024
 ABANDONED_SECONDS = 24 * 3600.0
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 MOST_NAME = 120
+MOMENT: TypeAdapter[datetime] = TypeAdapter(Moment)
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Upload:
     bytes: int
     sha256: str
     name: str | None
+    expires_at: datetime | None = None
 
 
 def uploads_directory(settings: Settings) -> Path:
@@ -81,7 +86,13 @@ async def received(request: Request, settings: Settings) -> AsyncIterator[Upload
                 await asyncio.to_thread(form.finish)
             except MultipartParseError as error:
                 raise Problem(problems.MALFORMED_REQUEST, f"the multipart body is broken: {error}") from None
-        yield Upload(path=path, bytes=form.bytes, sha256=form.digest.hexdigest(), name=form.name())
+        yield Upload(
+            path=path,
+            bytes=form.bytes,
+            sha256=form.digest.hexdigest(),
+            name=form.name(),
+            expires_at=form.expires_at(),
+        )
 
 
 def _boundary(request: Request) -> bytes:
@@ -94,7 +105,7 @@ def _boundary(request: Request) -> bytes:
 
 
 class _Form:
-    """Takes the parser's callbacks: bytes of ``file`` to disk, the short field ``name`` to memory, all else refused."""
+    """Takes the parser's callbacks: bytes of ``file`` to disk, short fields to memory, all else refused."""
 
     def __init__(self, boundary: bytes, file: BinaryIO, limit: int) -> None:
         self.digest = hashlib.sha256()
@@ -140,6 +151,14 @@ class _Form:
         given = bytes(self._fields.get("name", b"")).decode("utf-8", "replace") or self._filename or ""
         return CONTROL.sub("", given).strip()[:MOST_NAME] or None
 
+    def expires_at(self) -> datetime | None:
+        """Raises Problem for what is no moment. An empty field of a form in a page says nothing."""
+        given = bytes(self._fields.get("expires_at", b"")).decode("utf-8", "replace").strip()
+        try:
+            return MOMENT.validate_python(given) if given else None
+        except ValidationError as error:
+            raise _unwanted("/expires_at", error.errors()[0]["msg"]) from None
+
     def _begin(self) -> None:
         self._headers = {}
         self._header = b""
@@ -157,8 +176,9 @@ class _Form:
     def _open_part(self) -> None:
         _, parameters = parse_options_header(self._headers.get(b"content-disposition", b""))
         self._part = parameters.get(b"name", b"").decode("utf-8", "replace")
-        if self._part not in ("file", "name"):
-            raise _unwanted(f"/{self._part[:60]}", "the form takes one part named file, and optionally one named name")
+        if self._part not in ("file", "name", "expires_at"):
+            detail = "the form takes one part named file, and optionally one named name and one named expires_at"
+            raise _unwanted(f"/{self._part[:60]}", detail)
         if self._part in self._fields:
             raise _unwanted(f"/{self._part}", f"the form has two parts named {self._part}; one upload is one file")
         self._fields[self._part] = bytearray()

@@ -101,10 +101,11 @@ async def artifact_named(session: AsyncSession, *, job_id: str, name: str) -> Ar
     return artifact
 
 
-async def dataset_exists(session: AsyncSession, *, tenant: str, dataset_id: str) -> bool:
-    """Locks the dataset against deletion until the transaction ends."""
-    statement = owned(Dataset, tenant).where(Dataset.id == dataset_id, Dataset.status == "ready")
-    return await session.scalar(statement.with_for_update(read=True, key_share=True)) is not None
+async def dataset_for_job(session: AsyncSession, *, tenant: str, dataset_id: str) -> Dataset | None:
+    """Locks the dataset, if it is there, against deletion until the transaction ends."""
+    statement = owned(Dataset, tenant).where(Dataset.id == dataset_id)
+    found: Dataset | None = await session.scalar(statement.with_for_update(read=True, key_share=True))
+    return found
 
 
 async def jobs_needing(session: AsyncSession, *, tenant: str, dataset_id: str) -> Sequence[str]:

@@ -36,6 +36,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
     response_model=JobView,
     responses=documented(
         problems.DATASET_NOT_FOUND,
+        problems.DATASET_EXPIRED,
         problems.TOO_MANY_QUEUED_JOBS,
         problems.STORAGE_QUOTA_EXCEEDED,
         problems.MODEL_NOT_FOUND,
@@ -93,6 +94,7 @@ async def create(
     responses=documented(
         problems.NOT_FOUND,
         problems.DATASET_NOT_FOUND,
+        problems.DATASET_EXPIRED,
         problems.TOO_MANY_QUEUED_JOBS,
         problems.STORAGE_QUOTA_EXCEEDED,
         problems.MODEL_NOT_FOUND,
@@ -164,7 +166,11 @@ async def cancel(job_id: str, caller: JobsWriter, session: SessionDep) -> JobVie
 @router.post(
     "/{job_id}/retry",
     responses=documented(
-        problems.NOT_FOUND, problems.JOB_NOT_RETRYABLE, problems.DATASET_NOT_FOUND, problems.TOO_MANY_QUEUED_JOBS
+        problems.NOT_FOUND,
+        problems.JOB_NOT_RETRYABLE,
+        problems.DATASET_NOT_FOUND,
+        problems.DATASET_EXPIRED,
+        problems.TOO_MANY_QUEUED_JOBS,
     ),
 )
 async def retry(

@@ -17,8 +17,9 @@ from app.contract.ids import new_id
 from app.contract.spec import JobSpec
 from app.contract.states import FINISHED, TRANSITIONS, JobStatus
 from app.contract.tables import Job
+from app.datasets.expiry import state_of, what_is_wrong
 from app.jobs.events import append_event
-from app.jobs.queries import dataset_exists, get_job
+from app.jobs.queries import dataset_for_job, get_job
 from app.logs import EXTRA
 from app.problems import Problem
 from app.quotas import check_queue
@@ -43,7 +44,8 @@ async def create_job(
     """``progress``: commits that the job is to keep to; ``plan``: what was estimated; ``forked_from``,
     ``comparison_id``: whose files the job may take over.
 
-    Raises Problem 422 for a local model or an uploaded dataset that is not there. Hub ids are left to the worker.
+    Raises Problem 422 for a local model or an uploaded dataset that is not there, or not any more. Hub ids are left to
+    the worker.
     """
     if spec.model.id.startswith(LOCAL):
         _check_local_model(spec.model.id, settings.model_root)
@@ -140,7 +142,15 @@ def _check_local_model(model_id: str, root: Path | None) -> None:
 
 
 async def _check_dataset(session: AsyncSession, *, tenant: str, dataset: str) -> None:
-    if not dataset.startswith(UPLOADED) or await dataset_exists(session, tenant=tenant, dataset_id=dataset):
+    if not dataset.startswith(UPLOADED):
         return
-    detail = f"no dataset {dataset!r}: upload it with POST /v1/datasets"
-    raise Problem(problems.DATASET_NOT_FOUND, detail, errors=[{"pointer": "/calibration/dataset", "detail": detail}])
+    kind = problems.DATASET_NOT_FOUND
+    found = await dataset_for_job(session, tenant=tenant, dataset_id=dataset)
+    if found is None:
+        detail = f"no dataset {dataset!r}: upload it with POST /v1/datasets"
+    elif (wrong := what_is_wrong(found)) is not None:
+        detail = wrong
+        kind = problems.DATASET_EXPIRED if state_of(found) == "expired" else kind
+    else:
+        return
+    raise Problem(kind, detail, errors=[{"pointer": "/calibration/dataset", "detail": detail}])

@@ -15,6 +15,7 @@ from app import problems
 from app.contract.spec import JobSpec
 from app.contract.tables import Dataset
 from app.contract.tables import Plan as KeptPlan
+from app.datasets.expiry import what_is_wrong
 from app.plans import inputs
 from app.plans.fitting import fits_of, memory_refusal
 from app.plans.inputs import UPLOADED, Model, aside
@@ -69,6 +70,8 @@ async def plan_job(
         dataset = await _dataset(session, tenant=tenant, dataset_id=spec.calibration.dataset)
         if dataset is None:
             refusals.append(_no_dataset(spec.calibration.dataset))
+        elif (wrong := what_is_wrong(dataset)) is not None:
+            refusals.append(Refusal("dataset_expired", wrong, "/calibration/dataset"))
     else:
         try:
             commit = await aside(lambda: inputs.dataset_commit(spec.calibration.dataset, settings))

@@ -62,7 +62,8 @@ async def usable_datasets(session: AsyncSession, visitor: Visitor, parts: Servic
     """The newest datasets, for a field to choose from; none for a key that may not read them."""
     if not visitor.may(Scope.DATASETS_READ):
         return []
-    return (await api.list_datasets(DatasetQuery(limit=MOST_OFFERED), visitor.caller, session, parts)).data
+    page = await api.list_datasets(DatasetQuery(limit=MOST_OFFERED), visitor.caller, session, parts)
+    return [dataset for dataset in page.data if dataset.status == "ready"]
 
 
 async def _page(

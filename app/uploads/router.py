@@ -90,6 +90,7 @@ async def complete(
         tenant=caller.tenant,
         upload_id=upload_id,
         sha256=whole.sha256,
+        expires_at=whole.expires_at,
         storage=parts.storage,
         settings=parts.settings,
         meter=parts.meter,

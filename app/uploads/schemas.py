@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.contract.uploads import expires_at
+from app.moments import Moment
 from app.uploads.parts import Part
 
 MOST_PARTS = 1000
@@ -25,6 +26,7 @@ class CompleteUpload(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] = Field(description="Of the whole file.")
+    expires_at: Moment | None = Field(default=None, description="Of the dataset.")
 
 
 class PartView(BaseModel):

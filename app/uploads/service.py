@@ -12,9 +12,9 @@ from pathlib import Path
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import problems
+from app.contract import uploads
 from app.contract.ids import new_id
 from app.contract.tables import Dataset
-from app.contract.uploads import UPLOAD_ID, expires_at
 from app.datasets.service import keep_upload
 from app.datasets.upload import Upload, draft
 from app.problems import Problem
@@ -35,7 +35,7 @@ async def begin_upload(*, tenant: str, name: str | None, storage: Storage, setti
 
 async def upload_of(*, tenant: str, upload_id: str, storage: Storage) -> tuple[str, str | None, list[Part]]:
     """Its folder, its name and the parts that are there. Raises Problem 404, also for one that has expired."""
-    if UPLOAD_ID.fullmatch(upload_id) and expires_at(upload_id) > datetime.now(UTC):
+    if uploads.UPLOAD_ID.fullmatch(upload_id) and uploads.expires_at(upload_id) > datetime.now(UTC):
         folder = parts.folder_of(tenant, upload_id)
         with contextlib.suppress(ObjectMissing):
             name = await asyncio.to_thread(parts.name_of, storage, folder)
@@ -74,6 +74,7 @@ async def complete_upload(
     tenant: str,
     upload_id: str,
     sha256: str,
+    expires_at: datetime | None,
     storage: Storage,
     settings: Settings,
     meter: StorageMeter,
@@ -97,7 +98,7 @@ async def complete_upload(
                 f"the {len(there)} parts together have the sha256 {found}: compare the parts, send again what differs"
             )
             raise Problem(problems.UPLOAD_INCOMPLETE, detail)
-        upload = Upload(path=path, bytes=path.stat().st_size, sha256=found, name=name)
+        upload = Upload(path=path, bytes=path.stat().st_size, sha256=found, name=name, expires_at=expires_at)
         dataset = await keep_upload(
             session, tenant=tenant, upload=upload, storage=storage, settings=settings, meter=meter
         )

@@ -56,7 +56,7 @@ def _ended(status: JobStatus) -> ColumnElement[int]:
 
 
 async def dataset_bytes(session: AsyncSession, *, tenant: str) -> int:
-    statement = owned(Dataset, tenant).with_only_columns(func.sum(Dataset.bytes))
+    statement = owned(Dataset, tenant).where(Dataset.key.is_not(None)).with_only_columns(func.sum(Dataset.bytes))
     return int(await session.scalar(statement) or 0)
 
 

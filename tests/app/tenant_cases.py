@@ -58,6 +58,7 @@ OBJECTS: dict[str, dict[str, Any]] = {
     "HEAD /v1/jobs/{job_id}/archive": {},
     "GET /v1/jobs/{job_id}/report": {},
     "GET /v1/datasets/{dataset_id}": {},
+    "PATCH /v1/datasets/{dataset_id}": {"json": {"expires_at": None}},
     "DELETE /v1/datasets/{dataset_id}": {},
     "GET /v1/datasets/{dataset_id}/rows": {},
     "GET /v1/datasets/{dataset_id}/rows/{number}/images/{index}": {"number": 1, "index": 0},

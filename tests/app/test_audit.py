@@ -17,6 +17,7 @@ ACTS = {
     "POST /v1/jobs/{job_id}/cancel": "job.cancelled",
     "POST /v1/jobs/{job_id}/retry": "job.retried",
     "POST /v1/datasets": "dataset.created",
+    "PATCH /v1/datasets/{dataset_id}": "dataset.changed",
     "DELETE /v1/datasets/{dataset_id}": "dataset.deleted",
     "POST /v1/jobs/{job_id}/fork": "job.created",
     "POST /v1/comparisons": "comparison.created",
