@@ -1,8 +1,9 @@
 """The lines between supervisor and runner: JSON objects, one per line, typed on both sides.
 
 Up, on the runner's own copy of stdout: what the library's progress events say, then one last word, ``finished``,
-``stopped`` or ``error``. Down, on stdin: ``stop``; the end of the stream means the same. This file imports nothing of
-the library, so that the supervisor reads its events without loading torch.
+``stopped`` or ``error``. Down, on stdin: ``kept N`` when block N is in the ledger and its files are in storage, before
+which the runner begins no other; and ``stop``; the end of the stream means the same. This file imports nothing of the
+library, so that the supervisor reads its events without loading torch.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 STOP = b"stop\n"
+KEPT = b"kept "
 MAX_LINE = 64 * 1024 * 1024
 """Bytes. A block's report is some kilobytes; a line beyond this is not ours."""
 
@@ -115,6 +117,11 @@ _LINE: TypeAdapter[Line] = TypeAdapter(Annotated[Line, Field(discriminator="type
 
 class NotOurs(Exception):
     """A line on the runner's channel that is not a message of this protocol."""
+
+
+def kept(block: int) -> bytes:
+    """What tells the runner that nothing of ``block`` can be lost any more."""
+    return b"%s%d\n" % (KEPT, block)
 
 
 def decode(line: bytes) -> Line:

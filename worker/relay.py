@@ -75,6 +75,8 @@ class Relay:
                     last = word
                 case message:
                     self._take(message)
+                    if isinstance(message, protocol.BlockLine):
+                        process.write_all(child.stdin, protocol.kept(message.block))
         return last
 
     def _take(self, message: protocol.Line) -> None:

@@ -3,7 +3,8 @@
     python -m worker.runner job.json
 
 The one process of the service that loads torch. It has no network, no database and no secret. What libraries print goes
-to the log, not into the channel; ``stop`` or the end of stdin asks it to finish the block in hand and end.
+to the log, not into the channel; ``stop`` or the end of stdin asks it to finish the block in hand and end. It never has
+more than one block that a kill could cost: the next one begins when the supervisor has kept the last.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -31,8 +32,8 @@ DISK_WORDS = ("no space left on device", "disk quota exceeded", "file too large"
 
 def main(job_file: str) -> int:
     channel = _take_stdout()
-    stop = threading.Event()
-    threading.Thread(target=_listen, args=(sys.stdin.buffer, stop), name="stdin", daemon=True).start()
+    orders = Orders()
+    threading.Thread(target=orders.listen, args=(sys.stdin.buffer,), name="stdin", daemon=True).start()
 
     def say(message: protocol.Line) -> None:
         channel.write(protocol.encode(message))
@@ -40,7 +41,7 @@ def main(job_file: str) -> int:
 
     try:
         job = protocol.RunnerJob.model_validate_json(Path(job_file).read_bytes())
-        say(_quantize(job, say, stop.is_set))
+        say(_quantize(job, say, orders))
     except BrokenPipeError:  # nobody listens any more; the kernel is about to say so too
         return 1
     except Exception as error:  # noqa: BLE001 -- the boundary of the process: every error becomes one line
@@ -67,9 +68,35 @@ def explain(error: Exception) -> protocol.ErrorLine:
     return protocol.ErrorLine(code=code, message=message[:2000])
 
 
-def _quantize(
-    job: protocol.RunnerJob, say: Callable[[protocol.Line], None], should_stop: Callable[[], bool]
-) -> protocol.LastWord:
+class Orders:
+    """What the supervisor has said so far. Written by the thread that listens, read by the one that computes."""
+
+    def __init__(self) -> None:
+        self._news = threading.Condition()
+        self._stop = False
+        self._kept = -1
+
+    def listen(self, stdin: Iterable[bytes]) -> None:
+        for line in stdin:
+            if line == protocol.STOP:
+                break
+            with self._news:
+                self._kept = int(line.removeprefix(protocol.KEPT))
+                self._news.notify_all()
+        with self._news:
+            self._stop = True
+            self._news.notify_all()
+
+    def stop_asked(self) -> bool:
+        return self._stop
+
+    def wait_kept(self, block: int) -> None:
+        """Until ``block`` is safe, or we are to stop and begin no other anyway."""
+        with self._news:
+            self._news.wait_for(lambda: self._stop or self._kept == block)
+
+
+def _quantize(job: protocol.RunnerJob, say: Callable[[protocol.Line], None], orders: Orders) -> protocol.LastWord:
     # Here and not above: a runner that is stopped or misdirected at once need not have loaded torch.
     from quant_experts import crash_points as library_points
     from quant_experts import pipeline, progress
@@ -85,8 +112,10 @@ def _quantize(
         message = translate(event)
         if isinstance(message, protocol.FinishedLine):
             last = message  # said only when the pipeline has returned: then nothing can go wrong any more
-        else:
-            say(message)
+            return
+        say(message)
+        if isinstance(message, protocol.BlockLine):
+            orders.wait_kept(message.block)
 
     try:
         pipeline.quantize(
@@ -101,7 +130,7 @@ def _quantize(
             accept_if=accept_if,
             keep_superseded=True,  # the supervisor may still be copying them; it deletes them when it has committed
             on_event=on_event,
-            should_stop=should_stop,
+            should_stop=orders.stop_asked,
         )
     except Stopped:
         return protocol.StoppedLine()
@@ -165,13 +194,6 @@ def _take_stdout() -> BinaryIO:
     channel = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     return os.fdopen(channel, "wb")
-
-
-def _listen(stdin: BinaryIO, stop: threading.Event) -> None:
-    for line in stdin:
-        if line == protocol.STOP:
-            break
-    stop.set()
 
 
 if __name__ == "__main__":

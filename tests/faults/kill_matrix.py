@@ -33,7 +33,7 @@ OWN = {
 }
 """Crash point → the kind of process that reaches it."""
 STANDIN_POINTS = [name for name in crash_points.NAMES if name not in crash_points.LIBRARY]
-SECONDS = 60.0
+SECONDS = 120.0
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,6 @@ OTHERS = [("upload.after", "runner"), ("layer.before_commit", "worker"), ("spawn
 
 
 @pytest.mark.slow
-# Not yet steady enough for `make test`: beside other work a strike may find no victim, or a request no answer in time.
-@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_whoever_dies_at_any_point_nothing_is_lost_and_nothing_happens_twice() -> None:
     with running_cluster(lease=2.0, beat=0.2, self_kill=1.4, grace=0.3) as cluster:

@@ -24,7 +24,8 @@ from pathlib import Path
 from worker import protocol
 
 BLOCKS = 4
-asked = False
+heard = b""
+closed = False
 
 
 def main(stage: Path, job_file: Path) -> None:
@@ -99,6 +100,7 @@ def main(stage: Path, job_file: Path) -> None:
                 resumed=resuming,
             )
         )
+        wait_kept(block)
     say(protocol.PhaseLine(phase="packing"))
     output.mkdir()
     (output / "model.safetensors").write_text("".join((work / f"blocks/{b:05}.bin").read_text() for b in range(BLOCKS)))
@@ -135,10 +137,23 @@ def linger(stage: Path) -> None:
 
 
 def stop_asked() -> bool:
-    global asked
-    if not asked and not (Path(sys.argv[1]) / "deaf").exists() and select.select([0], [], [], 0)[0]:
-        asked = os.read(0, 100) in (b"", protocol.STOP)
-    return asked
+    return hear() and (closed or protocol.STOP in heard)
+
+
+def wait_kept(block: int) -> None:
+    while hear() and not stop_asked() and protocol.kept(block) not in heard:
+        select.select([0], [], [], 1.0)
+
+
+def hear() -> bool:
+    """Take in what the supervisor has said; False when the stage wants us deaf."""
+    global heard, closed
+    if (Path(sys.argv[1]) / "deaf").exists():
+        return False
+    while not closed and select.select([0], [], [], 0)[0]:
+        said = os.read(0, 4096)
+        heard, closed = heard + said, said == b""
+    return True
 
 
 def acceptance(limits: dict[str, float] | None) -> dict[str, object] | None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import queue
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_args
 
@@ -114,6 +117,30 @@ def test_a_target_and_limits_reach_the_spec_or_are_refused(tmp_path: Path, chang
     }  # fmt: skip
     with pytest.raises(errors.InvalidSpec, match=named):
         runner.wanted(protocol.RunnerJob.model_validate(body))
+
+
+def test_no_block_begins_before_the_last_is_kept_or_a_stop_is_asked() -> None:
+    orders, said = runner.Orders(), queue.SimpleQueue[bytes]()
+    threading.Thread(target=orders.listen, args=(iter(said.get, b""),), daemon=True).start()
+    with ThreadPoolExecutor() as computing:
+        waiting = computing.submit(orders.wait_kept, 3)
+        said.put(protocol.kept(2))
+        with pytest.raises(TimeoutError):
+            waiting.result(0.1)
+        said.put(protocol.kept(3))
+        waiting.result(10)
+        assert not orders.stop_asked()
+        waiting = computing.submit(orders.wait_kept, 4)
+        said.put(protocol.STOP)
+        waiting.result(10)
+        assert orders.stop_asked()
+
+
+def test_the_end_of_stdin_is_a_stop() -> None:
+    orders = runner.Orders()
+    orders.listen(iter([protocol.kept(0)]))
+    assert orders.stop_asked()
+    orders.wait_kept(7)
 
 
 @pytest.mark.parametrize("line", [b"", b"{}", b"[]", b'{"type": "news"}', b'{"type": "phase"}', b"\xff", b"1"])
