@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 
 from app.contract.bell import RedisBell
@@ -14,7 +15,12 @@ logger = logging.getLogger(__name__)
 def ring_quietly(settings: Settings, job_id: str) -> None:
     """Ring for ``job_id``; when Redis does not answer, say so in the log: the keeper rings again."""
     try:
-        RedisBell(settings.redis_url or "").ring(job_id)
+        _bell(settings.redis_url or "").ring(job_id)
     except Exception as error:  # noqa: BLE001 -- kombu's transports raise errors of many libraries
         metrics.BELLS_LOST.inc()
         logger.warning("the bell for %s was not rung: %s", job_id, error)
+
+
+@functools.cache
+def _bell(redis_url: str) -> RedisBell:
+    return RedisBell(redis_url)
