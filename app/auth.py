@@ -17,7 +17,7 @@ from sqlalchemy import func, or_, select, update
 
 from app.contract.secret import service_secret
 from app.contract.tables import ApiKey
-from app.database import Sessions
+from app.database import Sessions, lookup
 from app.settings import Settings
 
 DEFAULT_TENANT = "default"
@@ -101,12 +101,13 @@ async def identify_digest(sessions: Sessions, keyring: Keyring, digest: str) -> 
     now = func.clock_timestamp()
     alive = (ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now))
     stale = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < now - LAST_USED_EVERY)
-    async with sessions.begin() as session:
+    async with lookup(sessions) as session:
         found = (await session.execute(select(ApiKey, stale).where(ApiKey.digest == digest, *alive))).one_or_none()
-        if found is None or not hmac.compare_digest(found[0].digest, digest):
-            return None
-        row, is_stale = found
-        if is_stale:
+    if found is None or not hmac.compare_digest(found[0].digest, digest):
+        return None
+    row, is_stale = found
+    if is_stale:
+        async with sessions.begin() as session:
             # Skipped while another request does it: reading must not queue behind a row lock.
             free = select(ApiKey.id).where(ApiKey.id == row.id, stale).with_for_update(skip_locked=True)
             await session.execute(
@@ -115,4 +116,4 @@ async def identify_digest(sessions: Sessions, keyring: Keyring, digest: str) -> 
                 .values(last_used_at=now)
                 .execution_options(synchronize_session=False)
             )
-        return Caller(key_id=row.id, tenant=row.tenant, scopes=frozenset(row.scopes))
+    return Caller(key_id=row.id, tenant=row.tenant, scopes=frozenset(row.scopes))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import select
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
+from psycopg import sql
 from sqlalchemy import Connection, ExceptionContext, event, make_url
-from sqlalchemy.exc import DataError, ProgrammingError
+from sqlalchemy.exc import DataError, DisconnectionError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 
 READ_ONLY = "25006"
 """SQLSTATE of a write to a replica: a failover is under way."""
@@ -17,8 +19,11 @@ OpenSession = Callable[[], AbstractAsyncContextManager[AsyncSession]]
 
 API_ROLE = "qe_api"
 """The role of a tenant's transactions. It owns nothing: row-level security binds it even where we log in as owner."""
-WALL = f"SELECT set_config('role', '{API_ROLE}', true), set_config('app.tenant', %s, true)"
+WALL = f"BEGIN; SELECT set_config('role', '{API_ROLE}', true), set_config('app.tenant', {{}}, true)"
 TENANT = "tenant"
+ALONE = "alone"
+CONNECTIONS = 20
+"""Of one process, kept open: PostgreSQL allows 100 in all by default. What comes beyond them is closed after use."""
 
 
 class WallMissing(Exception):
@@ -32,14 +37,49 @@ def create_engine(database_url: str) -> AsyncEngine:
         raise ValueError(f"QE_DATABASE_URL: only postgresql://… is supported, not {url.get_backend_name()}://")
     engine = create_async_engine(
         url.set(drivername="postgresql+psycopg"),
-        pool_size=10,
-        max_overflow=20,
+        pool_size=CONNECTIONS,
+        max_overflow=10,
         pool_timeout=10,
-        pool_pre_ping=True,  # a restarted server costs one round trip, not one failed request
-        connect_args={"connect_timeout": 5, "options": "-c timezone=utc -c statement_timeout=30s"},
+        use_native_hstore=False,  # no column has that type, and asking for it costs each new process a transaction
+        connect_args={
+            "autocommit": True,  # for the driver: `_begin` says BEGIN, and what goes with it, in one round trip
+            "connect_timeout": 5,
+            "options": "-c timezone=utc -c statement_timeout=30s",
+        },
     )
+    event.listen(engine.sync_engine, "checkout", _refuse_broken)
+    event.listen(engine.sync_engine, "begin", _begin)
     event.listen(engine.sync_engine, "handle_error", _leave_replicas)
     return engine
+
+
+def _refuse_broken(connection: Any, record: Any, proxy: Any) -> None:
+    """A connection that the server has left is replaced before anybody uses it. Raises DisconnectionError.
+
+    A server that restarts or cuts a session says so, or closes, and the socket of an idle connection has something to
+    read. Looking costs no round trip, which asking would.
+    """
+    socket = select.poll()
+    socket.register(connection.driver_connection.fileno(), select.POLLIN)
+    if socket.poll(0):
+        raise DisconnectionError("the server has closed this connection")
+
+
+def _begin(connection: Connection) -> None:
+    """BEGIN, and the tenant's wall with it; local to the transaction, so a pooled connection carries nothing over."""
+    options = connection.get_execution_options()
+    tenant = options.get(TENANT)
+    if options.get(ALONE):
+        return
+    if tenant is None:
+        connection.exec_driver_sql("BEGIN")
+        return
+    try:
+        connection.exec_driver_sql(sql.SQL(WALL).format(sql.Literal(tenant())).as_string(None))
+    except (DataError, ProgrammingError) as error:
+        raise WallMissing(
+            f"the database role {API_ROLE} is missing or not granted: run `alembic upgrade head`"
+        ) from error
 
 
 def _leave_replicas(context: ExceptionContext) -> None:
@@ -50,9 +90,7 @@ def _leave_replicas(context: ExceptionContext) -> None:
 
 def create_sessions(engine: AsyncEngine) -> Sessions:
     """Sessions of the service itself, which see every tenant: for keys by digest and for sums over all."""
-    ledger = sessionmaker()
-    event.listen(ledger, "after_begin", _go_behind_the_wall)
-    return async_sessionmaker(engine, sync_session_class=ledger, expire_on_commit=False)
+    return async_sessionmaker(engine, expire_on_commit=False)
 
 
 def tenant_session(sessions: Sessions, tenant: Callable[[], str], **info: object) -> AsyncSession:
@@ -60,17 +98,11 @@ def tenant_session(sessions: Sessions, tenant: Callable[[], str], **info: object
 
     ``info`` is what else who has the session may want to know.
     """
-    return sessions(info={TENANT: tenant, **info})
+    engine: AsyncEngine = sessions.kw["bind"]
+    return sessions(bind=engine.execution_options(**{TENANT: tenant}), info=info)
 
 
-def _go_behind_the_wall(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
-    """The one statement that a transaction costs more; local to it, so a pooled connection carries nothing over."""
-    tenant = session.info.get(TENANT)
-    if tenant is None:
-        return
-    try:
-        connection.exec_driver_sql(WALL, (tenant(),))
-    except (DataError, ProgrammingError) as error:
-        raise WallMissing(
-            f"the database role {API_ROLE} is missing or not granted: run `alembic upgrade head`"
-        ) from error
+def lookup(sessions: Sessions) -> AsyncSession:
+    """A session of the service itself without transactions, for one read: a round trip instead of three."""
+    engine: AsyncEngine = sessions.kw["bind"]
+    return sessions(bind=engine.execution_options(**{ALONE: True}))

@@ -59,7 +59,7 @@ class Service:
         return lambda: tenant_session(self.sessions, lambda: caller.tenant)
 
 
-def service_of(request: Request) -> Service:
+async def service_of(request: Request) -> Service:  # not def: FastAPI would send it to a thread and back
     service = request.app.state.service
     assert isinstance(service, Service)
     return service
@@ -144,7 +144,7 @@ KeysAdmin = Annotated[Caller, Depends(require(Scope.KEYS_ADMIN))]
 class Doorbell:
     """Rings for a job once the response is on its way, hence after the commit, and never fails a request."""
 
-    def __init__(self, service: ServiceDep, background: BackgroundTasks) -> None:
+    def __init__(self, service: Service, background: BackgroundTasks) -> None:
         self._service = service
         self._background = background
 
@@ -166,4 +166,8 @@ async def _ring(bell: Bell, ringing: asyncio.Semaphore, job_id: str) -> None:
         log.warning("bell for %s not rung, the keeper will: %s", job_id, error or type(error).__name__)
 
 
-DoorbellDep = Annotated[Doorbell, Depends(Doorbell)]
+async def doorbell_of(service: ServiceDep, background: BackgroundTasks) -> Doorbell:
+    return Doorbell(service, background)
+
+
+DoorbellDep = Annotated[Doorbell, Depends(doorbell_of)]
