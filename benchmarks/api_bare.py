@@ -1,4 +1,8 @@
-"""The bare FastAPI of ``benchmarks.api``: the same statements, and nothing else."""
+"""What ``benchmarks.api`` measures the service against: the same statement by route, and nothing else.
+
+``create_app``: FastAPI on the driver itself. ``create_app_on_the_same_library``: on SQLAlchemy's sessions and with the
+response model of the service, hence without what the service adds (key, tenant, wall, quotas, events, metrics, log).
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 from psycopg_pool import AsyncConnectionPool
+from sqlalchemy import insert, select
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+
+from app.contract.tables import Job
+from app.jobs.schemas import JobView
 
 COLUMNS = "id, name, labels, spec, status, phase, attempt, worker, summary, verdict, error, created_at, finished_at"
 
@@ -55,5 +64,41 @@ def create_app() -> FastAPI:
                 (f"job_{uuid.uuid4().hex}", Jsonb(body)),
             )
             return dict(await made.fetchone() or {})
+
+    return app
+
+
+def create_app_on_the_same_library() -> FastAPI:
+    url = os.environ["QE_DATABASE_URL"].replace("postgresql://", "postgresql+psycopg://")
+    engine = create_async_engine(url, pool_size=20)
+    sessions = async_sessionmaker(engine, expire_on_commit=False)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await engine.dispose()
+
+    async def session_of() -> AsyncIterator[AsyncSession]:
+        async with sessions.begin() as session:
+            yield session
+
+    session_dep = Depends(session_of, scope="function")
+    app = FastAPI(lifespan=lifespan)
+    mine = select(Job).where(Job.tenant == "default")
+
+    @app.get("/v1/jobs/{job_id}")
+    async def get(job_id: str, session: AsyncSession = session_dep) -> JobView:
+        return JobView.of((await session.scalars(mine.where(Job.id == job_id))).one())
+
+    @app.get("/v1/jobs")
+    async def listed(limit: int = 20, session: AsyncSession = session_dep) -> list[JobView]:
+        found = await session.scalars(mine.order_by(Job.created_at.desc(), Job.id.desc()).limit(limit + 1))
+        return [JobView.of(row) for row in found]
+
+    @app.post("/v1/jobs", status_code=201)
+    async def create(body: dict[str, Any], session: AsyncSession = session_dep) -> JobView:
+        values = {"spec": body, "model_id": "m", "method": "qe", "scheme": "W4A6"}
+        made = insert(Job).values(id=f"job_{uuid.uuid4().hex}", tenant="default", **values).returning(Job)
+        return JobView.of((await session.scalars(made)).one())
 
     return app

@@ -96,7 +96,7 @@ def probe_claims(cluster: Cluster, seconds: list[float]) -> None:
         for _ in range(PROBES):
             with connection.transaction(force_rollback=True):
                 began = time.perf_counter()
-                ledger._claim(connection, worker="probe", lease=1)
+                ledger.claim(connection, worker="probe", lease=1)
                 seconds.append(time.perf_counter() - began)
             time.sleep(0.05)
 
