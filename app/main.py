@@ -90,16 +90,17 @@ def open_service(settings: Settings, telemetry: Telemetry) -> Service:
     if settings.database_url is None:
         raise ValueError("QE_DATABASE_URL is not set: the API needs postgresql://… (`qe serve` brings its own)")
     engine = create_engine(settings.database_url)
+    storage = storage_from_url(settings.resolved_storage_url)
     return Service(
         settings=settings,
         engine=engine,
         sessions=create_sessions(engine),
-        storage=storage_from_url(settings.resolved_storage_url),
+        storage=storage,
         keyring=load_keyring(settings),
         seal=Seal(service_secret(settings)),
         bell=RedisBell(settings.redis_url) if settings.redis_url is not None else None,
         buckets=TokenBuckets(settings.requests_per_minute) if settings.requests_per_minute else None,
-        meter=StorageMeter(),
+        meter=StorageMeter(storage),
         telemetry=telemetry,
         feed=Feed(),
     )

@@ -6,7 +6,10 @@ may together pass a bound by their number: it keeps a tenant from taking everyth
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
+from dataclasses import dataclass
 
 from sqlalchemy import ColumnClause, literal_column
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -15,7 +18,9 @@ from app import problems
 from app.contract.tables import Job, TenantLimits
 from app.problems import Problem
 from app.settings import Settings
+from app.storage import Storage
 from app.tenancy import owned
+from app.uploads import parts
 from app.usage.queries import artifact_bytes, dataset_bytes
 
 RETRY_SECONDS = "60"
@@ -24,12 +29,15 @@ QUEUED: ColumnClause[str] = literal_column("'queued'")
 
 
 class StorageMeter:
-    """Bytes of artifacts by tenant, a minute old at most: a sum over all jobs is too much for each request."""
+    """Bytes of artifacts and of unfinished uploads by tenant, a minute old at most: a sum over all jobs, or a listing
+    of the storage, is too much for each request."""
 
     SECONDS = 60.0
 
-    def __init__(self) -> None:
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
         self._known: dict[str, tuple[float, int]] = {}
+        self._unfinished: dict[str, tuple[float, int]] = {}
 
     async def artifacts(self, session: AsyncSession, tenant: str) -> int:
         at, known = self._known.get(tenant, (-self.SECONDS, 0))
@@ -38,6 +46,20 @@ class StorageMeter:
         known = await artifact_bytes(session, tenant=tenant)
         self._known[tenant] = (time.monotonic(), known)
         return known
+
+    async def unfinished(self, tenant: str, *, fresh: bool = False) -> int:
+        """``fresh``: as it is now, for who is about to add to it. While the storage is away: what was known last."""
+        at, known = self._unfinished.get(tenant, (-self.SECONDS, 0))
+        if fresh or time.monotonic() - at >= self.SECONDS:
+            with contextlib.suppress(OSError):
+                known = await asyncio.to_thread(parts.bytes_of_tenant, self._storage, tenant)
+            self._unfinished[tenant] = (time.monotonic(), known)
+        return known
+
+    def arrived(self, tenant: str, more: int) -> None:
+        """A part was stored: what is known of unfinished uploads need not wait for the next listing."""
+        at, known = self._unfinished.get(tenant, (-self.SECONDS, 0))
+        self._unfinished[tenant] = (at, known + more)
 
 
 async def check_queue(session: AsyncSession, *, tenant: str, settings: Settings) -> None:
@@ -53,18 +75,45 @@ async def check_queue(session: AsyncSession, *, tenant: str, settings: Settings)
         )
 
 
-async def check_storage(
-    session: AsyncSession, *, tenant: str, settings: Settings, meter: StorageMeter, more: int = 0
-) -> None:
-    """Raises Problem 403 when the tenant's datasets and artifacts, and ``more`` bytes, are over its bound."""
+@dataclass(frozen=True)
+class Room:
+    """What a tenant has stored, and how much it may."""
+
+    tenant: str
+    there: int
+    most: int
+
+    def check(self, more: int, *, unread: bool = False) -> None:
+        """Raises Problem 403 when ``more`` bytes do not fit; ``unread``: some of them are still to come from the
+        client, who is told that nobody will read them."""
+        if self.there + more > self.most:
+            raise Problem(
+                problems.STORAGE_QUOTA_EXCEEDED,
+                f"{self.tenant} has stored {self.there} of {self.most} bytes; {more} more do not fit: delete datasets"
+                " and unfinished uploads that it does not need",
+                headers={"Connection": "close"} if unread else None,
+            )
+
+
+async def room_of(
+    session: AsyncSession,
+    *,
+    tenant: str,
+    settings: Settings,
+    meter: StorageMeter,
+    replaced: int = 0,
+    uploading: bool = True,
+) -> Room:
+    """``replaced``: bytes of an unfinished upload in whose place others come; ``uploading``: more is about to come."""
     limits = await _limits(session, tenant)
     most = settings.max_stored_bytes if limits is None or limits.max_stored_bytes is None else limits.max_stored_bytes
-    there = await dataset_bytes(session, tenant=tenant) + await meter.artifacts(session, tenant)
-    if there + more > most:
-        raise Problem(
-            problems.STORAGE_QUOTA_EXCEEDED,
-            f"{tenant} has stored {there} of {most} bytes; {more} more do not fit: delete datasets it does not need",
-        )
+    kept = await dataset_bytes(session, tenant=tenant) + await meter.artifacts(session, tenant)
+    return Room(tenant, kept + max(0, await meter.unfinished(tenant, fresh=uploading) - replaced), most)
+
+
+async def check_storage(session: AsyncSession, *, tenant: str, settings: Settings, meter: StorageMeter) -> None:
+    """Raises Problem 403 when the tenant's datasets, artifacts and unfinished uploads are over its bound already."""
+    (await room_of(session, tenant=tenant, settings=settings, meter=meter, uploading=False)).check(0)
 
 
 async def _limits(session: AsyncSession, tenant: str) -> TenantLimits | None:

@@ -16,7 +16,7 @@ from app.datasets.upload import received
 from app.deps import DatasetsReader, DatasetsWriter, ServiceDep, SessionDep
 from app.paging import Page, page_of
 from app.problems import Problem, documented
-from app.quotas import check_storage
+from app.quotas import room_of
 from app.tenancy import owned
 
 FORM = {
@@ -71,9 +71,8 @@ async def upload(
     announced = request.headers.get("content-length", "")
     async with parts.sessions_of(caller)() as before:  # not held while the bytes come in
         more = int(announced) if announced.isascii() and announced.isdecimal() and len(announced) < 19 else 0
-        await check_storage(
-            before, tenant=caller.tenant, settings=parts.settings, meter=parts.meter, more=max(0, more - FORM_BYTES)
-        )
+        room = await room_of(before, tenant=caller.tenant, settings=parts.settings, meter=parts.meter)
+        room.check(max(0, more - FORM_BYTES))
     async with received(request, parts.settings) as file:
         dataset = await service.keep_upload(
             session,

@@ -21,7 +21,7 @@ from app.datasets.upload import Upload, draft
 from app.datasets.validation import InvalidRows, validate
 from app.jobs.queries import jobs_needing
 from app.problems import Problem
-from app.quotas import StorageMeter, check_storage
+from app.quotas import StorageMeter, room_of
 from app.settings import Settings
 from app.storage import ObjectMissing, Storage
 from app.tenancy import owned
@@ -69,15 +69,27 @@ async def look_into(
 
 
 async def keep_upload(
-    session: AsyncSession, *, tenant: str, upload: Upload, storage: Storage, settings: Settings, meter: StorageMeter
+    session: AsyncSession,
+    *,
+    tenant: str,
+    upload: Upload,
+    storage: Storage,
+    settings: Settings,
+    meter: StorageMeter,
+    replaced: int = 0,
 ) -> Dataset:
-    """Raises Problem 422, with an error per bad row, when the file is not a dataset; then nothing is kept."""
+    """``replaced``: bytes of the parts that the file was made of.
+
+    Raises Problem 422, with an error per bad row, when the file is not a dataset, and 403 when there is no room for it;
+    then nothing is kept.
+    """
     expires_at = end_of_new(upload.expires_at, settings)
     try:
         contents = await asyncio.to_thread(validate, upload.path, settings)
     except InvalidRows as error:
         raise Problem(problems.INVALID_DATASET, str(error), errors=error.errors) from None
-    await check_storage(session, tenant=tenant, settings=settings, meter=meter, more=upload.bytes)
+    room = await room_of(session, tenant=tenant, settings=settings, meter=meter, replaced=replaced)
+    room.check(upload.bytes)
     dataset_id = new_id("ds")
     key = f"datasets/{dataset_id}/rows.{contents.format}"
     await asyncio.to_thread(storage.put, key, upload.path)

@@ -38,7 +38,17 @@ class TwoVersions(Exception):
 
 def folder_of(tenant: str, upload_id: str) -> str:
     """Another tenant's upload has another folder, whatever its id."""
-    return f"{PREFIX}/{hashlib.sha256(tenant.encode()).hexdigest()[:32]}/{upload_id}"
+    return f"{_folder_of_tenant(tenant)}/{upload_id}"
+
+
+def _folder_of_tenant(tenant: str) -> str:
+    return f"{PREFIX}/{hashlib.sha256(tenant.encode()).hexdigest()[:32]}"
+
+
+def bytes_of_tenant(storage: Storage, tenant: str) -> int:
+    """Of all parts that wait to become datasets."""
+    names = (key.rsplit("/", 1)[-1] for key in storage.keys(_folder_of_tenant(tenant)))
+    return sum(int(match[2]) for match in map(NAME.fullmatch, names) if match)
 
 
 def begin(storage: Storage, folder: str, name: str | None, draft: Path) -> None:

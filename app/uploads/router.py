@@ -43,7 +43,7 @@ async def get(upload_id: str, caller: DatasetsWriter, parts: ServiceDep) -> Uplo
 @router.put(
     "/{upload_id}/parts/{number}",
     openapi_extra=PART_BODY,
-    responses=documented(problems.NOT_FOUND, problems.BODY_TOO_LARGE, *STORAGE),
+    responses=documented(problems.NOT_FOUND, problems.BODY_TOO_LARGE, problems.STORAGE_QUOTA_EXCEEDED, *STORAGE),
 )
 async def put_part(
     upload_id: str,
@@ -55,11 +55,13 @@ async def put_part(
     """One part: the bytes themselves as the body. Sending it again replaces it."""
     part = await service.keep_part(
         request.stream(),
+        sessions=parts.sessions_of(caller),
         tenant=caller.tenant,
         upload_id=upload_id,
         number=number,
         storage=parts.storage,
         settings=parts.settings,
+        meter=parts.meter,
     )
     return PartView.of(part)
 

@@ -15,10 +15,11 @@ from app import problems
 from app.contract import uploads
 from app.contract.ids import new_id
 from app.contract.tables import Dataset
+from app.database import OpenSession
 from app.datasets.service import keep_upload
 from app.datasets.upload import Upload, draft
 from app.problems import Problem
-from app.quotas import StorageMeter
+from app.quotas import StorageMeter, room_of
 from app.settings import Settings
 from app.storage import ObjectMissing, Storage
 from app.uploads import parts
@@ -44,12 +45,25 @@ async def upload_of(*, tenant: str, upload_id: str, storage: Storage) -> tuple[s
 
 
 async def keep_part(
-    body: AsyncIterator[bytes], *, tenant: str, upload_id: str, number: int, storage: Storage, settings: Settings
+    body: AsyncIterator[bytes],
+    *,
+    sessions: OpenSession,
+    tenant: str,
+    upload_id: str,
+    number: int,
+    storage: Storage,
+    settings: Settings,
+    meter: StorageMeter,
 ) -> Part:
-    """Sending a part again replaces it. Raises Problem 404, 413 or, for an empty part, 422."""
+    """Sending a part again replaces it. Raises Problem 404, 413, for an empty part 422, and 403 when the tenant has no
+    room for it."""
     folder, _, there = await upload_of(tenant=tenant, upload_id=upload_id, storage=storage)
-    others = sum(part.bytes for part in there if part.number != number)
+    replaced = sum(part.bytes for part in there if part.number == number)
+    others = sum(part.bytes for part in there) - replaced
     room = min(MOST_PART_BYTES, settings.max_dataset_bytes - others)
+    async with sessions() as session:  # not held while the bytes come in
+        stored = await room_of(session, tenant=tenant, settings=settings, meter=meter, replaced=replaced)
+    stored.check(1, unread=True)
     with draft(settings) as path:
         digest, size = hashlib.sha256(), 0
         with path.open("wb") as file:
@@ -58,6 +72,7 @@ async def keep_part(
                 if size > room:
                     detail = f"at most {room} bytes are accepted for this part"
                     raise Problem(problems.BODY_TOO_LARGE, detail, headers={"Connection": "close"})
+                stored.check(size, unread=True)
                 digest.update(chunk)
                 file.write(chunk)
         if size == 0:
@@ -65,6 +80,7 @@ async def keep_part(
             raise Problem(problems.INVALID_REQUEST, f"part {number} is empty", errors=errors)
         part = Part(number, size, digest.hexdigest())
         await asyncio.to_thread(parts.keep, storage, folder, part, path)
+        meter.arrived(tenant, size - replaced)
     return part
 
 
@@ -100,7 +116,13 @@ async def complete_upload(
             raise Problem(problems.UPLOAD_INCOMPLETE, detail)
         upload = Upload(path=path, bytes=path.stat().st_size, sha256=found, name=name, expires_at=expires_at)
         dataset = await keep_upload(
-            session, tenant=tenant, upload=upload, storage=storage, settings=settings, meter=meter
+            session,
+            tenant=tenant,
+            upload=upload,
+            storage=storage,
+            settings=settings,
+            meter=meter,
+            replaced=sum(part.bytes for part in there),
         )
     await _forget(storage, folder)
     return dataset

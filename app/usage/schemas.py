@@ -55,7 +55,8 @@ class Period(BaseModel):
 class Stored(BaseModel):
     datasets: int
     artifacts: int
-    total: int
+    uploads: int = Field(description="Parts that have not become datasets.")
+    total: int = Field(description="What the quota is held against.")
 
 
 class Usage(BaseModel):

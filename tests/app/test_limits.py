@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 
+import httpx
+
+from app.quotas import StorageMeter
 from app.rate_limit import TokenBuckets
 from app.settings import Settings
+from app.storage import storage_from_url
 from tests.app.conftest import Api, job_body, ok, problem, started
 from tests.app.tenant_cases import CREATES
+from tests.app.test_datasets import jsonl, row
+from tests.services import ObjectStore
 
 
 async def test_beyond_the_waiting_jobs_a_job_is_refused_until_one_is_gone(settings: Settings) -> None:
@@ -36,6 +43,58 @@ async def test_beyond_the_stored_bytes_uploads_and_jobs_are_refused(settings: Se
         api.execute("UPDATE datasets SET bytes = 401")
         problem(await api.client.post("/v1/jobs", json=job_body()), 403, "storage-quota-exceeded")
         ok(await api.client.get("/v1/jobs"))
+
+
+async def test_parts_of_unfinished_uploads_count_as_stored(settings: Settings) -> None:
+    rows = jsonl(*(row(text="x" * 100) for _ in range(8)))
+    halves = rows[:1000], rows[1000:]
+    async with started(settings.model_copy(update={"max_stored_bytes": len(rows) + 100})) as api:
+
+        async def send(upload: str, number: int, content: bytes) -> httpx.Response:
+            return await api.client.put(f"/v1/datasets/uploads/{upload}/parts/{number}", content=content)
+
+        first, second = [ok(await api.client.post("/v1/datasets/uploads", json={}), 201)["id"] for _ in range(2)]
+        ok(await send(first, 1, halves[0]))
+        ok(await send(first, 2, halves[1]))
+        assert ok(await api.client.get("/v1/usage"))["stored"] == {
+            "datasets": 0, "artifacts": 0, "uploads": len(rows), "total": len(rows),
+        }  # fmt: skip
+        refused = problem(await send(second, 1, halves[0]), 403, "storage-quota-exceeded")
+        assert f"has stored {len(rows)} of {len(rows) + 100} bytes" in refused["detail"]
+        problem(await api.client.post("/v1/datasets", files={"file": ("r.jsonl", rows)}), 403, "storage-quota-exceeded")
+        ok(await send(second, 1, halves[0][:100]))
+        ok(await send(first, 1, halves[0]))  # in place of itself
+        assert ok(await api.client.get(f"/v1/datasets/uploads/{second}"))["bytes"] == 100
+        # The whole takes the place of its parts; with them it would not fit.
+        whole = {"sha256": hashlib.sha256(rows).hexdigest()}
+        ok(await api.client.post(f"/v1/datasets/uploads/{first}/complete", json=whole), 201)
+        assert ok(await api.client.get("/v1/usage"))["stored"]["uploads"] == 100
+        assert (await api.client.delete(f"/v1/datasets/uploads/{second}")).status_code == 204
+        assert ok(await api.client.get("/v1/usage"))["stored"]["total"] == len(rows)
+
+
+async def test_parts_of_one_tenant_are_not_anothers(settings: Settings) -> None:
+    async with started(settings.model_copy(update={"max_stored_bytes": 1000})) as api:
+        upload = ok(await api.client.post("/v1/datasets/uploads", json={}), 201)["id"]
+        ok(await api.client.put(f"/v1/datasets/uploads/{upload}/parts/1", content=b"x" * 1000))
+        new = {"name": "k", "scopes": ["datasets:write", "jobs:write", "usage:read"], "tenant": "acme"}
+        async with api.as_key(ok(await api.client.post("/v1/keys", json=new), 201)["key"]) as theirs:
+            assert ok(await theirs.get("/v1/usage"))["stored"]["total"] == 0
+            other = ok(await theirs.post("/v1/datasets/uploads", json={}), 201)["id"]
+            ok(await theirs.put(f"/v1/datasets/uploads/{other}/parts/1", content=b"x" * 1000))
+            ok(await theirs.post("/v1/jobs", json=job_body()), 201)
+
+
+async def test_parts_count_against_new_jobs_too(api: Api) -> None:
+    upload = ok(await api.client.post("/v1/datasets/uploads", json={}), 201)["id"]
+    ok(await api.client.put(f"/v1/datasets/uploads/{upload}/parts/1", content=b"x" * 100))
+    api.execute("INSERT INTO tenant_limits (tenant, max_stored_bytes) VALUES ('default', 99)")
+    problem(await api.client.post("/v1/jobs", json=job_body()), 403, "storage-quota-exceeded")
+
+
+async def test_a_store_that_is_away_is_no_reason_to_refuse_a_job(object_store: ObjectStore) -> None:
+    away = object_store.bucket().replace(object_store.endpoint, "http://127.0.0.1:9")
+    assert await StorageMeter(storage_from_url(away)).unfinished("default") == 0
 
 
 async def test_one_tenant_may_have_bounds_of_its_own(api: Api) -> None:

@@ -28,7 +28,12 @@ async def test_usage_sums_jobs_seconds_and_bytes_by_period(api: Api) -> None:
     assert (march["start"], march["jobs_created"], march["jobs_succeeded"]) == ("2026-03-01T00:00:00Z", 2, 0)
     assert (march["worker_seconds"], march["gpu_seconds"], march["bytes_added"]) == (180.0, 90.0, 0)
     assert (april["jobs_succeeded"], april["jobs_failed"], april["bytes_added"]) == (1, 1, 2000)
-    assert usage["stored"] == {"datasets": dataset["bytes"], "artifacts": 2000, "total": dataset["bytes"] + 2000}
+    assert usage["stored"] == {
+        "datasets": dataset["bytes"],
+        "artifacts": 2000,
+        "uploads": 0,
+        "total": dataset["bytes"] + 2000,
+    }
     days = ok(await api.client.get("/v1/usage", params={**span, "by": "day"}))["periods"]
     assert [day["start"][:10] for day in days] == ["2026-03-04", "2026-03-31", "2026-04-01"]
 
