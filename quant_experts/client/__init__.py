@@ -14,7 +14,8 @@
 
 from __future__ import annotations
 
-from quant_experts.client.asynchronous import AsyncClient, AsyncJob
+from quant_experts.client.asynchronous import AsyncClient
+from quant_experts.client.comparisons import AsyncComparison, Candidate, Comparison
 from quant_experts.client.download import Transferred
 from quant_experts.client.errors import (
     ApiError,
@@ -32,18 +33,30 @@ from quant_experts.client.errors import (
     Unauthenticated,
     Unavailable,
 )
-from quant_experts.client.synchronous import Client, Job
+from quant_experts.client.jobs import AsyncJob, AsyncPlan, Job, Plan
+from quant_experts.client.synchronous import Client
+from quant_experts.client.upload import Sent
 from quant_experts.client.views import (
     ArtifactView,
     AttemptView,
+    ComparedJob,
+    ComparisonView,
     CreatedKey,
     DatasetView,
+    DeliveryDetail,
+    DeliveryView,
     EventView,
+    FiguresView,
     JobStatus,
     JobView,
     KeyView,
     LayerView,
+    PlanView,
+    RowView,
     Schemes,
+    Usage,
+    WebhookView,
+    WebhookWithSecret,
     WorkerView,
 )
 
@@ -51,16 +64,25 @@ __all__ = [
     "ApiError",
     "ArtifactView",
     "AsyncClient",
+    "AsyncComparison",
     "AsyncJob",
+    "AsyncPlan",
     "AttemptView",
+    "Candidate",
     "Client",
     "ClientError",
+    "ComparedJob",
+    "Comparison",
+    "ComparisonView",
     "Conflict",
     "ConnectionFailed",
     "CreatedKey",
     "DatasetView",
+    "DeliveryDetail",
+    "DeliveryView",
     "DigestMismatch",
     "EventView",
+    "FiguresView",
     "Forbidden",
     "InvalidRequest",
     "Job",
@@ -70,12 +92,19 @@ __all__ = [
     "LayerView",
     "MisconfiguredClient",
     "NotFound",
+    "Plan",
+    "PlanView",
     "ProblemItem",
     "RateLimited",
+    "RowView",
     "Schemes",
+    "Sent",
     "ServiceFault",
     "Transferred",
     "Unauthenticated",
     "Unavailable",
+    "Usage",
+    "WebhookView",
+    "WebhookWithSecret",
     "WorkerView",
 ]

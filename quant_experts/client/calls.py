@@ -15,7 +15,9 @@ from pydantic import BaseModel
 from quant_experts.client import views
 
 T = TypeVar("T")
-View = TypeVar("View", bound=BaseModel)
+View = TypeVar("View")
+SECONDS_OF_CHECKING = 900.0
+"""Before the answer to an upload the service reads every row."""
 Params = list[tuple[str, str | int | float | bool | None]]
 
 
@@ -27,30 +29,61 @@ class Call(Generic[T]):
     params: Params = field(default_factory=list)
     json: Any = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    content: bytes | None = None
+    """A body that is no JSON."""
+    file: tuple[str, bytes] | None = None
+    """Name and content of the one file of a form."""
+    form: Mapping[str, str] = field(default_factory=dict)
+    """What the form has beside its file."""
+    seconds: float | None = None
+    """For an answer that takes longer than others."""
     repeatable: bool = True
     """Carrying it out twice does no harm, so that it may be sent again when an answer was lost."""
 
+    def sent(self) -> dict[str, Any]:
+        """As arguments of ``httpx``'s ``request``, beside method and path."""
+        given: dict[str, Any] = {"params": self.params, "headers": self.headers}
+        if self.json is not None:
+            given["json"] = self.json
+        if self.content is not None:
+            given["content"] = self.content
+        if self.file is not None:
+            given["files"] = {"file": (*self.file, "application/octet-stream")}
+            given["data"] = self.form
+        if self.seconds is not None:
+            given["timeout"] = httpx.Timeout(self.seconds, connect=10.0)
+        return given
+
 
 def create_job(
-    kind: type[View],
+    kind: type[View], fields: Mapping[str, Any], *, plan: str | None = None, idempotency_key: str | None = None
+) -> Call[View]:
+    """``fields``: the arguments that ``jobs.JobFields`` names, and any that the service knows; None is left out."""
+    body = {**job_body(**fields), **_given(plan=plan)}
+    return Call("POST", "/v1/jobs", _as(kind), json=body, headers=_once(idempotency_key))
+
+
+def plan_job(kind: type[View], fields: Mapping[str, Any]) -> Call[View]:
+    return Call("POST", "/v1/jobs:plan", _as(kind), json=job_body(**fields))
+
+
+def job_body(
     *,
     model: str,
-    calibration: str,
+    calibration: str | views.DatasetView,
     scheme: str,
     revision: str | None = None,
     split: str | None = None,
-    idempotency_key: str | None = None,
     **fields: Any,
+) -> dict[str, Any]:
+    return {**_inputs(model, calibration, revision, split), "scheme": scheme, **_given(**fields)}
+
+
+def fork_job(
+    kind: type[View], job_id: str, changes: Mapping[str, Any], *, idempotency_key: str | None = None
 ) -> Call[View]:
-    """``fields``: the rest of the body, as ``method``, ``options``, ``labels``; None is left out."""
-    body = {
-        "model": _given(id=model, revision=revision),
-        "calibration": _given(dataset=calibration, split=split),
-        "scheme": scheme,
-        **_given(**fields),
-    }
-    headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
-    return Call("POST", "/v1/jobs", _as(kind), json=body, headers=headers)
+    """``changes``: a JSON merge patch, in which None takes away."""
+    return Call("POST", f"{_job(job_id)}/fork", _as(kind), json=dict(changes), headers=_once(idempotency_key))
 
 
 def get_job(kind: type[View], job_id: str) -> Call[View]:
@@ -126,8 +159,42 @@ def report_page(job_id: str) -> Call[str]:
     return Call("GET", f"{_job(job_id)}/report", lambda response: response.text, params=[("format", "html")])
 
 
-def upload() -> Call[views.DatasetView]:
-    return Call("POST", "/v1/datasets", _as(views.DatasetView), repeatable=False)
+def upload(name: str, content: bytes, *, expires_at: datetime | None) -> Call[views.DatasetView]:
+    return Call(
+        "POST",
+        "/v1/datasets",
+        _as(views.DatasetView),
+        file=(name, content),
+        form=_given(expires_at=expires_at and expires_at.isoformat()),
+        repeatable=False,
+        seconds=SECONDS_OF_CHECKING,
+    )
+
+
+def begin_upload(*, name: str, expires_at: datetime | None) -> Call[views.UploadView]:
+    # One whose answer was lost holds nothing and is dropped after a day.
+    body = _given(name=name, expires_at=expires_at and expires_at.isoformat())
+    return Call("POST", "/v1/datasets/uploads", _as(views.UploadView), json=body)
+
+
+def get_upload(upload_id: str) -> Call[views.UploadView]:
+    return Call("GET", _upload(upload_id), _as(views.UploadView))
+
+
+def put_part(upload_id: str, number: int, content: bytes) -> Call[views.PartView]:
+    headers = {"Content-Type": "application/octet-stream"}
+    path = f"{_upload(upload_id)}/parts/{number}"
+    return Call("PUT", path, _as(views.PartView), content=content, headers=headers)
+
+
+def complete_upload(upload_id: str, sha256: str) -> Call[views.DatasetView]:
+    path = f"{_upload(upload_id)}/complete"
+    body = {"sha256": sha256}
+    return Call("POST", path, _as(views.DatasetView), json=body, repeatable=False, seconds=SECONDS_OF_CHECKING)
+
+
+def abort_upload(upload_id: str) -> Call[None]:
+    return Call("DELETE", _upload(upload_id), _nothing)
 
 
 def get_dataset(dataset_id: str) -> Call[views.DatasetView]:
@@ -139,8 +206,112 @@ def list_datasets(*, sha256: str | None = None, page_size: int = 100) -> Call[vi
     return Call("GET", "/v1/datasets", _as(views.Page[views.DatasetView]), params=params)
 
 
+def change_dataset(dataset_id: str, *, expires_at: datetime | None) -> Call[views.DatasetView]:
+    body = {"expires_at": expires_at and expires_at.isoformat()}
+    return Call("PATCH", _dataset(dataset_id), _as(views.DatasetView), json=body)
+
+
+def dataset_rows(dataset_id: str, *, after: int = 0) -> Call[views.RowPage]:
+    params: Params = [("after", after), ("limit", 20)]
+    return Call("GET", f"{_dataset(dataset_id)}/rows", _as(views.RowPage), params=params)
+
+
+def dataset_image(dataset_id: str, row: int, index: int) -> Call[bytes]:
+    return Call("GET", f"{_dataset(dataset_id)}/rows/{row}/images/{index}", lambda response: response.content)
+
+
+def dataset_statistics(dataset_id: str) -> Call[views.FiguresView]:
+    return Call("GET", f"{_dataset(dataset_id)}/statistics", _as(views.FiguresView))
+
+
 def delete_dataset(dataset_id: str) -> Call[None]:
-    return Call("DELETE", _dataset(dataset_id), lambda response: None, repeatable=False)
+    return Call("DELETE", _dataset(dataset_id), _nothing, repeatable=False)
+
+
+def create_comparison(
+    kind: type[View],
+    *,
+    model: str,
+    calibration: str | views.DatasetView,
+    revision: str | None,
+    split: str | None,
+    idempotency_key: str | None,
+    **fields: Any,
+) -> Call[View]:
+    body = {**_inputs(model, calibration, revision, split), **_given(**fields)}
+    return Call("POST", "/v1/comparisons", _as(kind), json=body, headers=_once(idempotency_key))
+
+
+def get_comparison(kind: type[View], comparison_id: str) -> Call[View]:
+    return Call("GET", _comparison(comparison_id), _as(kind))
+
+
+def list_comparisons(kind: type[View], *, page_size: int = 100) -> Call[views.Page[View]]:
+    params: Params = [("limit", page_size)]
+    return Call("GET", "/v1/comparisons", _as(views.Page[kind]), params=params)  # type: ignore[valid-type]
+
+
+def cancel_comparison(kind: type[View], comparison_id: str) -> Call[View]:
+    return Call("POST", f"{_comparison(comparison_id)}/cancel", _as(kind))
+
+
+def delete_comparison(comparison_id: str) -> Call[None]:
+    return Call("DELETE", _comparison(comparison_id), _nothing, repeatable=False)
+
+
+def comparison_plot(comparison_id: str) -> Call[str]:
+    return Call("GET", f"{_comparison(comparison_id)}/plot", lambda response: response.text)
+
+
+def create_webhook(
+    *, url: str, event_types: Sequence[str] | None, description: str | None
+) -> Call[views.WebhookWithSecret]:
+    # As with a key: a second one would leave the first valid, with a secret that nobody knows.
+    body = _given(url=url, event_types=event_types and list(event_types), description=description)
+    return Call("POST", "/v1/webhooks", _as(views.WebhookWithSecret), json=body, repeatable=False)
+
+
+def get_webhook(webhook_id: str) -> Call[views.WebhookView]:
+    return Call("GET", _webhook(webhook_id), _as(views.WebhookView))
+
+
+def list_webhooks(*, page_size: int = 100) -> Call[views.Page[views.WebhookView]]:
+    return Call("GET", "/v1/webhooks", _as(views.Page[views.WebhookView]), params=[("limit", page_size)])
+
+
+def change_webhook(webhook_id: str, **changes: Any) -> Call[views.WebhookView]:
+    return Call("PATCH", _webhook(webhook_id), _as(views.WebhookView), json=_given(**changes))
+
+
+def rotate_secret(webhook_id: str, *, keep_previous_s: int | None) -> Call[views.WebhookWithSecret]:
+    # A second rotation would void the secret that receivers hold.
+    path = f"{_webhook(webhook_id)}/rotate-secret"
+    body = _given(keep_previous_s=keep_previous_s)
+    return Call("POST", path, _as(views.WebhookWithSecret), json=body, repeatable=False)
+
+
+def ping_webhook(webhook_id: str) -> Call[views.DeliveryView]:
+    return Call("POST", f"{_webhook(webhook_id)}/ping", _as(views.DeliveryView), repeatable=False)
+
+
+def delete_webhook(webhook_id: str) -> Call[None]:
+    return Call("DELETE", _webhook(webhook_id), _nothing, repeatable=False)
+
+
+def list_deliveries(
+    webhook_id: str, *, status: str | None, page_size: int = 100
+) -> Call[views.Page[views.DeliveryView]]:
+    params: Params = [("limit", page_size), *([("status", status)] if status is not None else [])]
+    return Call("GET", f"{_webhook(webhook_id)}/deliveries", _as(views.Page[views.DeliveryView]), params=params)
+
+
+def get_delivery(webhook_id: str, delivery_id: str) -> Call[views.DeliveryDetail]:
+    return Call("GET", _delivery(webhook_id, delivery_id), _as(views.DeliveryDetail))
+
+
+def redeliver(webhook_id: str, delivery_id: str) -> Call[views.DeliveryView]:
+    path = f"{_delivery(webhook_id, delivery_id)}/redeliver"
+    return Call("POST", path, _as(views.DeliveryView), repeatable=False)
 
 
 def create_key(
@@ -167,12 +338,49 @@ def workers() -> Call[list[views.WorkerView]]:
     return Call("GET", "/v1/workers", lambda response: _as(views.WorkerList)(response).data)
 
 
+def usage(*, since: datetime | None, until: datetime | None, by: str) -> Call[views.Usage]:
+    span = _given(since=since and since.isoformat(), until=until and until.isoformat(), by=by)
+    return Call("GET", "/v1/usage", _as(views.Usage), params=list(span.items()))
+
+
 def _as(kind: type[View]) -> Callable[[httpx.Response], View]:
+    assert issubclass(kind, BaseModel)
     return lambda response: kind.model_validate_json(response.content)
 
 
 def _job(job_id: str) -> str:
     return f"/v1/jobs/{quote(job_id, safe='')}"
+
+
+def _comparison(comparison_id: str) -> str:
+    return f"/v1/comparisons/{quote(comparison_id, safe='')}"
+
+
+def _upload(upload_id: str) -> str:
+    return f"/v1/datasets/uploads/{quote(upload_id, safe='')}"
+
+
+def _webhook(webhook_id: str) -> str:
+    return f"/v1/webhooks/{quote(webhook_id, safe='')}"
+
+
+def _delivery(webhook_id: str, delivery_id: str) -> str:
+    return f"{_webhook(webhook_id)}/deliveries/{quote(delivery_id, safe='')}"
+
+
+def _inputs(
+    model: str, calibration: str | views.DatasetView, revision: str | None, split: str | None
+) -> dict[str, Any]:
+    dataset = calibration if isinstance(calibration, str) else calibration.id
+    return {"model": _given(id=model, revision=revision), "calibration": _given(dataset=dataset, split=split)}
+
+
+def _once(idempotency_key: str | None) -> dict[str, str]:
+    return {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+
+
+def _nothing(response: httpx.Response) -> None:
+    return None
 
 
 def _dataset(dataset_id: str) -> str:

@@ -73,6 +73,8 @@ class JobView(View):
     progress: Progress
     attempts: int
     worker: str | None
+    forked_from: str | None = None
+    comparison_id: str | None = None
     summary: dict[str, Any] | None
     verdict: Literal["accepted", "rejected"] | None
     error: JobError | None
@@ -154,7 +156,222 @@ class DatasetView(View):
     sha256: str
     rows: int
     images: int
+    status: str = "ready"
+    """Only a ``ready`` one can be used."""
+    expires_at: datetime | None = None
     created_at: datetime
+
+
+class PartView(View):
+    number: int
+    bytes: int
+    sha256: str
+
+
+class UploadView(View):
+    """A large file on its way."""
+
+    id: str
+    parts: list[PartView]
+    most_parts: int = 1000
+    most_part_bytes: int = 64 << 20
+    most_bytes: int
+    expires_at: datetime
+
+
+class ImageView(View):
+    format: str
+    width: int
+    height: int
+    bytes: int
+    url: str
+
+
+class RowView(View):
+    """A row of a dataset; an image part of its messages has the ``index`` of its image."""
+
+    number: int
+    messages: list[dict[str, Any]]
+    images: list[ImageView]
+
+
+class RowPage(View):
+    data: list[RowView]
+    has_more: bool
+    next_after: int
+
+
+class SpreadView(View):
+    least: float
+    median: float
+    most: float
+
+
+class FiguresView(View):
+    """Of all rows of a dataset."""
+
+    rows: int
+    rows_with_images: int
+    images: int
+    image_formats: dict[str, int]
+    image_pixels: SpreadView | None
+    image_bytes: SpreadView | None
+    characters: SpreadView | None
+    roles: dict[str, int]
+
+
+class RefusalView(View):
+    code: str
+    detail: str
+    pointer: str
+
+
+class SizeView(View):
+    exact: bool
+    bytes_before: int
+    bytes_after: int
+    effective_bits: float
+
+
+class Duration(View):
+    """Seconds."""
+
+    least: float
+    likely: float
+    most: float
+
+
+class PlacementView(View):
+    """The run on one kind of device."""
+
+    device: str
+    peak_host_bytes: int
+    peak_device_bytes: int
+    seconds: Duration
+
+
+class Estimate(View):
+    blocks: int
+    size: SizeView
+    placements: list[PlacementView]
+    disk_bytes: int
+    download_bytes: int
+
+
+class PlanView(View):
+    digest: str
+    accepted: bool
+    """Nothing is known that would refuse the job."""
+    refusals: list[RefusalView]
+    estimate: Estimate | None
+    workers: list[dict[str, Any]]
+    created_at: datetime
+    expires_at: datetime
+
+
+class ComparedJob(View):
+    """A row of the table. Figures are None until its job has succeeded."""
+
+    label: str
+    job_id: str
+    status: JobStatus
+    scheme: str
+    method: str
+    kl: float | None
+    top1_agreement: float | None
+    effective_bits: float | None
+    bytes_after: int | None
+    seconds: float | None
+    verdict: Literal["accepted", "rejected"] | None
+    frontier: bool
+    """No other job of the comparison is as small and closer to full precision."""
+    error: JobError | None
+
+
+class ComparisonView(View):
+    id: str
+    object: Literal["comparison"] = "comparison"
+    name: str | None
+    model: ModelRef
+    calibration: Calibration
+    finished: bool
+    bytes_before: int | None
+    jobs: list[ComparedJob]
+    """In the order of the candidates."""
+    frontier: list[str]
+    """Ids of the jobs that nothing beats, smallest first."""
+    created_at: datetime
+
+
+class WebhookView(View):
+    id: str
+    url: str
+    event_types: list[str]
+    description: str
+    status: Literal["enabled", "disabled"]
+    disabled_reason: str | None
+    previous_secret_until: datetime | None
+    created_at: datetime
+    updated_at: datetime
+
+
+class WebhookWithSecret(WebhookView):
+    secret: str
+    """Shown this once."""
+
+
+class DeliveryView(View):
+    id: str
+    webhook_id: str
+    message_id: str
+    event_type: str
+    status: Literal["pending", "delivered", "failed"]
+    attempts: int
+    next_attempt_at: datetime | None
+    created_at: datetime
+    finished_at: datetime | None
+
+
+class DeliveryAttempt(View):
+    number: int
+    at: datetime
+    status_code: int | None
+    error: str | None
+    milliseconds: int
+
+
+class DeliveryDetail(DeliveryView):
+    payload: dict[str, Any]
+    log: list[DeliveryAttempt]
+
+
+class Period(View):
+    """A day or month in UTC that had any use."""
+
+    start: datetime
+    jobs_created: int = 0
+    jobs_succeeded: int = 0
+    jobs_failed: int = 0
+    jobs_cancelled: int = 0
+    worker_seconds: float = 0.0
+    gpu_seconds: float = 0.0
+    bytes_added: int = 0
+
+
+class Stored(View):
+    """Bytes, now."""
+
+    datasets: int
+    artifacts: int
+    total: int
+
+
+class Usage(View):
+    since: datetime
+    until: datetime
+    by: str
+    periods: list[Period]
+    stored: Stored
 
 
 class KeyView(View):

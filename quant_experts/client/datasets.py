@@ -1,0 +1,97 @@
+"""Datasets: uploaded once, in parts when they are large, looked into, removed."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from quant_experts.client import calls, steps
+from quant_experts.client.operation import Awaited, Blocking, Operations, listing, operation
+from quant_experts.client.steps import Item, Steps, Stream
+from quant_experts.client.upload import PART_BYTES, OnSent, upload
+from quant_experts.client.views import DatasetView, FiguresView, RowView
+
+
+class DatasetOperations(Operations):
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+
+    @operation
+    def upload(
+        self,
+        path: str | Path,
+        *,
+        name: str | None = None,
+        expires_at: datetime | None = None,
+        reuse: bool = True,
+        part_bytes: int = PART_BYTES,
+        parallel: int = 3,
+        on_progress: OnSent | None = None,
+    ) -> Steps[DatasetView]:
+        """Upload JSONL or Parquet rows. ``reuse``: the same bytes, uploaded before, are not sent again. A file of more
+        than ``part_bytes`` goes in parts, several at once; the same call after a break, also of another process, sends
+        only those that are missing. ``on_progress`` is called from other threads.
+
+        Raises InvalidRequest whose ``errors`` name the bad rows.
+        """
+        return steps.block(
+            lambda transport, stop: upload(
+                Path(path),
+                transport=transport,
+                name=name,
+                expires_at=expires_at,
+                reuse=reuse,
+                part_bytes=part_bytes,
+                parallel=parallel,
+                on_progress=on_progress,
+                stop=stop,
+            )
+        )
+
+    @operation
+    def get(self, dataset_id: str) -> Steps[DatasetView]:
+        return self._send(calls.get_dataset(dataset_id))
+
+    @listing
+    def list(self, *, sha256: str | None = None) -> Stream[DatasetView]:
+        return self._pages(calls.list_datasets(sha256=sha256))
+
+    @listing
+    def rows(self, dataset_id: str, *, after: int = 0) -> Stream[RowView]:
+        """Its rows as they were uploaded, with their images set apart; fetched as they are needed."""
+        while True:
+            page = yield from self._send(calls.dataset_rows(dataset_id, after=after))
+            for row in page.data:
+                yield Item(row)
+            if not page.has_more:
+                return
+            after = page.next_after
+
+    @operation
+    def image(self, dataset_id: str, row: int, index: int) -> Steps[bytes]:
+        """One image of a row, as it was uploaded."""
+        return self._send(calls.dataset_image(dataset_id, row, index))
+
+    @operation
+    def statistics(self, dataset_id: str) -> Steps[FiguresView]:
+        """How many rows and images, how large, how long."""
+        return self._send(calls.dataset_statistics(dataset_id))
+
+    @operation
+    def change(self, dataset_id: str, *, expires_at: datetime | None) -> Steps[DatasetView]:
+        """Say when it expires; None: it stays until it is deleted."""
+        return self._send(calls.change_dataset(dataset_id, expires_at=expires_at))
+
+    @operation
+    def delete(self, dataset_id: str) -> Steps[None]:
+        """Raises Conflict while a job needs it."""
+        return self._send(calls.delete_dataset(dataset_id))
+
+
+class Datasets(Blocking, DatasetOperations):
+    pass
+
+
+class AsyncDatasets(Awaited, DatasetOperations):
+    pass

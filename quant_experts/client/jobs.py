@@ -1,0 +1,324 @@
+"""Jobs and plans, and what can be done with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Generic, Required, TypedDict, TypeVar, Unpack
+
+from pydantic import PrivateAttr
+
+from quant_experts.client import calls, steps
+from quant_experts.client.download import OnProgress, chosen, pull
+from quant_experts.client.operation import Awaited, Blocking, Operations, bound, bound_entries, listing, operation
+from quant_experts.client.steps import SILENCE, Steps, Stream
+from quant_experts.client.views import (
+    ArtifactView,
+    AttemptView,
+    DatasetView,
+    EventView,
+    JobView,
+    LayerView,
+    PlanView,
+)
+
+J = TypeVar("J", bound="JobOperations[Any]")
+PL = TypeVar("PL", bound="PlanOperations[Any]")
+Files = list[Path]
+
+
+class JobFields(TypedDict, total=False):
+    """What a job is made of, as arguments. Fields of the body that are not here, because this version of the client
+    does not know them, are sent as they are."""
+
+    model: Required[str]
+    calibration: Required[str | DatasetView]
+    scheme: Required[str]
+    revision: str | None
+    split: str | None
+    method: str | None
+    options: Mapping[str, Any] | None
+    target: Mapping[str, Any] | None
+    accept_if: Mapping[str, Any] | None
+    name: str | None
+    alias: str | None
+    labels: Mapping[str, str] | None
+    timeout_s: int | None
+
+
+class Changes(TypedDict, total=False):
+    """Fields of a job that are to be other ones: mappings are merged field by field, None takes away."""
+
+    model: Mapping[str, Any]
+    calibration: Mapping[str, Any]
+    scheme: str
+    method: str
+    options: Mapping[str, Any] | None
+    target: Mapping[str, Any] | None
+    accept_if: Mapping[str, Any] | None
+    name: str
+    alias: str | None
+    labels: Mapping[str, str | None] | None
+    timeout_s: int
+
+
+class JobOperations(Operations, Generic[J]):
+    """A job as it was when it was asked for, and what can be done with it."""
+
+    id: str
+
+    @operation
+    def refresh(self) -> Steps[J]:
+        """The job as it is now."""
+        return self._again(calls.get_job(self._kind(), self.id))
+
+    @listing
+    def follow(self, *, after: int = 0, silence: float = SILENCE) -> Stream[EventView]:
+        """Its events as they happen, each once and in order, to the last one of a finished job."""
+        return steps.follow(self.id, after=after, silence=silence, policy=self._policy)
+
+    @operation
+    def wait(self) -> Steps[J]:
+        """The finished job."""
+        yield from steps.drained(steps.follow(self.id, after=0, silence=SILENCE, policy=self._policy))
+        return (yield from self._again(calls.get_job(self._kind(), self.id)))
+
+    @operation
+    def cancel(self) -> Steps[J]:
+        """Ask it to stop; asking again changes nothing. Raises Conflict when it has finished."""
+        return self._again(calls.cancel_job(self._kind(), self.id))
+
+    @operation
+    def retry(self) -> Steps[J]:
+        """Queue a failed or cancelled job again; it goes on after its last finished block."""
+        return self._again(calls.retry_job(self._kind(), self.id))
+
+    @operation
+    def fork(self, *, idempotency_key: str | None = None, **changes: Unpack[Changes]) -> Steps[J]:
+        """Queue the same job with changes; what it computed before the first difference is taken over."""
+        return self._again(calls.fork_job(self._kind(), self.id, changes, idempotency_key=idempotency_key))
+
+    @listing
+    def layers(self) -> Stream[LayerView]:
+        """The finished decoder blocks with the errors of their input groups."""
+        return _layers(self, self.id)
+
+    @operation
+    def history(self) -> Steps[list[AttemptView]]:
+        """Who ran it, why each attempt ended, where it resumed."""
+        return self._send(calls.attempts(self.id))
+
+    @operation
+    def report(self) -> Steps[dict[str, Any]]:
+        return self._send(calls.report(self.id))
+
+    @operation
+    def report_page(self) -> Steps[str]:
+        """The report for people: one HTML page without scripts or requests."""
+        return self._send(calls.report_page(self.id))
+
+    @operation
+    def artifacts(self) -> Steps[list[ArtifactView]]:
+        return self._send(calls.artifacts(self.id))
+
+    @operation
+    def pull(
+        self,
+        directory: str | Path,
+        *,
+        names: Sequence[str] | None = None,
+        parallel: int = 4,
+        on_progress: OnProgress | None = None,
+    ) -> Steps[Files]:
+        """Download every file, or those of ``names``, into ``directory``; what is there already is not sent again.
+        ``on_progress`` is called from other threads."""
+        return _pull(self, self.id, directory, names=names, parallel=parallel, on_progress=on_progress)
+
+    def _kind(self) -> type[J]:
+        return type(self)  # type: ignore[return-value]
+
+    def _again(self, call: calls.Call[J]) -> Steps[J]:
+        return bound(self, call)
+
+
+class Job(JobView, JobOperations["Job"], Blocking):
+    _transport: Any = PrivateAttr()
+
+
+class AsyncJob(JobView, JobOperations["AsyncJob"], Awaited):
+    _transport: Any = PrivateAttr()
+
+
+class PlanOperations(Operations, Generic[J]):
+    """What a job would take, and every reason it would be refused."""
+
+    digest: str
+    _fields: JobFields
+    _job: type[J]
+
+    @operation
+    def create(self, *, idempotency_key: str | None = None) -> Steps[J]:
+        """Queue the job that was planned, at the commits that were planned. Raises InvalidRequest, Conflict when that
+        is no longer what they are."""
+        return bound(self, calls.create_job(self._job, self._fields, plan=self.digest, idempotency_key=idempotency_key))
+
+
+class Plan(PlanView, PlanOperations[Job], Blocking):
+    _transport: Any = PrivateAttr()
+    _fields: JobFields = PrivateAttr()
+    _job: type[Job] = PrivateAttr(Job)
+
+
+class AsyncPlan(PlanView, PlanOperations[AsyncJob], Awaited):
+    _transport: Any = PrivateAttr()
+    _fields: JobFields = PrivateAttr()
+    _job: type[AsyncJob] = PrivateAttr(AsyncJob)
+
+
+class JobsOperations(Operations, Generic[J, PL]):
+    _job: type[J]
+    _plan: type[PL]
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+
+    @operation
+    def create(
+        self,
+        *,
+        plan: str | PlanView | None = None,
+        idempotency_key: str | None = None,
+        **fields: Unpack[JobFields],
+    ) -> Steps[J]:
+        """Queue a job. A key that makes the request safe to repeat goes with it; give your own to be safe over restarts
+        of your program. ``plan``: or its digest; the job then runs exactly what was planned, or is refused."""
+        digest = plan.digest if isinstance(plan, PlanView) else plan
+        return bound(self, calls.create_job(self._job, fields, plan=digest, idempotency_key=idempotency_key))
+
+    @operation
+    def plan(self, **fields: Unpack[JobFields]) -> Steps[PL]:
+        """What the job would take, and every reason it would be refused; nothing is run."""
+        found = yield from bound(self, calls.plan_job(self._plan, fields))
+        found._fields = fields
+        return found
+
+    @operation
+    def get(self, job_id: str) -> Steps[J]:
+        return bound(self, calls.get_job(self._job, job_id))
+
+    @listing
+    def list(
+        self,
+        *,
+        status: Sequence[str] = (),
+        label: Mapping[str, str | None] | None = None,
+        model: str | None = None,
+        scheme: str | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        page_size: int = 100,
+    ) -> Stream[J]:
+        """Jobs, newest first; pages are fetched as they are needed."""
+        call = calls.list_jobs(
+            self._job,
+            status=status,
+            label=label,
+            model=model,
+            scheme=scheme,
+            created_after=created_after,
+            created_before=created_before,
+            page_size=page_size,
+        )
+        return bound_entries(self, call)
+
+    @operation
+    def cancel(self, job_id: str) -> Steps[J]:
+        """Ask it to stop; asking again changes nothing. Raises Conflict when it has finished."""
+        return bound(self, calls.cancel_job(self._job, job_id))
+
+    @operation
+    def retry(self, job_id: str) -> Steps[J]:
+        """Queue a failed or cancelled job again; it goes on after its last finished block."""
+        return bound(self, calls.retry_job(self._job, job_id))
+
+    @operation
+    def fork(self, job_id: str, *, idempotency_key: str | None = None, **changes: Unpack[Changes]) -> Steps[J]:
+        """Queue the same job with changes; what it computed before the first difference is taken over."""
+        return bound(self, calls.fork_job(self._job, job_id, changes, idempotency_key=idempotency_key))
+
+    @listing
+    def events(self, job_id: str, *, after: int = 0) -> Stream[EventView]:
+        """What has happened so far."""
+        while True:
+            page = yield from self._send(calls.events(job_id, after=after))
+            for event in page.data:
+                yield steps.Item(event)
+            if not page.has_more:
+                return
+            after = page.next_after
+
+    @listing
+    def follow(self, job_id: str, *, after: int = 0, silence: float = SILENCE) -> Stream[EventView]:
+        """Raises ApiError, or ConnectionFailed when the service was not heard of for ``silence`` seconds."""
+        return steps.follow(job_id, after=after, silence=silence, policy=self._policy)
+
+    @listing
+    def layers(self, job_id: str) -> Stream[LayerView]:
+        return _layers(self, job_id)
+
+    @operation
+    def pull(
+        self,
+        job_id: str,
+        directory: str | Path,
+        *,
+        names: Sequence[str] | None = None,
+        parallel: int = 4,
+        on_progress: OnProgress | None = None,
+    ) -> Steps[Files]:
+        return _pull(self, job_id, directory, names=names, parallel=parallel, on_progress=on_progress)
+
+
+class Jobs(Blocking, JobsOperations[Job, Plan]):
+    _job, _plan = Job, Plan
+
+
+class AsyncJobs(Awaited, JobsOperations[AsyncJob, AsyncPlan]):
+    _job, _plan = AsyncJob, AsyncPlan
+
+
+def _layers(asker: Operations, job_id: str) -> Stream[LayerView]:
+    after = -1
+    while True:
+        page = yield from asker._send(calls.layers(job_id, after=after))
+        for layer in page.data:
+            yield steps.Item(layer)
+        if not page.has_more:
+            return
+        after = page.data[-1].block
+
+
+def _pull(
+    asker: Operations,
+    job_id: str,
+    directory: str | Path,
+    *,
+    names: Sequence[str] | None,
+    parallel: int,
+    on_progress: OnProgress | None,
+) -> Steps[Files]:
+    wanted = chosen((yield from asker._send(calls.artifacts(job_id))), names, job_id)
+    return (
+        yield from steps.block(
+            lambda transport, stop: pull(
+                wanted,
+                Path(directory),
+                open_file=lambda name, headers: transport.stream(calls.artifact_path(job_id, name), headers),
+                policy=transport.policy,
+                parallel=parallel,
+                on_progress=on_progress,
+                stop=stop,
+            )
+        )
+    )

@@ -1,0 +1,30 @@
+"""Operations of a service as a whole."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from quant_experts.client import calls
+from quant_experts.client.operation import Operations, operation
+from quant_experts.client.steps import Steps
+from quant_experts.client.views import Schemes, Usage, WorkerView
+
+
+class ServiceOperations(Operations):
+    @operation
+    def schemes(self) -> Steps[Schemes]:
+        """What a job may ask for."""
+        return self._send(calls.schemes())
+
+    @operation
+    def workers(self) -> Steps[list[WorkerView]]:
+        """Those that were heard of lately."""
+        return self._send(calls.workers())
+
+    @operation
+    def usage(
+        self, *, since: datetime | None = None, until: datetime | None = None, by: Literal["day", "month"] = "day"
+    ) -> Steps[Usage]:
+        """Jobs, seconds and bytes by day or month (30 days when nothing is said), and what is stored now."""
+        return self._send(calls.usage(since=since, until=until, by=by))

@@ -1,0 +1,204 @@
+"""Sending a file of rows: small ones at once, large ones in parts that are sent again one by one.
+
+Which upload a large file was begun under is kept in the state directory (``$XDG_STATE_HOME/quant-experts/uploads``)
+under the digests of service and file, until it is complete: the same file goes on where it was cut, by any process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quant_experts.client import calls
+from quant_experts.client.download import CHUNK, Stopped
+from quant_experts.client.errors import LOST_ANSWER, ClientError, NotFound
+from quant_experts.client.views import DatasetView, UploadView
+
+if TYPE_CHECKING:
+    from quant_experts.client.synchronous import BlockingTransport
+
+PART_BYTES = 16 << 20
+TRIES = 3
+"""How often a file is sent in full before its upload is given up."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """How far an upload is; parts that the service has from before count as done."""
+
+    done: int
+    total: int
+    """Bytes."""
+    parts_done: int
+    parts: int
+
+
+OnSent = Callable[[Sent], None]
+
+
+@dataclass(frozen=True)
+class Part:
+    number: int
+    start: int
+    bytes: int
+
+
+def upload(
+    path: Path,
+    *,
+    transport: BlockingTransport,
+    name: str | None,
+    expires_at: datetime | None,
+    reuse: bool,
+    part_bytes: int,
+    parallel: int,
+    on_progress: OnSent | None,
+    stop: threading.Event,
+) -> DatasetView:
+    """Raises ApiError, ConnectionFailed, or ClientError for a file that changed meanwhile or has too many parts."""
+    size, sha256 = path.stat().st_size, _digest(path, stop)
+    if reuse and (known := _known(transport, sha256)) is not None:
+        return known
+    if size <= part_bytes:
+        return _at_once(transport, path, name=name or path.name, expires_at=expires_at, sha256=sha256)
+    kept = kept_at(transport.access.url, sha256)
+    for left in reversed(range(TRIES)):
+        begun = _begun(transport, kept, name or path.name, expires_at)
+        parts = _cut(size, part_bytes, begun)
+        if any(part.number > len(parts) for part in begun.parts):
+            # Begun in smaller parts, which would stay at its end.
+            transport.send(calls.abort_upload(begun.id))
+            begun = _begun(transport, kept, name or path.name, expires_at)
+        _send_parts(transport, path, begun, parts, parallel=parallel, on_progress=on_progress, stop=stop)
+        try:
+            dataset = transport.send(calls.complete_upload(begun.id, sha256))
+        except (*LOST_ANSWER, NotFound) as error:
+            # It may have become a dataset all the same, and then the upload is gone.
+            known = _known(transport, sha256)
+            if known is None:
+                if not left:
+                    raise
+                if isinstance(error, NotFound):
+                    kept.unlink(missing_ok=True)
+                continue
+            dataset = known
+        kept.unlink(missing_ok=True)
+        return dataset
+    raise AssertionError("not reached")
+
+
+def kept_at(url: str, sha256: str, environment: Mapping[str, str] = os.environ) -> Path:
+    """Where the id of an unfinished upload is kept."""
+    base = environment.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    name = hashlib.sha256(f"{url} {sha256}".encode()).hexdigest()
+    return Path(base) / "quant-experts" / "uploads" / name
+
+
+def _known(transport: BlockingTransport, sha256: str) -> DatasetView | None:
+    found = transport.send(calls.list_datasets(sha256=sha256)).data
+    return next((dataset for dataset in found if dataset.status == "ready"), None)
+
+
+def _at_once(
+    transport: BlockingTransport, path: Path, *, name: str, expires_at: datetime | None, sha256: str
+) -> DatasetView:
+    content = path.read_bytes()
+    for left in reversed(range(TRIES)):
+        try:
+            return transport.send(calls.upload(name, content, expires_at=expires_at))
+        except LOST_ANSWER:
+            # It may have arrived all the same: look before all of it is sent again.
+            known = _known(transport, sha256)
+            if known is not None:
+                return known
+            if not left:
+                raise
+    raise AssertionError("not reached")
+
+
+def _begun(transport: BlockingTransport, kept: Path, name: str, expires_at: datetime | None) -> UploadView:
+    """The upload that was begun before and has not expired, or a new one."""
+    with contextlib.suppress(OSError, NotFound):
+        return transport.send(calls.get_upload(kept.read_text().strip()))
+    begun = transport.send(calls.begin_upload(name=name[:120], expires_at=expires_at))
+    with contextlib.suppress(OSError):  # a home that cannot be written: then a break costs what was sent
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(begun.id)
+    return begun
+
+
+def _cut(size: int, part_bytes: int, limits: UploadView) -> list[Part]:
+    """Raises ClientError for a file that is larger than the service takes."""
+    if size > limits.most_bytes:
+        raise ClientError(f"the file has {size:,} bytes, the service takes {limits.most_bytes:,}")
+    part_bytes = max(1, min(limits.most_part_bytes, max(part_bytes, -(-size // limits.most_parts))))
+    starts = range(0, size, part_bytes)
+    if len(starts) > limits.most_parts:
+        most = limits.most_parts * limits.most_part_bytes
+        raise ClientError(f"the file has {size:,} bytes, an upload in parts has at most {most:,}")
+    return [Part(number, start, min(part_bytes, size - start)) for number, start in enumerate(starts, 1)]
+
+
+def _send_parts(
+    transport: BlockingTransport,
+    path: Path,
+    begun: UploadView,
+    parts: list[Part],
+    *,
+    parallel: int,
+    on_progress: OnSent | None,
+    stop: threading.Event,
+) -> None:
+    """Those that the service has not, or has otherwise. The first error ends all; what has arrived stays."""
+    there = {part.number: part.sha256 for part in begun.parts}
+    lock = threading.Lock()
+    done = [0, 0]
+
+    def send(part: Part) -> None:
+        if stop.is_set():
+            raise Stopped(path.name)
+        with path.open("rb") as file:
+            file.seek(part.start)
+            content = file.read(part.bytes)
+        if len(content) < part.bytes:
+            raise ClientError(f"{path.name} became shorter while it was sent")
+        if there.get(part.number) != hashlib.sha256(content).hexdigest():
+            transport.send(calls.put_part(begun.id, part.number, content))
+        with lock:
+            done[0] += part.bytes
+            done[1] += 1
+            if on_progress is not None:
+                on_progress(Sent(done[0], parts[-1].start + parts[-1].bytes, done[1], len(parts)))
+
+    with ThreadPoolExecutor(max_workers=max(1, parallel), thread_name_prefix="upload") as pool:
+        futures = [pool.submit(send, part) for part in parts]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            # Also for Ctrl-C: the pool waits for its threads when it is left.
+            if any(not future.done() or future.exception() for future in futures):
+                stop.set()
+            for future in futures:
+                future.cancel()
+    failures = [future.exception() for future in futures if not future.cancelled() and future.exception()]
+    for failure in sorted(failures, key=lambda error: isinstance(error, Stopped)):
+        assert failure is not None
+        raise failure
+
+
+def _digest(path: Path, stop: threading.Event) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            if stop.is_set():
+                raise Stopped(path.name)
+            digest.update(chunk)
+    return digest.hexdigest()
