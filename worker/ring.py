@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 
 from app.contract.bell import RedisBell
 from app.settings import Settings
@@ -15,12 +16,13 @@ logger = logging.getLogger(__name__)
 def ring_quietly(settings: Settings, job_id: str) -> None:
     """Ring for ``job_id``; when Redis does not answer, say so in the log: the keeper rings again."""
     try:
-        _bell(settings.redis_url or "").ring(job_id)
+        _bell(settings.redis_url or "", os.getpid()).ring(job_id)
     except Exception as error:  # noqa: BLE001 -- kombu's transports raise errors of many libraries
         metrics.BELLS_LOST.inc()
         logger.warning("the bell for %s was not rung: %s", job_id, error)
 
 
 @functools.cache
-def _bell(redis_url: str) -> RedisBell:
+def _bell(redis_url: str, process: int) -> RedisBell:
+    """Of this process: Celery's pool forks, and kombu closes in the child what the parent had open."""
     return RedisBell(redis_url)
