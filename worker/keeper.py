@@ -122,6 +122,7 @@ def sweep_away(connection: Connection, storage: Storage, settings: Settings) -> 
         "jobs' block files": sweep.drop_block_files(connection, storage),
         "expired datasets": sweep.expire_datasets(connection, storage),
         "expired uploads": sweep.drop_expired_uploads(storage),
+        "half stored files": sweep.drop_unfinished_puts(storage),
         "uploads without a dataset": sweep.drop_unnamed_uploads(connection, storage),
         "work directories": sweep.drop_work_directories(connection, settings.work_directory),
         "downloads that nobody took up": sweep.drop_stale_downloads(settings.resolved_home),

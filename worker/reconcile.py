@@ -23,10 +23,10 @@ from psycopg.types.json import Jsonb
 from app.contract import uploads
 from app.contract.states import LEASED, JobStatus
 from app.settings import Settings
-from app.storage import CHUNK, LocalStorage, ObjectMissing, Storage, storage_from_url
+from app.storage import CHUNK, ObjectMissing, Storage, storage_from_url
 from worker import ledger
 from worker.ledger import Connection
-from worker.sweep import DEAD_SECONDS
+from worker.sweep import DEAD_SECONDS, drop_unfinished_puts
 
 OLDER_THAN_HOURS = 24.0
 ID = re.compile(r"(?:job|ds)_([0-9a-f]{12})7[0-9a-f]{19}")
@@ -96,8 +96,7 @@ def reconcile(
         for key in findings.orphans:
             storage.delete(key)
         findings.deleted = len(findings.orphans)
-        if isinstance(storage, LocalStorage):
-            findings.deleted += storage.drop_unfinished(older_than=time.time() - older_than_hours * 3600)
+        findings.deleted += drop_unfinished_puts(storage, hours=older_than_hours)
     return findings
 
 

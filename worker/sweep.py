@@ -14,9 +14,10 @@ from app.contract import uploads
 from app.contract.crash_points import reach
 from app.contract.ids import made_at, new_id
 from app.contract.states import FINISHED, LEASED, AttemptOutcome, JobStatus
-from app.storage import Storage
+from app.storage import LocalStorage, Storage
+from worker.blocks import CALLS_FILES
 from worker.fetch import ARRIVING, PARTIAL
-from worker.ledger import CALLS_FILES, Connection, Hold
+from worker.ledger import Connection, Hold
 from worker.publish import attempt_prefix
 
 IDEMPOTENCY_HOURS = 24
@@ -34,6 +35,7 @@ EXPIRED_DAYS = 30
 KEEPER, EXPIRED = "keeper", "dataset.expired"
 """Who and what, in the audit log."""
 LOG_DAYS = 14
+UNFINISHED_HOURS = 24
 DOWNLOAD_HOURS = 24
 
 
@@ -188,6 +190,13 @@ def _is_needed(connection: Connection, tenant: str, dataset_id: str) -> bool:
         (tenant, dataset_id),
     ).fetchone()
     return found is not None
+
+
+def drop_unfinished_puts(storage: Storage, *, hours: float = UNFINISHED_HOURS) -> int:
+    """Drop what processes that were killed while they stored it left half done. An object store never shows such."""
+    if not isinstance(storage, LocalStorage):
+        return 0
+    return storage.drop_unfinished(older_than=time.time() - hours * 3600)
 
 
 def drop_unnamed_uploads(connection: Connection, storage: Storage, *, hours: float = UNNAMED_HOURS) -> int:

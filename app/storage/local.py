@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import uuid
@@ -66,9 +67,11 @@ class LocalStorage:
         """Remove what killed processes were about to ``put`` before the Unix time ``older_than``; returns how many."""
         dropped = 0
         for path in self.root.rglob(".*.part"):
-            if path.stat().st_mtime < older_than:
-                path.unlink(missing_ok=True)
-                dropped += 1
+            with contextlib.suppress(FileNotFoundError):
+                # Not mtime: a hard link has that of its source, which may be old when it is put.
+                if path.stat().st_ctime < older_than:
+                    path.unlink()
+                    dropped += 1
         return dropped
 
     def link(self, key: str, presentation: Presentation) -> str | None:

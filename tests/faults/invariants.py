@@ -244,6 +244,7 @@ def _reclaimed(connection: Connection, storage: LocalStorage, work: Path) -> Fou
     sweep.drop_work_directories(connection, work, dead_seconds=0)
     sweep.drop_dead_artifacts(connection, storage, dead_seconds=0)
     sweep.drop_unnamed_uploads(connection, storage, hours=0)
+    sweep.drop_unfinished_puts(storage, hours=0)
     while sweep.drop_block_files(connection, storage):
         continue
     for path in sorted(work.glob("*/*")):

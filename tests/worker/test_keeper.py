@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from app.contract.errors import FailureCode
 from app.contract.ids import new_id
 from tests.services import wait_until
 from tests.worker.conftest import Workshop
-from worker import keeper, ledger, sweep, workers
+from worker import blocks, keeper, ledger, sweep, workers
 from worker.supervisor import work
 
 
@@ -124,14 +125,14 @@ def test_a_failed_job_keeps_its_blocks_for_a_retry_and_loses_them_after_a_day(wo
     workshop.storage.put(f"jobs/{job_id}/blocks/00", source)
     file = {"name": "blocks/0", "bytes": 7, "sha256": "00", "key": f"jobs/{job_id}/blocks/00"}
     with workshop.connect() as connection:
-        ledger.record_block(
+        blocks.record_block(
             connection, hold, block=0, blocks=2, seconds=1, report={}, files=[file], superseded=[], event={}
         )
         ledger.fail(connection, hold, code=FailureCode.OUT_OF_MEMORY, message="x")
         assert sweep.drop_block_files(connection, workshop.storage) == 0
         connection.execute("UPDATE jobs SET finished_at = clock_timestamp() - interval '25 h'")
         assert sweep.drop_block_files(connection, workshop.storage) == 1
-        assert ledger.block_files(connection, job_id) == []
+        assert blocks.block_files(connection, job_id) == []
 
 
 @pytest.mark.parametrize(("ended", "dropped"), [("11 min", 1), ("1 min", 0)])
@@ -170,6 +171,18 @@ def test_uploads_that_no_dataset_names_are_dropped_after_a_day(workshop: Worksho
         assert sweep.drop_unnamed_uploads(connection, workshop.storage) == 0
         assert sweep.drop_unnamed_uploads(connection, workshop.storage, hours=0) == 1
     assert list(workshop.storage.keys("datasets")) == [f"datasets/{kept}/rows.jsonl"]
+
+
+def test_what_a_killed_process_was_about_to_store_is_dropped_after_a_day(workshop: Workshop, tmp_path: Path) -> None:
+    source = tmp_path / "block"
+    source.write_bytes(b"half")
+    workshop.storage.put("jobs/job_a/blocks/whole", source)
+    # What `put` has made when it is killed: a hard link, which looks as old as its source.
+    os.utime(source, (0, 0))
+    os.link(source, workshop.storage.local_path("jobs/job_a/blocks/whole").with_name(".0.part"))
+    assert sweep.drop_unfinished_puts(workshop.storage) == 0
+    assert sweep.drop_unfinished_puts(workshop.storage, hours=0) == 1
+    assert list(workshop.storage.keys("jobs")) == ["jobs/job_a/blocks/whole"]
 
 
 def test_published_artifacts_are_never_swept(workshop: Workshop) -> None:
