@@ -1,8 +1,9 @@
-"""Every statement by which a worker changes the ledger. PostgreSQL decides; nothing here trusts another clock.
+"""What a worker writes into the ledger under its hold. PostgreSQL decides; nothing here trusts another clock.
 
-A claim gives a worker a :class:`Hold`: the job and the number of the attempt, which is the fencing token. Every later
-write first locks the job's row where id, attempt and status still match, in the same transaction, so that a worker that
-lost the job, and may not know it yet, changes nothing: it gets :class:`NotHeld`. Each function is one transaction.
+A claim (``worker.claims``) gives a worker a :class:`Hold`: the job and the number of the attempt, which is the fencing
+token. Every later write first locks the job's row where id, attempt and status still match, in the same transaction, so
+that a worker that lost the job, and may not know it yet, changes nothing: it gets :class:`NotHeld`. Each function is
+one transaction. Finished blocks are in ``worker.blocks``.
 """
 
 from __future__ import annotations
@@ -19,18 +20,12 @@ from app.contract.crash_points import reach
 from app.contract.errors import RETRYABLE, FailureCode
 from app.contract.events import EventType
 from app.contract.outbox import APPEND_EVENT
-from app.contract.states import LEASED, AttemptOutcome, JobStatus, Phase
+from app.contract.states import LEASED, AttemptOutcome, JobStatus
 
 Connection = psycopg.Connection[DictRow]
 
 CONNECT_SECONDS = 5
 STATEMENT_SECONDS = 20
-NEWEST_WEIGHT = 0.3
-"""Weight of the newest block in the moving average of seconds per block."""
-
-
-CALLS_FILES = ("calls.safetensors", "calls.json")
-"""Names of the files in which the library keeps the language model's calls."""
 
 
 class NotHeld(Exception):
@@ -47,29 +42,6 @@ class Hold:
 
 AWAY = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.ReadOnlySqlTransaction)
 """The database is not there, or another one is now the primary: connect again and try again."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    hold: Hold
-    tenant: str
-    spec: dict[str, Any]
-    """A ``JobSpec`` as JSON."""
-    progress: dict[str, Any]
-    elapsed: float
-    """Seconds since a worker first took the job after it was (last) asked for."""
-    waited: float
-    """Seconds that it could have been taken and was not."""
-    trace_context: dict[str, str] | None
-    """The span of the request that made the job."""
-
-
-class Unconfirmed(Exception):
-    """The connection broke while ``claim`` was committed: it may be ours, or nobody's."""
-
-    def __init__(self, claim: Claim) -> None:
-        super().__init__(claim.hold.job_id)
-        self.claim = claim
 
 
 def connect(database_url: str) -> Connection:
@@ -89,102 +61,6 @@ def connect(database_url: str) -> Connection:
         options=f"-c statement_timeout={STATEMENT_SECONDS}s -c lock_timeout={STATEMENT_SECONDS}s "
         "-c idle_in_transaction_session_timeout=60s",
     )
-
-
-CLAIM = """
-WITH full_tenants AS (
-    SELECT tenant FROM jobs LEFT JOIN tenant_limits USING (tenant) WHERE lease_until IS NOT NULL
-    GROUP BY tenant, max_running_jobs HAVING count(*) >= coalesce(max_running_jobs, %(most)s::integer)
-)
-UPDATE jobs SET status = 'running', attempt = attempt + 1, worker = %(worker)s, phase = 'preparing',
-    lease_until = clock_timestamp() + make_interval(secs => %(lease)s),
-    started_at = CASE WHEN started_at >= queued_at THEN started_at ELSE clock_timestamp() END,
-    blocks_done = (SELECT count(*) FROM layers WHERE job_id = jobs.id AND files <> '[]'::jsonb)
-WHERE id = (
-    SELECT id FROM jobs WHERE status = 'queued' AND run_after <= clock_timestamp()
-        AND tenant NOT IN (SELECT tenant FROM full_tenants) AND tenant <> ALL(%(passed)s)
-    ORDER BY priority DESC, created_at LIMIT 1 FOR UPDATE SKIP LOCKED
-)
-RETURNING id, tenant, spec, attempt, progress, blocks_done, trace_context,
-    EXTRACT(EPOCH FROM clock_timestamp() - started_at)::float8 AS elapsed,
-    EXTRACT(EPOCH FROM clock_timestamp() - greatest(queued_at, run_after))::float8 AS waited,
-    coalesce((SELECT max_running_jobs FROM tenant_limits WHERE tenant = jobs.tenant), %(most)s::integer) AS most
-"""
-RUNNING_LOCK = 0x7165_7275
-"""``qeru``: the first half of the advisory locks under which a tenant's running jobs are counted."""
-
-
-class _Full(Exception):
-    """Others of the same tenant claimed in the same moment, and it now holds as many workers as it may."""
-
-
-def claim(connection: Connection, *, worker: str, lease: float, max_running: int | None = None) -> Claim | None:
-    """Take the job that waits first, with a lease of ``lease`` seconds; None when nothing waits.
-
-    A tenant that holds ``max_running`` workers, or what ``tenant_limits`` says of it, is passed over. Raises
-    Unconfirmed when the connection breaks at the end.
-    """
-    made: Claim | None = None
-    passed: list[str] = []
-    while True:
-        tenant = ""
-        try:
-            with connection.transaction():
-                row = connection.execute(
-                    CLAIM, {"worker": worker, "lease": lease, "most": max_running, "passed": passed}
-                ).fetchone()
-                if row is None:
-                    return None
-                tenant = row["tenant"]
-                _check_place(connection, tenant, row["most"])
-                made = _begin_attempt(connection, row, worker=worker)
-        except _Full:
-            passed.append(tenant)
-            continue
-        except psycopg.OperationalError as error:
-            if made is None:
-                raise
-            raise Unconfirmed(made) from error
-        return made
-
-
-def _check_place(connection: Connection, tenant: str, most: int | None) -> None:
-    """Raises _Full. The claim's own count cannot see claims that have not committed; under the lock they have."""
-    if most is None:
-        return
-    connection.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", (RUNNING_LOCK, tenant))
-    row = connection.execute(
-        "SELECT count(*) AS running FROM jobs WHERE tenant = %s AND lease_until IS NOT NULL", (tenant,)
-    ).fetchone()
-    if row is not None and row["running"] > most:
-        raise _Full
-
-
-def confirm(connection: Connection, hold: Hold, *, worker: str, lease: float) -> bool:
-    """Whether a claim whose end we did not hear is ours; if so its lease begins anew."""
-    return (
-        connection.execute(
-            "UPDATE jobs SET lease_until = clock_timestamp() + make_interval(secs => %s)"
-            " WHERE id = %s AND attempt = %s AND worker = %s AND status IN ('running', 'cancelling')",
-            (lease, hold.job_id, hold.attempt, worker),
-        ).rowcount
-        == 1
-    )
-
-
-def _begin_attempt(connection: Connection, row: DictRow, *, worker: str) -> Claim:
-    hold = Hold(row["id"], row["attempt"])
-    connection.execute(
-        "INSERT INTO attempts (job_id, attempt, worker, resumed_from_block, device)"
-        " VALUES (%(job)s, %(attempt)s, %(worker)s, 0, (SELECT device FROM workers WHERE id = %(worker)s))",
-        {"job": hold.job_id, "attempt": hold.attempt, "worker": worker},
-    )
-    connection.execute("UPDATE workers SET job_id = %s, seen_at = clock_timestamp() WHERE id = %s", (row["id"], worker))
-    started = {"attempt": hold.attempt, "worker": worker, "resumed_from_block": row["blocks_done"]}
-    append_event(connection, hold.job_id, EventType.STARTED, started)
-    append_event(connection, hold.job_id, EventType.PHASE, {"phase": Phase.PREPARING.value})
-    reach("claim.before_commit")
-    return Claim(hold, row["tenant"], row["spec"], row["progress"], row["elapsed"], row["waited"], row["trace_context"])
 
 
 def beat(connection: Connection, hold: Hold, *, lease: float) -> JobStatus:
@@ -231,95 +107,6 @@ def add_warning(connection: Connection, hold: Hold, message: str) -> None:
     with connection.transaction():
         lock(connection, hold)
         append_event(connection, hold.job_id, EventType.WARNING, {"message": clean(message)})
-
-
-def record_block(
-    connection: Connection,
-    hold: Hold,
-    *,
-    block: int,
-    blocks: int,
-    seconds: float,
-    report: Mapping[str, Any],
-    files: Sequence[Mapping[str, Any]],
-    superseded: Sequence[str],
-    event: Mapping[str, Any],
-) -> list[str]:
-    """Make a finished block part of the job; it survives this attempt from here on.
-
-    ``files`` are in storage already: ``name bytes sha256 key``. ``superseded`` are names of earlier blocks' files that
-    no resume needs any more. Returns the storage keys that nothing refers to now, for the caller to delete. Raises
-    NotHeld.
-    """
-    with connection.transaction():
-        lock(connection, hold)
-        before = _files_by_block(connection, hold.job_id)
-        connection.execute(
-            "INSERT INTO layers (job_id, block, attempt, seconds, report, files) VALUES (%s, %s, %s, %s, %s, %s)"
-            " ON CONFLICT (job_id, block) DO UPDATE SET attempt = excluded.attempt, seconds = excluded.seconds,"
-            " report = excluded.report, files = excluded.files, created_at = excluded.created_at",
-            (hold.job_id, block, hold.attempt, seconds, Jsonb(dict(report)), Jsonb([dict(file) for file in files])),
-        )
-        after = {**before, block: [dict(file) for file in files]}
-        dropped = set(superseded)
-        for number, kept in after.items():
-            left = [file for file in kept if file["name"] not in dropped]
-            if len(left) != len(kept):
-                after[number] = left
-                connection.execute(
-                    "UPDATE layers SET files = %s WHERE job_id = %s AND block = %s", (Jsonb(left), hold.job_id, number)
-                )
-        new = not before.get(block)
-        connection.execute(
-            "UPDATE jobs SET blocks_done = %(done)s, blocks_total = %(blocks)s, block_seconds ="
-            " coalesce(block_seconds * (1 - %(weight)s) + %(seconds)s * %(weight)s, %(seconds)s) WHERE id = %(id)s",
-            {"done": block + 1, "blocks": blocks, "weight": NEWEST_WEIGHT, "seconds": seconds, "id": hold.job_id},
-        )
-        if new:
-            connection.execute(
-                "UPDATE attempts SET blocks_done = blocks_done + 1 WHERE job_id = %s AND attempt = %s",
-                (hold.job_id, hold.attempt),
-            )
-            append_event(connection, hold.job_id, EventType.BLOCK, event)
-        reach("layer.before_commit")
-    return sorted(_keys(before) - _keys(after))
-
-
-def record_resumed(connection: Connection, hold: Hold, *, block: int, blocks: int) -> None:
-    """``block`` was found finished by an earlier attempt and was not computed again."""
-    with connection.transaction():
-        lock(connection, hold)
-        connection.execute(
-            "UPDATE attempts SET resumed_from_block = %s WHERE job_id = %s AND attempt = %s",
-            (block + 1, hold.job_id, hold.attempt),
-        )
-        connection.execute(
-            "UPDATE jobs SET blocks_done = %s, blocks_total = %s WHERE id = %s", (block + 1, blocks, hold.job_id)
-        )
-
-
-def block_files(connection: Connection, job_id: str) -> list[dict[str, Any]]:
-    """``name bytes sha256 key`` of every file that finished blocks left for a resume, in the order of the blocks."""
-    return [file for _, files in sorted(_files_by_block(connection, job_id).items()) for file in files]
-
-
-def files_to_take_over(connection: Connection, job_id: str) -> list[dict[str, Any]]:
-    """What other jobs left that this one may take over, as :func:`block_files` has it: of the job it was forked from
-    everything, of the oldest of its comparison the language model's calls. The library verifies what fits."""
-    sources = connection.execute(
-        "SELECT other.id, other.id = mine.forked_from AS forked FROM jobs mine JOIN jobs other"
-        " ON other.tenant = mine.tenant AND other.id <> mine.id"
-        " AND (other.id = mine.forked_from OR other.comparison_id = mine.comparison_id)"
-        " WHERE mine.id = %s AND EXISTS (SELECT FROM layers WHERE job_id = other.id AND files <> '[]'::jsonb)"
-        " ORDER BY (other.id = mine.forked_from) DESC NULLS LAST, other.created_at, other.id LIMIT 1",
-        (job_id,),
-    ).fetchall()
-    return [
-        file
-        for source in sources
-        for file in block_files(connection, source["id"])
-        if source["forked"] or file["name"] in CALLS_FILES
-    ]
 
 
 def dataset(connection: Connection, *, tenant: str, dataset_id: str) -> dict[str, Any] | None:
@@ -509,12 +296,3 @@ def _end_attempt(
         (outcome.value, None if error is None else Jsonb(dict(error)), hold.job_id, hold.attempt),
     )
     connection.execute("UPDATE workers SET job_id = NULL WHERE job_id = %s", (hold.job_id,))
-
-
-def _files_by_block(connection: Connection, job_id: str) -> dict[int, list[dict[str, Any]]]:
-    rows = connection.execute("SELECT block, files FROM layers WHERE job_id = %s ORDER BY block", (job_id,)).fetchall()
-    return {row["block"]: row["files"] for row in rows}
-
-
-def _keys(files: Mapping[int, Sequence[Mapping[str, Any]]]) -> set[str]:
-    return {file["key"] for kept in files.values() for file in kept}

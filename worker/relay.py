@@ -9,7 +9,7 @@ from typing import Any
 
 from app.contract.crash_points import reach
 from app.tracing import OFF, Span, part
-from worker import ledger, metrics, process, protocol
+from worker import blocks, ledger, metrics, process, protocol
 from worker.lease import monotonic
 from worker.patient_storage import PatientStorage
 from worker.pen import Pen
@@ -105,7 +105,7 @@ class Relay:
     def _take_block(self, block: protocol.BlockLine) -> None:
         if block.resumed and all(file.sha256 in self._stored for file in block.files):
             self._spans.resumed(block)
-            self._pen.write(ledger.record_resumed, block=block.block, blocks=block.blocks)
+            self._pen.write(blocks.record_resumed, block=block.block, blocks=block.blocks)
             return
         errors = mean_errors(block.groups)
         span = self._spans.block(block, last_error(errors))
@@ -118,7 +118,7 @@ class Relay:
                 files.append({"name": file.name, "bytes": file.bytes, "sha256": file.sha256, "key": key})
         reach("upload.after")
         unused = self._pen.write(
-            ledger.record_block,
+            blocks.record_block,
             block=block.block,
             blocks=block.blocks,
             seconds=block.seconds,
@@ -137,7 +137,7 @@ class Relay:
         self._stored.update(file["sha256"] for file in files)
         reach("layer.after_commit")
         if block.resumed:  # of another job: the files are ours now as well
-            self._pen.write(ledger.record_resumed, block=block.block, blocks=block.blocks)
+            self._pen.write(blocks.record_resumed, block=block.block, blocks=block.blocks)
         # Only now: until the row was committed, a resume would have needed them.
         for key in unused:
             self._storage.delete(key)

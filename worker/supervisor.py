@@ -31,7 +31,7 @@ from app.logs import said_of
 from app.settings import Settings
 from app.storage import Storage
 from app.tracing import OFF, Span, Tracing, part
-from worker import fetch, ledger, memory, metrics, process, protocol
+from worker import blocks, claims, fetch, ledger, memory, metrics, process, protocol
 from worker.fitness import unfit
 from worker.lease import CancelRequested, Lease, Lost, TimedOut, kept, monotonic
 from worker.patient_storage import NO_SPACE, PatientStorage, StorageFailed
@@ -97,17 +97,17 @@ def work(hands: Hands) -> int:
     return attempts
 
 
-def _claim(hands: Hands) -> ledger.Claim | None:
+def _claim(hands: Hands) -> claims.Claim | None:
     """Raises psycopg.OperationalError."""
     try:
         with ledger.connect(hands.settings.database_url or "") as connection:
-            return ledger.claim(
+            return claims.claim(
                 connection,
                 worker=hands.worker,
                 lease=hands.settings.lease,
                 max_running=hands.settings.max_running_jobs,
             )
-    except ledger.Unconfirmed as unsure:
+    except claims.Unconfirmed as unsure:
         # The connection broke at COMMIT. A job that is ours by now and that we do not know of would wait for the end of
         # its lease, and count as an attempt without progress.
         logger.warning("%s: whether we have claimed it is not known, asking again", unsure.claim.hold.job_id)
@@ -120,14 +120,14 @@ def _confirmed(hands: Hands, hold: ledger.Hold) -> bool:
     while True:
         try:
             with ledger.connect(hands.settings.database_url or "") as connection:
-                return ledger.confirm(connection, hold, worker=hands.worker, lease=hands.settings.lease)
+                return claims.confirm(connection, hold, worker=hands.worker, lease=hands.settings.lease)
         except psycopg.OperationalError:
             if hands.draining() or monotonic() > deadline:
                 raise
             time.sleep(RETRY_SECONDS)
 
 
-def attempt(hands: Hands, claim: ledger.Claim) -> JobStatus | None:
+def attempt(hands: Hands, claim: claims.Claim) -> JobStatus | None:
     """Carry one claimed job as far as it goes. The job's status afterwards; None when it was lost to another worker."""
     hold = claim.hold
     metrics.CLAIM_WAIT.observe(max(0.0, claim.waited))
@@ -149,7 +149,7 @@ def attempt(hands: Hands, claim: ledger.Claim) -> JobStatus | None:
     return status
 
 
-def _attempt(hands: Hands, claim: ledger.Claim, spec: JobSpec, span: Span) -> JobStatus | None:
+def _attempt(hands: Hands, claim: claims.Claim, spec: JobSpec, span: Span) -> JobStatus | None:
     hold, settings = claim.hold, hands.settings
     directory = settings.work_directory / hold.job_id / f"a{hold.attempt}"
     logger.info("%s: attempt %d begins", hold.job_id, hold.attempt)
@@ -190,7 +190,7 @@ def _end_span(span: Span, ending: Ending, status: JobStatus) -> None:
 
 
 def _outcome(
-    hands: Hands, claim: ledger.Claim, spec: JobSpec, lease: Lease, pen: Pen, directory: Path, span: Span
+    hands: Hands, claim: claims.Claim, spec: JobSpec, lease: Lease, pen: Pen, directory: Path, span: Span
 ) -> Ending:
     """Run the attempt, and say how it is to end. Raises Lost only."""
     try:
@@ -220,16 +220,16 @@ def _outcome(
 
 
 def _compute(
-    hands: Hands, claim: ledger.Claim, spec: JobSpec, lease: Lease, pen: Pen, directory: Path, span: Span
+    hands: Hands, claim: claims.Claim, spec: JobSpec, lease: Lease, pen: Pen, directory: Path, span: Span
 ) -> Ending:
     hold = claim.hold
     log = hands.settings.resolved_home / "logs" / f"runner-{hold.job_id}-a{hold.attempt}.log"
     storage = PatientStorage(hands.storage, partial(_wait, lease))
-    known = pen.read(ledger.block_files, hold.job_id)
+    known = pen.read(blocks.block_files, hold.job_id)
     with part(span, "fetch"):
         job = _prepare(hands, claim, spec, lease, pen, storage, directory, log)
         (directory / "work").mkdir()
-        fetch.finished_blocks(known or pen.read(ledger.files_to_take_over, hold.job_id), storage, directory / "work")
+        fetch.finished_blocks(known or pen.read(blocks.files_to_take_over, hold.job_id), storage, directory / "work")
         lease.check()
 
     relay = Relay(pen, storage, job_id=hold.job_id, work=directory / "work", known=known, span=span)
@@ -312,7 +312,7 @@ def _run(hands: Hands, lease: Lease, relay: Relay, job_file: Path, log: Path) ->
 
 def _prepare(
     hands: Hands,
-    claim: ledger.Claim,
+    claim: claims.Claim,
     spec: JobSpec,
     lease: Lease,
     pen: Pen,

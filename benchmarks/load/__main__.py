@@ -26,7 +26,7 @@ from typing import Any
 import httpx
 
 from tests.faults.cluster import KEY, Cluster, running_cluster
-from worker import ledger
+from worker import claims
 
 RESULT = Path(__file__).parent.parent / "results" / "load.md"
 PRODUCTION = {
@@ -96,7 +96,7 @@ def probe_claims(cluster: Cluster, seconds: list[float]) -> None:
         for _ in range(PROBES):
             with connection.transaction(force_rollback=True):
                 began = time.perf_counter()
-                ledger.claim(connection, worker="probe", lease=1)
+                claims.claim(connection, worker="probe", lease=1)
                 seconds.append(time.perf_counter() - began)
             time.sleep(0.05)
 

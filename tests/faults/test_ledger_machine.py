@@ -39,7 +39,7 @@ from app.storage import LocalStorage
 from tests.faults.invariants import check
 from tests.faults.safeguards_off import drop_the_fence
 from tests.worker.conftest import Workshop, workshop  # noqa: F401 -- a fixture
-from worker import keeper, ledger
+from worker import blocks, claims, keeper, ledger
 from worker.ledger import Hold, NotHeld
 
 TENANT = "default"
@@ -152,7 +152,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(target=holds, worker=WORKERS)
     def claim(self, worker: str) -> Hold:
         job_id, job = next((job_id, job) for job_id, job in self.model.items() if job.status == "queued")
-        claim = ledger.claim(self.connection, worker=worker, lease=LEASE)
+        claim = claims.claim(self.connection, worker=worker, lease=LEASE)
         job.status, job.new, job.attempt = "running", 0, job.attempt + 1
         assert claim is not None
         assert claim.hold == Hold(job_id, job.attempt)
@@ -161,7 +161,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: not any(job.status == "queued" for job in self.model.values()))
     @rule(worker=WORKERS)
     def find_nothing(self, worker: str) -> None:
-        assert ledger.claim(self.connection, worker=worker, lease=LEASE) is None
+        assert claims.claim(self.connection, worker=worker, lease=LEASE) is None
 
     @rule(hold=holds)
     def beat(self, hold: Hold) -> None:
@@ -176,7 +176,7 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         file = {"name": f"blocks/{block}", "bytes": 1, "sha256": "00", "key": f"jobs/{hold.job_id}/blocks/{block}"}
         with self._fenced(hold) as job:
-            ledger.record_block(
+            blocks.record_block(
                 self.connection, hold, block=block, blocks=BLOCKS, seconds=1, report={}, files=[file], superseded=[],
                 event={"block": block},
             )  # fmt: skip
@@ -324,7 +324,7 @@ def test_without_the_fence_the_checker_finds_what_a_woken_worker_wrote(workshop:
         connection.execute("UPDATE jobs SET lease_until = clock_timestamp() - interval '1 h'")
         keeper.reap(connection, workshop.rung.append, grace=30, budget=3)
         workshop.claim("quick")
-        ledger.record_block(
+        blocks.record_block(
             connection, old, block=0, blocks=1, seconds=1, report={}, files=[], superseded=[], event={"block": 0}
         )
         assert "I4" in {violation.invariant for violation in check(connection, workshop.storage)}

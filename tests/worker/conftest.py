@@ -21,7 +21,7 @@ from app.contract.spec import JobSpec
 from app.settings import Settings
 from app.storage import LocalStorage, Storage
 from tests.services import wait_until
-from worker import ledger
+from worker import claims, ledger
 from worker.supervisor import Hands, work
 
 STANDIN = Path(__file__).with_name("standin.py")
@@ -95,9 +95,9 @@ class Workshop:
         with self.connect() as connection:
             return connection.execute(query.encode(), arguments).fetchall()
 
-    def claim(self, worker: str = "worker-1") -> ledger.Claim:
+    def claim(self, worker: str = "worker-1") -> claims.Claim:
         with self.connect() as connection:
-            claim = ledger.claim(connection, worker=worker, lease=self.settings.lease)
+            claim = claims.claim(connection, worker=worker, lease=self.settings.lease)
         assert claim is not None
         return claim
 

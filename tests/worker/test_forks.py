@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.services import wait_until
 from tests.worker.conftest import Workshop
-from worker import ledger, sweep
+from worker import blocks, ledger, sweep
 from worker.supervisor import work
 
 
@@ -60,15 +60,15 @@ def test_jobs_of_a_comparison_are_brought_the_calls_of_the_first_and_nothing_els
         hold = workshop.claim().hold
         assert hold.job_id == first
         files = [{"name": name, "key": f"jobs/{first}/blocks/{name[:5]}", **file} for name in names]
-        ledger.record_block(
+        blocks.record_block(
             connection, hold, block=0, blocks=2, seconds=1, report={}, files=files, superseded=[], event={}
         )
-        brought = ledger.files_to_take_over(connection, second)
+        brought = blocks.files_to_take_over(connection, second)
         assert [found["name"] for found in brought] == ["calls.safetensors", "calls.json"]
         connection.execute("UPDATE jobs SET tenant = 'another' WHERE id = %s", (second,))
-        assert ledger.files_to_take_over(connection, second) == []
+        assert blocks.files_to_take_over(connection, second) == []
         connection.execute("UPDATE jobs SET tenant = %s, comparison_id = NULL WHERE id = %s", ("tenant-a", second))
-        assert ledger.files_to_take_over(connection, second) == []
+        assert blocks.files_to_take_over(connection, second) == []
 
 
 def test_of_a_job_that_succeeded_the_calls_stay_a_day_longer_than_the_rest(workshop: Workshop) -> None:
@@ -83,7 +83,7 @@ def test_of_a_job_that_succeeded_the_calls_stay_a_day_longer_than_the_rest(works
         connection.execute("UPDATE layers SET files = files || %s WHERE block = 0", (ledger.Jsonb([calls]),))
         assert sweep.drop_block_files(connection, workshop.storage) == 1
         assert sweep.drop_block_files(connection, workshop.storage) == 0
-        assert ledger.block_files(connection, job_id) == [calls]
+        assert blocks.block_files(connection, job_id) == [calls]
         assert list(workshop.storage.keys(f"jobs/{job_id}/blocks")) == [calls["key"]]
         connection.execute("UPDATE jobs SET finished_at = clock_timestamp() - interval '25 h'")
         assert sweep.drop_block_files(connection, workshop.storage) == 1

@@ -11,7 +11,7 @@ import pytest
 from app.contract.errors import FailureCode
 from app.contract.states import AttemptOutcome, JobStatus
 from tests.worker.conftest import Workshop
-from worker import ledger
+from worker import blocks, claims, ledger
 from worker.ledger import Connection, Hold
 
 Write = Callable[[Connection, Hold], Any]
@@ -26,8 +26,8 @@ WRITES: dict[str, Write] = {
     "phase": lambda c, h: ledger.set_phase(c, h, "fitting"),
     "progress": lambda c, h: ledger.set_progress(c, h, {"done": 1}),
     "warning": lambda c, h: ledger.add_warning(c, h, "careful"),
-    "block": lambda c, h: ledger.record_block(c, h, **BLOCK),
-    "resumed": lambda c, h: ledger.record_resumed(c, h, block=0, blocks=2),
+    "block": lambda c, h: blocks.record_block(c, h, **BLOCK),
+    "resumed": lambda c, h: blocks.record_resumed(c, h, block=0, blocks=2),
     "success": lambda c, h: ledger.succeed(c, h, summary={}, artifacts=[ARTIFACT]),
     "failure": lambda c, h: ledger.fail(c, h, code=FailureCode.INTERNAL, message="x"),
     "hand back": lambda c, h: ledger.hand_back(c, h, reason="x"),
@@ -92,14 +92,14 @@ def test_the_job_with_the_highest_priority_and_then_the_oldest_is_claimed_first(
     urgent = workshop.add_job(priority=5)
     assert [workshop.claim().hold.job_id for _ in range(3)] == [urgent, first, second]
     with workshop.connect() as connection:
-        assert ledger.claim(connection, worker="w", lease=30) is None
+        assert claims.claim(connection, worker="w", lease=30) is None
 
 
 def test_a_job_that_shall_wait_is_not_claimed(workshop: Workshop) -> None:
     workshop.add_job()
     with workshop.connect() as connection:
         connection.execute("UPDATE jobs SET run_after = clock_timestamp() + interval '1 h'")
-        assert ledger.claim(connection, worker="w", lease=30) is None
+        assert claims.claim(connection, worker="w", lease=30) is None
 
 
 def test_many_workers_at_once_never_get_the_same_job(workshop: Workshop) -> None:
@@ -109,7 +109,7 @@ def test_many_workers_at_once_never_get_the_same_job(workshop: Workshop) -> None
     def take(number: int) -> None:
         with workshop.connect() as connection:
             start.wait()
-            while (claim := ledger.claim(connection, worker=f"w{number}", lease=30)) is not None:
+            while (claim := claims.claim(connection, worker=f"w{number}", lease=30)) is not None:
                 got.append(claim.hold.job_id)
 
     threads = [threading.Thread(target=take, args=(number,)) for number in range(6)]
@@ -158,7 +158,7 @@ def test_a_new_block_renews_the_budget(workshop: Workshop) -> None:
         for _ in range(2):
             assert ledger.give_up_attempt(connection, workshop.claim().hold, **give_up) == JobStatus.QUEUED
         hold = workshop.claim().hold
-        ledger.record_block(connection, hold, **BLOCK)
+        blocks.record_block(connection, hold, **BLOCK)
         assert ledger.give_up_attempt(connection, hold, **give_up) == JobStatus.QUEUED
         assert workshop.job(job_id)["barren_attempts"] == 0
         for expected in (JobStatus.QUEUED, JobStatus.QUEUED, JobStatus.FAILED):
@@ -175,10 +175,10 @@ def test_superseded_files_are_forgotten_and_named_for_deletion(workshop: Worksho
 
     with workshop.connect() as connection:
         first = {**BLOCK, "files": [file("blocks/0", "a"), file("chain/0", "b")]}
-        assert ledger.record_block(connection, hold, **first) == []
+        assert blocks.record_block(connection, hold, **first) == []
         second = {**BLOCK, "block": 1, "files": [file("chain/1", "c")], "superseded": ["chain/0"]}
-        assert ledger.record_block(connection, hold, **second) == ["b"]
-        assert [each["name"] for each in ledger.block_files(connection, job_id)] == ["blocks/0", "chain/1"]
+        assert blocks.record_block(connection, hold, **second) == ["b"]
+        assert [each["name"] for each in blocks.block_files(connection, job_id)] == ["blocks/0", "chain/1"]
 
 
 def test_a_message_that_postgresql_cannot_store_is_cleaned(workshop: Workshop) -> None:

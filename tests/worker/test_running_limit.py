@@ -5,25 +5,25 @@ from __future__ import annotations
 import threading
 
 from tests.worker.conftest import TENANT, Workshop
-from worker import ledger
+from worker import claims, ledger
 
 
-def claim_all(workshop: Workshop, workers: int, *, most: int | None) -> list[ledger.Claim | None]:
+def claim_all(workshop: Workshop, workers: int, *, most: int | None) -> list[claims.Claim | None]:
     """One claim of each of ``workers`` at the same moment."""
-    claims: list[ledger.Claim | None] = []
+    made: list[claims.Claim | None] = []
     together = threading.Barrier(workers)
 
     def claim() -> None:
         with workshop.connect() as connection:
             together.wait(20)
-            claims.append(ledger.claim(connection, worker="w", lease=30, max_running=most))
+            made.append(claims.claim(connection, worker="w", lease=30, max_running=most))
 
     threads = [threading.Thread(target=claim) for _ in range(workers)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    return claims
+    return made
 
 
 def running(workshop: Workshop) -> dict[str, int]:
@@ -37,9 +37,9 @@ def test_simultaneous_claims_keep_to_the_limit_and_others_jobs_pass(workshop: Wo
     theirs = workshop.add_job()  # behind all of them in the queue
     with workshop.connect() as connection:
         connection.execute("UPDATE jobs SET tenant = 'other' WHERE id = %s", (theirs,))
-    claims = claim_all(workshop, 6, most=2)
+    made = claim_all(workshop, 6, most=2)
     assert running(workshop) == {TENANT: 2, "other": 1}
-    assert sum(claim is not None for claim in claims) == 3
+    assert sum(claim is not None for claim in made) == 3
     assert all(row["n"] == 1 for row in workshop.rows("SELECT count(*) AS n FROM attempts GROUP BY job_id"))
 
 
@@ -47,11 +47,11 @@ def test_a_place_that_is_free_again_is_taken(workshop: Workshop) -> None:
     for _ in range(3):
         workshop.add_job()
     with workshop.connect() as connection:
-        first = ledger.claim(connection, worker="w", lease=30, max_running=1)
+        first = claims.claim(connection, worker="w", lease=30, max_running=1)
         assert first is not None
-        assert ledger.claim(connection, worker="w", lease=30, max_running=1) is None
+        assert claims.claim(connection, worker="w", lease=30, max_running=1) is None
         ledger.hand_back(connection, first.hold, reason="x")
-        assert ledger.claim(connection, worker="w", lease=30, max_running=1) is not None
+        assert claims.claim(connection, worker="w", lease=30, max_running=1) is not None
 
 
 def test_a_tenants_own_limit_overrides_the_settings(workshop: Workshop) -> None:
