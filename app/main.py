@@ -31,7 +31,7 @@ from app.plans.router import router as plans
 from app.problems import ProblemDetails
 from app.quotas import StorageMeter
 from app.rate_limit import TokenBuckets
-from app.settings import Settings
+from app.settings import Settings, read_settings
 from app.storage import storage_from_url
 from app.system.router import router as system
 from app.telemetry import BodyLimitMiddleware, Telemetry, TelemetryMiddleware
@@ -48,7 +48,7 @@ MULTIPART_OVERHEAD = 64 * 1024
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """Connects to nothing and touches no file until the application is started."""
-    settings = settings or Settings()
+    settings = settings or read_settings()
     telemetry = Telemetry()
 
     @asynccontextmanager

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.logs import LogFormat
@@ -45,10 +46,10 @@ class Settings(BaseSettings):
         default=256 * 1024 * 1024, description="A worker whose work directory has less free space takes no job."
     )
 
-    lease: float = 120.0
-    beat: float = 20.0
-    self_kill: float = 90.0
-    grace: float = 30.0
+    lease: float = Field(default=120.0, gt=0, allow_inf_nan=False)
+    beat: float = Field(default=20.0, gt=0, allow_inf_nan=False)
+    self_kill: float = Field(default=90.0, gt=0, allow_inf_nan=False)
+    grace: float = Field(default=30.0, ge=0, allow_inf_nan=False)
     ring_again: float = Field(default=60.0, description="A queued job not picked up for this long is rung again.")
     log_format: LogFormat = Field(default="auto", description="json, text, or auto: text on a terminal, else json.")
     metrics_port: int = Field(
@@ -81,6 +82,16 @@ class Settings(BaseSettings):
     max_image_pixels: int = 50_000_000
     max_audio_bytes: int = 20 * 1024 * 1024
 
+    @model_validator(mode="after")
+    def _a_silent_worker_is_gone_before_its_job_is_anothers(self) -> Self:
+        if self.beat < self.self_kill < self.lease:
+            return self
+        raise ValueError(
+            f"QE_BEAT={self.beat:g}, QE_SELF_KILL={self.self_kill:g} and QE_LEASE={self.lease:g} must grow in this"
+            " order: a worker renews its lease each beat, and one that cannot must have killed its own runner before"
+            " the lease ends and another worker begins. docs/operations.md says how to choose them"
+        )
+
     @cached_property
     def resolved_home(self) -> Path:
         return self.home.expanduser().resolve()
@@ -93,3 +104,19 @@ class Settings(BaseSettings):
     def work_directory(self) -> Path:
         """Scratch space of running jobs. Nothing in it is needed once the job's worker is gone."""
         return self.resolved_home / "work"
+
+
+def read_settings() -> Settings:
+    """From the environment, for a process that starts. Raises SystemExit, a line for each setting that is wrong."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise SystemExit("\n".join(complaints(error))) from None
+
+
+def complaints(error: ValidationError) -> list[str]:
+    """What is wrong with which variable."""
+    return [
+        "".join(f"QE_{str(name).upper()}: " for name in each["loc"][:1]) + each["msg"].removeprefix("Value error, ")
+        for each in error.errors(include_url=False)
+    ]

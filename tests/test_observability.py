@@ -46,6 +46,14 @@ def test_every_metric_is_shown_somewhere() -> None:
     assert unseen == set()
 
 
+def test_the_page_on_metrics_names_each_of_them_and_no_other() -> None:
+    page = (FILES.parent / "docs" / "observability.md").read_text()
+    named = set(re.findall(r"`(qe_[a-z_]+)`", page))
+    exported = {name for name in KNOWN if not name.endswith(("_bucket", "_sum", "_count"))}
+    exported |= {name.removesuffix("_bucket") for name in KNOWN if name.endswith("_bucket")}
+    assert named == exported
+
+
 def test_the_dashboard_is_one_that_grafana_takes() -> None:
     assert {"title", "uid", "schemaVersion", "panels", "templating"} <= set(DASHBOARD)
     places = [tuple(panel["gridPos"].values()) for panel in DASHBOARD["panels"]]

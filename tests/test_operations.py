@@ -13,6 +13,7 @@ from app.contract.events import EventType
 from app.contract.states import AttemptOutcome
 from app.problems import CATALOGUE
 from app.telemetry import Telemetry
+from worker import metrics
 
 ROOT = Path(__file__).parent.parent
 RUNBOOK = (ROOT / "docs" / "operations.md").read_text()
@@ -36,10 +37,13 @@ def test_a_quoted_line_is_one_that_a_program_writes(fragment: str) -> None:
 
 
 def test_named_metrics_events_codes_and_problems_exist() -> None:
-    metrics = {metric.name for metric in Telemetry().registry.collect()}
+    registries = (Telemetry().registry, metrics.REGISTRY)
+    exported = {metric.name for registry in registries for metric in registry.collect()}
     named = {name.removesuffix("_total") for name in re.findall(r"`(qe_\w+)`", RUNBOOK)}
     assert len(named) >= 5
-    assert named <= metrics
+    assert named <= exported
+    for newest in ("qe_worker_leases_lost", "qe_keeper_reaped", "qe_bells_not_rung"):
+        assert newest in named
     assert set(quoted("event")) <= {event.value for event in EventType}
     assert set(quoted("attempt")) <= {outcome.value for outcome in AttemptOutcome}
     assert set(quoted("error")) <= {code.value for code in FailureCode}

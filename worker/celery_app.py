@@ -20,7 +20,7 @@ from celery import Celery, signals
 
 from app.contract import bell
 from app.logs import configure_logging
-from app.settings import Settings
+from app.settings import Settings, read_settings
 from app.storage import storage_from_url
 from app.tracing import check_tracing, open_tracing
 from worker import device, metrics, process, tasks, workers
@@ -37,7 +37,7 @@ app: Celery
 
 def create_celery(settings: Settings | None = None, *, runner: tuple[str, ...] = RUNNER) -> Celery:
     """The Celery app of a worker process; ``runner`` is the command that computes."""
-    settings = settings or Settings()
+    settings = settings or read_settings()
     if settings.redis_url is None or settings.database_url is None:
         raise SystemExit("a worker needs QE_DATABASE_URL and QE_REDIS_URL (`qe serve` brings its own servers)")
     try:

@@ -26,7 +26,7 @@ from pathlib import Path
 import click
 from pydantic import ValidationError
 
-from app.settings import Settings
+from app.settings import Settings, complaints
 from worker import process
 from worker.servers import ServerFailed, embedded_postgres, embedded_redis, migrate
 
@@ -89,8 +89,7 @@ def serve(**chosen: object) -> None:
     except (ServiceFailed, ServerFailed) as failure:
         raise click.ClickException(str(failure)) from failure
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise click.ClickException(f"QE_{'_'.join(map(str, first['loc'])).upper()}: {first['msg']}") from error
+        raise click.ClickException("; ".join(complaints(error))) from error
 
 
 def _given(options: dict[str, object]) -> dict[str, object]:

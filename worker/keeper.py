@@ -22,7 +22,7 @@ import psycopg
 from app.contract.crash_points import reach
 from app.contract.states import LEASED, AttemptOutcome, JobStatus
 from app.logs import configure_logging
-from app.settings import Settings
+from app.settings import Settings, read_settings
 from app.storage import Storage, storage_from_url
 from app.tracing import OFF, Tracing, open_tracing
 from worker import ledger, metrics, sweep
@@ -174,7 +174,7 @@ def _keep_connected(
 
 
 def main() -> None:
-    settings = Settings()
+    settings = read_settings()
     configure_logging(settings.log_format)
     if settings.redis_url is None or settings.database_url is None:
         raise SystemExit("the keeper needs QE_DATABASE_URL and QE_REDIS_URL (`qe serve` brings its own servers)")

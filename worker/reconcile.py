@@ -22,7 +22,7 @@ from psycopg.types.json import Jsonb
 
 from app.contract import uploads
 from app.contract.states import LEASED, JobStatus
-from app.settings import Settings
+from app.settings import read_settings
 from app.storage import CHUNK, ObjectMissing, Storage, storage_from_url
 from worker import ledger
 from worker.ledger import Connection
@@ -199,7 +199,7 @@ def main() -> int:
     parser.add_argument("--older-than", type=float, default=OLDER_THAN_HOURS, metavar="HOURS", help="age of orphans")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
     arguments = parser.parse_args()
-    settings = Settings()
+    settings = read_settings()
     if settings.database_url is None:
         raise SystemExit("QE_DATABASE_URL is not set: reconciling needs the address of the ledger, postgresql://…")
     with ledger.connect(settings.database_url) as connection:
