@@ -13,9 +13,9 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import Response
+from fastapi import Header, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from sqlalchemy import func, select
@@ -91,6 +91,9 @@ async def remember(session: AsyncSession, *, tenant: str, key: str, request_dige
     statement = insert(IdempotencyRecord).values(tenant=tenant, key=key, **values)
     # What is there already is older than 24 hours, or `recall` would have found it.
     await session.execute(statement.on_conflict_do_update(index_elements=["tenant", "key"], set_=values))
+
+
+IdempotencyKey = Annotated[str | None, Header(description="Makes a repeated request safe for 24 hours.")]
 
 
 @dataclass(frozen=True)

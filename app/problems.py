@@ -145,6 +145,21 @@ class Problem(HTTPException):
         self.errors = [dict(error) for error in errors]
 
 
+CREATION_REFUSED = (
+    DATASET_NOT_FOUND,
+    DATASET_EXPIRED,
+    TOO_MANY_QUEUED_JOBS,
+    STORAGE_QUOTA_EXCEEDED,
+    MODEL_NOT_FOUND,
+    INSUFFICIENT_MEMORY,
+    IDEMPOTENCY_IN_PROGRESS,
+    IDEMPOTENCY_MISMATCH,
+    MALFORMED_REQUEST,
+    BODY_TOO_LARGE,
+)
+"""What may be answered to any request that makes jobs."""
+
+
 def documented(*kinds: ProblemType) -> dict[int | str, dict[str, Any]]:
     """The ``responses`` of a route that can answer with these problems, and with those that every route can."""
     by_status: dict[int | str, list[ProblemType]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from app import idempotency, problems
 from app.comparisons import service
@@ -13,7 +13,7 @@ from app.comparisons.queries import jobs_of
 from app.comparisons.schemas import ComparisonView, NewComparison
 from app.contract.tables import Comparison
 from app.deps import DoorbellDep, JobsReader, JobsWriter, ServiceDep, SessionDep
-from app.idempotency import Made
+from app.idempotency import IdempotencyKey, Made
 from app.negotiation import choose
 from app.paging import Page, PageQuery, page_of
 from app.problems import Problem, documented
@@ -28,18 +28,7 @@ router = APIRouter(prefix="/v1/comparisons", tags=["comparisons"])
     "",
     status_code=201,
     response_model=ComparisonView,
-    responses=documented(
-        problems.DATASET_NOT_FOUND,
-        problems.DATASET_EXPIRED,
-        problems.TOO_MANY_QUEUED_JOBS,
-        problems.STORAGE_QUOTA_EXCEEDED,
-        problems.MODEL_NOT_FOUND,
-        problems.INSUFFICIENT_MEMORY,
-        problems.IDEMPOTENCY_IN_PROGRESS,
-        problems.IDEMPOTENCY_MISMATCH,
-        problems.MALFORMED_REQUEST,
-        problems.BODY_TOO_LARGE,
-    ),
+    responses=documented(*problems.CREATION_REFUSED),
 )
 async def create(
     wanted: NewComparison,
@@ -48,7 +37,7 @@ async def create(
     parts: ServiceDep,
     doorbell: DoorbellDep,
     response: Response,
-    idempotency_key: Annotated[str | None, Header(description="Makes a repeated request safe for 24 hours.")] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Any:
     """Queue one job per candidate, all on the same model and rows. Jobs that start later take over the calibration of
     the first."""

@@ -12,7 +12,7 @@ from app.contract.crash_points import reach
 from app.contract.events import TERMINAL
 from app.contract.tables import Job
 from app.deps import DoorbellDep, JobsReader, JobsWriter, ServiceDep, SessionDep
-from app.idempotency import Made
+from app.idempotency import IdempotencyKey, Made
 from app.jobs import queries, service
 from app.jobs.events import events_after
 from app.jobs.fork import ForkRequest, forked, pins_of
@@ -35,20 +35,11 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
     status_code=201,
     response_model=JobView,
     responses=documented(
-        problems.DATASET_NOT_FOUND,
-        problems.DATASET_EXPIRED,
-        problems.TOO_MANY_QUEUED_JOBS,
-        problems.STORAGE_QUOTA_EXCEEDED,
-        problems.MODEL_NOT_FOUND,
+        *problems.CREATION_REFUSED,
         problems.PLAN_NOT_FOUND,
         problems.PLAN_MISMATCH,
         problems.PLAN_REFUSED,
         problems.PLAN_OUTDATED,
-        problems.INSUFFICIENT_MEMORY,
-        problems.IDEMPOTENCY_IN_PROGRESS,
-        problems.IDEMPOTENCY_MISMATCH,
-        problems.MALFORMED_REQUEST,
-        problems.BODY_TOO_LARGE,
     ),
 )
 async def create(
@@ -58,7 +49,7 @@ async def create(
     parts: ServiceDep,
     doorbell: DoorbellDep,
     response: Response,
-    idempotency_key: Annotated[str | None, Header(description="Makes a repeated request safe for 24 hours.")] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Any:
     """Queue a quantization. The answer is the job; follow it at `/v1/jobs/{id}/events`."""
     settings, tenant, storage = parts.settings, caller.tenant, parts.storage
@@ -91,19 +82,7 @@ async def create(
     "/{job_id}/fork",
     status_code=201,
     response_model=JobView,
-    responses=documented(
-        problems.NOT_FOUND,
-        problems.DATASET_NOT_FOUND,
-        problems.DATASET_EXPIRED,
-        problems.TOO_MANY_QUEUED_JOBS,
-        problems.STORAGE_QUOTA_EXCEEDED,
-        problems.MODEL_NOT_FOUND,
-        problems.INSUFFICIENT_MEMORY,
-        problems.IDEMPOTENCY_IN_PROGRESS,
-        problems.IDEMPOTENCY_MISMATCH,
-        problems.MALFORMED_REQUEST,
-        problems.BODY_TOO_LARGE,
-    ),
+    responses=documented(*problems.CREATION_REFUSED, problems.NOT_FOUND),
 )
 async def fork(
     job_id: str,
@@ -113,7 +92,7 @@ async def fork(
     parts: ServiceDep,
     doorbell: DoorbellDep,
     response: Response,
-    idempotency_key: Annotated[str | None, Header(description="Makes a repeated request safe for 24 hours.")] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Any:
     """A job with the same spec but for what the body changes. It takes over what the first one computed where nothing
     before it differs: calibration always, finished blocks when what is computed is the same. The bytes are those of the
