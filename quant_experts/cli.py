@@ -23,7 +23,19 @@ from quant_experts.errors import QuantExpertsError, Stopped
 
 ENTRY_POINTS = "quant_experts.commands"
 OWN = ("quantize", "plan", "inspect", "verify")
-CLIENT = ("submit", "watch", "jobs", "pull", "report", "cancel", "retry")
+CLIENT = (
+    "submit",
+    "watch",
+    "jobs",
+    "pull",
+    "report",
+    "cancel",
+    "retry",
+    "fork",
+    "compare",
+    "datasets",
+    "webhooks",
+)
 """Commands that speak to a service."""
 BAD_INPUT, BAD_ARGUMENTS, UNREACHED, INTERRUPTED = 1, 2, 6, 130
 
@@ -75,6 +87,7 @@ def qe() -> None:
     On a service (QE_URL, QE_API_KEY), with the same options:
     qe submit --model ID --calibration rows.jsonl --scheme W4A6 --watch
     qe pull JOB
+    qe compare --model ID --calibration rows.jsonl W4A6 W4A6/gptq W8A8/rtn
     """
 
 

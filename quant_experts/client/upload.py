@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import queue
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -163,8 +163,6 @@ def _send_parts(
     done = [0, 0]
 
     def send(part: Part) -> None:
-        if stop.is_set():
-            raise Stopped(path.name)
         with path.open("rb") as file:
             file.seek(part.start)
             content = file.read(part.bytes)
@@ -178,20 +176,43 @@ def _send_parts(
             if on_progress is not None:
                 on_progress(Sent(done[0], parts[-1].start + parts[-1].bytes, done[1], len(parts)))
 
-    with ThreadPoolExecutor(max_workers=max(1, parallel), thread_name_prefix="upload") as pool:
-        futures = [pool.submit(send, part) for part in parts]
+    _each(send, parts, parallel=parallel, stop=stop)
+    if stop.is_set():
+        raise Stopped(path.name)
+
+
+def _each(send: Callable[[Part], None], parts: list[Part], *, parallel: int, stop: threading.Event) -> None:
+    """``send`` every part from several threads; the first error ends all. No pool: nobody who presses Ctrl-C is to wait
+    for an answer that may not come, so the threads are left behind, and end with their part or with the process."""
+    left = queue.SimpleQueue[Part]()
+    for part in parts:
+        left.put(part)
+    ends = queue.SimpleQueue[BaseException | None]()
+
+    def work() -> None:
         try:
-            wait(futures, return_when=FIRST_EXCEPTION)
-        finally:
-            # Also for Ctrl-C: the pool waits for its threads when it is left.
-            if any(not future.done() or future.exception() for future in futures):
-                stop.set()
-            for future in futures:
-                future.cancel()
-    failures = [future.exception() for future in futures if not future.cancelled() and future.exception()]
-    for failure in sorted(failures, key=lambda error: isinstance(error, Stopped)):
-        assert failure is not None
-        raise failure
+            while not stop.is_set():
+                send(left.get_nowait())
+        except queue.Empty:
+            ends.put(None)
+        except BaseException as error:  # noqa: BLE001 -- raised below, by who waits
+            ends.put(error)
+        else:
+            ends.put(None)
+
+    threads = [
+        threading.Thread(target=work, name=f"upload-{number}", daemon=True)
+        for number in range(max(1, min(parallel, len(parts))))
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in threads:
+            if (failure := ends.get()) is not None:
+                raise failure
+    except BaseException:
+        stop.set()
+        raise
 
 
 def _digest(path: Path, stop: threading.Event) -> str:

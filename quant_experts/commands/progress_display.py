@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from quant_experts.commands.live_line import LiveLine
 from quant_experts.progress import Advanced, BlockFinished, Event, Finished, GroupFitted, Phase, PhaseStarted, Warned
 
 TITLES: dict[Phase, str] = {
@@ -26,7 +25,7 @@ def say(text: str) -> None:
     Console(highlight=False, soft_wrap=True, markup=False).print(text)
 
 
-class ProgressDisplay:
+class ProgressDisplay(LiveLine):
     """A context manager whose ``on_event`` a run calls.
 
     While fitting it shows block n of N, the group in hand, the mean held-out error so far and the time left, taken from
@@ -34,49 +33,28 @@ class ProgressDisplay:
     """
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=28),
-            TextColumn("{task.fields[detail]}", markup=False),
-            TimeElapsedColumn(),
-            console=self._console,
-            transient=True,
-        )
-        self._task = self._progress.add_task("starting", total=None, detail="")
+        super().__init__("starting")
         self._errors: list[float] = []
         self._seconds: list[float] = []
         self._blocks = 0
         self._done = 0
 
-    def __enter__(self) -> ProgressDisplay:
-        if self._console.is_terminal:
-            self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._progress.live.is_started:
-            self._progress.stop()
-
     def note(self, text: str) -> None:
         """Something to read that stays on the screen."""
-        self._console.print(f"qe: {text}", markup=False)
+        self.keep(f"qe: {text}")
 
     def on_event(self, event: Event) -> None:
         match event:
             case PhaseStarted(phase, total):
-                self._show(TITLES[phase], done=0, total=total, detail="")
+                self.show(TITLES[phase], done=0, total=total, detail="")
                 self._blocks = total or 0 if phase == "fitting" else self._blocks
-                self._plain(TITLES[phase])
+                self.plain(TITLES[phase])
             case Advanced(phase, done, total):
-                self._show(TITLES[phase], done=done, total=total, detail=f"{done} of {total}")
+                self.show(TITLES[phase], done=done, total=total, detail=f"{done} of {total}")
             case GroupFitted(block, blocks, group):
                 self._errors.append(group.error.routed)
                 short = ".".join(group.name.split(".")[-2:])
-                self._show(
+                self.show(
                     f"block {block + 1} of {blocks} · {short}",
                     done=self._done,
                     total=blocks,
@@ -85,9 +63,9 @@ class ProgressDisplay:
             case BlockFinished():
                 self._finish(event)
             case Warned(message):
-                self._console.print(f"warning: {message}", markup=False)
+                self.keep(f"warning: {message}")
             case Finished(_, files):
-                self._plain(f"{len(files)} files, {sum(file.bytes for file in files):,} bytes")
+                self.plain(f"{len(files)} files, {sum(file.bytes for file in files):,} bytes")
 
     def _finish(self, event: BlockFinished) -> None:
         self._done += 1
@@ -96,9 +74,9 @@ class ProgressDisplay:
         else:
             self._seconds.append(event.seconds)
         detail = f"error so far {self._mean_error():.3%}{self._time_left(event.blocks)}"
-        self._show(f"block {event.block + 1} of {event.blocks}", done=self._done, total=event.blocks, detail=detail)
+        self.show(f"block {event.block + 1} of {event.blocks}", done=self._done, total=event.blocks, detail=detail)
         how = "found finished" if event.resumed else f"{event.seconds:.1f} s"
-        self._plain(f"block {event.block + 1} of {event.blocks} · {how} · {detail}")
+        self.plain(f"block {event.block + 1} of {event.blocks} · {how} · {detail}")
 
     def _mean_error(self) -> float:
         return sum(self._errors) / max(1, len(self._errors))
@@ -108,10 +86,3 @@ class ProgressDisplay:
             return ""
         left = round(sum(self._seconds) / len(self._seconds) * (blocks - self._done))
         return f" · about {time.strftime('%H:%M:%S', time.gmtime(left)).removeprefix('00:')} left"
-
-    def _show(self, description: str, *, done: int, total: int | None, detail: str) -> None:
-        self._progress.update(self._task, description=description, completed=done, total=total, detail=detail)
-
-    def _plain(self, line: str) -> None:
-        if not self._console.is_terminal:
-            self._console.print(line, markup=False, soft_wrap=True)

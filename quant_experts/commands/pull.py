@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from quant_experts.client import Transferred
+from quant_experts.commands.live_line import bytes_bar
 from quant_experts.commands.service_client import connected, json_option, url_option
 
 
@@ -27,18 +26,7 @@ def command(
 ) -> None:
     """Download the files of JOB, check every digest, and go on where an earlier call was interrupted."""
     directory = output or Path(job_id)
-    console = Console(stderr=True, highlight=False)
-    progress = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=28),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    with connected(url) as client, progress:
+    with connected(url) as client, bytes_bar() as progress:
         task = progress.add_task("files", total=None)
 
         def show(step: Transferred) -> None:

@@ -46,7 +46,7 @@ class Bytes(click.ParamType[int]):
         return round(float(match[1]) * UNITS[match[2].lower()])
 
 
-OPTIONS = (
+CHOICE = (
     click.option(
         "--scheme",
         default="W4A6",
@@ -59,6 +59,9 @@ OPTIONS = (
     click.option(
         "--method", default="qe", show_default=True, type=click.Choice(list(PRESETS)), help="Preset of the three slots."
     ),
+)
+"""How it is quantized at all."""
+REFINEMENTS = (
     click.option("--smoothing", metavar="NAME", help="Smoothing instead of the preset's."),
     click.option("--smoothquant-alpha", type=float, metavar="F", help="Of smoothquant, 0 to 1.  [default: 0.5]"),
     click.option("--rounding", metavar="NAME", help="Rounding instead of the preset's."),
@@ -127,7 +130,14 @@ OPTIONS = (
 
 def spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator: all of them, in the order in which the help lists them."""
-    for option in reversed(OPTIONS):
+    for option in reversed((*CHOICE, *REFINEMENTS)):
+        command = option(command)
+    return command
+
+
+def refining_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: those that go with any scheme and method."""
+    for option in reversed(REFINEMENTS):
         command = option(command)
     return command
 
@@ -161,6 +171,11 @@ def body_of(**options: Any) -> dict[str, Any]:
     """
     given = {name: value for name, value in options.items() if value not in (None, ())}
     _check_together(given)
+    return changes_of(**given)
+
+
+def changes_of(**given: Any) -> dict[str, Any]:
+    """Fields of a job for those options that are given, and no others; a job that is changed has the rest."""
     size = given.get("group_size", "")
     if size.isdecimal():
         given["group_size"] = int(size)
@@ -168,10 +183,11 @@ def body_of(**options: Any) -> dict[str, Any]:
         given["sensitive_bits"] = int(given["sensitive_bits"])
     if "sensitive_groups" in given:
         given["sensitive_groups"] = list(given["sensitive_groups"])
+    fields: dict[str, Any] = {name: given.pop(name) for name in ("scheme", "method") if name in given}
     limits = _taken(given, LIMITS)
     parts = {field: part for field, flags in PARTS.items() if (part := _taken(given, flags))}
-    body = {"scheme": given.pop("scheme"), "method": given.pop("method"), "target": parts.pop("target", None)}
-    return {**body, "accept_if": limits or None, "options": {**given, **parts}}
+    fields |= {"target": parts.pop("target", None), "accept_if": limits, "options": {**given, **parts}}
+    return {name: value for name, value in fields.items() if value}
 
 
 def _check_together(given: Mapping[str, Any]) -> None:

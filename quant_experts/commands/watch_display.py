@@ -3,45 +3,21 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
 from quant_experts.client import EventView
+from quant_experts.commands.live_line import LiveLine
 from quant_experts.commands.progress_display import TITLES
 
 NEWEST_WEIGHT = 0.3
 
 
-class WatchDisplay:
+class WatchDisplay(LiveLine):
     """A context manager that is fed a job's events. It knows nothing of connections, so none that breaks shows."""
 
     def __init__(self, job_id: str) -> None:
-        self._console = Console(stderr=True, highlight=False)
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=28),
-            TextColumn("{task.fields[detail]}", markup=False),
-            TimeElapsedColumn(),
-            console=self._console,
-            transient=True,
-        )
-        self._task = self._progress.add_task(f"{job_id} queued", total=None, detail="")
+        super().__init__(f"{job_id} queued")
         self._seconds: float | None = None
-
-    def __enter__(self) -> WatchDisplay:
-        if self._console.is_terminal:
-            self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._progress.live.is_started:
-            self._progress.stop()
 
     def on_event(self, event: EventView) -> None:
         data = event.data
@@ -51,7 +27,7 @@ class WatchDisplay:
             case "job.started":
                 resumed = data.get("resumed_from_block") or 0
                 at = f", resumed after block {resumed}" if resumed else ""
-                self._note(f"attempt {data.get('attempt')} on {data.get('worker')}{at}")
+                self.keep(f"attempt {data.get('attempt')} on {data.get('worker')}{at}")
             case "job.phase":
                 phase = str(data.get("phase"))
                 titles: dict[Any, str] = dict(TITLES)
@@ -59,9 +35,9 @@ class WatchDisplay:
             case "job.block":
                 self._block(data)
             case "job.warning":
-                self._note(f"warning: {data.get('message')}")
+                self.keep(f"warning: {data.get('message')}")
             case "job.requeued":
-                self._note(f"attempt {data.get('attempt')} ended: {data.get('reason')}; the job waits again")
+                self.keep(f"attempt {data.get('attempt')} ended: {data.get('reason')}; the job waits again")
             case "job.cancel_requested":
                 self._step("cancelling", done=None)
             case "job.succeeded" | "job.failed" | "job.cancelled":
@@ -80,9 +56,5 @@ class WatchDisplay:
         )
 
     def _step(self, text: str, *, done: int | None, total: int | None = None, detail: str = "") -> None:
-        self._progress.update(self._task, description=text, completed=done or 0, total=total, detail=detail)
-        if not self._console.is_terminal:
-            self._console.print(" · ".join(part for part in (text, detail) if part), markup=False, soft_wrap=True)
-
-    def _note(self, text: str) -> None:
-        self._console.print(text, markup=False, soft_wrap=True)
+        self.show(text, done=done or 0, total=total, detail=detail)
+        self.plain(" · ".join(part for part in (text, detail) if part))

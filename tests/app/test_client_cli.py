@@ -1,4 +1,4 @@
-"""``qe submit | watch | jobs | pull | report | cancel | retry`` against the real API."""
+"""The commands that speak to a service, against the real API."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fastapi import Request, Response
 
 from quant_experts import cli
 from quant_experts.client.retrying import RetryPolicy
@@ -41,6 +43,16 @@ def qe(network: Cuts, capsys: pytest.CaptureFixture[str]) -> Qe:
         return code, said.out, said.err
 
     return run
+
+
+def interruptible(*arguments: str) -> subprocess.Popen[str]:
+    """One command as a process that Ctrl-C reaches, whatever this one does with it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "quant_experts.cli", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
 
 
 async def submitted(qe: Qe, *more: str) -> str:
@@ -109,13 +121,7 @@ async def test_watch_ends_as_the_job_ends_over_broken_connections(qe: Qe, api: A
 
 async def test_ctrl_c_leaves_the_job_running_and_says_how_to_come_back(qe: Qe, api: Api) -> None:
     job_id = await submitted(qe)
-    process = await asyncio.to_thread(
-        subprocess.Popen,
-        [sys.executable, "-m", "quant_experts.cli", "watch", job_id],
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+    process = await asyncio.to_thread(interruptible, "watch", job_id)
     assert process.stderr is not None
     assert await asyncio.to_thread(process.stderr.readline) == "queued\n"
     process.send_signal(signal.SIGINT)
@@ -167,6 +173,178 @@ async def test_pull_and_report_bring_the_result(qe: Qe, api: Api, tmp_path: Path
     assert (code, out, Path("page.html").read_text()) == (0, "", "<p>hi")
 
 
+async def test_fork_sends_what_was_said_and_no_defaults(qe: Qe, api: Api) -> None:
+    job_id = await submitted(
+        qe,
+        "--scheme",
+        "W4A8",
+        "--method",
+        "gptq",
+        "--seed",
+        "3",
+        "--experts",
+        "4",
+        "--accept-max-kl",
+        "0.1",
+        "--label",
+        "a=b",
+    )
+    code, out, err = await qe(
+        "fork", job_id, "--seed", "0", "--unset", "options.experts", "--unset", "accept_if", "--label", "c=d"
+    )
+    assert code == 0, err
+    [(spec, parent)] = api.execute("SELECT spec, forked_from FROM jobs WHERE id = %s", [out.strip()])
+    given = {name: value for name, value in spec["options"].items() if value is not None}
+    assert (parent, spec["scheme"], spec["method"], given) == (job_id, "W4A8", "gptq", {"seed": 0})
+    assert (spec.get("accept_if"), spec["labels"]) == (None, {"a": "b", "c": "d"})
+    code, _, err = await qe("fork", job_id, "--seed", "1", "--unset", "options.seed")
+    assert (code, "another option gives it" in err) == (2, True)
+    code, _, err = await qe("fork", job_id, "--scheme", "W9A9")
+    assert (code, "/scheme" in err) == (1, True)
+
+
+def end(api: Api, job_id: str, *, kl: float, size: int) -> None:
+    api.start(job_id)
+    summary = {"kl": kl, "top1_agreement": 0.9, "effective_bits": 4.5, "bytes_after": size, "seconds": 61.2}
+    api.execute("UPDATE jobs SET summary = %s WHERE id = %s", [json.dumps(summary), job_id])
+    api.end(job_id, "succeeded")
+
+
+COMPARE = ["compare", "--model", MODEL, "--calibration", "acme/rows"]
+
+
+async def test_compare_shows_one_table_with_what_nothing_beats(qe: Qe, api: Api, tmp_path: Path) -> None:
+    code, out, err = await qe(
+        *COMPARE, "W4A6", "small:W4A6/gptq,experts=4,group_size=64", "W8A8/rtn", "--seed", "5", "--no-wait", "--json"
+    )
+    assert code == 0, err
+    made = json.loads(out)
+    assert [job["label"] for job in made["jobs"]] == ["W4A6 qe", "small", "W8A8 rtn"]
+    specs = [api.execute("SELECT spec FROM jobs WHERE id = %s", [job["job_id"]])[0][0] for job in made["jobs"]]
+    assert [spec["options"]["seed"] for spec in specs] == [5, 5, 5]
+    assert (specs[1]["options"]["experts"], specs[1]["options"]["group_size"]) == (4, 64)
+
+    waiting = asyncio.create_task(qe("compare", made["id"], "--plot", "plot.svg"))
+    for job, (kl, size) in zip(made["jobs"], [(0.02, 1_000_000), (0.03, 1_100_000), (0.0, 2_000_000)], strict=True):
+        await asyncio.to_thread(end, api, job["job_id"], kl=kl, size=size)
+    code, out, err = await asyncio.wait_for(waiting, 30)
+    assert code == 0, err
+    rows = [line.split() for line in out.splitlines()]
+    assert rows[0] == ["candidate", "status", "KL", "same", "token", "bits", "size", "seconds", "job"]
+    first, second, third = (job["job_id"] for job in made["jobs"])
+    assert rows[1] == ["★", "W4A6", "qe", "succeeded", "0.02", "90.0%", "4.50", "1.00", "MB", "61", first]
+    assert rows[2] == ["small", "succeeded", "0.03", "90.0%", "4.50", "1.10", "MB", "61", second]
+    assert rows[3] == ["★", "W8A8", "rtn", "succeeded", "0", "90.0%", "4.50", "2.00", "MB", "61", third]
+    assert out.splitlines()[4].endswith("smallest first: W4A6 qe, W8A8 rtn")
+    assert "<svg" in Path("plot.svg").read_text()
+    code, out, _ = await qe("compare")
+    assert out.splitlines()[1].split()[:4] == [made["id"], "3", "of", "3"]
+
+
+async def test_compare_ends_with_a_code_when_a_job_did_not_succeed(qe: Qe, api: Api) -> None:
+    code, out, _ = await qe(*COMPARE, "W4A6", "W4A8", "--no-wait", "--json")
+    made = json.loads(out)
+    first, _ = (job["job_id"] for job in made["jobs"])
+    code, out, _ = await qe("compare", made["id"], "--cancel", "--json")
+    assert (code, [job["status"] for job in json.loads(out)["jobs"]]) == (4, ["cancelled", "cancelled"])
+    await qe("retry", first)
+    api.start(first)
+    api.end(first, "failed", {"code": "out_of_memory", "message": "no room", "retryable": True})
+    code, out, err = await qe("compare", made["id"])
+    assert (code, "W4A6 qe: error out_of_memory: no room" in err) == (3, True)
+    assert "–" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([*COMPARE, "W4A6"], "at least two"),
+        ([*COMPARE, "W4A6", "/gptq"], "write [LABEL:]SCHEME"),
+        ([*COMPARE, "W4A6", "W4A6,experts"], "no OPTION=VALUE"),
+        ([*COMPARE, "W4A6", "W4A8", "--cancel"], "goes with a COMPARISON"),
+        (["compare", "W4A6", "W4A8"], "--model and --calibration"),
+        (["compare", "--model", MODEL, "W4A6", "W4A8"], "--model and --calibration"),
+    ],
+)
+async def test_a_comparison_that_is_none_is_an_error_of_the_arguments(qe: Qe, arguments: list[str], words: str) -> None:
+    code, _, err = await qe(*arguments)
+    assert (code, words in err, err.count("\n")) == (2, True, 1), err
+
+
+async def test_ctrl_c_leaves_a_comparison_running_and_says_how_to_come_back(qe: Qe, api: Api) -> None:
+    made = json.loads((await qe(*COMPARE, "W4A6", "W4A8", "--no-wait", "--json"))[1])
+    process = await asyncio.to_thread(interruptible, "compare", made["id"])
+    assert process.stderr is not None
+    assert await asyncio.to_thread(process.stderr.readline) == "W4A6 qe · queued\n"
+    process.send_signal(signal.SIGINT)
+    _, err = await asyncio.to_thread(process.communicate)
+    assert process.returncode == 130
+    assert f"qe compare {made['id']} --cancel" in err
+    assert api.execute("SELECT DISTINCT status FROM jobs") == [("queued",)]
+
+
+async def test_an_interrupted_upload_goes_on_with_the_same_command(
+    qe: Qe, api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    rows = tmp_path / "rows.jsonl"
+    line = json.dumps({"messages": [{"role": "user", "content": "q" * 1000}]}) + "\n"
+    rows.write_text(line * 300)
+    arrived: list[str] = []
+    third = asyncio.Event()
+
+    @api.app.middleware("http")
+    async def hold(request: Request, call_next: Any) -> Response:
+        if request.method == "PUT":
+            if len(arrived) == 3 and not third.is_set():
+                third.set()
+                await asyncio.sleep(3600)
+            arrived.append(request.url.path.rpartition("/")[2])
+        answer: Response = await call_next(request)
+        return answer
+
+    command = ("datasets", "upload", str(rows), "--part-size", "30k", "--parallel", "1")
+    process = await asyncio.to_thread(interruptible, *command)
+    await asyncio.wait_for(third.wait(), 30)
+    process.send_signal(signal.SIGINT)
+    _, err = await asyncio.to_thread(process.communicate)
+    assert process.returncode == 130, err
+    code, out, err = await qe(*command)
+    assert code == 0, err
+    assert err == f"300 rows, 0 images, {len(line) * 300:,} bytes\n"
+    assert sorted(arrived, key=int) == [str(number) for number in range(1, 12)]
+    assert (await qe("datasets", "upload", str(rows)))[1] == out
+    dataset_id = out.strip()
+    assert (await qe("datasets", "list"))[1].splitlines()[1].split()[:4] == [
+        dataset_id,
+        "300",
+        "0",
+        f"{len(line) * 300:,}",
+    ]
+    shown = (await qe("datasets", "show", dataset_id, "--rows", "1"))[1]
+    assert "rows         300, 0 with images" in shown
+    assert "row 1:\n  user: qqq" in shown
+    assert json.loads((await qe("datasets", "show", dataset_id, "--json"))[1])["statistics"]["rows"] == 300
+    assert (await qe("datasets", "delete", dataset_id))[1] == f"{dataset_id} deleted\n"
+
+
+async def test_webhooks_are_made_seen_and_removed(qe: Qe, api: Api) -> None:
+    code, out, err = await qe("webhooks", "create", "https://hooks.example.com/qe", "--event", "job.cancelled")
+    webhook_id, secret = out.split()
+    assert (code, secret.startswith("whsec_"), "not shown again" in err) == (0, True, True)
+    job_id = await submitted(qe)
+    await qe("cancel", job_id)
+    [message] = (await qe("webhooks", "deliveries", webhook_id))[1].splitlines()
+    assert message.endswith("job.cancelled pending, 0 attempts")
+    assert (await qe("webhooks", "redeliver", webhook_id, message.split()[0]))[0] == 0
+    assert (await qe("webhooks", "ping", webhook_id))[1].startswith("whd_")
+    assert (await qe("webhooks", "rotate", webhook_id, "--keep", "60"))[1].split()[1] != secret
+    assert (await qe("webhooks", "list"))[1] == f"{webhook_id} enabled https://hooks.example.com/qe job.cancelled\n"
+    assert (await qe("webhooks", "delete", webhook_id))[1] == f"{webhook_id} deleted\n"
+    code, _, err = await qe("webhooks", "create", "http://127.0.0.1/")
+    assert (code, "/url" in err) == (1, True)
+
+
 async def test_what_goes_wrong_is_one_line_and_a_code(qe: Qe, monkeypatch: pytest.MonkeyPatch) -> None:
     code, _, err = await qe("jobs", "job_nothing")
     assert (code, err.count("\n")) == (1, 1)
@@ -183,8 +361,8 @@ async def test_what_goes_wrong_is_one_line_and_a_code(qe: Qe, monkeypatch: pytes
 
 def test_the_commands_do_not_load_torch_nor_wait_for_it() -> None:
     program = (
-        "import sys; from quant_experts.cli import run; "
-        "[run([name, '--help']) for name in ('submit', 'watch', 'jobs', 'pull', 'report', 'cancel', 'retry')]; "
+        "import sys; from quant_experts import cli; "
+        "[cli.run([name, '--help']) for name in cli.CLIENT]; "
         "print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -1,0 +1,203 @@
+"""``qe compare``: several ways to quantize one model on a service, in one table."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.live import Live
+
+from quant_experts.client import Candidate, Client, Comparison
+from quant_experts.commands.comparison_table import print_list, print_table, table_of
+from quant_experts.commands.job_options import (
+    CALIBRATION,
+    idempotency_option,
+    label_option,
+    labels_of,
+    rows_of,
+    timeout_option,
+)
+from quant_experts.commands.service_client import CANCELLED, FAILED, connected, json_option, print_json, url_option
+from quant_experts.commands.spec_options import body_of, refining_options
+
+INTERRUPTED = 130
+LISTED = 20
+
+
+@click.command("compare", short_help="Compare schemes and methods: one table, and what nothing beats.")
+@click.argument("candidates", metavar="[CANDIDATE...|COMPARISON]", nargs=-1)
+@click.option("--model", metavar="ID", help="Hub id owner/name, or local/NAME below the service's model root.")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub model.")
+@click.option("--calibration", metavar="FILE|ID", help=CALIBRATION)
+@click.option("--split", metavar="NAME", help="Split of a hub dataset.  [default: train]")
+@refining_options
+@click.option("--name", metavar="TEXT", help="What people call the comparison.")
+@label_option
+@timeout_option
+@idempotency_option
+@click.option(
+    "--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Save the drawing as SVG."
+)
+@click.option("--no-wait", is_flag=True, help="Show it as it is now.")
+@click.option("--cancel", is_flag=True, help="Cancel what has not ended of COMPARISON.")
+@json_option("The comparison as one JSON object on stdout.")
+@url_option
+def command(
+    *,
+    candidates: tuple[str, ...],
+    model: str | None,
+    revision: str | None,
+    calibration: str | None,
+    split: str | None,
+    name: str | None,
+    labels: tuple[str, ...],
+    timeout_s: int | None,
+    idempotency_key: str | None,
+    plot: Path | None,
+    no_wait: bool,
+    cancel: bool,
+    as_json: bool,
+    url: str | None,
+    **options: Any,
+) -> int:
+    """Quantize one model in several ways on the same rows and show what came out, smallest and closest marked.
+
+    A CANDIDATE is SCHEME, SCHEME/METHOD, or either with options of its own; LABEL: before it gives it a name:
+
+    \b
+    qe compare --model ID --calibration rows.jsonl W4A6 W4A6/gptq W8A8/rtn
+    qe compare --model ID --calibration rows.jsonl small:W4A6,experts=4,routed_rank=16 W4A6
+    qe compare cmp_…                   come back to one; Ctrl-C leaves its jobs running
+    qe compare                         list them
+
+    The options below are those of every candidate. Exit code 3 when a job failed, 4 when one was cancelled.
+    """
+    with connected(url) as client:
+        if model is None and calibration is None:
+            if not candidates:
+                return _listed(client, as_json=as_json)
+            comparison = _existing(client, candidates, cancel=cancel)
+        else:
+            if model is None or calibration is None or cancel:
+                wrong = "--cancel goes with a COMPARISON, as cmp_…" if cancel else "give --model and --calibration"
+                raise click.UsageError(wrong)
+            wanted = [candidate_of(text) for text in candidates]
+            if len(wanted) < 2:
+                raise click.UsageError("give at least two candidates, as W4A6 W4A6/gptq")
+            body = body_of(**options)
+            comparison = client.comparisons.create(
+                model=model,
+                revision=revision,
+                calibration=rows_of(client, calibration),
+                split=split,
+                candidates=wanted,
+                options=body.get("options"),
+                accept_if=body.get("accept_if"),
+                name=name,
+                labels=labels_of(labels),
+                timeout_s=timeout_s,
+                idempotency_key=idempotency_key,
+            )
+            click.echo(f"{comparison.id}: {len(comparison.jobs)} jobs", err=True)
+        if not no_wait and not comparison.finished:
+            try:
+                comparison = _watched(comparison)
+            except KeyboardInterrupt:
+                again = f"qe compare {comparison.id}"
+                click.echo(f"\n{comparison.id} goes on. Come back: {again}   Stop it: {again} --cancel", err=True)
+                return INTERRUPTED
+        if plot is not None:
+            plot.write_text(comparison.plot(), encoding="utf-8")
+            click.echo(f"saved: {plot}", err=True)
+    if as_json:
+        print_json(comparison)
+    else:
+        print_table(comparison)
+    return _code(comparison)
+
+
+def candidate_of(text: str) -> Candidate:
+    """``[LABEL:]SCHEME[/METHOD][,OPTION=VALUE]…``. Raises UsageError that says what is wrong."""
+    label, colon, said = text.partition(":")
+    labelled = bool(colon) and "=" not in label
+    what, *pairs = (said if labelled else text).split(",")
+    scheme, slash, method = what.partition("/")
+    if not scheme or (slash and not method) or (labelled and not label):
+        raise click.UsageError(f"candidate {text!r}: write [LABEL:]SCHEME[/METHOD][,OPTION=VALUE]…, as W4A6/gptq")
+    options: dict[str, Any] = {}
+    target: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise click.UsageError(f"candidate {text!r}: {pair!r} is no OPTION=VALUE")
+        name = key.strip().replace("-", "_")
+        (target if name in ("max_bytes", "max_kl") else options)[name] = _value(value)
+    candidate: Candidate = {"scheme": scheme}
+    if method:
+        candidate["method"] = method
+    if labelled:
+        candidate["label"] = label
+    if options:
+        candidate["options"] = options
+    if target:
+        candidate["target"] = target
+    return candidate
+
+
+def _value(text: str) -> Any:
+    """A number, true, false, or the word itself."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return text if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _existing(client: Client, named: tuple[str, ...], *, cancel: bool) -> Comparison:
+    if len(named) > 1 or not named[0].startswith("cmp_"):
+        raise click.UsageError("give one COMPARISON, as cmp_…; or candidates with --model and --calibration")
+    comparison = client.comparisons.get(named[0])
+    return comparison.cancel() if cancel else comparison
+
+
+def _listed(client: Client, *, as_json: bool) -> int:
+    found = list(islice(client.comparisons.list(), LISTED))
+    if as_json:
+        for comparison in found:
+            print_json(comparison)
+    else:
+        print_list(found)
+    return 0
+
+
+def _watched(comparison: Comparison) -> Comparison:
+    """The finished one; until then the table on a terminal, else a line for every change of a job."""
+    console = Console(stderr=True, highlight=False)
+    statuses: dict[str, str] = {}
+    now = comparison
+    with Live(console=console, transient=True, auto_refresh=False) as live:
+        for now in comparison.watch():
+            if console.is_terminal:
+                live.update(table_of(now), refresh=True)
+                continue
+            for job in now.jobs:
+                if statuses.get(job.job_id) != job.status:
+                    console.print(f"{job.label} · {job.status}", markup=False, soft_wrap=True)
+                statuses[job.job_id] = job.status
+    return now
+
+
+def _code(comparison: Comparison) -> int:
+    """And one line on stderr for every job that failed."""
+    for job in comparison.jobs:
+        if job.error is not None:
+            click.echo(f"{job.label}: error {job.error.code}: {job.error.message}", err=True)
+    statuses = {job.status for job in comparison.jobs}
+    if "failed" in statuses:
+        return FAILED
+    return CANCELLED if "cancelled" in statuses else 0

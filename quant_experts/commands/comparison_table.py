@@ -1,0 +1,72 @@
+"""A comparison on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from quant_experts.client import ComparedJob, ComparisonView
+
+UNKNOWN = "–"
+BEST = "★"
+PIPED_WIDTH = 160
+
+
+def table_of(comparison: ComparisonView) -> Table:
+    """A row per candidate, in their order; what nothing beats is marked."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    table.add_column("candidate", overflow="fold")
+    table.add_column("status", no_wrap=True)
+    for title in ("KL", "same token", "bits", "size", "seconds"):
+        table.add_column(title, no_wrap=True, justify="right")
+    judged = any(job.verdict for job in comparison.jobs)
+    for title in (["verdict"] if judged else []) + ["job"]:
+        table.add_column(title, no_wrap=True)
+    for job in comparison.jobs:
+        table.add_row(*_cells(job, judged=judged))
+    return table
+
+
+def print_table(comparison: ComparisonView) -> None:
+    console = _stdout()
+    console.print(table_of(comparison))
+    labels = {job.job_id: job.label for job in comparison.jobs}
+    if comparison.frontier:
+        best = ", ".join(labels[job_id] for job_id in comparison.frontier)
+        console.print(f"{BEST} nothing is as small and closer, smallest first: {best}", soft_wrap=True)
+
+
+def print_list(comparisons: Sequence[ComparisonView]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for title in ("comparison", "ended", "model", "name", "created"):
+        table.add_column(title, no_wrap=title == "comparison", overflow="fold")
+    for each in comparisons:
+        ended = sum(job.status in ("succeeded", "failed", "cancelled") for job in each.jobs)
+        created = each.created_at.strftime("%Y-%m-%d %H:%M")
+        table.add_row(each.id, f"{ended} of {len(each.jobs)}", each.model.id, each.name or "", created)
+    _stdout().print(table)
+
+
+def _cells(job: ComparedJob, *, judged: bool) -> list[str]:
+    return [
+        BEST if job.frontier else "",
+        job.label,
+        job.status,
+        UNKNOWN if job.kl is None else f"{job.kl:.4g}",
+        UNKNOWN if job.top1_agreement is None else f"{job.top1_agreement:.1%}",
+        UNKNOWN if job.effective_bits is None else f"{job.effective_bits:.2f}",
+        UNKNOWN if job.bytes_after is None else f"{job.bytes_after / 1e6:,.2f} MB",
+        UNKNOWN if job.seconds is None else f"{job.seconds:.0f}",
+        *([job.verdict or UNKNOWN] if judged else []),
+        job.job_id,
+    ]
+
+
+def _stdout() -> Console:
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = PIPED_WIDTH
+    return console

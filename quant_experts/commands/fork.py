@@ -1,0 +1,75 @@
+"""``qe fork``: the job of a service again, with changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from quant_experts.commands.job_options import CALIBRATION, handed_over, job_options, labels_of, rows_of
+from quant_experts.commands.service_client import connected, json_option, url_option
+from quant_experts.commands.spec_options import changes_of, spec_options
+
+
+@click.command("fork", short_help="Queue a job again with changes; what fits is taken over.")
+@click.argument("job_id", metavar="JOB")
+@click.option("--calibration", metavar="FILE|ID", help=f"Other rows: {CALIBRATION}")
+@spec_options
+@click.option(
+    "--unset",
+    multiple=True,
+    metavar="FIELD",
+    help="Take away what JOB said, as options.experts or accept_if; repeatable.",
+)
+@job_options
+@json_option("The new job as one JSON object on stdout; with --watch, then its events.")
+@url_option
+@click.pass_context
+def command(
+    context: click.Context,
+    /,
+    *,
+    job_id: str,
+    calibration: str | None,
+    unset: tuple[str, ...],
+    name: str | None,
+    alias: str | None,
+    labels: tuple[str, ...],
+    timeout_s: int | None,
+    idempotency_key: str | None,
+    and_watch: bool,
+    as_json: bool,
+    url: str | None,
+    **options: Any,
+) -> int:
+    """Queue JOB again, with the changes that the options say; everything else stays as JOB has it, whatever the
+    defaults below are. Print the new job's id.
+
+    Calibration is taken over when model and rows are the same, finished blocks when all that is computed is the same.
+    """
+    given = {option: value for option, value in options.items() if _is_given(context, option)}
+    changes: dict[str, Any] = changes_of(**given)
+    fields = {"name": name, "alias": alias, "timeout_s": timeout_s, "labels": labels_of(labels) or None}
+    changes.update({field: value for field, value in fields.items() if value is not None})
+    for path in unset:
+        _take_away(changes, path)
+    with connected(url) as client:
+        if calibration is not None:
+            changes["calibration"] = {"dataset": rows_of(client, calibration)}
+        job = client.jobs.fork(job_id, idempotency_key=idempotency_key, **changes)
+        return handed_over(client, job, as_json=as_json, and_watch=and_watch)
+
+
+def _is_given(context: click.Context, option: str) -> bool:
+    return context.get_parameter_source(option) is not click.core.ParameterSource.DEFAULT
+
+
+def _take_away(changes: dict[str, Any], path: str) -> None:
+    """Raises UsageError for a field that is given as well."""
+    *above, last = path.split(".")
+    within = changes
+    for name in above:
+        within = within.setdefault(name, {})
+    if not isinstance(within, dict) or last in within:
+        raise click.UsageError(f"--unset {path}: another option gives it")
+    within[last] = None

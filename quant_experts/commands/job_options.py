@@ -1,0 +1,92 @@
+"""What ``qe submit``, ``qe fork`` and ``qe compare`` share: options around a job, its rows, what follows on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from quant_experts.client import Client, Job, Sent
+from quant_experts.client.views import DatasetView
+from quant_experts.commands.live_line import bytes_bar
+from quant_experts.commands.service_client import print_json
+from quant_experts.commands.watch import watch
+
+CALIBRATION = "JSONL or Parquet file, uploaded unless the service has it; or ds_…; or a hub dataset id."
+
+label_option = click.option(
+    "--label", "labels", multiple=True, metavar="KEY=VALUE", help="Repeatable; qe jobs --label finds it."
+)
+timeout_option = click.option(
+    "--timeout", "timeout_s", type=int, metavar="S", help="Seconds after which it fails.  [default: a day]"
+)
+idempotency_option = click.option(
+    "--idempotency-key", metavar="TEXT", help="The same command with the same key is carried out once in 24 hours."
+)
+
+OPTIONS = (
+    click.option("--name", metavar="TEXT", help="What people call the job."),
+    click.option("--alias", metavar="OWNER/NAME", help="Under which the Hub protocol serves the finished checkpoint."),
+    label_option,
+    timeout_option,
+    idempotency_option,
+    click.option("--watch", "and_watch", is_flag=True, help="Then follow it, as qe watch does."),
+)
+
+
+def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: all of them, in the order in which the help lists them."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+def handed_over(client: Client, job: Job, *, as_json: bool, and_watch: bool) -> int:
+    """Say which job it is, and follow it when asked to; the exit code."""
+    if as_json:
+        print_json(job)
+    else:
+        click.echo(job.id)
+    if and_watch:
+        return watch(client, job.id, as_json=as_json)
+    click.echo(f"Follow it: qe watch {job.id}", err=True)
+    return 0
+
+
+def rows_of(client: Client, calibration: str) -> str:
+    """The id of the rows; a file of this machine is uploaded."""
+    path = Path(calibration)
+    if not path.is_file():
+        if path.suffix in (".jsonl", ".parquet"):
+            raise click.UsageError(f"--calibration: there is no file {calibration}")
+        return calibration
+    dataset = uploaded(client, path)
+    click.echo(f"{path.name}: {dataset.rows} rows as {dataset.id}", err=True)
+    return dataset.id
+
+
+def uploaded(client: Client, path: Path, **how: Any) -> DatasetView:
+    """The dataset of a file, with a bar while it is sent."""
+    with bytes_bar() as bar:
+        task = bar.add_task(path.name, total=None)
+
+        def show(sent: Sent) -> None:
+            text = f"{path.name} · {sent.parts_done} of {sent.parts} parts"
+            if sent.parts_done == sent.parts:
+                text = f"{path.name} · the service checks the rows"
+            bar.update(task, completed=sent.done, total=sent.total, description=text)
+
+        return client.datasets.upload(path, on_progress=show, **how)
+
+
+def labels_of(pairs: tuple[str, ...]) -> dict[str, str]:
+    """Raises UsageError that names the first that is no pair."""
+    labels = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise click.UsageError(f"--label {pair}: write KEY=VALUE")
+        labels[key] = value
+    return labels
