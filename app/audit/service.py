@@ -12,7 +12,7 @@ from app.audit.schemas import AuditQuery
 from app.auth import Actor
 from app.contract.ids import new_id
 from app.contract.tables import AuditEntry
-from app.tenancy import owned
+from app.tenancy import act_for, owned
 
 
 class Action(StrEnum):
@@ -42,22 +42,33 @@ ACTOR = "actor"
 """In the ``info`` of a request's session: asks for the actor, who is known once the key has been checked."""
 
 
-async def note(session: AsyncSession, action: Action, object_id: str, **details: Any) -> None:
-    """Who acts is known from the session: it belongs to a request."""
+async def note(
+    session: AsyncSession, action: Action, object_id: str, *, owner: str | None = None, **details: Any
+) -> None:
+    """Who acts is known from the session: it belongs to a request.
+
+    ``owner``: the tenant whose thing it is, where the bootstrap key acts on another's. The act is then in the logs of
+    both, and the rest of the transaction is the owner's.
+    """
     actor = session.info[ACTOR]()
     assert isinstance(actor, Actor)
-    session.add(
-        AuditEntry(
-            id=new_id("aud"),
-            tenant=actor.tenant,
-            key_id=actor.key_id,
-            request_id=actor.request_id,
-            action=action.value,
-            object_id=object_id,
-            details=details,
+    elsewhere = owner is not None and owner != actor.tenant
+    for tenant in (actor.tenant, owner) if elsewhere else (actor.tenant,):
+        assert tenant is not None
+        if elsewhere:
+            await act_for(session, tenant)
+        session.add(
+            AuditEntry(
+                id=new_id("aud"),
+                tenant=tenant,
+                key_id=actor.key_id,
+                request_id=actor.request_id,
+                action=action.value,
+                object_id=object_id,
+                details={**details, "tenant": owner} if elsewhere else details,
+            )
         )
-    )
-    await session.flush()
+        await session.flush()
 
 
 def entries_matching(tenant: str, query: AuditQuery) -> Select[AuditEntry]:

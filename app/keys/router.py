@@ -11,11 +11,12 @@ from app import problems
 from app.contract.tables import ApiKey
 from app.deps import KeysAdmin, ServiceDep, SessionDep
 from app.keys import service
-from app.keys.schemas import CreatedKey, KeyRotation, KeyView, NewKey
-from app.paging import Page, PageQuery, page_of
+from app.keys.schemas import OTHERS, CreatedKey, KeyQuery, KeyRotation, KeyView, NewKey, Tenant
+from app.paging import Page, page_of
 from app.problems import documented
 from app.tenancy import owned
 
+OfTenant = Annotated[Tenant | None, Query(description=OTHERS)]
 router = APIRouter(prefix="/v1/keys", tags=["keys"])
 
 
@@ -32,10 +33,11 @@ async def create(
 
 @router.get("", responses=documented(problems.INVALID_CURSOR))
 async def list_keys(
-    query: Annotated[PageQuery, Query()], caller: KeysAdmin, session: SessionDep, parts: ServiceDep
+    query: Annotated[KeyQuery, Query()], caller: KeysAdmin, session: SessionDep, parts: ServiceDep
 ) -> Page[KeyView]:
     """Keys, newest first, revoked ones included."""
-    rows, cursor = await page_of(session, owned(ApiKey, caller.tenant), ApiKey, query=query, keyring=parts.keyring)
+    tenant = await service.enter(session, caller=caller, tenant=query.tenant)
+    rows, cursor = await page_of(session, owned(ApiKey, tenant), ApiKey, query=query, keyring=parts.keyring)
     return Page(data=[KeyView.of(row) for row in rows], has_more=cursor is not None, next_cursor=cursor)
 
 
@@ -51,11 +53,12 @@ async def rotate(
     parts: ServiceDep,
     response: Response,
     rotation: KeyRotation | None = None,
+    tenant: OfTenant = None,
 ) -> CreatedKey:
     """A new key that does what this one does; this one ends after a while. The new one is shown this once."""
     keep_previous = timedelta(seconds=(rotation or KeyRotation()).keep_previous_s)
     row, key = await service.rotate_key(
-        session, caller=caller, key_id=key_id, keep_previous=keep_previous, keyring=parts.keyring
+        session, caller=caller, key_id=key_id, keep_previous=keep_previous, keyring=parts.keyring, tenant=tenant
     )
     response.headers["Location"] = f"/v1/keys/{row.id}"
     response.headers["Cache-Control"] = "no-store"
@@ -63,6 +66,6 @@ async def rotate(
 
 
 @router.delete("/{key_id}", responses=documented(problems.NOT_FOUND))
-async def revoke(key_id: str, caller: KeysAdmin, session: SessionDep) -> KeyView:
+async def revoke(key_id: str, caller: KeysAdmin, session: SessionDep, tenant: OfTenant = None) -> KeyView:
     """Revoke the key from the next request on; its record stays."""
-    return KeyView.of(await service.revoke_key(session, caller=caller, key_id=key_id))
+    return KeyView.of(await service.revoke_key(session, caller=caller, key_id=key_id, tenant=tenant))

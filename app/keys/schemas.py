@@ -10,9 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from app.auth import Scope
 from app.contract.tables import ApiKey
 from app.moments import Moment
+from app.paging import PageQuery
 
 KeyName = Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Tenant = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+
+OTHERS = "Only the bootstrap key may name one; else the caller's own."
 
 
 class NewKey(BaseModel):
@@ -21,9 +24,11 @@ class NewKey(BaseModel):
     name: KeyName
     scopes: list[Scope] = Field(min_length=1, max_length=len(Scope), description="At most those of the calling key.")
     expires_at: Moment | None = None
-    tenant: Tenant | None = Field(
-        default=None, description="Only the bootstrap key may name one; else the caller's own."
-    )
+    tenant: Tenant | None = Field(default=None, description=OTHERS)
+
+
+class KeyQuery(PageQuery):
+    tenant: Tenant | None = Field(default=None, description=OTHERS)
 
 
 class KeyRotation(BaseModel):

@@ -12,8 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.auth import Scope
 from app.deps import Service, ServiceDep, SessionDep
 from app.keys import router as api
-from app.keys.schemas import CreatedKey, NewKey
-from app.paging import PageQuery
+from app.keys.schemas import CreatedKey, KeyQuery, NewKey
 from app.problems import Problem
 from app.ui.pages import Page, render, see
 from app.ui.visitor import KeysAdmin, Visitor, form_of
@@ -71,7 +70,7 @@ async def _page(
     made: CreatedKey | None = None,
     wrong: str | None = None,
 ) -> Response:
-    page = await api.list_keys(PageQuery(cursor=cursor), visitor.caller, session, parts)
+    page = await api.list_keys(KeyQuery(cursor=cursor), visitor.caller, session, parts)
     return render(
         request, "keys.html", visitor, status=422 if wrong else 200, keys=page.data, next_cursor=page.next_cursor,
         made=made, wrong=wrong, scopes=[scope for scope in Scope if scope in visitor.caller.scopes],

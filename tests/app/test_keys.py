@@ -120,6 +120,44 @@ async def test_a_key_gives_no_more_than_it_has(api: Api) -> None:
         )
 
 
+async def test_the_bootstrap_key_ends_keys_of_other_tenants_and_both_logs_say_so(api: Api) -> None:
+    theirs = await make_key(api, scopes=["jobs:read", "audit:read"], tenant="other")
+    problem(await api.client.delete(f"/v1/keys/{theirs['id']}"), 404, "not-found")
+    problem(await api.client.delete(f"/v1/keys/{theirs['id']}?tenant=third"), 404, "not-found")
+    assert [key["id"] for key in ok(await api.client.get("/v1/keys?tenant=other"))["data"]] == [theirs["id"]]
+    successor = ok(await api.client.post(f"/v1/keys/{theirs['id']}/rotate?tenant=other"), 201)
+    assert successor["tenant"] == "other"
+    async with api.as_key(theirs["key"]) as client:
+        ok(await client.get("/v1/jobs"))
+        assert ok(await api.client.delete(f"/v1/keys/{theirs['id']}?tenant=other"))["revoked_at"]
+        ok(await api.client.delete(f"/v1/keys/{theirs['id']}?tenant=other"))  # again changes nothing
+        problem(await client.get("/v1/jobs"), 401, "unauthenticated")
+    async with api.as_key(successor["key"]) as client:
+        seen = ok(await client.get("/v1/audit"))["data"]
+    acts = ["key.revoked", "key.rotated", "key.created", "key.created"]
+    assert [entry["action"] for entry in seen] == acts
+    assert {(entry["key_id"], entry["details"]["tenant"]) for entry in seen} == {("bootstrap", "other")}
+    ours = ok(await api.client.get("/v1/audit"))["data"]
+    assert [(entry["action"], entry["object_id"]) for entry in ours] == [(e["action"], e["object_id"]) for e in seen]
+    assert ok(await api.client.get("/v1/keys"))["data"] == []
+
+
+async def test_no_other_key_reaches_into_another_tenant(api: Api) -> None:
+    theirs = await make_key(api, scopes=["jobs:read"], tenant="other")
+    admin = await make_key(api, scopes=["keys:admin", "jobs:read"])
+    async with api.as_key(admin["key"]) as client:
+        for response in (
+            await client.get("/v1/keys?tenant=other"),
+            await client.delete(f"/v1/keys/{theirs['id']}?tenant=other"),
+            await client.post(f"/v1/keys/{theirs['id']}/rotate?tenant=other"),
+        ):
+            problem(response, 403, "missing-scope")
+        problem(await client.delete(f"/v1/keys/{theirs['id']}?tenant=default"), 404, "not-found")
+        problem(await client.delete(f"/v1/keys/{theirs['id']}?tenant=Not%20One"), 422, "invalid-request")
+    async with api.as_key(theirs["key"]) as client:
+        ok(await client.get("/v1/jobs"))
+
+
 async def test_a_short_key_or_secret_stops_the_start(settings: Settings) -> None:
     for short in ({"api_key": "short"}, {"secret": "short"}):
         with pytest.raises(ValueError, match="at least 32"):
