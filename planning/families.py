@@ -7,13 +7,12 @@ holds the two together, table by table and over a written model of every family.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from planning import stacks
 from planning.errors import Unreadable
-
-Groups = tuple[tuple[str, str, tuple[str, ...]], ...]
-"""(parent within the block, label, layers), in the order in which a block runs them."""
+from planning.stacks import Groups, Stack
 
 DECODER: Groups = (
     ("self_attn", "qkv", ("q_proj", "k_proj", "v_proj")),
@@ -50,7 +49,9 @@ STACKS = (
 class Family:
     """``model_class``: what config.json must name. ``stack``: module path of the decoder blocks in memory. ``vision``:
     the model takes images. ``tied``: whether the head is the embeddings where config.json does not say.
-    ``any_text``: the language model is one of several; its ``model_type`` where config.json names none."""
+    ``any_text``: the language model is one of several; its ``model_type`` where config.json names none. ``tower``: the
+    vision tower, where it can be quantized; ``encoder``: a stack whose output the decoder reads; ``memory``: see
+    :class:`Stack`, of the decoder. ``head``: path of the output head in memory."""
 
     model_class: str
     stack: str
@@ -58,18 +59,40 @@ class Family:
     groups: Groups = DECODER
     tied: bool = False
     any_text: str | None = None
+    tower: Stack | None = None
+    encoder: Stack | None = None
+    memory: tuple[str, ...] = ()
+    head: str = "lm_head"
+
+    @property
+    def decoder(self) -> Stack:
+        """The last stack."""
+        name, depth = ("language model", "num_hidden_layers") if self.encoder is None else ("decoder", "decoder_layers")
+        return Stack(name, f"{self.stack}.layers", self.groups, memory=self.memory, depth=(depth,))
+
+    def stacks(self, vision: str = "keep") -> tuple[Stack, ...]:
+        """Those that are walked, in the order in which the model runs them. ``vision``: keep or quantize."""
+        tower = self.tower if vision == "quantize" else None
+        return (*(stack for stack in (tower, self.encoder) if stack is not None), self.decoder)
 
 
 MULTIMODAL = "model.language_model"
 
 FAMILIES: Mapping[str, Family] = {
-    "qwen2_vl": Family("Qwen2VLForConditionalGeneration", MULTIMODAL, vision=True),
-    "qwen2_5_vl": Family("Qwen2_5_VLForConditionalGeneration", MULTIMODAL, vision=True),
-    "qwen3_vl": Family("Qwen3VLForConditionalGeneration", MULTIMODAL, vision=True),
+    "qwen2_vl": Family("Qwen2VLForConditionalGeneration", MULTIMODAL, vision=True, tower=stacks.QWEN2_VL),
+    "qwen2_5_vl": Family("Qwen2_5_VLForConditionalGeneration", MULTIMODAL, vision=True, tower=stacks.QWEN2_5_VL),
+    "qwen3_vl": Family("Qwen3VLForConditionalGeneration", MULTIMODAL, vision=True, tower=stacks.QWEN3_VL),
     "llava": Family("LlavaForConditionalGeneration", MULTIMODAL, vision=True, any_text="llama"),
     "llava_onevision": Family("LlavaOnevisionForConditionalGeneration", MULTIMODAL, vision=True, any_text="qwen2"),
     "gemma3": Family("Gemma3ForConditionalGeneration", MULTIMODAL, vision=True, tied=True),
-    "internvl": Family("InternVLForConditionalGeneration", MULTIMODAL, vision=True, tied=True, any_text="qwen2"),
+    "internvl": Family(
+        "InternVLForConditionalGeneration",
+        MULTIMODAL,
+        vision=True,
+        tied=True,
+        any_text="qwen2",
+        tower=stacks.INTERNVL,
+    ),
     "llama": Family("LlamaForCausalLM", "model"),
     "qwen2": Family("Qwen2ForCausalLM", "model"),
     "qwen3": Family("Qwen3ForCausalLM", "model"),
@@ -79,24 +102,25 @@ FAMILIES: Mapping[str, Family] = {
     "gemma3_text": Family("Gemma3ForCausalLM", "model", tied=True),
     "phi3": Family("Phi3ForCausalLM", "model", groups=FUSED),
     "opt": Family("OPTForCausalLM", "model.decoder", groups=OPT, tied=True),
+    "whisper": Family(
+        "WhisperForConditionalGeneration",
+        "model.decoder",
+        groups=stacks.WHISPER_DECODER,
+        tied=True,
+        encoder=stacks.WHISPER_ENCODER,
+        memory=("encoder_attn.kv",),
+        head="proj_out",
+    ),
 }
 ORIGINALS = {"internvl_chat": "InternVLChatModel"}
 """Layouts that are read as one of the families above."""
-UNPLANNED = {"whisper": "WhisperForConditionalGeneration"}
-"""What the library walks and a plan does not know yet: models with an encoder before the decoder."""
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
     """Raises Unreadable: with the list of supported ones, or with what this model has that its family's walk lacks."""
     kind = config.get("model_type")
     if kind == "internvl_chat":
-        return Family("InternVLChatModel", MULTIMODAL, vision=True)
-    if isinstance(kind, str) and kind in UNPLANNED:
-        raise Unreadable(
-            "unsupported_model",
-            f"config.json: model_type {kind!r} can be quantized, but a plan does not know yet what its encoder takes; "
-            "submit the job without a plan",
-        )
+        return Family("InternVLChatModel", MULTIMODAL, vision=True, tower=stacks.INTERNVL)
     family = FAMILIES.get(kind) if isinstance(kind, str) else None
     supported = ", ".join([*FAMILIES, *ORIGINALS])
     if family is None:
@@ -124,7 +148,7 @@ def _with_text_groups(config: Mapping[str, Any], family: Family) -> Family:
             "unsupported_model",
             f"config.json: language model {inside!r} inside it is not supported; supported: {', '.join(known)}",
         )
-    return Family(family.model_class, family.stack, family.vision, known[inside].groups, family.tied)
+    return replace(family, groups=known[inside].groups)
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:

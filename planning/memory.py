@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from planning.blocks import Block, Group
 from planning.recipe import Recipe
 from planning.rows import Rows
-from planning.shapes import Block, Group, Shapes
+from planning.shapes import Shapes
 from planning.sizes import Size, group_bits, weight_bits
 
 INTERPRETER = 430_000_000
@@ -66,12 +67,22 @@ def memory_of(shapes: Shapes, recipe: Recipe, rows: Rows, size: Size, *, cuda: b
 
 def disk_of(shapes: Shapes, recipe: Recipe, rows: Rows, size: Size, *, from_hub: bool) -> int:
     """Bytes of the worker's disk: the model when it comes from the hub, calls, hidden states, blocks, checkpoint."""
-    tokens = rows.tokens * (rows.used(recipe.samples) + VARIANTS * min(rows.images, 1))
-    held_out = rows.tokens * recipe.held_out(rows.used(recipe.samples))
-    states = int(tokens + 2 * held_out) * shapes.hidden * shapes.item
-    calls = 2 * int(tokens) * shapes.hidden * shapes.item
+    used = rows.used(recipe.samples)
+    each = used + VARIANTS * min(rows.images, 1)
+    twice = each + 2 * recipe.held_out(used)
+    states = max(int(twice * _state(shapes, block, rows)) for block in shapes.kinds)
+    calls = sum(2 * int(each * _state(shapes, block, rows)) for block in shapes.kinds if block.index == 0)
+    if shapes.has_several_stacks:
+        calls += int(each * shapes.patch_values * shapes.item * shapes.tokens(shapes.blocks[0].groups[0].reads, rows))
+        calls += int(twice * shapes.audio_positions * shapes.hidden * shapes.item)
     model = shapes.bytes_before if from_hub else 0
     return model + calls + KEPT_CHAINS * states + 2 * size.bytes_after_most
+
+
+def _state(shapes: Shapes, block: Block, rows: Rows) -> float:
+    """Bytes of what a row brings to the block."""
+    first = block.groups[0]
+    return shapes.tokens(first.reads, rows) * first.width * shapes.item
 
 
 def _kinds(shapes: Shapes) -> list[Block]:
@@ -82,18 +93,20 @@ def _kinds(shapes: Shapes) -> list[Block]:
 def _block(shapes: Shapes, block: Block, recipe: Recipe, rows: Rows) -> int:
     """Weights of the block, what was observed of groups that wait, and the fit of the one in hand, at its worst."""
     used = rows.used(recipe.samples)
-    fit_tokens = int(rows.tokens * max(1, used - recipe.held_out(used)))
-    held_tokens = int(rows.tokens * recipe.held_out(used))
-    kept = min(recipe.reservoir, fit_tokens)
+    fit_rows, held_rows = max(1, used - recipe.held_out(used)), recipe.held_out(used)
+
+    def seen(group: Group) -> tuple[int, int]:
+        """Tokens kept to fit on, and to measure on."""
+        tokens = shapes.tokens(group.reads, rows)
+        return min(recipe.reservoir, int(tokens * fit_rows)), min(HELD_OUT_TOKENS, int(tokens * held_rows))
+
     weights = block.kept + sum(group.weights for group in block.groups) * shapes.item
-    streams = int(rows.tokens * (recipe.held_out(used) + VARIANTS * min(rows.images, 1))) * shapes.hidden * shapes.item
-    observed = {
-        group.name: _observed(group, kept, min(HELD_OUT_TOKENS, held_tokens), shapes.item) for group in block.groups
-    }
+    streams = int((held_rows + VARIANTS * min(rows.images, 1)) * _state(shapes, block, rows))
+    observed = {group.name: _observed(group, *seen(group), shapes.item) for group in block.groups}
     done, worst = 0, sum(observed.values())
     waiting = sum(observed.values())
     for group in block.groups:
-        worst = max(worst, waiting + done + _fit(group, recipe, kept, min(HELD_OUT_TOKENS, held_tokens)))
+        worst = max(worst, waiting + done + _fit(group, recipe, *seen(group)))
         waiting -= observed[group.name]
         done += group_bits(group, recipe, weight_bits(group, recipe, most=True), shapes) // 8
     return weights + streams + worst
@@ -121,8 +134,13 @@ def _fit(group: Group, recipe: Recipe, kept: int, held: int) -> int:
 
 def _activations(shapes: Shapes, rows: Rows) -> int:
     """One row on its way: a handful of its widest states at a time."""
-    widest = max(max(group.rows, group.width) for group in shapes.blocks[0].groups)
-    return int(rows.tokens * 6 * widest * shapes.item + shapes.heads * 4 * rows.tokens**2)
+    return max(_of_block(shapes, block, rows) for block in shapes.kinds)
+
+
+def _of_block(shapes: Shapes, block: Block, rows: Rows) -> int:
+    widest = max(max(group.rows, group.width) for group in block.groups)
+    tokens = max(shapes.tokens(group.reads, rows) for group in block.groups)
+    return int(tokens * 6 * widest * shapes.item + shapes.heads * 4 * tokens**2)
 
 
 def _loaded_extra(shapes: Shapes) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from planning.errors import Refusal, Unreadable
+from planning.errors import Refusal
 from planning.headers import ModelHeaders
 from planning.memory import Memory, disk_of, memory_of
 from planning.recipe import Recipe
@@ -51,14 +51,8 @@ def make_plan(
     calibrations: Mapping[str, Calibration] | None = None,
 ) -> Plan:
     """``cores``: of the worker, for its CPU; ``calibrations``: by device. Raises Unreadable for a model that cannot be
-    walked, and for what a plan does not know."""
-    shapes = shapes_of(headers)
-    if recipe.vision == "quantize":
-        raise Unreadable(
-            "unsupported_model",
-            "a plan does not know yet what quantizing the vision tower takes; submit the job without a plan",
-            "/options/vision",
-        )
+    walked."""
+    shapes = shapes_of(headers, vision=recipe.vision)
     size = size_of(shapes, recipe)
     known = calibrations or {}
     placements = {
@@ -70,7 +64,7 @@ def make_plan(
         for device, rates, count in (("cpu", CORE, cores), ("cuda", GPU, 1))
     }
     disk = disk_of(shapes, recipe, rows, size, from_hub=from_hub)
-    return Plan(shapes, recipe, rows, size, placements, disk, refusals_of(shapes, recipe, rows, size))
+    return Plan(shapes, recipe, rows, size, placements, disk, refusals_of(shapes, recipe, rows, size, headers.config))
 
 
 def digest_of(content: Mapping[str, Any]) -> str:

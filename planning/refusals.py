@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+from planning.blocks import Group
 from planning.errors import Refusal
+from planning.families import FAMILIES
 from planning.recipe import AUTO, LEVELS, OBQ_WIDTH, Recipe
 from planning.rows import Rows
-from planning.shapes import Group, Shapes
+from planning.shapes import Shapes
 from planning.sizes import Size, is_named
 
 FEWEST_ROWS = 3
 
 
-def refusals_of(shapes: Shapes, recipe: Recipe, rows: Rows, size: Size) -> tuple[Refusal, ...]:
-    """Every one of them, not the first alone."""
+def refusals_of(
+    shapes: Shapes, recipe: Recipe, rows: Rows, size: Size, config: Mapping[str, Any]
+) -> tuple[Refusal, ...]:
+    """Every one of them, not the first alone. ``config``: config.json."""
     return (
+        *_stacks(shapes, recipe, config),
         *_widths(shapes, recipe),
         *_experts(recipe),
         *_sensitive(shapes, recipe),
@@ -24,6 +30,36 @@ def refusals_of(shapes: Shapes, recipe: Recipe, rows: Rows, size: Size) -> tuple
         *_target(recipe, size),
         *_rows(rows),
     )
+
+
+def _stacks(shapes: Shapes, recipe: Recipe, config: Mapping[str, Any]) -> Iterator[Refusal]:
+    """Towers that cannot be quantized, and methods that measure the whole model through one stack only."""
+    if recipe.vision == "quantize":
+        family = shapes.family
+        layer = config.get("vision_feature_layer", config.get("select_layer", -1))
+        if family.tower is None:
+            able = ", ".join(name for name, known in FAMILIES.items() if known.tower is not None)
+            what = "has a vision tower that cannot be quantized" if family.vision else "has no vision tower"
+            reason = f"{family.model_class} {what}; it works for {able}"
+            yield Refusal("invalid_spec", f'vision "quantize": {reason}', "/options/vision")
+        elif layer != -1:
+            reason = (
+                f"the model takes the output of layer {layer} of its vision tower, and only towers whose last layer"
+            )
+            yield Refusal("invalid_spec", f'vision "quantize": {reason} is taken can be quantized', "/options/vision")
+    if not shapes.has_several_stacks:
+        return
+    measured = (
+        ("/options/smoothing", "smoothing mbq", recipe.smoothing == "mbq"),
+        ("/options/sensitive", "sensitive.share", (recipe.sensitive or {}).get("share") is not None),
+        ("/options/budget", "budget", recipe.budget is not None),
+        ("/scheme", "scheme auto", recipe.scheme == AUTO),
+    )
+    names = " and ".join(dict.fromkeys(block.stack for block in shapes.blocks))
+    for pointer, what, is_asked_for in measured:
+        if is_asked_for:
+            reason = "measures the sensitivity of a model with one stack of blocks, and here two are quantized"
+            yield Refusal("invalid_spec", f"{what} {reason} ({names}); leave it out", pointer)
 
 
 def _widths(shapes: Shapes, recipe: Recipe) -> Iterator[Refusal]:

@@ -30,35 +30,38 @@ LARGEST_PIXELS = 12_845_056
 @dataclass(frozen=True)
 class Rows:
     """``rows``: of the dataset, None where nobody knows before the job runs. ``tokens``: of one row, ``spread`` the
-    factor that it may be off either way. ``images``: per row."""
+    factor that it may be off either way. ``images``: per row; ``image_tokens``: of a row, among its tokens."""
 
     rows: int | None
     tokens: float
     spread: float
     images: float
+    image_tokens: float = 0.0
 
     def used(self, samples: int) -> int:
         return samples if self.rows is None else min(samples, self.rows)
 
 
 def unknown_rows(*, vision: bool, rows: int | None = None) -> Rows:
-    return Rows(rows, ASSUMED[vision], ASSUMED_SPREAD, 1.0 if vision else 0.0)
+    of_images = ASSUMED[True] - ASSUMED[False] if vision else 0.0
+    return Rows(rows, ASSUMED[vision], ASSUMED_SPREAD, 1.0 if vision else 0.0, of_images)
 
 
 def sampled_rows(
     sample: Iterable[Mapping[str, Any]], *, rows: int | None, config: Mapping[str, Any], processor: Mapping[str, Any]
 ) -> Rows:
     """From some parsed rows of the dataset. ``processor``: preprocessor_config.json, or nothing."""
-    tokens, images, seen = 0.0, 0, 0
+    tokens, image_tokens_seen, images, seen = 0.0, 0.0, 0, 0
     for row in sample:
         found = list(_pictures(row))
         of_images = sum(image_tokens(size, config, processor) for size in found) if "vision_config" in config else 0
         tokens += min(MOST_TOKENS, _text_tokens(row) + of_images)
+        image_tokens_seen += min(MOST_TOKENS, of_images)
         images += len(found)
         seen += 1
     if not seen:
         return unknown_rows(vision="vision_config" in config, rows=rows)
-    return Rows(rows, tokens / seen, SAMPLED_SPREAD, images / seen)
+    return Rows(rows, tokens / seen, SAMPLED_SPREAD, images / seen, image_tokens_seen / seen)
 
 
 def parsed_lines(lines: Iterable[bytes], most: int) -> list[dict[str, Any]]:

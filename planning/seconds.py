@@ -10,10 +10,11 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from planning.blocks import Block, Group
 from planning.memory import HELD_OUT_TOKENS, VARIANTS
 from planning.recipe import Recipe
 from planning.rows import Rows
-from planning.shapes import Block, Group, Shapes
+from planning.shapes import Shapes
 from planning.sizes import experts_of
 
 SUBSAMPLE = 512
@@ -104,11 +105,12 @@ def seconds_of(
 
 def block_seconds(shapes: Shapes, block: Block, recipe: Recipe, rows: Rows, rates: Rates) -> float:
     used = rows.used(recipe.samples)
-    held = rows.tokens * recipe.held_out(used)
-    fit = rows.tokens * max(1, used) - held
-    more = rows.tokens * VARIANTS * min(rows.images, 1)
     total = 0.0
     for group in block.groups:
+        tokens = shapes.tokens(group.reads, rows)
+        held = tokens * recipe.held_out(used)
+        fit = tokens * max(1, used) - held
+        more = tokens * VARIANTS * min(rows.images, 1)
         once = 2.0 * group.weights
         forwards = once * (2 * (fit + held) + 2 * (held + more) + (0 if recipe.is_rounding_alone else held))
         solving, moved = _fit_work(group, recipe, fit, held)

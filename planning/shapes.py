@@ -2,58 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from planning.blocks import Block, Group, Reads, in_memory, natural, walked_blocks
 from planning.errors import Unreadable
-from planning.families import STACKS, Family, family_of, text_config
+from planning.families import Family, family_of, text_config
 from planning.headers import FLOATS, ITEM_BYTES, ModelHeaders, Tensor
+from planning.rows import Rows
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-BLOCK_KEY = re.compile(rf"(?:{'|'.join(re.escape(stack) for stack in STACKS)})layers\.(\d+)\.(.+)")
-HEADS = ("lm_head.weight", "language_model.lm_head.weight", "language_model.output.weight")
+HEADS = ("lm_head.weight", "language_model.lm_head.weight", "language_model.output.weight", "proj_out.weight")
+PATCHES = ("patch_embed.proj.weight", "patch_embeddings.projection.weight", "patch_embedding.weight", "conv1.weight")
+PATCHES_PER_TOKEN = 4
+"""Two by two patches become one image token, in every family whose tower can be quantized."""
 RECOMPUTED = ("rotary_emb.inv_freq", "masked_bias", "attn.bias_mask")
 """Ends of names that old files hold and no model reads any more."""
-
-INTERNLM2 = {
-    "attention.wo.": "self_attn.o_proj.",
-    "feed_forward.w1.": "mlp.gate_proj.",
-    "feed_forward.w3.": "mlp.up_proj.",
-    "feed_forward.w2.": "mlp.down_proj.",
-}
-INTERNLM2_QKV = re.compile(r"attention\.wqkv\.(weight|bias)")
-
-
-@dataclass(frozen=True)
-class Group:
-    """One input group: ``width`` input channels; ``outs``: output width of each layer."""
-
-    name: str
-    label: str
-    layers: tuple[str, ...]
-    width: int
-    outs: tuple[int, ...]
-
-    @property
-    def rows(self) -> int:
-        return sum(self.outs)
-
-    @property
-    def weights(self) -> int:
-        return self.width * self.rows
-
-
-@dataclass(frozen=True)
-class Block:
-    """One decoder block. ``kept``: bytes of its tensors that are not quantized, in the model's dtype; ``before``: bytes
-    of all of them on disk."""
-
-    number: int
-    groups: tuple[Group, ...]
-    kept: int
-    before: int
 
 
 @dataclass(frozen=True)
@@ -73,7 +40,9 @@ TIED = Skipped("lm_head", 1, 0, "output head: it is the embeddings, which stay")
 class Shapes:
     """``dtype``: of the model in memory, as safetensors call it. ``others``: bytes outside of the blocks in that dtype;
     ``before_blocks``: of those, what is in memory while rows are calibrated; ``largest_other``: the largest single one.
-    ``vocabulary`` and ``hidden`` are the output head's."""
+    ``vocabulary`` and ``hidden`` are the output head's; ``vision_parameters`` those that stay as they are.
+    ``audio_positions``: of an encoder, for each row. ``patch_values``: of the inputs that become one patch.
+    """
 
     family: Family
     model_type: str
@@ -88,11 +57,27 @@ class Shapes:
     hidden: int
     heads: int
     vision_parameters: int
+    audio_positions: int = 0
+    patch_values: int = 0
     skipped: tuple[Skipped, ...] = field(default=())
 
     @property
     def groups(self) -> list[Group]:
         return [group for block in self.blocks for group in block.groups]
+
+    @property
+    def kinds(self) -> list[Block]:
+        """The first block of every stack, and what lies behind the blocks of one."""
+        return [block for block in self.blocks if block.index in (0, None)]
+
+    @property
+    def has_several_stacks(self) -> bool:
+        return self.blocks[0].stack != self.blocks[-1].stack
+
+    def tokens(self, reads: Reads, rows: Rows) -> float:
+        """Of a row, as a group that reads them sees them."""
+        of_images = {"patches": PATCHES_PER_TOKEN * rows.image_tokens, "images": rows.image_tokens}
+        return {"tokens": rows.tokens, "audio": float(self.audio_positions), **of_images}[reads]
 
     @property
     def weights(self) -> int:
@@ -104,24 +89,18 @@ class Shapes:
         return ITEM_BYTES[self.dtype]
 
 
-def shapes_of(headers: ModelHeaders) -> Shapes:
-    """Raises Unreadable: not supported, quantized already, or tensors that are not what its family has."""
+def shapes_of(headers: ModelHeaders, *, vision: str = "keep") -> Shapes:
+    """``vision``: ``quantize`` walks the vision tower too, where it can be.
+
+    Raises Unreadable: not supported, quantized already, or tensors that are not what its family has.
+    """
     config = headers.config
     family = family_of(config)
     _refuse_quantized(config)
     dtype = _dtype(headers)
-    inside: dict[int, dict[str, Tensor]] = {}
-    outside: dict[str, Tensor] = {}
-    for key, tensor in headers.tensors.items():
-        if key.endswith(RECOMPUTED):
-            continue
-        found = BLOCK_KEY.fullmatch(key)
-        if found is None:
-            outside[key] = tensor
-        else:
-            inside.setdefault(int(found[1]), {}).update(_native(found[2], tensor, config))
-    count = _blocks(config, inside)
-    blocks = tuple(_block(family, number, inside[number], dtype) for number in range(count))
+    tensors = {key: tensor for key, tensor in headers.tensors.items() if not key.endswith(RECOMPUTED)}
+    walked = walked_blocks(family, tensors, config, vision=vision if family.tower else "keep", dtype=dtype)
+    outside = dict(walked.outside)
     head = next((name for name in HEADS if name in outside), None)
     if head is not None and _is_tied(config, family):
         del outside[head]
@@ -131,23 +110,26 @@ def shapes_of(headers: ModelHeaders) -> Shapes:
     )
     if embeddings is None or len(embeddings.shape) != 2:
         raise Unreadable("invalid_model", "no tensor of the model is its token embeddings")
-    sizes = {key: _bytes(tensor, dtype) for key, tensor in outside.items()}
-    vision = {key: tensor for key, tensor in outside.items() if family.vision and _is_vision(key)}
+    sizes = {key: in_memory(tensor, dtype) for key, tensor in outside.items()}
+    seen = {key: tensor for key, tensor in outside.items() if family.vision and _is_vision(key)}
+    patches = next((t for key, t in outside.items() if key.endswith(PATCHES)), None)
     return Shapes(
         family=family,
         model_type=str(config["model_type"]),
         dtype=dtype,
-        blocks=blocks,
+        blocks=walked.blocks,
         others=sum(sizes.values()),
-        before_blocks=sum(sizes[key] for key in vision) + _bytes(embeddings, dtype),
+        before_blocks=sum(sizes[key] for key in seen) + in_memory(embeddings, dtype),
         largest_other=max(sizes.values()),
-        head=_bytes(embeddings, dtype) if head is None else sizes[head],
+        head=in_memory(embeddings, dtype) if head is None else sizes[head],
         bytes_before=headers.bytes,
         vocabulary=embeddings.shape[0],
         hidden=embeddings.shape[1],
-        heads=_natural(text_config(config), "num_attention_heads") or 1,
-        vision_parameters=sum(tensor.values for tensor in vision.values()),
-        skipped=(*([] if head else [TIED]), *_skipped(outside, family)),
+        heads=natural(text_config(config), "num_attention_heads") or 1,
+        vision_parameters=sum(tensor.values for tensor in seen.values()),
+        audio_positions=(natural(config, "max_source_positions") or 1500) if family.encoder else 0,
+        patch_values=math.prod(patches.shape[1:]) if patches is not None else 0,
+        skipped=(*([] if head else [replace(TIED, name=family.head)]), *_skipped(outside, family)),
     )
 
 
@@ -178,74 +160,6 @@ def _dtype(headers: ModelHeaders) -> str:
     if stored is None:
         raise Unreadable("invalid_model", "no tensor of the model is float32, float16 or bfloat16")
     return stored
-
-
-def _bytes(tensor: Tensor, dtype: str) -> int:
-    """In memory: floating tensors take the model's dtype, others stay."""
-    floating = tensor.dtype.startswith(("F", "BF"))
-    return tensor.values * ITEM_BYTES[dtype] if floating else tensor.bytes
-
-
-def _blocks(config: Mapping[str, Any], inside: Mapping[int, Any]) -> int:
-    if not inside or sorted(inside) != list(range(len(inside))):
-        missing = next((n for n in range(len(inside) + 1) if n not in inside), 0)
-        raise Unreadable("invalid_model", f"no tensor of the model belongs to decoder block {missing}")
-    wanted = _natural(text_config(config), "num_hidden_layers")
-    if wanted is not None and wanted != len(inside):
-        raise Unreadable(
-            "invalid_model", f"config.json says {wanted} decoder blocks, the files hold tensors of {len(inside)}"
-        )
-    return len(inside)
-
-
-def _natural(config: Mapping[str, Any], name: str) -> int | None:
-    value = config.get(name)
-    return value if type(value) is int and value > 0 else None
-
-
-def _native(name: str, tensor: Tensor, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensor under the names of the model in memory: InternLM2 calls its layers otherwise, and fuses three."""
-    fused = INTERNLM2_QKV.fullmatch(name)
-    if fused is None:
-        for old, new in INTERNLM2.items():
-            if name.startswith(old):
-                return {name.replace(old, new, 1): tensor}
-        return {name: tensor}
-    text = text_config(config)
-    queries, heads = _natural(text, "num_attention_heads"), _natural(text, "num_key_value_heads")
-    rows = tensor.shape[0] if tensor.shape else 0
-    if queries is None or heads is None or rows % (queries + 2 * heads):
-        raise Unreadable("invalid_model", f"{name} of shape {list(tensor.shape)} does not divide into heads")
-    width = rows // (queries + 2 * heads)
-    parts = {"q_proj": queries * width, "k_proj": heads * width, "v_proj": heads * width}
-    return {
-        f"self_attn.{layer}.{fused[1]}": Tensor(tensor.dtype, (out, *tensor.shape[1:])) for layer, out in parts.items()
-    }
-
-
-def _block(family: Family, number: int, tensors: Mapping[str, Tensor], dtype: str) -> Block:
-    groups, quantized = [], set()
-    for within, label, layers in family.groups:
-        path = f"{within}." if within else ""
-        weights = []
-        for layer in layers:
-            name = f"{path}{layer}.weight"
-            tensor = tensors.get(name)
-            if tensor is None or len(tensor.shape) != 2:
-                raise Unreadable(
-                    "invalid_model", f"decoder block {number} has no layer {path}{layer}, which its family has"
-                )
-            weights.append(tensor)
-            quantized.add(name)
-        widths = {tensor.shape[1] for tensor in weights}
-        if len(widths) != 1 or 0 in {side for tensor in weights for side in tensor.shape}:
-            raise Unreadable(
-                "invalid_model", f"decoder block {number}: {', '.join(layers)} do not have the same input width"
-            )
-        outs = tuple(tensor.shape[0] for tensor in weights)
-        groups.append(Group(f"{family.stack}.layers.{number}.{path}{label}", label, layers, widths.pop(), outs))
-    kept = sum(_bytes(tensor, dtype) for name, tensor in tensors.items() if name not in quantized)
-    return Block(number, tuple(groups), kept, sum(tensor.bytes for tensor in tensors.values()))
 
 
 def _is_tied(config: Mapping[str, Any], family: Family) -> bool:

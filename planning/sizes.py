@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from planning.blocks import Group
 from planning.headers import ITEM_BYTES
 from planning.recipe import AUTO, LEVELS, Recipe
-from planning.shapes import Group, Shapes
+from planning.shapes import Shapes
 
 ADAPTER_BITS = 16
 SMOOTH_BITS = 32

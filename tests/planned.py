@@ -14,7 +14,7 @@ from quant_experts.report import QualityReport
 
 def planned_size(model: Path, spec: QuantizationSpec) -> Size:
     """From the files of ``model`` alone."""
-    return size_of(shapes_of(read_local(model)), Recipe.of(**spec.model_dump()))
+    return size_of(shapes_of(read_local(model), vision=spec.vision), Recipe.of(**spec.model_dump()))
 
 
 def check_planned_size(model: Path, spec: QuantizationSpec, report: QualityReport) -> None:

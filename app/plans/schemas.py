@@ -59,7 +59,9 @@ class SkippedKind(BaseModel):
 
 
 class BlockSize(BaseModel):
-    block: int
+    block: int = Field(description="Number among all blocks that are walked.")
+    stack: str | None = Field(default=None, description="Where several stacks are walked.", examples=["vision"])
+    index: int | None = Field(default=None, description="Within its stack; null for what lies behind its blocks.")
     bytes_before: int
     bytes_after: int
 
@@ -153,10 +155,7 @@ class Estimate(BaseModel):
                 bytes_after_least=size.bytes_after_least,
                 effective_bits=size.bits_most,
                 effective_bits_least=size.bits_least,
-                blocks=[
-                    BlockSize(block=number, bytes_before=before, bytes_after=after)
-                    for number, (before, after) in enumerate(zip(size.blocks_before, size.blocks_after, strict=True))
-                ],
+                blocks=_block_sizes(plan),
             ),
             rows=RowsView(
                 rows=plan.rows.rows,
@@ -168,6 +167,22 @@ class Estimate(BaseModel):
             disk_bytes=plan.disk,
             download_bytes=plan.shapes.bytes_before if from_hub else 0,
         )
+
+
+def _block_sizes(plan: Plan) -> list[BlockSize]:
+    named = plan.shapes.has_several_stacks
+    return [
+        BlockSize(
+            block=block.number,
+            stack=block.stack if named else None,
+            index=block.index if named else None,
+            bytes_before=before,
+            bytes_after=after,
+        )
+        for block, before, after in zip(
+            plan.shapes.blocks, plan.size.blocks_before, plan.size.blocks_after, strict=True
+        )
+    ]
 
 
 def _kinds(shapes: Shapes) -> list[GroupKind]:

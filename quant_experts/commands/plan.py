@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from planning.blocks import Block
 from planning.errors import HubUnavailable, Unreadable
 from planning.headers import ModelHeaders
 from planning.hub import read_hub
@@ -19,6 +20,7 @@ from planning.local import read_local
 from planning.plan import Plan, make_plan
 from planning.recipe import Recipe
 from planning.rows import Rows, parsed_lines, sampled_rows, unknown_rows
+from planning.shapes import Shapes
 from quant_experts.commands.spec_options import spec_of, spec_options
 from quant_experts.errors import InvalidModel, QuantExpertsError
 
@@ -98,7 +100,7 @@ def described(plan: Plan, headers: ModelHeaders) -> dict[str, Any]:
         "commit": headers.commit,
         "blocks": len(plan.shapes.blocks),
         "quantized_weights": plan.shapes.weights,
-        "quantized": [asdict(group) for group in plan.shapes.blocks[0].groups],
+        "quantized": [asdict(group) for block in plan.shapes.kinds for group in block.groups],
         "skipped": [asdict(kind) for kind in plan.shapes.skipped],
         "size": {**asdict(plan.size), "exact": plan.size.is_exact},
         "rows": asdict(plan.rows),
@@ -113,8 +115,11 @@ def _sentences(plan: Plan, headers: ModelHeaders) -> Iterator[str]:
     commit = f" at {headers.commit[:12]}" if headers.commit else ""
     weights = f"{shapes.weights / 1e9:.3f} billion weights to quantize"
     yield f"{shapes.model_type}{commit}: {len(shapes.blocks)} blocks, {weights}"
-    for group in shapes.blocks[0].groups:
-        yield f"  {group.label}: {', '.join(group.layers)}  {group.width} → {' + '.join(map(str, group.outs))}"
+    for block in shapes.kinds:
+        if shapes.has_several_stacks:
+            yield _stack(block, shapes)
+        for group in block.groups:
+            yield f"  {group.label}: {', '.join(group.layers)}  {group.width} → {' + '.join(map(str, group.outs))}"
     yield "stays as it is:"
     for kind in shapes.skipped:
         yield f"  {kind.name} ({kind.layers} layers, {kind.weights / 1e6:.1f} M weights): {kind.reason}"
@@ -133,6 +138,13 @@ def _sentences(plan: Plan, headers: ModelHeaders) -> Iterator[str]:
     yield f"disk: {_size(plan.disk)}"
     for refusal in plan.refusals:
         yield f"refused: {refusal.code}: {refusal.message}"
+
+
+def _stack(block: Block, shapes: Shapes) -> str:
+    if block.index is None:
+        return f" behind the {block.stack} blocks:"
+    blocks = [other for other in shapes.blocks if other.stack == block.stack and other.index is not None]
+    return f" {block.stack}, {len(blocks)} blocks:"
 
 
 def _size(size: float) -> str:

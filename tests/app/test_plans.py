@@ -73,6 +73,21 @@ async def test_a_plan_says_what_the_job_would_take(api: Api, tmp_path: Path) -> 
     assert (await plan(api, body))["digest"] == found["digest"]
 
 
+async def test_a_plan_names_the_stack_of_every_block(api: Api, tmp_path: Path) -> None:
+    body = job_body(model={"id": "local/tiny"}, calibration={"dataset": await upload(api, tmp_path)})
+    body["options"] = {**body.get("options", {}), "vision": "quantize"}
+    found = await plan(api, body)
+    assert found["accepted"]
+    blocks = found["estimate"]["size"]["blocks"]
+    assert [(block["block"], block["stack"], block["index"]) for block in blocks] == [
+        (0, "vision", 0),
+        (1, "vision", None),
+        (2, "language model", 0),
+        (3, "language model", 1),
+    ]
+    assert found["estimate"]["size"]["exact"]
+
+
 async def test_a_72b_model_is_planned_over_http_in_two_seconds(api: Api) -> None:
     assert api.settings.model_root is not None
     write_72b(api.settings.model_root / "big")

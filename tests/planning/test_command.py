@@ -32,6 +32,14 @@ def test_the_plan_is_said_in_sentences(model: Path, tmp_path: Path, capsys: pyte
     assert "refused" not in said
 
 
+def test_every_stack_is_spoken_of(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan", "--model", str(model), "--vision", "quantize"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    stacks = [line for line in said if line.startswith(" ") and line.endswith(":")]
+    assert stacks == [" vision, 1 blocks:", " behind the vision blocks:", " language model, 2 blocks:"]
+    assert said[said.index(" behind the vision blocks:") + 1] == "  fc1: mlp.0  256 → 256"
+
+
 def test_the_plan_is_json_and_a_refusal_is_exit_code_1(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["plan", "--json", "--model", str(model), "--group-size", "128"]) == 1
     found = json.loads(capsys.readouterr().out)

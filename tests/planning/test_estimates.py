@@ -12,6 +12,7 @@ from planning.plan import make_plan
 from planning.recipe import Recipe
 from planning.rows import Rows, image_tokens, sampled_rows
 from planning.seconds import Calibration, calibration_of
+from tests.models import make_model
 from tests.planning.big import write_72b
 from tests.rows import image_row, text_row
 
@@ -45,6 +46,16 @@ def test_more_work_takes_longer(big: Any, less: dict[str, Any], more: dict[str, 
         quick, slow = planned(big, **less)[device].seconds, planned(big, **more)[device].seconds
         assert quick.likely < slow.likely
         assert quick.least < quick.likely < quick.most
+
+
+def test_a_tower_that_is_quantized_takes_longer_the_more_image_tokens_there_are(tmp_path: Path) -> None:
+    model = read_local(make_model("qwen2_vl", tmp_path))
+
+    def minutes(image_tokens: float, vision: str = "quantize") -> float:
+        rows = Rows(None, 800, 1.5, 1, image_tokens=image_tokens)
+        return float(planned(model, rows=rows, vision=vision)["cpu"].seconds.likely)
+
+    assert minutes(500, vision="keep") < minutes(500) < minutes(700)
 
 
 def test_memory_is_one_block_on_the_device_and_one_tensor_beside_it(big: Any) -> None:

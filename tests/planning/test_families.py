@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,26 +19,40 @@ from planning.recipe import Recipe
 from planning.rows import unknown_rows
 from planning.shapes import shapes_of
 from quant_experts.blueprint import open_blueprint
+from quant_experts.families.family import Vision
+from quant_experts.families.internvl_chat import native_directory
 from quant_experts.families.table import FAMILIES, ORIGINALS
-from quant_experts.groups import plan_groups, skipped_layers
+from quant_experts.groups import plan_groups, skipped_layers, walked_modules
 from tests.models import FAMILIES as MADE
 from tests.models import make_model
+from tests.models_internvl_chat import make_internvl_chat
 
 
 def test_the_planner_knows_the_families_that_the_library_walks() -> None:
     library = {
-        name: (family.model_class, family.language_model, family.vision is not None, family.groups, family.text_model)
+        name: (family.model_class, family.vision is not None, family.text_model, family.head)
         for name, family in FAMILIES.items()
-        if name not in families.UNPLANNED
     }
     planner = {
-        name: (family.model_class, family.stack, family.vision, family.groups, family.any_text)
+        name: (family.model_class, family.vision, family.any_text, family.head)
         for name, family in families.FAMILIES.items()
     }
     assert planner == library
     assert planner.keys() | families.ORIGINALS.keys() == library.keys() | ORIGINALS.keys()
     assert families.ORIGINALS == ORIGINALS
-    assert {name: FAMILIES[name].model_class for name in families.UNPLANNED} == families.UNPLANNED
+
+
+@pytest.mark.parametrize("name", families.FAMILIES)
+def test_the_planner_knows_the_stacks_that_the_library_walks(name: str) -> None:
+    library = [
+        (stack.name, f"{stack.module}.{stack.layers}", stack.groups, stack.behind, stack.media, stack.memory)
+        for stack in FAMILIES[name].stacks("quantize")
+    ]
+    planner = [
+        (stack.name, stack.blocks, stack.groups, stack.behind, stack.media, stack.memory)
+        for stack in families.FAMILIES[name].stacks("quantize")
+    ]
+    assert planner == library
 
 
 @pytest.mark.parametrize("name", families.FAMILIES)
@@ -45,27 +60,52 @@ def test_a_head_is_tied_by_default_where_transformers_ties_it(name: str) -> None
     assert CONFIG_MAPPING[name]().tie_word_embeddings is families.FAMILIES[name].tied
 
 
+SEEING = [name for name, known in FAMILIES.items() if known.tower is not None]
+
+
 @pytest.mark.parametrize(
-    ("family", "tied"),
-    [*((family, False) for family in MADE), *((family, True) for family in ("qwen2_vl", "llava", "opt"))],
+    ("family", "tied", "vision"),
+    [
+        *((family, False, "keep") for family in (*MADE, "whisper")),
+        *((family, True, "keep") for family in ("qwen2_vl", "llava", "opt", "whisper")),
+        *((family, False, "quantize") for family in SEEING),
+    ],
 )
 def test_the_groups_found_in_the_files_are_those_of_the_model_in_memory(
-    family: str, tied: bool, tmp_path: Path
+    family: str, tied: bool, vision: Vision, tmp_path: Path
 ) -> None:
     make_model(family, tmp_path, tied=tied)
     blueprint = open_blueprint(tmp_path, device=torch.device("cpu"))
-    planned = [group for block in plan_groups(blueprint.model, blueprint.family) for group in block]
-    shapes = shapes_of(read_local(tmp_path))
+    walked = plan_groups(blueprint.model, blueprint.family, vision=vision)
+    planned = [group for block in walked for group in block]
+    shapes = shapes_of(read_local(tmp_path), vision=vision)
+    named = [(block[0].stack.name, block[0].index) for block in walked]
+    assert [(block.stack, block.index) for block in shapes.blocks] == named
     assert [(g.name, g.label, g.layers, g.width, g.outs) for g in shapes.groups] == [
         (g.name, g.label, g.layers, g.width, g.outs) for g in planned
     ]
     assert shapes.bytes_before == blueprint.weights.shards.bytes
-    inside = tuple(f"{blueprint.family.language_model}.layers.{block}." for block in range(blueprint.blocks))
+    inside = tuple(f"{module}." for block in walked for module in walked_modules(block))
     others = [name for name in blueprint.weights.names if not name.startswith(inside)]
     assert shapes.others == sum(blueprint.weights.bytes(name) for name in others)
     # Every linear layer that the walk leaves is spoken of, and with the same reason.
     left = skipped_layers(blueprint.model, planned, blueprint.family)
     assert {reason.split(":")[0] for reason in left.values()} <= {kind.reason.split(":")[0] for kind in shapes.skipped}
+
+
+@pytest.mark.parametrize("language", ["InternLM2ForCausalLM", "Qwen2ForCausalLM"])
+def test_the_tower_of_an_original_repository_is_found_under_its_own_names(language: str, tmp_path: Path) -> None:
+    make_internvl_chat(tmp_path / "original", language)
+    blueprint = open_blueprint(native_directory(tmp_path / "original", tmp_path / "native"), device=torch.device("cpu"))
+    walked = plan_groups(blueprint.model, blueprint.family, vision="quantize")
+    shapes = shapes_of(read_local(tmp_path / "original"), vision="quantize")
+    assert [(g.name, g.label, g.layers, g.width, g.outs) for g in shapes.groups] == [
+        (g.name, g.label, g.layers, g.width, g.outs) for block in walked for g in block
+    ]
+    assert [(block.stack, block.index) for block in shapes.blocks] == [(b[0].stack.name, b[0].index) for b in walked]
+    inside = tuple(f"{module}." for block in walked for module in walked_modules(block))
+    others = [name for name in blueprint.weights.names if not name.startswith(inside)]
+    assert shapes.others == sum(blueprint.weights.bytes(name) for name in others)
 
 
 def test_a_float32_copy_of_a_bfloat16_model_is_counted_in_bfloat16(tmp_path: Path) -> None:
@@ -87,7 +127,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> ModelHeaders:
     [
         ({"model_type": "mamba"}, "model_type 'mamba' is not supported; supported: qwen2_vl"),
         ({"model_type": ["llama"]}, "is not supported"),
-        ({"model_type": "whisper"}, "can be quantized, but a plan does not know yet what its encoder takes"),
+        ({"model_type": "whisper", "architectures": None}, "no tensor of the model belongs to encoder block 0"),
         ({"architectures": ["LlamaForTokenClassification"]}, "expected LlamaForCausalLM"),
         ({"architectures": 7}, "expected LlamaForCausalLM"),
         ({"quantization_config": {"quant_method": "gptq"}}, "already quantized \\(gptq\\)"),
@@ -122,7 +162,13 @@ def test_files_that_lack_something_are_refused(llama: ModelHeaders, lost: str, m
         shapes_of(ModelHeaders(llama.config, left, 1, {}))
 
 
-def test_a_plan_does_not_pretend_to_know_a_vision_tower(llama: ModelHeaders) -> None:
-    with pytest.raises(Unreadable, match="quantizing the vision tower takes; submit the job without a plan") as raised:
-        make_plan(llama, Recipe.of(vision="quantize"), unknown_rows(vision=False), from_hub=False)
-    assert raised.value.refusal.pointer == "/options/vision"
+@pytest.mark.parametrize(
+    ("options", "pointer", "message"),
+    [({"vision": "quantize"}, "/options/vision", "has no vision tower; it works for qwen2_vl, qwen2_5_vl, qwen3_vl")],
+)
+def test_a_tower_that_is_not_there_is_refused(
+    llama: ModelHeaders, options: dict[str, Any], pointer: str, message: str
+) -> None:
+    (refusal,) = make_plan(llama, Recipe.of(**options), unknown_rows(vision=False), from_hub=False).refusals
+    assert (refusal.code, refusal.pointer) == ("invalid_spec", pointer)
+    assert message in refusal.message

@@ -1,0 +1,221 @@
+"""The walked blocks of a model and their input groups, found among the names and shapes on disk."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from planning.errors import Unreadable
+from planning.families import STACKS, Family, text_config
+from planning.headers import ITEM_BYTES, Tensor
+from planning.stacks import Stack, native
+
+DECODER_KEY = re.compile(rf"(?:{'|'.join(re.escape(stack) for stack in STACKS)})layers\.(\d+)\.(.+)")
+
+INTERNLM2 = {
+    "attention.wo.": "self_attn.o_proj.",
+    "feed_forward.w1.": "mlp.gate_proj.",
+    "feed_forward.w3.": "mlp.up_proj.",
+    "feed_forward.w2.": "mlp.down_proj.",
+}
+INTERNLM2_QKV = re.compile(r"attention\.wqkv\.(weight|bias)")
+
+Reads = Literal["tokens", "patches", "images", "audio"]
+"""What a row brings to a group: its tokens, the patches of its images, the image tokens that they become, or the
+positions of an encoder of audio."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """One input group: ``width`` input channels; ``outs``: output width of each layer."""
+
+    name: str
+    label: str
+    layers: tuple[str, ...]
+    width: int
+    outs: tuple[int, ...]
+    reads: Reads = "tokens"
+
+    @property
+    def rows(self) -> int:
+        return sum(self.outs)
+
+    @property
+    def weights(self) -> int:
+        return self.width * self.rows
+
+
+@dataclass(frozen=True)
+class Block:
+    """One walked block. ``number``: among all of them; ``index``: within its stack, None behind its blocks. ``kept``:
+    bytes of its tensors that are not quantized, in the model's dtype; ``before``: bytes of all of them on disk."""
+
+    number: int
+    groups: tuple[Group, ...]
+    kept: int
+    before: int
+    stack: str
+    index: int | None
+
+
+@dataclass(frozen=True)
+class Walked:
+    """``outside``: tensors that belong to no walked block, under their keys on disk."""
+
+    blocks: tuple[Block, ...]
+    outside: Mapping[str, Tensor]
+
+
+def walked_blocks(
+    family: Family, tensors: Mapping[str, Tensor], config: Mapping[str, Any], *, vision: str, dtype: str
+) -> Walked:
+    """Raises Unreadable naming a block or a layer that the family has and the files have not."""
+    blocks: list[Block] = []
+    for stack in family.stacks(vision):
+        inside, tensors = _inside(stack, tensors, config, is_decoder=stack == family.decoder)
+        what = "decoder" if stack == family.decoder else stack.name
+        for index in range(_count(stack, what, config, inside)):
+            reads: Reads = {"image": "patches", "audio": "audio", None: "tokens"}[stack.media]  # type: ignore[assignment]
+            groups = [(f"{parent}." if parent else "", label, layers) for parent, label, layers in stack.groups]
+            path, where = f"{stack.blocks}.{index}.", f"{what} block {index}"
+            blocks.append(_block(len(blocks), stack, index, path, where, groups, inside[index], dtype, reads))
+        if stack.behind:
+            behind, tensors = _behind(stack, tensors)
+            groups = [
+                (f"{each}.", label, layers) for path, label, layers in stack.behind for each in _each(path, behind)
+            ]
+            where = f"what lies behind the {what} blocks"
+            blocks.append(_block(len(blocks), stack, None, "", where, groups, behind, dtype, "images"))
+    return Walked(tuple(blocks), tensors)
+
+
+def in_memory(tensor: Tensor, dtype: str) -> int:
+    """Bytes: floating tensors take the model's dtype, others stay."""
+    floating = tensor.dtype.startswith(("F", "BF"))
+    return tensor.values * ITEM_BYTES[dtype] if floating else tensor.bytes
+
+
+def natural(config: Mapping[str, Any], name: str) -> int | None:
+    value = config.get(name)
+    return value if type(value) is int and value > 0 else None
+
+
+Inside = dict[int, dict[str, Tensor]]
+"""Number of the block → its tensors, under their names within it."""
+
+
+def _inside(
+    stack: Stack, tensors: Mapping[str, Tensor], config: Mapping[str, Any], *, is_decoder: bool
+) -> tuple[Inside, dict[str, Tensor]]:
+    """The tensors of the stack's blocks, and those that are left."""
+    inside: Inside = {}
+    left: dict[str, Tensor] = {}
+    pattern = DECODER_KEY if is_decoder else re.compile(rf"{re.escape(stack.blocks)}\.(\d+)\.(.+)")
+    for key, tensor in tensors.items():
+        if is_decoder:
+            found = pattern.fullmatch(key)
+            if found:
+                inside.setdefault(int(found[1]), {}).update(_native(found[2], tensor, config))
+        else:
+            for name, part in native(key, tensor):
+                found = pattern.fullmatch(name)
+                if found:
+                    inside.setdefault(int(found[1]), {})[found[2]] = part
+        if not found:
+            left[key] = tensor
+    return inside, left
+
+
+def _behind(stack: Stack, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors of the modules behind the stack's blocks, under full names in memory, and those that are left."""
+    parents = tuple(f"{parent.removesuffix('.*')}." for parent, _, _ in stack.behind)
+    behind: dict[str, Tensor] = {}
+    left: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        ((name, _),) = list(native(key, tensor))[:1]
+        if name.startswith(parents):
+            behind[name] = tensor
+        else:
+            left[key] = tensor
+    return behind, left
+
+
+def _each(path: str, names: Mapping[str, Tensor]) -> list[str]:
+    """``path``, or with ``*`` at its end one path for each entry of the list."""
+    if not path.endswith(".*"):
+        return [path]
+    entries = re.compile(re.escape(path.removesuffix("*")) + r"(\d+)\.")
+    return [
+        f"{path.removesuffix('*')}{number}" for number in sorted({int(f[1]) for f in map(entries.match, names) if f})
+    ]
+
+
+def _count(stack: Stack, what: str, config: Mapping[str, Any], inside: Inside) -> int:
+    if not inside or sorted(inside) != list(range(len(inside))):
+        missing = next((n for n in range(len(inside) + 1) if n not in inside), 0)
+        raise Unreadable("invalid_model", f"no tensor of the model belongs to {what} block {missing}")
+    part = text_config(config)
+    for name in stack.depth[:-1]:
+        inner = part.get(name)
+        part = inner if isinstance(inner, dict) else {}
+    wanted = natural(part, stack.depth[-1])
+    if wanted is not None and wanted != len(inside):
+        raise Unreadable(
+            "invalid_model", f"config.json says {wanted} {what} blocks, the files hold tensors of {len(inside)}"
+        )
+    return len(inside)
+
+
+def _native(name: str, tensor: Tensor, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensor under the names of the model in memory: InternLM2 calls its layers otherwise, and fuses three."""
+    fused = INTERNLM2_QKV.fullmatch(name)
+    if fused is None:
+        for old, new in INTERNLM2.items():
+            if name.startswith(old):
+                return {name.replace(old, new, 1): tensor}
+        return {name: tensor}
+    text = text_config(config)
+    queries, heads = natural(text, "num_attention_heads"), natural(text, "num_key_value_heads")
+    rows = tensor.shape[0] if tensor.shape else 0
+    if queries is None or heads is None or rows % (queries + 2 * heads):
+        raise Unreadable("invalid_model", f"{name} of shape {list(tensor.shape)} does not divide into heads")
+    width = rows // (queries + 2 * heads)
+    parts = {"q_proj": queries * width, "k_proj": heads * width, "v_proj": heads * width}
+    return {
+        f"self_attn.{layer}.{fused[1]}": Tensor(tensor.dtype, (out, *tensor.shape[1:])) for layer, out in parts.items()
+    }
+
+
+def _block(
+    number: int,
+    stack: Stack,
+    index: int | None,
+    path: str,
+    where: str,
+    wanted: Sequence[tuple[str, str, tuple[str, ...]]],
+    tensors: Mapping[str, Tensor],
+    dtype: str,
+    reads: Reads,
+) -> Block:
+    """``path``: of the block, in memory; ``where``: the same, for people."""
+    groups, quantized = [], set()
+    for within, label, layers in wanted:
+        weights = []
+        for layer in layers:
+            name = f"{within}{layer}.weight"
+            tensor = tensors.get(name)
+            if tensor is None or len(tensor.shape) != 2:
+                raise Unreadable("invalid_model", f"{where} has no layer {within}{layer}, which its family has")
+            weights.append(tensor)
+            quantized.add(name)
+        widths = {tensor.shape[1] for tensor in weights}
+        if len(widths) != 1 or 0 in {side for tensor in weights for side in tensor.shape}:
+            raise Unreadable("invalid_model", f"{where}: {', '.join(layers)} do not have the same input width")
+        outs = tuple(tensor.shape[0] for tensor in weights)
+        read: Reads = "audio" if f"{within}{label}" in stack.memory else reads
+        groups.append(Group(f"{path}{within}{label}", label, layers, widths.pop(), outs, read))
+    kept = sum(in_memory(tensor, dtype) for name, tensor in tensors.items() if name not in quantized)
+    before = sum(tensor.bytes for tensor in tensors.values())
+    return Block(number, tuple(groups), kept, before, stack.name, index)
