@@ -7,6 +7,7 @@ from typing import Any
 
 from psycopg.types.json import Jsonb
 
+from app.contract.block_files import CALLS_FILES
 from app.contract.crash_points import reach
 from app.contract.events import EventType
 from worker import ledger
@@ -14,10 +15,6 @@ from worker.ledger import Connection, Hold
 
 NEWEST_WEIGHT = 0.3
 """Weight of the newest block in the moving average of seconds per block."""
-
-
-CALLS_FILES = ("calls.safetensors", "calls.json")
-"""Names of the files in which the library keeps the language model's calls."""
 
 
 def record_block(

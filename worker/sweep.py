@@ -11,11 +11,11 @@ from pathlib import Path
 from psycopg.types.json import Jsonb
 
 from app.contract import uploads
+from app.contract.block_files import CALLS_FILES
 from app.contract.crash_points import reach
 from app.contract.ids import made_at, new_id
 from app.contract.states import FINISHED, LEASED, AttemptOutcome, JobStatus
 from app.storage import LocalStorage, Storage
-from worker.blocks import CALLS_FILES
 from worker.fetch import ARRIVING, PARTIAL
 from worker.ledger import Connection, Hold
 from worker.publish import attempt_prefix

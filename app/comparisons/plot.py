@@ -37,8 +37,11 @@ class Point:
     row: ComparedJob
 
 
-def draw(comparison: ComparisonView) -> str:
-    """An SVG document; it says so in words when no job has ended well yet."""
+def draw(comparison: ComparisonView, *, dressed: bool = True) -> str:
+    """An SVG document; it says so in words when no job has ended well yet.
+
+    ``dressed``: with a style sheet of its own. A page that forbids those inside of it has the rules in its own.
+    """
     rows = [row for row in comparison.jobs if row.kl is not None and row.bytes_after is not None]
     title = f"{comparison.model.id}: size and KL of {len(comparison.jobs)} candidates"
     body = _chart(rows) if rows else [f'<text x="{LEFT}" y="{HEIGHT / 2}">No candidate has succeeded yet.</text>']
@@ -48,11 +51,10 @@ def draw(comparison: ComparisonView) -> str:
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img"'
-            ' aria-labelledby="title what">',
-            f'<title id="title">{escape(title)}</title>',
-            f'<desc id="what">{escape(described or "No candidate has succeeded yet.")}</desc>',
-            f"<style>{STYLE}</style>",
-            f'<rect class="sheet" width="{WIDTH}" height="{HEIGHT}"/>',
+            ' aria-labelledby="plot-title plot-what">',
+            f'<title id="plot-title">{escape(title)}</title>',
+            f'<desc id="plot-what">{escape(described or "No candidate has succeeded yet.")}</desc>',
+            f'<style>{STYLE}</style><rect class="sheet" width="{WIDTH}" height="{HEIGHT}"/>' if dressed else "",
             f'<text x="{LEFT}" y="26">{escape(_shortened(title, 96))}</text>',
             *body,
             f'<text class="small" x="{WIDTH - RIGHT}" y="{HEIGHT - 10}" text-anchor="end">{escape(note)}</text>',

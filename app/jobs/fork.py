@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from sqlalchemy import cast, func
+from sqlalchemy.dialects.postgresql import JSONPATH
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.contract.block_files import CALLS_FILES
 from app.contract.spec import JobSpec
-from app.contract.tables import Job
+from app.contract.tables import Job, Layer
 from app.jobs.queries import get_job
+from app.tenancy import of_job
 
 MOST_OPTIONS = 64
 NOT_INHERITED = ("name",)
 """Two jobs of one name would be taken for each other."""
+
+
+BEFORE_THE_BLOCKS = ("model", "calibration", "options.samples", "options.seed", "options.vision")
+"""What the calls of the language model depend on: ``quant_experts.reuse`` has the same list in its own terms."""
 
 
 class ForkRequest(BaseModel):
@@ -50,6 +60,43 @@ async def forked(session: AsyncSession, *, tenant: str, job_id: str, request: Fo
     except ValidationError as error:
         errors = [{**item, "loc": ("body", *item["loc"])} for item in error.errors(include_url=False)]
         raise RequestValidationError(errors) from None
+
+
+@dataclass(frozen=True)
+class Takeover:
+    """What a fork would find of the first job on a worker of the same kind. ``changed``: the fields of the spec that
+    keep it from more."""
+
+    calibration: bool
+    blocks: int
+    changed: list[str]
+    gone: bool
+    """The files of the first job are not there (any more, or yet)."""
+
+
+async def takeover(session: AsyncSession, *, parent: Job, spec: JobSpec) -> Takeover:
+    """As the library decides by content; for what can be known before a worker has the files."""
+    names = func.jsonb_path_query_array(Layer.files, cast("$[*].name", JSONPATH))
+    rows = (await session.execute(of_job(Layer, parent.id).order_by(Layer.block).with_only_columns(names))).scalars()
+    files = [set(row) for row in rows]
+    kept = sum(1 for _ in takewhile(lambda names: names - set(CALLS_FILES), files))
+    calls = bool(files) and set(CALLS_FILES) <= files[0]
+    before, after = _computed(JobSpec.model_validate(parent.spec)), _computed(spec)
+    changed = sorted(name for name in before if before[name] != after[name])
+    same_rows = not any(name in BEFORE_THE_BLOCKS for name in changed)
+    return Takeover(
+        calibration=calls and same_rows,
+        blocks=kept if not changed else 0,
+        changed=changed,
+        gone=not calls and not kept,
+    )
+
+
+def _computed(spec: JobSpec) -> dict[str, Any]:
+    """Pointer → value of what decides the bytes of the result."""
+    parts = spec.model_dump(mode="json", exclude={"accept_if", "alias", "name", "labels", "timeout_s"})
+    options = {f"options.{name}": value for name, value in parts.pop("options").items()}
+    return parts | options
 
 
 def merge(target: Any, patch: Any) -> Any:

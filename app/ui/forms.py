@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
-from pydantic import ValidationError
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from app.problems import Problem
 
@@ -14,15 +13,15 @@ def _first_step(pointer: str) -> str:
 
 
 def invalid(
-    error: ValidationError,
+    errors: Iterable[Mapping[str, Any]],
     *,
     sentences: Mapping[tuple[str, str], str] = {},
     field: Callable[[str], str] = _first_step,
 ) -> dict[str, str]:
-    """``field`` finds the form's field of a dotted pointer; ``sentences`` says by field and type of error what the
-    model's own words do not."""
+    """``errors`` of pydantic. ``field`` finds the form's field of a dotted pointer; ``sentences`` says by field and
+    type of error what the model's own words do not."""
     wrong: dict[str, str] = {}
-    for item in error.errors(include_url=False):
+    for item in errors:
         name = field(".".join(str(step) for step in item["loc"]))
         wrong.setdefault(name, sentences.get((name, item["type"]), item["msg"].removeprefix("Value error, ")))
     return wrong

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.datastructures import FormData
 
@@ -30,6 +32,7 @@ TITLES = {
     "name": "Name",
     "alias": "Alias",
     "labels": "Labels",
+    "candidates": "Schemes and methods",
     "target": "Target of the search",
     "": "The job",
 }
@@ -40,6 +43,9 @@ SENTENCES = {
     (UPLOADED, "string_pattern_mismatch"): "write owner/name, as on the hub",
 }
 """Where the contract's own words help nobody at a form."""
+NUMBERED = ("options", "target", "accept_if")
+"""Parts whose fields are numbers or words; elsewhere ``2026`` is a name."""
+INTEGER, DECIMAL = re.compile(r"[0-9]{1,20}"), re.compile(r"[0-9]{0,20}\.?[0-9]{1,20}(e-?[0-9]{1,2})?")
 DEFAULTS = {"scheme": "W4A6", "method": "qe", "calibration.split": "train"}
 
 
@@ -69,7 +75,7 @@ def body_of(values: Mapping[str, str]) -> dict[str, Any]:
         if not value or name in (HUB, "labels"):
             continue
         part, _, field = name.rpartition(".")
-        (body.setdefault(part, {}) if part else body)[field] = _number(value) if part != "model" else value
+        (body.setdefault(part, {}) if part else body)[field] = _number(value) if part in NUMBERED else value
     hub = values.get(HUB, "")
     if hub:
         body.setdefault("calibration", {})["dataset"] = hub
@@ -79,29 +85,57 @@ def body_of(values: Mapping[str, str]) -> dict[str, Any]:
     return body
 
 
+def changes_of(values: Mapping[str, str], spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What the filled-in fields change of a job's spec, as the body of its fork; null takes a field away. What the form
+    has no field for stays as it is."""
+    before = values_of_spec(spec) | {"name": ""}  # is not inherited
+    if values.get(HUB):
+        values = {**values, UPLOADED: ""}
+    differing = {name for name in FIELDS if values.get(name, "") != before[name]}
+    if differing & {HUB, UPLOADED}:
+        differing = differing - {HUB} | {UPLOADED}
+    wanted, patch = body_of(values), dict[str, Any]()
+    for name in sorted(differing):
+        part, _, field = name.rpartition(".")
+        if name == "labels":
+            gone = dict.fromkeys(spec.get("labels") or {})
+            patch["labels"] = {**gone, **wanted.get("labels", {})}
+        elif part:
+            patch.setdefault(part, {})[field] = wanted.get(part, {}).get(field)
+        else:
+            patch[name] = wanted.get(name)
+    for part in {"target", "accept_if"} & patch.keys() - wanted.keys():
+        patch[part] = None  # the last of its fields was emptied
+    return patch
+
+
 def checked(values: Mapping[str, str]) -> tuple[JobSpec | None, dict[str, str]]:
     """The spec, or what is wrong by field."""
-    body = body_of(values)
-    body.setdefault("model", {})
-    body.setdefault("calibration", {})
     try:
-        return JobSpec.model_validate(body), {}
+        return JobSpec.model_validate({"model": {}, "calibration": {}, **body_of(values)}), {}
     except ValidationError as error:
-        return None, forms.invalid(error, sentences=SENTENCES, field=_field)
+        return None, invalid(error)
+
+
+def invalid(error: ValidationError | RequestValidationError) -> dict[str, str]:
+    return forms.invalid(error.errors(), sentences=SENTENCES, field=field_of)
 
 
 def refused(problem: Problem) -> dict[str, str]:
     """What the service says against a spec that is well-formed, by field."""
-    return forms.refused(problem, field=_field)
+    return forms.refused(problem, field=field_of)
 
 
-def _field(pointer: str) -> str:
+def field_of(pointer: str) -> str:
     """Names of fields go on where a pointer ends inside of one (``labels.Team``, ``options.group_size.literal``)."""
+    pointer = pointer.removeprefix("body.")
     while pointer and pointer not in FIELDS and pointer not in TITLES:
         pointer = pointer.rpartition(".")[0]
     return pointer
 
 
-def _number(value: str) -> int | str:
+def _number(value: str) -> float | str:
     """Group sizes are numbers or a word, and numbers must not arrive as words."""
-    return int(value) if value.isascii() and value.isdecimal() and len(value) <= 20 else value
+    if INTEGER.fullmatch(value):
+        return int(value)
+    return float(value) if DECIMAL.fullmatch(value) else value

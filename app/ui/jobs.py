@@ -18,6 +18,7 @@ from app.artifacts.schemas import ArtifactView
 from app.auth import Scope
 from app.contract import spec as contract
 from app.contract.states import FINISHED, JobStatus
+from app.datasets.schemas import DatasetView
 from app.deps import DoorbellDep, Service, ServiceDep, SessionDep
 from app.jobs import queries
 from app.jobs import router as api
@@ -87,8 +88,7 @@ async def create(
         made = await api.create(wanted, visitor.caller, session, parts, doorbell, Response(), idempotency_key=once)
     except Problem as problem:
         return await _form(request, visitor, session, parts, values=values, wrong=job_form.refused(problem))
-    job_id = made.id if isinstance(made, JobView) else made.headers["Location"].rpartition("/")[2]
-    return see(f"/jobs/{job_id}")
+    return see(f"/jobs/{made_id(made)}")
 
 
 @router.get("/jobs/{job_id}")
@@ -166,6 +166,22 @@ async def archive(
     return await artifacts.archive(job_id, request, visitor.caller, session, parts)
 
 
+def made_id(made: Any) -> str:
+    """Of what was made just now, or of the answer that an earlier request with the same token got."""
+    return str(made.headers["Location"].rpartition("/")[2] if isinstance(made, Response) else made.id)
+
+
+def choices(parts: Service, datasets: Sequence[DatasetView]) -> dict[str, Any]:
+    """What the fields of a job's form offer."""
+    return {
+        "titles": job_form.TITLES,
+        "schemes": [(name, name) for name in (*contract.NAMED_SCHEMES, contract.AUTO)],
+        "methods": [(name, f"{name}: {', '.join(slots)}") for name, slots in contract.METHODS.items()],
+        "datasets": [(one.id, f"{one.name or one.id} · {one.rows} rows, {one.images} images") for one in datasets],
+        "model_root": parts.settings.model_root is not None,
+    }
+
+
 def _query(given: Mapping[str, Sequence[str]]) -> JobQuery:
     """The filters of the listing. An empty field of the filter form is no filter. Raises Problem 422."""
     many = ("status", "label")
@@ -200,8 +216,5 @@ async def _form(
     datasets = await usable_datasets(session, visitor, parts)
     return render(
         request, "job_new.html", visitor, status=422 if wrong else 200, values=values, wrong=wrong or {}, plan=plan,
-        titles=job_form.TITLES, schemes=[(name, name) for name in (*contract.NAMED_SCHEMES, contract.AUTO)],
-        datasets=[(one.id, f"{one.name or one.id} · {one.rows} rows, {one.images} images") for one in datasets],
-        methods=[(name, f"{name}: {', '.join(slots)}") for name, slots in contract.METHODS.items()],
-        once=secrets.token_urlsafe(16), model_root=parts.settings.model_root is not None,
+        once=secrets.token_urlsafe(16), **choices(parts, datasets),
     )  # fmt: skip

@@ -24,6 +24,7 @@ class Entry:
 
 WORK = (
     Entry("/", "Jobs", Scope.JOBS_READ, "/jobs/"),
+    Entry("/comparisons", "Comparisons", Scope.JOBS_READ, "/comparisons/"),
     Entry("/datasets", "Datasets", Scope.DATASETS_READ, "/datasets/"),
     Entry("/workers", "Workers", Scope.WORKERS_READ, "/workers/"),
 )

@@ -58,7 +58,7 @@ async def create(request: Request, visitor: WebhooksWriter, session: SessionDep,
     try:
         made = await api.create(NewWebhook.model_validate(values), visitor.caller, session, parts, Response())
     except ValidationError as error:
-        wrong = forms.invalid(error, sentences=SENTENCES)
+        wrong = forms.invalid(error.errors(), sentences=SENTENCES)
         return await _list(request, visitor, session, parts, values=values, wrong=wrong)
     except Problem as problem:
         return await _list(request, visitor, session, parts, values=values, wrong=forms.refused(problem))
@@ -88,7 +88,7 @@ async def change(
     try:
         await api.change(webhook_id, WebhookChanges.model_validate(values), visitor.caller, session, parts)
     except ValidationError as error:
-        wrong = forms.invalid(error, sentences=SENTENCES)
+        wrong = forms.invalid(error.errors(), sentences=SENTENCES)
     except Problem as problem:
         if not problem.errors:
             raise

@@ -14,15 +14,13 @@ from app.auth import Scope
 from app.settings import Settings
 from app.ui import session
 from tests.app.conftest import BOOTSTRAP_KEY, Api, ok, started
-from tests.app.tenant_cases import DASHBOARD, Owned
+from tests.app.tenant_cases import COMPARISON, DASHBOARD, Owned
 
 CSRF = re.compile(r'name="csrf" value="([0-9a-f]{64})"')
-FORMS = ("/logout", "/jobs/new", "/jobs/{job}/cancel", "/jobs/{job}/retry", "/datasets", "/datasets/{dataset}/delete",
-         "/keys", "/keys/{key}/revoke", "/webhooks", *(f"/webhooks/{{webhook}}/{act}" for act in (
-             "change", "status/disabled", "rotate", "ping", "delete", "deliveries/{delivery}/redeliver"
-         )))  # fmt: skip
+FORMS = [route.removeprefix("POST ") for route in DASHBOARD if route.startswith("POST ") and route != "POST /login"]
 EVERYTHING = """SELECT (SELECT count(*) FROM jobs), (SELECT string_agg(status, '') FROM jobs),
     (SELECT count(*) FROM datasets), (SELECT count(*) FROM api_keys), (SELECT count(revoked_at) FROM api_keys),
+    (SELECT count(*) FROM comparisons),
     (SELECT string_agg(to_jsonb(w)::text, '' ORDER BY id) FROM webhooks w),
     (SELECT string_agg(to_jsonb(d)::text, '' ORDER BY id) FROM webhook_deliveries d)"""
 ROW = '{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}\n'
@@ -42,7 +40,7 @@ async def a_webhook(api: Api) -> dict[str, str]:
     webhook = ok(await api.client.post("/v1/webhooks", json={"url": "https://hooks.example.com/x"}), 201)["id"]
     delivery = ok(await api.client.post(f"/v1/webhooks/{webhook}/ping"), 202)["id"]
     api.execute("UPDATE webhook_deliveries SET status = 'failed', due_at = NULL, finished_at = now()")
-    return {"webhook": webhook, "delivery": delivery}
+    return {"webhook_id": webhook, "delivery_id": delivery}
 
 
 @pytest.fixture
@@ -95,9 +93,11 @@ async def test_a_form_that_is_not_of_this_session_changes_nothing(
 ) -> None:
     rows = {"file": ("rows.jsonl", ROW)}
     names = {
-        "job": (await api.create_job())["id"],
-        "dataset": ok(await api.client.post("/v1/datasets", files=rows), 201)["id"],
-        "key": ok(await api.client.post("/v1/keys", json={"name": "n", "scopes": ["jobs:read"]}), 201)["id"],
+        "wanted": "disabled",
+        "job_id": (await api.create_job())["id"],
+        "dataset_id": ok(await api.client.post("/v1/datasets", files=rows), 201)["id"],
+        "key_id": ok(await api.client.post("/v1/keys", json={"name": "n", "scopes": ["jobs:read"]}), 201)["id"],
+        "comparison_id": ok(await api.client.post("/v1/comparisons", json=COMPARISON), 201)["id"],
         **await a_webhook(api),
     }
     others = await sign_in(browser, BOOTSTRAP_KEY)
@@ -130,14 +130,18 @@ async def test_another_tenants_things_are_not_there(browser: httpx.AsyncClient, 
     other = ok(await api.client.post("/v1/keys", json={"name": "o", "scopes": list(Scope), "tenant": "other"}), 201)
     token = await sign_in(browser, other["key"])
     ids = {"job_id": job, "dataset_id": dataset, "key_id": key}
-    ids |= {f"{name}_id": value for name, value in (await a_webhook(api)).items()}
+    comparison = ok(await api.client.post("/v1/comparisons", json=COMPARISON | {"name": "secret plan"}), 201)["id"]
+    ids["comparison_id"] = comparison
+    ids |= await a_webhook(api)
     mine = Owned(**{**dict.fromkeys((one.name for one in fields(Owned)), "-"), **ids})
     for route in (route for route, kind in DASHBOARD.items() if kind == "object"):
         method, path = route.partition(" ")[0], mine.path(route, {"name": "config.json", "wanted": "disabled"})
         response = await browser.request(method, path, data={"csrf": token} if method == "POST" else None)
         assert response.status_code == 404, route
     assert (await browser.get(f"/jobs/new?from={job}")).status_code == 404
-    for path in ("/jobs/new", *(route.partition(" ")[2] for route, kind in DASHBOARD.items() if kind == "list")):
+    assert (await browser.get(f"/comparisons/new?from={job}")).status_code == 404
+    lists = [route.partition(" ")[2] for route, kind in DASHBOARD.items() if kind == "list"]
+    for path in ("/jobs/new", "/comparisons/new", *lists):
         page = (await browser.get(path)).raise_for_status().text
         assert not [word for word in (*ids.values(), key[-8:], "secret plan") if word in page], path
     browser.cookies.clear()
@@ -164,9 +168,12 @@ async def test_every_page_has_the_policy_and_nothing_inline(browser: httpx.Async
     job = (await api.create_job(name="<script>alert(1)</script>"))["id"]
     await sign_in(browser, BOOTSTRAP_KEY)
     hook = await a_webhook(api)
+    named = COMPARISON | {"name": "<script>alert(1)</script>"}
+    comparison = ok(await api.client.post("/v1/comparisons", json=named), 201)["id"]
     for path in (
+        *("/comparisons", "/comparisons/new", f"/comparisons/{comparison}", f"/jobs/{job}/fork"),
         *("/", "/jobs/new", f"/jobs/{job}", "/datasets", "/keys", "/workers", "/jobs/nothing", "/login", "/webhooks"),
-        *(f"/webhooks/{hook['webhook']}", f"/webhooks/{hook['webhook']}/deliveries/{hook['delivery']}"),
+        *(f"/webhooks/{hook['webhook_id']}", f"/webhooks/{hook['webhook_id']}/deliveries/{hook['delivery_id']}"),
     ):
         response = await browser.get(path)
         policy = response.headers["content-security-policy"]
@@ -206,6 +213,13 @@ HOSTILE: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("POST", "/keys", {"scopes": "everything", "name": "n"}),
     ("POST", "/keys", {"scopes": "jobs:read", "name": "\x00"}),
     ("POST", "/keys", {"scopes": "jobs:read", "name": "n", "days": "1e9"}),
+    ("POST", "/jobs/new", {"model.id": "a/b", "calibration.hub": "a/b", "accept_if.max_kl": "9" * 20 + "e99"}),
+    ("POST", "/comparisons/new", {"model.id": "a/b", "calibration.hub": "a/b", "schemes": "W4A6"}),
+    ("POST", "/comparisons/new", {"model.id": "a/b", "calibration.hub": "a/b", "other_schemes": "," * 999 + "\x00,W"}),
+    ("POST", "/comparisons/new", {"other_schemes": "W4A6,W4A8", "methods": "\x00", "once": "\x00"}),
+    ("POST", "/comparisons/job_1/delete", {"a": ""}),
+    ("GET", "/comparisons/new?from=%00", {}),
+    ("GET", "/comparisons/%00", {}),
     ("POST", "/webhooks", {"url": "https://10.0.0.1/", "event_types": "job.failed"}),
     ("POST", "/webhooks", {"url": "javascript:alert(1)", "event_types": "job.failed"}),
     ("POST", "/webhooks", {"url": "https://hooks.example.com/", "event_types": "everything"}),

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
-from app.jobs.fork import merge
-from tests.app.conftest import Api, ok, problem
+from app.contract.block_files import CALLS_FILES
+from app.contract.spec import JobSpec
+from app.contract.tables import Job
+from app.database import tenant_session
+from app.jobs.fork import Takeover, merge, takeover
+from app.ui import job_form
+from tests.app.conftest import Api, job_body, ok, problem
 
 
 async def fork(api: Api, job_id: str, status: int = 201, **changes: Any) -> dict[str, Any]:
@@ -98,3 +104,73 @@ async def test_only_a_job_that_is_there_can_be_forked(api: Api) -> None:
 )
 def test_changes_merge_as_rfc_7396_says(target: Any, patch: Any, merged: Any) -> None:
     assert merge(target, patch) == merged
+
+
+def leave_blocks(api: Api, job_id: str, blocks: int, *, calls_only: bool = False) -> None:
+    for block in range(blocks):
+        names = [*(CALLS_FILES if block == 0 else ()), *(() if calls_only else (f"block-{block}.safetensors",))]
+        api.execute(
+            "INSERT INTO layers (job_id, block, attempt, seconds, report, files) VALUES (%s, %s, 1, 1, '{}', %s)",
+            [job_id, block, json.dumps([{"name": name} for name in names])],
+        )
+
+
+async def found_of(api: Api, job_id: str, **changes: Any) -> Takeover:
+    async with tenant_session(api.service.sessions, lambda: "default") as session:
+        parent = await session.get_one(Job, job_id)
+        spec = JobSpec.model_validate(merge(parent.spec, changes))
+        return await takeover(session, parent=parent, spec=spec)
+
+
+async def test_what_a_fork_takes_over_is_known_before_it_is_made(api: Api) -> None:
+    job = (await api.create_job(options={"seed": 3}))["id"]
+    assert await found_of(api, job) == Takeover(calibration=False, blocks=0, changed=[], gone=True)
+    leave_blocks(api, job, 5)
+    same = {"accept_if": {"max_kl": 1.0}, "labels": {"a": "b"}, "name": "n", "timeout_s": 60}
+    assert await found_of(api, job, **same) == Takeover(calibration=True, blocks=5, changed=[], gone=False)
+    other = await found_of(api, job, scheme="W4A8", options={"experts": 2})
+    assert other == Takeover(calibration=True, blocks=0, changed=["options.experts", "scheme"], gone=False)
+    for rows in ({"seed": 4}, {"samples": 9}, {"vision": "quantize"}):
+        assert not (await found_of(api, job, options=rows)).calibration
+    assert not (await found_of(api, job, calibration={"split": "test"})).calibration
+    assert not (await found_of(api, job, model={"revision": "v2"})).calibration
+
+
+async def test_a_job_that_succeeded_leaves_its_calibration(api: Api) -> None:
+    job = (await api.create_job())["id"]
+    leave_blocks(api, job, 2, calls_only=True)
+    assert await found_of(api, job) == Takeover(calibration=True, blocks=0, changed=[], gone=False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "patch"),
+    [
+        ({}, {}),
+        ({"scheme": "W4A8"}, {"scheme": "W4A8"}),
+        ({"options.experts": "", "options.seed": "7"}, {"options": {"experts": None, "seed": 7}}),
+        ({"labels": "run=2"}, {"labels": {"team": None, "run": "2"}}),
+        ({"accept_if.max_kl": ""}, {"accept_if": None}),
+        ({"accept_if.max_kl": "0.25", "name": "2026"}, {"accept_if": {"max_kl": 0.25}, "name": "2026"}),
+        ({job_form.HUB: "acme/others"}, {"calibration": {"dataset": "acme/others"}}),
+        ({job_form.HUB: "", job_form.UPLOADED: "ds_1"}, {"calibration": {"dataset": "ds_1"}}),
+        ({"model.id": ""}, {"model": {"id": None}}),
+    ],
+)
+def test_a_forms_changes_are_a_merge_patch(fields: dict[str, str], patch: dict[str, Any]) -> None:
+    """Fields that the form does not have, like ``vision``, are not in it."""
+    options = {"experts": 4, "vision": "quantize"}
+    body = job_body(options=options, labels={"team": "a"}, accept_if={"max_kl": 0.1}, name="n")
+    spec = JobSpec.model_validate(body).model_dump(mode="json")
+    values = job_form.values_of_spec(spec) | {"name": ""} | fields
+    assert job_form.changes_of(values, spec) == patch
+
+
+def test_numbers_of_a_form_arrive_as_numbers_and_names_as_names() -> None:
+    values = {"name": "2026", "accept_if.max_kl": "0.1", "options.group_size": "channel", "target.max_kl": "1e-3"}
+    body = job_form.body_of(values)
+    assert body == {
+        "name": "2026",
+        "accept_if": {"max_kl": 0.1},
+        "options": {"group_size": "channel"},
+        "target": {"max_kl": 0.001},
+    }

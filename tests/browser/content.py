@@ -81,7 +81,28 @@ async def fill(api: Api, directory: Path) -> dict[str, str]:
             " VALUES (%s, %s, %s, now() - interval '3 days', now() - %s::interval, %s)",
             [worker, worker.partition(":")[0] + ".example", device, seen, job],
         )
-    return jobs | {"webhook": webhook}
+    comparison = await _comparison(api, dataset)
+    return jobs | {"webhook": webhook, "comparison": comparison}
+
+
+async def _comparison(api: Api, dataset: str) -> str:
+    """Two of them are better than all others, one is at work, one has failed."""
+    candidates = [
+        {"scheme": scheme, "method": method} for scheme in ("W4A6", "W8A8") for method in ("rtn", "gptq", "qe")
+    ]
+    body = {"name": "which for receipts", "model": {"id": MODEL}, "calibration": {"dataset": dataset}}
+    made = ok(await api.client.post("/v1/comparisons", json=body | {"candidates": candidates}), 201)
+    figures = [(0.31, 5_402_000_000), (0.11, 5_402_000_000), (0.0214, 6_214_000_000), (0.03, 8_811_000_000)]
+    for row, (kl, size) in zip(made["jobs"], figures, strict=False):
+        api.start(row["job_id"])
+        summary = SUMMARY | {"kl": kl, "bytes_after": size, "seconds": 2400}
+        api.execute("UPDATE jobs SET summary = %s WHERE id = %s", [json.dumps(summary), row["job_id"]])
+        api.end(row["job_id"], "succeeded")
+    api.start(made["jobs"][4]["job_id"])
+    api.start(made["jobs"][5]["job_id"])
+    out = {"code": "out_of_memory", "message": "79 GiB are not enough for block 3", "retryable": True}
+    api.end(made["jobs"][5]["job_id"], "failed", out)
+    return str(made["id"])
 
 
 def _webhooks(api: Api, webhook: str) -> None:

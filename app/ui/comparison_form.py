@@ -1,0 +1,45 @@
+"""The form of a comparison: the fields of a job without its scheme and method, of which any number are ticked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from pydantic import ValidationError
+
+from app.comparisons.schemas import MOST_CANDIDATES, NewComparison
+from app.ui import job_form
+
+NOT_SHARED = ("scheme", "method", "alias", "target.max_bytes", "target.max_kl")
+FIELDS = tuple(name for name in job_form.FIELDS if name not in NOT_SHARED)
+OTHER = "other_schemes"
+SCHEMES, METHODS = ("W4A6", "W4A8"), ("qe",)
+"""Ticked in an empty form."""
+OF_A_CANDIDATE = re.compile(r"candidates/\d+/(?P<where>[^:]+): (?P<what>.*)", re.DOTALL)
+
+
+def checked(
+    values: Mapping[str, str], *, schemes: Sequence[str], methods: Sequence[str]
+) -> tuple[NewComparison | None, dict[str, str]]:
+    """The comparison of every scheme with every method, or what is wrong by field."""
+    pairs = [{"scheme": scheme, "method": method} for scheme in dict.fromkeys(schemes) for method in methods]
+    if not 2 <= len(pairs) <= MOST_CANDIDATES:
+        return None, {"candidates": _wrong_number(len(pairs))}
+    shared = {name: value for name, value in values.items() if name in FIELDS}
+    try:
+        body = {"model": {}, "calibration": {}, **job_form.body_of(shared), "candidates": pairs}
+        return NewComparison.model_validate(body), {}
+    except ValidationError as error:
+        wrong = job_form.invalid(error)
+    found = OF_A_CANDIDATE.fullmatch(wrong.get("", ""))
+    if found:  # what is wrong with each of the jobs is wrong with the field that they share
+        del wrong[""]
+        field = job_form.field_of(found["where"].replace("/", "."))
+        wrong[field if field in FIELDS else "candidates"] = found["what"]
+    return None, wrong
+
+
+def _wrong_number(pairs: int) -> str:
+    if pairs > MOST_CANDIDATES:
+        return f"that makes {pairs} jobs; at most {MOST_CANDIDATES} are compared at once"
+    return "tick two schemes, or two methods" if pairs else "tick at least one scheme and one method, and two of either"
