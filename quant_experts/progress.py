@@ -70,6 +70,9 @@ class BlockFinished:
     superseded: tuple[str, ...] = ()
     resumed: bool = False
     """True when the block was found finished on disk and not computed again."""
+    stack: str | None = None
+    index: int | None = None
+    """As in :class:`quant_experts.report.BlockReport`."""
 
 
 @dataclass(frozen=True)

@@ -219,4 +219,6 @@ def _event(block: FinishedBlock, blocks: int, *, superseded: tuple[str, ...], re
         files=block.files,
         superseded=superseded,
         resumed=resumed,
+        stack=block.report.stack,
+        index=block.report.index,
     )

@@ -81,6 +81,9 @@ class BlockLine(_Message):
     files: list[File]
     superseded: list[str] = Field(default_factory=list)
     resumed: bool = False
+    stack: str | None = None
+    index: int | None = None
+    """Where the model has several stacks of blocks: this block's, and its number there, None behind the blocks."""
     at: float | None = None
     """When the block was finished, as above."""
 

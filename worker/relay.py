@@ -109,6 +109,7 @@ class Relay:
             return
         errors = mean_errors(block.groups)
         span = self._spans.block(block, last_error(errors))
+        place = {} if block.stack is None else {"stack": block.stack, "index": block.index}
         files = []
         reach("upload.before")
         with part(span, "upload", {"qe.block": block.block, "qe.bytes": sum(file.bytes for file in block.files)}):
@@ -122,7 +123,7 @@ class Relay:
             block=block.block,
             blocks=block.blocks,
             seconds=block.seconds,
-            report={"seconds_by_phase": block.seconds_by_phase, "groups": block.groups},
+            report={"seconds_by_phase": block.seconds_by_phase, "groups": block.groups, **place},
             files=files,
             superseded=block.superseded,
             event={
@@ -130,6 +131,7 @@ class Relay:
                 "blocks": block.blocks,
                 "seconds": round(block.seconds, 3),
                 "error": errors,
+                **place,
             },
         )
         span.end()

@@ -178,6 +178,8 @@ def translate(event: object) -> protocol.Line:
                 files=[protocol.File(name=file.name, bytes=file.bytes, sha256=file.sha256) for file in event.files],
                 superseded=list(event.superseded),
                 resumed=event.resumed,
+                stack=event.stack,
+                index=event.index,
                 at=time.time(),
             )
         case progress.Warned():

@@ -11,7 +11,8 @@ class EventType(StrEnum):
     """An attempt began: ``{"attempt", "worker", "resumed_from_block"}``."""
     PHASE = "job.phase"
     BLOCK = "job.block"
-    """A decoder block is fitted and durable: ``{"block", "blocks", "seconds", "error"}``."""
+    """A block is fitted and durable: ``{"block", "blocks", "seconds", "error"}``; of a model with several stacks of
+    blocks ``"stack"`` (``vision``, ``encoder`` …) and ``"index"`` in it, null behind its blocks, too."""
     WARNING = "job.warning"
     REQUEUED = "job.requeued"
     """The attempt ended without a result and the job waits again: ``{"attempt", "reason"}``."""

@@ -159,7 +159,7 @@ class Attempt(Base):
 
 
 class Layer(Base):
-    """A finished decoder block: its report, and the files from which another worker can go on."""
+    """A finished block: its report, and the files from which another worker can go on."""
 
     __tablename__ = "layers"
 
@@ -168,7 +168,8 @@ class Layer(Base):
     attempt: Mapped[int] = mapped_column(Integer)
     seconds: Mapped[float] = mapped_column(Float)
     report: Mapped[dict[str, Any]]
-    """``{"seconds_by_phase": {...}, "groups": [GroupReport, ...]}``"""
+    """``{"seconds_by_phase": {...}, "groups": [GroupReport, ...]}``; of a model with several stacks ``"stack"`` and
+    ``"index"`` too."""
     files: Mapped[list[dict[str, Any]]]
     """``[{"name", "bytes", "sha256", "key"}]``: ``name`` in the work directory, ``key`` in storage."""
     created_at: Mapped[datetime] = _now()

@@ -208,7 +208,7 @@ async def layers(
     after: Annotated[int, Query(ge=-1, le=1_000_000, description="Only blocks with a greater number.")] = -1,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
 ) -> LayerPage:
-    """The errors of every input group, as its decoder block is finished."""
+    """The errors of every input group, as its block is finished."""
     await queries.get_job(session, tenant=caller.tenant, job_id=job_id)
     rows = await queries.layers_after(session, job_id=job_id, block=after, limit=limit + 1)
     return LayerPage(data=[LayerView.of(row) for row in rows[:limit]], has_more=len(rows) > limit)

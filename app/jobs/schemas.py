@@ -171,9 +171,13 @@ class EventPage(BaseModel):
 
 
 class LayerView(BaseModel):
-    """A finished decoder block."""
+    """A finished block."""
 
-    block: int
+    block: int = Field(description="Number among all blocks that are walked.")
+    stack: str | None = Field(
+        default=None, description="Where the model has several stacks of blocks: `vision`, `encoder` …"
+    )
+    index: int | None = Field(default=None, description="Within its stack; null for what lies behind its blocks.")
     attempt: int
     seconds: float
     seconds_by_phase: dict[str, float]
@@ -184,6 +188,8 @@ class LayerView(BaseModel):
     def of(cls, layer: Layer) -> LayerView:
         return cls(
             block=layer.block,
+            stack=layer.report.get("stack"),
+            index=layer.report.get("index"),
             attempt=layer.attempt,
             seconds=layer.seconds,
             seconds_by_phase=layer.report.get("seconds_by_phase", {}),

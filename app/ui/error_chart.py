@@ -6,12 +6,13 @@ screen readers and browsers' searches find.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.jobs.queries import BlockErrors
-from app.ui.words import percent
+from app.ui.words import block_name, percent
 
 WIDTH, HEIGHT = 600, 250
 LEFT, RIGHT, TOP, BOTTOM = 56, 8, 12, 44
@@ -42,6 +43,7 @@ class Chart:
     """(y, label)"""
     ticks: list[tuple[float, int]]
     """(x, block)"""
+    axis: str
     width: int = WIDTH
     height: int = HEIGHT
     left: int = LEFT
@@ -66,15 +68,36 @@ def error_chart(blocks: Sequence[BlockErrors], total: int | None) -> Chart | Non
 
     curves = []
     for stage, title in STAGES.items():
-        known = [(b.block, b.errors[stage]) for b in blocks if b.errors.get(stage, 0) > 0]
+        known = [(b, b.errors[stage]) for b in blocks if b.errors.get(stage, 0) > 0]
         if not known or (stage != "routed" and _same_as_next(blocks, stage)):
             continue
-        dots = [Dot(x(block), y(value), f"block {block}, {title}: {percent(value)}") for block, value in known]
+        dots = [Dot(x(b.block), y(value), f"{_named(b)}, {title}: {percent(value)}") for b, value in known]
         points = " ".join(f"{dot.x},{dot.y}" for dot in dots)
         curves.append(Curve(stage, title, percent(known[-1][1]), points, dots))
     gridlines = [(y(value), percent(value)) for value in _rungs(low, high)]
     step = math.ceil((last + 1) / MOST_TICKS)
-    return Chart(curves, gridlines, [(x(block), block) for block in range(0, last + 1, step)])
+    return Chart(curves, gridlines, [(x(block), block) for block in range(0, last + 1, step)], _axis(blocks))
+
+
+def _named(block: BlockErrors) -> str:
+    return block_name(block.block, block.stack, block.index)
+
+
+def _axis(blocks: Sequence[BlockErrors]) -> str:
+    """``decoder block``, or which numbers are whose: ``block (vision 0–8, language model 9–12)``."""
+    ranges = [
+        (stack, [block.block for block in inside])
+        for stack, inside in itertools.groupby(blocks, key=lambda block: block.stack)
+        if stack is not None
+    ]
+    if not ranges:
+        return "decoder block"
+    spans = (f"{stack} {_span(numbers)}" for stack, numbers in ranges)
+    return f"block ({', '.join(spans)})"
+
+
+def _span(numbers: Sequence[int]) -> str:
+    return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}–{numbers[-1]}"
 
 
 def _rungs(low: float, high: float) -> list[float]:

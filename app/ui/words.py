@@ -110,6 +110,13 @@ def _end(attempt: AttemptView, done: int) -> str:
             return f"failed {reached}: {reason}"
 
 
+def block_name(block: int | None, stack: str | None = None, index: int | None = None) -> str:
+    """``block 3``, or ``vision block 3`` and ``vision merger`` where the model has several stacks."""
+    if stack is None:
+        return f"block {block}"
+    return f"{stack} merger" if index is None else f"{stack} block {index}"
+
+
 def event(happened: EventView) -> str:
     data = happened.data
     match happened.type:
@@ -124,7 +131,11 @@ def event(happened: EventView) -> str:
         case EventType.BLOCK:
             error = (data.get("error") or {}).get("routed")
             left = f", error {percent(error)}" if error is not None else ""
-            return f"Block {data.get('block')} of {data.get('blocks')} done in {duration(data.get('seconds'))}{left}"
+            done = f"done in {duration(data.get('seconds'))}{left}"
+            if data.get("stack") is None:
+                return f"Block {data.get('block')} of {data.get('blocks')} {done}"
+            name = block_name(None, data["stack"], data.get("index")).capitalize()
+            return f"{name} ({data.get('block')} of {data.get('blocks')}) {done}"
         case EventType.WARNING:
             return f"Warning: {data.get('message')}"
         case EventType.REQUEUED:
@@ -170,6 +181,7 @@ FILTERS: dict[str, Callable[..., str]] = {
     "percent": percent,
     "status": status,
     "event": event,
+    "block_name": block_name,
     "short_id": short_id,
     "pretty": pretty,
 }

@@ -102,9 +102,11 @@ class EventPage(View):
 
 
 class LayerView(View):
-    """A finished decoder block."""
+    """A finished block; ``stack`` and ``index`` in it where the model has several stacks."""
 
     block: int
+    stack: str | None = None
+    index: int | None = None
     attempt: int
     seconds: float
     seconds_by_phase: dict[str, float]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import AsyncIterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -185,6 +187,31 @@ async def test_every_page_has_the_policy_and_nothing_inline(browser: httpx.Async
         assert "<script>" not in response.text
         assert not re.search(r'\sstyle="|\son[a-z]+="', response.text)
         assert not re.search(r'(?:src|href)="(?:https?:)?//', response.text)
+
+
+async def test_blocks_of_several_stacks_are_called_by_their_stack(browser: httpx.AsyncClient, api: Api) -> None:
+    job = (await api.create_job())["id"]
+    api.start(job)
+    places: list[dict[str, Any]] = [
+        {"stack": "vision", "index": 0},
+        {"stack": "vision", "index": None},
+        {"stack": "language model", "index": 0},
+    ]
+    for block, place in enumerate(places):
+        report = {"groups": [{"error": {"base": 0.2, "shared": 0.1, "routed": 0.05}}], **place}
+        api.execute(
+            "INSERT INTO layers (job_id, block, attempt, seconds, report, files) VALUES (%s, %s, 1, 2.0, %s, '[]')",
+            [job, block, json.dumps(report)],
+        )
+        happened = {"block": block, "blocks": 3, "seconds": 2.0, "error": {"routed": 0.05}, **place}
+        api.append_event(job, "job.block", happened)
+    await sign_in(browser, BOOTSTRAP_KEY)
+    page = (await browser.get(f"/jobs/{job}")).text
+    assert "block (vision 0–1, language model 2)" in page
+    for number, name in enumerate(("vision block 0", "vision merger", "language model block 0")):
+        assert f"<title>{name}, + routed experts: 5 %</title>" in page
+        assert f"{name.capitalize()} ({number} of 3)" in page
+    assert "decoder block" not in page
 
 
 async def test_static_files_are_named_and_nothing_else_is_served(browser: httpx.AsyncClient) -> None:

@@ -153,7 +153,8 @@ async def test_layers_and_attempts_are_reported(api: Api) -> None:
     job_id = (await api.create_job())["id"]
     api.start(job_id)
     for block in range(3):
-        report = {"seconds_by_phase": {"fit": 1.5}, "groups": [{"name": f"g{block}"}]}
+        place = {"stack": "vision", "index": None} if block == 2 else {}
+        report = {"seconds_by_phase": {"fit": 1.5}, "groups": [{"name": f"g{block}"}], **place}
         api.execute(
             "INSERT INTO layers (job_id, block, attempt, seconds, report, files) VALUES (%s, %s, 1, 2.0, %s, '[]')",
             [job_id, block, json.dumps(report)],
@@ -165,7 +166,8 @@ async def test_layers_and_attempts_are_reported(api: Api) -> None:
     assert [layer["groups"][0]["name"] for layer in page["data"]] == ["g0", "g1"]
     assert page["has_more"] is True
     rest = ok(await api.client.get(f"/v1/jobs/{job_id}/layers", params={"after": 1}))
-    assert [layer["block"] for layer in rest["data"]] == [2]
+    assert [(layer["block"], layer["stack"], layer["index"]) for layer in rest["data"]] == [(2, "vision", None)]
+    assert page["data"][0]["stack"] is None
     attempts = ok(await api.client.get(f"/v1/jobs/{job_id}/attempts"))["data"]
     assert [(attempt["worker"], attempt["outcome"]) for attempt in attempts] == [("w1", "lease_expired")]
 

@@ -35,6 +35,7 @@ EVENTS: list[progress.Event] = [
     progress.Advanced("calibrating", 1, 2),
     progress.GroupFitted(0, 4, GROUP),
     progress.BlockFinished(0, 4, 1.5, {"fit": 1.0}, (GROUP,), (FILE,), ("chain/old",)),
+    progress.BlockFinished(1, 4, 1.5, {}, (GROUP,), (FILE,), stack="vision", index=1),
     progress.Warned("careful"),
     progress.Finished(Path("/out"), (FILE,)),
 ]
