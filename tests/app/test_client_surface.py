@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import threading
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,6 +32,7 @@ from tests.app.conftest import BOOTSTRAP_KEY, MODEL, Api, served
 from tests.app.cutting import Cuts, cutting
 from tests.app.test_datasets import data_uri, jsonl, picture, row
 from tests.models import make_model
+from tests.services import wait_until
 
 T = TypeVar("T")
 QUICK = RetryPolicy(first=0.01, longest=0.05)
@@ -128,9 +130,11 @@ async def test_a_comparison_is_watched_to_its_end_over_broken_connections(
     client: Client, network: Cuts, api: Api
 ) -> None:
     network.after = [20]
-    comparison = await run(
+    made = await run(
         client.comparisons.create, model=MODEL, calibration="acme/rows", candidates=CANDIDATES, options={"seed": 5}
     )
+    hasty = Client(network.url, BOOTSTRAP_KEY, retry=RetryPolicy(retries=0))
+    comparison = await run(hasty.comparisons.get, made.id)
     assert (network.made, len(api.execute("SELECT id FROM jobs"))) == (1, 2)
     assert [entry.label for entry in comparison.jobs] == ["W4A6 qe", "eight"]
     seen: list[Comparison] = []
@@ -156,6 +160,7 @@ async def test_a_comparison_is_watched_to_its_end_over_broken_connections(
     await run(comparison.delete)
     with pytest.raises(NotFound):
         await run(comparison.refresh)
+    hasty.close()
 
 
 async def test_webhooks_are_made_changed_rotated_and_removed(client: Client, api: Api) -> None:
@@ -284,11 +289,16 @@ async def test_a_cancelled_task_stops_its_upload(network: Cuts, parts: list[int]
     async with AsyncClient(network.url, BOOTSTRAP_KEY, retry=QUICK) as client:
         sending = asyncio.create_task(
             client.datasets.upload(
-                rows, part_bytes=1000, parallel=1, on_progress=lambda _: loop.call_soon_threadsafe(begun.set)
+                rows,
+                part_bytes=len(ROWS) // 100,
+                parallel=1,
+                on_progress=lambda _: loop.call_soon_threadsafe(begun.set),
             )
         )
         await asyncio.wait_for(begun.wait(), 20)
         sending.cancel()
         with pytest.raises(asyncio.CancelledError):
             await sending
-    assert len(parts) < len(ROWS) // 1000
+    still = lambda: [thread for thread in threading.enumerate() if thread.name.startswith("upload-")]  # noqa: E731
+    await run(wait_until, lambda: not still(), what="the end of the upload's thread")
+    assert len(parts) < 100
