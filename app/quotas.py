@@ -11,10 +11,11 @@ import contextlib
 import time
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnClause, literal_column
+from sqlalchemy import ColumnClause, func, literal_column
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import problems
+from app.contract.states import LEASED
 from app.contract.tables import Job, TenantLimits
 from app.problems import Problem
 from app.settings import Settings
@@ -73,6 +74,38 @@ async def check_queue(session: AsyncSession, *, tenant: str, settings: Settings)
             f"{most} jobs of {tenant} may wait: come back when one has started, or cancel one",
             headers={"Retry-After": RETRY_SECONDS},
         )
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How many jobs a tenant has in the queue and at work, and what it may have of everything; None: no limit."""
+
+    queued: int
+    running: int
+    max_queued_jobs: int
+    max_running_jobs: int | None
+    max_stored_bytes: int
+
+
+async def standing(session: AsyncSession, *, tenant: str, settings: Settings) -> Standing:
+    limits = await _limits(session, tenant)
+
+    async def number(*statuses: ColumnClause[str]) -> int:
+        jobs = owned(Job, tenant).where(Job.status.in_(statuses)).with_only_columns(func.count())
+        return await session.scalar(jobs) or 0
+
+    def most(name: str) -> int | None:
+        own: int | None = getattr(limits, name, None)
+        default: int | None = getattr(settings, name)
+        return default if own is None else own
+
+    return Standing(
+        queued=await number(QUEUED),
+        running=await number(*(literal_column(f"'{status.value}'") for status in LEASED)),
+        max_queued_jobs=most("max_queued_jobs") or 0,
+        max_running_jobs=most("max_running_jobs"),
+        max_stored_bytes=most("max_stored_bytes") or 0,
+    )
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth import Scope
@@ -16,6 +16,7 @@ from app.ui.pages import Page, local_path, render, see
 from app.ui.visitor import DatasetsReader, DatasetsWriter, Visitor, check_csrf, check_origin, form_of
 
 MOST_OFFERED = 100
+ROWS = 10
 router = APIRouter(route_class=Page)
 
 
@@ -47,6 +48,37 @@ async def upload(
     except Problem as problem:
         return await _page(request, visitor, session, parts, DatasetQuery(), refused=problem)
     return see(local_path(next), dataset=made.id)
+
+
+@router.get("/datasets/{dataset_id}")
+async def dataset(
+    request: Request,
+    dataset_id: str,
+    visitor: DatasetsReader,
+    session: SessionDep,
+    parts: ServiceDep,
+    after: Annotated[int, Query(ge=0, le=10**9)] = 0,
+) -> Response:
+    """Its rows with their images, ten at a time, and figures over all of them."""
+    view = await api.get(dataset_id, visitor.caller, session)
+    try:
+        rows = await api.rows(dataset_id, visitor.caller, session, parts, after=after, limit=ROWS)
+        figures = await api.statistics(dataset_id, visitor.caller, session, parts)
+    except Problem as problem:
+        return render(request, "dataset.html", visitor, dataset=view, figures=None, rows=None, gone=problem.detail)
+    return render(request, "dataset.html", visitor, dataset=view, figures=figures, rows=rows, after=after)
+
+
+@router.get("/datasets/{dataset_id}/rows/{number}/images/{index}")
+async def image(
+    dataset_id: str,
+    number: Annotated[int, Path(ge=1, le=10**9)],
+    index: Annotated[int, Path(ge=0, le=10**6)],
+    visitor: DatasetsReader,
+    session: SessionDep,
+    parts: ServiceDep,
+) -> Response:
+    return await api.image(dataset_id, number, index, visitor.caller, session, parts)
 
 
 @router.post("/datasets/{dataset_id}/delete")

@@ -29,8 +29,10 @@ WORK = (
     Entry("/workers", "Workers", Scope.WORKERS_READ, "/workers/"),
 )
 TENANT = (
+    Entry("/usage", "Usage", Scope.USAGE_READ, "/usage/"),
     Entry("/webhooks", "Webhooks", Scope.WEBHOOKS_READ, "/webhooks/"),
     Entry("/keys", "Keys", Scope.KEYS_ADMIN, "/keys/"),
+    Entry("/audit", "Audit", Scope.AUDIT_READ, "/audit/"),
 )
 
 

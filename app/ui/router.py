@@ -10,10 +10,10 @@ from fastapi.responses import FileResponse
 
 from app import problems
 from app.problems import Problem
-from app.ui import comparisons, datasets, forks, jobs, keys, login, pages, webhooks, workers
+from app.ui import audit, comparisons, datasets, forks, jobs, keys, login, pages, usage, webhooks, workers
 
 router = APIRouter(include_in_schema=False)
-for part in (login, jobs, forks, comparisons, datasets, workers, webhooks, keys):
+for part in (login, jobs, forks, comparisons, datasets, workers, usage, webhooks, keys, audit):
     router.include_router(part.router)
 
 

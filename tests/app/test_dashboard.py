@@ -137,7 +137,10 @@ async def test_another_tenants_things_are_not_there(browser: httpx.AsyncClient, 
     ids |= await a_webhook(api)
     mine = Owned(**{**dict.fromkeys((one.name for one in fields(Owned)), "-"), **ids})
     for route in (route for route, kind in DASHBOARD.items() if kind == "object"):
-        method, path = route.partition(" ")[0], mine.path(route, {"name": "config.json", "wanted": "disabled"})
+        method, path = (
+            route.partition(" ")[0],
+            mine.path(route, {"name": "config.json", "wanted": "disabled", "number": 1, "index": 0}),
+        )
         response = await browser.request(method, path, data={"csrf": token} if method == "POST" else None)
         assert response.status_code == 404, route
     assert (await browser.get(f"/jobs/new?from={job}")).status_code == 404
@@ -174,7 +177,19 @@ async def test_every_page_has_the_policy_and_nothing_inline(browser: httpx.Async
     comparison = ok(await api.client.post("/v1/comparisons", json=named), 201)["id"]
     for path in (
         *("/comparisons", "/comparisons/new", f"/comparisons/{comparison}", f"/jobs/{job}/fork"),
-        *("/", "/jobs/new", f"/jobs/{job}", "/datasets", "/keys", "/workers", "/jobs/nothing", "/login", "/webhooks"),
+        *(
+            "/",
+            "/jobs/new",
+            f"/jobs/{job}",
+            "/datasets",
+            "/keys",
+            "/workers",
+            "/jobs/nothing",
+            "/login",
+            "/webhooks",
+            "/usage",
+            "/audit",
+        ),
         *(f"/webhooks/{hook['webhook_id']}", f"/webhooks/{hook['webhook_id']}/deliveries/{hook['delivery_id']}"),
     ):
         response = await browser.get(path)
@@ -247,6 +262,12 @@ HOSTILE: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("POST", "/comparisons/job_1/delete", {"a": ""}),
     ("GET", "/comparisons/new?from=%00", {}),
     ("GET", "/comparisons/%00", {}),
+    ("GET", "/audit?object_id=%00", {}),
+    ("GET", "/audit?action=Key%20created&key_id='", {}),
+    ("GET", "/audit?cursor=x", {}),
+    ("GET", "/datasets/%00", {}),
+    ("GET", "/datasets/ds_1?after=-1", {}),
+    ("GET", "/datasets/ds_1/rows/0/images/x", {}),
     ("POST", "/webhooks", {"url": "https://10.0.0.1/", "event_types": "job.failed"}),
     ("POST", "/webhooks", {"url": "javascript:alert(1)", "event_types": "job.failed"}),
     ("POST", "/webhooks", {"url": "https://hooks.example.com/", "event_types": "everything"}),

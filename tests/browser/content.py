@@ -9,6 +9,7 @@ from typing import Any
 
 from quant_experts.report_html import render_report
 from tests.app.conftest import Api, ok
+from tests.app.test_datasets import data_uri, picture, row
 from tests.quant_experts.reports import RECIPE, rich_report
 
 MODEL = "Qwen/Qwen2-VL-7B-Instruct"
@@ -33,6 +34,9 @@ async def fill(api: Api, directory: Path) -> dict[str, str]:
     for name in ("receipts, 128 rows of November", "charts-v2.jsonl"):
         form = {"file": (name, rows)}
         dataset = ok(await api.client.post("/v1/datasets", files=form, data={"name": name}), 201)["id"]
+    pictured = row(data_uri(picture(size=(320, 200))), text="What is it?")
+    content = (json.dumps(pictured) + "\n").encode() + rows
+    shown = ok(await api.client.post("/v1/datasets", files={"file": ("pictured.jsonl", content)}), 201)["id"]
     for name, scopes in {"ci": ["jobs:read", "jobs:write"], "grafana": ["workers:read"]}.items():
         key = ok(await api.client.post("/v1/keys", json={"name": name, "scopes": scopes}), 201)
     ok(await api.client.delete(f"/v1/keys/{key['id']}"))
@@ -82,7 +86,7 @@ async def fill(api: Api, directory: Path) -> dict[str, str]:
             [worker, worker.partition(":")[0] + ".example", device, seen, job],
         )
     comparison = await _comparison(api, dataset)
-    return jobs | {"webhook": webhook, "comparison": comparison}
+    return jobs | {"webhook": webhook, "comparison": comparison, "dataset": shown}
 
 
 async def _comparison(api: Api, dataset: str) -> str:
@@ -93,11 +97,11 @@ async def _comparison(api: Api, dataset: str) -> str:
     body = {"name": "which for receipts", "model": {"id": MODEL}, "calibration": {"dataset": dataset}}
     made = ok(await api.client.post("/v1/comparisons", json=body | {"candidates": candidates}), 201)
     figures = [(0.31, 5_402_000_000), (0.11, 5_402_000_000), (0.0214, 6_214_000_000), (0.03, 8_811_000_000)]
-    for row, (kl, size) in zip(made["jobs"], figures, strict=False):
-        api.start(row["job_id"])
+    for candidate, (kl, size) in zip(made["jobs"], figures, strict=False):
+        api.start(candidate["job_id"])
         summary = SUMMARY | {"kl": kl, "bytes_after": size, "seconds": 2400}
-        api.execute("UPDATE jobs SET summary = %s WHERE id = %s", [json.dumps(summary), row["job_id"]])
-        api.end(row["job_id"], "succeeded")
+        api.execute("UPDATE jobs SET summary = %s WHERE id = %s", [json.dumps(summary), candidate["job_id"]])
+        api.end(candidate["job_id"], "succeeded")
     api.start(made["jobs"][4]["job_id"])
     api.start(made["jobs"][5]["job_id"])
     out = {"code": "out_of_memory", "message": "79 GiB are not enough for block 3", "retryable": True}

@@ -1,0 +1,67 @@
+"""A tenant looks at its rows, at what it used, and at who did what."""
+
+from __future__ import annotations
+
+from playwright.async_api import expect
+
+from tests.app.conftest import Api, ok
+from tests.app.test_datasets import data_uri, jsonl, picture, row
+from tests.browser.dashboard import Dashboard
+
+
+async def test_rows_are_shown_with_their_images_and_figures(dashboard: Dashboard, api: Api) -> None:
+    page = dashboard.page
+    pictured = row(data_uri(picture(size=(320, 200))), text="<b>What</b> is it?")
+    rows = [pictured, *(row(text=f"text {n}") for n in range(11))]
+    made = ok(await api.client.post("/v1/datasets", files={"file": ("r.jsonl", jsonl(*rows))}), 201)["id"]
+    await dashboard.open("/datasets")
+    await page.get_by_role("link", name="r.jsonl").click()
+    statistics = page.get_by_role("region", name="Statistics")
+    await expect(statistics).to_contain_text("1 with images, 11 without")
+    await expect(statistics).to_contain_text("1 PNG")
+    await expect(page.get_by_text("<b>What</b> is it?").first).to_be_visible()
+    image = page.get_by_role("img", name="Image 1 of row 1")
+    await expect(image).to_have_js_property("naturalWidth", 320)
+    await page.get_by_role("link", name="Next rows").click()
+    await expect(page.get_by_role("heading", name="Row 12")).to_be_visible()
+    assert await page.get_by_role("link", name="Next rows").count() == 0
+    api.execute("UPDATE datasets SET expires_at = now() - interval '1 hour' WHERE id = %s", [made])
+    await dashboard.open(f"/datasets/{made}")
+    await expect(page.get_by_text("expired 1 hour ago")).to_be_visible()
+    assert await page.get_by_role("link", name="Start a job with it").count() == 0
+
+
+async def test_the_audit_log_is_filtered_and_paged_and_says_what_is_wrong(dashboard: Dashboard, api: Api) -> None:
+    page = dashboard.page
+    job = [(await api.create_job())["id"] for _ in range(21)][-1]
+    ok(await api.client.post(f"/v1/jobs/{job}/cancel"))
+    await page.get_by_role("link", name="Audit").click()
+    await page.get_by_role("link", name="Older").click()
+    await expect(page.get_by_role("row", name="job.created")).to_have_count(2)
+    await page.get_by_label("Act").select_option("job.cancelled")
+    await page.get_by_role("button", name="Filter").click()
+    await expect(page.get_by_role("row", name="job.cancelled")).to_have_count(1)
+    await page.get_by_label("Thing").fill("Job 7")
+    await page.get_by_role("button", name="Filter").click()
+    await expect(page.get_by_role("alert")).to_contain_text("Thing: String should match pattern")
+    await page.get_by_role("link", name="Show all").click()
+    await page.get_by_role("link", name=job[-8:]).first.click()
+    await expect(page.get_by_role("heading", name="acme/tiny-vl")).to_be_visible()
+    dashboard.faults[:] = [fault for fault in dashboard.faults if "status of 422" not in fault]
+
+
+async def test_usage_stands_beside_its_limits(dashboard: Dashboard, api: Api) -> None:
+    page = dashboard.page
+    await page.get_by_role("link", name="Usage").click()
+    await expect(page.get_by_text("Nothing was used in this time.")).to_be_visible()
+    started = (await api.create_job())["id"]
+    for _ in range(2):
+        await api.create_job()
+    api.start(started)
+    api.execute("INSERT INTO tenant_limits (tenant, max_queued_jobs, max_running_jobs) VALUES ('default', 2, 9)")
+    await dashboard.open("/usage?days=365")
+    quotas = page.get_by_role("region", name="Now, and what may be")
+    await expect(quotas).to_contain_text("Jobs that wait 2 of 2")
+    await expect(quotas.get_by_text("The limit is reached.")).to_have_count(1)
+    await expect(quotas).to_contain_text("Jobs at work 1 of 9")
+    await expect(page.get_by_role("table")).to_contain_text("3")
