@@ -183,7 +183,7 @@ def _watched(comparison: Comparison) -> Comparison:
     with Live(console=console, transient=True, auto_refresh=False) as live:
         for now in comparison.watch():
             if console.is_terminal:
-                live.update(table_of(now), refresh=True)
+                live.update(table_of(now, width=console.width), refresh=True)
                 continue
             for job in now.jobs:
                 if statuses.get(job.job_id) != job.status:

@@ -12,10 +12,12 @@ from quant_experts.client import ComparedJob, ComparisonView
 UNKNOWN = "–"
 BEST = "★"
 PIPED_WIDTH = 160
+WIDE = 120
+"""Columns from which there is room for the ids of the jobs as well."""
 
 
-def table_of(comparison: ComparisonView) -> Table:
-    """A row per candidate, in their order; what nothing beats is marked."""
+def table_of(comparison: ComparisonView, *, width: int) -> Table:
+    """A row per candidate, in their order; what nothing beats is marked. It fits ``width`` columns, 80 or more."""
     table = Table(box=None, pad_edge=False)
     table.add_column("", no_wrap=True)
     table.add_column("candidate", overflow="fold")
@@ -23,16 +25,17 @@ def table_of(comparison: ComparisonView) -> Table:
     for title in ("KL", "same token", "bits", "size", "seconds"):
         table.add_column(title, no_wrap=True, justify="right")
     judged = any(job.verdict for job in comparison.jobs)
-    for title in (["verdict"] if judged else []) + ["job"]:
+    for title in (["verdict"] if judged else []) + (["job"] if width >= WIDE else []):
         table.add_column(title, no_wrap=True)
     for job in comparison.jobs:
-        table.add_row(*_cells(job, judged=judged))
+        ids = [job.job_id] if width >= WIDE else []
+        table.add_row(*_cells(job, judged=judged), *ids)
     return table
 
 
 def print_table(comparison: ComparisonView) -> None:
     console = _stdout()
-    console.print(table_of(comparison))
+    console.print(table_of(comparison, width=console.width))
     labels = {job.job_id: job.label for job in comparison.jobs}
     if comparison.frontier:
         best = ", ".join(labels[job_id] for job_id in comparison.frontier)
@@ -61,7 +64,6 @@ def _cells(job: ComparedJob, *, judged: bool) -> list[str]:
         UNKNOWN if job.bytes_after is None else f"{job.bytes_after / 1e6:,.2f} MB",
         UNKNOWN if job.seconds is None else f"{job.seconds:.0f}",
         *([job.verdict or UNKNOWN] if judged else []),
-        job.job_id,
     ]
 
 

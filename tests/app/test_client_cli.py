@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import signal
 import subprocess
@@ -13,9 +14,12 @@ from typing import Any
 
 import pytest
 from fastapi import Request, Response
+from rich.console import Console
 
 from quant_experts import cli
+from quant_experts.client import ComparisonView
 from quant_experts.client.retrying import RetryPolicy
+from quant_experts.commands.comparison_table import table_of
 from tests.app.conftest import BOOTSTRAP_KEY, MODEL, Api, served
 from tests.app.cutting import Cuts, cutting
 
@@ -253,6 +257,21 @@ async def test_compare_ends_with_a_code_when_a_job_did_not_succeed(qe: Qe, api: 
     code, out, err = await qe("compare", made["id"])
     assert (code, "W4A6 qe: error out_of_memory: no room" in err) == (3, True)
     assert "–" in out
+
+
+async def test_the_table_fits_a_terminal_of_80_columns(qe: Qe, api: Api) -> None:
+    made = json.loads((await qe(*COMPARE, "W4A6/smoothquant", "W8A8/rtn", "--no-wait", "--json"))[1])
+    for job in made["jobs"]:
+        end(api, job["job_id"], kl=0.01234, size=12_345_670_000)
+    comparison = ComparisonView.model_validate((await api.client.get(f"/v1/comparisons/{made['id']}")).json())
+    printed = io.StringIO()
+    console = Console(width=80, file=printed, highlight=False)
+    console.print(table_of(comparison, width=80))
+    lines = printed.getvalue().splitlines()
+    assert len(lines) == 3
+    assert lines[1].split() == (
+        ["★", "W4A6", "smoothquant", "succeeded", "0.01234", "90.0%", "4.50", "12,345.67", "MB", "61"]
+    )
 
 
 @pytest.mark.parametrize(
