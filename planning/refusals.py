@@ -51,14 +51,12 @@ def _stacks(shapes: Shapes, recipe: Recipe, config: Mapping[str, Any]) -> Iterat
         return
     measured = (
         ("/options/smoothing", "smoothing mbq", recipe.smoothing == "mbq"),
-        ("/options/sensitive", "sensitive.share", (recipe.sensitive or {}).get("share") is not None),
-        ("/options/budget", "budget", recipe.budget is not None),
         ("/scheme", "scheme auto", recipe.scheme == AUTO),
     )
     names = " and ".join(dict.fromkeys(block.stack for block in shapes.blocks))
     for pointer, what, is_asked_for in measured:
         if is_asked_for:
-            reason = "measures the sensitivity of a model with one stack of blocks, and here two are quantized"
+            reason = "measures a model with one stack of blocks, and here two are quantized"
             yield Refusal("invalid_spec", f"{what} {reason} ({names}); leave it out", pointer)
 
 

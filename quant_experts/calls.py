@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +28,8 @@ FIRST = "calls"
 PROBES = 1
 """Held-out rows whose model inputs are kept, to try the written checkpoint with."""
 
-Stream = Literal["quantized", "full", "baseline"]
+Stream = str
+"""``quantized``, ``full``, ``baseline``; while sensitivity is measured, names of input groups too."""
 """Behind the quantized prefix; of the full-precision model; behind the prefix rounded to nearest."""
 
 

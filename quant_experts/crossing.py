@@ -136,9 +136,10 @@ class CrossingWriter:
         probe = call.probe if call.held_out and call.index < PROBES else None
         for stored in (probe or {}).values():
             self._spool.add(stored, self._before.tensors.read(stored))
-        others: tuple[Stream, ...] = ("full", "baseline")
-        streams: dict[str, Any] = {
-            stream: tree for stream in others if (tree := self._trees.get((stream, call.index))) is not None
+        streams = {
+            stream: tree
+            for (stream, index), tree in self._trees.items()
+            if index == call.index and stream != "quantized"
         }
         return replace(call, tree=self._trees["quantized", call.index], streams=streams, probe=probe)
 

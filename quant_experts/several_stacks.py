@@ -22,8 +22,8 @@ VISION_COSTS = (
 def check_stacks(spec: QuantizationSpec, family: Family, config: Any) -> None:
     """``config``: the model's.
 
-    Raises InvalidSpec for a vision tower that cannot be quantized, and for methods that measure the whole model before
-    they begin, which they can do through one stack only.
+    Raises InvalidSpec for a vision tower that cannot be quantized, and for methods that look at the whole model before
+    they begin, and can do so through one stack only.
     """
     if spec.vision == "quantize":
         _check_tower(family, config)
@@ -32,8 +32,6 @@ def check_stacks(spec: QuantizationSpec, family: Family, config: Any) -> None:
         return
     measured = [
         *(["smoothing mbq"] if spec.smoothing == "mbq" else []),
-        *(["sensitive.share"] if spec.sensitive is not None and spec.sensitive.share is not None else []),
-        *(["budget"] if spec.budget is not None else []),
         *(["scheme auto"] if spec.scheme == AUTO else []),
     ]
     if measured:
@@ -42,8 +40,8 @@ def check_stacks(spec: QuantizationSpec, family: Family, config: Any) -> None:
             "leave it out" if family.encoder else f'leave it out, or give vision "keep" instead of "{spec.vision}"'
         )
         raise InvalidSpec(
-            f"{measured[0]} measures the sensitivity of a model with one stack of blocks, and here two are quantized "
-            f"({names}): {way_out}; sensitive.groups by name works"
+            f"{measured[0]} measures a model with one stack of blocks, and here two are quantized ({names}): "
+            f"{way_out}; sensitive and budget work"
         )
 
 

@@ -55,8 +55,7 @@ def decide_treatment(spec: QuantizationSpec, measuring: Measuring) -> Treatment:
     modality_weights = measuring.modality_weights(spec)
     if spec.sensitive is None and spec.budget is None:
         return Treatment(spec, modality_weights=modality_weights)
-    # Named groups need no measure; through several stacks there is none (several_stacks.py).
-    sensitivity = {} if measuring.has_several_stacks else measuring.sensitivity(spec)
+    sensitivity = measuring.sensitivity(spec)
     kl = {name: values.kl for name, values in sensitivity.items()}
     assigned = assign(spec, measuring.plans, kl, measuring.blueprint.dtype)
     assert assigned is not None, "sensitive or budget was given"

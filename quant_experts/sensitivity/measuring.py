@@ -33,10 +33,6 @@ class Measuring:
     should_stop: ShouldStop
     files: dict[str, WrittenFile] = field(default_factory=dict)
 
-    @property
-    def has_several_stacks(self) -> bool:
-        return self.plans[0][0].stack != self.plans[-1][0].stack
-
     def sensitivity(self, spec: QuantizationSpec) -> dict[str, GroupSensitivity]:
         """Of every group at the spec's scheme, measured once per run and scheme."""
         name = f"sensitivity-{spec.scheme}.json"

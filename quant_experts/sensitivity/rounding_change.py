@@ -1,8 +1,8 @@
 """How far the next-token distribution moves when a single input group is rounded to nearest.
 
-One pass over the decoder blocks with one block in memory. Every group has a stream of hidden states of its own, which
-leaves the full-precision stream at that group and goes on through the later blocks in full precision; behind the last
-block all streams meet the output head.
+One pass over the blocks, stack by stack (``border.py``), with one block in memory. Every group has a stream of hidden
+states of its own, which leaves the full-precision stream at that group and goes on through the later blocks in full
+precision; behind the last block all streams meet the output head.
 
 Cost, for N blocks of G groups: N (1 + G) + G N (N - 1) / 2 block forwards for each row, that is about G N / 2 forwards
 of the model: 56 for 28 blocks of 4 groups, on ``rows.ROWS`` rows. Disk: one hidden state per group and row.
@@ -10,10 +10,12 @@ of the model: 56 for 28 blocks of 4 groups, on ``rows.ROWS`` rows. Disk: one hid
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,11 @@ from quant_experts.config import QuantizationSpec
 from quant_experts.errors import NumericalFailure, Stopped
 from quant_experts.evaluation import after_the_blocks, text_positions
 from quant_experts.glue import Arguments, Glue, block_glue
-from quant_experts.groups import GroupPlan, block_prefix
+from quant_experts.groups import GroupPlan
 from quant_experts.progress import Advanced, OnEvent, ShouldStop
 from quant_experts.quantizer import dequantize, fake_quantize_tokens, quantize
 from quant_experts.report import GroupSensitivity
+from quant_experts.sensitivity.border import FULL, around, cross_over, keep_states, scratch_directory
 from quant_experts.sensitivity.rows import few_rows
 from quant_experts.state_file import StateFile, temporary_states
 from quant_experts.stored_size import group_size
@@ -37,8 +40,7 @@ from quant_experts.stored_size import group_size
 CHUNK = 256
 """Positions whose logits are in memory at a time, of two streams."""
 
-FULL = "full"
-STATES = ".sensitivity.states"
+SCRATCH, STATES = ".sensitivity", "states"
 
 
 @dataclass
@@ -82,19 +84,55 @@ def measure_rounding_change(
     The blueprint is as empty afterwards as before. Raises NumericalFailure naming a group whose measure is not finite,
     InvalidCalibration when no row has text, Stopped when ``should_stop`` says so.
     """
-    rows = few_rows(calls, spec.seed)
+    calls = replace(calls, rows=few_rows(calls, spec.seed), variants=())
     names = [plan.name for block in plans for plan in block]
     moments = {name: _Moments() for name in names}
-    with temporary_states(work / STATES, (FULL, *names), calls, rows) as states:
-        for call in rows:
-            states.write(FULL, call, calls.embeddings(call))
-        for number, block in enumerate(plans):
-            earlier = names[: names.index(block[0].name)]
-            _advance(blueprint, block, earlier, moments, calls, rows, states, spec, should_stop)
-            on_event(Advanced("calibrating", number + 1, len(plans) + 1))
-        kl = _meet_the_head(blueprint, names, calls, rows, states, should_stop)
+    streams: list[str] = []
+    stacks = [list(blocks) for _, blocks in itertools.groupby(plans, key=lambda block: block[0].stack)]
+    with scratch_directory(work / SCRATCH) as directory:
+        for stack, following in itertools.pairwise((*stacks, None)):
+            assert stack is not None
+            blocks, behind = _taken_apart(stack)
+            running = calls.running.rows
+            own = [plan.name for block in blocks for plan in block]
+            with (
+                around(blueprint, blocks[0][0].stack),
+                temporary_states(directory / STATES, (FULL, *streams, *own), calls, running) as states,
+            ):
+                for stream, call in itertools.product((FULL, *streams), running):
+                    states.write(stream, call, calls.embeddings(call, stream))
+                for block in blocks:
+                    _advance(blueprint, block, streams, moments, calls, running, states, spec, should_stop)
+                    streams += [plan.name for plan in block]
+                    if following is not None:
+                        begun = dict.fromkeys(own, False) | dict.fromkeys((FULL, *streams), True)
+                        keep_states(directory, block[0].block, states, begun, running)
+                    on_event(Advanced("calibrating", block[0].block + 1, len(plans) + 1))
+                if following is None:
+                    kl = _meet_the_head(blueprint, names, calls, running, states, should_stop)
+                else:
+                    calls = cross_over(
+                        blueprint,
+                        blocks[-1][0],
+                        behind,
+                        following[0][0],
+                        calls,
+                        streams,
+                        directory,
+                        rounded=lambda plan: rounded_to_nearest(blueprint, plan, spec),
+                        watched=functools.partial(_watched, blueprint, behind, moments),
+                        should_stop=should_stop,
+                    )
+                    streams += [plan.name for plan in behind]
         on_event(Advanced("calibrating", len(plans) + 1, len(plans) + 1))
     return {name: _sensitivity(name, moments[name], kl[name]) for name in names}
+
+
+def _taken_apart(
+    stack: Sequence[Sequence[GroupPlan]],
+) -> tuple[list[Sequence[GroupPlan]], Sequence[GroupPlan]]:
+    """The blocks of a stack, and what lies behind them."""
+    return [block for block in stack if block[0].index is not None], (stack[-1] if stack[-1][0].index is None else ())
 
 
 def _advance(
@@ -109,27 +147,36 @@ def _advance(
     should_stop: ShouldStop,
 ) -> None:
     """Take every stream through one block; the streams of its own groups begin here."""
-    prefix = block_prefix(blueprint.family, block[0].block)
+    first = block[0]
+    assert first.index is not None, "a block, not what lies behind its stack"
+    prefix = first.stack.block(first.index)
     fill(blueprint, prefix)
     try:
-        with block_glue(blueprint.language_model, block[0].block) as glue:
+        with block_glue(blueprint.module(first.stack), first.index, first.stack) as glue:
             for plan in block:
                 with rounded_to_nearest(blueprint, plan, spec):
                     for call in rows:
                         _stop_if(should_stop)
-                        arguments = calls.arguments(call, blueprint.device)
+                        arguments = _arguments(calls, call, FULL, blueprint)
                         states.write(plan.name, call, _run(glue, arguments, states.read(FULL, call), blueprint))
             for call in rows:
-                arguments = calls.arguments(call, blueprint.device)
                 for name in earlier:
                     _stop_if(should_stop)
+                    arguments = _arguments(calls, call, name, blueprint)
                     states.write(name, call, _run(glue, arguments, states.read(name, call), blueprint))
+                arguments = _arguments(calls, call, FULL, blueprint)
                 with _watched(blueprint, block, moments):
                     states.write(FULL, call, _run(glue, arguments, states.read(FULL, call), blueprint))
         for plan in block:
             _check_finite(plan.name, "input", moments[plan.name].mean_abs, moments[plan.name].variance)
     finally:
         empty(blueprint, prefix)
+
+
+def _arguments(calls: Calls, call: Call, stream: str, blueprint: Blueprint) -> Arguments:
+    """Of the stream behind a border; streams that began in this stack are called as the full-precision one is."""
+    own = call.streams is not None and stream in call.streams
+    return calls.arguments(call, blueprint.device, stream if own else FULL)
 
 
 def _run(glue: Glue, arguments: Arguments, state: Tensor, blueprint: Blueprint) -> Tensor:
@@ -184,8 +231,8 @@ def _meet_the_head(
     tokens = 0
     with after_the_blocks(blueprint), block_glue(blueprint.language_model, blueprint.blocks) as glue:
         for call in rows:
-            arguments = calls.arguments(call, blueprint.device)
             for name in (FULL, *names):
+                arguments = _arguments(calls, call, name, blueprint)
                 states.write(name, call, _run(glue, arguments, states.read(name, call), blueprint))
             _, positions = text_positions(calls, call, torch.device("cpu"))
             tokens += len(positions)

@@ -19,16 +19,19 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, WhisperForConditionalGeneration
 
 import quant_experts  # noqa: F401 -- registers the method
-from quant_experts.blueprint import open_blueprint
-from quant_experts.calls import Calls, read_calls
+from quant_experts.blueprint import fill, open_blueprint
+from quant_experts.calls import Call, Calls, read_calls
 from quant_experts.chain import HiddenStates, chain_file
 from quant_experts.config import QuantizationSpec
 from quant_experts.errors import InvalidCalibration, InvalidSpec, Stopped
+from quant_experts.evaluation import text_positions
 from quant_experts.groups import FAMILIES, plan_groups
 from quant_experts.pipeline import quantize
 from quant_experts.progress import BlockFinished, Event, GroupFitted, PhaseStarted
 from quant_experts.report import QualityReport
 from quant_experts.route import Route
+from quant_experts.sensitivity.rounding_change import rounded_to_nearest
+from quant_experts.sensitivity.rows import few_rows
 from quant_experts.tensor_file import file_digest
 from tests.models import make_model
 from tests.models_speech import audio_row
@@ -102,12 +105,15 @@ print(json.dumps({"quantized": layers, "tokens": tokens.shape[1]}))
 class Undisturbed:
     """One run from beginning to end."""
 
-    def __init__(self, directory: Path, family: str, **model: Any) -> None:
+    def __init__(
+        self, directory: Path, family: str, *, method: str = "qe", options: dict[str, Any] | None = None, **model: Any
+    ) -> None:
         self.model = make_model(family, directory / "model", **model)
         rows = directory / "rows.jsonl"
         speaks = family == "whisper"
         self.rows = write_rows(rows, map(audio_row, range(8))) if speaks else rows_with_and_without_images(rows)
-        self.spec = SPEC.model_copy(update={"vision": "keep"}) if speaks else SPEC
+        vision = "keep" if speaks else "quantize"
+        self.spec = QuantizationSpec.preset(method, **OPTIONS | {"vision": vision} | (options or {}))
         self.work, self.output = directory / "work", directory / "out"
         self.report = run(directory, self.model, self.rows, spec=self.spec)
 
@@ -336,17 +342,79 @@ def test_a_tower_of_which_an_earlier_layer_is_taken_is_refused(tmp_path: Path) -
     ("options", "named"),
     [
         ({"smoothing": "mbq"}, "smoothing mbq"),
-        ({"sensitive": {"share": 0.1}}, "sensitive.share"),
-        ({"budget": {"bits_per_weight": 6}}, "budget"),
         ({"scheme": "auto", "target": {"max_kl": 0.1}}, "scheme auto"),
     ],
 )
-def test_methods_that_measure_the_whole_model_are_refused(
+def test_methods_that_look_at_one_stack_only_are_refused(
     tower: Undisturbed, options: dict[str, Any], named: str, tmp_path: Path
 ) -> None:
     spec = QuantizationSpec.preset("qe", vision="quantize", **OPTIONS | options)
     with pytest.raises(InvalidSpec, match=rf"^{named} measures .* two are quantized \(vision and language model\)"):
         run(tmp_path, tower.model, tower.rows, spec=spec)
+
+
+@torch.no_grad()
+def kl_of_the_whole_model(source: Undisturbed, group: str, calls: Calls, rows: tuple[Call, ...]) -> float:
+    """All of the model in memory, and one group of it rounded: mean KL over the positions whose next token is text."""
+    blueprint = open_blueprint(source.model, device=torch.device("cpu"))
+    for name, _ in blueprint.model.named_children():
+        fill(blueprint, name)
+    plans = plan_groups(blueprint.model, blueprint.family, vision=source.spec.vision)
+    plan = next(plan for block in plans for plan in block if plan.name == group)
+    total, count = 0.0, 0
+    for call in rows:
+        inputs = calls.probe(call)
+        assert inputs is not None
+        _, positions = text_positions(calls, call, torch.device("cpu"))
+        p = blueprint.model(**inputs, use_cache=False).logits[0, positions].float().log_softmax(-1)
+        with rounded_to_nearest(blueprint, plan, source.spec):
+            q = blueprint.model(**inputs, use_cache=False).logits[0, positions].float().log_softmax(-1)
+        total += float((p.exp() * (p - q)).sum(dtype=torch.float64))
+        count += len(positions)
+    return max(total / count, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("family", "groups"),
+    [
+        ("qwen3_vl", ("visual.blocks.1.mlp.fc1", "deepstack_merger_list.0.fc2", "language_model.layers.0.mlp.down")),
+        ("whisper", ("encoder.layers.0.fc2", "decoder.layers.0.encoder_attn.kv")),
+    ],
+)
+def test_the_share_of_sensitive_groups_is_measured_through_all_stacks(
+    family: str, groups: tuple[str, ...], tmp_path: Path
+) -> None:
+    """The measure is that of the whole model in memory, and groups of every stack compete."""
+    sensitive = {"share": 0.4, "weight_bits": 8}
+    source = Undisturbed(tmp_path, family, method="rtn", options={"sensitive": sensitive}, blocks=1)
+    measured = {group.name: group for block in source.report.blocks for group in block.groups}
+    calls = read_calls(source.work, json.loads((source.work / "calls.json").read_text())["fingerprint"])
+    assert calls is not None
+    rows = few_rows(calls, source.spec.seed)
+    for group in groups:
+        full_name = f"model.{group}" if f"model.{group}" in measured else f"model.visual.{group}"
+        sensitivity = measured[full_name].sensitivity
+        assert sensitivity is not None
+        assert sensitivity.kl == pytest.approx(kl_of_the_whole_model(source, full_name, calls, rows), rel=1e-4)
+        assert sensitivity.kl > 0
+    found = source.report.mixed_precision
+    assert found is not None
+    assert found.decided_by == "share"
+    assert 0 < found.share <= 0.4
+    raised = {name for name, group in measured.items() if group.weight_bits == 8}
+    assert raised == set(found.groups)
+    assert not (source.work / ".sensitivity").exists()
+
+
+def test_a_budget_is_filled_over_all_stacks(tower: Undisturbed, tmp_path: Path) -> None:
+    spec = QuantizationSpec.preset("rtn", vision="quantize", **OPTIONS, budget={"bits_per_weight": 6.5})
+    report = run(tmp_path, tower.model, tower.rows, spec=spec)
+    assert report.size is not None
+    assert 5.5 < report.size.effective_bits <= 6.5
+    assert report.mixed_precision is not None
+    assert any("visual" in group for group in report.mixed_precision.groups)
+    load = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    assert type(load.model.visual.blocks[0].attn.qkv).__name__ == "QuantizedLinear"
 
 
 def test_groups_of_the_tower_can_keep_more_bits_by_name(tower: Undisturbed, tmp_path: Path) -> None:
