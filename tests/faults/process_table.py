@@ -46,7 +46,10 @@ def state(pid: int) -> str:
 
 
 def runners(directory: Path) -> list[Running]:
-    """Runners that compute below ``directory``; neither stopped nor dead ones do."""
+    """Runners that compute below ``directory``; neither stopped nor dead ones do.
+
+    A child of a runner is none, although it has the same command line until it has become another program.
+    """
     prefix = str(directory)
     found = []
     for pid in _pids():
@@ -54,7 +57,8 @@ def runners(directory: Path) -> list[Running]:
         for argument in arguments:
             if argument.startswith(prefix) and (match := JOB_FILE.search(argument)):
                 found.append(Running(pid, match[1], int(match[2])))
-    return [each for each in found if state(each.pid) in "RSD"]
+    pids = {each.pid for each in found}
+    return [each for each in found if state(each.pid) in "RSD" and pids.isdisjoint(ancestors(each.pid))]
 
 
 def orphans(directory: Path, *, seconds: float = ORPHAN_SECONDS) -> list[str]:

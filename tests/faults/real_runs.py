@@ -96,7 +96,7 @@ def killed_runs(*, seed: int, say: Say, runs: int, workers: int, seconds: float)
         "seconds": round(time.monotonic() - record.started),
         "runs": len(jobs) + 1,
         "killed_runs": killed,
-        "kills": dict(sorted(Counter(line.split("  ", 1)[1] for line in record.log).items())),
+        "kills": dict(sorted(Counter(line.rpartition("  ")[2] for line in record.log).items())),
         "attempts": len(attempts),
         "resumed_at_block": dict(sorted(Counter(str(row["resumed_from_block"]) for row in attempts).items())),
         "files_per_run": artifacts[0]["files"],
