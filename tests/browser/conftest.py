@@ -18,6 +18,9 @@ __all__ = ["api", "app_database", "database_url", "settings"]
 @pytest.fixture(scope="session")
 async def chromium() -> AsyncIterator[Browser]:
     found = browser()
+    expect.set_options(
+        timeout=20_000
+    )  # as an action may take: pages that look again every few seconds, on a busy machine
     async with async_playwright() as playwright:
         # No sandbox: the tests may run as root or in a container, and only open pages of ours.
         opened = await playwright.chromium.launch(
