@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from quant_experts.errors import InvalidModel, UnsupportedModel
 from quant_experts.families.internvl_chat import native_directory
 from quant_experts.pipeline import quantize
 from tests.models_internvl_chat import make_internvl_chat
+from tests.planned import check_planned_size
 from tests.quant_experts.test_families import SPEC, loads_and_generates
 from tests.rows import data_uri, image_row, picture, write_rows
 
@@ -45,13 +46,22 @@ def test_the_original_layout_gives_the_native_logits(language: str, tmp_path: Pa
     assert not torch.equal(logits, native(**blank, use_cache=False).logits)
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
-def test_an_original_repository_becomes_a_native_checkpoint(language: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("language", "vision"),
+    [("InternLM2ForCausalLM", "keep"), ("InternLM2ForCausalLM", "quantize"), ("Qwen2ForCausalLM", "quantize")],
+)
+def test_an_original_repository_becomes_a_native_checkpoint(
+    language: str, vision: Literal["keep", "quantize"], tmp_path: Path
+) -> None:
     make_internvl_chat(tmp_path / "original", language)
     rows = write_rows(tmp_path / "rows.jsonl", [image_row(i) for i in range(5)])
+    spec = SPEC.model_copy(update={"vision": vision})
     report = quantize(
-        model=tmp_path / "original", calibration=rows, output=tmp_path / "out", spec=SPEC, work=tmp_path / "work"
+        model=tmp_path / "original", calibration=rows, output=tmp_path / "out", spec=spec, work=tmp_path / "work"
     )
+    check_planned_size(tmp_path / "original", spec, report)
+    in_tower = [group.name for block in report.blocks if block.stack == "vision" for group in block.groups]
+    assert bool(in_tower) is (vision == "quantize")
     assert report.model == "original"
     assert not any("belong to no module" in warning for warning in report.warnings)
     assert report.quality is not None
