@@ -45,7 +45,7 @@ from quant_experts.progress import Finished, OnEvent, PhaseStarted, ShouldStop, 
 from quant_experts.report import AutoSearch, QualityReport, Size
 from quant_experts.reuse import calls_fingerprint
 from quant_experts.sensitivity.measuring import Measuring
-from quant_experts.several_stacks import about_vision, audio_tokens, check_rows, check_stacks
+from quant_experts.several_stacks import about_stacks, audio_tokens, check_rows, check_stacks
 from quant_experts.tensor_file import TensorFile
 from quant_experts.treatment import decide_treatment
 from quant_experts.walk import calls_behind, walk
@@ -114,7 +114,7 @@ def quantize(
     }
     fingerprint = _digest(parts)
     claim_directory(work, parts)
-    for message in (*_observations(blueprint), *about_vision(spec)):
+    for message in (*_observations(blueprint), *about_stacks(spec, blueprint.family.stacks(spec.vision)[0])):
         warn(message)
     _fill_language_model(blueprint)
 

@@ -17,30 +17,31 @@ VISION_COSTS = (
     "than anything else that can be quantized, and that its activations need more bits than the language model's; "
     'compare with vision "keep" on your own task before you ship it'
 )
+NOTHING_TO_BALANCE = {
+    "image": (
+        "smoothing mbq balances errors on image tokens against errors on text tokens; every token of the vision tower "
+        "is of an image, so that it is awq's grid with the mean absolute error as the objective there"
+    ),
+    "audio": (
+        "smoothing mbq balances errors on image tokens against errors on text tokens; this model has no image tokens, "
+        "so that it is awq's grid with the mean absolute error as the objective"
+    ),
+}
 
 
 def check_stacks(spec: QuantizationSpec, family: Family, config: Any) -> None:
     """``config``: the model's.
 
-    Raises InvalidSpec for a vision tower that cannot be quantized, and for methods that look at the whole model before
-    they begin, and can do so through one stack only.
+    Raises InvalidSpec for a vision tower that cannot be quantized, and for a search that can try one stack only.
     """
     if spec.vision == "quantize":
         _check_tower(family, config)
     stacks = family.stacks(spec.vision)
-    if len(stacks) == 1:
-        return
-    measured = [
-        *(["smoothing mbq"] if spec.smoothing == "mbq" else []),
-        *(["scheme auto"] if spec.scheme == AUTO else []),
-    ]
-    if measured:
+    if len(stacks) > 1 and spec.scheme == AUTO:
         names = " and ".join(stack.name for stack in stacks)
-        way_out = (
-            "leave it out" if family.encoder else f'leave it out, or give vision "keep" instead of "{spec.vision}"'
-        )
+        way_out = "give a scheme" if family.encoder else f'give a scheme, or vision "keep" instead of "{spec.vision}"'
         raise InvalidSpec(
-            f"{measured[0]} measures a model with one stack of blocks, and here two are quantized ({names}): "
+            f"scheme auto tries models with one stack of blocks, and here two are quantized ({names}): "
             f"{way_out}; sensitive and budget work"
         )
 
@@ -58,8 +59,10 @@ def _check_tower(family: Family, config: Any) -> None:
         )
 
 
-def about_vision(spec: QuantizationSpec) -> list[str]:
-    return [VISION_COSTS] if spec.vision == "quantize" else []
+def about_stacks(spec: QuantizationSpec, first: Stack) -> list[str]:
+    """What a user has to know of his choices. ``first``: the first stack that is walked."""
+    balance = NOTHING_TO_BALANCE[first.media] if spec.smoothing == "mbq" and first.media is not None else None
+    return [*([VISION_COSTS] if spec.vision == "quantize" else []), *([balance] if balance else [])]
 
 
 def check_rows(calls: Calls, first: Stack) -> None:

@@ -6,6 +6,7 @@ code runs here in a scratch directory. The full-precision stream goes by the nam
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -25,6 +26,18 @@ from quant_experts.tensor_file import write_tensors
 
 FULL: Stream = "quantized"
 """The stream of the full-precision model, under the name of calls' default stream."""
+
+
+def by_stack(plans: Sequence[Sequence[GroupPlan]]) -> list[list[Sequence[GroupPlan]]]:
+    """The blocks of each stack that is walked, with what lies behind them."""
+    return [list(blocks) for _, blocks in itertools.groupby(plans, key=lambda block: block[0].stack)]
+
+
+def taken_apart(
+    stack: Sequence[Sequence[GroupPlan]],
+) -> tuple[list[Sequence[GroupPlan]], Sequence[GroupPlan]]:
+    """The blocks of a stack, and what lies behind them."""
+    return [block for block in stack if block[0].index is not None], (stack[-1] if stack[-1][0].index is None else ())
 
 
 @contextmanager

@@ -27,7 +27,6 @@ from quant_experts.glue import block_glue
 from quant_experts.groups import GroupPlan, block_prefix
 from quant_experts.problem import EQUAL_WEIGHTS, ModalityWeights
 from quant_experts.progress import Advanced, OnEvent, ShouldStop
-from quant_experts.sensitivity.rows import few_rows
 from quant_experts.state_file import StateFile, temporary_states
 
 CHUNK = 256
@@ -62,18 +61,18 @@ def measure_gradients(
     blueprint: Blueprint,
     plans: Sequence[Sequence[GroupPlan]],
     calls: Calls,
-    seed: int,
     *,
     work: Path,
     on_event: OnEvent,
     should_stop: ShouldStop,
 ) -> dict[str, ModalityWeights]:
-    """Group name → the weights of both modalities, the larger one 1.
+    """Group name → the weights of both modalities, the larger one 1. ``plans``, ``calls``: of the last stack,
+    with the rows to measure on.
 
     The blueprint is as empty afterwards as before. Raises NumericalFailure naming a group whose gradient is not finite,
-    InvalidCalibration when no row has text, Stopped when ``should_stop`` says so.
+    Stopped when ``should_stop`` says so.
     """
-    rows = few_rows(calls, seed)
+    rows = calls.rows
     streams = [str(number) for number in range(len(plans) + 1)]
     steps = 2 * len(plans) + 1
     with temporary_states(work / STATES, streams, calls, rows) as states:
@@ -143,7 +142,8 @@ def _backwards(
     should_stop: ShouldStop,
 ) -> dict[str, ModalityWeights]:
     """Replace the gradients with respect to the block's output by those with respect to its input."""
-    number, device = block[0].block, blueprint.device
+    number, device = block[0].index, blueprint.device
+    assert number is not None, "the last stack has nothing behind its blocks"
     magnitudes = {plan.name: _Magnitudes(torch.zeros(0, dtype=torch.bool)) for plan in block}
     with (
         _loaded(blueprint, block_prefix(blueprint.family, number)),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from quant_experts.blueprint import Blueprint
@@ -13,9 +14,12 @@ from quant_experts.groups import GroupPlan
 from quant_experts.problem import ModalityWeights
 from quant_experts.progress import OnEvent, ShouldStop, WrittenFile
 from quant_experts.report import GroupSensitivity
+from quant_experts.sensitivity.border import by_stack
 from quant_experts.sensitivity.gradients import measure_gradients
+from quant_experts.sensitivity.last_stack import calls_of_the_last_stack
 from quant_experts.sensitivity.record import read_record, write_record
 from quant_experts.sensitivity.rounding_change import measure_rounding_change
+from quant_experts.sensitivity.rows import few_rows
 
 GRADIENTS = "gradients.json"
 
@@ -54,22 +58,34 @@ class Measuring:
         return measured
 
     def modality_weights(self, spec: QuantizationSpec) -> dict[str, ModalityWeights]:
-        """Of every group, for the one smoothing that asks for them; else none. Measured once per run."""
-        if spec.smoothing != "mbq":
+        """Of every group of the last stack, for the one smoothing that asks for them; else none. Measured once per run.
+
+        In a vision tower or an encoder all tokens are of one modality: there is nothing to balance.
+        """
+        if spec.smoothing != "mbq" or self.blueprint.family.encoder is not None:
             return {}
         found = read_record(self.work, GRADIENTS, self.fingerprint)
         if found is not None:
             self.files[GRADIENTS] = found[1]
             return {group: ModalityWeights(**values) for group, values in found[0].items()}
-        measured = measure_gradients(
-            self.blueprint,
-            self.plans,
-            self.calls,
-            spec.seed,
-            work=self.work,
-            on_event=self.on_event,
-            should_stop=self.should_stop,
-        )
+        measured = self._gradients(spec.seed)
         content = {group: asdict(weights) for group, weights in measured.items()}
         self.files[GRADIENTS] = write_record(self.work, GRADIENTS, self.fingerprint, content)
         return measured
+
+    def _gradients(self, seed: int) -> dict[str, ModalityWeights]:
+        stacks = by_stack(self.plans)
+        calls = replace(self.calls, rows=few_rows(self.calls, seed), variants=())
+        with (
+            nullcontext(calls)
+            if len(stacks) == 1
+            else calls_of_the_last_stack(self.blueprint, self.plans, calls, self.work, self.should_stop)
+        ) as calls:
+            return measure_gradients(
+                self.blueprint,
+                stacks[-1],
+                calls,
+                work=self.work,
+                on_event=self.on_event,
+                should_stop=self.should_stop,
+            )

@@ -32,7 +32,15 @@ from quant_experts.groups import GroupPlan
 from quant_experts.progress import Advanced, OnEvent, ShouldStop
 from quant_experts.quantizer import dequantize, fake_quantize_tokens, quantize
 from quant_experts.report import GroupSensitivity
-from quant_experts.sensitivity.border import FULL, around, cross_over, keep_states, scratch_directory
+from quant_experts.sensitivity.border import (
+    FULL,
+    around,
+    by_stack,
+    cross_over,
+    keep_states,
+    scratch_directory,
+    taken_apart,
+)
 from quant_experts.sensitivity.rows import few_rows
 from quant_experts.state_file import StateFile, temporary_states
 from quant_experts.stored_size import group_size
@@ -88,11 +96,10 @@ def measure_rounding_change(
     names = [plan.name for block in plans for plan in block]
     moments = {name: _Moments() for name in names}
     streams: list[str] = []
-    stacks = [list(blocks) for _, blocks in itertools.groupby(plans, key=lambda block: block[0].stack)]
     with scratch_directory(work / SCRATCH) as directory:
-        for stack, following in itertools.pairwise((*stacks, None)):
+        for stack, following in itertools.pairwise((*by_stack(plans), None)):
             assert stack is not None
-            blocks, behind = _taken_apart(stack)
+            blocks, behind = taken_apart(stack)
             running = calls.running.rows
             own = [plan.name for block in blocks for plan in block]
             with (
@@ -126,13 +133,6 @@ def measure_rounding_change(
                     streams += [plan.name for plan in behind]
         on_event(Advanced("calibrating", len(plans) + 1, len(plans) + 1))
     return {name: _sensitivity(name, moments[name], kl[name]) for name in names}
-
-
-def _taken_apart(
-    stack: Sequence[Sequence[GroupPlan]],
-) -> tuple[list[Sequence[GroupPlan]], Sequence[GroupPlan]]:
-    """The blocks of a stack, and what lies behind them."""
-    return [block for block in stack if block[0].index is not None], (stack[-1] if stack[-1][0].index is None else ())
 
 
 def _advance(

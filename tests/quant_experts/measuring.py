@@ -12,6 +12,7 @@ from quant_experts.calibrate import gather_calls
 from quant_experts.calibration.collate import open_collator
 from quant_experts.calibration.samples import choose, open_rows
 from quant_experts.chain import claim_directory
+from quant_experts.families.family import Vision
 from quant_experts.groups import plan_groups
 from quant_experts.progress import OnEvent, ShouldStop, ignore, never
 from quant_experts.sensitivity.measuring import Measuring
@@ -28,6 +29,7 @@ def measuring(
     rows: list[dict[str, Any]] | None = None,
     on_event: OnEvent = ignore,
     should_stop: ShouldStop = never,
+    vision: Vision = "keep",
     **model: Any,
 ) -> Measuring:
     """By default seven rows, of which two are held out; of vision models every other one has an image."""
@@ -52,6 +54,7 @@ def measuring(
         fingerprint="run",
         on_event=ignore,
         should_stop=never,
+        vision=vision,
     )
-    plans = plan_groups(blueprint.model, blueprint.family)
+    plans = plan_groups(blueprint.model, blueprint.family, vision=vision)
     return Measuring(blueprint, plans, calls, work, "run", on_event, should_stop)

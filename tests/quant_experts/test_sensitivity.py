@@ -111,6 +111,17 @@ def test_modality_weights_are_gradients_of_the_whole_models_loss(tmp_path: Path)
     assert last.vision < 0.5  # behind the last attention hardly an image token is looked at
 
 
+@pytest.mark.parametrize("family", ["qwen3_vl", "internvl"])
+def test_modality_weights_are_the_same_when_the_tower_is_walked_block_by_block(family: str, tmp_path: Path) -> None:
+    kept = measuring(tmp_path / "kept", family, blocks=1).modality_weights(SPEC)
+    of = measuring(tmp_path / "walked", family, blocks=1, vision="quantize")
+    assert of.modality_weights(SPEC) == kept
+    assert len(set(kept.values())) > 1
+    assert set(kept) < {plan.name for block in of.plans for plan in block}  # a tower has nothing to balance
+    assert not (of.work / ".last-stack").exists()
+    assert all(parameter.is_meta for parameter in of.blueprint.module(of.plans[0][0].stack).parameters())
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_gradients_survive_a_16_bit_model(dtype: torch.dtype, tmp_path: Path) -> None:
     exact = measuring(tmp_path / "float32", "qwen2_vl", dtype=torch.float32).modality_weights(SPEC)
