@@ -33,7 +33,7 @@ def refusals_of(
 
 
 def _stacks(shapes: Shapes, recipe: Recipe, config: Mapping[str, Any]) -> Iterator[Refusal]:
-    """Towers that cannot be quantized, and a search that can try one stack only."""
+    """Towers that cannot be quantized."""
     if recipe.vision == "quantize":
         family = shapes.family
         layer = config.get("vision_feature_layer", config.get("select_layer", -1))
@@ -47,10 +47,6 @@ def _stacks(shapes: Shapes, recipe: Recipe, config: Mapping[str, Any]) -> Iterat
                 f"the model takes the output of layer {layer} of its vision tower, and only towers whose last layer"
             )
             yield Refusal("invalid_spec", f'vision "quantize": {reason} is taken can be quantized', "/options/vision")
-    if shapes.has_several_stacks and recipe.scheme == AUTO:
-        names = " and ".join(dict.fromkeys(block.stack for block in shapes.blocks))
-        reason = f"scheme auto tries models with one stack of blocks, and here two are quantized ({names})"
-        yield Refusal("invalid_spec", f"{reason}; give a scheme", "/scheme")
 
 
 def _widths(shapes: Shapes, recipe: Recipe) -> Iterator[Refusal]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from quant_experts.calls import Calls
-from quant_experts.config import AUTO, QuantizationSpec
+from quant_experts.config import QuantizationSpec
 from quant_experts.errors import InvalidCalibration, InvalidSpec
 from quant_experts.families.family import Family
 from quant_experts.families.stack import Stack
@@ -30,20 +30,9 @@ NOTHING_TO_BALANCE = {
 
 
 def check_stacks(spec: QuantizationSpec, family: Family, config: Any) -> None:
-    """``config``: the model's.
-
-    Raises InvalidSpec for a vision tower that cannot be quantized, and for a search that can try one stack only.
-    """
+    """``config``: the model's. Raises InvalidSpec for a vision tower that cannot be quantized."""
     if spec.vision == "quantize":
         _check_tower(family, config)
-    stacks = family.stacks(spec.vision)
-    if len(stacks) > 1 and spec.scheme == AUTO:
-        names = " and ".join(stack.name for stack in stacks)
-        way_out = "give a scheme" if family.encoder else f'give a scheme, or vision "keep" instead of "{spec.vision}"'
-        raise InvalidSpec(
-            f"scheme auto tries models with one stack of blocks, and here two are quantized ({names}): "
-            f"{way_out}; sensitive and budget work"
-        )
 
 
 def _check_tower(family: Family, config: Any) -> None:

@@ -18,7 +18,7 @@ import torch
 from quant_experts.auto.choice import best_within_bytes, smallest_within_kl, worth_trying
 from quant_experts.auto.grid import Point, grid, resolved
 from quant_experts.blueprint import Blueprint
-from quant_experts.calls import Calls
+from quant_experts.calls import Call, Calls
 from quant_experts.chain import claim_directory
 from quant_experts.config import QuantizationSpec, Target
 from quant_experts.evaluation import evaluate
@@ -30,7 +30,7 @@ from quant_experts.seeding import generator
 from quant_experts.sensitivity.measuring import Measuring
 from quant_experts.sensitivity.record import read_record, write_record
 from quant_experts.treatment import Treatment
-from quant_experts.walk import walk
+from quant_experts.walk import calls_behind, walk
 
 FIT_ROWS = 16
 HELD_OUT_ROWS = 16
@@ -77,25 +77,27 @@ class _Trials:
         directory = measuring.work / "auto" / fingerprint[:16]
         claim_directory(directory, {"point": fingerprint})
         blueprint = self.open_model()
-        before = len(self.kl) * blueprint.blocks
-        total = max(self.expected, len(self.kl) + 1) * blueprint.blocks
+        blocks = len(measuring.plans)
+        before, total = len(self.kl) * blocks, max(self.expected, len(self.kl) + 1) * blocks
 
         def on_event(event: Event) -> None:
             if isinstance(event, BlockFinished):
                 measuring.on_event(Advanced("calibrating", before + event.block + 1, total))
 
         treatment = Treatment(point.spec, point.weight_bits, self.modality_weights)
+        decided = treatment.fingerprint(fingerprint)
         walk(
             blueprint,
             measuring.plans,
             self.calls,
             treatment,
             work=directory,
-            fingerprint=treatment.fingerprint(fingerprint),
+            fingerprint=decided,
             on_event=on_event,
             should_stop=measuring.should_stop,
         )
-        quality, _ = evaluate(blueprint, self.calls, directory)
+        behind = calls_behind(measuring.plans, self.calls, directory, decided, blueprint)
+        quality, _ = evaluate(blueprint, behind, directory)
         shutil.rmtree(directory)
         return quality
 
@@ -152,11 +154,20 @@ def missed_target(found: AutoSearch | None, quality: ModelQuality) -> list[str]:
 
 
 def few_calls(calls: Calls, seed: int) -> Calls:
-    """A seeded choice of the rows to fit, and the first held-out rows."""
-    fit, held_out = calls.fit, calls.held_out[:HELD_OUT_ROWS]
-    drawn = torch.randperm(len(fit), generator=generator(seed, "auto", "rows"))[:FIT_ROWS].tolist()
-    chosen = sorted((fit[place] for place in drawn), key=lambda call: call.index)
-    return replace(calls, rows=(*held_out, *chosen), variants=(), files=())
+    """A seeded choice of the rows to fit, and the first held-out rows; the first stack is called for some of both."""
+    fit = calls.fit
+    drawn = [fit[place] for place in torch.randperm(len(fit), generator=generator(seed, "auto", "rows")).tolist()]
+    chosen = sorted(_begin(drawn, FIT_ROWS), key=lambda call: call.index)
+    return replace(calls, rows=(*_begin(calls.held_out, HELD_OUT_ROWS), *chosen), variants=(), files=())
+
+
+def _begin(rows: Sequence[Call], number: int) -> list[Call]:
+    """The first ``number`` rows; when the stack is called for none of them, the next row for which it is comes in for
+    the last."""
+    chosen, others = list(rows[:number]), rows[number:]
+    if not any(call.tree is not None for call in chosen):
+        chosen[-1:] = [next((call for call in others if call.tree is not None), chosen[-1])]
+    return chosen
 
 
 def _kept_bytes(blueprint: Blueprint, plans: Sequence[Sequence[GroupPlan]]) -> int:

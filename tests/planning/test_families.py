@@ -174,11 +174,15 @@ def test_a_tower_that_is_not_there_is_refused(
     assert message in refusal.message
 
 
-def test_a_search_is_refused_where_there_are_two_stacks(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scheme": "auto", "target": {"max_kl": 0.1}},
+        {"smoothing": "mbq", "sensitive": {"share": 0.2, "weight_bits": 8}},
+    ],
+)
+def test_what_looks_at_the_whole_model_first_does_so_where_there_are_two_stacks(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
     speech = read_local(make_model("whisper", tmp_path))
-    searched = Recipe.of(scheme="auto", target={"max_kl": 0.1})
-    (refusal,) = make_plan(speech, searched, unknown_rows(vision=False), from_hub=False).refusals
-    assert (refusal.code, refusal.pointer) == ("invalid_spec", "/scheme")
-    assert "two are quantized (encoder and decoder)" in refusal.message
-    measured = Recipe.of(smoothing="mbq", sensitive={"share": 0.2, "weight_bits": 8})
-    assert make_plan(speech, measured, unknown_rows(vision=False), from_hub=False).refusals == ()
+    assert make_plan(speech, Recipe.of(**options), unknown_rows(vision=False), from_hub=False).refusals == ()

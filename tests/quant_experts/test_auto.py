@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,17 @@ def test_a_search_sees_few_rows_and_the_held_out_ones(tmp_path: Path) -> None:
     assert (len(few.fit), few.held_out) == (16, of.calls.held_out)
     assert few == few_calls(of.calls, 0)
     assert few.fit != few_calls(of.calls, 1).fit
+
+
+def test_a_search_sees_rows_that_the_first_stack_is_called_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = measuring(tmp_path, "llama", rows=[text_row(i) for i in range(40)]).calls
+    called = (calls.held_out[-1].index, calls.fit[-1].index)
+    rows = tuple(call if call.index in called else replace(call, tree=None) for call in calls.rows)
+    monkeypatch.setattr("quant_experts.auto.search.HELD_OUT_ROWS", 2)
+    for seed in range(3):
+        few = few_calls(replace(calls, rows=rows), seed)
+        assert tuple(call.index for call in few.running.rows) == called
+        assert (len(few.held_out), len(few.fit)) == (2, 16)
 
 
 # --- Whole runs ----------------------------------------------------------------------------------------------------
