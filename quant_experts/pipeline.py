@@ -32,24 +32,24 @@ from quant_experts.calibration.collate import open_collator
 from quant_experts.calibration.samples import choose, open_rows, rows_fingerprint
 from quant_experts.calibration_quality import NO_IMAGE
 from quant_experts.calls import Calls, read_calls
-from quant_experts.chain import FinishedBlock, block_file, claim_directory
+from quant_experts.chain import block_file, claim_directory
 from quant_experts.checkpoint.verify import verify_in_fresh_process
 from quant_experts.checkpoint.write import write_checkpoint
 from quant_experts.config import AUTO, AcceptIf, QuantizationSpec
 from quant_experts.errors import InvalidSpec, Stopped
 from quant_experts.evaluating import measure_run
 from quant_experts.families.internvl_chat import native_directory
-from quant_experts.groups import GroupPlan, plan_groups, walked_modules
+from quant_experts.groups import GroupPlan, plan_groups
 from quant_experts.mixed_precision import check_mixed_precision
 from quant_experts.progress import Finished, OnEvent, PhaseStarted, ShouldStop, Warned, ignore, never
-from quant_experts.report import AutoSearch, QualityReport, Size
+from quant_experts.report import AutoSearch, QualityReport
 from quant_experts.reuse import calls_fingerprint
 from quant_experts.sensitivity.measuring import Measuring
 from quant_experts.several_stacks import about_stacks, audio_tokens, check_rows, check_stacks
-from quant_experts.tensor_file import TensorFile
 from quant_experts.treatment import decide_treatment
 from quant_experts.walk import calls_behind, walk
 from quant_experts.weights import shards_fingerprint, stream
+from quant_experts.written_size import names_beside_the_blocks, written_size
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def quantize(
         images=measured.images,
         mixed_precision=treatment.mixed_precision,
         auto=found,
-        size=_size(blueprint, plans, blocks, work),
+        size=written_size(blueprint, plans, blocks, work),
         rows_used=len(calls.fit),
         rows_held_out=len(calls.held_out),
         rows_skipped=calls.skipped,
@@ -210,7 +210,7 @@ def quantize(
         output=output,
         block_files=[work / block_file(block.block) for block in blocks],
         groups=[entry for block in blocks for entry in block.groups],
-        other_tensors=stream(blueprint.weights, _other_names(blueprint, plans)),
+        other_tensors=stream(blueprint.weights, names_beside_the_blocks(blueprint, plans)),
         spec=spec,
         report=report,
         recipe=recipe,
@@ -276,39 +276,6 @@ def _warnings_about_rows(blueprint: Blueprint, calls: Calls) -> list[str]:
     if calls.resized:
         messages.append(f"{calls.resized} calibration rows had their images made smaller to fit")
     return messages
-
-
-def _other_names(blueprint: Blueprint, plans: Sequence[Sequence[GroupPlan]]) -> list[str]:
-    """Everything outside of what was walked, under in-memory names."""
-    blocks = tuple(f"{module}." for block in plans for module in walked_modules(block))
-    return [name for name in blueprint.weights.names if not name.startswith(blocks)]
-
-
-def _size(
-    blueprint: Blueprint, plans: Sequence[Sequence[GroupPlan]], blocks: Sequence[FinishedBlock], work: Path
-) -> Size:
-    weights = sum(plan.weights for block in plans for plan in block)
-    in_blocks = sum(
-        entry.bytes for block in blocks for entry in TensorFile(work / block_file(block.block)).entries.values()
-    )
-    return Size(
-        bytes_before=blueprint.weights.shards.bytes,
-        bytes_after=in_blocks + sum(blueprint.weights.bytes(name) for name in _other_names(blueprint, plans)),
-        effective_bits=sum(block.bits[0] for block in blocks) / weights,
-        base_bits=sum(block.bits[1] for block in blocks) / weights,
-        quantized_weights=weights,
-        effective_bits_bf16=_bits_in_bf16(plans, blocks),
-    )
-
-
-def _bits_in_bf16(plans: Sequence[Sequence[GroupPlan]], blocks: Sequence[FinishedBlock]) -> float | None:
-    """Stored bits per weight, had the adapters been stored in bfloat16; None when they were."""
-    weights = {plan.name: plan.weights for block in plans for plan in block}
-    groups = [group for block in blocks for group in block.report.groups]
-    if not any(group.effective_bits_bf16 for group in groups):
-        return None
-    bits = sum((group.effective_bits_bf16 or group.effective_bits) * weights[group.name] for group in groups)
-    return bits / sum(weights.values())
 
 
 def _environment(blueprint: Blueprint) -> dict[str, str]:

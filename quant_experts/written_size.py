@@ -1,0 +1,47 @@
+"""What the checkpoint weighs, counted from what the walk has written and from what it has left as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from quant_experts.blueprint import Blueprint
+from quant_experts.chain import FinishedBlock, block_file
+from quant_experts.groups import GroupPlan, walked_modules
+from quant_experts.report import Size
+from quant_experts.tensor_file import TensorFile
+
+
+def written_size(
+    blueprint: Blueprint, plans: Sequence[Sequence[GroupPlan]], blocks: Sequence[FinishedBlock], work: Path
+) -> Size:
+    """Bytes of all tensors, before and after; bits per quantized weight. ``work``: where the block files are."""
+    weights = sum(plan.weights for block in plans for plan in block)
+    in_blocks = sum(
+        entry.bytes for block in blocks for entry in TensorFile(work / block_file(block.block)).entries.values()
+    )
+    beside = sum(blueprint.weights.bytes(name) for name in names_beside_the_blocks(blueprint, plans))
+    return Size(
+        bytes_before=blueprint.weights.shards.bytes,
+        bytes_after=in_blocks + beside,
+        effective_bits=sum(block.bits[0] for block in blocks) / weights,
+        base_bits=sum(block.bits[1] for block in blocks) / weights,
+        quantized_weights=weights,
+        effective_bits_bf16=_bits_in_bf16(plans, blocks),
+    )
+
+
+def names_beside_the_blocks(blueprint: Blueprint, plans: Sequence[Sequence[GroupPlan]]) -> list[str]:
+    """Every tensor outside of what was walked, under in-memory names."""
+    blocks = tuple(f"{module}." for block in plans for module in walked_modules(block))
+    return [name for name in blueprint.weights.names if not name.startswith(blocks)]
+
+
+def _bits_in_bf16(plans: Sequence[Sequence[GroupPlan]], blocks: Sequence[FinishedBlock]) -> float | None:
+    """Stored bits per weight, had the adapters been stored in bfloat16; None when they were."""
+    weights = {plan.name: plan.weights for block in plans for plan in block}
+    groups = [group for block in blocks for group in block.report.groups]
+    if not any(group.effective_bits_bf16 for group in groups):
+        return None
+    bits = sum((group.effective_bits_bf16 or group.effective_bits) * weights[group.name] for group in groups)
+    return bits / sum(weights.values())
