@@ -184,7 +184,7 @@ def report(arguments: argparse.Namespace, cluster: Cluster, found: dict[str, Any
             "",
             f"{os.cpu_count()} cores ({platform.machine()}), one API process, {arguments.workers} Celery workers, a"
             " runner that computes nothing, PostgreSQL 18 and Redis 6.2 from wheels, clients on the same machine."
-            f" **Other work ran beside**: load average {loads} at the end.",
+            f" Load average {loads} at the end, with what the benchmark itself starts.",
             "",
             f"- {arguments.jobs} jobs queued by {arguments.clients} clients: {counts['jobs']} rows with those below,"
             f" {counts['succeeded']} succeeded, {counts['ends']} ends, {counts['attempts']} attempts;"
