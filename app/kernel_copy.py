@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from socket import AF_INET, AF_INET6, IPPROTO_TCP, TCP_NODELAY
 from typing import Any, BinaryIO
 
 import h11
@@ -48,6 +49,14 @@ class FileProtocol(H11Protocol):
         super().__init__(config=config, server_state=server_state, app_state=app_state, _loop=_loop)
         if isinstance(self.loop, asyncio.SelectorEventLoop):  # uvloop has no sendfile
             self.app_state = {**app_state, STATE: self.send_file}
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        # asyncio does it for sockets that it opens itself; those of `uvicorn --workers` come from the parent process,
+        # and each answer waited 40 ms for the client's delayed acknowledgement.
+        socket = transport.get_extra_info("socket")
+        if socket.family in (AF_INET, AF_INET6):
+            socket.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+        super().connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.app_state = {}  # it refers to this connection

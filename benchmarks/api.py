@@ -80,6 +80,7 @@ def served(application: str, environment: dict[str, str], *, processes: int, log
     """Port and process id."""
     port = free_port()
     command = [sys.executable, "-m", "uvicorn", "--factory", application, "--port", str(port), "--no-access-log"]
+    command += ["--http", "app.kernel_copy:FileProtocol"]  # as we serve
     child = start([*command, "--workers", str(processes)], environment={**os.environ, **environment}, log=log)
     try:
         deadline = time.monotonic() + 90

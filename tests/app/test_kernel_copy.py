@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import random
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -144,3 +145,25 @@ def test_cutting_pieces_is_slicing_their_bytes(sizes: list[int], literal: list[b
     assert b"".join(read) == whole[start : start + length]
     assert length_of(found) == len(whole[start : start + length])
     assert all(read)
+
+
+async def test_no_answer_waits_for_an_acknowledgement_on_a_socket_from_another_process() -> None:
+    made: list[asyncio.Transport] = []
+
+    class Watched(FileProtocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(transport)
+            made.append(transport)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        # As the children of `uvicorn --workers` get it: asyncio does not know it for TCP without the number.
+        inherited = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=os.dup(listener.fileno()))
+        config = uvicorn.Config(PlainTextResponse("hello"), lifespan="off", log_config=None, http=Watched)
+        server = uvicorn.Server(config)
+        task = asyncio.create_task(server.serve(sockets=[inherited]))
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
+            assert (await client.get("/")).text == "hello"
+            accepted = made[0].get_extra_info("socket")
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+        server.should_exit = True
+        await task
