@@ -81,11 +81,13 @@ def test_the_job_succeeds(site: Site, jobs: dict[tuple[str, str, str], str], cho
     report = site.service.report(jobs[choice])
     assert (report["method"], report["scheme"]) == (method, scheme)
     assert report["blocks"], family
-    if family in SPEECH_FAMILIES:
-        assert job["plan"] is None  # plans do not know encoders yet
-        return
     planned = {name: job["plan"][name] for name in ("bytes_after", "effective_bits")}
-    assert planned == {name: report["size"][name] for name in planned}
+    written = {name: report["size"][name] for name in planned}
+    warnings = [said for block in report["blocks"] for group in block["groups"] for said in group["warnings"]]
+    if any("are too few for" in said for said in warnings):  # the plan's one exception: fewer experts are stored
+        assert all(planned[name] > written[name] for name in planned)
+    else:
+        assert planned == written
 
 
 def test_a_job_that_quantizes_the_vision_tower_too_counts_all_of_its_blocks(

@@ -77,9 +77,9 @@ def test_a_healthy_ledger_has_no_violation_and_each_damage_is_found(workshop: Wo
         model = connection.execute("SELECT key FROM artifacts WHERE name LIKE 'model%'").fetchall()[0]
         workshop.storage.local_path(model["key"]).write_bytes(b"?")
         (workshop.settings.work_directory / jobs[1] / "a7").mkdir(parents=True)
-        half = workshop.storage.root / f"jobs/{jobs[1]}/a9"
-        half.mkdir(parents=True)
-        (half / ".half.part").write_text("half")
+        nobodys = workshop.storage.root / f"jobs/{jobs[1]}/a9"
+        nobodys.mkdir(parents=True)
+        (nobodys / "model").write_text("of an attempt that never was")
         assert [violation.invariant for violation in found(workshop, connection)] == ["I7", "I10"]
 
 
