@@ -20,10 +20,12 @@ def test_a_child_that_a_runner_has_just_forked_is_no_second_runner_and_another_p
     try:
         children = Path(f"/proc/{first.pid}/task/{first.pid}/children")
         wait_until(lambda: children.read_text().split(), what="the child")
-        assert runners(tmp_path) == [Running(first.pid, "job_0a", 2)]
+        one = [Running(first.pid, "job_0a", 2)]
+        wait_until(lambda: runners(tmp_path) == one, what="the first runner, and no other")
         second = subprocess.Popen(command, start_new_session=True)
         try:
-            assert {each.pid for each in runners(tmp_path)} == {first.pid, second.pid}
+            both = {first.pid, second.pid}
+            wait_until(lambda: {each.pid for each in runners(tmp_path)} == both, what="the second runner")
         finally:
             os.killpg(second.pid, 9)
             second.wait()
