@@ -68,14 +68,15 @@ def _refuse_broken(connection: Any, record: Any, proxy: Any) -> None:
 def _begin(connection: Connection) -> None:
     """BEGIN, and the tenant's wall with it; local to the transaction, so a pooled connection carries nothing over."""
     options = connection.get_execution_options()
-    tenant = options.get(TENANT)
     if options.get(ALONE):
         return
+    tenant = options.get(TENANT)
     if tenant is None:
         connection.exec_driver_sql("BEGIN")
         return
     try:
-        connection.exec_driver_sql(sql.SQL(WALL).format(sql.Literal(tenant())).as_string(None))
+        # Two statements in one text take no arguments; psycopg looks for places for them all the same.
+        connection.exec_driver_sql(WALL.format(sql.quote(tenant()).replace("%", "%%")))
     except (DataError, ProgrammingError) as error:
         raise WallMissing(
             f"the database role {API_ROLE} is missing or not granted: run `alembic upgrade head`"
@@ -83,7 +84,7 @@ def _begin(connection: Connection) -> None:
 
 
 def _leave_replicas(context: ExceptionContext) -> None:
-    """A session on a server that is no longer the primary answers every ping, and would refuse every write for ever."""
+    """A server that is no longer the primary keeps its sessions, and would refuse every write for ever."""
     if getattr(context.original_exception, "sqlstate", None) == READ_ONLY:
         context.is_disconnect = True  # the whole pool is made anew
 

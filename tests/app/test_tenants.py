@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 import app
 from app.auth import Scope
@@ -102,6 +102,12 @@ async def test_a_query_that_forgets_the_tenant_finds_nothing_of_another(api: Api
             for table in sorted(TENANTS_TABLES):
                 rows = (await session.execute(select(Base.metadata.tables[table]))).all()
                 assert not rows or tenant == "default", (table, tenant)
+
+
+@pytest.mark.parametrize("tenant", ["it's", "a%sb", "a\\b", "'; ROLLBACK; --"])
+async def test_a_tenants_name_is_taken_to_the_letter(api: Api, tenant: str) -> None:
+    async with tenant_session(api.service.sessions, lambda: tenant) as session:
+        assert await session.scalar(select(func.current_setting("app.tenant"))) == tenant
 
 
 async def test_nobody_can_write_into_another_tenant(api: Api, mine: Owned) -> None:
