@@ -6,14 +6,16 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi import Path as PathParameter
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import problems
 from app.artifacts.sending import FOREVER
+from app.auth import Caller
 from app.contract.tables import Dataset
 from app.datasets import contents, service
 from app.datasets.schemas import DatasetChanges, DatasetQuery, DatasetView, FiguresView, RowPage, RowView
-from app.datasets.upload import received
-from app.deps import DatasetsReader, DatasetsWriter, ServiceDep, SessionDep
+from app.datasets.upload import WRITTEN_OUT, EndFields, received
+from app.deps import DatasetsReader, DatasetsWriter, Service, ServiceDep, SessionDep
 from app.paging import Page, page_of
 from app.problems import Problem, documented
 from app.quotas import room_of
@@ -68,13 +70,22 @@ async def upload(
     request: Request, caller: DatasetsWriter, session: SessionDep, parts: ServiceDep, response: Response
 ) -> DatasetView:
     """Upload rows. Every row is checked before the answer; a bad one refuses the file and is named."""
+    dataset = await take(request, caller, session, parts)
+    response.headers["Location"] = f"/v1/datasets/{dataset.id}"
+    return DatasetView.of(dataset)
+
+
+async def take(
+    request: Request, caller: Caller, session: AsyncSession, parts: Service, *, end: EndFields = WRITTEN_OUT
+) -> Dataset:
+    """The body of an upload, kept. Raises Problem when there is no room, or when the file is not a dataset."""
     announced = request.headers.get("content-length", "")
     async with parts.sessions_of(caller)() as before:  # not held while the bytes come in
         more = int(announced) if announced.isascii() and announced.isdecimal() and len(announced) < 19 else 0
         room = await room_of(before, tenant=caller.tenant, settings=parts.settings, meter=parts.meter)
         room.check(max(0, more - FORM_BYTES))
-    async with received(request, parts.settings) as file:
-        dataset = await service.keep_upload(
+    async with received(request, parts.settings, end) as file:
+        return await service.keep_upload(
             session,
             tenant=caller.tenant,
             upload=file,
@@ -82,8 +93,6 @@ async def upload(
             settings=parts.settings,
             meter=parts.meter,
         )
-    response.headers["Location"] = f"/v1/datasets/{dataset.id}"
-    return DatasetView.of(dataset)
 
 
 @router.get("", responses=documented(problems.INVALID_CURSOR))

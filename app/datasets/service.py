@@ -16,7 +16,7 @@ from app.audit.service import Action, note
 from app.contract.crash_points import reach
 from app.contract.ids import new_id
 from app.contract.tables import Dataset
-from app.datasets.expiry import end_of_new, still_to_come, what_is_wrong
+from app.datasets.expiry import still_to_come, what_is_wrong
 from app.datasets.upload import Upload, draft
 from app.datasets.validation import InvalidRows, validate
 from app.jobs.queries import jobs_needing
@@ -83,7 +83,6 @@ async def keep_upload(
     Raises Problem 422, with an error per bad row, when the file is not a dataset, and 403 when there is no room for it;
     then nothing is kept.
     """
-    expires_at = end_of_new(upload.expires_at, settings)
     try:
         contents = await asyncio.to_thread(validate, upload.path, settings)
     except InvalidRows as error:
@@ -106,7 +105,7 @@ async def keep_upload(
             key=key,
             rows=contents.rows,
             images=contents.images,
-            expires_at=expires_at,
+            expires_at=upload.expires_at,
         )
         session.add(dataset)
         await session.flush()

@@ -12,7 +12,7 @@ import hashlib
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,6 +25,7 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from app import problems
+from app.datasets.expiry import end_of_new
 from app.moments import Moment
 from app.problems import Problem
 from app.settings import Settings
@@ -45,7 +46,30 @@ class Upload:
     bytes: int
     sha256: str
     name: str | None
-    expires_at: datetime | None = None
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True)
+class EndFields:
+    """How a form says until when its rows are kept: in which fields, and what they mean together; None: for ever.
+
+    ``meant`` gets the fields that the form has, and raises Problem 422 for what is no time to come.
+    """
+
+    names: tuple[str, ...]
+    meant: Callable[[Mapping[str, str], Settings], datetime | None]
+
+
+def _written_out(fields: Mapping[str, str], settings: Settings) -> datetime | None:
+    """An empty field of a form in a page says nothing."""
+    given = fields.get("expires_at", "").strip()
+    try:
+        return end_of_new(MOMENT.validate_python(given) if given else None, settings)
+    except ValidationError as error:
+        raise _unwanted("/expires_at", error.errors()[0]["msg"]) from None
+
+
+WRITTEN_OUT = EndFields(("expires_at",), _written_out)
 
 
 def uploads_directory(settings: Settings) -> Path:
@@ -73,11 +97,11 @@ def draft(settings: Settings) -> Iterator[Path]:
 
 
 @asynccontextmanager
-async def received(request: Request, settings: Settings) -> AsyncIterator[Upload]:
+async def received(request: Request, settings: Settings, end: EndFields = WRITTEN_OUT) -> AsyncIterator[Upload]:
     """Raises Problem for a body that is not a form with exactly one part ``file``."""
     with draft(settings) as path:
         with path.open("xb") as file:
-            form = _Form(_boundary(request), file, settings.max_dataset_bytes)
+            form = _Form(_boundary(request), file, settings.max_dataset_bytes, ("name", *end.names))
             try:
                 async for chunk in request.stream():
                     form.feed(chunk)
@@ -91,7 +115,7 @@ async def received(request: Request, settings: Settings) -> AsyncIterator[Upload
             bytes=form.bytes,
             sha256=form.digest.hexdigest(),
             name=form.name(),
-            expires_at=form.expires_at(),
+            expires_at=end.meant(form.fields(), settings),
         )
 
 
@@ -107,12 +131,13 @@ def _boundary(request: Request) -> bytes:
 class _Form:
     """Takes the parser's callbacks: bytes of ``file`` to disk, short fields to memory, all else refused."""
 
-    def __init__(self, boundary: bytes, file: BinaryIO, limit: int) -> None:
+    def __init__(self, boundary: bytes, file: BinaryIO, limit: int, optional: tuple[str, ...]) -> None:
         self.digest = hashlib.sha256()
         self.bytes = 0
         self.pending = bytearray()
         self._file = file
         self._limit = limit
+        self._optional = optional
         self._fields: dict[str, bytearray] = {}
         self._filename: str | None = None
         self._headers: dict[bytes, bytes] = {}
@@ -148,16 +173,12 @@ class _Form:
 
     def name(self) -> str | None:
         """What the client calls it: the field ``name``, else the file's name."""
-        given = bytes(self._fields.get("name", b"")).decode("utf-8", "replace") or self._filename or ""
+        given = self.fields().get("name") or self._filename or ""
         return CONTROL.sub("", given).strip()[:MOST_NAME] or None
 
-    def expires_at(self) -> datetime | None:
-        """Raises Problem for what is no moment. An empty field of a form in a page says nothing."""
-        given = bytes(self._fields.get("expires_at", b"")).decode("utf-8", "replace").strip()
-        try:
-            return MOMENT.validate_python(given) if given else None
-        except ValidationError as error:
-            raise _unwanted("/expires_at", error.errors()[0]["msg"]) from None
+    def fields(self) -> dict[str, str]:
+        """What the form has beside its file."""
+        return {name: bytes(value).decode("utf-8", "replace") for name, value in self._fields.items() if name != "file"}
 
     def _begin(self) -> None:
         self._headers = {}
@@ -176,8 +197,9 @@ class _Form:
     def _open_part(self) -> None:
         _, parameters = parse_options_header(self._headers.get(b"content-disposition", b""))
         self._part = parameters.get(b"name", b"").decode("utf-8", "replace")
-        if self._part not in ("file", "name", "expires_at"):
-            detail = "the form takes one part named file, and optionally one named name and one named expires_at"
+        if self._part not in ("file", *self._optional):
+            optional = " and ".join(f"one named {name}" for name in self._optional)
+            detail = f"the form takes one part named file, and optionally {optional}"
             raise _unwanted(f"/{self._part[:60]}", detail)
         if self._part in self._fields:
             raise _unwanted(f"/{self._part}", f"the form has two parts named {self._part}; one upload is one file")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app import problems
 from app.auth import Scope
 from app.datasets import router as api
-from app.datasets.schemas import DatasetQuery, DatasetView
+from app.datasets.schemas import DatasetChanges, DatasetQuery, DatasetView
 from app.deps import Service, ServiceDep, SessionDep
 from app.problems import Problem
+from app.ui import forms, keeping
 from app.ui.pages import Page, local_path, render, see
 from app.ui.visitor import DatasetsReader, DatasetsWriter, Visitor, check_csrf, check_origin, form_of
 
@@ -44,7 +47,7 @@ async def upload(
     check_origin(request)
     check_csrf(visitor, csrf)
     try:
-        made = await api.upload(request, visitor.caller, session, parts, Response())
+        made = await api.take(request, visitor.caller, session, parts, end=keeping.OF_AN_UPLOAD)
     except Problem as problem:
         return await _page(request, visitor, session, parts, DatasetQuery(), refused=problem)
     return see(local_path(next), dataset=made.id)
@@ -60,13 +63,25 @@ async def dataset(
     after: Annotated[int, Query(ge=0, le=10**9)] = 0,
 ) -> Response:
     """Its rows with their images, ten at a time, and figures over all of them."""
-    view = await api.get(dataset_id, visitor.caller, session)
+    return await _one(request, dataset_id, visitor, session, parts, after=after)
+
+
+@router.post("/datasets/{dataset_id}/keep")
+async def keep(
+    request: Request, dataset_id: str, visitor: DatasetsWriter, session: SessionDep, parts: ServiceDep
+) -> Response:
+    """Until when: for ever, for some days, to the end of a day."""
+    values = keeping.values_of(await form_of(request, visitor))
     try:
-        rows = await api.rows(dataset_id, visitor.caller, session, parts, after=after, limit=ROWS)
-        figures = await api.statistics(dataset_id, visitor.caller, session, parts)
+        end = keeping.end_of(values)
+        changes = DatasetChanges.model_validate({"expires_at": None if end is None else end.isoformat()})
+        await api.change(dataset_id, changes, visitor.caller, session)
     except Problem as problem:
-        return render(request, "dataset.html", visitor, dataset=view, figures=None, rows=None, gone=problem.detail)
-    return render(request, "dataset.html", visitor, dataset=view, figures=figures, rows=rows, after=after)
+        if problem.kind is problems.NOT_FOUND:
+            raise
+        wrong = forms.refused(problem)
+        return await _one(request, dataset_id, visitor, session, parts, values=values, wrong=wrong)
+    return see(f"/datasets/{dataset_id}")
 
 
 @router.get("/datasets/{dataset_id}/rows/{number}/images/{index}")
@@ -98,6 +113,30 @@ async def usable_datasets(session: AsyncSession, visitor: Visitor, parts: Servic
     return [dataset for dataset in page.data if dataset.status == "ready"]
 
 
+async def _one(
+    request: Request,
+    dataset_id: str,
+    visitor: Visitor,
+    session: AsyncSession,
+    parts: Service,
+    *,
+    after: int = 0,
+    values: Mapping[str, str] | None = None,
+    wrong: Mapping[str, str] | None = None,
+) -> Response:
+    view = await api.get(dataset_id, visitor.caller, session)
+    shown: dict[str, Any] = {"rows": None, "figures": None, "after": after}
+    try:
+        shown["rows"] = await api.rows(dataset_id, visitor.caller, session, parts, after=after, limit=ROWS)
+        shown["figures"] = await api.statistics(dataset_id, visitor.caller, session, parts)
+    except Problem as problem:
+        shown["gone"] = problem.detail
+    return render(
+        request, "dataset.html", visitor, status=422 if wrong else 200, dataset=view, wrong=wrong or {},
+        values=values or keeping.values_until(view.expires_at), **shown,
+    )  # fmt: skip
+
+
 async def _page(
     request: Request,
     visitor: Visitor,
@@ -111,5 +150,6 @@ async def _page(
     return render(
         request, "datasets.html", visitor, status=refused.kind.status if refused else 200, datasets=page.data,
         next_cursor=page.next_cursor, refused=refused, made=request.query_params.get("dataset"),
-        most_bytes=parts.settings.max_dataset_bytes,
+        most_bytes=parts.settings.max_dataset_bytes, usual=parts.settings.dataset_ttl,
+        values=keeping.FOR_EVER if parts.settings.dataset_ttl is None else keeping.AS_USUAL,
     )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -21,8 +22,8 @@ def ago(moment: datetime | None) -> str:
     if moment is None:
         return "never"
     seconds = (datetime.now(UTC) - moment).total_seconds()
-    if seconds < 0:
-        return f"in {duration(max(10, -seconds))}"
+    if seconds < 0:  # rounded up: what was set to seven days a moment ago is seven days away
+        return f"in {duration(math.ceil(-seconds / 60) * 60 if seconds < -60 else max(10, -seconds))}"
     return "just now" if seconds < 10 else f"{duration(seconds)} ago"
 
 

@@ -16,6 +16,7 @@ from app.contract import uploads
 from app.contract.ids import new_id
 from app.contract.tables import Dataset
 from app.database import OpenSession
+from app.datasets.expiry import end_of_new
 from app.datasets.service import keep_upload
 from app.datasets.upload import Upload, draft
 from app.problems import Problem
@@ -114,7 +115,8 @@ async def complete_upload(
                 f"the {len(there)} parts together have the sha256 {found}: compare the parts, send again what differs"
             )
             raise Problem(problems.UPLOAD_INCOMPLETE, detail)
-        upload = Upload(path=path, bytes=path.stat().st_size, sha256=found, name=name, expires_at=expires_at)
+        end = end_of_new(expires_at, settings)
+        upload = Upload(path=path, bytes=path.stat().st_size, sha256=found, name=name, expires_at=end)
         dataset = await keep_upload(
             session,
             tenant=tenant,

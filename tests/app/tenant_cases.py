@@ -126,6 +126,7 @@ DASHBOARD = {
     "GET /datasets": "list",
     "POST /datasets": "form",
     "POST /datasets/{dataset_id}/delete": "object",
+    "POST /datasets/{dataset_id}/keep": "object",
     "GET /keys": "list",
     "POST /keys": "form",
     "POST /keys/{key_id}/revoke": "object",

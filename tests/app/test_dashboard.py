@@ -22,7 +22,7 @@ CSRF = re.compile(r'name="csrf" value="([0-9a-f]{64})"')
 FORMS = [route.removeprefix("POST ") for route in DASHBOARD if route.startswith("POST ") and route != "POST /login"]
 EVERYTHING = """SELECT (SELECT count(*) FROM jobs), (SELECT string_agg(status, '') FROM jobs),
     (SELECT count(*) FROM datasets), (SELECT count(*) FROM api_keys), (SELECT count(revoked_at) FROM api_keys),
-    (SELECT count(*) FROM comparisons),
+    (SELECT count(*) FROM comparisons), (SELECT string_agg(expires_at::text, '') FROM datasets),
     (SELECT string_agg(to_jsonb(w)::text, '' ORDER BY id) FROM webhooks w),
     (SELECT string_agg(to_jsonb(d)::text, '' ORDER BY id) FROM webhook_deliveries d)"""
 ROW = '{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}\n'
@@ -113,7 +113,7 @@ async def test_a_form_that_is_not_of_this_session_changes_nothing(
         if path == "/datasets":
             response = await browser.post(path, params={"csrf": token}, files=rows, headers=headers)
         else:
-            fields = {"csrf": token, "name": "x", "scopes": "jobs:read"}
+            fields = {"csrf": token, "name": "x", "scopes": "jobs:read", "keep": "days", "days": "9"}
             response = await browser.post(path, data=fields, headers=headers)
         assert response.status_code == 403, path
         assert "forged-form" in response.text
@@ -268,6 +268,8 @@ HOSTILE: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("GET", "/datasets/%00", {}),
     ("GET", "/datasets/ds_1?after=-1", {}),
     ("GET", "/datasets/ds_1/rows/0/images/x", {}),
+    ("POST", "/datasets/ds_1/keep", {"keep": "forever"}),
+    ("POST", "/datasets/%00/keep", {"keep": "until", "until": "9" * 5000}),
     ("POST", "/webhooks", {"url": "https://10.0.0.1/", "event_types": "job.failed"}),
     ("POST", "/webhooks", {"url": "javascript:alert(1)", "event_types": "job.failed"}),
     ("POST", "/webhooks", {"url": "https://hooks.example.com/", "event_types": "everything"}),

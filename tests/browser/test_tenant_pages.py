@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from playwright.async_api import expect
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from playwright.async_api import Browser, expect
 
 from tests.app.conftest import Api, ok
 from tests.app.test_datasets import data_uri, jsonl, picture, row
-from tests.browser.dashboard import Dashboard
+from tests.browser.dashboard import Dashboard, opened
+from tests.browser.looks import assert_accessible
 
 
 async def test_rows_are_shown_with_their_images_and_figures(dashboard: Dashboard, api: Api) -> None:
@@ -29,6 +33,39 @@ async def test_rows_are_shown_with_their_images_and_figures(dashboard: Dashboard
     await dashboard.open(f"/datasets/{made}")
     await expect(page.get_by_text("expired 1 hour ago")).to_be_visible()
     assert await page.get_by_role("link", name="Start a job with it").count() == 0
+
+
+@pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no scripts"])
+async def test_how_long_rows_are_kept_is_said_with_the_upload_and_changed(
+    chromium: Browser, api: Api, base: str, scripts: bool
+) -> None:
+    async with opened(chromium, api, base, java_script_enabled=scripts) as window:
+        page = window.page
+        await window.sign_in()
+        await window.open("/datasets")
+        await expect(page.get_by_label("Days", exact=True)).to_be_hidden()
+        await page.get_by_label("for some days").check()
+        await page.get_by_label("Days", exact=True).fill("7")
+        await page.get_by_label("File").set_input_files({"name": "r.jsonl", "mimeType": "", "buffer": jsonl(row())})
+        await page.get_by_role("button", name="Upload").click()
+        await expect(page.get_by_role("row", name="r.jsonl")).to_contain_text("expires in 7 days")
+        await page.get_by_role("link", name="r.jsonl").click()
+        await page.get_by_text("Change how long it is kept").click()
+        await expect(page.get_by_label("until a day")).to_be_checked()
+        await page.get_by_label("Last day").fill("2020-01-01")
+        await page.get_by_role("button", name="Save").click()
+        await expect(page.get_by_role("alert")).to_contain_text("2020-01-01 is over")
+        await expect(page.get_by_label("Last day")).to_have_value("2020-01-01")
+        if scripts:
+            await assert_accessible(page)
+        await page.get_by_label("Last day").fill(f"{datetime.now(UTC) + timedelta(days=30):%Y-%m-%d}")
+        await page.get_by_role("button", name="Save").click()
+        await expect(page.locator(".heading")).to_contain_text("expires in 30 days")
+        await page.get_by_text("Change how long it is kept").click()
+        await page.get_by_label("until they are deleted").check()
+        await page.get_by_role("button", name="Save").click()
+        await expect(page.locator(".heading")).to_contain_text("kept until it is deleted")
+        window.faults[:] = [fault for fault in window.faults if "status of 422" not in fault]
 
 
 async def test_the_audit_log_is_filtered_and_paged_and_says_what_is_wrong(dashboard: Dashboard, api: Api) -> None:

@@ -1,0 +1,74 @@
+"""How long the rows of a dataset are kept, as a form says it: for ever, for some days, or to the end of a day."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, date, datetime, time, timedelta
+
+from starlette.datastructures import FormData
+
+from app import problems
+from app.datasets.expiry import end_of_new
+from app.datasets.upload import EndFields
+from app.problems import Problem
+from app.settings import Settings
+
+NAMES = ("keep", "days", "until")
+FOR_EVER = {"keep": "forever", "days": "30", "until": ""}
+AS_USUAL = FOR_EVER | {"keep": ""}
+"""Says nothing: the service's own lifetime of uploads holds."""
+MOST_DAYS = 36_500
+DAYS, DAY = re.compile(r"[0-9]{1,5}"), re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+
+
+def values_of(form: FormData) -> dict[str, str]:
+    return {name: str(form.get(name, "")).strip() for name in NAMES}
+
+
+def values_until(expires_at: datetime | None) -> dict[str, str]:
+    """What the form shows of a dataset that expires then."""
+    if expires_at is None:
+        return FOR_EVER
+    last = expires_at.astimezone(UTC) - timedelta(microseconds=1)  # midnight ends the day before
+    return FOR_EVER | {"keep": "until", "until": last.date().isoformat()}
+
+
+def end_of(values: Mapping[str, str]) -> datetime | None:
+    """None: for ever. Raises Problem 422, with the field as its pointer."""
+    match values.get("keep"):
+        case "forever":
+            return None
+        case "days":
+            return _after(values.get("days", ""))
+        case "until":
+            return _end_of_day(values.get("until", ""))
+    raise _wrong("keep", "choose how long the rows are kept")
+
+
+def _end_of_upload(values: Mapping[str, str], settings: Settings) -> datetime | None:
+    return end_of(values) if values.get("keep") else end_of_new(None, settings)
+
+
+OF_AN_UPLOAD = EndFields(NAMES, _end_of_upload)
+
+
+def _after(days: str) -> datetime:
+    if DAYS.fullmatch(days) is None or not 1 <= int(days) <= MOST_DAYS:
+        raise _wrong("days", f"write a whole number of days, from 1 to {MOST_DAYS}")
+    return datetime.now(UTC) + timedelta(days=int(days))
+
+
+def _end_of_day(written: str) -> datetime:
+    today = datetime.now(UTC).date()
+    try:
+        day = date.fromisoformat(written if DAY.fullmatch(written) else "")
+    except ValueError:
+        raise _wrong("until", f"write a day, for example {today + timedelta(days=30)}") from None
+    if not timedelta() <= day - today <= timedelta(days=MOST_DAYS):
+        raise _wrong("until", f"{day} is over, or more than a hundred years away: name a day to come")
+    return datetime.combine(day, time.min, UTC) + timedelta(days=1)
+
+
+def _wrong(field: str, detail: str) -> Problem:
+    return Problem(problems.INVALID_REQUEST, detail, errors=[{"pointer": f"/{field}", "detail": detail}])
