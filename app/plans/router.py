@@ -1,4 +1,4 @@
-"""``POST /v1/jobs:plan``: HTTP only."""
+"""``POST /v1/jobs:plan`` and the plans that it keeps: HTTP only."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from fastapi import APIRouter
 
 from app import problems
 from app.contract.spec import JobSpec
-from app.deps import JobsWriter, ServiceDep, SessionDep
+from app.deps import JobsReader, JobsWriter, ServiceDep, SessionDep
 from app.plans import service
-from app.plans.schemas import PlanView
+from app.plans.schemas import KeptPlanView, PlanView
 from app.problems import documented
 
 router = APIRouter(tags=["jobs"])
@@ -28,3 +28,9 @@ async def plan(spec: JobSpec, caller: JobsWriter, session: SessionDep, parts: Se
         session, tenant=caller.tenant, spec=spec, settings=parts.settings, storage=parts.storage
     )
     return await service.keep_plan(session, tenant=caller.tenant, planned=planned)
+
+
+@router.get("/v1/plans/{digest}", responses=documented(problems.NOT_FOUND))
+async def get(digest: str, caller: JobsReader, session: SessionDep) -> KeptPlanView:
+    """What was planned, for 24 hours: the fields to send with `plan: <digest>`, and what they were resolved to."""
+    return await service.view_kept(session, tenant=caller.tenant, digest=digest)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.contract.spec import JobSpec
 from planning.plan import Placement, Plan
@@ -49,6 +49,8 @@ class GroupKind(BaseModel):
     width: int = Field(description="Input channels.")
     outs: list[int] = Field(description="Output channels of each layer.")
     blocks: int
+    stack: str | None = Field(default=None, description="Where several stacks are walked.", examples=["vision"])
+    behind: bool = Field(default=False, description="It lies behind the blocks of its stack.")
 
 
 class SkippedKind(BaseModel):
@@ -125,6 +127,9 @@ class RowsView(BaseModel):
 
 
 class Estimate(BaseModel):
+    model_config = ConfigDict(protected_namespaces=())
+
+    model_type: str = Field(description="As config.json has it.")
     blocks: int
     dtype: str
     quantized_weights: int
@@ -140,6 +145,7 @@ class Estimate(BaseModel):
     def of(cls, plan: Plan, *, from_hub: bool) -> Estimate:
         size = plan.size
         return cls(
+            model_type=plan.shapes.model_type,
             blocks=len(plan.shapes.blocks),
             dtype=plan.shapes.dtype,
             quantized_weights=plan.shapes.weights,
@@ -187,13 +193,22 @@ def _block_sizes(plan: Plan) -> list[BlockSize]:
 
 def _kinds(shapes: Shapes) -> list[GroupKind]:
     kinds: dict[tuple[str, int, tuple[int, ...]], GroupKind] = {}
-    for group in shapes.groups:
-        name = re.sub(r"\.\d+\.", ".*.", group.name)
-        kind = kinds.setdefault(
-            (name, group.width, group.outs),
-            GroupKind(name=name, layers=list(group.layers), width=group.width, outs=list(group.outs), blocks=0),
-        )
-        kind.blocks += 1
+    for block in shapes.blocks:
+        for group in block.groups:
+            name = re.sub(r"\.\d+\.", ".*.", group.name)
+            kind = kinds.setdefault(
+                (name, group.width, group.outs),
+                GroupKind(
+                    name=name,
+                    layers=list(group.layers),
+                    width=group.width,
+                    outs=list(group.outs),
+                    blocks=0,
+                    stack=block.stack if shapes.has_several_stacks else None,
+                    behind=block.index is None,
+                ),
+            )
+            kind.blocks += 1
     return list(kinds.values())
 
 
@@ -220,6 +235,24 @@ class PlanView(BaseModel):
     resolved: ResolvedInputs
     estimate: Estimate | None = Field(description="Null when the model cannot be read from here.")
     workers: list[WorkerFit]
+    created_at: datetime
+    expires_at: datetime
+
+
+class KeptPlanView(BaseModel):
+    """A plan that a job can still be made of."""
+
+    object: Literal["plan"] = "plan"
+    digest: Digest
+    accepted: bool = Field(description="Nothing was known that would refuse the job.")
+    refusals: list[RefusalView]
+    model: dict[str, Any]
+    calibration: dict[str, Any]
+    scheme: str
+    method: str
+    options: dict[str, Any]
+    target: dict[str, Any] | None
+    resolved: ResolvedInputs
     created_at: datetime
     expires_at: datetime
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -20,7 +21,15 @@ from app.plans import inputs
 from app.plans.fitting import fits_of, memory_refusal
 from app.plans.inputs import UPLOADED, Model, aside
 from app.plans.queries import KEPT, kept_plan, measured_ratios, workers_alive
-from app.plans.schemas import Estimate, PlanView, RefusalView, ResolvedInputs, WorkerFit, errors_of
+from app.plans.schemas import (
+    Estimate,
+    KeptPlanView,
+    PlanView,
+    RefusalView,
+    ResolvedInputs,
+    WorkerFit,
+    errors_of,
+)
 from app.problems import Problem
 from app.settings import Settings
 from app.storage import Storage
@@ -30,6 +39,7 @@ from planning.plan import Plan, digest_of, make_plan
 from planning.recipe import Recipe
 from planning.seconds import calibration_of
 
+DIGEST = re.compile(r"[0-9a-f]{64}")
 DECIDES = ("model", "calibration", "scheme", "method", "options", "target")
 """Fields of a body that decide what is computed; the others name, label and judge it."""
 
@@ -162,6 +172,24 @@ async def keep_plan(session: AsyncSession, *, tenant: str, planned: Planned) -> 
         workers=planned.fits,
         created_at=created_at,
         expires_at=created_at + KEPT,
+    )
+
+
+async def view_kept(session: AsyncSession, *, tenant: str, digest: str) -> KeptPlanView:
+    """Raises Problem 404 for one that is not there, or older than a day."""
+    kept = await kept_plan(session, tenant=tenant, digest=digest) if DIGEST.fullmatch(digest) else None
+    if kept is None:
+        raise Problem(problems.NOT_FOUND, f"no plan {digest!r}: plans are kept for 24 hours")
+    return KeptPlanView.model_validate(
+        {
+            **kept.spec,
+            "digest": kept.digest,
+            "accepted": not kept.refused,
+            "refusals": kept.refused,
+            "resolved": kept.resolved,
+            "created_at": kept.created_at,
+            "expires_at": kept.created_at + KEPT,
+        }
     )
 
 

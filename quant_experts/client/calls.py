@@ -67,6 +67,10 @@ def plan_job(kind: type[View], fields: Mapping[str, Any]) -> Call[View]:
     return Call("POST", "/v1/jobs:plan", _as(kind), json=job_body(**fields))
 
 
+def kept_plan(digest: str) -> Call[views.KeptPlanView]:
+    return Call("GET", f"/v1/plans/{quote(digest, safe='')}", _as(views.KeptPlanView))
+
+
 def job_body(
     *,
     model: str,

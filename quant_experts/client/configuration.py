@@ -57,6 +57,11 @@ def resolve(
     return Access(url=address, api_key=key)
 
 
+def names_a_service(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether environment or config file say where the service is. Raises MisconfiguredClient."""
+    return bool(environment.get("QE_URL") or _kept(config_file(environment)).get("url"))
+
+
 def _host(url: str) -> str:
     try:
         parsed = httpx.URL(url)

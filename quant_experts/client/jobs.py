@@ -19,6 +19,7 @@ from quant_experts.client.views import (
     DatasetView,
     EventView,
     JobView,
+    KeptPlanView,
     LayerView,
     PlanView,
 )
@@ -28,7 +29,17 @@ PL = TypeVar("PL", bound="PlanOperations[Any]")
 Files = list[Path]
 
 
-class JobFields(TypedDict, total=False):
+class Names(TypedDict, total=False):
+    """What names, labels and judges a job, and decides nothing of what is computed."""
+
+    accept_if: Mapping[str, Any] | None
+    name: str | None
+    alias: str | None
+    labels: Mapping[str, str] | None
+    timeout_s: int | None
+
+
+class JobFields(Names, total=False):
     """What a job is made of, as arguments. Fields of the body that are not here, because this version of the client
     does not know them, are sent as they are."""
 
@@ -40,11 +51,6 @@ class JobFields(TypedDict, total=False):
     method: str | None
     options: Mapping[str, Any] | None
     target: Mapping[str, Any] | None
-    accept_if: Mapping[str, Any] | None
-    name: str | None
-    alias: str | None
-    labels: Mapping[str, str] | None
-    timeout_s: int | None
 
 
 class Changes(TypedDict, total=False):
@@ -202,6 +208,30 @@ class JobsOperations(Operations, Generic[J, PL]):
         found = yield from bound(self, calls.plan_job(self._plan, fields))
         found._fields = fields
         return found
+
+    @operation
+    def create_planned(self, digest: str, *, idempotency_key: str | None = None, **named: Unpack[Names]) -> Steps[J]:
+        """Queue exactly what was planned under ``digest``, by whoever of the tenant. Raises NotFound for a plan that is
+        older than a day, InvalidRequest for one that was refused, Conflict when its inputs have changed."""
+        planned = yield from self._send(calls.kept_plan(digest))
+        fields: JobFields = {
+            "model": planned.model.id,
+            "revision": planned.model.revision,
+            "calibration": planned.calibration.dataset,
+            "split": planned.calibration.split,
+            "scheme": planned.scheme,
+            "method": planned.method,
+            "options": planned.options,
+            "target": planned.target,
+            **named,
+        }
+        call = calls.create_job(self._job, fields, plan=digest, idempotency_key=idempotency_key)
+        return (yield from bound(self, call))
+
+    @operation
+    def planned(self, digest: str) -> Steps[KeptPlanView]:
+        """What was planned under a digest, within the last day."""
+        return self._send(calls.kept_plan(digest))
 
     @operation
     def get(self, job_id: str) -> Steps[J]:

@@ -8,7 +8,7 @@ import click
 
 from quant_experts.commands.job_options import CALIBRATION, handed_over, job_options, labels_of, rows_of
 from quant_experts.commands.service_client import connected, json_option, url_option
-from quant_experts.commands.spec_options import changes_of, spec_options
+from quant_experts.commands.spec_options import changes_of, is_given, spec_options
 
 
 @click.command("fork", short_help="Queue a job again with changes; what fits is taken over.")
@@ -47,7 +47,7 @@ def command(
 
     Calibration is taken over when model and rows are the same, finished blocks when all that is computed is the same.
     """
-    given = {option: value for option, value in options.items() if _is_given(context, option)}
+    given = {option: value for option, value in options.items() if is_given(context, option)}
     changes: dict[str, Any] = changes_of(**given)
     fields = {"name": name, "alias": alias, "timeout_s": timeout_s, "labels": labels_of(labels) or None}
     changes.update({field: value for field, value in fields.items() if value is not None})
@@ -58,10 +58,6 @@ def command(
             changes["calibration"] = {"dataset": rows_of(client, calibration)}
         job = client.jobs.fork(job_id, idempotency_key=idempotency_key, **changes)
         return handed_over(client, job, as_json=as_json, and_watch=and_watch)
-
-
-def _is_given(context: click.Context, option: str) -> bool:
-    return context.get_parameter_source(option) is not click.core.ParameterSource.DEFAULT
 
 
 def _take_away(changes: dict[str, Any], path: str) -> None:

@@ -1,11 +1,12 @@
-"""``qe plan``: what a quantization would take, told from config.json and safetensors headers."""
+"""``qe plan``: what a quantization would take, told from config.json and safetensors headers, here or by a service."""
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import os
-from collections.abc import Iterator
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,18 @@ from planning.errors import HubUnavailable, Unreadable
 from planning.headers import ModelHeaders
 from planning.hub import read_hub
 from planning.local import read_local
-from planning.plan import Plan, make_plan
+from planning.plan import Placement, Plan, make_plan
 from planning.recipe import Recipe
 from planning.rows import Rows, parsed_lines, sampled_rows, unknown_rows
 from planning.shapes import Shapes
-from quant_experts.commands.spec_options import spec_of, spec_options
+from quant_experts.commands.plan_table import Kind, Left, Placed, Told, refusal, sentences, stack_title
+from quant_experts.commands.spec_options import body_of, spec_of, spec_options
 from quant_experts.errors import InvalidModel, QuantExpertsError
 
 SAMPLED_ROWS = 64
+ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+"""What names a model of the hub or of a service."""
+LOCAL = "local/"
 REFUSED = 1
 """Exit code when the run would be refused."""
 
@@ -37,35 +42,124 @@ class Unavailable(QuantExpertsError):
 
 @click.command("plan", short_help="Say what a quantization would take; run nothing.")
 @click.option(
-    "--model", required=True, metavar="DIR_OR_ID", help="Model directory, or a Hugging Face Hub id owner/name."
+    "--model",
+    required=True,
+    metavar="DIR_OR_ID",
+    help="Model directory, a Hugging Face Hub id owner/name, or local/NAME below a service's model root.",
 )
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub model.")
 @click.option(
-    "--calibration", type=click.Path(path_type=Path), metavar="FILE", help="JSONL rows, for a better estimate."
+    "--calibration",
+    metavar="FILE|ID",
+    help="JSONL rows, for a better estimate. On a service needed, as for qe submit: a file is uploaded unless the "
+    "service has it; or ds_…; or a hub dataset id.",
 )
+@click.option("--split", metavar="NAME", help="Split of a hub dataset, on a service.  [default: train]")
 @spec_options
-@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
-def command(*, model: str, revision: str | None, calibration: Path | None, as_json: bool, **options: Any) -> int:
+@click.option(
+    "--on-service/--here",
+    "on_service",
+    default=None,
+    help="Where to plan.  [default: here for a directory; else the service that --url, QE_URL or the config file "
+    "names; else here]",
+)
+@click.option("--url", metavar="URL", help="Plan on this service.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON; on a service as its API has it.")
+def command(
+    *,
+    model: str,
+    revision: str | None,
+    calibration: str | None,
+    split: str | None,
+    on_service: bool | None,
+    url: str | None,
+    as_json: bool,
+    **options: Any,
+) -> int:
     """Say what quantizing MODEL would take: bytes (exact), memory, disk, minutes, and what would refuse it.
 
-    Reads config.json and the first bytes of every safetensors file, also of a hub model; torch is not loaded.
+    Reads config.json and the first bytes of every safetensors file, also of a hub model; torch is not loaded. A service
+    also says which of its workers could run it and keeps the plan for a day: qe submit --plan DIGEST runs exactly that.
     Exit code 1 when the run would be refused.
     """
+    if on_the_service(model, url=url, asked=on_service):
+        if calibration is None:
+            raise click.UsageError("--calibration: a service plans a job with its rows: give a file, ds_… or a hub id")
+        from quant_experts.commands.service_plan import plan_on_service
+
+        accepted = plan_on_service(
+            model=model,
+            revision=revision,
+            calibration=calibration,
+            split=split,
+            body=body_of(**options),
+            as_json=as_json,
+            url=url,
+        )
+        return 0 if accepted else REFUSED
+    if split is not None:
+        raise click.UsageError("--split is of a hub dataset, which only a service plans with")
     spec, _ = spec_of(**options)
     headers, from_hub = _headers(model, revision)
     cores = len(os.sched_getaffinity(0))
+    rows = _rows(Path(calibration) if calibration else None, headers)
     try:
-        plan = make_plan(
-            headers, Recipe.of(**spec.model_dump()), _rows(calibration, headers), from_hub=from_hub, cores=cores
-        )
+        plan = make_plan(headers, Recipe.of(**spec.model_dump()), rows, from_hub=from_hub, cores=cores)
     except Unreadable as error:
         raise InvalidModel(str(error)) from error
     if as_json:
         click.echo(json.dumps(described(plan, headers), indent=2))
     else:
-        for line in _sentences(plan, headers):
+        for line in (*sentences(_told(plan, headers)), *(refusal(each.code, each.message) for each in plan.refusals)):
             click.echo(line)
     return REFUSED if plan.refusals else 0
+
+
+def on_the_service(model: str, *, url: str | None, asked: bool | None) -> bool:
+    """Whether a service is to plan, or this machine. Raises UsageError where only the user can say."""
+    directory, looks_like_id = Path(model).is_dir(), ID.fullmatch(model) is not None
+    if asked is False and url is not None:
+        raise click.UsageError("--here and --url: give one of them")
+    if asked is False:
+        return False
+    if asked or url is not None:
+        if directory and not looks_like_id:
+            raise click.UsageError(
+                f"--model {model} is a directory of this machine, which a service does not see: plan it with --here, "
+                "or name it as local/NAME below the service's model root"
+            )
+        _check_installed()
+        return True
+    if not _service_is_named():
+        if model.startswith(LOCAL) and not directory:
+            raise click.UsageError(f"--model {model} is below a service's model root: give --url or QE_URL")
+        return False
+    if directory and looks_like_id:
+        raise click.UsageError(
+            f"--model {model} is a directory here and may be a model of the service: give --here or --on-service"
+        )
+    if not directory:
+        _check_installed()
+    return not directory
+
+
+def _service_is_named() -> bool:
+    if os.environ.get("QE_URL"):
+        return True
+    if not _has_client():
+        return False
+    from quant_experts.client.configuration import names_a_service
+
+    return names_a_service()
+
+
+def _has_client() -> bool:
+    return importlib.util.find_spec("httpx") is not None
+
+
+def _check_installed() -> None:
+    if not _has_client():
+        raise click.UsageError("to ask a service httpx is needed: pip install 'quant-experts[client]' (or plan --here)")
 
 
 def _headers(model: str, revision: str | None) -> tuple[ModelHeaders, bool]:
@@ -110,49 +204,37 @@ def described(plan: Plan, headers: ModelHeaders) -> dict[str, Any]:
     }
 
 
-def _sentences(plan: Plan, headers: ModelHeaders) -> Iterator[str]:
-    size, shapes = plan.size, plan.shapes
+def _told(plan: Plan, headers: ModelHeaders) -> Told:
+    shapes = plan.shapes
     commit = f" at {headers.commit[:12]}" if headers.commit else ""
-    weights = f"{shapes.weights / 1e9:.3f} billion weights to quantize"
-    yield f"{shapes.model_type}{commit}: {len(shapes.blocks)} blocks, {weights}"
-    for block in shapes.kinds:
-        if shapes.has_several_stacks:
-            yield _stack(block, shapes)
-        for group in block.groups:
-            yield f"  {group.label}: {', '.join(group.layers)}  {group.width} → {' + '.join(map(str, group.outs))}"
-    yield "stays as it is:"
-    for kind in shapes.skipped:
-        yield f"  {kind.name} ({kind.layers} layers, {kind.weights / 1e6:.1f} M weights): {kind.reason}"
-    at_most = "" if size.is_exact else "at most "
-    yield (
-        f"bytes: {_size(size.bytes_before)} before, {at_most}{_size(size.bytes_after_most)} after "
-        f"({at_most}{size.bits_most:.3f} bits per quantized weight)"
+    return Told(
+        model=f"{shapes.model_type}{commit}",
+        blocks=len(shapes.blocks),
+        weights=shapes.weights,
+        quantized=[
+            Kind(_stack(block, shapes), group.label, group.layers, group.width, group.outs)
+            for block in shapes.kinds
+            for group in block.groups
+        ],
+        skipped=[Left(kind.name, kind.layers, kind.weights, kind.reason) for kind in shapes.skipped],
+        exact=plan.size.is_exact,
+        before=plan.size.bytes_before,
+        after=plan.size.bytes_after_most,
+        bits=plan.size.bits_most,
+        placements=[_placed(each) for each in plan.placements.values()],
+        disk=plan.disk,
     )
-    for device, placed in plan.placements.items():
-        memory, seconds = placed.memory, placed.seconds
-        on_device = f"{_size(memory.device)} on the GPU, " if memory.device else ""
-        yield (
-            f"on {device}: peak {on_device}{_size(memory.host)} of memory ({memory.phase}); "
-            f"{_minutes(seconds.likely)}, between {_minutes(seconds.least)} and {_minutes(seconds.most)}"
-        )
-    yield f"disk: {_size(plan.disk)}"
-    for refusal in plan.refusals:
-        yield f"refused: {refusal.code}: {refusal.message}"
 
 
-def _stack(block: Block, shapes: Shapes) -> str:
-    if block.index is None:
-        return f" behind the {block.stack} blocks:"
+def _placed(placement: Placement) -> Placed:
+    memory, seconds = placement.memory, placement.seconds
+    return Placed(
+        placement.device, memory.device, memory.host, memory.phase, seconds.least, seconds.likely, seconds.most
+    )
+
+
+def _stack(block: Block, shapes: Shapes) -> str | None:
+    if not shapes.has_several_stacks:
+        return None
     blocks = [other for other in shapes.blocks if other.stack == block.stack and other.index is not None]
-    return f" {block.stack}, {len(blocks)} blocks:"
-
-
-def _size(size: float) -> str:
-    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
-        if size >= factor:
-            return f"{size / factor:.2f} {unit}"
-    return f"{size / 1e3:.1f} kB"
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return stack_title(block.stack, None if block.index is None else len(blocks))

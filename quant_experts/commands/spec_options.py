@@ -142,6 +142,17 @@ def refining_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def names_of_spec_options() -> set[str]:
+    """Of the arguments that a command with ``spec_options`` gets from them."""
+    made = click.command("any")(spec_options(lambda **_: None))
+    return {parameter.name for parameter in made.params if parameter.name}
+
+
+def is_given(context: click.Context, option: str) -> bool:
+    """By the user, and not by its default."""
+    return context.get_parameter_source(option) is not click.core.ParameterSource.DEFAULT
+
+
 def spec_of(method: str, **options: Any) -> tuple[QuantizationSpec, AcceptIf | None]:
     """Raises UsageError that names the first option at fault."""
     given = {name: value for name, value in options.items() if value not in (None, ())}

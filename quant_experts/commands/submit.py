@@ -6,30 +6,36 @@ from typing import Any
 
 import click
 
+from quant_experts.client.jobs import Names
 from quant_experts.commands.job_options import CALIBRATION, handed_over, job_options, labels_of, rows_of
 from quant_experts.commands.service_client import connected, json_option, url_option
-from quant_experts.commands.spec_options import body_of, spec_options
+from quant_experts.commands.spec_options import LIMITS, body_of, is_given, names_of_spec_options, spec_options
 
 
 @click.command("submit", short_help="Queue a quantization on a service.")
-@click.option("--model", required=True, metavar="ID", help="Hub id owner/name, or local/NAME below its model root.")
+@click.option("--model", metavar="ID", help="Hub id owner/name, or local/NAME below its model root.")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub model.")
-@click.option(
-    "--calibration",
-    required=True,
-    metavar="FILE|ID",
-    help=CALIBRATION,
-)
+@click.option("--calibration", metavar="FILE|ID", help=CALIBRATION)
 @click.option("--split", metavar="NAME", help="Split of a hub dataset.  [default: train]")
+@click.option(
+    "--plan",
+    "digest",
+    metavar="DIGEST",
+    help="Run exactly what qe plan printed, instead of --model, --calibration and the options of the method.",
+)
 @spec_options
 @job_options
 @json_option("The job as one JSON object on stdout; with --watch, then its events.")
 @url_option
+@click.pass_context
 def command(
+    context: click.Context,
+    /,
     *,
-    model: str,
+    digest: str | None,
+    model: str | None,
     revision: str | None,
-    calibration: str,
+    calibration: str | None,
     split: str | None,
     name: str | None,
     alias: str | None,
@@ -43,17 +49,31 @@ def command(
 ) -> int:
     """Queue the quantization of MODEL on a service and print the job's id."""
     body = body_of(**options)
+    names: Names = {"name": name, "alias": alias, "labels": labels_of(labels), "timeout_s": timeout_s}
+    if digest is not None:
+        _check_nothing_else_decides(context)
+        names["accept_if"] = body.get("accept_if")
+        with connected(url) as client:
+            job = client.jobs.create_planned(digest, idempotency_key=idempotency_key, **names)
+            return handed_over(client, job, as_json=as_json, and_watch=and_watch)
+    if model is None or calibration is None:
+        raise click.UsageError(f"--{'model' if model is None else 'calibration'}: needed, unless --plan is given")
     with connected(url) as client:
         job = client.jobs.create(
             model=model,
             revision=revision,
             calibration=rows_of(client, calibration),
             split=split,
-            name=name,
-            alias=alias,
-            labels=labels_of(labels),
-            timeout_s=timeout_s,
             idempotency_key=idempotency_key,
+            **names,
             **body,
         )
         return handed_over(client, job, as_json=as_json, and_watch=and_watch)
+
+
+def _check_nothing_else_decides(context: click.Context) -> None:
+    """Raises UsageError that names the first option that a plan has said already."""
+    deciding = {"model", "revision", "calibration", "split", *names_of_spec_options()} - set(LIMITS.values())
+    given = [option for option in context.params if option in deciding and is_given(context, option)]
+    if given:
+        raise click.UsageError(f"--plan says what --{given[0].replace('_', '-')} would: leave one of them out")

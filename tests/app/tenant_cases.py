@@ -44,6 +44,7 @@ OBJECTS: dict[str, dict[str, Any]] = {
     "POST /v1/jobs/{job_id}/cancel": {},
     "POST /v1/jobs/{job_id}/retry": {},
     "POST /v1/jobs/{job_id}/fork": {"json": {"scheme": "W4A8"}},
+    "GET /v1/plans/{digest}": {},
     "GET /v1/comparisons/{comparison_id}": {},
     "GET /v1/comparisons/{comparison_id}/plot": {},
     "POST /v1/comparisons/{comparison_id}/cancel": {},
@@ -168,6 +169,8 @@ class Owned:
     delivery_id: str
     upload_id: str
     comparison_id: str
+    digest: str
+    """Of a plan."""
 
     def path(self, route: str, values: dict[str, Any]) -> str:
         """``route`` with the ids in it."""

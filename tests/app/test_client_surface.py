@@ -106,6 +106,12 @@ async def test_a_job_made_of_a_plan_runs_what_was_planned(client: Client, settin
     with pytest.raises(InvalidRequest) as refused:
         await run(client.jobs.create, **{**fields, "scheme": "W4A8"}, plan=plan.digest)
     assert refused.value.type == "plan-mismatch"
+    of_digest = await run(client.jobs.create_planned, plan.digest, name="nightly")
+    assert (of_digest.options, of_digest.name) == (job.options, "nightly")
+    assert of_digest.plan["digest"] == plan.digest
+    assert (await run(client.jobs.planned, plan.digest)).options["seed"] == 3
+    with pytest.raises(NotFound):
+        await run(client.jobs.create_planned, "0" * 64)
     async with AsyncClient(api_key=BOOTSTRAP_KEY, url=client.access.url) as awaited:
         again = await awaited.jobs.plan(**fields)
         assert again.digest == plan.digest

@@ -86,6 +86,15 @@ async def test_a_plan_names_the_stack_of_every_block(api: Api, tmp_path: Path) -
         (3, "language model", 1),
     ]
     assert found["estimate"]["size"]["exact"]
+    kinds = found["estimate"]["quantized"]
+    assert found["estimate"]["model_type"] == "qwen2_vl"
+    assert {(kind["stack"], kind["behind"]) for kind in kinds if "merger" in kind["name"]} == {("vision", True)}
+    assert [kind["name"].rpartition(".")[2] for kind in kinds if kind["stack"] == "language model"] == [
+        "qkv",
+        "o",
+        "gate_up",
+        "down",
+    ]
 
 
 async def test_a_72b_model_is_planned_over_http_in_two_seconds(api: Api) -> None:
@@ -138,6 +147,22 @@ async def test_a_job_of_a_plan_runs_exactly_that(api: Api, tmp_path: Path) -> No
     other = {**body, "scheme": "W4A8", "options": {"seed": 1}, "plan": found["digest"]}
     answer = problem(await api.client.post("/v1/jobs", json=other), 422, "plan-mismatch")
     assert {error["pointer"] for error in answer["errors"]} == {"/scheme", "/options"}
+
+
+async def test_a_kept_plan_says_all_that_a_job_of_it_needs(api: Api, tmp_path: Path) -> None:
+    body = job_body(model={"id": "local/tiny"}, calibration={"dataset": await upload(api, tmp_path)})
+    found = await plan(api, {**body, "options": {"seed": 3, "group_size": 64}, "name": "not a part of it"})
+    kept = ok(await api.client.get(f"/v1/plans/{found['digest']}"))
+    assert {name: kept[name] for name in ("accepted", "refusals", "resolved", "created_at", "expires_at")} == {
+        name: found[name] for name in ("accepted", "refusals", "resolved", "created_at", "expires_at")
+    }
+    fields = {name: kept[name] for name in ("model", "calibration", "scheme", "method", "options", "target")}
+    job = ok(await api.client.post("/v1/jobs", json={**fields, "plan": kept["digest"]}), 201)
+    assert (job["options"]["seed"], job["options"]["group_size"], job["name"]) == (3, 64, None)
+    for absent in ("0" * 64, "x", "%00"):
+        problem(await api.client.get(f"/v1/plans/{absent}"), 404, "not-found")
+    api.execute("UPDATE plans SET created_at = created_at - interval '25 hours'")
+    problem(await api.client.get(f"/v1/plans/{found['digest']}"), 404, "not-found")
 
 
 async def test_a_plan_is_void_when_the_models_files_have_changed(api: Api, tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ async def mine(api: Api, tmp_path: Path) -> Owned:
     comparison = "cmp_" + "0" * 32  # without jobs, so that there is one job
     statement = "INSERT INTO comparisons (id, tenant, request) VALUES (%s, 'default', %s)"
     api.execute(statement, [comparison, json.dumps(COMPARISON)])
+    plan = ok(await api.client.post("/v1/jobs:plan", **CREATES["POST /v1/jobs:plan"]))["digest"]
     return Owned(
         job_id=job,
         dataset_id=dataset,
@@ -49,6 +50,7 @@ async def mine(api: Api, tmp_path: Path) -> Owned:
         delivery_id=delivery,
         upload_id=upload,
         comparison_id=comparison,
+        digest=plan,
     )
 
 

@@ -1,0 +1,102 @@
+"""A plan in sentences, the same whether it was made here or by a service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Layers that are quantized together. ``stack``: what to print above the first of one, None for a single stack."""
+
+    stack: str | None
+    label: str
+    layers: Sequence[str]
+    width: int
+    outs: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Left:
+    """Layers that stay as they are."""
+
+    name: str
+    layers: int
+    weights: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Placed:
+    """The run on one kind of device: bytes and seconds."""
+
+    device: str
+    on_device: int
+    host: int
+    phase: str
+    least: float
+    likely: float
+    most: float
+
+
+@dataclass(frozen=True)
+class Told:
+    """``after`` and ``bits``: at most, unless ``exact``."""
+
+    model: str
+    blocks: int
+    weights: int
+    quantized: Sequence[Kind]
+    skipped: Sequence[Left]
+    exact: bool
+    before: int
+    after: int
+    bits: float
+    placements: Sequence[Placed]
+    disk: int
+
+
+def sentences(told: Told) -> Iterator[str]:
+    yield f"{told.model}: {told.blocks} blocks, {told.weights / 1e9:.3f} billion weights to quantize"
+    stack: str | None = None
+    for kind in told.quantized:
+        if kind.stack != stack:
+            stack = kind.stack
+            yield f" {stack}:"
+        yield f"  {kind.label}: {', '.join(kind.layers)}  {kind.width} → {' + '.join(map(str, kind.outs))}"
+    yield "stays as it is:"
+    for left in told.skipped:
+        yield f"  {left.name} ({left.layers} layers, {left.weights / 1e6:.1f} M weights): {left.reason}"
+    at_most = "" if told.exact else "at most "
+    yield (
+        f"bytes: {size(told.before)} before, {at_most}{size(told.after)} after "
+        f"({at_most}{told.bits:.3f} bits per quantized weight)"
+    )
+    for placed in told.placements:
+        on_device = f"{size(placed.on_device)} on the GPU, " if placed.on_device else ""
+        yield (
+            f"on {placed.device}: peak {on_device}{size(placed.host)} of memory ({placed.phase}); "
+            f"{minutes(placed.likely)}, between {minutes(placed.least)} and {minutes(placed.most)}"
+        )
+    yield f"disk: {size(told.disk)}"
+
+
+def refusal(code: str, message: str) -> str:
+    return f"refused: {code}: {message}"
+
+
+def stack_title(stack: str, blocks: int | None) -> str:
+    """``blocks``: of the stack; None for what lies behind them."""
+    return f"behind the {stack} blocks" if blocks is None else f"{stack}, {blocks} blocks"
+
+
+def size(bytes_: float) -> str:
+    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
+        if bytes_ >= factor:
+            return f"{bytes_ / factor:.2f} {unit}"
+    return f"{bytes_ / 1e3:.1f} kB"
+
+
+def minutes(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
