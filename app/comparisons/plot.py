@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from html import escape
 
 from app.comparisons.schemas import ComparedJob, ComparisonView
+from app.sizes import said, ticks
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 880, 420, 84, 28, 52, 56
 LEAST_KL = 1e-9
 """A KL of zero has no place on a logarithmic axis; it is drawn at the bottom."""
-UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
 STYLE = """
   text { font: 13px system-ui, sans-serif; fill: #1f2328 } .small { font-size: 12px; fill: #57606a }
   .grid { stroke: #d0d7de; stroke-width: 1 } .frame { fill: none; stroke: #8c959f }
@@ -47,7 +47,7 @@ def draw(comparison: ComparisonView, *, dressed: bool = True) -> str:
     body = _chart(rows) if rows else [f'<text x="{LEFT}" y="{HEIGHT / 2}">No candidate has succeeded yet.</text>']
     waiting = len(comparison.jobs) - len(rows)
     note = f"{waiting} of {len(comparison.jobs)} have no figures" if waiting and rows else ""
-    described = "; ".join(f"{row.label}: {_size(row.bytes_after or 0)}, KL {_number(row.kl or 0.0)}" for row in rows)
+    described = "; ".join(f"{row.label}: {said(row.bytes_after or 0)}, KL {_number(row.kl or 0.0)}" for row in rows)
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img"'
@@ -91,17 +91,17 @@ def _axes(x: Scale, y: Scale, sizes: tuple[float, float], decades: tuple[float, 
         at = y(10.0**power)
         lines.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at}" y2="{at}"/>')
         lines.append(f'<text class="small" x="{LEFT - 8}" y="{at + 4}" text-anchor="end">{10.0**power:g}</text>')
-    for size in _ticks(*sizes):
+    for size, label in ticks(*sizes):
         lines.append(f'<line class="grid" x1="{x(size)}" x2="{x(size)}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
         lines.append(
-            f'<text class="small" x="{x(size)}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{_size(size)}</text>'
+            f'<text class="small" x="{x(size)}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{label}</text>'
         )
     middle = (TOP + HEIGHT - BOTTOM) / 2
     return [
         *lines,
         f'<rect class="frame" x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - RIGHT}" height="{HEIGHT - TOP - BOTTOM}"/>',
         f'<text class="small" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 16}" text-anchor="middle">'
-        "bytes of the checkpoint</text>",
+        "size of the tensors</text>",
         f'<text class="small" x="20" y="{middle}" transform="rotate(-90 20 {middle})" text-anchor="middle">'
         "KL to full precision, nats per token</text>",
     ]
@@ -124,10 +124,10 @@ def _marks(points: Sequence[Point]) -> list[str]:
     for point in points:
         kind = "best" if point.row.frontier else "beaten"
         kind = "missed" if point.row.verdict == "rejected" else kind
-        said = f"{point.row.label}: {_size(point.row.bytes_after or 0)}, KL {_number(point.row.kl or 0.0)}"
-        said += f", {point.row.verdict.value}" if point.row.verdict else ""
+        told = f"{point.row.label}: {said(point.row.bytes_after or 0)}, KL {_number(point.row.kl or 0.0)}"
+        told += f", {point.row.verdict.value}" if point.row.verdict else ""
         lines.append(
-            f'<circle class="{kind}" cx="{point.x}" cy="{point.y}" r="6"><title>{escape(said)}</title></circle>'
+            f'<circle class="{kind}" cx="{point.x}" cy="{point.y}" r="6"><title>{escape(told)}</title></circle>'
         )
         to_the_left = point.x > (LEFT + WIDTH - RIGHT) / 2
         at = point.y - 10
@@ -149,18 +149,6 @@ def _decades(low: float, high: float) -> tuple[float, float]:
     """At least one whole decade, so that the axis has a label."""
     bottom, top = math.floor(math.log10(low) - 0.05), math.ceil(math.log10(high) + 0.05)
     return float(bottom), float(max(top, bottom + 1))
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    step = 10.0 ** math.floor(math.log10((high - low) / 3))
-    step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= 6)
-    first = math.ceil(low / step)
-    return [number * step for number in range(first, math.floor(high / step) + 1)]
-
-
-def _size(size: float) -> str:
-    factor, unit = next(((f, u) for f, u in UNITS if size >= f), UNITS[-1])
-    return f"{size / factor:.4g} {unit}"
 
 
 def _number(value: float) -> str:

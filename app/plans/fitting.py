@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from app.contract.tables import Worker
 from app.plans.queries import kind_of
 from app.plans.schemas import WorkerFit
+from app.sizes import said
 from planning.errors import Refusal
 from planning.plan import Plan
 
@@ -50,14 +51,7 @@ def _fits(worker: Worker, plan: Plan | None) -> tuple[bool | None, str | None]:
     )
     for needed, there, what in needs:
         if there is not None and needed > ROOM * there:
-            return (
-                False,
-                f"the job needs {_gigabytes(needed)} {what} ({memory.phase}), {worker.device} has {_gigabytes(there)}",
-            )
+            return False, f"the job needs {said(needed)} {what} ({memory.phase}), {worker.device} has {said(there)}"
     if worker.memory_bytes is None:
         return None, "the worker does not say how much memory it has"
     return True, None
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"

@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from app import sizes
 from app.contract.events import EventType
 from app.contract.states import AttemptOutcome
 from app.jobs.schemas import AttemptView, EventView
 
 STEPS = ((86400.0, "day"), (3600.0, "hour"), (60.0, "minute"), (1.0, "second"))
-UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 NONE = "–"
 
 
@@ -52,15 +52,7 @@ def duration(seconds: float | None) -> str:
 
 
 def bytes_(number: int | None) -> str:
-    """``1.86 GiB``; exact below a kibibyte."""
-    if number is None:
-        return NONE
-    value, unit = float(number), 0
-    while value >= 1024 and unit < len(UNITS) - 1:
-        value, unit = value / 1024, unit + 1
-    return (
-        f"{number:,} B" if unit == 0 else f"{value:.3g} {UNITS[unit]}" if value < 1000 else f"{value:.0f} {UNITS[unit]}"
-    )
+    return NONE if number is None else sizes.said(number)
 
 
 def figure(value: float | None, digits: int = 3) -> str:

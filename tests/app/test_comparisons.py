@@ -96,7 +96,8 @@ async def test_the_plot_is_a_drawing_that_holds_nothing_but_text(api: Api) -> No
     found = await compare(api)
     path = f"/v1/comparisons/{found['id']}/plot"
     assert "No candidate has succeeded yet" in (await api.client.get(path)).text
-    for row, (kl, size) in zip(found["jobs"], [(0.02, 1000), (0.03, 1100), (0.0, 2000)], strict=True):
+    figures = [(0.02, 5_402_000_000), (0.03, 6_214_000_000), (0.0, 8_811_000_000)]
+    for row, (kl, size) in zip(found["jobs"], figures, strict=True):
         succeed(api, row["job_id"], kl=kl, size=size)
     answer = await api.client.get(path, headers={"Accept": "image/svg+xml"})
     assert (answer.status_code, answer.headers["content-type"]) == (200, "image/svg+xml")
@@ -105,7 +106,10 @@ async def test_the_plot_is_a_drawing_that_holds_nothing_but_text(api: Api) -> No
     circles = [element for element in drawing.iter() if element.tag.endswith("circle")]
     assert sorted(circle.attrib["class"] for circle in circles) == ["beaten", "best", "best"]
     assert len([element for element in drawing.iter() if element.tag.endswith("polyline")]) == 1
-    assert "<eight> & more" in "".join(drawing.itertext())
+    texts = list(drawing.itertext())
+    assert "<eight> & more" in "".join(texts)
+    assert [text for text in texts if text.endswith("GiB")] == ["5 GiB", "6 GiB", "7 GiB", "8 GiB"]
+    assert "5.03 GiB, KL 0.02" in "".join(texts)  # as the table of the dashboard has it
     assert not [element for element in drawing.iter() if element.tag.endswith(("script", "image", "foreignObject"))]
     problem(await api.client.get(path, headers={"Accept": "image/png"}), 406, "not-acceptable")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from playwright.async_api import Page
@@ -9,6 +10,9 @@ from playwright.async_api import Page
 from tests.browser.install import axe_script
 
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 320, "height": 700}  # 320: what WCAG 1.4.10 asks for
+
+OF_THOUSANDS = re.compile(r"[0-9] [kMGT]B\b")
+"""Sizes are said in powers of 1024, everywhere."""
 
 TOO_WIDE = """() => {
   const edge = document.documentElement.clientWidth + 1;
@@ -37,6 +41,10 @@ OVERLAPPING = """() => [...document.querySelectorAll("svg")].flatMap(drawing => 
 async def assert_nothing_cut_or_overlapping(page: Page) -> None:
     assert await page.evaluate(TOO_WIDE) == []
     assert await page.evaluate(OVERLAPPING) == []
+
+
+async def assert_one_unit(page: Page) -> None:
+    assert OF_THOUSANDS.findall(await page.locator("body").text_content() or "") == []
 
 
 async def assert_accessible(page: Page) -> None:

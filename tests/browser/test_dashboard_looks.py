@@ -13,7 +13,7 @@ from playwright.async_api import Browser, Page, ViewportSize, expect
 from tests.app.conftest import Api, served
 from tests.browser.content import DISABLED, FAILED_DELIVERY, fill
 from tests.browser.dashboard import Dashboard, opened
-from tests.browser.looks import NARROW, WIDE, assert_accessible, assert_nothing_cut_or_overlapping
+from tests.browser.looks import NARROW, WIDE, assert_accessible, assert_nothing_cut_or_overlapping, assert_one_unit
 
 PHOTOS = os.environ.get("QE_SCREENSHOTS")
 PHONE = {"width": 390, "height": 844}
@@ -24,6 +24,7 @@ IN_THE_DARK = ("jobs", "running", "keys", "refused-job")
 async def assert_looks(page: Page, name: str) -> None:
     """Light and dark, wide and narrow, on paper."""
     await page.wait_for_load_state("load")
+    await assert_one_unit(page)
     for scheme, size in (("light", WIDE), ("dark", WIDE), ("light", NARROW)):
         await page.emulate_media(color_scheme="dark" if scheme == "dark" else "light", media="screen")
         await page.set_viewport_size(ViewportSize(**size))
@@ -90,7 +91,8 @@ async def test_everything_can_be_reached_by_keyboard(chromium: Browser, api: Api
     async with served(api) as client, opened(chromium, api, str(client.base_url).rstrip("/")) as window:
         page = window.page
         await window.open("/login")
-        await page.keyboard.type(client.headers["Authorization"].removeprefix("Bearer "))  # the field has the focus
+        await expect(page.get_by_label("API key")).to_be_focused()
+        await page.keyboard.type(client.headers["Authorization"].removeprefix("Bearer "))
         await page.keyboard.press("Enter")
         await expect(page.get_by_role("heading", name="Jobs", exact=True)).to_be_visible()
         await page.keyboard.press("Tab")

@@ -10,7 +10,7 @@ import pytest
 from playwright.async_api import Browser, Page, ViewportSize
 
 from quant_experts.report_html import render_report
-from tests.browser.looks import NARROW, WIDE, assert_accessible, assert_nothing_cut_or_overlapping
+from tests.browser.looks import NARROW, WIDE, assert_accessible, assert_nothing_cut_or_overlapping, assert_one_unit
 from tests.quant_experts.reports import RECIPE, rich_report
 
 
@@ -40,6 +40,7 @@ async def test_the_report_is_whole_on_every_screen(
     await page.goto(report_page)
     await page.locator("details").evaluate_all("all => all.forEach(one => one.open = true)")
     await assert_nothing_cut_or_overlapping(page)
+    await assert_one_unit(page)
     assert requests == [report_page]
 
 
