@@ -1,10 +1,9 @@
 """``qe``: the command line. Each command is a file of ``quant_experts/commands``; other packages bring theirs through
 the entry-point group ``quant_experts.commands``.
 
-Exit codes: 0 done · 1 the input is at fault or the service refused it (one line, with the error's code), or the
-checkpoint misses a limit of ``--accept-…`` (one line; it is kept) · 2 the arguments are at fault (one line) · 130
-interrupted. Of commands that wait for a job of a service also: 3 the job failed · 4 it was cancelled · 5 its checkpoint
-misses a limit · 6 the service was not reached.
+Exit codes (``commands/exit_codes.py``): 0 done · 1 the input is at fault or the service refused it (one line, with the
+error's code) · 2 the arguments are at fault (one line) · 5 the checkpoint misses a limit of ``--accept-…`` (one line;
+it is kept) · 130 interrupted. Of a service also: 3 the job failed · 4 it was cancelled · 6 it was not reached.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from importlib.metadata import entry_points
 import click
 
 from quant_experts import __version__
+from quant_experts.commands.exit_codes import BAD_INPUT, INTERRUPTED, UNREACHED
 from quant_experts.errors import QuantExpertsError, Stopped
 
 ENTRY_POINTS = "quant_experts.commands"
@@ -37,7 +37,6 @@ CLIENT = (
     "webhooks",
 )
 """Commands that speak to a service."""
-BAD_INPUT, BAD_ARGUMENTS, UNREACHED, INTERRUPTED = 1, 2, 6, 130
 
 
 class Commands(click.Group):

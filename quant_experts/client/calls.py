@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import httpx
 from pydantic import BaseModel
 
 from quant_experts.client import views
+from quant_experts.client.errors import ClientError
 
 T = TypeVar("T")
 View = TypeVar("View")
@@ -39,6 +41,10 @@ class Call(Generic[T]):
     """For an answer that takes longer than others."""
     repeatable: bool = True
     """Carrying it out twice does no harm, so that it may be sent again when an answer was lost."""
+
+    def __post_init__(self) -> None:
+        """Raises ClientError for a number that JSON cannot say; which one it is httpx would not tell."""
+        _check_finite(self.json, "")
 
     def sent(self) -> dict[str, Any]:
         """As arguments of ``httpx``'s ``request``, beside method and path."""
@@ -381,6 +387,17 @@ def _inputs(
 
 def _once(idempotency_key: str | None) -> dict[str, str]:
     return {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+
+
+def _check_finite(value: Any, pointer: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ClientError(f"{pointer} is {value}: only finite numbers can be sent")
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            _check_finite(part, f"{pointer}/{name}")
+    elif isinstance(value, (list, tuple)):
+        for index, part in enumerate(value):
+            _check_finite(part, f"{pointer}/{index}")
 
 
 def _nothing(response: httpx.Response) -> None:

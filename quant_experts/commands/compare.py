@@ -14,6 +14,7 @@ from rich.live import Live
 
 from quant_experts.client import Candidate, Client, Comparison
 from quant_experts.commands.comparison_table import print_list, print_table, table_of
+from quant_experts.commands.exit_codes import CANCELLED, FAILED, INTERRUPTED
 from quant_experts.commands.job_options import (
     CALIBRATION,
     idempotency_option,
@@ -22,10 +23,9 @@ from quant_experts.commands.job_options import (
     rows_of,
     timeout_option,
 )
-from quant_experts.commands.service_client import CANCELLED, FAILED, connected, json_option, print_json, url_option
+from quant_experts.commands.service_client import connected, json_option, print_json, url_option
 from quant_experts.commands.spec_options import body_of, refining_options
 
-INTERRUPTED = 130
 LISTED = 20
 
 
@@ -75,7 +75,8 @@ def command(
     qe compare cmp_…                   come back to one; Ctrl-C leaves its jobs running
     qe compare                         list them
 
-    The options below are those of every candidate. Exit code 3 when a job failed, 4 when one was cancelled.
+    The options below are those of every candidate. Exit code 3 when a job failed, 4 when one was
+    cancelled; a candidate that misses a limit of --accept-… is marked in the table, and no error.
     """
     with connected(url) as client:
         if model is None and calibration is None:

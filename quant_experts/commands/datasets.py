@@ -15,7 +15,7 @@ from quant_experts.client import DatasetView, FiguresView
 from quant_experts.client.upload import PART_BYTES
 from quant_experts.commands.job_options import uploaded
 from quant_experts.commands.service_client import connected, json_option, print_json, url_option
-from quant_experts.commands.spec_options import Bytes
+from quant_experts.commands.spec_options import Bytes, Finite
 
 
 @click.group("datasets", short_help="Upload, list, show and remove calibration rows.")
@@ -26,7 +26,7 @@ def command() -> None:
 @command.command("upload", short_help="Upload JSONL or Parquet rows.")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE")
 @click.option("--name", metavar="TEXT", help="What people call it.  [default: the file's name]")
-@click.option("--expires-in", type=float, metavar="DAYS", help="No new job gets it after that.")
+@click.option("--expires-in", type=Finite(), metavar="DAYS", help="No new job gets it after that.")
 @click.option(
     "--part-size",
     type=Bytes(),
@@ -56,7 +56,7 @@ def upload(
     """
     if part_size < 1:
         raise click.UsageError("--part-size: a part has at least one byte")
-    expires_at = datetime.now(UTC) + timedelta(days=expires_in) if expires_in is not None else None
+    expires_at = _in_days(expires_in) if expires_in is not None else None
     with connected(url) as client:
         dataset = uploaded(
             client, file, name=name, expires_at=expires_at, reuse=not again, part_bytes=part_size, parallel=parallel
@@ -120,6 +120,13 @@ def delete(*, dataset_ids: tuple[str, ...], url: str | None) -> None:
         for dataset_id in dataset_ids:
             client.datasets.delete(dataset_id)
             click.echo(f"{dataset_id} deleted")
+
+
+def _in_days(days: float) -> datetime:
+    try:
+        return datetime.now(UTC) + timedelta(days=days)
+    except OverflowError as error:
+        raise click.UsageError(f"--expires-in {days:g}: there is no such date") from error
 
 
 def _table(datasets: list[DatasetView]) -> None:

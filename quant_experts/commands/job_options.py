@@ -32,7 +32,7 @@ OPTIONS = (
     label_option,
     timeout_option,
     idempotency_option,
-    click.option("--watch", "and_watch", is_flag=True, help="Then follow it, as qe watch does."),
+    click.option("--watch", "and_watch", is_flag=True, help="Then follow it, and end, as qe watch does."),
 )
 
 

@@ -22,6 +22,7 @@ from planning.plan import Placement, Plan, make_plan
 from planning.recipe import Recipe
 from planning.rows import Rows, parsed_lines, sampled_rows, unknown_rows
 from planning.shapes import Shapes
+from quant_experts.commands.exit_codes import BAD_INPUT
 from quant_experts.commands.plan_table import Kind, Left, Placed, Told, refusal, sentences, stack_title
 from quant_experts.commands.spec_options import body_of, spec_of, spec_options
 from quant_experts.errors import InvalidModel, QuantExpertsError
@@ -30,8 +31,6 @@ SAMPLED_ROWS = 64
 ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 """What names a model of the hub or of a service."""
 LOCAL = "local/"
-REFUSED = 1
-"""Exit code when the run would be refused."""
 
 
 class Unavailable(QuantExpertsError):
@@ -96,7 +95,7 @@ def command(
             as_json=as_json,
             url=url,
         )
-        return 0 if accepted else REFUSED
+        return 0 if accepted else BAD_INPUT
     if split is not None:
         raise click.UsageError("--split is of a hub dataset, which only a service plans with")
     spec, _ = spec_of(**options)
@@ -112,7 +111,7 @@ def command(
     else:
         for line in (*sentences(_told(plan, headers)), *(refusal(each.code, each.message) for each in plan.refusals)):
             click.echo(line)
-    return REFUSED if plan.refusals else 0
+    return BAD_INPUT if plan.refusals else 0
 
 
 def on_the_service(model: str, *, url: str | None, asked: bool | None) -> bool:

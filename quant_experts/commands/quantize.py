@@ -13,14 +13,13 @@ from typing import Any
 
 import click
 
+from quant_experts.commands.exit_codes import REJECTED
 from quant_experts.commands.progress_display import ProgressDisplay, say
 from quant_experts.commands.spec_options import spec_of, spec_options
 from quant_experts.errors import InvalidCalibration, InvalidModel, Stopped
 from quant_experts.progress import ShouldStop
 
 CACHE = "QE_CACHE"
-REJECTED = 1
-"""Exit code of a run whose checkpoint is whole and misses a limit."""
 
 
 @click.command("quantize", short_help="Quantize a model into a checkpoint.")
@@ -68,7 +67,7 @@ def command(
     Finished blocks are kept in the work directory: interrupted, the same command goes on from there and ends with the
     same bytes. Ctrl-C stops at the next point that loses nothing finished; a second one stops at once.
 
-    A checkpoint that misses a limit of --accept-… is kept, and the exit code is 1.
+    A checkpoint that misses a limit of --accept-… is kept, and the exit code is 5.
     """
     spec, accept_if = spec_of(**options)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):

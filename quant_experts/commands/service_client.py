@@ -9,9 +9,7 @@ import click
 from pydantic import BaseModel
 
 from quant_experts.client import Client, JobView
-
-FAILED, CANCELLED, REJECTED = 3, 4, 5
-"""Exit codes of a command that waited for a job."""
+from quant_experts.commands.exit_codes import CANCELLED, FAILED, REJECTED
 
 
 def url_option(command: Callable[..., Any]) -> Callable[..., Any]:

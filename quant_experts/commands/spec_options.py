@@ -6,6 +6,7 @@ an option of its own.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -29,6 +30,7 @@ LIMITS = {
     "min_image_sensitivity": "accept_min_image_sensitivity",
 }
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+LARGEST = 2.0**63
 BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?", re.IGNORECASE)
 
 
@@ -43,7 +45,22 @@ class Bytes(click.ParamType[int]):
         match = BYTES.fullmatch(str(value).strip())
         if match is None:
             self.fail(f"{value!r} is not a size: write 2.5GB, 900MiB or a number of bytes", param, ctx)
-        return round(float(match[1]) * UNITS[match[2].lower()])
+        size = float(match[1]) * UNITS[match[2].lower()]
+        if not size < LARGEST:
+            self.fail(f"{value!r} is more than any file has", param, ctx)
+        return round(size)
+
+
+class Finite(click.ParamType[float]):
+    """A number that JSON can say: neither ``nan`` nor ``inf``."""
+
+    name = "float"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = click.FLOAT.convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
 
 
 CHOICE = (
@@ -55,7 +72,7 @@ CHOICE = (
         help="W4A6, W4A8, W3A16, W4A16 or any W2-8, A4-8 or A16; auto searches within --max-bytes or --max-kl.",
     ),
     click.option("--max-bytes", type=Bytes(), metavar="SIZE", help="With auto: the best within this size, as 2.5GB."),
-    click.option("--max-kl", type=float, metavar="F", help="With auto: the smallest within this KL, nats per token."),
+    click.option("--max-kl", type=Finite(), metavar="F", help="With auto: the smallest within this KL, nats a token."),
     click.option(
         "--method", default="qe", show_default=True, type=click.Choice(list(PRESETS)), help="Preset of the three slots."
     ),
@@ -63,7 +80,7 @@ CHOICE = (
 """How it is quantized at all."""
 REFINEMENTS = (
     click.option("--smoothing", metavar="NAME", help="Smoothing instead of the preset's."),
-    click.option("--smoothquant-alpha", type=float, metavar="F", help="Of smoothquant, 0 to 1.  [default: 0.5]"),
+    click.option("--smoothquant-alpha", type=Finite(), metavar="F", help="Of smoothquant, 0 to 1.  [default: 0.5]"),
     click.option("--rounding", metavar="NAME", help="Rounding instead of the preset's."),
     click.option("--reconstruction", metavar="NAME", help="Reconstruction instead of the preset's."),
     click.option("--samples", type=int, metavar="N", help="Calibration rows to use.  [default: 128]"),
@@ -94,7 +111,7 @@ REFINEMENTS = (
     ),
     click.option(
         "--sensitive-share",
-        type=float,
+        type=Finite(),
         metavar="F",
         help="This share of the weights keeps more bits, most sensitive first.",
     ),
@@ -107,23 +124,28 @@ REFINEMENTS = (
     click.option("--sensitive-bits", type=click.Choice(["6", "8"]), help="The bits that they keep.  [default: 8]"),
     click.option(
         "--bits-per-weight",
-        type=float,
+        type=Finite(),
         metavar="F",
         help="Budget of stored bits that the most sensitive groups fill up.",
     ),
-    click.option("--accept-max-kl", type=float, metavar="F", help="Exit 1 when the KL to full precision is larger."),
-    click.option("--accept-min-top1", type=float, metavar="F", help="Exit 1 when the next token agrees less often."),
+    click.option(
+        "--accept-max-kl",
+        type=Finite(),
+        metavar="F",
+        help="Reject it when the KL to full precision is larger.",
+    ),
+    click.option("--accept-min-top1", type=Finite(), metavar="F", help="Reject it when the next token agrees less."),
     click.option(
         "--accept-max-perplexity-increase",
-        type=float,
+        type=Finite(),
         metavar="F",
-        help="Exit 1 when it grows more; 0.02 is 2 percent.",
+        help="Reject it when perplexity grows more; 0.02 is 2 percent.",
     ),
     click.option(
         "--accept-min-image-sensitivity",
-        type=float,
+        type=Finite(),
         metavar="F",
-        help="Exit 1 when the reaction to another image, relative to full precision, is less.",
+        help="Reject it when the reaction to another image, relative to full precision, is less.",
     ),
 )
 

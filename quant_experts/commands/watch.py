@@ -5,21 +5,17 @@ from __future__ import annotations
 import click
 
 from quant_experts.client import Client, Job
+from quant_experts.commands.exit_codes import INTERRUPTED, OF_A_JOB, REJECTED
 from quant_experts.commands.service_client import connected, exit_code, json_option, print_json, url_option
 from quant_experts.commands.watch_display import WatchDisplay
 
-INTERRUPTED = 130
 
-
-@click.command("watch", short_help="Follow a job to its end.")
+@click.command("watch", short_help="Follow a job to its end.", epilog=OF_A_JOB)
 @click.argument("job_id", metavar="JOB")
 @json_option("One JSON object per event on stdout, as they happen.")
 @url_option
 def command(job_id: str, *, as_json: bool, url: str | None) -> int:
-    """Follow JOB to its end, over dropped connections and restarts of the service. Ctrl-C leaves the job running.
-
-    Exit code: 0 succeeded, 3 failed, 4 cancelled, 5 succeeded and misses a limit of accept_if.
-    """
+    """Follow JOB to its end, over dropped connections and restarts of the service. Ctrl-C leaves the job running."""
     with connected(url) as client:
         return watch(client, job_id, as_json=as_json)
 
@@ -39,6 +35,6 @@ def watch(client: Client, job_id: str, *, as_json: bool) -> int:
         return INTERRUPTED
     job = job.refresh()
     code = exit_code(job)
-    if code in (0, 5) and not as_json:
+    if code in (0, REJECTED) and not as_json:
         click.echo(f"{job.id} succeeded. Files: qe pull {job.id}   Report: qe report {job.id}", err=True)
     return code

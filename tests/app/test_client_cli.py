@@ -364,6 +364,40 @@ async def test_webhooks_are_made_seen_and_removed(qe: Qe, api: Api) -> None:
     assert (code, "/url" in err) == (1, True)
 
 
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e999"])
+def test_a_number_that_json_cannot_say_is_refused_under_its_option(
+    capsys: pytest.CaptureFixture[str], number: str
+) -> None:
+    options = (
+        *("--accept-max-kl", "--accept-min-top1", "--accept-max-perplexity-increase", "--accept-min-image-sensitivity"),
+        *("--smoothquant-alpha", "--sensitive-share", "--bits-per-weight"),
+    )
+    for command in (SUBMIT, [*COMPARE, "W4A6", "W4A8"], ["fork", "job_x"], ["plan", *SUBMIT[1:]]):
+        for option in options:
+            assert cli.run([*command, option, number]) == 2
+            assert capsys.readouterr().err.endswith(f"'{option}': '{number}' is not a finite number\n")
+
+
+@pytest.mark.parametrize("days", ["nan", "inf", "1e300", "-1e300"])
+def test_a_date_that_is_none_is_refused_under_its_option(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, days: str
+) -> None:
+    (tmp_path / "rows.jsonl").write_text("x")
+    assert cli.run(["datasets", "upload", str(tmp_path / "rows.jsonl"), "--expires-in", days]) == 2
+    err = capsys.readouterr().err
+    assert ("--expires-in" in err, err.count("\n")) == (True, 1)
+
+
+def test_the_exit_codes_are_said_in_one_place(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.run(["watch", "--help"])
+    said = capsys.readouterr().out
+    told = [int(line.split()[0]) for line in said.partition("Exit code:")[2].strip().splitlines()]
+    assert told == [0, 1, 2, 3, 4, 5, 6, 130]
+    table = (Path(__file__).parents[2] / "docs" / "client.md").read_text().partition("| exit code |")[2]
+    rows = [row.split("|")[1] for row in table.partition("\n\n")[0].splitlines()[2:]]
+    assert [int(code) for row in rows for code in row.split(",")] == told
+
+
 async def test_what_goes_wrong_is_one_line_and_a_code(qe: Qe, monkeypatch: pytest.MonkeyPatch) -> None:
     code, _, err = await qe("jobs", "job_nothing")
     assert (code, err.count("\n")) == (1, 1)

@@ -114,7 +114,7 @@ def test_a_rejected_checkpoint_is_kept_and_the_exit_code_says_so(
 ) -> None:
     limits = ["--accept-max-kl", "1e-9", "--accept-min-top1", "0.01"]
     options = ["--adapter-dtype", "int8", "--sensitive-groups", "layers.0.mlp.down", "--sensitive-bits", "6"]
-    assert run(arguments(inputs, tmp_path / "out", *limits, *options)) == 1
+    assert run(arguments(inputs, tmp_path / "out", *limits, *options)) == 5
     said = capsys.readouterr()
     last = said.err.splitlines()[-1]
     assert last.startswith("rejected: KL is ")
@@ -212,6 +212,9 @@ def test_verify_passes_and_then_names_a_changed_byte(
         (["--accept-max-kl", "-1"], "--accept-max-kl -1.0: "),
         (["--accept-min-top1", "95"], "--accept-min-top1 95.0: "),
         (["--accept-max-kl", "much"], "'much' is not a valid float"),
+        (["--accept-max-kl", "nan"], "'--accept-max-kl': 'nan' is not a finite number"),
+        (["--scheme", "auto", "--max-kl", "inf"], "'--max-kl': 'inf' is not a finite number"),
+        (["--scheme", "auto", "--max-bytes", "1" + 400 * "0"], "is more than any file has"),
     ],
 )
 def test_a_bad_argument_is_one_line_and_exit_code_2(

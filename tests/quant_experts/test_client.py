@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quant_experts.client import Client, ConnectionFailed, MisconfiguredClient
+from quant_experts.client import Client, ClientError, ConnectionFailed, MisconfiguredClient
 from quant_experts.client.configuration import LOCAL, resolve
 from quant_experts.client.errors import ApiError, error_of
 from quant_experts.client.following import Following
@@ -153,3 +153,17 @@ def test_a_line_without_end_does_not_fill_the_memory() -> None:
         assert list(following.feed(b"x" * (1 << 20))) == []
     with pytest.raises(ConnectionFailed, match="without end"):
         list(following.feed(b"x"))
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_a_number_that_json_cannot_say_is_named_before_anything_is_sent(number: float) -> None:
+    with Client("http://127.0.0.1:9", KEY) as client:
+        job = {"model": "a/b", "calibration": "ds_x", "scheme": "W4A6"}
+        for make in (client.jobs.create, client.jobs.plan):
+            with pytest.raises(ClientError, match=r"/accept_if/max_kl is -?(nan|inf): only finite"):
+                make(**job, accept_if={"max_kl": number})
+        with pytest.raises(ClientError, match="/options/sensitive/share is"):
+            client.jobs.fork("job_x", options={"sensitive": {"share": number}})
+        candidates = [{"scheme": "W4A6"}, {"scheme": "W4A6", "options": {"smoothquant_alpha": number}}]
+        with pytest.raises(ClientError, match="/candidates/1/options/smoothquant_alpha is"):
+            client.comparisons.create(model="a/b", calibration="ds_x", candidates=candidates)

@@ -1,0 +1,26 @@
+"""How ``qe`` ends, for scripts. One meaning per number, whatever the command; ``docs/client.md`` has the same table."""
+
+from __future__ import annotations
+
+BAD_INPUT = 1
+"""The input is at fault, or the service refused the request."""
+BAD_ARGUMENTS = 2
+FAILED, CANCELLED = 3, 4
+"""A job of a service that was waited for."""
+REJECTED = 5
+"""The checkpoint is whole, and misses a limit of ``--accept-…``."""
+UNREACHED = 6
+INTERRUPTED = 130
+
+OF_A_JOB = f"""\b
+Exit code:
+  0    the job succeeded
+  {BAD_INPUT}    the service refused the request, as for a job that does not exist
+  {BAD_ARGUMENTS}    the arguments are at fault
+  {FAILED}    the job failed
+  {CANCELLED}    the job was cancelled
+  {REJECTED}    the job succeeded, and its checkpoint misses a limit of --accept-…; the files are there
+  {UNREACHED}    the service was not reached, or not heard of for ten minutes
+  {INTERRUPTED}  interrupted with Ctrl-C; the job goes on
+"""
+"""For the end of a command's help."""
