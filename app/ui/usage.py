@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 from fastapi import APIRouter, Request, Response
 
 from app.deps import ServiceDep, SessionDep
-from app.quotas import standing
 from app.ui.pages import Page, render
 from app.ui.visitor import UsageReader
 from app.usage import router as api
@@ -26,8 +25,4 @@ async def usage(
     since = datetime.now(UTC) - timedelta(days=int(span))
     query = UsageQuery.model_validate({"since": since.isoformat(), "by": By.DAY if span == "30" else By.MONTH})
     found = await api.usage(query, visitor.caller, session, parts)
-    quotas = await standing(session, tenant=visitor.caller.tenant, settings=parts.settings)
-    return render(
-        request, "usage.html", visitor, usage=found, quotas=quotas, span=span, spans=SPANS,
-        requests_per_minute=parts.settings.requests_per_minute,
-    )  # fmt: skip
+    return render(request, "usage.html", visitor, usage=found, span=span, spans=SPANS)

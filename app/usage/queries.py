@@ -26,7 +26,9 @@ async def periods(session: AsyncSession, *, tenant: str, since: datetime, until:
         start = func.date_trunc(by.value, at, "UTC").label("start")
         return statement.where(at >= since, at < until).with_only_columns(start, *sums).group_by("start")
 
-    held = func.extract("epoch", func.coalesce(Attempt.ended_at, func.clock_timestamp()) - Attempt.started_at)
+    # A clock that was set back meanwhile makes no time negative.
+    ended = func.coalesce(Attempt.ended_at, func.clock_timestamp())
+    held = func.greatest(func.extract("epoch", ended - Attempt.started_at), 0)
     statements = (
         within(jobs, Job.created_at, func.count().label("jobs_created")),
         within(jobs, Job.finished_at, *(_ended(status) for status in sorted(FINISHED))),

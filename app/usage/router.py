@@ -1,4 +1,4 @@
-"""``/v1/usage``: what a tenant used, by day or month, and what it occupies."""
+"""``/v1/usage``: what a tenant used, by day or month, what it occupies, and what it may."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from fastapi import APIRouter, Query
 
 from app.deps import ServiceDep, SessionDep, UsageReader
 from app.problems import documented
+from app.quotas import standing
 from app.usage import queries
-from app.usage.schemas import Stored, Usage, UsageQuery
+from app.usage.schemas import Limits, Stored, Unfinished, Usage, UsageQuery
 
 router = APIRouter(prefix="/v1/usage", tags=["usage"])
 
@@ -18,15 +19,24 @@ router = APIRouter(prefix="/v1/usage", tags=["usage"])
 async def usage(
     query: Annotated[UsageQuery, Query()], caller: UsageReader, session: SessionDep, parts: ServiceDep
 ) -> Usage:
-    """Jobs, seconds of workers and GPUs, and bytes; days and months without any are left out."""
+    """Jobs, seconds of workers and GPUs, and bytes; days and months without any are left out. Beside them what the
+    tenant has now, and its limits."""
     since, until = query.span()
     datasets = await queries.dataset_bytes(session, tenant=caller.tenant)
     artifacts = await queries.artifact_bytes(session, tenant=caller.tenant)
     uploads = await parts.meter.unfinished(caller.tenant, fresh=True)
+    now = await standing(session, tenant=caller.tenant, settings=parts.settings)
     return Usage(
         since=since,
         until=until,
         by=query.by,
         periods=await queries.periods(session, tenant=caller.tenant, since=since, until=until, by=query.by),
         stored=Stored(datasets=datasets, artifacts=artifacts, uploads=uploads, total=datasets + artifacts + uploads),
+        unfinished=Unfinished(queued=now.queued, running=now.running),
+        limits=Limits(
+            stored_bytes=now.max_stored_bytes,
+            queued_jobs=now.max_queued_jobs,
+            running_jobs=now.max_running_jobs,
+            requests_per_minute=parts.settings.requests_per_minute or None,
+        ),
     )

@@ -59,9 +59,25 @@ class Stored(BaseModel):
     total: int = Field(description="What the quota is held against.")
 
 
+class Unfinished(BaseModel):
+    queued: int
+    running: int = Field(description="On a worker, also while it is being cancelled.")
+
+
+class Limits(BaseModel):
+    """What the tenant may have; null: no limit."""
+
+    stored_bytes: int
+    queued_jobs: int
+    running_jobs: int | None = Field(description="More than that wait; none is refused.")
+    requests_per_minute: int | None = Field(description="Of one key.")
+
+
 class Usage(BaseModel):
     since: datetime
     until: datetime
     by: By
     periods: list[Period]
     stored: Stored = Field(description="Bytes, now.")
+    unfinished: Unfinished = Field(description="Jobs, now.")
+    limits: Limits

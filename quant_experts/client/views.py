@@ -449,12 +449,33 @@ class Stored(View):
     total: int
 
 
+class Unfinished(View):
+    """Jobs, now."""
+
+    queued: int
+    running: int
+
+
+class Limits(View):
+    """What the tenant may have; None: no limit."""
+
+    stored_bytes: int
+    queued_jobs: int
+    running_jobs: int | None
+    requests_per_minute: int | None
+    """Of one key."""
+
+
 class Usage(View):
+    """``unfinished`` and ``limits`` are None where an older service does not say them."""
+
     since: datetime
     until: datetime
     by: str
     periods: list[Period]
     stored: Stored
+    unfinished: Unfinished | None = None
+    limits: Limits | None = None
 
 
 class KeyView(View):

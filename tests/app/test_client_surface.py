@@ -268,6 +268,9 @@ async def test_usage_says_what_was_done_and_is_stored(client: Client, rows: Path
     usage = await run(client.usage, by="month")
     assert (usage.by, usage.stored.datasets) == ("month", len(ROWS))
     assert sum(period.jobs_created for period in usage.periods) == 1
+    assert usage.limits is not None
+    assert usage.unfinished is not None
+    assert (usage.unfinished.queued, usage.limits.running_jobs) == (1, 32)
 
 
 async def test_the_asynchronous_client_does_all_that_too(network: Cuts, api: Api, parts: list[int], rows: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tests.app.conftest import Api, ok, problem
+from app.settings import Settings
+from app.ui import words
+from tests.app.conftest import Api, ok, problem, started
 from tests.app.tenant_cases import CREATES
 
 
@@ -36,6 +38,43 @@ async def test_usage_sums_jobs_seconds_and_bytes_by_period(api: Api) -> None:
     }
     days = ok(await api.client.get("/v1/usage", params={**span, "by": "day"}))["periods"]
     assert [day["start"][:10] for day in days] == ["2026-03-04", "2026-03-31", "2026-04-01"]
+
+
+async def test_usage_has_what_there_is_now_beside_the_limits_of_the_tenant(api: Api) -> None:
+    running, cancelling, _ = [(await api.create_job())["id"] for _ in range(3)]
+    for job in (running, cancelling):
+        api.start(job)
+    ok(await api.client.post(f"/v1/jobs/{cancelling}/cancel"))
+    usage = ok(await api.client.get("/v1/usage"))
+    assert usage["unfinished"] == {"queued": 1, "running": 2}
+    assert usage["limits"] == {
+        "stored_bytes": 1 << 40,
+        "queued_jobs": 1000,
+        "running_jobs": 32,
+        "requests_per_minute": 6000,
+    }
+    api.execute("INSERT INTO tenant_limits (tenant, max_queued_jobs, max_stored_bytes) VALUES ('default', 2, 9)")
+    limits = ok(await api.client.get("/v1/usage"))["limits"]
+    assert (limits["queued_jobs"], limits["stored_bytes"], limits["running_jobs"]) == (2, 9, 32)
+
+
+async def test_where_nothing_is_limited_the_limits_are_null(settings: Settings) -> None:
+    free = settings.model_copy(update={"requests_per_minute": 0, "max_running_jobs": None})
+    async with started(free) as api:
+        limits = ok(await api.client.get("/v1/usage"))["limits"]
+        assert (limits["requests_per_minute"], limits["running_jobs"]) == (None, None)
+
+
+async def test_no_time_is_negative_when_the_clock_was_set_back(api: Api) -> None:
+    job = (await api.create_job())["id"]
+    api.execute(
+        "INSERT INTO attempts (job_id, attempt, worker, started_at, ended_at, device)"
+        " SELECT %s, 1, 'w', t, t - interval '40 microseconds', 'cuda' FROM clock_timestamp() AS t",
+        [job],
+    )
+    (period,) = ok(await api.client.get("/v1/usage"))["periods"]
+    assert (str(period["worker_seconds"]), str(period["gpu_seconds"])) == ("0.0", "0.0")
+    assert words.duration(-4e-05) == words.duration(-0.0) == "0.0 seconds"
 
 
 async def test_another_tenants_use_is_not_counted(api: Api) -> None:
