@@ -10,13 +10,14 @@ import json
 import math
 import re
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from planning.errors import Unreadable
 
-CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+CONFIG = "config.json"
+IMAGE_PROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -69,7 +70,7 @@ class ModelHeaders:
     tensors: Mapping[str, Tensor]
     files: int
     processor: Mapping[str, Any]
-    """preprocessor_config.json, empty where there is none that can be read."""
+    """preprocessor_config.json over processor_config.json, empty where there is neither that can be read."""
     commit: str | None = None
 
     @property
@@ -92,7 +93,7 @@ def assemble(
     present = set(names)
     if CONFIG not in present:
         raise Unreadable("invalid_model", "the model has no config.json; give a model as a hub repository has it")
-    config = _json_object(CONFIG, read_whole(CONFIG))
+    config = json_object(CONFIG, read_whole(CONFIG))
     if INDEX in present:
         weight_map = _weight_map(read_whole(INDEX))
         shards = sorted(set(weight_map.values()))
@@ -114,15 +115,22 @@ def assemble(
             else f"neither {SINGLE} nor {INDEX}"
         )
         raise Unreadable("invalid_model", f"the model holds {reason}; safetensors are needed")
-    return ModelHeaders(config, tensors, len(shards), _processor(present, read_whole), commit)
+    return ModelHeaders(config, tensors, len(shards), processor_of(present, read_whole), commit)
 
 
-def _processor(present: set[str], read_whole: Callable[[str], bytes]) -> dict[str, Any]:
-    """It only makes an estimate better, so that one that cannot be read is none."""
-    try:
-        return _json_object(PROCESSOR, read_whole(PROCESSOR)) if PROCESSOR in present else {}
-    except Unreadable:
-        return {}
+def processor_of(present: Collection[str], read_whole: Callable[[str], bytes]) -> dict[str, Any]:
+    """What is said of images, in one piece. It only makes an estimate better, so that a file that cannot be read is
+    none."""
+
+    def read(name: str) -> dict[str, Any]:
+        try:
+            return json_object(name, read_whole(name)) if name in present else {}
+        except Unreadable:
+            return {}
+
+    whole = read(PROCESSOR)
+    images = whole.pop("image_processor", None)  # where transformers 5 writes it, and looks first
+    return {**whole, **(images if isinstance(images, dict) else read(IMAGE_PROCESSOR))}
 
 
 def header_length(name: str, first: bytes) -> int:
@@ -135,7 +143,7 @@ def header_length(name: str, first: bytes) -> int:
 
 def parse_header(name: str, header: bytes) -> dict[str, Tensor]:
     """The tensors that a header announces. Raises Unreadable naming the first that cannot be."""
-    described = _json_object(name, header)
+    described = json_object(name, header)
     described.pop("__metadata__", None)
     return {key: _tensor(name, key, fields) for key, fields in described.items()}
 
@@ -161,7 +169,7 @@ def _promised(held: Mapping[str, Mapping[str, Tensor]], key: str, shard: str) ->
 
 
 def _weight_map(text: bytes) -> dict[str, str]:
-    weight_map = _json_object(INDEX, text).get("weight_map")
+    weight_map = json_object(INDEX, text).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise Unreadable("invalid_model", f"{INDEX} has no weight_map")
     for shard in weight_map.values():
@@ -170,7 +178,8 @@ def _weight_map(text: bytes) -> dict[str, str]:
     return weight_map
 
 
-def _json_object(name: str, text: bytes) -> dict[str, Any]:
+def json_object(name: str, text: bytes) -> dict[str, Any]:
+    """The content of the file ``name``. Raises Unreadable naming it."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:

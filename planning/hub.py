@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Literal
 
 from planning.errors import HubUnavailable, Unreadable
 from planning.headers import LARGEST_JSON, MOST_HEADER_BYTES, ModelHeaders, assemble, header_length
+from planning.text_files import LARGEST_TOKENIZER, TextFiles, gather
 
 Kind = Literal["model", "dataset"]
 
@@ -39,6 +41,16 @@ def read_hub(
     return assemble(names, read_whole=reader.whole, read_headers=read_headers, commit=commit)
 
 
+def read_hub_text(
+    repository: str, *, revision: str | None, token: str | None, endpoint: str | None = None, seconds: float = 20.0
+) -> TextFiles:
+    """What says how rows become tokens, at the commit that ``revision`` points to now. Raises as :func:`read_hub`."""
+    reader = _Reader(repository, token, endpoint, seconds)
+    reader.commit, names = reader.resolve("model", revision)
+    read_tokenizer = partial(reader.whole, most=LARGEST_TOKENIZER)
+    return gather(names, read_whole=reader.whole, read_tokenizer=read_tokenizer, commit=reader.commit)
+
+
 def resolve_dataset(repository: str, *, token: str | None, endpoint: str | None = None, seconds: float = 10.0) -> str:
     """The commit that the dataset's default branch points to now. Raises as :func:`read_hub` does."""
     return _Reader(repository, token, endpoint, seconds).resolve("dataset", None)[0]
@@ -67,10 +79,10 @@ class _Reader:
             raise HubUnavailable(f"the hub names no commit for {where}")
         return str(info.sha), [file.rfilename for file in getattr(info, "siblings", None) or []]
 
-    def whole(self, name: str) -> bytes:
-        data = self._read(name, LARGEST_JSON + 1)
-        if len(data) > LARGEST_JSON:
-            raise Unreadable("invalid_model", f"{name} is larger than {LARGEST_JSON} bytes")
+    def whole(self, name: str, *, most: int = LARGEST_JSON) -> bytes:
+        data = self._read(name, most + 1)
+        if len(data) > most:
+            raise Unreadable("invalid_model", f"{name} is larger than {most} bytes")
         return data
 
     def header(self, name: str) -> bytes:

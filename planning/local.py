@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from planning.errors import Unreadable
 from planning.headers import LARGEST_JSON, MOST_HEADER_BYTES, ModelHeaders, assemble, header_length
+from planning.text_files import LARGEST_TOKENIZER, TextFiles, gather
 
 
 def read_local(directory: Path) -> ModelHeaders:
     """Raises Unreadable for everything that is wrong with the files."""
     if not directory.is_dir():
         raise Unreadable("model_not_found", f"{directory.name} is not a directory")
-    names = [path.name for path in directory.iterdir() if path.is_file()]
-
-    def read_whole(name: str) -> bytes:
-        if (directory / name).stat().st_size > LARGEST_JSON:
-            raise Unreadable("invalid_model", f"{name} is larger than {LARGEST_JSON} bytes")
-        return (directory / name).read_bytes()
+    names = _names(directory)
 
     def read_headers(shards: list[str]) -> Mapping[str, bytes]:
         found, total = {}, 0
@@ -29,7 +26,25 @@ def read_local(directory: Path) -> ModelHeaders:
                 raise Unreadable("invalid_model", f"the headers of all shards exceed {MOST_HEADER_BYTES} bytes")
         return found
 
-    return assemble(names, read_whole=read_whole, read_headers=read_headers)
+    return assemble(names, read_whole=partial(_whole, directory), read_headers=read_headers)
+
+
+def read_local_text(directory: Path) -> TextFiles:
+    """What says how rows become tokens. Raises Unreadable for everything that is wrong with the files."""
+    if not directory.is_dir():
+        raise Unreadable("model_not_found", f"{directory.name} is not a directory")
+    read_tokenizer = partial(_whole, directory, most=LARGEST_TOKENIZER)
+    return gather(_names(directory), read_whole=partial(_whole, directory), read_tokenizer=read_tokenizer)
+
+
+def _names(directory: Path) -> list[str]:
+    return [path.name for path in directory.iterdir() if path.is_file()]
+
+
+def _whole(directory: Path, name: str, *, most: int = LARGEST_JSON) -> bytes:
+    if (directory / name).stat().st_size > most:
+        raise Unreadable("invalid_model", f"{name} is larger than {most} bytes")
+    return (directory / name).read_bytes()
 
 
 def _header(path: Path) -> bytes:

@@ -1,6 +1,7 @@
-"""How many tokens the calibration rows will make: counted by eye, from text lengths and image headers.
+"""How many tokens the calibration rows will make: judged by some of them.
 
-No tokenizer and no processor runs, so that this is an estimate, and a plan's minutes are a range.
+By the model's own tokenizer where there is one, else by text lengths, which is a worse estimate; a plan's minutes are a
+range for that reason.
 """
 
 from __future__ import annotations
@@ -9,22 +10,21 @@ import base64
 import binascii
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import math
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from planning.families import text_config
+from planning.errors import Unreadable
+from planning.row_tokens import Counted, RowCounting
+from planning.text_files import TextFiles
 
-MOST_TOKENS = 2048
-"""Of one row; the library makes images smaller, or skips the row, beyond that."""
-CHARACTERS_PER_TOKEN = 3.6
-TOKENS_PER_MESSAGE = 5
-"""Role, turn marks."""
 ASSUMED = {True: 800.0, False: 300.0}
 """Tokens of a row nothing is known about, of a model that takes images or not."""
 ASSUMED_SPREAD, SAMPLED_SPREAD = 3.0, 1.5
-LARGEST_PIXELS = 12_845_056
-"""What Qwen2-VL's processor allows where preprocessor_config.json does not say."""
+PARQUET_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Rows:
     spread: float
     images: float
     image_tokens: float = 0.0
+    counted: bool = False
+    """By the model's tokenizer."""
 
     def used(self, samples: int) -> int:
         return samples if self.rows is None else min(samples, self.rows)
@@ -47,21 +49,50 @@ def unknown_rows(*, vision: bool, rows: int | None = None) -> Rows:
     return Rows(rows, ASSUMED[vision], ASSUMED_SPREAD, 1.0 if vision else 0.0, of_images)
 
 
-def sampled_rows(
-    sample: Iterable[Mapping[str, Any]], *, rows: int | None, config: Mapping[str, Any], processor: Mapping[str, Any]
-) -> Rows:
-    """From some parsed rows of the dataset. ``processor``: preprocessor_config.json, or nothing."""
-    tokens, image_tokens_seen, images, seen = 0.0, 0.0, 0, 0
-    for row in sample:
-        found = list(_pictures(row))
-        of_images = sum(image_tokens(size, config, processor) for size in found) if "vision_config" in config else 0
-        tokens += min(MOST_TOKENS, _text_tokens(row) + of_images)
-        image_tokens_seen += min(MOST_TOKENS, of_images)
-        images += len(found)
-        seen += 1
-    if not seen:
-        return unknown_rows(vision="vision_config" in config, rows=rows)
-    return Rows(rows, tokens / seen, SAMPLED_SPREAD, images / seen, image_tokens_seen / seen)
+def sampled_rows(sample: Sequence[Mapping[str, Any]], *, rows: int | None, files: TextFiles, seconds: int = 5) -> Rows:
+    """From some parsed rows of the dataset, counted by the model's tokenizer where ``files`` has one that can be used.
+
+    ``seconds``: of the CPU, for counting.
+    """
+    counted, images = _counted(sample, files, seconds)
+    # One that is too long without its images is skipped; another takes its place.
+    usable = [row for row in counted.rows if row.text < counted.limit]
+    if not usable:
+        return unknown_rows(vision=files.vision, rows=rows)
+    tokens = [min(row.total, counted.limit) for row in usable]
+    of_images = [min(row.image, counted.limit - row.text) for row in usable]
+    return Rows(
+        rows,
+        statistics.fmean(tokens),
+        _spread(tokens, counted, whole=rows == len(sample)),
+        images / len(sample),
+        statistics.fmean(of_images),
+        counted=counted.counted,
+    )
+
+
+def _counted(sample: Sequence[Mapping[str, Any]], files: TextFiles, seconds: int) -> tuple[Counted, int]:
+    """And how many images there are. A tokenizer that cannot be used is the job's business to speak of."""
+    images = 0
+    with RowCounting(files, seconds=seconds) as counting:
+        for row in sample:
+            sizes = list(_pictures(row)) if files.vision else []
+            messages = row.get("messages")
+            counting.add(messages if isinstance(messages, list) else [], sizes)
+            images += len(sizes)
+        try:
+            return counting.finish(), images
+        except Unreadable:
+            return _counted(sample, replace(files, tokenizer=None), seconds)
+
+
+def _spread(tokens: Sequence[int], counted: Counted, *, whole: bool) -> float:
+    """What is left to be wrong: the rows that were not looked at, and what the template writes."""
+    if not counted.counted:
+        return SAMPLED_SPREAD
+    varies = statistics.pstdev(tokens) / statistics.fmean(tokens) / math.sqrt(len(tokens))
+    known = 0.03 if counted.turns_by != "assumed" else 0.15
+    return min(ASSUMED_SPREAD, 1 + known + (0.0 if whole else 0.05 + 2 * varies))
 
 
 def parsed_lines(lines: Iterable[bytes], most: int) -> list[dict[str, Any]]:
@@ -79,57 +110,27 @@ def parsed_lines(lines: Iterable[bytes], most: int) -> list[dict[str, Any]]:
     return rows
 
 
-def image_tokens(size: tuple[int, int], config: Mapping[str, Any], processor: Mapping[str, Any]) -> int:
-    """Placeholders that an image of ``size`` (width, height) becomes."""
-    kind, vision = config.get("model_type"), config.get("vision_config") or {}
-    if kind in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
-        return _qwen_tokens(size, vision, processor)
-    if kind == "gemma3":
-        return _number(config, "mm_tokens_per_image", 256)
-    if kind in ("internvl", "internvl_chat"):
-        tiles = _number(processor, "max_patches", 12) if processor.get("crop_to_patches") else 1
-        return _number(config, "image_seq_length", 256) * (1 if tiles == 1 else min(tiles, _tiles(size) + 1))
-    if kind == "llava_onevision":
-        return _grid(vision, 729) * 2
-    return _number(config, "image_seq_length", _grid(vision, 576))
+def parsed_parquet(path: Path, most: int) -> tuple[list[dict[str, Any]], int | None]:
+    """The first rows of a Parquet file, and how many it has. Nothing and None for one that cannot be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows: list[dict[str, Any]] = []
+    try:
+        with pq.ParquetFile(path) as file:
+            columns = [name for name in ("messages", "images", "image") if name in file.schema_arrow.names]
+            for batch in file.iter_batches(batch_size=PARQUET_BATCH, columns=columns):
+                rows += map(_with_messages, batch.to_pylist())
+                if len(rows) >= most:
+                    break
+            return rows[:most], file.metadata.num_rows
+    except (pa.ArrowException, OSError, ValueError, KeyError):
+        return [], None
 
 
-def _qwen_tokens(size: tuple[int, int], vision: Mapping[str, Any], processor: Mapping[str, Any]) -> int:
-    side = _number(vision, "patch_size", 14) * _number(vision, "spatial_merge_size", 2)
-    bounds = processor.get("size")
-    bounds = bounds if isinstance(bounds, dict) else {}
-    most = _number(processor, "max_pixels", _number(bounds, "longest_edge", LARGEST_PIXELS))
-    least = _number(processor, "min_pixels", _number(bounds, "shortest_edge", 56 * 56))
-    pixels = min(max(size[0] * size[1], least), most)
-    return min(MOST_TOKENS, max(1, round(pixels / side**2)))
-
-
-def _tiles(size: tuple[int, int]) -> int:
-    return max(1, round(size[0] * size[1] / 448**2))
-
-
-def _grid(vision: Mapping[str, Any], otherwise: int) -> int:
-    image, patch = vision.get("image_size"), vision.get("patch_size")
-    return (image // patch) ** 2 if type(image) is int and type(patch) is int and patch > 0 else otherwise
-
-
-def _number(part: Mapping[str, Any], name: str, otherwise: int) -> int:
-    value = part.get(name)
-    return value if type(value) is int and value > 0 else otherwise
-
-
-def _text_tokens(row: Mapping[str, Any]) -> float:
+def _with_messages(row: dict[str, Any]) -> dict[str, Any]:
     messages = row.get("messages")
-    messages = messages if isinstance(messages, list) else []
-    return sum(TOKENS_PER_MESSAGE + len(text) / CHARACTERS_PER_TOKEN for text in map(_text, messages))
-
-
-def _text(message: Any) -> str:
-    content = message.get("content") if isinstance(message, dict) else None
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else []
-    return " ".join(str(part.get("text") or "") for part in parts if isinstance(part, dict))
+    return {**row, "messages": json.loads(messages)} if isinstance(messages, str) else row
 
 
 def _pictures(row: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
@@ -160,8 +161,3 @@ def _picture_size(source: Any) -> tuple[int, int]:
             return image.size
     except (OSError, ValueError, TypeError, binascii.Error, Image.DecompressionBombError):
         return 448, 448
-
-
-def context_of(config: Mapping[str, Any]) -> int:
-    """Tokens of a row at most."""
-    return min(MOST_TOKENS, _number(text_config(config), "max_position_embeddings", MOST_TOKENS))

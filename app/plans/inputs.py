@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import itertools
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -17,18 +19,23 @@ import anyio.to_thread
 from app.contract.local_model import model_fingerprint
 from app.contract.spec import ModelRef
 from app.contract.tables import Dataset
+from app.datasets.upload import draft
 from app.settings import Settings
 from app.storage import ObjectMissing, Storage
-from planning.errors import Unreadable
+from planning.errors import HubUnavailable, Unreadable
 from planning.headers import ModelHeaders
-from planning.hub import read_hub, resolve_dataset
-from planning.local import read_local
-from planning.rows import Rows, parsed_lines, sampled_rows, unknown_rows
+from planning.hub import read_hub, read_hub_text, resolve_dataset
+from planning.local import read_local, read_local_text
+from planning.rows import Rows, parsed_lines, parsed_parquet, sampled_rows, unknown_rows
+from planning.text_files import TextFiles
 
 LOCAL, UPLOADED = "local/", "ds_"
 HUB_SECONDS = 20.0
 SAMPLED_ROWS = 48
 SAMPLED_BYTES = 8 << 20
+SAMPLED_PARQUET = 64 << 20
+"""Bytes of a file that is fetched as a whole for a look at its first rows."""
+MOST_JUDGED = 512
 AT_ONCE = 4
 """Plans that read at the same time: a slow hub may not take every thread of the API."""
 
@@ -96,17 +103,70 @@ def _endpoint() -> str | None:
     return os.environ.get("HF_ENDPOINT") or None
 
 
-def look_at_rows(dataset: Dataset | None, headers: ModelHeaders, storage: Storage) -> Rows:
+def read_text_files(model: ModelRef, settings: Settings) -> TextFiles | None:
+    """Blocks. None for a local model that only the workers see. Raises Unreadable, HubUnavailable."""
+    if not model.id.startswith(LOCAL):
+        return read_hub_text(
+            model.id, revision=model.revision, token=settings.hub_token, endpoint=_endpoint(), seconds=HUB_SECONDS
+        )
+    directory = local_directory(model.id, settings.model_root)
+    try:
+        return read_local_text(directory) if directory is not None else None
+    except OSError as error:
+        raise Unreadable("invalid_model", f"the model's files cannot be read: {error.strerror}") from None
+
+
+def look_at_rows(ref: ModelRef, model: Model, dataset: Dataset | None, settings: Settings, storage: Storage) -> Rows:
     """Blocks. Of a hub dataset nothing is known before a job fetches it."""
-    vision = "vision_config" in headers.config
+    vision = "vision_config" in model.headers.config
     if dataset is None:
         return unknown_rows(vision=vision)
-    if dataset.key is None or dataset.format != "jsonl":
-        return unknown_rows(vision=vision and dataset.images > 0, rows=dataset.rows)
+    files, key = _text_files(ref, model, dataset, settings)
+    known = _judged.get(key)
+    if known is None:
+        known = _judge(files, dataset, settings, storage)
+        if len(_judged) >= MOST_JUDGED:
+            _judged.pop(next(iter(_judged)), None)
+        _judged[key] = known
+    return known
+
+
+_judged: dict[str, Rows] = {}
+"""By what they were judged from, so that a job after its plan, and the next job, cost no counting."""
+
+
+def _text_files(ref: ModelRef, model: Model, dataset: Dataset, settings: Settings) -> tuple[TextFiles, str]:
+    """And what tells rows judged by them from others. Without a tokenizer where it cannot be had: then text is judged
+    by its length."""
+    files: TextFiles | None
     try:
-        with storage.open(dataset.key) as reader:
-            lines = io.BytesIO(reader.read(SAMPLED_BYTES))
+        pinned = ModelRef(id=ref.id, revision=model.commit) if model.commit else ref
+        files = read_text_files(pinned, settings)
+    except (Unreadable, HubUnavailable):
+        files = None
+    files = files or TextFiles(model.headers.config, model.headers.processor)
+    digest = hashlib.sha256(files.tokenizer or b"")
+    said = [files.config, files.processor, files.template, files.beginning, files.multilingual, dataset.id]
+    digest.update(json.dumps(said, sort_keys=True).encode())
+    return files, digest.hexdigest()
+
+
+def _judge(files: TextFiles, dataset: Dataset, settings: Settings, storage: Storage) -> Rows:
+    vision = files.vision and dataset.images > 0
+    if dataset.key is None or (dataset.format == "parquet" and dataset.bytes > SAMPLED_PARQUET):
+        return unknown_rows(vision=vision, rows=dataset.rows)
+    try:
+        sample = _sample(dataset.key, dataset.format, settings, storage)
     except (ObjectMissing, OSError):
-        return unknown_rows(vision=vision and dataset.images > 0, rows=dataset.rows)
-    sample = parsed_lines(itertools.islice(lines, SAMPLED_ROWS), SAMPLED_ROWS)
-    return sampled_rows(sample, rows=dataset.rows, config=headers.config, processor=headers.processor)
+        return unknown_rows(vision=vision, rows=dataset.rows)
+    return sampled_rows(sample, rows=dataset.rows, files=files)
+
+
+def _sample(key: str, form: str, settings: Settings, storage: Storage) -> list[dict[str, Any]]:
+    if form == "parquet":
+        with draft(settings) as path:
+            storage.fetch(key, path)
+            return parsed_parquet(path, SAMPLED_ROWS)[0]
+    with storage.open(key) as reader:
+        lines = io.BytesIO(reader.read(SAMPLED_BYTES))
+    return parsed_lines(itertools.islice(lines, SAMPLED_ROWS), SAMPLED_ROWS)

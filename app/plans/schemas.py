@@ -122,8 +122,11 @@ class PlacementView(BaseModel):
 class RowsView(BaseModel):
     rows: int | None = Field(description="Of the dataset; null where only the job will know.")
     rows_used: int
-    tokens_per_row: float = Field(description="Judged by text lengths and image sizes, or assumed.")
+    tokens_per_row: float = Field(
+        description="Of the first rows, by the model's tokenizer, or judged by text lengths; or assumed."
+    )
     tokens_off_by: float = Field(description="The factor by which that may be off, either way.")
+    tokens_counted: bool = Field(default=False, description="By the model's tokenizer.")
 
 
 class Estimate(BaseModel):
@@ -167,7 +170,8 @@ class Estimate(BaseModel):
                 rows=plan.rows.rows,
                 rows_used=plan.rows.used(plan.recipe.samples),
                 tokens_per_row=round(plan.rows.tokens, 1),
-                tokens_off_by=plan.rows.spread,
+                tokens_off_by=round(plan.rows.spread, 3),
+                tokens_counted=plan.rows.counted,
             ),
             placements=[PlacementView.of(placement) for placement in plan.placements.values()],
             disk_bytes=plan.disk,

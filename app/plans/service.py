@@ -117,7 +117,7 @@ async def _estimated(
     ratios = await measured_ratios(session, tenant=tenant)
     calibrations = {kind: found for kind, seen in ratios.items() if (found := calibration_of(seen)) is not None}
     cores = min((worker.cores for worker in workers if worker.cores), default=2)
-    rows = await aside(lambda: inputs.look_at_rows(dataset, headers, storage))
+    rows = await aside(lambda: inputs.look_at_rows(spec.model, model, dataset, settings, storage))
     try:
         plan = make_plan(
             headers,

@@ -286,6 +286,16 @@ class PlacementView(View):
     seconds: Duration
 
 
+class RowsView(View):
+    """Rows as a plan judged them. ``tokens_off_by``: a factor, either way; ``tokens_counted``: by the tokenizer."""
+
+    rows: int | None
+    rows_used: int
+    tokens_per_row: float
+    tokens_off_by: float
+    tokens_counted: bool = False
+
+
 class Estimate(View):
     model_type: str = ""
     blocks: int
@@ -293,6 +303,7 @@ class Estimate(View):
     quantized: list[GroupKind]
     skipped: list[SkippedKind]
     size: SizeView
+    rows: RowsView
     placements: list[PlacementView]
     disk_bytes: int
     download_bytes: int

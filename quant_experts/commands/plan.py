@@ -16,14 +16,15 @@ import click
 from planning.blocks import Block
 from planning.errors import HubUnavailable, Unreadable
 from planning.headers import ModelHeaders
-from planning.hub import read_hub
-from planning.local import read_local
+from planning.hub import read_hub, read_hub_text
+from planning.local import read_local, read_local_text
 from planning.plan import Placement, Plan, make_plan
 from planning.recipe import Recipe
-from planning.rows import Rows, parsed_lines, sampled_rows, unknown_rows
+from planning.rows import Rows, parsed_lines, parsed_parquet, sampled_rows, unknown_rows
 from planning.shapes import Shapes
+from planning.text_files import TextFiles
 from quant_experts.commands.exit_codes import BAD_INPUT
-from quant_experts.commands.plan_table import Kind, Left, Placed, Told, refusal, sentences, stack_title
+from quant_experts.commands.plan_table import Kind, Left, Placed, Tokens, Told, refusal, sentences, stack_title
 from quant_experts.commands.spec_options import body_of, spec_of, spec_options
 from quant_experts.errors import InvalidModel, QuantExpertsError
 
@@ -50,7 +51,7 @@ class Unavailable(QuantExpertsError):
 @click.option(
     "--calibration",
     metavar="FILE|ID",
-    help="JSONL rows, for a better estimate. On a service needed, as for qe submit: a file is uploaded unless the "
+    help="JSONL or Parquet, for a better estimate. On a service needed, as for qe submit: a file is uploaded unless the "
     "service has it; or ds_…; or a hub dataset id.",
 )
 @click.option("--split", metavar="NAME", help="Split of a hub dataset, on a service.  [default: train]")
@@ -101,7 +102,7 @@ def command(
     spec, _ = spec_of(**options)
     headers, from_hub = _headers(model, revision)
     cores = len(os.sched_getaffinity(0))
-    rows = _rows(Path(calibration) if calibration else None, headers)
+    rows = _rows(Path(calibration) if calibration else None, model, headers)
     try:
         plan = make_plan(headers, Recipe.of(**spec.model_dump()), rows, from_hub=from_hub, cores=cores)
     except Unreadable as error:
@@ -172,18 +173,29 @@ def _headers(model: str, revision: str | None) -> tuple[ModelHeaders, bool]:
         raise Unavailable(str(error)) from error
 
 
-def _rows(calibration: Path | None, headers: ModelHeaders) -> Rows:
-    vision = "vision_config" in headers.config
+def _rows(calibration: Path | None, model: str, headers: ModelHeaders) -> Rows:
     if calibration is None:
-        return unknown_rows(vision=vision)
+        return unknown_rows(vision="vision_config" in headers.config)
     if not calibration.is_file():
         raise click.UsageError(f"--calibration: {calibration} is not a file")
+    rows: int | None
     if calibration.suffix == ".parquet":
-        return unknown_rows(vision=vision)
-    with calibration.open("rb") as reader:
-        sample = parsed_lines(itertools.islice(reader, SAMPLED_ROWS), SAMPLED_ROWS)
-        rows = len(sample) + sum(1 for line in reader if line.strip())
-    return sampled_rows(sample, rows=rows, config=headers.config, processor=headers.processor)
+        sample, rows = parsed_parquet(calibration, SAMPLED_ROWS)
+    else:
+        with calibration.open("rb") as reader:
+            sample = parsed_lines(itertools.islice(reader, SAMPLED_ROWS), SAMPLED_ROWS)
+            rows = len(sample) + sum(1 for line in reader if line.strip())
+    return sampled_rows(sample, rows=rows, files=_text_files(model, headers))
+
+
+def _text_files(model: str, headers: ModelHeaders) -> TextFiles:
+    """Without a tokenizer where it cannot be had: then text is judged by its length."""
+    try:
+        if headers.commit is None:
+            return read_local_text(Path(model))
+        return read_hub_text(model, revision=headers.commit, token=os.environ.get("HF_TOKEN"))
+    except (Unreadable, HubUnavailable):
+        return TextFiles(headers.config, headers.processor)
 
 
 def described(plan: Plan, headers: ModelHeaders) -> dict[str, Any]:
@@ -220,6 +232,7 @@ def _told(plan: Plan, headers: ModelHeaders) -> Told:
         before=plan.size.bytes_before,
         after=plan.size.bytes_after_most,
         bits=plan.size.bits_most,
+        tokens=Tokens(plan.rows.tokens, plan.rows.counted, plan.rows.spread),
         placements=[_placed(each) for each in plan.placements.values()],
         disk=plan.disk,
     )

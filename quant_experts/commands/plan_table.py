@@ -41,6 +41,15 @@ class Placed:
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """Of a row. ``counted``: by the model's tokenizer; ``off_by``: the factor by which they may be off."""
+
+    a_row: float
+    counted: bool
+    off_by: float
+
+
+@dataclass(frozen=True)
 class Told:
     """``after`` and ``bits``: at most, unless ``exact``."""
 
@@ -53,6 +62,7 @@ class Told:
     before: int
     after: int
     bits: float
+    tokens: Tokens
     placements: Sequence[Placed]
     disk: int
 
@@ -73,6 +83,8 @@ def sentences(told: Told) -> Iterator[str]:
         f"bytes: {size(told.before)} before, {at_most}{size(told.after)} after "
         f"({at_most}{told.bits:.3f} bits per quantized weight)"
     )
+    how = "counted by the model's tokenizer" if told.tokens.counted else "estimated"
+    yield f"tokens of a row: {told.tokens.a_row:.0f}, {how}, right within a factor of {told.tokens.off_by:.2f}"
     for placed in told.placements:
         on_device = f"{size(placed.on_device)} on the GPU, " if placed.on_device else ""
         yield (

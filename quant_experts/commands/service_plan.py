@@ -11,7 +11,7 @@ import click
 from quant_experts.client import PlanView
 from quant_experts.client.views import Estimate, GroupKind, WorkerFit
 from quant_experts.commands.job_options import rows_of
-from quant_experts.commands.plan_table import Kind, Left, Placed, Told, refusal, sentences, size, stack_title
+from quant_experts.commands.plan_table import Kind, Left, Placed, Tokens, Told, refusal, sentences, size, stack_title
 from quant_experts.commands.service_client import connected, print_json
 
 
@@ -75,6 +75,7 @@ def _told(model: str, estimate: Estimate) -> Told:
         before=estimate.size.bytes_before,
         after=estimate.size.bytes_after,
         bits=estimate.size.effective_bits,
+        tokens=Tokens(estimate.rows.tokens_per_row, estimate.rows.tokens_counted, estimate.rows.tokens_off_by),
         placements=[
             Placed(
                 each.device,

@@ -10,8 +10,9 @@ import pytest
 from planning.local import read_local
 from planning.plan import make_plan
 from planning.recipe import Recipe
-from planning.rows import Rows, image_tokens, sampled_rows
+from planning.rows import Rows, sampled_rows
 from planning.seconds import Calibration, calibration_of
+from planning.text_files import TextFiles
 from tests.models import make_model
 from tests.planning.big import write_72b
 from tests.rows import image_row, text_row
@@ -79,31 +80,13 @@ def test_measured_blocks_take_the_place_of_the_shipped_rates(big: Any) -> None:
     assert seconds.per_block == shipped.per_block
 
 
-@pytest.mark.parametrize(
-    ("config", "processor", "size", "tokens"),
-    [
-        ({"model_type": "qwen2_vl", "vision_config": {}}, {}, (560, 280), 200),
-        ({"model_type": "qwen2_vl", "vision_config": {}}, {"max_pixels": 50176}, (4000, 4000), 64),
-        ({"model_type": "qwen2_vl", "vision_config": {}}, {}, (4000, 4000), 2048),
-        ({"model_type": "qwen3_vl", "vision_config": {"patch_size": 16}}, {}, (640, 320), 200),
-        ({"model_type": "gemma3", "vision_config": {}}, {}, (4000, 4000), 256),
-        ({"model_type": "llava", "vision_config": {"image_size": 336, "patch_size": 14}}, {}, (9, 9), 576),
-        ({"model_type": "internvl", "image_seq_length": 256, "vision_config": {}}, {}, (448, 448), 256),
-    ],
-)
-def test_an_image_becomes_as_many_tokens_as_the_processor_makes_of_it(
-    config: dict[str, Any], processor: dict[str, Any], size: tuple[int, int], tokens: int
-) -> None:
-    assert image_tokens(size, config, processor) == tokens
-
-
-def test_rows_are_judged_by_their_texts_and_images(tmp_path: Path) -> None:
-    config = {"model_type": "qwen2_vl", "vision_config": {}}
-    with_image = sampled_rows([image_row(0), image_row(1)], rows=40, config=config, processor={})
+def test_rows_are_judged_by_their_texts_and_images() -> None:
+    files = TextFiles({"model_type": "qwen2_vl", "vision_config": {}})
+    with_image = sampled_rows([image_row(0), image_row(1)], rows=40, files=files)
     assert (with_image.rows, with_image.images) == (40, 1)
     assert 9 + 15 < with_image.tokens < 60  # 84 x 84 pixels are 3 x 3 patches
-    text = sampled_rows([text_row(0)], rows=None, config={"model_type": "llama"}, processor={})
+    text = sampled_rows([text_row(0)], rows=None, files=TextFiles({"model_type": "llama"}))
     assert (text.images, text.used(64)) == (0, 64)
     odd: list[Any] = [{}, {"messages": 3}, {"messages": [{"content": [{"type": "image", "image": "data:,x"}, 7]}]}]
-    assert sampled_rows(odd, rows=3, config=config, processor={}).tokens > 0
-    assert sampled_rows([], rows=3, config=config, processor={}).spread > with_image.spread
+    assert sampled_rows(odd, rows=3, files=files).tokens > 0
+    assert sampled_rows([], rows=3, files=files).spread > with_image.spread

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from planning import memory, recipe, rows, seconds
+from planning import memory, recipe, row_tokens, seconds
 from planning.recipe import Recipe
 from quant_experts import evaluation, fit, image_variants, mixed_precision, observe, route
 from quant_experts.calibration import collate
@@ -32,7 +32,7 @@ def test_the_constants_that_sizes_memory_and_time_follow_are_those_of_the_librar
     assert recipe.DEFAULT_GROUP_SIZE == fit.DEFAULT_GROUP_SIZE
     assert recipe.OBQ_WIDTH == obq.WIDTH_LIMIT
     assert recipe.LEVELS == mixed_precision.LEVELS
-    assert rows.MOST_TOKENS == collate.MOST_TOKENS
+    assert row_tokens.MOST_TOKENS == collate.MOST_TOKENS
     assert memory.HELD_OUT_TOKENS == observe.HELD_OUT_TOKENS
     assert memory.KEPT_CHAINS == route.KEPT_CHAINS + 1
     assert memory.VARIANTS == 2 * image_variants.MOST_ROWS
