@@ -51,8 +51,8 @@ class Unavailable(QuantExpertsError):
 @click.option(
     "--calibration",
     metavar="FILE|ID",
-    help="JSONL or Parquet, for a better estimate. On a service needed, as for qe submit: a file is uploaded unless the "
-    "service has it; or ds_…; or a hub dataset id.",
+    help="JSONL or Parquet, for a better estimate. On a service needed, as for qe submit: a file is uploaded unless "
+    "the service has it; or ds_…; or a hub dataset id.",
 )
 @click.option("--split", metavar="NAME", help="Split of a hub dataset, on a service.  [default: train]")
 @spec_options
