@@ -20,6 +20,8 @@ class AudioHeader:
     channels: int
     rate: int
     """Samples per second."""
+    seconds: float | None
+    """None where the file has no samples, or does not say how many bytes one takes."""
 
 
 class BadAudio(Exception):
@@ -35,20 +37,32 @@ def read_header(data: bytes) -> AudioHeader:
     while at + 8 <= len(data):
         name, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
         if name == b"fmt ":
-            return _format(data[at + 8 : at + 8 + size])
+            return _format(data[at + 8 : at + 8 + size], _samples(data, at))
         at += 8 + size + size % 2
     raise BadAudio("a WAV file without its header: corrupt or cut off")
 
 
-def _format(chunk: bytes) -> AudioHeader:
+def _samples(data: bytes, at: int) -> int:
+    """Bytes of the samples, whose chunk comes after the one at ``at``. A recorder that was cut off says more than there
+    are, or nothing."""
+    while at + 8 <= len(data):
+        name, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        if name == b"data":
+            return min(size, len(data) - at - 8)
+        at += 8 + size + size % 2
+    return 0
+
+
+def _format(chunk: bytes, samples: int) -> AudioHeader:
     if len(chunk) < 16:
         raise BadAudio("a WAV file without its header: corrupt or cut off")
-    kind, channels, rate = (int.from_bytes(chunk[at : at + size], "little") for at, size in ((0, 2), (2, 2), (4, 4)))
+    fields = ((0, 2), (2, 2), (4, 4), (12, 2))
+    kind, channels, rate, frame = (int.from_bytes(chunk[at : at + size], "little") for at, size in fields)
     if kind != PCM:
         raise BadAudio(f"a WAV file whose samples are not PCM integers (format {kind}): {ADVICE}")
     if channels == 0 or rate == 0:
         raise BadAudio(f"a WAV file of {channels} channels and {rate} samples per second")
-    return AudioHeader(channels, rate)
+    return AudioHeader(channels, rate, samples / frame / rate if samples and frame else None)
 
 
 def _guess(data: bytes) -> str:

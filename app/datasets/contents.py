@@ -1,6 +1,6 @@
-"""Looking into a dataset: its rows with their images set apart, and figures over all of them.
+"""Looking into a dataset: its rows with their images and audio set apart, and figures over all of them.
 
-No image is decoded here: format and size are read from its first bytes, and the bytes go out as they came in.
+Nothing is decoded here: format and size are read from the first bytes, and the bytes go out as they came in.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from app.datasets.audio import AudioHeader
+from app.datasets.audio import read_header as read_audio_header
 from app.datasets.images import ImageHeader, read_header
-from app.datasets.rows import RowCheck, image_bytes, offered_images, source_of
+from app.datasets.rows import RowCheck, audio_bytes, image_bytes, offered_images, source_of
 from app.datasets.validation import rows_of
 from app.settings import Settings
 
@@ -27,14 +29,28 @@ class Image:
     """Kept only for an image that was asked for: a page of rows may hold as many as the whole dataset."""
 
 
+@dataclass(frozen=True)
+class Audio:
+    header: AudioHeader
+    size: int
+    data: bytes | None
+    """As of an image."""
+
+
+Wanted = tuple[Literal["image", "audio"], int]
+"""Which of a row's files is to be kept, by its index among those of its kind."""
+
+
 @dataclass
 class Row:
     """``number``: the line of a JSONL file, or the row of a Parquet file, counted from 1."""
 
     number: int
     messages: list[dict[str, Any]]
-    """As in the file, but an image part holds ``index``, its number among ``images``, in place of the image."""
+    """As in the file, but an image part holds ``index``, its number among ``images``, in place of the image; an audio
+    part its number among ``audio``."""
     images: list[Image] = field(default_factory=list)
+    audio: list[Audio] = field(default_factory=list)
 
     @property
     def characters(self) -> int:
@@ -73,11 +89,14 @@ def page(path: Path, settings: Settings, *, after: int, limit: int) -> list[Row]
 
 def image_of(path: Path, settings: Settings, *, number: int, index: int) -> Image | None:
     """One image of one row, with its data; None when there is none."""
-    for found, row in rows_of(path, settings):
-        if found == number:
-            images = _row(number, row, settings, keep=index).images
-            return images[index] if index < len(images) else None
-    return None
+    row = _row_with(path, settings, number=number, wanted=("image", index))
+    return row.images[index] if row is not None and index < len(row.images) else None
+
+
+def audio_of(path: Path, settings: Settings, *, number: int, index: int) -> Audio | None:
+    """One audio file of one row, with its data; None when there is none."""
+    row = _row_with(path, settings, number=number, wanted=("audio", index))
+    return row.audio[index] if row is not None and index < len(row.audio) else None
 
 
 def figures(path: Path, settings: Settings) -> Figures:
@@ -109,7 +128,12 @@ def _rows(path: Path, settings: Settings) -> Iterator[Row]:
         yield _row(number, row, settings)
 
 
-def _row(number: int, row: dict[str, Any], settings: Settings, keep: int | None = None) -> Row:
+def _row_with(path: Path, settings: Settings, *, number: int, wanted: Wanted) -> Row | None:
+    row = next((row for found, row in rows_of(path, settings) if found == number), None)
+    return None if row is None else _row(number, row, settings, wanted)
+
+
+def _row(number: int, row: dict[str, Any], settings: Settings, wanted: Wanted | None = None) -> Row:
     """``row`` was found good when it was uploaded."""
     waiting = offered_images(row.get("images"), RowCheck())
     found = Row(number, [])
@@ -117,20 +141,24 @@ def _row(number: int, row: dict[str, Any], settings: Settings, keep: int | None 
         content = message["content"]
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         found.messages.append(
-            {"role": message["role"], "content": [_part(part, waiting, found, settings, keep) for part in parts]}
+            {"role": message["role"], "content": [_part(part, waiting, found, settings, wanted) for part in parts]}
         )
     return found
 
 
 def _part(
-    part: dict[str, Any], waiting: list[tuple[str, Any]], row: Row, settings: Settings, keep: int | None
+    part: dict[str, Any], waiting: list[tuple[str, Any]], row: Row, settings: Settings, wanted: Wanted | None
 ) -> dict[str, Any]:
     if part["type"] == "text":
         return {"type": "text", "text": part["text"]}
     if part["type"] == "audio":
-        return {name: part[name] for name in ("type", "language") if part.get(name) is not None}
+        data = audio_bytes(part, settings.max_audio_bytes)
+        index = len(row.audio)
+        row.audio.append(Audio(read_audio_header(data), len(data), data if wanted == ("audio", index) else None))
+        said = {name: part[name] for name in ("type", "language") if part.get(name) is not None}
+        return {**said, "index": index}
     source = source_of(part)
     data = image_bytes(waiting.pop(0)[1] if source is None else source, settings.max_image_bytes)
     index = len(row.images)
-    row.images.append(Image(read_header(data), len(data), data if index == keep else None))
+    row.images.append(Image(read_header(data), len(data), data if wanted == ("image", index) else None))
     return {"type": "image", "index": index}

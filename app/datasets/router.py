@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -9,7 +10,8 @@ from fastapi import Path as PathParameter
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import problems
-from app.artifacts.sending import FOREVER
+from app.artifacts import ranges
+from app.artifacts.sending import FOREVER, decide
 from app.auth import Caller
 from app.contract.tables import Dataset
 from app.datasets import contents, service
@@ -47,6 +49,9 @@ FORM = {
         },
     }
 }
+WAV = "audio/wav"
+AS_A_FILE = {"Content-Security-Policy": "default-src 'none'; sandbox"}
+"""Nothing in what somebody uploaded runs or is fetched, whoever opens it as a page of its own."""
 FORM_BYTES = 64 * 1024
 """Of a body, what may be form and not file: a file that fits is not refused for its wrapping."""
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
@@ -136,7 +141,7 @@ async def rows(
     after: Annotated[int, Query(ge=0, le=10**9, description="Only rows with a greater number.")] = 0,
     limit: Annotated[int, Query(ge=1, le=50)] = 10,
 ) -> RowPage:
-    """The rows as they were uploaded; images are set apart, with a URL each."""
+    """The rows as they were uploaded; images and audio are set apart, with a URL each."""
     found = await service.look_into(
         session,
         lambda path: contents.page(path, parts.settings, after=after, limit=limit + 1),
@@ -176,8 +181,45 @@ async def image(
     )
     if found is None or found.data is None:
         raise Problem(problems.NOT_FOUND, f"row {number} of {dataset_id} has no image {index}")
-    headers = {"Content-Security-Policy": "default-src 'none'; sandbox", "Cache-Control": FOREVER}
+    headers = {**AS_A_FILE, "Cache-Control": FOREVER}
     return Response(found.data, media_type=f"image/{found.header.format.lower()}", headers=headers)
+
+
+@router.get(
+    "/{dataset_id}/rows/{number}/audio/{index}",
+    response_class=Response,
+    responses={
+        **documented(
+            problems.NOT_FOUND, problems.OBJECT_MISSING, problems.PRECONDITION_FAILED, problems.RANGE_NOT_SATISFIABLE
+        ),
+        200: {"content": {WAV: {}}},
+        206: {"content": {WAV: {}}, "description": "The range that was asked for."},
+        304: {"description": "As it was."},
+    },
+)
+async def audio(
+    request: Request,
+    dataset_id: str,
+    number: Annotated[int, PathParameter(ge=1, le=10**9)],
+    index: Annotated[int, PathParameter(ge=0, le=10**6)],
+    caller: DatasetsReader,
+    session: SessionDep,
+    parts: ServiceDep,
+) -> Response:
+    """One audio file of a row, as it was uploaded. Players ask for ranges of it."""
+    found = await service.look_into(
+        session,
+        lambda path: contents.audio_of(path, parts.settings, number=number, index=index),
+        tenant=caller.tenant,
+        dataset_id=dataset_id,
+        storage=parts.storage,
+        settings=parts.settings,
+    )
+    if found is None or found.data is None:
+        raise Problem(problems.NOT_FOUND, f"row {number} of {dataset_id} has no audio {index}")
+    tag = ranges.etag(hashlib.sha256(found.data).hexdigest())
+    answer = decide(request, [found.data], name=f"audio {index} of row {number}", tag=tag, headers=AS_A_FILE)
+    return answer if isinstance(answer, Response) else answer.response(request, parts.storage, media_type=WAV)
 
 
 @router.get("/{dataset_id}/statistics", responses=documented(problems.NOT_FOUND, problems.OBJECT_MISSING))

@@ -111,14 +111,13 @@ def _check_part(pointer: str, part: Any, waiting: list[tuple[str, Any]], check: 
 
 
 def _check_audio(pointer: str, part: dict[str, Any], check: RowCheck, settings: Settings) -> None:
-    source = next((part[name] for name in ("audio", "path", "url") if part.get(name)), None)
-    if source is None:
+    if _audio_source(part) is None:
         check.refuse(pointer, "an audio part without audio")
         return
     if part.get("language") is not None and not isinstance(part["language"], str):
         check.refuse(f"{pointer}/language", f"a {_kind(part['language'])}; expected a string such as 'en'")
     try:
-        read_audio_header(_embedded(source, settings.max_audio_bytes, "audio"))
+        read_audio_header(audio_bytes(part, settings.max_audio_bytes))
     except (BadFile, BadAudio) as error:
         check.refuse(f"{pointer}/audio", str(error))
 
@@ -157,6 +156,15 @@ def image_bytes(source: Any, limit: int) -> bytes:
         return _embedded(source, limit, "image")
     except BadFile as error:
         raise BadImage(str(error)) from None
+
+
+def audio_bytes(part: dict[str, Any], limit: int) -> bytes:
+    """Of an audio part. Raises BadFile when the bytes are not in the row itself, or too many."""
+    return _embedded(_audio_source(part), limit, "audio")
+
+
+def _audio_source(part: dict[str, Any]) -> Any:
+    return next((part[name] for name in ("audio", "path", "url") if part.get(name)), None)
 
 
 class BadFile(Exception):

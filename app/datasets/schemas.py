@@ -63,19 +63,37 @@ class ImageView(BaseModel):
     url: str = Field(description="The image as it was uploaded.")
 
 
+class AudioView(BaseModel):
+    format: Literal["WAV"]
+    channels: int
+    rate: int = Field(description="Samples per second.")
+    seconds: float | None = Field(description="Null where the file does not say it.")
+    bytes: int
+    url: str = Field(description="The file as it was uploaded.")
+
+
 class RowView(BaseModel):
     number: int = Field(description="Line of a JSONL file, row of a Parquet file; counted from 1.")
-    messages: list[dict[str, Any]] = Field(description="An image part has the `index` of its image among `images`.")
+    messages: list[dict[str, Any]] = Field(
+        description="An image part has the `index` of its image among `images`, an audio part of its file among `audio`."
+    )
     images: list[ImageView]
+    audio: list[AudioView]
 
     @classmethod
     def of(cls, dataset_id: str, row: Row) -> RowView:
-        base = f"/v1/datasets/{dataset_id}/rows/{row.number}/images"
+        base = f"/v1/datasets/{dataset_id}/rows/{row.number}"
         images = [
-            ImageView.model_validate({**vars(image.header), "bytes": image.size, "url": f"{base}/{index}"})
+            ImageView.model_validate({**vars(image.header), "bytes": image.size, "url": f"{base}/images/{index}"})
             for index, image in enumerate(row.images)
         ]
-        return cls(number=row.number, messages=row.messages, images=images)
+        audio = [
+            AudioView.model_validate(
+                {**vars(one.header), "format": "WAV", "bytes": one.size, "url": f"{base}/audio/{index}"}
+            )
+            for index, one in enumerate(row.audio)
+        ]
+        return cls(number=row.number, messages=row.messages, images=images, audio=audio)
 
 
 class RowPage(BaseModel):

@@ -96,6 +96,19 @@ async def image(
     return await api.image(dataset_id, number, index, visitor.caller, session, parts)
 
 
+@router.get("/datasets/{dataset_id}/rows/{number}/audio/{index}")
+async def audio(
+    request: Request,
+    dataset_id: str,
+    number: Annotated[int, Path(ge=1, le=10**9)],
+    index: Annotated[int, Path(ge=0, le=10**6)],
+    visitor: DatasetsReader,
+    session: SessionDep,
+    parts: ServiceDep,
+) -> Response:
+    return await api.audio(request, dataset_id, number, index, visitor.caller, session, parts)
+
+
 @router.post("/datasets/{dataset_id}/delete")
 async def remove(
     request: Request, dataset_id: str, visitor: DatasetsWriter, session: SessionDep, parts: ServiceDep

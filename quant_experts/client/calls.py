@@ -230,6 +230,10 @@ def dataset_image(dataset_id: str, row: int, index: int) -> Call[bytes]:
     return Call("GET", f"{_dataset(dataset_id)}/rows/{row}/images/{index}", lambda response: response.content)
 
 
+def dataset_audio(dataset_id: str, row: int, index: int) -> Call[bytes]:
+    return Call("GET", f"{_dataset(dataset_id)}/rows/{row}/audio/{index}", lambda response: response.content)
+
+
 def dataset_statistics(dataset_id: str) -> Call[views.FiguresView]:
     return Call("GET", f"{_dataset(dataset_id)}/statistics", _as(views.FiguresView))
 

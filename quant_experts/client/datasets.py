@@ -59,7 +59,7 @@ class DatasetOperations(Operations):
 
     @listing
     def rows(self, dataset_id: str, *, after: int = 0) -> Stream[RowView]:
-        """Its rows as they were uploaded, with their images set apart; fetched as they are needed."""
+        """Its rows as they were uploaded, with their images and audio set apart; fetched as they are needed."""
         while True:
             page = yield from self._send(calls.dataset_rows(dataset_id, after=after))
             for row in page.data:
@@ -72,6 +72,11 @@ class DatasetOperations(Operations):
     def image(self, dataset_id: str, row: int, index: int) -> Steps[bytes]:
         """One image of a row, as it was uploaded."""
         return self._send(calls.dataset_image(dataset_id, row, index))
+
+    @operation
+    def audio(self, dataset_id: str, row: int, index: int) -> Steps[bytes]:
+        """One audio file of a row, as it was uploaded."""
+        return self._send(calls.dataset_audio(dataset_id, row, index))
 
     @operation
     def statistics(self, dataset_id: str) -> Steps[FiguresView]:

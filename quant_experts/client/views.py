@@ -189,12 +189,23 @@ class ImageView(View):
     url: str
 
 
+class AudioView(View):
+    format: str
+    channels: int
+    rate: int
+    """Samples per second."""
+    seconds: float | None
+    bytes: int
+    url: str
+
+
 class RowView(View):
-    """A row of a dataset; an image part of its messages has the ``index`` of its image."""
+    """A row of a dataset; an image or audio part of its messages has the ``index`` of its file."""
 
     number: int
     messages: list[dict[str, Any]]
     images: list[ImageView]
+    audio: list[AudioView] = []
 
 
 class RowPage(View):

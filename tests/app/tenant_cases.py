@@ -11,6 +11,8 @@ from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 
 from tests.app.conftest import job_body
+from tests.app.test_audio_headers import row as heard
+from tests.app.test_audio_headers import wav
 from tests.app.test_datasets import data_uri, picture, row
 
 NOBODYS = {
@@ -63,6 +65,7 @@ OBJECTS: dict[str, dict[str, Any]] = {
     "DELETE /v1/datasets/{dataset_id}": {},
     "GET /v1/datasets/{dataset_id}/rows": {},
     "GET /v1/datasets/{dataset_id}/rows/{number}/images/{index}": {"number": 1, "index": 0},
+    "GET /v1/datasets/{dataset_id}/rows/{number}/audio/{index}": {"number": 1, "index": 0},
     "GET /v1/datasets/{dataset_id}/statistics": {},
     "GET /v1/datasets/uploads/{upload_id}": {},
     "PUT /v1/datasets/uploads/{upload_id}/parts/{number}": {"number": 1, "content": b"x"},
@@ -90,7 +93,9 @@ OBJECTS: dict[str, dict[str, Any]] = {
 }
 """Routes of one thing: it is there for its owner and 404 for others. Beside the route: what the path and body need."""
 
-ROW = json.dumps(row(data_uri(picture()))).encode()
+PICTURED = row(data_uri(picture()))
+ROW = json.dumps({"messages": [*heard(wav())["messages"], *PICTURED["messages"]]}).encode()
+"""With one image and one audio file."""
 
 COMPARISON = {
     "model": {"id": "acme/tiny-vl"},
@@ -142,6 +147,7 @@ DASHBOARD = {
     "POST /comparisons/{comparison_id}/delete": "object",
     "GET /datasets/{dataset_id}": "object",
     "GET /datasets/{dataset_id}/rows/{number}/images/{index}": "object",
+    "GET /datasets/{dataset_id}/rows/{number}/audio/{index}": "object",
     "GET /usage": "list",
     "GET /audit": "list",
     "GET /webhooks": "list",

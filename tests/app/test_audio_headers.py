@@ -41,6 +41,20 @@ def test_channels_and_rate_are_those_of_the_file(channels: int, rate: int) -> No
     assert (header.channels, header.rate) == (channels, rate)
 
 
+@pytest.mark.parametrize(
+    ("data", "seconds"),
+    [
+        (wav(seconds=2.5, channels=2), 2.5),
+        (wav(seconds=2.5)[:-16_000], 2.0),  # cut off: what is there counts, not what is announced
+        (wav(seconds=0), None),
+        (wav().replace(b"\2\0\x10\0data", b"\0\0\x10\0data"), None),  # a sample of no bytes
+        (wav().replace(b"data", b"LIST"), None),
+    ],
+)
+def test_the_duration_is_that_of_the_samples_that_are_there(data: bytes, seconds: float | None) -> None:
+    assert read_header(data).seconds == seconds
+
+
 def test_chunks_before_the_header_are_passed_over() -> None:
     plain = wav()
     with_list = plain[:12] + b"LIST\x03\0\0\0abc\0" + plain[12:]
@@ -100,4 +114,4 @@ def test_audio_of_too_many_bytes_is_refused() -> None:
 async def test_a_row_of_audio_can_be_looked_at(api: Api) -> None:
     dataset = ok(await upload(api, jsonl(row(wav(), language="de"))), 201)
     rows = ok(await api.client.get(f"/v1/datasets/{dataset['id']}/rows"))
-    assert rows["data"][0]["messages"][0]["content"] == [{"type": "audio", "language": "de"}]
+    assert rows["data"][0]["messages"][0]["content"] == [{"type": "audio", "language": "de", "index": 0}]

@@ -30,6 +30,8 @@ from quant_experts.client.retrying import RetryPolicy
 from quant_experts.client.upload import kept_at
 from tests.app.conftest import BOOTSTRAP_KEY, MODEL, Api, served
 from tests.app.cutting import Cuts, cutting
+from tests.app.test_audio_headers import row as heard
+from tests.app.test_audio_headers import wav
 from tests.app.test_datasets import data_uri, jsonl, picture, row
 from tests.models import make_model
 from tests.services import wait_until
@@ -258,6 +260,12 @@ async def test_a_dataset_shows_its_rows_images_and_figures(client: Client, rows:
     assert [(image.width, image.height) for image in shown[0].images] == [(40, 30)]
     image = await run(client.datasets.image, dataset.id, 1, 0)
     assert image == picture(size=(40, 30))
+    spoken = rows.with_name("spoken.jsonl")
+    spoken.write_bytes(jsonl(heard(wav(seconds=0.5))))
+    sound = await run(client.datasets.upload, spoken)
+    (only,) = await run(lambda: list(client.datasets.rows(sound.id)))
+    assert [(audio.rate, audio.seconds) for audio in only.audio] == [(16_000, 0.5)]
+    assert await run(client.datasets.audio, sound.id, 1, 0) == wav(seconds=0.5)
     figures = await run(client.datasets.statistics, dataset.id)
     assert (figures.rows, figures.images, figures.image_formats) == (20, 20, {"PNG": 20})
 

@@ -12,6 +12,8 @@ from app.datasets import contents
 from app.datasets.upload import uploads_directory
 from app.settings import Settings
 from tests.app.conftest import Api, ok, problem, started
+from tests.app.test_audio_headers import row as heard
+from tests.app.test_audio_headers import wav
 from tests.app.test_datasets import data_uri, jsonl, parquet, picture, row, upload
 from tests.services import ObjectStore
 
@@ -46,6 +48,42 @@ async def test_rows_come_with_their_images_apart(api: Api) -> None:
         assert (response.content, response.headers["content-type"]) == (content, kind)
         assert response.headers["x-content-type-options"] == "nosniff"
         assert "sandbox" in response.headers["content-security-policy"]
+    assert list(uploads_directory(api.settings).iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+async def test_audio_is_given_as_it_was_uploaded_whole_and_in_ranges(api: Api, kind: str) -> None:
+    spoken, stereo = wav(seconds=1.5), wav(seconds=0.25, rate=44_100, channels=2)
+    if kind == "jsonl":
+        content = jsonl(row(text="no sound"), heard(spoken, language="de"), heard(stereo))
+    else:
+        rows = [row(text="no sound"), heard({"bytes": spoken, "path": "a.wav"}), heard({"bytes": stereo, "path": None})]
+        rows[0]["messages"][1]["content"] = [{"type": "text", "text": "no sound"}]
+        for each in rows[1:]:
+            each["messages"][1]["content"] = [{"type": "text", "text": "What was said."}]
+        content = parquet(rows)
+    url = await dataset_of(api, content)
+    silent, first, second = ok(await api.client.get(f"{url}/rows"))["data"]
+    assert silent["audio"] == []
+    language = {"language": "de"} if kind == "jsonl" else {}
+    assert first["messages"][0]["content"] == [{"type": "audio", "index": 0, **language}]
+    assert first["audio"] == [
+        {"format": "WAV", "channels": 1, "rate": 16_000, "seconds": 1.5, "bytes": len(spoken),
+         "url": f"{url}/rows/2/audio/0"}
+    ]  # fmt: skip
+    whole = await api.client.get(first["audio"][0]["url"])
+    assert (whole.status_code, whole.content, whole.headers["content-type"]) == (200, spoken, "audio/wav")
+    assert whole.headers["x-content-type-options"] == "nosniff"
+    assert whole.headers["content-security-policy"] == "default-src 'none'; sandbox"
+    sound = second["audio"][0]["url"]
+    part = await api.client.get(sound, headers={"Range": "bytes=40-99"})
+    assert (part.status_code, part.content) == (206, stereo[40:100])
+    assert part.headers["content-range"] == f"bytes 40-99/{len(stereo)}"
+    problem(await api.client.get(sound, headers={"Range": "bytes=99999999-"}), 416, "range-not-satisfiable")
+    again = await api.client.get(sound, headers={"If-None-Match": part.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    for missing in ("rows/1/audio/0", "rows/2/audio/1", "rows/9/audio/0", "rows/2/images/0"):
+        problem(await api.client.get(f"{url}/{missing}"), 404, "not-found")
     assert list(uploads_directory(api.settings).iterdir()) == []
 
 

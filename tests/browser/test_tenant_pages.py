@@ -8,6 +8,8 @@ import pytest
 from playwright.async_api import Browser, expect
 
 from tests.app.conftest import Api, ok
+from tests.app.test_audio_headers import row as heard
+from tests.app.test_audio_headers import wav
 from tests.app.test_datasets import data_uri, jsonl, picture, row
 from tests.browser.dashboard import Dashboard, opened
 from tests.browser.looks import assert_accessible
@@ -33,6 +35,20 @@ async def test_rows_are_shown_with_their_images_and_figures(dashboard: Dashboard
     await dashboard.open(f"/datasets/{made}")
     await expect(page.get_by_text("expired 1 hour ago")).to_be_visible()
     assert await page.get_by_role("link", name="Start a job with it").count() == 0
+
+
+async def test_audio_of_a_row_can_be_played(dashboard: Dashboard, api: Api) -> None:
+    page = dashboard.page
+    content = jsonl(heard(wav(seconds=1.5, channels=2), language="de"))
+    made = ok(await api.client.post("/v1/datasets", files={"file": ("r.jsonl", content)}), 201)["id"]
+    await dashboard.open(f"/datasets/{made}")
+    player = page.get_by_label("Audio 1 of row 1")
+    await expect(page.get_by_role("figure")).to_contain_text("WAV, 1.5 seconds, 16,000 Hz, stereo")
+    await player.evaluate("player => { player.muted = true; player.load(); return player.play() }")
+    await expect(player).to_have_js_property("duration", 1.5)
+    await player.evaluate("player => { player.currentTime = 1 }")
+    await expect(player).to_have_js_property("ended", True)
+    await assert_accessible(page)
 
 
 @pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no scripts"])
