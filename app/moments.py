@@ -3,12 +3,15 @@ would also take for seconds since 1970."""
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any
 
 from pydantic import AwareDatetime, BeforeValidator
 
 
 def _written_out(value: Any) -> Any:
+    if isinstance(value, datetime):  # of our own code: JSON has none
+        return value
     if isinstance(value, str) and not value.lstrip("+-").replace(".", "", 1).isdecimal():
         return value
     raise ValueError("write a date and time with an offset, for example 2026-11-25T13:00:00Z")

@@ -35,6 +35,8 @@ CLIENT = (
     "compare",
     "datasets",
     "webhooks",
+    "keys",
+    "usage",
 )
 """Commands that speak to a service."""
 

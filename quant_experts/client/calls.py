@@ -336,12 +336,19 @@ def create_key(
     return Call("POST", "/v1/keys", _as(views.CreatedKey), json=body, repeatable=False)
 
 
-def list_keys(*, page_size: int = 100) -> Call[views.Page[views.KeyView]]:
-    return Call("GET", "/v1/keys", _as(views.Page[views.KeyView]), params=[("limit", page_size)])
+def list_keys(*, tenant: str | None = None, page_size: int = 100) -> Call[views.Page[views.KeyView]]:
+    params: Params = [("limit", page_size), *_of_tenant(tenant)]
+    return Call("GET", "/v1/keys", _as(views.Page[views.KeyView]), params=params)
 
 
-def revoke_key(key_id: str) -> Call[views.KeyView]:
-    return Call("DELETE", f"/v1/keys/{quote(key_id, safe='')}", _as(views.KeyView))
+def rotate_key(key_id: str, *, keep_previous_s: int | None, tenant: str | None) -> Call[views.CreatedKey]:
+    # As with a new key: one whose answer was lost would be valid and unknown.
+    path, body = f"{_key(key_id)}/rotate", _given(keep_previous_s=keep_previous_s)
+    return Call("POST", path, _as(views.CreatedKey), params=_of_tenant(tenant), json=body, repeatable=False)
+
+
+def revoke_key(key_id: str, *, tenant: str | None) -> Call[views.KeyView]:
+    return Call("DELETE", _key(key_id), _as(views.KeyView), params=_of_tenant(tenant))
 
 
 def schemes() -> Call[views.Schemes]:
@@ -380,6 +387,14 @@ def _webhook(webhook_id: str) -> str:
 
 def _delivery(webhook_id: str, delivery_id: str) -> str:
     return f"{_webhook(webhook_id)}/deliveries/{quote(delivery_id, safe='')}"
+
+
+def _key(key_id: str) -> str:
+    return f"/v1/keys/{quote(key_id, safe='')}"
+
+
+def _of_tenant(tenant: str | None) -> Params:
+    return [] if tenant is None else [("tenant", tenant)]
 
 
 def _inputs(

@@ -24,12 +24,22 @@ class KeyOperations(Operations):
         return self._send(calls.create_key(name=name, scopes=scopes, expires_at=expires_at, tenant=tenant))
 
     @listing
-    def list(self) -> Stream[KeyView]:
-        return self._pages(calls.list_keys())
+    def list(self, *, tenant: str | None = None) -> Stream[KeyView]:
+        """Keys, newest first, revoked ones included. ``tenant``: another one's, for the bootstrap key alone."""
+        return self._pages(calls.list_keys(tenant=tenant))
 
     @operation
-    def revoke(self, key_id: str) -> Steps[KeyView]:
-        return self._send(calls.revoke_key(key_id))
+    def rotate(
+        self, key_id: str, *, keep_previous_s: int | None = None, tenant: str | None = None
+    ) -> Steps[CreatedKey]:
+        """A new key that does what this one does, shown this once; for so long (a day) the one before opens the same.
+        Raises Conflict for a key that has ended."""
+        return self._send(calls.rotate_key(key_id, keep_previous_s=keep_previous_s, tenant=tenant))
+
+    @operation
+    def revoke(self, key_id: str, *, tenant: str | None = None) -> Steps[KeyView]:
+        """Takes effect with the next request; revoking again changes nothing."""
+        return self._send(calls.revoke_key(key_id, tenant=tenant))
 
 
 class Keys(Blocking, KeyOperations):

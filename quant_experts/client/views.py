@@ -468,6 +468,8 @@ class Stored(View):
 
     datasets: int
     artifacts: int
+    uploads: int
+    """Parts that have not become datasets."""
     total: int
 
 

@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.table import Table
 
 from quant_experts.client import ComparedJob, ComparisonView
+from quant_experts.commands.service_client import PIPED_WIDTH, print_rows
 
 UNKNOWN = "–"
 BEST = "★"
-PIPED_WIDTH = 160
 WIDE = 120
 """Columns from which there is room for the ids of the jobs as well."""
 
@@ -43,14 +43,12 @@ def print_table(comparison: ComparisonView) -> None:
 
 
 def print_list(comparisons: Sequence[ComparisonView]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for title in ("comparison", "ended", "model", "name", "created"):
-        table.add_column(title, no_wrap=title == "comparison", overflow="fold")
+    rows = []
     for each in comparisons:
         ended = sum(job.status in ("succeeded", "failed", "cancelled") for job in each.jobs)
         created = each.created_at.strftime("%Y-%m-%d %H:%M")
-        table.add_row(each.id, f"{ended} of {len(each.jobs)}", each.model.id, each.name or "", created)
-    _stdout().print(table)
+        rows.append((each.id, f"{ended} of {len(each.jobs)}", each.model.id, each.name or "", created))
+    print_rows(("comparison", "ended", "model", "name", "created"), rows)
 
 
 def _cells(job: ComparedJob, *, judged: bool) -> list[str]:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from quant_experts.client import DatasetView, FiguresView
 from quant_experts.client.upload import PART_BYTES
+from quant_experts.commands.dates import in_days
 from quant_experts.commands.job_options import uploaded
-from quant_experts.commands.service_client import connected, json_option, print_json, url_option
+from quant_experts.commands.service_client import connected, json_option, print_json, print_rows, url_option
 from quant_experts.commands.spec_options import Bytes, Finite
 
 
@@ -56,7 +54,7 @@ def upload(
     """
     if part_size < 1:
         raise click.UsageError("--part-size: a part has at least one byte")
-    expires_at = _in_days(expires_in) if expires_in is not None else None
+    expires_at = in_days(expires_in) if expires_in is not None else None
     with connected(url) as client:
         dataset = uploaded(
             client, file, name=name, expires_at=expires_at, reuse=not again, part_bytes=part_size, parallel=parallel
@@ -122,25 +120,21 @@ def delete(*, dataset_ids: tuple[str, ...], url: str | None) -> None:
             click.echo(f"{dataset_id} deleted")
 
 
-def _in_days(days: float) -> datetime:
-    try:
-        return datetime.now(UTC) + timedelta(days=days)
-    except OverflowError as error:
-        raise click.UsageError(f"--expires-in {days:g}: there is no such date") from error
-
-
 def _table(datasets: list[DatasetView]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for title in ("dataset", "rows", "images", "bytes", "status", "name", "created"):
-        right = title in ("rows", "images", "bytes")
-        table.add_column(title, no_wrap=title == "dataset", overflow="fold", justify="right" if right else "left")
-    for each in datasets:
-        numbers = (f"{each.rows:,}", f"{each.images:,}", f"{each.bytes:,}")
-        table.add_row(each.id, *numbers, each.status, each.name or "", each.created_at.strftime("%Y-%m-%d %H:%M"))
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 160
-    console.print(table)
+    rows = [
+        (
+            each.id,
+            f"{each.rows:,}",
+            f"{each.images:,}",
+            f"{each.bytes:,}",
+            each.status,
+            each.name or "",
+            each.created_at.strftime("%Y-%m-%d %H:%M"),
+        )
+        for each in datasets
+    ]
+    titles = ("dataset", "rows", "images", "bytes", "status", "name", "created")
+    print_rows(titles, rows, right=("rows", "images", "bytes"))
 
 
 def _lines(dataset: DatasetView, figures: FiguresView) -> dict[str, str]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from itertools import islice
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from quant_experts.client import JobView
-from quant_experts.commands.service_client import connected, json_option, print_json, url_option
+from quant_experts.commands.service_client import connected, json_option, print_json, print_rows, url_option
 
 STATUSES = ("queued", "running", "cancelling", "succeeded", "failed", "cancelled")
 
@@ -51,16 +49,11 @@ def command(
 
 
 def _table(jobs: list[JobView]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for title in ("job", "status", "progress", "model", "scheme", "created"):
-        table.add_column(title, no_wrap=title in ("job", "status"), overflow="fold")
-    for job in jobs:
-        created = job.created_at.strftime("%Y-%m-%d %H:%M")
-        table.add_row(job.id, job.status, progress_of(job), job.model.id, job.scheme, created)
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 160
-    console.print(table)
+    rows = [
+        (job.id, job.status, progress_of(job), job.model.id, job.scheme, job.created_at.strftime("%Y-%m-%d %H:%M"))
+        for job in jobs
+    ]
+    print_rows(("job", "status", "progress", "model", "scheme", "created"), rows, whole=("status",))
 
 
 def _show(job: JobView) -> None:

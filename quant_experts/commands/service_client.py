@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import click
 from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
 
 from quant_experts.client import Client, JobView
 from quant_experts.commands.exit_codes import CANCELLED, FAILED, REJECTED
+
+PIPED_WIDTH = 160
 
 
 def url_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -30,6 +34,23 @@ def connected(url: str | None) -> Client:
 def print_json(view: BaseModel) -> None:
     """One line, for scripts."""
     click.echo(view.model_dump_json())
+
+
+def print_rows(
+    titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = (), whole: Sequence[str] = ()
+) -> None:
+    """A table on stdout whose first column, like those of ``whole``, never breaks; without a terminal nothing does
+    before 160 columns."""
+    table = Table(box=None, pad_edge=False)
+    for title in titles:
+        justify: Literal["left", "right"] = "right" if title in right else "left"
+        table.add_column(title, no_wrap=title in (titles[0], *whole), overflow="fold", justify=justify)
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = PIPED_WIDTH
+    console.print(table)
 
 
 def exit_code(job: JobView) -> int:

@@ -90,6 +90,13 @@ async def test_a_key_ends_when_it_was_said_to(api: Api) -> None:
     assert ok(await api.client.get("/v1/keys"))["data"][0]["last_used_at"] is not None
 
 
+async def test_a_key_that_ends_is_rotated_into_one_that_ends_then_too(api: Api) -> None:
+    end = "2031-05-06T07:08:09Z"
+    first = ok(await api.client.post("/v1/keys", json={"name": "k", "scopes": ["jobs:read"], "expires_at": end}), 201)
+    second = ok(await api.client.post(f"/v1/keys/{first['id']}/rotate"), 201)
+    assert second["expires_at"] == first["expires_at"] == end
+
+
 async def test_a_rotated_key_opens_the_same_and_the_one_before_ends_later(api: Api) -> None:
     first = await make_key(api, name="ci", scopes=["jobs:read"])
     second = ok(await api.client.post(f"/v1/keys/{first['id']}/rotate", json={"keep_previous_s": 3600}), 201)
