@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from planning.cautions import Caution, cautions_of
 from planning.errors import Refusal
 from planning.headers import ModelHeaders
 from planning.memory import Memory, disk_of, memory_of
@@ -39,6 +40,7 @@ class Plan:
     placements: Mapping[str, Placement]
     disk: int
     refusals: tuple[Refusal, ...]
+    cautions: tuple[Caution, ...]
 
 
 def make_plan(
@@ -64,7 +66,8 @@ def make_plan(
         for device, rates, count in (("cpu", CORE, cores), ("cuda", GPU, 1))
     }
     disk = disk_of(shapes, recipe, rows, size, from_hub=from_hub)
-    return Plan(shapes, recipe, rows, size, placements, disk, refusals_of(shapes, recipe, rows, size, headers.config))
+    refusals = refusals_of(shapes, recipe, rows, size, headers.config)
+    return Plan(shapes, recipe, rows, size, placements, disk, refusals, cautions_of(shapes, recipe, size))
 
 
 def digest_of(content: Mapping[str, Any]) -> str:

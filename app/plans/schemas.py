@@ -32,6 +32,14 @@ class RefusalView(BaseModel):
     pointer: str = Field(description="JSON pointer into the body; empty for the whole of it.")
 
 
+class WarningView(BaseModel):
+    """What the job would do all the same, and its owner may not want."""
+
+    code: str = Field(examples=["larger_than_model"])
+    detail: str = Field(description="With what to do about it.")
+    pointer: str = Field(description="JSON pointer into the body; empty for the whole of it.")
+
+
 class ResolvedInputs(BaseModel):
     """What names that can move point to now; a job made of the plan keeps to it."""
 
@@ -232,6 +240,7 @@ class PlanView(BaseModel):
     digest: Digest
     accepted: bool = Field(description="Nothing is known that would refuse the job.")
     refusals: list[RefusalView]
+    warnings: list[WarningView] = Field(default=[], description="None of them refuses the job.")
     model: dict[str, Any]
     calibration: dict[str, Any]
     scheme: str
@@ -250,6 +259,7 @@ class KeptPlanView(BaseModel):
     digest: Digest
     accepted: bool = Field(description="Nothing was known that would refuse the job.")
     refusals: list[RefusalView]
+    warnings: list[WarningView] = Field(default=[], description="None of them refuses the job.")
     model: dict[str, Any]
     calibration: dict[str, Any]
     scheme: str

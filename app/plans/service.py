@@ -27,6 +27,7 @@ from app.plans.schemas import (
     PlanView,
     RefusalView,
     ResolvedInputs,
+    WarningView,
     WorkerFit,
     errors_of,
 )
@@ -161,6 +162,7 @@ async def keep_plan(session: AsyncSession, *, tenant: str, planned: Planned) -> 
         digest=planned.digest,
         accepted=not planned.refusals,
         refusals=[_view(refusal) for refusal in planned.refusals],
+        warnings=_warnings(planned.plan),
         model=spec.model.model_dump(mode="json"),
         calibration=spec.calibration.model_dump(mode="json"),
         scheme=spec.scheme,
@@ -186,6 +188,7 @@ async def view_kept(session: AsyncSession, *, tenant: str, digest: str) -> KeptP
             "digest": kept.digest,
             "accepted": not kept.refused,
             "refusals": kept.refused,
+            "warnings": kept.estimate.get("warnings", []),
             "resolved": kept.resolved,
             "created_at": kept.created_at,
             "expires_at": kept.created_at + KEPT,
@@ -206,6 +209,7 @@ def estimate_to_keep(planned: Planned) -> dict[str, Any]:
         "seconds": {kind: placed.seconds.likely for kind, placed in plan.placements.items()},
         "memory": {kind: asdict(placed.memory) for kind, placed in plan.placements.items()},
         "disk_bytes": plan.disk,
+        "warnings": [warning.model_dump() for warning in _warnings(plan)],
     }
 
 
@@ -302,6 +306,11 @@ def _no_dataset(dataset_id: str) -> Refusal:
 
 def _view(refusal: Refusal) -> RefusalView:
     return RefusalView(code=refusal.code, detail=refusal.message, pointer=refusal.pointer)
+
+
+def _warnings(plan: Plan | None) -> list[WarningView]:
+    cautions = plan.cautions if plan is not None else ()
+    return [WarningView(code=caution.code, detail=caution.message, pointer=caution.pointer) for caution in cautions]
 
 
 def _at(pointer: str, kind: problems.ProblemType, detail: str) -> Problem:

@@ -267,6 +267,14 @@ class BlockSize(View):
     bytes_after: int
 
 
+class WarningView(View):
+    """What a job would do all the same, and its owner may not want."""
+
+    code: str
+    detail: str
+    pointer: str
+
+
 class SizeView(View):
     """``bytes_after`` and ``effective_bits``: at most, unless ``exact``."""
 
@@ -345,6 +353,7 @@ class PlanView(View):
     accepted: bool
     """Nothing is known that would refuse the job."""
     refusals: list[RefusalView]
+    warnings: list[WarningView] = []
     model: ModelRef
     calibration: Calibration
     scheme: str
@@ -363,6 +372,7 @@ class KeptPlanView(View):
     digest: str
     accepted: bool
     refusals: list[RefusalView]
+    warnings: list[WarningView] = []
     model: ModelRef
     calibration: Calibration
     scheme: str

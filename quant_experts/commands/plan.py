@@ -24,7 +24,7 @@ from planning.rows import Rows, parsed_lines, parsed_parquet, sampled_rows, unkn
 from planning.shapes import Shapes
 from planning.text_files import TextFiles
 from quant_experts.commands.exit_codes import BAD_INPUT
-from quant_experts.commands.plan_table import Kind, Left, Placed, Tokens, Told, refusal, sentences, stack_title
+from quant_experts.commands.plan_table import Kind, Left, Placed, Tokens, Told, refusal, sentences, stack_title, warning
 from quant_experts.commands.spec_options import body_of, spec_of, spec_options
 from quant_experts.errors import InvalidModel, QuantExpertsError
 
@@ -110,7 +110,11 @@ def command(
     if as_json:
         click.echo(json.dumps(described(plan, headers), indent=2))
     else:
-        for line in (*sentences(_told(plan, headers)), *(refusal(each.code, each.message) for each in plan.refusals)):
+        for line in (
+            *sentences(_told(plan, headers)),
+            *(warning(each.message) for each in plan.cautions),
+            *(refusal(each.code, each.message) for each in plan.refusals),
+        ):
             click.echo(line)
     return BAD_INPUT if plan.refusals else 0
 
@@ -212,6 +216,7 @@ def described(plan: Plan, headers: ModelHeaders) -> dict[str, Any]:
         "placements": {device: asdict(placement) for device, placement in plan.placements.items()},
         "disk": plan.disk,
         "refusals": [asdict(refusal) for refusal in plan.refusals],
+        "warnings": [asdict(caution) for caution in plan.cautions],
     }
 
 

@@ -94,6 +94,10 @@ def sentences(told: Told) -> Iterator[str]:
     yield f"disk: {size(told.disk)}"
 
 
+def warning(message: str) -> str:
+    return f"warning: {message}"
+
+
 def refusal(code: str, message: str) -> str:
     return f"refused: {code}: {message}"
 

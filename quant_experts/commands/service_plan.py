@@ -11,7 +11,18 @@ import click
 from quant_experts.client import PlanView
 from quant_experts.client.views import Estimate, GroupKind, WorkerFit
 from quant_experts.commands.job_options import rows_of
-from quant_experts.commands.plan_table import Kind, Left, Placed, Tokens, Told, refusal, sentences, size, stack_title
+from quant_experts.commands.plan_table import (
+    Kind,
+    Left,
+    Placed,
+    Tokens,
+    Told,
+    refusal,
+    sentences,
+    size,
+    stack_title,
+    warning,
+)
 from quant_experts.commands.service_client import connected, print_json
 
 
@@ -49,6 +60,8 @@ def _lines(plan: PlanView) -> Iterator[str]:
     yield "workers:" if plan.workers else "workers: none is alive, the job would wait"
     for kind in plan.workers:
         yield f"  {_worker(kind)}"
+    for one in plan.warnings:
+        yield warning(one.detail)
     for each in plan.refusals:
         yield refusal(each.code, f"{each.detail} ({each.pointer})" if each.pointer else each.detail)
     yield f"plan {plan.digest}, kept until {plan.expires_at:%Y-%m-%d %H:%M} UTC"

@@ -73,6 +73,35 @@ async def test_a_plan_says_what_the_job_would_take(api: Api, tmp_path: Path) -> 
     assert (await plan(api, body))["digest"] == found["digest"]
 
 
+async def test_a_plan_warns_of_a_checkpoint_larger_than_the_model_and_a_job_is_made_of_it(
+    api: Api, tmp_path: Path
+) -> None:
+    body = job_body(model={"id": "local/tiny"}, calibration={"dataset": await upload(api, tmp_path)})
+    found = await plan(api, body)
+    (warning,) = found["warnings"]
+    assert (found["accepted"], warning["code"]) == (True, "larger_than_model")
+    assert warning["pointer"] == "/options/routed_rank"
+    assert found["estimate"]["size"]["bytes_after"] > found["estimate"]["size"]["bytes_before"]
+    assert ok(await api.client.get(f"/v1/plans/{found['digest']}"))["warnings"] == found["warnings"]
+    job = ok(await api.client.post("/v1/jobs", json={**body, "plan": found["digest"]}), 201)
+    assert job["plan"]["warnings"] == found["warnings"]
+    smaller = await plan(api, {**body, "options": {"routed_rank": 4, "shared_rank": 4}})
+    assert smaller["warnings"] == []
+
+
+async def test_a_plan_counts_rows_by_the_tokenizer_of_the_model(api: Api, tmp_path: Path) -> None:
+    body = job_body(model={"id": "local/tiny"}, calibration={"dataset": await upload(api, tmp_path)})
+    by_tokenizer = (await plan(api, body))["estimate"]["rows"]
+    assert by_tokenizer["tokens_counted"]
+    assert by_tokenizer["tokens_off_by"] < 1.1
+    assert api.settings.model_root is not None
+    (api.settings.model_root / "tiny" / "tokenizer.json").write_text("{")
+    by_length = (await plan(api, body))["estimate"]["rows"]
+    assert not by_length["tokens_counted"]
+    assert by_length["tokens_off_by"] == 1.5
+    assert by_length["tokens_per_row"] != by_tokenizer["tokens_per_row"]
+
+
 async def test_a_plan_names_the_stack_of_every_block(api: Api, tmp_path: Path) -> None:
     body = job_body(model={"id": "local/tiny"}, calibration={"dataset": await upload(api, tmp_path)})
     body["options"] = {**body.get("options", {}), "vision": "quantize"}

@@ -1,0 +1,72 @@
+"""What a plan warns of: told in one line, with what to do, and refusing nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from planning.headers import ModelHeaders
+from planning.local import read_local
+from planning.plan import Plan, make_plan
+from planning.recipe import Recipe
+from planning.rows import unknown_rows
+from quant_experts.cli import run
+from tests.models import make_model
+from tests.planning.big import write_72b
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model("llama", tmp_path_factory.mktemp("models") / "toy")
+
+
+def planned(model: ModelHeaders, method: str = "qe", **options: Any) -> Plan:
+    return make_plan(model, Recipe.of(method, **options), unknown_rows(vision=False), from_hub=False)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"method": "aser", "shared_rank": 128}, {"adapter_dtype": "int8"}, {"experts": 1, "shared_rank": 96}],
+)
+def test_a_checkpoint_that_would_be_larger_than_the_model_is_told_with_settings_that_help(
+    options: dict[str, Any], toy: Path
+) -> None:
+    model = read_local(toy)
+    plan = planned(model, **options)
+    assert plan.size.bytes_after_most > plan.size.bytes_before
+    (caution,) = plan.cautions
+    assert caution.code == "larger_than_model"
+    assert not plan.refusals
+    advice = caution.message.partition("; with ")[2].partition(" it is ")
+    changes = dict(setting.split(" ") for setting in advice[0].split(" and "))
+    assert caution.pointer == f"/options/{next(iter(changes))}"
+    wanted = {name: int(value) if value.isdecimal() else value for name, value in changes.items()}
+    better = planned(model, **{**options, **wanted})
+    assert better.size.bytes_after_most < better.size.bytes_before
+    assert advice[2] == f"{better.size.bytes_after_most / 1e6:,.2f} MB"
+    assert better.cautions == ()
+
+
+def test_where_only_bounds_are_known_it_may_be_larger(toy: Path) -> None:
+    plan = planned(read_local(toy), scheme="auto", target={"max_bytes": 990_000}, routed_rank=6, shared_rank=6)
+    assert plan.size.bytes_after_least < plan.size.bytes_before < plan.size.bytes_after_most
+    (caution,) = plan.cautions
+    assert caution.message.startswith("the checkpoint may be larger than the model: ")
+    assert caution.message.endswith("; with adapter_dtype int8 it is 0.99 MB")
+
+
+def test_a_real_size_is_told_nothing(tmp_path: Path) -> None:
+    assert planned(read_local(write_72b(tmp_path / "big"))).cautions == ()
+
+
+def test_the_command_line_says_it_and_goes_on(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan", "--model", str(toy)]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    assert "larger than the model" in line
+    assert run(["plan", "--json", "--model", str(toy)]) == 0
+    assert [each["code"] for each in json.loads(capsys.readouterr().out)["warnings"]] == ["larger_than_model"]
+    assert run(["plan", "--model", str(toy), "--method", "rtn"]) == 0
+    assert "warning" not in capsys.readouterr().out
