@@ -35,6 +35,16 @@ def test_the_options_of_a_job_are_fields_of_the_librarys_spec_with_the_same_boun
             config.QuantizationSpec.model_validate({name: least - 1})
 
 
+@pytest.mark.parametrize("method", contract.METHODS)
+def test_an_option_that_is_left_out_means_what_the_library_does(method: str) -> None:
+    body = {"model": {"id": "a/b"}, "calibration": {"dataset": "a/b"}, "scheme": "W4A6", "method": method}
+    full = contract.JobSpec.model_validate(body).options_in_full()
+    spec = config.QuantizationSpec.preset(method).model_dump()
+    assert {name: "auto" if name == "group_size" and value is None else value for name, value in full.items()} == {
+        name: spec[name] for name in contract.Options.model_fields
+    }
+
+
 @pytest.mark.parametrize("weight_bits", range(1, 10))
 @pytest.mark.parametrize("activation_bits", [3, 4, 5, 6, 7, 8, 9, 15, 16, 17])
 def test_both_accept_the_same_schemes(weight_bits: int, activation_bits: int) -> None:

@@ -7,7 +7,7 @@ registers, because the API must not import it; ``tests/test_contract.py`` holds 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
@@ -34,6 +34,12 @@ METHODS: dict[str, tuple[str, str, str]] = {
     "qe-paper": ("outlier", "rtn", "qe"),
 }
 """Preset → (smoothing, rounding, reconstruction)."""
+DEFAULTS: dict[str, Any] = {
+    "shared_rank": 32, "routed_rank": 32, "experts": 8, "important_channels": 32, "adapter_dtype": "bf16",
+    "refine": "none", "smoothquant_alpha": 0.5, "vision": "keep", "samples": 128, "seed": 0,
+}  # fmt: skip
+"""What an option that is left out means. Group size, sensitive groups and budget have no value that says it; the slots'
+are the method's."""
 
 ModelId = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$", max_length=200)
@@ -211,3 +217,9 @@ class JobSpec(_Strict):
         if self.target is not None and (self.options.sensitive is not None or self.options.budget is not None):
             raise ValueError('scheme "auto" chooses the sensitive groups itself: leave out sensitive and budget')
         return self
+
+    def options_in_full(self) -> dict[str, Any]:
+        """Every option with its value, also where it is left out; None where nothing says the default."""
+        slots = dict(zip(("smoothing", "rounding", "reconstruction"), METHODS[self.method], strict=True))
+        given = self.options.model_dump(mode="json", exclude_none=True)
+        return dict.fromkeys(Options.model_fields) | DEFAULTS | slots | given

@@ -81,8 +81,7 @@ async def takeover(session: AsyncSession, *, parent: Job, spec: JobSpec) -> Take
     files = [set(row) for row in rows]
     kept = sum(1 for _ in takewhile(lambda names: names - set(CALLS_FILES), files))
     calls = bool(files) and set(CALLS_FILES) <= files[0]
-    before, after = _computed(JobSpec.model_validate(parent.spec)), _computed(spec)
-    changed = sorted(name for name in before if before[name] != after[name])
+    changed = _changed(JobSpec.model_validate(parent.spec), _pinned(parent, spec))
     same_rows = not any(name in BEFORE_THE_BLOCKS for name in changed)
     return Takeover(
         calibration=calls and same_rows,
@@ -92,11 +91,28 @@ async def takeover(session: AsyncSession, *, parent: Job, spec: JobSpec) -> Take
     )
 
 
+def _changed(first: JobSpec, fork: JobSpec) -> list[str]:
+    """Pointers to what makes the fork another job. Of another method that is enough said: not which slots it brings."""
+    before, after = _computed(first), _computed(fork)
+    differ = {name for name in before if before[name] != after[name]}
+    if "method" in differ:
+        slots = ("smoothing", "rounding", "reconstruction")
+        differ -= {f"options.{slot}" for slot in slots if getattr(first.options, slot) == getattr(fork.options, slot)}
+    return sorted(differ)
+
+
 def _computed(spec: JobSpec) -> dict[str, Any]:
-    """Pointer → value of what decides the bytes of the result."""
-    parts = spec.model_dump(mode="json", exclude={"accept_if", "alias", "name", "labels", "timeout_s"})
-    options = {f"options.{name}": value for name, value in parts.pop("options").items()}
-    return parts | options
+    """Pointer → value of what decides the bytes of the result. A default that is written out is no other value."""
+    parts = spec.model_dump(mode="json", exclude={"accept_if", "alias", "name", "labels", "timeout_s", "options"})
+    return parts | {f"options.{name}": value for name, value in spec.options_in_full().items()}
+
+
+def _pinned(parent: Job, spec: JobSpec) -> JobSpec:
+    """``spec``, with the first job's own word for its revision where it names the commit that this one meant."""
+    before = JobSpec.model_validate(parent.spec).model
+    if spec.model.id == before.id and spec.model.revision == parent.progress.get("model_commit") is not None:
+        return spec.model_copy(update={"model": before})
+    return spec
 
 
 def merge(target: Any, patch: Any) -> Any:
@@ -114,9 +130,10 @@ def merge(target: Any, patch: Any) -> Any:
 
 def pins_of(parent: Job, spec: JobSpec) -> dict[str, Any]:
     """The commits that the first job found, as far as the fork names the same things: only then can it take over."""
+    before, after = JobSpec.model_validate(parent.spec), _pinned(parent, spec)
     pins: dict[str, Any] = {}
-    if spec.model.model_dump(mode="json") == parent.spec["model"]:
+    if after.model == before.model:
         pins |= {name: parent.progress.get(name) for name in ("model_commit", "model_fingerprint")}
-    if spec.calibration.dataset == parent.spec["calibration"]["dataset"]:
+    if after.calibration.dataset == before.calibration.dataset:
         pins["dataset_commit"] = parent.progress.get("dataset_commit")
     return {name: value for name, value in pins.items() if value is not None}

@@ -136,6 +136,42 @@ async def test_what_a_fork_takes_over_is_known_before_it_is_made(api: Api) -> No
     assert not (await found_of(api, job, model={"revision": "v2"})).calibration
 
 
+@pytest.mark.parametrize(
+    ("changes", "changed"),
+    [
+        ({"options": {"experts": 8, "shared_rank": 32, "samples": 128, "seed": 0, "refine": "none"}}, []),
+        ({"options": {"adapter_dtype": "bf16", "vision": "keep", "smoothquant_alpha": 0.5}}, []),
+        ({"options": {"smoothing": "search", "rounding": "rtn", "reconstruction": "qe"}}, []),
+        ({"method": "qe", "calibration": {"split": "train"}, "model": {"revision": None}}, []),
+        ({"options": {"sensitive": {"share": 0.1, "weight_bits": 8}}}, []),
+        ({"model": {"revision": "c0ffee"}}, []),  # the commit that the branch stood for
+        ({"options": {"sensitive": {"share": 0.1, "weight_bits": 6}}}, ["options.sensitive"]),
+        ({"options": {"experts": 9, "rounding": "gptq"}}, ["options.experts", "options.rounding"]),
+        ({"options": {"group_size": 128}}, ["options.group_size"]),  # left out: 128 where it divides
+        ({"method": "qe-gptq"}, ["method"]),
+        ({"method": "qe-gptq", "options": {"rounding": "rtn"}}, ["method"]),
+        ({"model": {"revision": "v2"}}, ["model"]),
+    ],
+)
+async def test_a_change_is_what_is_another_job_not_what_is_written_out(
+    api: Api, changes: dict[str, Any], changed: list[str]
+) -> None:
+    job = (await api.create_job(options={"sensitive": {"share": 0.1}}))["id"]
+    api.execute("""UPDATE jobs SET progress = '{"model_commit": "c0ffee"}'""")
+    leave_blocks(api, job, 5)
+    found = await found_of(api, job, **changes)
+    assert (found.changed, found.blocks) == (changed, 0 if changed else 5)
+
+
+async def test_a_fork_that_writes_the_commit_out_keeps_to_it(api: Api) -> None:
+    parent = await api.create_job()
+    api.execute("""UPDATE jobs SET progress = '{"model_commit": "c0ffee", "model_fingerprint": "f0"}'""")
+    child = await fork(api, parent["id"], model={"revision": "c0ffee"})
+    assert (child["model"]["revision"], child["resolved"]["model_commit"]) == ("c0ffee", "c0ffee")
+    other = await fork(api, parent["id"], model={"id": "acme/other", "revision": "c0ffee"})
+    assert other["resolved"]["model_commit"] is None
+
+
 async def test_a_job_that_succeeded_leaves_its_calibration(api: Api) -> None:
     job = (await api.create_job())["id"]
     leave_blocks(api, job, 2, calls_only=True)

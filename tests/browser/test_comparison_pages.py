@@ -30,6 +30,10 @@ async def test_a_fork_says_what_it_takes_over_and_keeps_what_the_form_does_not_h
     await page.get_by_role("link", name="Fork").click()
     found = page.locator("#found")
     await expect(found).to_contain_text("yes 3 finished blocks: it goes on after them.")
+    await page.get_by_text("Options, target, limits").click()
+    await page.get_by_label("Shared rank").fill("32")  # the default, written out
+    await page.get_by_role("button", name="What would it take over?").click()
+    await expect(found).to_contain_text("yes 3 finished blocks: it goes on after them.")
     await page.get_by_label("Scheme").select_option("W4A8")
     await page.get_by_role("button", name="What would it take over?").click()
     await expect(found).to_contain_text("yes Calibration")
