@@ -34,8 +34,8 @@ from quant_experts.client.errors import (
     Unavailable,
 )
 from quant_experts.client.jobs import AsyncJob, AsyncPlan, Job, Plan
+from quant_experts.client.sending import Sent
 from quant_experts.client.synchronous import Client
-from quant_experts.client.upload import Sent
 from quant_experts.client.views import (
     ArtifactView,
     AttemptView,

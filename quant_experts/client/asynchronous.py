@@ -21,7 +21,7 @@ from quant_experts.client.operation import Awaited
 from quant_experts.client.retrying import RetryPolicy
 from quant_experts.client.service import ServiceOperations
 from quant_experts.client.steps import CAUGHT, Block, Chunk, Effect, Exchange, Item, Listen, Pause, Steps, Stream
-from quant_experts.client.synchronous import STREAM_TIMEOUT, TIMEOUT, BlockingTransport
+from quant_experts.client.synchronous import STREAM_TIMEOUT, TIMEOUT, BlockingTransport, request_of
 from quant_experts.client.views import Page
 from quant_experts.client.webhooks import AsyncWebhooks
 
@@ -123,7 +123,7 @@ class AwaitedTransport:
     async def _perform(self, effect: Effect, listening: _Listening) -> Any:
         match effect:
             case Exchange(call):
-                return await self._http.request(call.method, call.path, **call.sent())
+                return await self._http.send(request_of(self._http, call))
             case Pause(seconds):
                 await asyncio.sleep(seconds)
             case Listen(path, headers):

@@ -39,6 +39,8 @@ class Call(Generic[T]):
     """What the form has beside its file."""
     seconds: float | None = None
     """For an answer that takes longer than others."""
+    on_sent: Callable[[int], None] | None = None
+    """Hears how many bytes of the body have left, from 0 on at each attempt."""
     repeatable: bool = True
     """Carrying it out twice does no harm, so that it may be sent again when an answer was lost."""
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from quant_experts.client import calls, steps
 from quant_experts.client.operation import Awaited, Blocking, Operations, listing, operation
+from quant_experts.client.sending import OnSent
 from quant_experts.client.steps import Item, Steps, Stream
-from quant_experts.client.upload import PART_BYTES, OnSent, upload
+from quant_experts.client.upload import PART_BYTES, upload
 from quant_experts.client.views import DatasetView, FiguresView, RowView
 
 
@@ -31,7 +32,7 @@ class DatasetOperations(Operations):
     ) -> Steps[DatasetView]:
         """Upload JSONL or Parquet rows. ``reuse``: the same bytes, uploaded before, are not sent again. A file of more
         than ``part_bytes`` goes in parts, several at once; the same call after a break, also of another process, sends
-        only those that are missing. ``on_progress`` is called from other threads.
+        only those that are missing. ``on_progress`` is called from other threads, as bytes leave.
 
         Raises InvalidRequest whose ``errors`` name the bad rows.
         """

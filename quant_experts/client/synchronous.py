@@ -19,6 +19,7 @@ from quant_experts.client.jobs import Jobs
 from quant_experts.client.keys import Keys
 from quant_experts.client.operation import Blocking
 from quant_experts.client.retrying import RetryPolicy
+from quant_experts.client.sending import CountedStream
 from quant_experts.client.service import ServiceOperations
 from quant_experts.client.steps import CAUGHT, Block, Chunk, Effect, Exchange, Item, Listen, Pause, Steps, Stream
 from quant_experts.client.views import Page
@@ -140,7 +141,7 @@ class BlockingTransport:
     def _perform(self, effect: Effect, listening: _Listening) -> Any:
         match effect:
             case Exchange(call):
-                return self._http.request(call.method, call.path, **call.sent())
+                return self._http.send(request_of(self._http, call))
             case Pause(seconds):
                 time.sleep(seconds)
             case Listen(path, headers):
@@ -150,6 +151,13 @@ class BlockingTransport:
             case Block(work):
                 return work(self, threading.Event())
         return None
+
+
+def request_of(http: httpx.Client | httpx.AsyncClient, call: Call[Any]) -> httpx.Request:
+    request = http.build_request(call.method, call.path, **call.sent())
+    if call.on_sent is not None:
+        request.stream = CountedStream(request.stream, call.on_sent)
+    return request
 
 
 class _Listening:

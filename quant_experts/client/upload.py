@@ -12,14 +12,16 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quant_experts.client import calls
 from quant_experts.client.download import CHUNK, Stopped
 from quant_experts.client.errors import LOST_ANSWER, ClientError, NotFound
+from quant_experts.client.sending import OnSent, Progress
 from quant_experts.client.views import DatasetView, UploadView
 
 if TYPE_CHECKING:
@@ -28,20 +30,6 @@ if TYPE_CHECKING:
 PART_BYTES = 16 << 20
 TRIES = 3
 """How often a file is sent in full before its upload is given up."""
-
-
-@dataclass(frozen=True)
-class Sent:
-    """How far an upload is; parts that the service has from before count as done."""
-
-    done: int
-    total: int
-    """Bytes."""
-    parts_done: int
-    parts: int
-
-
-OnSent = Callable[[Sent], None]
 
 
 @dataclass(frozen=True)
@@ -67,8 +55,11 @@ def upload(
     size, sha256 = path.stat().st_size, _digest(path, stop)
     if reuse and (known := _known(transport, sha256)) is not None:
         return known
+    progress = Progress(size, on_progress)
     if size <= part_bytes:
-        return _at_once(transport, path, name=name or path.name, expires_at=expires_at, sha256=sha256)
+        return _at_once(
+            transport, path, name=name or path.name, expires_at=expires_at, sha256=sha256, progress=progress
+        )
     kept = kept_at(transport.access.url, sha256)
     for left in reversed(range(TRIES)):
         begun = _begun(transport, kept, name or path.name, expires_at)
@@ -77,7 +68,7 @@ def upload(
             # Begun in smaller parts, which would stay at its end.
             transport.send(calls.abort_upload(begun.id))
             begun = _begun(transport, kept, name or path.name, expires_at)
-        _send_parts(transport, path, begun, parts, parallel=parallel, on_progress=on_progress, stop=stop)
+        _send_parts(transport, path, begun, parts, parallel=parallel, progress=progress, stop=stop)
         try:
             dataset = transport.send(calls.complete_upload(begun.id, sha256))
         except (*LOST_ANSWER, NotFound) as error:
@@ -88,6 +79,7 @@ def upload(
                     raise
                 if isinstance(error, NotFound):
                     kept.unlink(missing_ok=True)
+                    progress.lost()
                 continue
             dataset = known
         kept.unlink(missing_ok=True)
@@ -108,19 +100,35 @@ def _known(transport: BlockingTransport, sha256: str) -> DatasetView | None:
 
 
 def _at_once(
-    transport: BlockingTransport, path: Path, *, name: str, expires_at: datetime | None, sha256: str
+    transport: BlockingTransport,
+    path: Path,
+    *,
+    name: str,
+    expires_at: datetime | None,
+    sha256: str,
+    progress: Progress,
 ) -> DatasetView:
     content = path.read_bytes()
+    progress.begin(1)
+
+    def moved(sent: int) -> None:
+        # The form around the file is sent too.
+        progress.moved(1, min(sent, len(content)))
+
+    call = replace(calls.upload(name, content, expires_at=expires_at), on_sent=moved)
     for left in reversed(range(TRIES)):
         try:
-            return transport.send(calls.upload(name, content, expires_at=expires_at))
+            dataset = transport.send(call)
         except LOST_ANSWER:
             # It may have arrived all the same: look before all of it is sent again.
             known = _known(transport, sha256)
-            if known is not None:
-                return known
-            if not left:
-                raise
+            if known is None:
+                if not left:
+                    raise
+                continue
+            dataset = known
+        progress.finished(1, len(content))
+        return dataset
     raise AssertionError("not reached")
 
 
@@ -154,13 +162,12 @@ def _send_parts(
     parts: list[Part],
     *,
     parallel: int,
-    on_progress: OnSent | None,
+    progress: Progress,
     stop: threading.Event,
 ) -> None:
     """Those that the service has not, or has otherwise. The first error ends all; what has arrived stays."""
     there = {part.number: part.sha256 for part in begun.parts}
-    lock = threading.Lock()
-    done = [0, 0]
+    progress.begin(len(parts))
 
     def send(part: Part) -> None:
         with path.open("rb") as file:
@@ -169,12 +176,9 @@ def _send_parts(
         if len(content) < part.bytes:
             raise ClientError(f"{path.name} became shorter while it was sent")
         if there.get(part.number) != hashlib.sha256(content).hexdigest():
-            transport.send(calls.put_part(begun.id, part.number, content))
-        with lock:
-            done[0] += part.bytes
-            done[1] += 1
-            if on_progress is not None:
-                on_progress(Sent(done[0], parts[-1].start + parts[-1].bytes, done[1], len(parts)))
+            call = calls.put_part(begun.id, part.number, content)
+            transport.send(replace(call, on_sent=partial(progress.moved, part.number)))
+        progress.finished(part.number, part.bytes)
 
     _each(send, parts, parallel=parallel, stop=stop)
     if stop.is_set():

@@ -73,9 +73,11 @@ def uploaded(client: Client, path: Path, **how: Any) -> DatasetView:
         task = bar.add_task(path.name, total=None)
 
         def show(sent: Sent) -> None:
-            text = f"{path.name} · {sent.parts_done} of {sent.parts} parts"
-            if sent.parts_done == sent.parts:
+            text = f"{path.name} · {sent.parts_done} of {sent.parts} parts" if sent.parts > 1 else path.name
+            if sent.done == sent.total:
                 text = f"{path.name} · the service checks the rows"
+            elif sent.again:
+                text += f" · sent again {sent.again}×"
             bar.update(task, completed=sent.done, total=sent.total, description=text)
 
         return client.datasets.upload(path, on_progress=show, **how)
