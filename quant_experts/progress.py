@@ -45,6 +45,9 @@ class GroupFitted:
     block: int
     blocks: int
     group: GroupReport
+    stack: str | None = None
+    index: int | None = None
+    """As in :class:`quant_experts.report.BlockReport`."""
 
 
 @dataclass(frozen=True)

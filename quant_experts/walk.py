@@ -122,6 +122,7 @@ def _in_memory(blueprint: Blueprint, plans: Sequence[Sequence[GroupPlan]], numbe
 
 def _walk_block(walk: Walk, number: int, calls: Calls) -> FinishedBlock:
     blueprint, plans, clock = walk.blueprint, walk.plans[number], _Clock()
+    stack, index = (None, None) if walk.route.is_single else (plans[0].stack.name, plans[0].index)
     running = calls.running
     passage = passage_of(walk, number, calls)
     with clock.phase("read"):
@@ -135,7 +136,7 @@ def _walk_block(walk: Walk, number: int, calls: Calls) -> FinishedBlock:
         for plan in plans:
             with clock.phase("fit"):
                 groups.append(fit_in_block(blueprint, plan, observed.pop(plan.name), walk.treatment))
-            walk.on_event(GroupFitted(number, len(walk.plans), groups[-1].report))
+            walk.on_event(GroupFitted(number, len(walk.plans), groups[-1].report, stack, index))
             if walk.should_stop():
                 raise Stopped(f"stopped inside block {number}; a later run begins it anew")
         entries = [group.entry for group in groups]
@@ -154,11 +155,10 @@ def _walk_block(walk: Walk, number: int, calls: Calls) -> FinishedBlock:
         file = _write_block(walk.work, number, tensors)
         reach("block.written")
     _forget(blueprint, plans)
-    first = plans[0]
     report = BlockReport(
         block=number,
-        stack=None if walk.route.is_single else first.stack.name,
-        index=None if walk.route.is_single else first.index,
+        stack=stack,
+        index=index,
         seconds=clock.total,
         seconds_by_phase=dict(clock.seconds),
         groups=[group.report for group in groups],

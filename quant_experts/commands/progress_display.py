@@ -20,6 +20,15 @@ TITLES: dict[Phase, str] = {
 }
 
 
+def block_title(block: int, blocks: int, stack: str | None, index: int | None) -> str:
+    """``block 3 of 28``; with several stacks also which it is of its own, as ``block 35 of 60 (decoder 3)``. Counted
+    from 1, for people."""
+    title = f"block {block + 1} of {blocks}"
+    if stack is None:
+        return title
+    return f"{title} ({stack} merger)" if index is None else f"{title} ({stack} {index + 1})"
+
+
 def say(text: str) -> None:
     """A line of the result, on stdout, as it is."""
     Console(highlight=False, soft_wrap=True, markup=False).print(text)
@@ -51,11 +60,11 @@ class ProgressDisplay(LiveLine):
                 self.plain(TITLES[phase])
             case Advanced(phase, done, total):
                 self.show(TITLES[phase], done=done, total=total, detail=f"{done} of {total}")
-            case GroupFitted(block, blocks, group):
+            case GroupFitted(block, blocks, group, stack, index):
                 self._errors.append(group.error.routed)
                 short = ".".join(group.name.split(".")[-2:])
                 self.show(
-                    f"block {block + 1} of {blocks} · {short}",
+                    f"{block_title(block, blocks, stack, index)} · {short}",
                     done=self._done,
                     total=blocks,
                     detail=f"error so far {self._mean_error():.3%}{self._time_left(blocks)}",
@@ -74,9 +83,10 @@ class ProgressDisplay(LiveLine):
         else:
             self._seconds.append(event.seconds)
         detail = f"error so far {self._mean_error():.3%}{self._time_left(event.blocks)}"
-        self.show(f"block {event.block + 1} of {event.blocks}", done=self._done, total=event.blocks, detail=detail)
+        title = block_title(event.block, event.blocks, event.stack, event.index)
+        self.show(title, done=self._done, total=event.blocks, detail=detail)
         how = "found finished" if event.resumed else f"{event.seconds:.1f} s"
-        self.plain(f"block {event.block + 1} of {event.blocks} · {how} · {detail}")
+        self.plain(f"{title} · {how} · {detail}")
 
     def _mean_error(self) -> float:
         return sum(self._errors) / max(1, len(self._errors))

@@ -7,7 +7,7 @@ from typing import Any
 
 from quant_experts.client import EventView
 from quant_experts.commands.live_line import LiveLine
-from quant_experts.commands.progress_display import TITLES
+from quant_experts.commands.progress_display import TITLES, block_title
 
 NEWEST_WEIGHT = 0.3
 
@@ -52,7 +52,10 @@ class WatchDisplay(LiveLine):
         left = round((blocks - block) * self._seconds)
         clock = time.strftime("%H:%M:%S", time.gmtime(left)).removeprefix("00:")
         self._step(
-            f"block {block} of {blocks}", done=block, total=blocks, detail=f"{seconds:.1f} s{shown} · {clock} left"
+            block_title(block - 1, blocks, data.get("stack"), data.get("index")),
+            done=block,
+            total=blocks,
+            detail=f"{seconds:.1f} s{shown} · {clock} left",
         )
 
     def _step(self, text: str, *, done: int | None, total: int | None = None, detail: str = "") -> None:

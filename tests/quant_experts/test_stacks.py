@@ -23,6 +23,7 @@ import quant_experts  # noqa: F401 -- registers the method
 from quant_experts.blueprint import around_blocks, fill, open_blueprint
 from quant_experts.calls import Call, Calls, read_calls
 from quant_experts.chain import HiddenStates, chain_file
+from quant_experts.commands.progress_display import ProgressDisplay
 from quant_experts.config import QuantizationSpec
 from quant_experts.errors import InvalidCalibration, InvalidSpec, Stopped
 from quant_experts.evaluation import evaluate, text_positions
@@ -147,7 +148,8 @@ class Undisturbed(Subject):
 
     def __init__(self, directory: Path, family: str, **more: Any) -> None:
         super().__init__(directory, family, **more)
-        self.report = run(directory, self.model, self.rows, spec=self.spec)
+        self.events: list[Event] = []
+        self.report = run(directory, self.model, self.rows, spec=self.spec, on_event=self.events.append)
 
 
 @pytest.fixture(scope="module")
@@ -301,6 +303,21 @@ def test_a_run_that_stops_before_at_or_behind_the_border_ends_with_the_same_byte
     fit_only(tmp_path, tower, stop_behind=stop_behind)
     assert fit_only(tmp_path, tower) == list(range(stop_behind + 1))
     assert digests(tmp_path / "work") == digests(tower.work)
+
+
+def test_the_progress_says_which_block_of_which_stack(tower: Undisturbed, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a group that was fitted as of a block that is finished, on a terminal and in a log."""
+    place = {event.block: (event.stack, event.index) for event in tower.events if isinstance(event, BlockFinished)}
+    fitted = [event for event in tower.events if isinstance(event, GroupFitted)]
+    assert {event.block for event in fitted} == set(place)
+    assert all((event.stack, event.index) == place[event.block] for event in fitted)
+    with ProgressDisplay() as display:
+        for event in tower.events:
+            display.on_event(event)
+    lines = [line.split(" · ")[0] for line in capsys.readouterr().err.splitlines() if line.startswith("block")]
+    assert lines[0] == f"block 1 of {len(place)} (vision 1)"
+    assert lines[-1].startswith(f"block {len(place)} of {len(place)} (language model ")
+    assert sum("(vision merger)" in line for line in lines) == 1
 
 
 DAMAGES = {
