@@ -113,7 +113,8 @@ class QuantizationSpec(BaseModel):
     ``reservoir``: tokens kept per input group for clustering, expert assignment and the router.
     ``damping``: share of the mean diagonal added to a second moment before its Cholesky factorisation.
     ``adapter_dtype``: how experts and routers are stored; ``int8`` has one scale per row.
-    ``vision``: ``"quantize"`` does the vision tower's blocks and its merger too, which costs the most accuracy.
+    ``vision``: ``"quantize"`` does the vision tower's blocks and its merger or projector too, which costs the
+    most accuracy.
     ``scheme``: ``"auto"`` asks for a search and needs ``target``; the search replaces both before anything is fitted.
     """
 

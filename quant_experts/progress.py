@@ -47,6 +47,7 @@ class GroupFitted:
     group: GroupReport
     stack: str | None = None
     index: int | None = None
+    part: str | None = None
     """As in :class:`quant_experts.report.BlockReport`."""
 
 
@@ -75,6 +76,7 @@ class BlockFinished:
     """True when the block was found finished on disk and not computed again."""
     stack: str | None = None
     index: int | None = None
+    part: str | None = None
     """As in :class:`quant_experts.report.BlockReport`."""
 
 

@@ -100,7 +100,9 @@ class BlockReport(_Frozen):
     """Where several stacks of blocks were walked, the one that this block belongs to: ``vision``, ``language model``,
     ``encoder``, ``decoder``."""
     index: int | None = None
-    """Its number within the stack; None behind the stack's blocks (a vision tower's merger), or for a single stack."""
+    """Its number within the stack; None behind the stack's blocks, or for a single stack."""
+    part: str | None = None
+    """What lies behind the stack's blocks, by its own name: a vision tower's ``merger`` or ``projector``."""
     seconds: float
     seconds_by_phase: dict[str, float]
     """``observe fit forward write`` → seconds."""

@@ -122,7 +122,7 @@ def _in_memory(blueprint: Blueprint, plans: Sequence[Sequence[GroupPlan]], numbe
 
 def _walk_block(walk: Walk, number: int, calls: Calls) -> FinishedBlock:
     blueprint, plans, clock = walk.blueprint, walk.plans[number], _Clock()
-    stack, index = (None, None) if walk.route.is_single else (plans[0].stack.name, plans[0].index)
+    stack, index, part = (None, None, None) if walk.route.is_single else _place(plans[0])
     running = calls.running
     passage = passage_of(walk, number, calls)
     with clock.phase("read"):
@@ -136,7 +136,7 @@ def _walk_block(walk: Walk, number: int, calls: Calls) -> FinishedBlock:
         for plan in plans:
             with clock.phase("fit"):
                 groups.append(fit_in_block(blueprint, plan, observed.pop(plan.name), walk.treatment))
-            walk.on_event(GroupFitted(number, len(walk.plans), groups[-1].report, stack, index))
+            walk.on_event(GroupFitted(number, len(walk.plans), groups[-1].report, stack, index, part))
             if walk.should_stop():
                 raise Stopped(f"stopped inside block {number}; a later run begins it anew")
         entries = [group.entry for group in groups]
@@ -159,6 +159,7 @@ def _walk_block(walk: Walk, number: int, calls: Calls) -> FinishedBlock:
         block=number,
         stack=stack,
         index=index,
+        part=part,
         seconds=clock.total,
         seconds_by_phase=dict(clock.seconds),
         groups=[group.report for group in groups],
@@ -171,6 +172,11 @@ def _walk_block(walk: Walk, number: int, calls: Calls) -> FinishedBlock:
         files=(file, *states, *_calls_that_come_with(walk, number, calls)),
         fingerprint=walk.fingerprint,
     )
+
+
+def _place(plan: GroupPlan) -> tuple[str, int | None, str | None]:
+    """Stack, number in it, and what it is that lies behind its blocks."""
+    return plan.stack.name, plan.index, plan.stack.part if plan.index is None else None
 
 
 def _calls_that_come_with(walk: Walk, number: int, calls: Calls) -> tuple[WrittenFile, ...]:
@@ -221,4 +227,5 @@ def _event(block: FinishedBlock, blocks: int, *, superseded: tuple[str, ...], re
         resumed=resumed,
         stack=block.report.stack,
         index=block.report.index,
+        part=block.report.part,
     )

@@ -83,7 +83,9 @@ class BlockLine(_Message):
     resumed: bool = False
     stack: str | None = None
     index: int | None = None
-    """Where the model has several stacks of blocks: this block's, and its number there, None behind the blocks."""
+    part: str | None = None
+    """Where the model has several stacks of blocks: this block's, and its number there; behind the blocks None, and
+    what it is (``merger``, ``projector``)."""
     at: float | None = None
     """When the block was finished, as above."""
 

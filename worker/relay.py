@@ -109,7 +109,7 @@ class Relay:
             return
         errors = mean_errors(block.groups)
         span = self._spans.block(block, last_error(errors))
-        place = {} if block.stack is None else {"stack": block.stack, "index": block.index}
+        place = {} if block.stack is None else {"stack": block.stack, "index": block.index, "part": block.part}
         files = []
         reach("upload.before")
         with part(span, "upload", {"qe.block": block.block, "qe.bytes": sum(file.bytes for file in block.files)}):

@@ -180,6 +180,7 @@ def translate(event: object) -> protocol.Line:
                 resumed=event.resumed,
                 stack=event.stack,
                 index=event.index,
+                part=event.part,
                 at=time.time(),
             )
         case progress.Warned():

@@ -12,7 +12,8 @@ class EventType(StrEnum):
     PHASE = "job.phase"
     BLOCK = "job.block"
     """A block is fitted and durable: ``{"block", "blocks", "seconds", "error"}``; of a model with several stacks of
-    blocks ``"stack"`` (``vision``, ``encoder`` …) and ``"index"`` in it, null behind its blocks, too."""
+    blocks also ``"stack"`` (``vision``, ``encoder`` …) and ``"index"`` in it, null behind its blocks, where ``"part"``
+    says what it is (``merger``, ``projector``)."""
     WARNING = "job.warning"
     REQUEUED = "job.requeued"
     """The attempt ended without a result and the job waits again: ``{"attempt", "reason"}``."""

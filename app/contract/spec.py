@@ -152,8 +152,8 @@ class Options(_Strict):
     )
     vision: Literal["keep", "quantize"] | None = Field(
         default=None,
-        description="The vision tower and its merger; kept unless asked for, because quantizing them costs the most "
-        "accuracy.",
+        description="The vision tower and its merger or projector; kept unless asked for, because quantizing them "
+        "costs the most accuracy.",
     )
     sensitive: Sensitive | None = None
     budget: Budget | None = None

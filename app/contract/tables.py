@@ -168,8 +168,8 @@ class Layer(Base):
     attempt: Mapped[int] = mapped_column(Integer)
     seconds: Mapped[float] = mapped_column(Float)
     report: Mapped[dict[str, Any]]
-    """``{"seconds_by_phase": {...}, "groups": [GroupReport, ...]}``; of a model with several stacks ``"stack"`` and
-    ``"index"`` too."""
+    """``{"seconds_by_phase": {...}, "groups": [GroupReport, ...]}``; of a model with several stacks ``"stack"``,
+    ``"index"`` and ``"part"`` too."""
     files: Mapped[list[dict[str, Any]]]
     """``[{"name", "bytes", "sha256", "key"}]``: ``name`` in the work directory, ``key`` in storage."""
     created_at: Mapped[datetime] = _now()

@@ -22,8 +22,8 @@ JOB_ID = re.compile(r"job_[0-9a-f]{32}")
 
 @dataclass(frozen=True)
 class BlockErrors:
-    """A finished block in figures. ``errors``: stage → mean over its input groups; ``stack`` and ``index`` in it where
-    the model has several stacks."""
+    """A finished block in figures. ``errors``: stage → mean over its input groups; ``stack``, ``index`` in it, and
+    ``part`` behind its blocks, where the model has several stacks."""
 
     block: int
     attempt: int
@@ -31,6 +31,7 @@ class BlockErrors:
     errors: dict[str, float]
     stack: str | None = None
     index: int | None = None
+    part: str | None = None
 
 
 async def get_job(session: AsyncSession, *, tenant: str, job_id: str, lock: bool = False) -> Job:
@@ -72,12 +73,12 @@ async def layers_after(session: AsyncSession, *, job_id: str, block: int, limit:
 async def block_errors(session: AsyncSession, *, job_id: str) -> list[BlockErrors]:
     """Of every finished block, in order. Only the errors leave the database: a whole report is a hundred times more."""
     errors = func.jsonb_path_query_array(Layer.report, cast("$.groups[*].error", JSONPATH))
-    place = (Layer.report["stack"].astext, Layer.report["index"].as_integer())
+    place = (Layer.report["stack"].astext, Layer.report["index"].as_integer(), Layer.report["part"].astext)
     columns = (Layer.block, Layer.attempt, Layer.seconds, errors, *place)
     rows = await session.execute(of_job(Layer, job_id).order_by(Layer.block).with_only_columns(*columns))
     return [
-        BlockErrors(block, attempt, seconds, _means(groups or []), stack, index)
-        for block, attempt, seconds, groups, stack, index in rows
+        BlockErrors(block, attempt, seconds, _means(groups or []), *place)
+        for block, attempt, seconds, groups, *place in rows
     ]
 
 

@@ -178,6 +178,7 @@ class LayerView(BaseModel):
         default=None, description="Where the model has several stacks of blocks: `vision`, `encoder` …"
     )
     index: int | None = Field(default=None, description="Within its stack; null for what lies behind its blocks.")
+    part: str | None = Field(default=None, description="What lies behind them: `merger`, `projector`.")
     attempt: int
     seconds: float
     seconds_by_phase: dict[str, float]
@@ -190,6 +191,7 @@ class LayerView(BaseModel):
             block=layer.block,
             stack=layer.report.get("stack"),
             index=layer.report.get("index"),
+            part=layer.report.get("part"),
             attempt=layer.attempt,
             seconds=layer.seconds,
             seconds_by_phase=layer.report.get("seconds_by_phase", {}),

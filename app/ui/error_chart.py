@@ -80,7 +80,7 @@ def error_chart(blocks: Sequence[BlockErrors], total: int | None) -> Chart | Non
 
 
 def _named(block: BlockErrors) -> str:
-    return block_name(block.block, block.stack, block.index)
+    return block_name(block.block, block.stack, block.index, block.part)
 
 
 def _axis(blocks: Sequence[BlockErrors]) -> str:

@@ -103,11 +103,13 @@ def _end(attempt: AttemptView, done: int) -> str:
             return f"failed {reached}: {reason}"
 
 
-def block_name(block: int | None, stack: str | None = None, index: int | None = None) -> str:
+def block_name(block: int, stack: str | None = None, index: int | None = None, part: str | None = None) -> str:
     """``block 3``, or ``vision block 3`` and ``vision merger`` where the model has several stacks."""
     if stack is None:
         return f"block {block}"
-    return f"{stack} merger" if index is None else f"{stack} block {index}"
+    if index is None:
+        return f"{stack} {part}" if part else f"{stack}, behind its blocks"
+    return f"{stack} block {index}"
 
 
 def event(happened: EventView) -> str:
@@ -124,11 +126,9 @@ def event(happened: EventView) -> str:
         case EventType.BLOCK:
             error = (data.get("error") or {}).get("routed")
             left = f", error {percent(error)}" if error is not None else ""
-            done = f"done in {duration(data.get('seconds'))}{left}"
-            if data.get("stack") is None:
-                return f"Block {data.get('block')} of {data.get('blocks')} {done}"
-            name = block_name(None, data["stack"], data.get("index")).capitalize()
-            return f"{name} ({data.get('block')} of {data.get('blocks')}) {done}"
+            place = (data.get("stack"), data.get("index"), data.get("part"))
+            name = "" if place[0] is None else f", {block_name(data['block'], *place)},"
+            return f"Block {data.get('block')}{name} done in {duration(data.get('seconds'))}{left}"
         case EventType.WARNING:
             return f"Warning: {data.get('message')}"
         case EventType.REQUEUED:

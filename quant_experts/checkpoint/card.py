@@ -43,7 +43,7 @@ IMAGES_AND_TEXT = replace(
 )
 WITH_TOWER = replace(
     IMAGES_AND_TEXT,
-    quantized="The linear layers of the language model and of the vision tower with its merger",
+    quantized="The linear layers of the language model and of the vision tower",
     unchanged="Patch and token embeddings, norms and output head",
 )
 SPEECH = _Kind(
@@ -74,7 +74,7 @@ def model_card(report: QualityReport, spec: QuantizationSpec, *, architecture: s
     sections = [
         _metadata(report, spec, kind),
         f"# {report.model}, {report.scheme} by Quant Experts\n\n{verdict(report)}\n\n"
-        f"{kind.quantized} have {spec.bits.weight_bits}-bit weights and "
+        f"{kind.quantized}{_behind(report)} have {spec.bits.weight_bits}-bit weights and "
         f"{_activations(spec)}. {kind.unchanged} are unchanged. "
         f"Method `{report.method}`: smoothing `{spec.smoothing}`, rounding `{spec.rounding}`, "
         f"reconstruction `{spec.reconstruction}`.",
@@ -89,6 +89,12 @@ def model_card(report: QualityReport, spec: QuantizationSpec, *, architecture: s
     if warnings:
         sections.append("## Warnings of the run\n\n" + "\n".join(f"- {warning}" for warning in dict.fromkeys(warnings)))
     return "\n\n".join(sections) + "\n"
+
+
+def _behind(report: QualityReport) -> str:
+    """What was quantized between the vision tower and the language model."""
+    parts = dict.fromkeys(block.part for block in report.blocks if block.part is not None)
+    return f" with its {' and '.join(parts)}" if parts else ""
 
 
 def _loading(kind: _Kind) -> str:

@@ -107,6 +107,8 @@ class LayerView(View):
     block: int
     stack: str | None = None
     index: int | None = None
+    part: str | None = None
+    """What lies behind the stack's blocks, where ``index`` is None: ``merger``, ``projector``."""
     attempt: int
     seconds: float
     seconds_by_phase: dict[str, float]

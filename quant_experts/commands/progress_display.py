@@ -20,13 +20,15 @@ TITLES: dict[Phase, str] = {
 }
 
 
-def block_title(block: int, blocks: int, stack: str | None, index: int | None) -> str:
+def block_title(block: int, blocks: int, stack: str | None, index: int | None, part: str | None) -> str:
     """``block 3 of 28``; with several stacks also which it is of its own, as ``block 35 of 60 (decoder 3)``. Counted
     from 1, for people."""
     title = f"block {block + 1} of {blocks}"
     if stack is None:
         return title
-    return f"{title} ({stack} merger)" if index is None else f"{title} ({stack} {index + 1})"
+    if index is None:
+        return f"{title} ({stack} {part})" if part else f"{title} ({stack}, behind its blocks)"
+    return f"{title} ({stack} {index + 1})"
 
 
 def say(text: str) -> None:
@@ -60,11 +62,11 @@ class ProgressDisplay(LiveLine):
                 self.plain(TITLES[phase])
             case Advanced(phase, done, total):
                 self.show(TITLES[phase], done=done, total=total, detail=f"{done} of {total}")
-            case GroupFitted(block, blocks, group, stack, index):
+            case GroupFitted(block, blocks, group, stack, index, part):
                 self._errors.append(group.error.routed)
                 short = ".".join(group.name.split(".")[-2:])
                 self.show(
-                    f"{block_title(block, blocks, stack, index)} · {short}",
+                    f"{block_title(block, blocks, stack, index, part)} · {short}",
                     done=self._done,
                     total=blocks,
                     detail=f"error so far {self._mean_error():.3%}{self._time_left(blocks)}",
@@ -83,7 +85,7 @@ class ProgressDisplay(LiveLine):
         else:
             self._seconds.append(event.seconds)
         detail = f"error so far {self._mean_error():.3%}{self._time_left(event.blocks)}"
-        title = block_title(event.block, event.blocks, event.stack, event.index)
+        title = block_title(event.block, event.blocks, event.stack, event.index, event.part)
         self.show(title, done=self._done, total=event.blocks, detail=detail)
         how = "found finished" if event.resumed else f"{event.seconds:.1f} s"
         self.plain(f"{title} · {how} · {detail}")

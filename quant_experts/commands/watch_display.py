@@ -52,7 +52,7 @@ class WatchDisplay(LiveLine):
         left = round((blocks - block) * self._seconds)
         clock = time.strftime("%H:%M:%S", time.gmtime(left)).removeprefix("00:")
         self._step(
-            block_title(block - 1, blocks, data.get("stack"), data.get("index")),
+            block_title(block - 1, blocks, data.get("stack"), data.get("index"), data.get("part")),
             done=block,
             total=blocks,
             detail=f"{seconds:.1f} s{shown} · {clock} left",

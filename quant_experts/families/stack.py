@@ -25,7 +25,7 @@ class Stack:
 
     ``name``: for people. ``layers``: path of the list of blocks, within the module. ``behind``: input groups behind the
     blocks and before the next stack, with parents from the model's root; ``*`` stands for each entry of a list. They
-    are walked as one more block.
+    are walked as one more block, which ``part`` names as the family does: ``merger``, ``projector``.
     ``embeds``: the module's argument that takes the states of the first block; None: they are handed to that block.
     ``read_again``: the model's configuration → numbers of the blocks, other than the last, whose output the module
     reads once more behind its blocks.
@@ -38,6 +38,7 @@ class Stack:
     groups: Groups = DECODER_GROUPS
     layers: str = "layers"
     behind: Groups = ()
+    part: str | None = None
     embeds: str | None = "inputs_embeds"
     read_again: Callable[[Any], tuple[int, ...]] = lambda config: ()
     media: Media | None = None

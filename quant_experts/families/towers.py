@@ -20,6 +20,7 @@ QWEN2_VL = Stack(
     (*QWEN_ATTENTION, ("mlp", "fc1", ("fc1",)), ("mlp", "fc2", ("fc2",))),
     layers="blocks",
     behind=QWEN_MERGER,
+    part="merger",
     embeds=None,
     media="image",
 )
@@ -30,6 +31,7 @@ QWEN2_5_VL = Stack(
     (*QWEN_ATTENTION, ("mlp", "gate_up", ("gate_proj", "up_proj")), ("mlp", "down", ("down_proj",))),
     layers="blocks",
     behind=QWEN_MERGER,
+    part="merger",
     embeds=None,
     media="image",
 )
@@ -52,6 +54,7 @@ QWEN3_VL = Stack(
         (f"{QWEN}.deepstack_merger_list.*", "fc1", ("linear_fc1",)),
         (f"{QWEN}.deepstack_merger_list.*", "fc2", ("linear_fc2",)),
     ),
+    part="merger",
     embeds=None,
     read_again=_deep_stack,
     media="image",
@@ -71,6 +74,7 @@ INTERNVL = Stack(
         ("model.multi_modal_projector", "fc1", ("linear_1",)),
         ("model.multi_modal_projector", "fc2", ("linear_2",)),
     ),
+    part="projector",
     embeds=None,
     media="image",
 )

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 
 from quant_experts.report import BlockReport, GroupReport, QualityReport
 
-BEHIND = "merger"
 LAST = ("language model", "decoder")
 """Names of the stacks that come last in a model."""
 
@@ -39,7 +38,9 @@ def block_label(block: BlockReport) -> str:
     """``3``, or ``vision 3`` and ``vision merger`` where the model has several stacks."""
     if block.stack is None:
         return str(block.block)
-    return f"{block.stack} {BEHIND if block.index is None else block.index}"
+    if block.index is None:
+        return f"{block.stack} {block.part}" if block.part else f"{block.stack}, behind its blocks"
+    return f"{block.stack} {block.index}"
 
 
 def tick_label(block: BlockReport) -> str:

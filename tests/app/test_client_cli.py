@@ -126,12 +126,17 @@ async def test_watch_ends_as_the_job_ends_over_broken_connections(qe: Qe, api: A
 async def test_a_block_is_named_with_its_stack_where_there_are_several(qe: Qe, api: Api) -> None:
     job_id = await submitted(qe)
     api.start(job_id)
-    for block, place in enumerate(({"stack": "vision", "index": 0}, {"stack": "vision", "index": None}, {})):
-        api.append_event(job_id, "job.block", {"block": block, "blocks": 3, "seconds": 1.0, **place})
+    behind = {"stack": "vision", "index": None}
+    places: list[dict[str, Any]] = [{"stack": "vision", "index": 0}, behind | {"part": "projector"}, behind, {}]
+    for block, place in enumerate(places):
+        api.append_event(job_id, "job.block", {"block": block, "blocks": 4, "seconds": 1.0, **place})
     api.end(job_id, "succeeded")
     _, _, err = await qe("watch", job_id)
     titles = [line.split(" · ")[0] for line in err.splitlines() if line.startswith("block")]
-    assert titles == ["block 1 of 3 (vision 1)", "block 2 of 3 (vision merger)", "block 3 of 3"]
+    assert titles == [
+        *("block 1 of 4 (vision 1)", "block 2 of 4 (vision projector)"),
+        *("block 3 of 4 (vision, behind its blocks)", "block 4 of 4"),
+    ]
 
 
 async def test_ctrl_c_leaves_the_job_running_and_says_how_to_come_back(qe: Qe, api: Api) -> None:

@@ -204,12 +204,19 @@ async def test_every_page_has_the_policy_and_nothing_inline(browser: httpx.Async
         assert not re.search(r'(?:src|href)="(?:https?:)?//', response.text)
 
 
-async def test_blocks_of_several_stacks_are_called_by_their_stack(browser: httpx.AsyncClient, api: Api) -> None:
+@pytest.mark.parametrize(
+    ("part", "called"),
+    [("merger", "vision merger"), ("projector", "vision projector"), (None, "vision, behind its blocks")],
+)
+async def test_blocks_of_several_stacks_are_called_by_their_stack(
+    browser: httpx.AsyncClient, api: Api, part: str | None, called: str
+) -> None:
+    """A worker of an earlier version does not say what lies behind the blocks."""
     job = (await api.create_job())["id"]
     api.start(job)
     places: list[dict[str, Any]] = [
         {"stack": "vision", "index": 0},
-        {"stack": "vision", "index": None},
+        {"stack": "vision", "index": None} | ({"part": part} if part else {}),
         {"stack": "language model", "index": 0},
     ]
     for block, place in enumerate(places):
@@ -220,12 +227,15 @@ async def test_blocks_of_several_stacks_are_called_by_their_stack(browser: httpx
         )
         happened = {"block": block, "blocks": 3, "seconds": 2.0, "error": {"routed": 0.05}, **place}
         api.append_event(job, "job.block", happened)
-    await sign_in(browser, BOOTSTRAP_KEY)
+        if block == 1:
+            api.execute("UPDATE jobs SET blocks_done = 2, blocks_total = 3 WHERE id = %s", [job])
+            await sign_in(browser, BOOTSTRAP_KEY)
+            assert f"2 of 3 blocks, the last one {called}<" in (await browser.get(f"/jobs/{job}")).text
     page = (await browser.get(f"/jobs/{job}")).text
     assert "block (vision 0–1, language model 2)" in page
-    for number, name in enumerate(("vision block 0", "vision merger", "language model block 0")):
+    for number, name in enumerate(("vision block 0", called, "language model block 0")):
         assert f"<title>{name}, + routed experts: 5 %</title>" in page
-        assert f"{name.capitalize()} ({number} of 3)" in page
+        assert f"Block {number}, {name}, done in 2.0 seconds, error 5 %" in page
     assert "decoder block" not in page
 
 

@@ -85,11 +85,11 @@ async def test_from_first_sight_to_a_watched_and_downloaded_job(dashboard: Dashb
         await when(stage, "at-1")
         dots = page.locator(".chart .routed circle")
         await expect(dots).to_have_count(1)
-        await expect(page.locator("[data-part=state]")).to_contain_text("Block 1 of 4")
+        await expect(page.locator("[data-part=state]")).to_contain_text("1 of 4 blocks")
         (stage / "hold-1").unlink()
         await expect(dots).to_have_count(3)
         assert await page.locator(".chart g").count() == 3  # base, + shared, + routed
-        await expect(page.locator("#announcer")).to_have_text("running, block 3 of 4")
+        await expect(page.locator("#announcer")).to_have_text("running, 3 of 4 blocks")
         (stage / "hold-3").unlink()
         await expect(page.locator("[data-part=state] .pill").first).to_have_text("succeeded")
 

@@ -321,6 +321,7 @@ def test_blocks_of_several_stacks_are_told_apart() -> None:
             update={
                 "stack": stack,
                 "index": index,
+                "part": "projector" if (stack, index) == ("vision", None) else None,
                 "groups": [
                     group.model_copy(update={"name": f"model.visual.blocks.{index}.{group.layers[0]}"})
                     for group in block.groups
@@ -335,7 +336,7 @@ def test_blocks_of_several_stacks_are_told_apart() -> None:
     chart = error_chart(report)
     assert [label for _, label in chart.ticks] == ["v0", "v1", "v+", "0", "1"]
     assert chart.x_label == "block (v0, v1 …: vision)"
-    assert "block vision merger, " in chart.curves[0].dots[2].label
+    assert "block vision projector, " in chart.curves[0].dots[2].label
     usage = usage_chart(report)
     assert usage is not None
     assert usage.heats[0].kind.startswith("vision ")

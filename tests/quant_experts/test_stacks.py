@@ -219,6 +219,8 @@ def test_it_does_so_in_internvl_with_a_budget_that_is_filled_over_all_stacks(tmp
     assert size is not None
     assert mixed is not None
     assert 5.5 < size.effective_bits <= 6.5
+    assert [block.part for block in source.report.blocks if block.index is None] == ["projector"]
+    assert "the vision tower with its projector have" in (source.output / "README.md").read_text()
     raised = {block.stack for block in source.report.blocks for group in block.groups if group.name in mixed.groups}
     assert raised == {"vision", "language model"}
 
@@ -226,6 +228,7 @@ def test_it_does_so_in_internvl_with_a_budget_that_is_filled_over_all_stacks(tmp
 def test_blocks_are_numbered_through_and_named_by_stack(tower: Undisturbed) -> None:
     named = [(block.block, block.stack, block.index) for block in tower.report.blocks]
     assert named == [(0, "vision", 0), (1, "vision", 1), (2, "vision", None), (3, "language model", 0)]
+    assert [block.part for block in tower.report.blocks] == [None, None, "merger", None]
     merger = [group.name.removeprefix("model.visual.") for group in tower.report.blocks[2].groups]
     assert merger == [
         *("merger.fc1", "merger.fc2", "deepstack_merger_list.0.fc1", "deepstack_merger_list.1.fc1"),

@@ -6,7 +6,7 @@ The directory STAGE directs it, so that a test can wait for a moment and act in 
 ``pid`` is written by the runner · ``at-N`` says that block N is about to begin · while ``hold-N`` exists it waits
 there · ``crash-N`` is removed and answered with SIGKILL to itself · ``fail``, ``garbage``, ``noise``, ``environment``,
 ``job``, ``child`` are seen at the start · while ``deaf`` exists a request to stop is not heard · ``pace`` holds the
-seconds that a block takes. A job whose split is ``poison`` kills it each time.
+seconds that a block takes · with ``stacks`` the blocks are of two. A job whose split is ``poison`` kills it each time.
 """
 
 from __future__ import annotations
@@ -24,6 +24,12 @@ from pathlib import Path
 from worker import protocol
 
 BLOCKS = 4
+STACKS = [
+    {"stack": "vision", "index": 0},
+    {"stack": "vision", "part": "projector"},
+    {"stack": "language model", "index": 0},
+    {"stack": "language model", "index": 1},
+]
 heard = b""
 closed = False
 
@@ -98,6 +104,7 @@ def main(stage: Path, job_file: Path) -> None:
                 files=[described(path, work) for path in files],
                 superseded=[f"chain/{block - 2:05}.bin"] if block >= 2 else [],
                 resumed=resuming,
+                **(STACKS[block] if (stage / "stacks").exists() else {}),
             )
         )
         wait_kept(block)

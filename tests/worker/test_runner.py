@@ -36,6 +36,7 @@ EVENTS: list[progress.Event] = [
     progress.GroupFitted(0, 4, GROUP),
     progress.BlockFinished(0, 4, 1.5, {"fit": 1.0}, (GROUP,), (FILE,), ("chain/old",)),
     progress.BlockFinished(1, 4, 1.5, {}, (GROUP,), (FILE,), stack="vision", index=1),
+    progress.BlockFinished(2, 4, 1.5, {}, (GROUP,), (FILE,), stack="vision", part="projector"),
     progress.Warned("careful"),
     progress.Finished(Path("/out"), (FILE,)),
 ]
@@ -50,6 +51,10 @@ def test_every_event_of_the_library_crosses_the_channel_unchanged() -> None:
         received = protocol.decode(sent.rstrip(b"\n"))
         assert type(received) is type(line)
         assert received.model_dump_json() == line.model_dump_json()
+        if isinstance(event, progress.BlockFinished):
+            assert isinstance(received, protocol.BlockLine)
+            place = (received.stack, received.index, received.part)
+            assert place == (event.stack, event.index, event.part)
 
 
 def test_a_figure_that_is_not_finite_arrives_as_null() -> None:

@@ -83,6 +83,18 @@ def test_without_limits_there_is_no_verdict_and_the_summary_has_the_headline_fig
     assert [job["summary"][name] for name in figures] == [0.5, "thin", "keeps_looking", 0.9]
 
 
+def test_blocks_of_several_stacks_are_told_with_their_place(workshop: Workshop) -> None:
+    workshop.direct("stacks")
+    job_id = workshop.add_job()
+    work(workshop.hands())
+    told = [event["data"] for event in workshop.events(job_id) if event["type"] == "job.block"]
+    with workshop.connect() as connection:
+        kept = [row["report"] for row in connection.execute("SELECT report FROM layers ORDER BY block")]
+    for blocks in (told, kept):
+        places = [(block["stack"], block["index"], block["part"]) for block in blocks]
+        assert places[:3] == [("vision", 0, None), ("vision", None, "projector"), ("language model", 0, None)]
+
+
 def test_the_runner_is_told_the_target_and_the_limits(workshop: Workshop) -> None:
     (workshop.stage / "job").touch()
     workshop.add_job(scheme="auto", target={"max_bytes": 10**6}, accept_if={"min_top1_agreement": 0.9})
