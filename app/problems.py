@@ -74,6 +74,7 @@ DATASET_NOT_FOUND = ProblemType("dataset-not-found", 422, "The dataset does not 
 DATASET_EXPIRED = ProblemType("dataset-expired", 422, "The dataset has expired")
 WEBHOOK_URL_REFUSED = ProblemType("webhook-url-refused", 422, "Nothing is sent to such a URL")
 MODEL_NOT_FOUND = ProblemType("model-not-found", 422, "The local model does not exist")
+INVALID_MODEL = ProblemType("invalid-model", 422, "The model cannot be read")
 PLAN_NOT_FOUND = ProblemType("plan-not-found", 422, "There is no such plan, or it is older than 24 hours")
 PLAN_MISMATCH = ProblemType("plan-mismatch", 422, "The body is not the one that was planned")
 PLAN_REFUSED = ProblemType("plan-refused", 422, "The plan says that the job would be refused")

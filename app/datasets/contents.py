@@ -1,12 +1,10 @@
-"""Looking into a dataset: its rows with their images and audio set apart, and figures over all of them.
+"""Looking into a dataset: its rows with their images and audio set apart.
 
 Nothing is decoded here: format and size are read from the first bytes, and the bytes go out as they came in.
 """
 
 from __future__ import annotations
 
-import statistics
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -58,29 +56,6 @@ class Row:
         return sum(len(part["text"]) for part in parts if part["type"] == "text")
 
 
-@dataclass(frozen=True)
-class Spread:
-    least: float
-    median: float
-    most: float
-
-    @classmethod
-    def of(cls, values: list[int]) -> Spread | None:
-        return cls(min(values), statistics.median(values), max(values)) if values else None
-
-
-@dataclass(frozen=True)
-class Figures:
-    rows: int
-    rows_with_images: int
-    images: int
-    image_formats: dict[str, int]
-    image_pixels: Spread | None
-    image_bytes: Spread | None
-    characters: Spread | None
-    roles: dict[str, int]
-
-
 def page(path: Path, settings: Settings, *, after: int, limit: int) -> list[Row]:
     """Rows whose number is greater than ``after``."""
     later = (_row(number, row, settings) for number, row in rows_of(path, settings) if number > after)
@@ -99,31 +74,8 @@ def audio_of(path: Path, settings: Settings, *, number: int, index: int) -> Audi
     return row.audio[index] if row is not None and index < len(row.audio) else None
 
 
-def figures(path: Path, settings: Settings) -> Figures:
-    """One pass; of an image only its size is kept."""
-    formats, roles = Counter[str](), Counter[str]()
-    pixels, sizes, characters, with_images = list[int](), list[int](), list[int](), 0
-    for row in _rows(path, settings):
-        characters.append(row.characters)
-        with_images += bool(row.images)
-        roles.update(str(message["role"]) for message in row.messages)
-        for image in row.images:
-            sizes.append(image.size)
-            formats[image.header.format] += 1
-            pixels.append(image.header.width * image.header.height)
-    return Figures(
-        rows=len(characters),
-        rows_with_images=with_images,
-        images=len(sizes),
-        image_formats=dict(formats),
-        image_pixels=Spread.of(pixels),
-        image_bytes=Spread.of(sizes),
-        characters=Spread.of(characters),
-        roles=dict(roles),
-    )
-
-
-def _rows(path: Path, settings: Settings) -> Iterator[Row]:
+def all_rows(path: Path, settings: Settings) -> Iterator[Row]:
+    """One at a time, of images and audio their headers alone."""
     for number, row in rows_of(path, settings):
         yield _row(number, row, settings)
 

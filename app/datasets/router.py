@@ -13,6 +13,7 @@ from app import problems
 from app.artifacts import ranges
 from app.artifacts.sending import FOREVER, decide
 from app.auth import Caller
+from app.contract.spec import ModelId, ModelRef, Revision
 from app.contract.tables import Dataset
 from app.datasets import contents, service
 from app.datasets.schemas import DatasetChanges, DatasetQuery, DatasetView, FiguresView, RowPage, RowView
@@ -222,18 +223,31 @@ async def audio(
     return answer if isinstance(answer, Response) else answer.response(request, parts.storage, media_type=WAV)
 
 
-@router.get("/{dataset_id}/statistics", responses=documented(problems.NOT_FOUND, problems.OBJECT_MISSING))
-async def statistics(dataset_id: str, caller: DatasetsReader, session: SessionDep, parts: ServiceDep) -> FiguresView:
-    """How many rows and images, how large, how long; one pass over the file."""
-    found = await service.look_into(
+@router.get(
+    "/{dataset_id}/statistics",
+    responses=documented(problems.NOT_FOUND, problems.OBJECT_MISSING, problems.INVALID_MODEL, problems.HUB_UNAVAILABLE),
+)
+async def statistics(
+    dataset_id: str,
+    caller: DatasetsReader,
+    session: SessionDep,
+    parts: ServiceDep,
+    model: Annotated[
+        ModelId | None,
+        Query(description="Count its tokens: a hub id, or `local/<directory>`. Without it they are estimated."),
+    ] = None,
+    revision: Annotated[Revision | None, Query(description="Branch, tag or commit of a hub model.")] = None,
+) -> FiguresView:
+    """How many rows, images and sounds, how large, how long, and how many tokens; one pass over the file."""
+    found, files = await service.statistics_of(
         session,
-        lambda path: contents.figures(path, parts.settings),
         tenant=caller.tenant,
         dataset_id=dataset_id,
+        model=ModelRef(id=model, revision=revision) if model is not None else None,
         storage=parts.storage,
         settings=parts.settings,
     )
-    return FiguresView.of(found)
+    return FiguresView.of(found, model=model, commit=files.commit if files is not None else None)
 
 
 @router.delete("/{dataset_id}", status_code=204, responses=documented(problems.NOT_FOUND, problems.DATASET_IN_USE))

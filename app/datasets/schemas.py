@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.contract.tables import Dataset
-from app.datasets.contents import Figures, Row
+from app.datasets.contents import Row
 from app.datasets.expiry import State, state_of
+from app.datasets.figures import Figures, TokenFigures
 from app.moments import Moment
 from app.paging import PageQuery
 
@@ -110,18 +111,65 @@ class SpreadView(BaseModel):
     most: float
 
 
+class TotalView(SpreadView):
+    total: float
+
+
+class TokensView(BaseModel):
+    """Tokens of the rows as a job of the model would have them, before images are made smaller to fit."""
+
+    model: str | None = Field(description="Whose tokens they are; null: an estimate for no model in particular.")
+    commit: str | None = Field(description="That was read, of a hub model.")
+    rows: int = Field(description="That were counted: all, unless they hold very much text.")
+    row: TotalView | None = Field(description="Of one row, text and images together.")
+    text: TotalView | None = Field(description="Of one row's texts, with what the chat template writes around them.")
+    image: TotalView | None = Field(description="Of one row's images together; null where no row has one.")
+    text_by: Literal["tokenizer", "estimate"] = Field(
+        description="The model's own tokenizer.json, or 3.6 characters to a token."
+    )
+    images_by: Literal["processor", "estimate"] = Field(
+        description="The exact arithmetic of the model's image processor, or that of Qwen2-VL."
+    )
+    turns_by: Literal["template", "assumed", "none"] = Field(
+        description="What the chat template writes around each message: its style is known, and the numbers are those "
+        "of the template; or it is not, and 5 tokens are assumed for a message; or the model has no template."
+    )
+    limit: int = Field(description="Tokens that a job takes of one row.")
+    rows_over: int = Field(description="Longer than `limit`: their images are made smaller, or they are passed over.")
+    note: str | None = Field(description="What keeps the numbers from being exact, or the rows from being used.")
+
+    @classmethod
+    def of(cls, figures: TokenFigures, *, model: str | None, commit: str | None) -> TokensView:
+        return cls.model_validate(
+            {
+                **{name: value for name, value in vars(figures).items() if name in cls.model_fields},
+                "model": model,
+                "commit": commit,
+                "text_by": "tokenizer" if figures.text_counted else "estimate",
+                "images_by": "processor" if figures.images_exact else "estimate",
+            },
+            from_attributes=True,
+        )
+
+
 class FiguresView(BaseModel):
-    """Of all rows. Characters, because what a token is depends on the model."""
+    """Of all rows."""
 
     rows: int
+    rows_text_only: int
     rows_with_images: int
+    rows_with_audio: int = Field(description="A row may have images and audio.")
     images: int
     image_formats: dict[str, int]
     image_pixels: SpreadView | None = Field(description="Width times height.")
     image_bytes: SpreadView | None
+    audio: int = Field(description="Files.")
+    audio_seconds: TotalView | None = Field(description="Of one file; only of those that say how long they are.")
     characters: SpreadView | None = Field(description="Of text in one row.")
     roles: dict[str, int] = Field(description="Messages by role.")
+    tokens: TokensView
 
     @classmethod
-    def of(cls, figures: Figures) -> FiguresView:
-        return cls.model_validate(figures, from_attributes=True)
+    def of(cls, figures: Figures, *, model: str | None = None, commit: str | None = None) -> FiguresView:
+        tokens = TokensView.of(figures.tokens, model=model, commit=commit)
+        return cls.model_validate({**vars(figures), "tokens": tokens}, from_attributes=True)

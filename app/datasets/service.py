@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
@@ -15,16 +15,21 @@ from app import problems
 from app.audit.service import Action, note
 from app.contract.crash_points import reach
 from app.contract.ids import new_id
+from app.contract.spec import ModelRef
 from app.contract.tables import Dataset
 from app.datasets.expiry import still_to_come, what_is_wrong
+from app.datasets.figures import Figures, figures
 from app.datasets.upload import Upload, draft
 from app.datasets.validation import InvalidRows, validate
 from app.jobs.queries import jobs_needing
+from app.plans.inputs import aside, read_text_files
 from app.problems import Problem
 from app.quotas import StorageMeter, room_of
 from app.settings import Settings
 from app.storage import ObjectMissing, Storage
 from app.tenancy import owned
+from planning.errors import HubUnavailable, Unreadable
+from planning.text_files import TextFiles
 
 Found = TypeVar("Found")
 DATASET_ID = re.compile(r"ds_[0-9a-f]{32}")
@@ -49,8 +54,10 @@ async def look_into(
     dataset_id: str,
     storage: Storage,
     settings: Settings,
+    within: Callable[[Callable[[], Found]], Awaitable[Found]] = asyncio.to_thread,
 ) -> Found:
-    """What ``look`` finds in the dataset's file, in a thread. Raises Problem 404, or 500 when its bytes are gone."""
+    """What ``look`` finds in the dataset's file, in a thread. ``within``: what runs it there. Raises Problem 404, or
+    500 when its bytes are gone."""
     dataset = await get_dataset(session, tenant=tenant, dataset_id=dataset_id)
     wrong = what_is_wrong(dataset)
     if wrong is not None or dataset.key is None:
@@ -63,9 +70,46 @@ async def look_into(
             return look(path)
 
     try:
-        return await asyncio.to_thread(looking)
+        return await within(looking)
     except (ObjectMissing, InvalidRows) as error:
         raise Problem(problems.OBJECT_MISSING, f"the rows of {dataset_id} are not as they were uploaded") from error
+
+
+async def statistics_of(
+    session: AsyncSession,
+    *,
+    tenant: str,
+    dataset_id: str,
+    model: ModelRef | None,
+    storage: Storage,
+    settings: Settings,
+) -> tuple[Figures, TextFiles | None]:
+    """Figures over all rows, and the files of ``model`` that its tokens were counted by.
+
+    Raises Problem: 422 for a model that cannot be read, or whose tokenizer cannot be used; 503 when the hub does not
+    answer.
+    """
+    await get_dataset(session, tenant=tenant, dataset_id=dataset_id)
+    files: TextFiles | None = None
+    try:
+        if model is not None:
+            files = await aside(lambda: read_text_files(model, settings))
+            if files is None:
+                raise Problem(problems.INVALID_MODEL, f"{model.id} is where the workers are, and cannot be read here")
+        found = await look_into(
+            session,
+            lambda path: figures(path, settings, files=files),
+            tenant=tenant,
+            dataset_id=dataset_id,
+            storage=storage,
+            settings=settings,
+            within=asyncio.to_thread if model is None else aside,
+        )
+    except Unreadable as error:
+        raise Problem(problems.INVALID_MODEL, str(error)) from None
+    except HubUnavailable as error:
+        raise Problem(problems.HUB_UNAVAILABLE, str(error), headers={"Retry-After": "10"}) from None
+    return found, files
 
 
 async def keep_upload(

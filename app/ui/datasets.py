@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
+from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import problems
 from app.auth import Scope
+from app.contract.spec import ModelRef
 from app.datasets import router as api
-from app.datasets.schemas import DatasetChanges, DatasetQuery, DatasetView
+from app.datasets.schemas import DatasetChanges, DatasetQuery, DatasetView, FiguresView
 from app.deps import Service, ServiceDep, SessionDep
 from app.problems import Problem
 from app.ui import forms, keeping
@@ -61,9 +63,10 @@ async def dataset(
     session: SessionDep,
     parts: ServiceDep,
     after: Annotated[int, Query(ge=0, le=10**9)] = 0,
+    model: Annotated[str, Query(max_length=200)] = "",
 ) -> Response:
-    """Its rows with their images, ten at a time, and figures over all of them."""
-    return await _one(request, dataset_id, visitor, session, parts, after=after)
+    """Its rows with their images, ten at a time, and figures over all of them. ``model``: whose tokens are counted."""
+    return await _one(request, dataset_id, visitor, session, parts, after=after, model=model.strip())
 
 
 @router.post("/datasets/{dataset_id}/keep")
@@ -134,20 +137,38 @@ async def _one(
     parts: Service,
     *,
     after: int = 0,
+    model: str = "",
     values: Mapping[str, str] | None = None,
     wrong: Mapping[str, str] | None = None,
 ) -> Response:
     view = await api.get(dataset_id, visitor.caller, session)
-    shown: dict[str, Any] = {"rows": None, "figures": None, "after": after}
+    shown: dict[str, Any] = {"rows": None, "figures": None, "after": after, "model": model, "unread": None}
     try:
         shown["rows"] = await api.rows(dataset_id, visitor.caller, session, parts, after=after, limit=ROWS)
-        shown["figures"] = await api.statistics(dataset_id, visitor.caller, session, parts)
+        shown["figures"] = await _figures(dataset_id, visitor, session, parts, model, shown)
     except Problem as problem:
         shown["gone"] = problem.detail
     return render(
         request, "dataset.html", visitor, status=422 if wrong else 200, dataset=view, wrong=wrong or {},
         values=values or keeping.values_until(view.expires_at), **shown,
     )  # fmt: skip
+
+
+async def _figures(
+    dataset_id: str, visitor: Visitor, session: AsyncSession, parts: Service, model: str, shown: dict[str, Any]
+) -> FiguresView:
+    """Those of any model where ``model`` cannot be read; ``shown`` is told why."""
+    if model:
+        try:
+            named = ModelRef(id=model)
+            return await api.statistics(dataset_id, visitor.caller, session, parts, model=named.id)
+        except ValidationError:
+            shown["unread"] = f"{model} is no model id: write owner/name, or local/name for a model of the service."
+        except Problem as problem:
+            if problem.kind not in (problems.INVALID_MODEL, problems.HUB_UNAVAILABLE):
+                raise
+            shown["unread"] = problem.detail
+    return await api.statistics(dataset_id, visitor.caller, session, parts)
 
 
 async def _page(

@@ -20,6 +20,8 @@ T = TypeVar("T")
 View = TypeVar("View")
 SECONDS_OF_CHECKING = 900.0
 """Before the answer to an upload the service reads every row."""
+SECONDS_OF_COUNTING = 180.0
+"""Of a model's tokens, in all rows of a dataset."""
 Params = list[tuple[str, str | int | float | bool | None]]
 
 
@@ -236,8 +238,17 @@ def dataset_audio(dataset_id: str, row: int, index: int) -> Call[bytes]:
     return Call("GET", f"{_dataset(dataset_id)}/rows/{row}/audio/{index}", lambda response: response.content)
 
 
-def dataset_statistics(dataset_id: str) -> Call[views.FiguresView]:
-    return Call("GET", f"{_dataset(dataset_id)}/statistics", _as(views.FiguresView))
+def dataset_statistics(
+    dataset_id: str, *, model: str | None = None, revision: str | None = None
+) -> Call[views.FiguresView]:
+    params: Params = list(_given(model=model, revision=revision).items())
+    return Call(
+        "GET",
+        f"{_dataset(dataset_id)}/statistics",
+        _as(views.FiguresView),
+        params=params,
+        seconds=SECONDS_OF_COUNTING,
+    )
 
 
 def delete_dataset(dataset_id: str) -> Call[None]:

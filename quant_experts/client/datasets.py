@@ -80,9 +80,15 @@ class DatasetOperations(Operations):
         return self._send(calls.dataset_audio(dataset_id, row, index))
 
     @operation
-    def statistics(self, dataset_id: str) -> Steps[FiguresView]:
-        """How many rows and images, how large, how long."""
-        return self._send(calls.dataset_statistics(dataset_id))
+    def statistics(
+        self, dataset_id: str, *, model: str | None = None, revision: str | None = None
+    ) -> Steps[FiguresView]:
+        """How many rows, images and sounds, how large, how long, and how many tokens: those of ``model``, a hub id or
+        ``local/<directory>`` of the service, else an estimate.
+
+        Raises InvalidRequest for a model that cannot be read.
+        """
+        return self._send(calls.dataset_statistics(dataset_id, model=model, revision=revision))
 
     @operation
     def change(self, dataset_id: str, *, expires_at: datetime | None) -> Steps[DatasetView]:

@@ -222,11 +222,40 @@ class SpreadView(View):
     most: float
 
 
+class TotalView(SpreadView):
+    total: float
+
+
+class TokensView(View):
+    """Tokens of a dataset's rows. ``model``: whose they are, None for an estimate; ``text_by``, ``images_by``,
+    ``turns_by``: how text, images and what the chat template writes around messages are known."""
+
+    model: str | None
+    commit: str | None = None
+    rows: int
+    row: TotalView | None
+    text: TotalView | None
+    image: TotalView | None
+    text_by: str
+    images_by: str
+    turns_by: str
+    limit: int
+    rows_over: int
+    """Longer than ``limit``, which is what a job takes of one row."""
+    note: str | None
+
+
 class FiguresView(View):
     """Of all rows of a dataset."""
 
     rows: int
     rows_with_images: int
+    rows_text_only: int = 0
+    rows_with_audio: int = 0
+    audio: int = 0
+    audio_seconds: TotalView | None = None
+    tokens: TokensView | None = None
+    """None of a service that does not say."""
     images: int
     image_formats: dict[str, int]
     image_pixels: SpreadView | None

@@ -14,6 +14,7 @@ from quant_experts.commands.dates import in_days
 from quant_experts.commands.job_options import uploaded
 from quant_experts.commands.service_client import connected, json_option, print_json, print_rows, url_option
 from quant_experts.commands.spec_options import Bytes, Finite
+from quant_experts.commands.token_table import token_lines
 
 
 @click.group("datasets", short_help="Upload, list, show and remove calibration rows.")
@@ -84,13 +85,17 @@ def list_datasets(*, limit: int, as_json: bool, url: str | None) -> None:
 @command.command("show", short_help="Figures of a dataset, and its first rows.")
 @click.argument("dataset_id", metavar="DATASET")
 @click.option("--rows", "count", type=click.IntRange(0, 1000), default=3, show_default=True, metavar="N")
+@click.option("--model", metavar="ID", help="Count its tokens: a hub id, or local/NAME.  [default: an estimate]")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub model.")
 @json_option("The dataset with its figures and rows as one JSON object on stdout.")
 @url_option
-def show(*, dataset_id: str, count: int, as_json: bool, url: str | None) -> None:
-    """Figures of DATASET, and its first rows as they were uploaded."""
+def show(
+    *, dataset_id: str, count: int, model: str | None, revision: str | None, as_json: bool, url: str | None
+) -> None:
+    """Figures of DATASET, how many tokens MODEL makes of it, and its first rows as they were uploaded."""
     with connected(url) as client:
         dataset = client.datasets.get(dataset_id)
-        figures = client.datasets.statistics(dataset_id)
+        figures = client.datasets.statistics(dataset_id, model=model, revision=revision)
         rows = list(islice(client.datasets.rows(dataset_id), count)) if count else []
     if as_json:
         shown = {
@@ -102,6 +107,9 @@ def show(*, dataset_id: str, count: int, as_json: bool, url: str | None) -> None
         return
     for title, value in _lines(dataset, figures).items():
         click.echo(f"{title:<12} {value}")
+    if figures.tokens is not None:
+        for line in token_lines(figures.tokens):
+            click.echo(line)
     for row in rows:
         sizes = "".join(f" [{image.format} {image.width}×{image.height}]" for image in row.images)
         click.echo(f"row {row.number}:{sizes}")
@@ -142,8 +150,10 @@ def _lines(dataset: DatasetView, figures: FiguresView) -> dict[str, str]:
         "dataset": dataset.id,
         "name": dataset.name or "",
         "format": f"{dataset.format}, {dataset.bytes:,} bytes",
-        "rows": f"{figures.rows:,}, {figures.rows_with_images:,} with images",
+        "rows": f"{figures.rows:,}, {figures.rows_with_images:,} with images"
+        + (f", {figures.rows_with_audio:,} with audio" if figures.rows_with_audio else ""),
         "images": ", ".join(f"{count:,} {kind}" for kind, count in figures.image_formats.items()),
+        "audio": _audio(figures),
         "expires": dataset.expires_at.isoformat(timespec="seconds") if dataset.expires_at else "",
         "sha256": dataset.sha256,
     }
@@ -154,6 +164,13 @@ def _lines(dataset: DatasetView, figures: FiguresView) -> dict[str, str]:
         if spread is not None:
             lines[title] = f"{spread.least:,.0f} to {spread.most:,.0f} {unit}, median {spread.median:,.0f}"
     return {title: value for title, value in lines.items() if value}
+
+
+def _audio(figures: FiguresView) -> str:
+    seconds = figures.audio_seconds
+    if seconds is None:
+        return f"{figures.audio:,} files" if figures.audio else ""
+    return f"{figures.audio:,} files, {seconds.total:,.1f} seconds, {seconds.least:,.1f} to {seconds.most:,.1f} each"
 
 
 def _text(content: object) -> str:

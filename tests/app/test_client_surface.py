@@ -250,7 +250,9 @@ async def test_bad_rows_of_a_large_file_are_named(client: Client, rows: Path) ->
     assert refused.value.errors[0].row == 21
 
 
-async def test_a_dataset_shows_its_rows_images_and_figures(client: Client, rows: Path) -> None:
+async def test_a_dataset_shows_its_rows_images_and_figures(client: Client, settings: Settings, rows: Path) -> None:
+    assert settings.model_root is not None
+    make_model("qwen2_vl", settings.model_root / "small", blocks=1)
     tomorrow = datetime.now(UTC) + timedelta(days=1)
     dataset = await run(client.datasets.upload, rows, expires_at=tomorrow)
     assert dataset.expires_at == tomorrow
@@ -268,6 +270,13 @@ async def test_a_dataset_shows_its_rows_images_and_figures(client: Client, rows:
     assert await run(client.datasets.audio, sound.id, 1, 0) == wav(seconds=0.5)
     figures = await run(client.datasets.statistics, dataset.id)
     assert (figures.rows, figures.images, figures.image_formats) == (20, 20, {"PNG": 20})
+    assert figures.tokens is not None
+    assert (figures.tokens.model, figures.tokens.text_by) == (None, "estimate")
+    counted = (await run(client.datasets.statistics, dataset.id, model="local/small")).tokens
+    assert counted is not None
+    assert (counted.text_by, counted.images_by, counted.rows) == ("tokenizer", "processor", 20)
+    with pytest.raises(InvalidRequest, match="absent"):
+        await run(client.datasets.statistics, dataset.id, model="local/absent")
 
 
 async def test_usage_says_what_was_done_and_is_stored(client: Client, rows: Path) -> None:

@@ -119,17 +119,22 @@ async def test_figures_are_of_all_rows_and_parquet_on_an_object_store_is_the_sam
     ]
     expected = {
         "rows": 39,
+        "rows_text_only": 0,
         "rows_with_images": 39,
+        "rows_with_audio": 0,
         "images": 39,
         "image_formats": {"PNG": 39},
         "image_pixels": {"least": 200, "median": 200, "most": 200},
         "image_bytes": {"least": len(PNG), "median": len(PNG), "most": len(PNG)},
+        "audio": 0,
+        "audio_seconds": None,
         "characters": {"least": 1, "median": 20, "most": 39},
         "roles": {"user": 39},
     }
     async with started(settings.model_copy(update={"storage_url": object_store.bucket()})) as api:
         url = await dataset_of(api, parquet(rows))
-        assert ok(await api.client.get(f"{url}/statistics")) == expected
+        found = ok(await api.client.get(f"{url}/statistics"))
+        assert {name: value for name, value in found.items() if name != "tokens"} == expected
         page = ok(await api.client.get(f"{url}/rows?after=20&limit=1"))
         assert (await api.client.get(page["data"][0]["images"][0]["url"])).content == PNG
 

@@ -13,6 +13,7 @@ from tests.app.test_audio_headers import wav
 from tests.app.test_datasets import data_uri, jsonl, picture, row
 from tests.browser.dashboard import Dashboard, opened
 from tests.browser.looks import assert_accessible
+from tests.models import make_model
 
 
 async def test_rows_are_shown_with_their_images_and_figures(dashboard: Dashboard, api: Api) -> None:
@@ -23,7 +24,7 @@ async def test_rows_are_shown_with_their_images_and_figures(dashboard: Dashboard
     await dashboard.open("/datasets")
     await page.get_by_role("link", name="r.jsonl").click()
     statistics = page.get_by_role("region", name="Statistics")
-    await expect(statistics).to_contain_text("1 with images, 11 without")
+    await expect(statistics).to_contain_text("1 with images, 11 of text alone")
     await expect(statistics).to_contain_text("1 PNG")
     await expect(page.get_by_text("<b>What</b> is it?").first).to_be_visible()
     image = page.get_by_role("img", name="Image 1 of row 1")
@@ -35,6 +36,30 @@ async def test_rows_are_shown_with_their_images_and_figures(dashboard: Dashboard
     await dashboard.open(f"/datasets/{made}")
     await expect(page.get_by_text("expired 1 hour ago")).to_be_visible()
     assert await page.get_by_role("link", name="Start a job with it").count() == 0
+
+
+async def test_tokens_are_shown_as_a_model_counts_them(dashboard: Dashboard, api: Api) -> None:
+    page = dashboard.page
+    assert api.settings.model_root is not None
+    make_model("qwen2_vl", api.settings.model_root / "counts", blocks=1)
+    rows = [row(data_uri(picture(size=(84, 84)))), *(row(text=f"text {n}") for n in range(11))]
+    made = ok(await api.client.post("/v1/datasets", files={"file": ("r.jsonl", jsonl(*rows))}), 201)["id"]
+    await dashboard.open(f"/datasets/{made}")
+    statistics = page.get_by_role("region", name="Statistics")
+    await expect(statistics).to_contain_text("estimated from the number of characters")
+    await page.get_by_label("As a model counts them").fill("local/counts")
+    await page.get_by_role("button", name="Count").click()
+    await expect(statistics).to_contain_text("counted by the model's tokenizer")
+    await expect(statistics.get_by_role("row", name="Images")).to_contain_text("as the model's processor cuts them")
+    await expect(statistics).to_contain_text("No row is longer than the 2,048 tokens")
+    await assert_accessible(page)
+    await page.get_by_role("link", name="Next rows").click()
+    await expect(page.get_by_label("As a model counts them")).to_have_value("local/counts")
+    for wrong, words in (("local/absent", "no directory 'absent'"), ("a b", "a b is no model id")):
+        await page.get_by_label("As a model counts them").fill(wrong)
+        await page.get_by_role("button", name="Count").click()
+        await expect(page.get_by_role("alert")).to_contain_text(words)
+        await expect(statistics).to_contain_text("estimated from the number of characters")
 
 
 async def test_audio_of_a_row_can_be_played(dashboard: Dashboard, api: Api) -> None:

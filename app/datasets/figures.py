@@ -1,0 +1,149 @@
+"""Figures over all rows of a dataset: how many, of what, how large, and how many tokens a model makes of them."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.datasets.contents import Row, all_rows
+from app.settings import Settings
+from planning.row_tokens import MOST_CHARACTERS, Counted, RowCounting, TurnsBy
+from planning.text_files import TextFiles
+
+NO_MODEL = (
+    "an estimate: 3.6 characters to a token, 5 tokens around a message, images as Qwen2-VL's processor cuts them; name "
+    "a model for its own numbers"
+)
+
+
+@dataclass(frozen=True)
+class Spread:
+    least: float
+    median: float
+    most: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread | None:
+        return cls(min(values), statistics.median(values), max(values)) if values else None
+
+
+@dataclass(frozen=True)
+class Total:
+    least: float
+    median: float
+    most: float
+    total: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Total | None:
+        return cls(min(values), statistics.median(values), max(values), sum(values)) if values else None
+
+
+@dataclass(frozen=True)
+class TokenFigures:
+    """``rows``: that were counted, all of them unless there is very much text."""
+
+    rows: int
+    row: Total | None
+    text: Total | None
+    image: Total | None
+    text_counted: bool
+    images_exact: bool
+    turns_by: TurnsBy
+    limit: int
+    rows_over: int
+    note: str | None
+
+
+@dataclass(frozen=True)
+class Figures:
+    rows: int
+    rows_text_only: int
+    rows_with_images: int
+    rows_with_audio: int
+    images: int
+    image_formats: dict[str, int]
+    image_pixels: Spread | None
+    image_bytes: Spread | None
+    audio: int
+    audio_seconds: Total | None
+    characters: Spread | None
+    roles: dict[str, int]
+    tokens: TokenFigures
+
+
+def figures(path: Path, settings: Settings, *, files: TextFiles | None = None) -> Figures:
+    """One pass; of an image or audio file only its size is kept. ``files``: of the model whose tokens are counted.
+
+    Raises Unreadable naming the file of the model that cannot be used.
+    """
+    formats, roles, kinds = Counter[str](), Counter[str](), Counter[str]()
+    pixels, sizes, characters, seconds, audio = list[int](), list[int](), list[int](), list[float](), 0
+    with RowCounting(files) as counting:
+        for row in all_rows(path, settings):
+            counting.add(row.messages, [(image.header.width, image.header.height) for image in row.images])
+            characters.append(row.characters)
+            kinds.update(_kinds(row))
+            roles.update(str(message["role"]) for message in row.messages)
+            for image in row.images:
+                sizes.append(image.size)
+                formats[image.header.format] += 1
+                pixels.append(image.header.width * image.header.height)
+            audio += len(row.audio)
+            seconds += [sound.header.seconds for sound in row.audio if sound.header.seconds is not None]
+        counted = counting.finish()
+    return Figures(
+        rows=len(characters),
+        rows_text_only=kinds["text"],
+        rows_with_images=kinds["images"],
+        rows_with_audio=kinds["audio"],
+        images=len(sizes),
+        image_formats=dict(formats),
+        image_pixels=Spread.of(pixels),
+        image_bytes=Spread.of(sizes),
+        audio=audio,
+        audio_seconds=Total.of(seconds),
+        characters=Spread.of(characters),
+        roles=dict(roles),
+        tokens=_tokens(counted, files, rows=len(characters), images=len(sizes)),
+    )
+
+
+def _kinds(row: Row) -> list[str]:
+    kinds = [*(["images"] if row.images else []), *(["audio"] if row.audio else [])]
+    return kinds or ["text"]
+
+
+def _tokens(counted: Counted, files: TextFiles | None, *, rows: int, images: int) -> TokenFigures:
+    return TokenFigures(
+        rows=len(counted.rows),
+        row=Total.of([row.total for row in counted.rows]),
+        text=Total.of([row.text for row in counted.rows]),
+        image=Total.of([row.image for row in counted.rows]) if images else None,
+        text_counted=counted.counted,
+        images_exact=counted.exact_images,
+        turns_by=counted.turns_by,
+        limit=counted.limit,
+        rows_over=counted.over,
+        note="; ".join(_notes(counted, files, rows=rows, images=images)) or None,
+    )
+
+
+def _notes(counted: Counted, files: TextFiles | None, *, rows: int, images: int) -> list[str]:
+    """What keeps the numbers from being those of a job."""
+    if files is None:
+        return [NO_MODEL]
+    notes = []
+    if files.tokenizer is None:
+        notes.append("the model has no tokenizer.json: text is estimated, 3.6 characters to a token")
+    elif counted.turns_by == "assumed":
+        notes.append("the model's chat template is of a style that is not known: 5 tokens are assumed around a message")
+    if images and not files.vision:
+        notes.append("the model takes no images: a job with these rows would fail")
+    if len(counted.rows) < rows:
+        millions = MOST_CHARACTERS // 10**6
+        notes.append(f"only the first {len(counted.rows)} of {rows} rows were counted, {millions} million characters")
+    return notes
