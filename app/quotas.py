@@ -1,7 +1,8 @@
 """What a tenant may take up, checked before any work: waiting jobs and stored bytes. Running jobs are the claim's.
 
-The bounds come from the settings; a row of ``tenant_limits`` overrides them for one tenant. Requests at the same moment
-may together pass a bound by their number: it keeps a tenant from taking everything, it is no account.
+The bounds come from the settings; a row of ``tenant_limits`` overrides them for one tenant. Jobs that are made at the
+same moment may together pass theirs by their number: it keeps a tenant from taking everything, it is no account. Bytes
+of uploads do not: what is added is counted once more, one addition of a tenant after the other.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import asyncio
 import contextlib
 import time
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
-from sqlalchemy import ColumnClause, func, literal_column
+from sqlalchemy import ColumnClause, func, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import problems
@@ -25,6 +27,8 @@ from app.uploads import parts
 from app.usage.queries import artifact_bytes, dataset_bytes
 
 RETRY_SECONDS = "60"
+STORAGE_LOCK = 0x7165_7374
+"""``qest``: the first half of the advisory locks under which what a tenant adds to its storage is counted."""
 QUEUED: ColumnClause[str] = literal_column("'queued'")
 """Not a parameter: only with the word itself can the planner use the index of the jobs that wait."""
 
@@ -39,6 +43,12 @@ class StorageMeter:
         self._storage = storage
         self._known: dict[str, tuple[float, int]] = {}
         self._unfinished: dict[str, tuple[float, int]] = {}
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def turn(self, tenant: str) -> asyncio.Lock:
+        """For who waits in this process: of a tenant's many parts only one is to hold a connection while it waits for
+        other processes."""
+        return self._turns.setdefault(tenant, asyncio.Lock())
 
     async def artifacts(self, session: AsyncSession, tenant: str) -> int:
         at, known = self._known.get(tenant, (-self.SECONDS, 0))
@@ -142,6 +152,11 @@ async def room_of(
     most = settings.max_stored_bytes if limits is None or limits.max_stored_bytes is None else limits.max_stored_bytes
     kept = await dataset_bytes(session, tenant=tenant) + await meter.artifacts(session, tenant)
     return Room(tenant, kept + max(0, await meter.unfinished(tenant, fresh=uploading) - replaced), most)
+
+
+async def one_at_a_time(session: AsyncSession, tenant: str) -> None:
+    """Until this transaction ends, no other process counts what the tenant has stored in order to add to it."""
+    await session.execute(select(func.pg_advisory_xact_lock(STORAGE_LOCK, func.hashtext(tenant))))
 
 
 async def check_storage(session: AsyncSession, *, tenant: str, settings: Settings, meter: StorageMeter) -> None:

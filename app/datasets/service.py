@@ -24,7 +24,7 @@ from app.datasets.validation import InvalidRows, validate
 from app.jobs.queries import jobs_needing
 from app.plans.inputs import aside, read_text_files
 from app.problems import Problem
-from app.quotas import StorageMeter, room_of
+from app.quotas import StorageMeter, one_at_a_time, room_of
 from app.settings import Settings
 from app.storage import ObjectMissing, Storage
 from app.tenancy import owned
@@ -138,6 +138,10 @@ async def keep_upload(
     await asyncio.to_thread(storage.put, key, upload.path)
     reach("dataset.stored")
     try:
+        # Once more, while nobody else adds: uploads at the same moment have all found the same room before.
+        await one_at_a_time(session, tenant)
+        room = await room_of(session, tenant=tenant, settings=settings, meter=meter, replaced=replaced)
+        room.check(upload.bytes)
         dataset = Dataset(
             id=dataset_id,
             tenant=tenant,

@@ -63,12 +63,21 @@ def name_of(storage: Storage, folder: str) -> str | None:
     return None if name is None else str(name)
 
 
-def keep(storage: Storage, folder: str, part: Part, source: Path) -> None:
-    """In place of an earlier version of the part."""
+def put(storage: Storage, folder: str, part: Part, source: Path) -> None:
+    """Beside earlier versions of the part."""
     storage.put(f"{folder}/{part.name}", source)
-    for other in stored(storage, folder):
-        if other.number == part.number and other != part:
-            storage.delete(f"{folder}/{other.name}")
+
+
+def remove(storage: Storage, folder: str, part: Part) -> None:
+    storage.delete(f"{folder}/{part.name}")
+
+
+def remove_others(storage: Storage, folder: str, part: Part) -> int:
+    """Earlier versions of the part; how many bytes they had."""
+    others = [other for other in stored(storage, folder) if other.number == part.number and other != part]
+    for other in others:
+        remove(storage, folder, other)
+    return sum(other.bytes for other in others)
 
 
 def stored(storage: Storage, folder: str) -> list[Part]:

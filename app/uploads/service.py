@@ -20,7 +20,7 @@ from app.datasets.expiry import end_of_new
 from app.datasets.service import keep_upload
 from app.datasets.upload import Upload, draft
 from app.problems import Problem
-from app.quotas import StorageMeter, room_of
+from app.quotas import StorageMeter, one_at_a_time, room_of
 from app.settings import Settings
 from app.storage import ObjectMissing, Storage
 from app.uploads import parts
@@ -80,9 +80,39 @@ async def keep_part(
             errors = [{"pointer": "", "detail": "a part has at least one byte"}]
             raise Problem(problems.INVALID_REQUEST, f"part {number} is empty", errors=errors)
         part = Part(number, size, digest.hexdigest())
-        await asyncio.to_thread(parts.keep, storage, folder, part, path)
-        meter.arrived(tenant, size - replaced)
+        await asyncio.to_thread(parts.put, storage, folder, part, path)
+    if part not in there:
+        try:
+            await _check_again(sessions, tenant, folder, part, storage, settings, meter)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(parts.remove, storage, folder, part)
+            raise
+    removed = await asyncio.to_thread(parts.remove_others, storage, folder, part)
+    meter.arrived(tenant, -removed)
     return part
+
+
+async def _check_again(
+    sessions: OpenSession,
+    tenant: str,
+    folder: str,
+    part: Part,
+    storage: Storage,
+    settings: Settings,
+    meter: StorageMeter,
+) -> None:
+    """Raises Problem 403 for a part that has been stored and for which there was no room.
+
+    Parts that are sent at the same moment have all found the same room before. They are stored before they are counted,
+    so that none is overlooked, and counted one after the other, so that those go which do not fit and not all.
+    """
+    async with meter.turn(tenant), sessions() as session:
+        await one_at_a_time(session, tenant)
+        stored = await asyncio.to_thread(parts.stored, storage, folder)
+        replaced = sum(other.bytes for other in stored if other.number == part.number)
+        room = await room_of(session, tenant=tenant, settings=settings, meter=meter, replaced=replaced)
+        room.check(part.bytes)
 
 
 async def complete_upload(

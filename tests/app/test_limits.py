@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
 import httpx
+import psycopg
+import pytest
 
-from app.quotas import StorageMeter
+from app.quotas import STORAGE_LOCK, StorageMeter
 from app.rate_limit import TokenBuckets
 from app.settings import Settings
 from app.storage import storage_from_url
 from tests.app.conftest import Api, job_body, ok, problem, started
-from tests.app.tenant_cases import CREATES
+from tests.app.tenant_cases import CREATES, ROW
 from tests.app.test_datasets import jsonl, row
-from tests.services import ObjectStore
+from tests.services import ObjectStore, wait_until
 
 
 async def test_beyond_the_waiting_jobs_a_job_is_refused_until_one_is_gone(settings: Settings) -> None:
@@ -35,12 +40,13 @@ async def test_beyond_the_waiting_jobs_a_job_is_refused_until_one_is_gone(settin
 
 
 async def test_beyond_the_stored_bytes_uploads_and_jobs_are_refused(settings: Settings) -> None:
-    async with started(settings.model_copy(update={"max_stored_bytes": 400})) as api:
+    most = len(ROW) + 10
+    async with started(settings.model_copy(update={"max_stored_bytes": most})) as api:
         dataset = ok(await api.client.post("/v1/datasets", **CREATES["POST /v1/datasets"]), 201)
-        assert dataset["bytes"] <= 400
+        assert dataset["bytes"] <= most
         problem(await api.client.post("/v1/datasets", **CREATES["POST /v1/datasets"]), 403, "storage-quota-exceeded")
         assert len(list(api.service.storage.keys("datasets"))) == 1
-        api.execute("UPDATE datasets SET bytes = 401")
+        api.execute("UPDATE datasets SET bytes = %s", [most + 1])
         problem(await api.client.post("/v1/jobs", json=job_body()), 403, "storage-quota-exceeded")
         ok(await api.client.get("/v1/jobs"))
 
@@ -71,6 +77,86 @@ async def test_parts_of_unfinished_uploads_count_as_stored(settings: Settings) -
         assert ok(await api.client.get("/v1/usage"))["stored"]["uploads"] == 100
         assert (await api.client.delete(f"/v1/datasets/uploads/{second}")).status_code == 204
         assert ok(await api.client.get("/v1/usage"))["stored"]["total"] == len(rows)
+
+
+def gated(content: bytes, begun: list[int], everybody: asyncio.Event, of: int) -> AsyncIterator[bytes]:
+    """A body that ends when ``of`` bodies have begun: whatever is checked before a body has been."""
+
+    async def body() -> AsyncIterator[bytes]:
+        yield content[:1]
+        begun.append(1)
+        if len(begun) == of:
+            everybody.set()
+        await asyncio.wait_for(everybody.wait(), 20)
+        yield content[1:]
+
+    return body()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+async def test_parts_sent_at_the_same_moment_do_not_pass_the_bound_together(settings: Settings, processes: int) -> None:
+    settings = settings.model_copy(update={"max_stored_bytes": 1000})
+    begun: list[int] = []
+    everybody = asyncio.Event()
+    async with AsyncExitStack() as stack:
+        apis = [await stack.enter_async_context(started(settings)) for _ in range(processes)]
+        upload = ok(await apis[0].client.post("/v1/datasets/uploads", json={}), 201)["id"]
+
+        async def send(number: int) -> httpx.Response:
+            body = gated(bytes([number]) * 400, begun, everybody, of=7)
+            client = apis[number % processes].client
+            return await client.put(f"/v1/datasets/uploads/{upload}/parts/{number}", content=body)
+
+        answers = await asyncio.gather(*(send(number) for number in range(1, 8)))
+        assert sorted(answer.status_code for answer in answers) == [200, 200, 403, 403, 403, 403, 403]
+        assert ok(await apis[-1].client.get("/v1/usage"))["stored"]["uploads"] == 800
+        there = ok(await apis[0].client.get(f"/v1/datasets/uploads/{upload}"))["parts"]
+        taken = {answer.json()["number"] for answer in answers if answer.status_code == 200}
+        assert {part["number"] for part in there} == taken
+
+
+async def test_of_many_parts_one_connection_waits_for_other_processes(settings: Settings) -> None:
+    waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    async with started(settings) as api:
+        upload = ok(await api.client.post("/v1/datasets/uploads", json={}), 201)["id"]
+        with psycopg.connect(str(settings.database_url)) as other:
+            other.execute("SELECT pg_advisory_xact_lock(%s, hashtext('default'))", [STORAGE_LOCK])
+            path = f"/v1/datasets/uploads/{upload}/parts/"
+            parts = [asyncio.create_task(api.client.put(f"{path}{n}", content=b"x")) for n in range(1, 7)]
+            stored = lambda: len(list(api.service.storage.keys("uploads"))) == 7  # noqa: E731
+            await asyncio.to_thread(wait_until, stored, what="the parts")
+            await asyncio.to_thread(wait_until, lambda: api.execute(waiting) != [(0,)], what="the first to wait")
+            ok(await api.client.get("/v1/usage"))
+            assert api.execute(waiting) == [(1,)]
+            other.rollback()
+        assert [(await part).status_code for part in parts] == [200] * 6
+
+
+async def test_files_sent_at_the_same_moment_do_not_pass_the_bound_together(settings: Settings) -> None:
+    rows = jsonl(*(row(text="x" * 100) for _ in range(4)))
+    async with started(settings.model_copy(update={"max_stored_bytes": 2 * len(rows)})) as api:
+        part = ok(await api.client.post("/v1/datasets/uploads", json={}), 201)["id"]
+        ok(await api.client.put(f"/v1/datasets/uploads/{part}/parts/1", content=rows[:10]))
+        sent = (api.client.post("/v1/datasets", files={"file": ("r.jsonl", rows)}) for _ in range(6))
+        answers = await asyncio.gather(*sent)
+        assert sorted(answer.status_code for answer in answers) == [201, 403, 403, 403, 403, 403]
+        assert len(list(api.service.storage.keys("datasets"))) == 1
+
+
+async def test_a_part_that_is_refused_leaves_the_one_before_in_its_place(settings: Settings) -> None:
+    async with started(settings.model_copy(update={"max_stored_bytes": 1000})) as api:
+        upload = ok(await api.client.post("/v1/datasets/uploads", json={}), 201)["id"]
+        path = f"/v1/datasets/uploads/{upload}/parts/1"
+        first = ok(await api.client.put(path, content=b"x" * 900))
+        api.execute("INSERT INTO tenant_limits (tenant, max_stored_bytes) VALUES ('default', 950)")
+        ok(await api.client.put(path, content=b"x" * 900))
+        begun, everybody = [], asyncio.Event()  # type: ignore[var-annotated]
+        later = asyncio.create_task(api.client.put(path, content=gated(b"y" * 940, begun, everybody, of=2)))
+        await asyncio.to_thread(wait_until, lambda: begun, what="the body")
+        api.execute("UPDATE tenant_limits SET max_stored_bytes = 930")
+        everybody.set()
+        problem(await later, 403, "storage-quota-exceeded")
+        assert ok(await api.client.get(f"/v1/datasets/uploads/{upload}"))["parts"] == [first]
 
 
 async def test_parts_of_one_tenant_are_not_anothers(settings: Settings) -> None:
