@@ -69,7 +69,6 @@ class Job(Base):
         Index("ix_jobs_lease", "lease_until", postgresql_where=text("lease_until IS NOT NULL")),
         Index("ix_jobs_page", "tenant", text("created_at DESC"), text("id DESC")),
         Index("ix_jobs_stored", "tenant", "artifact_bytes", postgresql_where=text("artifact_bytes IS NOT NULL")),
-        Index("ix_jobs_labels", "labels", postgresql_using="gin"),
         Index(
             "ix_jobs_alias",
             "tenant",
