@@ -70,6 +70,10 @@ class Collector:
     def below(self, span: Received) -> list[Received]:
         return sorted((each for each in list(self.spans) if each.parent == span.id), key=lambda each: each.began)
 
+    def beside(self, span: Received) -> list[Received]:
+        """Those with the same parent, itself among them."""
+        return sorted((each for each in list(self.spans) if each.parent == span.parent), key=lambda each: each.began)
+
     def take(self, body: bytes) -> None:
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
             service = _values(resource.resource.attributes).get("service.name", "")

@@ -80,18 +80,31 @@ class OtlpTracing:
         carrier: Mapping[str, str] | None,
         began: float | None = None,
     ) -> Span:
-        token = _chosen.set(f"{job_id} {number}")
+        given, request = _given(attributes), W3C.extract(carrier or {}, Context())
+        # That of a worker that is gone is made for its id and never ended: the worker has sent it.
+        start = self._named(f"{job_id} {number} started", "attempt started", request, given, began)
+        span = self._named(f"{job_id} {number}", "attempt", set_span_in_context(start, Context()), given, began)
+        if began is None:
+            start.end()
+            threading.Thread(target=self._provider.force_flush, name="first-span", daemon=True).start()
+        return OtlpSpan(self._tracer, span, above_parts=start)
+
+    def _named(
+        self,
+        chosen: str,
+        name: str,
+        parent: Context,
+        attributes: dict[str, str | int | float | bool],
+        began: float | None,
+    ) -> Recorded:
+        """A span whose id follows from ``chosen``."""
+        token = _chosen.set(chosen)
         try:
-            span = self._tracer.start_span(
-                "attempt",
-                W3C.extract(carrier or {}, Context()),
-                SpanKind.CONSUMER,
-                attributes=_given(attributes),
-                start_time=_nanoseconds(began),
+            return self._tracer.start_span(
+                name, parent, SpanKind.CONSUMER, attributes=attributes, start_time=_nanoseconds(began)
             )
         finally:
             _chosen.reset(token)
-        return OtlpSpan(self._tracer, span)
 
     def close(self) -> None:
         """Whatever the collector does, for two seconds only."""
@@ -103,9 +116,11 @@ class OtlpTracing:
 
 
 class OtlpSpan:
-    def __init__(self, tracer: Tracer, span: Recorded) -> None:
+    def __init__(self, tracer: Tracer, span: Recorded, *, above_parts: Recorded | None = None) -> None:
+        """``above_parts``: the parent of its children, where that is not itself."""
         self._tracer = tracer
         self._span = span
+        self._above_parts = above_parts or span
 
     @property
     def ids(self) -> Mapping[str, str]:
@@ -123,7 +138,7 @@ class OtlpSpan:
     def child(self, name: str, attributes: Attributes | None = None, *, began: float | None = None) -> Span:
         span = self._tracer.start_span(
             name,
-            set_span_in_context(self._span, Context()),
+            set_span_in_context(self._above_parts, Context()),
             attributes=_given(attributes or {}),
             start_time=_nanoseconds(began),
         )

@@ -53,8 +53,10 @@ class Tracing(Protocol):
         carrier: Mapping[str, str] | None,
         began: float | None = None,
     ) -> Span:
-        """Of one attempt at a job, below the request that made it. Its id follows from job and number: whoever learns
-        that an attempt is over can end it, although its worker is gone."""
+        """Of one attempt at a job, and parts of it, below a short span ``attempt started``, and that below the request
+        that made the job. Without ``began`` the attempt begins now and its start is sent at once, so that the trace of
+        a running job hangs together. The ids of both follow from job and number: whoever learns that an attempt is over
+        can end it (``began``: Unix seconds), although its worker is gone."""
 
     def close(self) -> None:
         """Send what is left, if that is a matter of moments."""

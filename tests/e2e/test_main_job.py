@@ -89,11 +89,13 @@ def test_the_request_the_attempt_and_every_block_are_one_trace(site: Site, finis
     attempt = site.collector.one("attempt", job_id=job_id)
     request = site.collector.one("POST /v1/jobs", job_id=job_id)
     assert request.parent == ""
-    assert (attempt.trace, attempt.parent) == (request.trace, request.id)
+    start = site.collector.one("attempt started", job_id=job_id)
+    assert (start.trace, start.parent) == (request.trace, request.id)
+    assert (attempt.trace, attempt.parent) == (request.trace, start.id)
     assert (request.service, attempt.service) == ("quant-experts-api", "quant-experts-worker")
     assert attempt.attributes["qe.model"] == "local/tiny"
     assert attempt.attributes["qe.job.status"] == "succeeded"
-    below = site.collector.below(attempt)
+    below = site.collector.below(start)
     assert {"fetch", "calibrating", "fitting", "packing", "block", "publish"} <= {span.name for span in below}
     blocks = [span for span in below if span.name == "block"]
     assert [block.attributes["qe.block"] for block in blocks] == [0, 1]

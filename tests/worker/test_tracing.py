@@ -11,7 +11,7 @@ import pytest
 
 from app.settings import Settings
 from app.tracing import Tracing, open_tracing
-from tests.collector import Collector, running_collector
+from tests.collector import Collector, Received, running_collector
 from tests.services import wait_until
 from tests.worker.conftest import Workshop
 from tests.worker.test_celery_worker import celery_worker
@@ -52,8 +52,43 @@ def traced(hands: Hands, tracing: Tracing) -> Hands:
     return Hands(**{**vars(hands), "tracing": tracing})
 
 
-def blocks_of(collector: Collector, attempt_id: str) -> list[int]:
-    return [span.attributes["qe.block"] for span in collector.named("block") if span.parent == attempt_id]
+def blocks_of(collector: Collector, attempt: Received) -> list[int]:
+    return [span.attributes["qe.block"] for span in collector.named("block") if span.parent == attempt.parent]
+
+
+def hang_together(collector: Collector, *roots: str) -> bool:
+    """Every span that was sent has a parent that was."""
+    known = {span.id for span in collector.spans} | set(roots)
+    return all(span.parent in known for span in list(collector.spans))
+
+
+def test_the_trace_of_a_running_job_hangs_together(workshop: Workshop, collector: Collector, tracing: Tracing) -> None:
+    requested(workshop, workshop.add_job())
+    workshop.direct("hold-2")
+    with workshop.working(traced(workshop.hands(), tracing)):
+        workshop.wait_for("at-2")
+        wait_until(lambda: len(collector.named("block")) == 2, what="the spans of two blocks")
+        start = collector.one("attempt started")
+        assert (start.trace, start.parent, start.attributes["qe.attempt"]) == (TRACE, REQUEST, 1)
+        assert {span.parent for span in collector.named("block")} == {start.id}
+        assert hang_together(collector, REQUEST)
+        assert collector.named("attempt") == []
+        workshop.release("hold-2")
+    assert collector.one("attempt").parent == start.id
+    collector.one("attempt started")
+
+
+def test_the_start_of_an_attempt_waits_for_no_batch(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "3600000")
+    tracing = open_tracing(Settings(tracing=True), "worker")
+    began = tracing.attempt("job_x", 1, {}, carrier=None)
+    start = collector.one("attempt started")
+    tracing.attempt("job_x", 1, {}, carrier=None, began=1_000_000).end()  # by a keeper
+    tracing.close()
+    lost = collector.one("attempt")
+    assert (lost.trace, lost.parent, lost.began) == (start.trace, start.id, 1_000_000)
+    assert began.ids["trace_id"] == start.trace
+    collector.one("attempt started")
 
 
 def test_attempts_join_the_requests_trace_and_one_whose_worker_was_killed_is_ended_by_the_keeper(
@@ -76,19 +111,18 @@ def test_attempts_join_the_requests_trace_and_one_whose_worker_was_killed_is_end
 
     lost, second = collector.one("attempt", attempt=1), collector.one("attempt", attempt=2)
     assert {span.trace for span in collector.spans} == {TRACE}
-    assert [span.parent for span in (lost, second)] == [REQUEST, REQUEST]
+    assert [span.parent for span in collector.named("attempt started")] == [REQUEST, REQUEST]
+    assert [span.parent for span in (lost, second)] == [span.id for span in collector.named("attempt started")]
     assert lost.failed == "worker one@test was not heard of"
     assert lost.attributes["qe.worker"] == "one@test"
     assert lost.began < lost.ended < second.began
-    assert (blocks_of(collector, lost.id), blocks_of(collector, second.id)) == ([0, 1], [2, 3])
+    assert (blocks_of(collector, lost), blocks_of(collector, second)) == ([0, 1], [2, 3])
     assert second.failed is None
     assert second.attributes["qe.resumed_from_block"] == 2
     assert second.attributes["qe.job.id"] == job_id
     assert (second.attributes["qe.model"], second.attributes["qe.scheme"]) == ("local/tiny", "W4A6")
-    assert {"fetch", "calibrating", "fitting", "packing", "publish"} <= {s.name for s in collector.below(second)}
-    known = {span.id for span in collector.spans} | {REQUEST}
-    ended_phases = [span for span in collector.spans if span.name != "attempt"]
-    assert all(span.parent in known for span in ended_phases)
+    assert {"fetch", "calibrating", "fitting", "packing", "publish"} <= {s.name for s in collector.beside(second)}
+    assert hang_together(collector, REQUEST)
 
 
 def test_a_job_that_no_traced_request_made_is_one_trace_too(
@@ -99,7 +133,9 @@ def test_a_job_that_no_traced_request_made_is_one_trace_too(
     work(traced(workshop.hands(), tracing))
     first, second = collector.one("attempt", attempt=1), collector.one("attempt", attempt=2)
     assert first.trace == second.trace
-    assert (first.parent, second.parent) == ("", "")
+    assert [span.parent for span in collector.named("attempt started")] == ["", ""]
+    assert first.parent != second.parent
+    assert hang_together(collector, "")
     assert "was killed by SIGKILL" in (first.failed or "")
     assert first.attributes["qe.job.status"] == "queued"
 
