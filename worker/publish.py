@@ -70,9 +70,10 @@ def summary_of(output: Path) -> dict[str, Any]:
         return {}
     quality, size = report.get("quality") or {}, report.get("size") or {}
     groups = [group for block in report.get("blocks") or [] for group in block.get("groups") or []]
-    images = report.get("images") or {}
+    images, acceptance = report.get("images") or {}, report.get("acceptance") or {}
     return {
-        "verdict": (report.get("acceptance") or {}).get("verdict"),
+        "verdict": acceptance.get("verdict"),
+        "missed": acceptance.get("missed") or [],
         "error": mean_errors(groups),
         **{name: quality.get(name) for name in ("kl", "top1_agreement", "perplexity_full", "perplexity_quantized")},
         **{name: size.get(name) for name in ("effective_bits", "base_bits", "bytes_before", "bytes_after")},

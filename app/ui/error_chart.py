@@ -15,7 +15,7 @@ from app.jobs.queries import BlockErrors
 from app.ui.words import block_name, percent
 
 WIDTH, HEIGHT = 600, 250
-LEFT, RIGHT, TOP, BOTTOM = 56, 8, 12, 44
+LEFT, RIGHT, TOP, BOTTOM = 72, 12, 12, 44
 STAGES = {"base": "base alone", "shared": "+ shared expert", "routed": "+ routed experts"}
 MOST_TICKS = 12
 

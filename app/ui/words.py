@@ -41,7 +41,7 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return NONE
     if seconds < 10:
-        return f"{max(0.0, seconds):.1f} seconds"
+        return f"{seconds:.1f} seconds" if seconds > 0 else "0 seconds"
     for i, (size, name) in enumerate(STEPS):
         if seconds >= size:
             whole = int(seconds // size)

@@ -71,7 +71,7 @@ class Api:
                WHERE id = %s""",
             [status, json.dumps(error) if error else None, job_id],
         )
-        self.append_event(job_id, f"job.{status}")
+        self.append_event(job_id, f"job.{status}", {"error": error} if error else None)
 
     def append_event(self, job_id: str, kind: str, data: dict[str, Any] | None = None) -> None:
         self.execute(

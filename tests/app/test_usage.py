@@ -74,7 +74,7 @@ async def test_no_time_is_negative_when_the_clock_was_set_back(api: Api) -> None
     )
     (period,) = ok(await api.client.get("/v1/usage"))["periods"]
     assert (str(period["worker_seconds"]), str(period["gpu_seconds"])) == ("0.0", "0.0")
-    assert words.duration(-4e-05) == words.duration(-0.0) == "0.0 seconds"
+    assert words.duration(-4e-05) == words.duration(-0.0) == "0 seconds"
 
 
 async def test_another_tenants_use_is_not_counted(api: Api) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from quant_experts.report_html import render_report
 from tests.app.conftest import Api, ok
+from tests.app.test_audio_headers import row as heard
+from tests.app.test_audio_headers import wav
 from tests.app.test_datasets import data_uri, picture, row
 from tests.quant_experts.reports import RECIPE, rich_report
 
@@ -20,8 +22,7 @@ SUMMARY = {
     "bytes_before": 16_582_000_000, "bytes_after": 6_214_000_000, "warnings": 2,
     "calibration_verdict": "good", "images_verdict": "keeps_looking",
 }  # fmt: skip
-
-
+MISSED = "KL is 0.0214 nats per token, over the limit of 0.01"
 DISABLED = "wh_" + "d" * 32
 FAILED_DELIVERY = "whd_" + "1".zfill(32)
 WEBHOOK = {"url": "https://ci.example.com/hooks/quantized", "description": "starts the smoke test"}
@@ -42,18 +43,23 @@ async def fill(api: Api, directory: Path) -> dict[str, str]:
     ok(await api.client.delete(f"/v1/keys/{key['id']}"))
     webhook = ok(await api.client.post("/v1/webhooks", json=WEBHOOK), 201)["id"]
     _webhooks(api, webhook)
+    spoken = (json.dumps(heard(wav(seconds=2.5), language="en")) + "\n").encode() * 12
+    sound = ok(await api.client.post("/v1/datasets", files={"file": ("calls.jsonl", spoken)}), 201)["id"]
+    expired = ok(await api.client.post("/v1/datasets", files={"file": ("October.jsonl", rows)}), 201)["id"]
+    api.execute("UPDATE datasets SET expires_at = now() - interval '3 days' WHERE id = %s", [expired])
     jobs: dict[str, str] = {}
-    for state in ("cancelled", "failed", "succeeded", "running", "queued"):
+    for state in ("cancelled", "failed", "rejected", "succeeded", "cancelling", "running", "queued"):
         body: dict[str, Any] = {
             "model": {"id": MODEL}, "calibration": {"dataset": dataset}, "labels": {"team": "vision", "run": "nightly"},
             "name": {"succeeded": "receipts nightly", "running": "charts, W4A6 on GPTQ"}.get(state),
+            "accept_if": {"max_kl": 0.01} if state == "rejected" else None,
             "method": "qe-gptq" if state == "running" else "qe",
         }  # fmt: skip
         jobs[state] = (await api.create_job(**{k: v for k, v in body.items() if v is not None}))["id"]
-    api.execute("UPDATE jobs SET created_at = created_at - interval '1 hour' * (5 - (SELECT count(*) FROM jobs j"
+    api.execute("UPDATE jobs SET created_at = created_at - interval '1 hour' * (7 - (SELECT count(*) FROM jobs j"
                 " WHERE j.created_at < jobs.created_at)), queued_at = queued_at - interval '4 minutes'")  # fmt: skip
     api.execute("UPDATE jobs SET status = 'cancelled', finished_at = now() WHERE id = %s", [jobs["cancelled"]])
-    for state in ("failed", "succeeded", "running"):
+    for state in ("failed", "rejected", "succeeded", "cancelling", "running"):
         api.start(jobs[state])
         api.append_event(jobs[state], "job.started", {"attempt": 1, "worker": "gpu-a1:7", "resumed_from_block": 0})
     api.end(jobs["failed"], "failed", {"code": "invalid_calibration", "message": REFUSED, "retryable": False})
@@ -63,9 +69,22 @@ async def fill(api: Api, directory: Path) -> dict[str, str]:
     api.append_event(jobs["running"], "job.requeued", {"attempt": 1, "reason": "the worker was not heard of for 120 s"})
     api.append_event(jobs["running"], "job.started", {"attempt": 2, "worker": "gpu-b2:3", "resumed_from_block": 17})
     _attempt(api, jobs["running"], 1, "lease_expired", 0, 17)
+    api.execute(
+        "UPDATE jobs SET progress = %s WHERE id = %s",
+        [json.dumps({"group": "model.language_model.layers.19.self_attn.qkv"}), jobs["running"]],
+    )
+    _blocks(api, jobs["cancelling"], 5)
+    _attempt(api, jobs["cancelling"], 1, None, 0, 5)
+    api.execute("UPDATE jobs SET status = 'cancelling' WHERE id = %s", [jobs["cancelling"]])
+    api.append_event(jobs["cancelling"], "job.cancel_requested")
     _attempt(api, jobs["running"], 2, None, 17, 2, worker="gpu-b2:3")
     _blocks(api, jobs["succeeded"], 28)
     _attempt(api, jobs["succeeded"], 1, "succeeded", 0, 28)
+    _blocks(api, jobs["rejected"], 28)
+    _attempt(api, jobs["rejected"], 1, "succeeded", 0, 28)
+    summary = json.dumps(SUMMARY | {"verdict": "rejected", "missed": [MISSED]})
+    api.execute("UPDATE jobs SET summary = %s, verdict = 'rejected' WHERE id = %s", [summary, jobs["rejected"]])
+    api.end(jobs["rejected"], "succeeded")
     report = rich_report(8)
     api.publish(
         jobs["succeeded"], "quality_report.html", render_report(report, RECIPE).encode(), directory, "text/html"
@@ -86,7 +105,15 @@ async def fill(api: Api, directory: Path) -> dict[str, str]:
             [worker, worker.partition(":")[0] + ".example", device, seen, job],
         )
     comparison = await _comparison(api, dataset)
-    return jobs | {"webhook": webhook, "comparison": comparison, "dataset": shown}
+    return jobs | {
+        "webhook": webhook,
+        "delivery": FAILED_DELIVERY,
+        "disabled": DISABLED,
+        "comparison": comparison,
+        "dataset": shown,
+        "audio": sound,
+        "expired": expired,
+    }
 
 
 async def _comparison(api: Api, dataset: str) -> str:
@@ -158,7 +185,8 @@ def _attempt(
     error: dict[str, Any] | None = None, worker: str = "gpu-a1:7",
 ) -> None:  # fmt: skip
     api.execute(
-        "INSERT INTO attempts (job_id, attempt, worker, ended_at, outcome, error, resumed_from_block, blocks_done)"
-        " VALUES (%s, %s, %s, now(), %s, %s, %s, %s)",
-        [job, number, worker, outcome, json.dumps(error) if error else None, resumed, done],
+        "INSERT INTO attempts (job_id, attempt, worker, started_at, ended_at, outcome, error, resumed_from_block,"
+        " blocks_done) VALUES (%s, %s, %s, now() - interval '21.5 seconds' * %s, CASE WHEN %s THEN now() END, %s, %s,"
+        " %s, %s)",
+        [job, number, worker, done, outcome is not None, outcome, json.dumps(error) if error else None, resumed, done],
     )

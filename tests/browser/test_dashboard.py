@@ -86,8 +86,11 @@ async def test_from_first_sight_to_a_watched_and_downloaded_job(dashboard: Dashb
         dots = page.locator(".chart .routed circle")
         await expect(dots).to_have_count(1)
         await expect(page.locator("[data-part=state]")).to_contain_text("1 of 4 blocks")
+        figures = page.locator("#figures > summary")
+        await figures.focus()
         (stage / "hold-1").unlink()
         await expect(dots).to_have_count(3)
+        await expect(figures).to_be_focused()  # although its part of the page was changed
         assert await page.locator(".chart g").count() == 3  # base, + shared, + routed
         await expect(page.locator("#announcer")).to_have_text("running, 3 of 4 blocks")
         (stage / "hold-3").unlink()
@@ -127,6 +130,20 @@ async def test_a_lost_worker_is_told_in_words_and_a_running_job_can_be_cancelled
     await expect(attempts).to_contain_text("stopped on request at block 3")
     await dashboard.page.get_by_role("button", name="Retry").click()
     await expect(dashboard.page.locator("[data-part=state] .pill")).to_have_text("queued")
+
+
+async def test_a_rejected_job_says_which_limit_it_missed_and_an_alias_does_not_lead_to_it(
+    dashboard: Dashboard, api: Api, stage: Path
+) -> None:
+    rows = ok(await api.client.post("/v1/datasets", files={"file": ("rows.jsonl", ROW)}), 201)["id"]
+    wanted = {"accept_if": {"max_kl": 0.1}, "alias": "team/digits"}
+    job = await submitted(api, model={"id": "local/tiny"}, calibration={"dataset": rows}, **wanted)
+    with worker(api, stage):
+        await dashboard.open(f"/jobs/{job}")
+        state = dashboard.page.locator("[data-part=state]")
+        await expect(state).to_contain_text("Not accepted.")
+    await expect(state).to_contain_text("KL is 0.25, over the limit")
+    await expect(dashboard.page.locator("[data-part=files]")).to_contain_text(f"hf download qe/{job} ")
 
 
 async def test_a_failed_job_says_why_and_a_like_one_starts_from_it(dashboard: Dashboard, api: Api) -> None:

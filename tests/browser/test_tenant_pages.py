@@ -138,7 +138,7 @@ async def test_usage_stands_beside_its_limits(dashboard: Dashboard, api: Api) ->
     api.start(started)
     api.execute("INSERT INTO tenant_limits (tenant, max_queued_jobs, max_running_jobs) VALUES ('default', 2, 9)")
     await dashboard.open("/usage?days=365")
-    quotas = page.get_by_role("region", name="Now, and what may be")
+    quotas = page.get_by_role("region", name="Now, and the limits")
     await expect(quotas).to_contain_text("Jobs that wait 2 of 2")
     await expect(quotas.get_by_text("The limit is reached.")).to_have_count(1)
     await expect(quotas).to_contain_text("Jobs at work 1 of 9")

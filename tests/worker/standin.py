@@ -166,7 +166,9 @@ def hear() -> bool:
 def acceptance(limits: dict[str, float] | None) -> dict[str, object] | None:
     if limits is None:
         return None
-    return {"limits": limits, "verdict": "accepted" if limits.get("max_kl", 1.0) >= 0.25 else "rejected"}
+    if limits.get("max_kl", 1.0) >= 0.25:
+        return {"limits": limits, "verdict": "accepted", "missed": []}
+    return {"limits": limits, "verdict": "rejected", "missed": ["KL is 0.25, over the limit"]}
 
 
 def group(block: int) -> dict[str, object]:

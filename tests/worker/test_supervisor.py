@@ -68,6 +68,7 @@ def test_a_verdict_is_of_the_job_and_its_event_and_the_artifacts_stay(
     job = workshop.job(job_id)
     assert (job["status"], job["verdict"]) == ("succeeded", verdict)
     assert job["summary"]["verdict"] == verdict
+    assert job["summary"]["missed"] == (["KL is 0.25, over the limit"] if verdict == "rejected" else [])
     last = workshop.events(job_id)[-1]
     assert (last["type"], last["data"]["verdict"]) == ("job.succeeded", verdict)
     assert workshop.artifact(job_id).count(b"block") == 4

@@ -21,15 +21,24 @@ async function look() {
   if (again) { again = false; look(); }
 }
 
+// Where the focus was, in what comes instead: by its id, its <details>, or what it says.
+function successor(held, newer) {
+  if (held.id) return newer.querySelector(`#${CSS.escape(held.id)}`);
+  if (held.matches("details[id] > summary")) return newer.querySelector(`#${CSS.escape(held.parentElement.id)} > summary`);
+  const says = one => [one.localName, one.textContent, one.getAttribute("aria-label"), one.getAttribute("href")].join();
+  return [...newer.querySelectorAll(held.localName)].find(one => says(one) === says(held));
+}
+
 function renew(fresh) {
-  const focused = document.activeElement?.id;
   for (const part of document.querySelectorAll("[data-part]")) {
     const newer = fresh.querySelector(`[data-part="${part.dataset.part}"]`);
     const open = [...part.querySelectorAll("details[open]")].map(one => one.id);
     for (const one of newer?.querySelectorAll("details") ?? []) if (open.includes(one.id)) one.open = true;
-    if (newer && !newer.isEqualNode(part)) part.replaceWith(document.adoptNode(newer));
+    if (!newer || newer.isEqualNode(part)) continue;
+    const held = part.contains(document.activeElement) ? successor(document.activeElement, newer) : null;
+    part.replaceWith(document.adoptNode(newer));
+    held?.focus({ preventScroll: true });
   }
-  if (focused && document.activeElement?.id !== focused) document.getElementById(focused)?.focus({ preventScroll: true });
   document.title = fresh.title;
   const said = document.querySelector("[data-announce]")?.textContent ?? "";
   const announcer = document.querySelector("#announcer");
