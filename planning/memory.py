@@ -1,4 +1,4 @@
-"""Peak memory and disk of a run: what the walk holds at its widest group, and what comes before and after it.
+"""Peak memory of a run: what the walk holds at its widest group, and what comes before and after it.
 
 Sums follow the code (``quant_experts.observe``, ``fit``, ``evaluation``, ``checkpoint.verify``); the constants of the
 Python process are measured (benchmarks/plan_accuracy.py).
@@ -30,8 +30,6 @@ HELD_OUT_TOKENS = 2048
 """Kept per group to measure errors on."""
 LOGIT_CHUNK = 256
 """Positions that are evaluated at a time."""
-KEPT_CHAINS = 3
-"""Files of hidden states at once: two kept ones and the one being written."""
 VARIANTS = 16
 """Held-out rows with other images, at most."""
 
@@ -63,20 +61,6 @@ def memory_of(shapes: Shapes, recipe: Recipe, rows: Rows, size: Size, *, cuda: b
     if while_computing >= while_verifying:
         return Memory(while_computing, 0, widest)
     return Memory(while_verifying, 0, "verifying")
-
-
-def disk_of(shapes: Shapes, recipe: Recipe, rows: Rows, size: Size, *, from_hub: bool) -> int:
-    """Bytes of the worker's disk: the model when it comes from the hub, calls, hidden states, blocks, checkpoint."""
-    used = rows.used(recipe.samples)
-    each = used + VARIANTS * min(rows.images, 1)
-    twice = each + 2 * recipe.held_out(used)
-    states = max(int(twice * _state(shapes, block, rows)) for block in shapes.kinds)
-    calls = sum(2 * int(each * _state(shapes, block, rows)) for block in shapes.kinds if block.index == 0)
-    if shapes.has_several_stacks:
-        calls += int(each * shapes.patch_values * shapes.item * shapes.tokens(shapes.blocks[0].groups[0].reads, rows))
-        calls += int(twice * shapes.audio_positions * shapes.hidden * shapes.item)
-    model = shapes.bytes_before if from_hub else 0
-    return model + calls + KEPT_CHAINS * states + 2 * size.bytes_after_most
 
 
 def _state(shapes: Shapes, block: Block, rows: Rows) -> float:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from planning.cautions import Caution, cautions_of
+from planning.disk import disk_of
 from planning.errors import Refusal
 from planning.headers import ModelHeaders
-from planning.memory import Memory, disk_of, memory_of
+from planning.memory import Memory, memory_of
 from planning.recipe import Recipe
 from planning.refusals import refusals_of
 from planning.rows import Rows

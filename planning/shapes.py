@@ -19,6 +19,10 @@ HEADS = ("lm_head.weight", "language_model.lm_head.weight", "language_model.outp
 PATCHES = ("patch_embed.proj.weight", "patch_embeddings.projection.weight", "patch_embedding.weight", "conv1.weight")
 PATCHES_PER_TOKEN = 4
 """Two by two patches become one image token, in every family whose tower can be quantized."""
+DEEP_STACK = (8, 16, 24)
+"""Where Qwen3-VL's config.json does not say."""
+MASKS = {"gemma3": 2}
+"""By model type."""
 RECOMPUTED = ("rotary_emb.inv_freq", "masked_bias", "attn.bias_mask")
 """Ends of names that old files hold and no model reads any more."""
 
@@ -59,6 +63,10 @@ class Shapes:
     vision_parameters: int
     audio_positions: int = 0
     patch_values: int = 0
+    deep_blocks: tuple[int, ...] = ()
+    """Of the vision tower, whose output goes to the language model as well."""
+    masks: int = 0
+    """Attention masks of tokens × tokens that the language model is called with, each of one byte a value."""
     skipped: tuple[Skipped, ...] = field(default=())
 
     @property
@@ -82,6 +90,14 @@ class Shapes:
     @property
     def weights(self) -> int:
         return sum(group.weights for group in self.groups)
+
+    @property
+    def read_again(self) -> int:
+        """Blocks of the vision tower, other than its last, whose hidden states a later one asks for."""
+        last = max(
+            (block.index for block in self.blocks if block.stack == "vision" and block.index is not None), default=0
+        )
+        return sum(number != last for number in self.deep_blocks) if self.has_several_stacks else 0
 
     @property
     def item(self) -> int:
@@ -129,8 +145,18 @@ def shapes_of(headers: ModelHeaders, *, vision: str = "keep") -> Shapes:
         vision_parameters=sum(tensor.values for tensor in seen.values()),
         audio_positions=(natural(config, "max_source_positions") or 1500) if family.encoder else 0,
         patch_values=math.prod(patches.shape[1:]) if patches is not None else 0,
+        deep_blocks=_deep_blocks(config),
+        masks=MASKS.get(str(config["model_type"]), 0),
         skipped=(*([] if head else [replace(TIED, name=family.head)]), *_skipped(outside, family)),
     )
+
+
+def _deep_blocks(config: Mapping[str, Any]) -> tuple[int, ...]:
+    if config.get("model_type") != "qwen3_vl":
+        return ()
+    vision = config.get("vision_config")
+    listed = vision.get("deepstack_visual_indexes") if isinstance(vision, dict) else None
+    return tuple(each for each in listed if type(each) is int) if isinstance(listed, list) else DEEP_STACK
 
 
 def _refuse_quantized(config: Mapping[str, Any]) -> None:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 
+import pytest
+
+from planning.disk import VARIANTS_EACH, disk_by_phase
 from planning.local import read_local
 from planning.recipe import Recipe
+from planning.rows import Rows
 from planning.shapes import shapes_of
 from planning.sizes import Size, size_of
+from quant_experts.calls import read_calls
 from quant_experts.config import QuantizationSpec
 from quant_experts.report import QualityReport
 
@@ -24,3 +33,61 @@ def check_planned_size(model: Path, spec: QuantizationSpec, report: QualityRepor
     assert size.is_exact
     assert (size.bytes_before, size.bytes_after_most) == (found.bytes_before, found.bytes_after)
     assert size.bits_most == found.effective_bits
+
+
+DISK_WITHIN = 1.35
+"""Times the measured peak; what is planned is never less than it."""
+MARKS = {
+    ".sensitivity": "sensitivity",
+    ".last-stack": "gradients",
+    ".gradients.states": "gradients",
+    "auto": "trials",
+    ".out.part": "packing",
+    "chain": "walking",
+}
+"""A file or directory that is there in a phase, those that tell most first."""
+
+
+@contextmanager
+def disk_peaks(directory: Path) -> Iterator[dict[str, int]]:
+    """Phase of a run in ``directory`` → the most bytes that its work and output had on disk at once.
+
+    Looked at whenever a tensor file is whole and not yet renamed, which is when all that is temporary is there too.
+    """
+    peaks: dict[str, int] = {}
+
+    def look(point: str) -> None:
+        files = {path.relative_to(directory): path for path in directory.rglob("*") if path.is_file()}
+        own = {name: path for name, path in files.items() if name.parts[0] in ("work", "out", ".out.part")}
+        there = {part for name in own for part in name.parts}
+        phase = next((name for mark, name in MARKS.items() if mark in there), "gathering")
+        peaks[phase] = max(peaks.get(phase, 0), sum(path.stat().st_size for path in own.values()))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("quant_experts.tensor_file.reach", look)
+        yield peaks
+
+
+def check_planned_disk(
+    peaks: dict[str, int], model: Path, work: Path, spec: QuantizationSpec, *, phases: set[str]
+) -> None:
+    """Of every phase, ``phases`` among them, at least what was measured is planned for such rows, and not much more."""
+    recipe, shapes = Recipe.of(**spec.model_dump()), shapes_of(read_local(model), vision=spec.vision)
+    planned = disk_by_phase(shapes, recipe, rows_of_the_run(work), size_of(shapes, recipe))
+    assert phases <= peaks.keys()
+    for phase, peak in peaks.items():
+        assert peak <= planned[phase] <= DISK_WITHIN * peak, (phase, peak, planned[phase])
+
+
+def rows_of_the_run(work: Path) -> Rows:
+    """As a plan that knew the seeded choice would judge them."""
+    calls = read_calls(work, json.loads((work / "calls.json").read_text())["fingerprint"])
+    assert calls is not None
+    passed = [*calls.rows, *calls.variants]
+    return Rows(
+        rows=len(calls.rows),
+        tokens=fmean(call.tokens for call in passed),
+        spread=1.0,
+        images=len(calls.variants) / VARIANTS_EACH / len(calls.held_out),
+        image_tokens=fmean(call.tokens_vision for call in passed),
+    )

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -62,6 +63,12 @@ def around(blueprint: Blueprint, stack: Stack) -> Iterator[None]:
     finally:
         for name in names:
             empty(blueprint, name)
+
+
+def is_read_at_the_border(block: GroupPlan, last: GroupPlan, config: Any) -> bool:
+    """Whether a crossing asks for the states behind the block of ``block``. ``last``: a plan of the stack's last
+    block; ``config``: the model's."""
+    return block.index == last.index or block.index in last.stack.read_again(config)
 
 
 def keep_states(

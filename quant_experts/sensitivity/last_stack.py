@@ -22,6 +22,7 @@ from quant_experts.sensitivity.border import (
     around,
     by_stack,
     cross_over,
+    is_read_at_the_border,
     keep_states,
     scratch_directory,
     taken_apart,
@@ -52,7 +53,8 @@ def calls_of_the_last_stack(
                     states.write(FULL, call, calls.embeddings(call))
                 for block in blocks:
                     _advance(blueprint, block[0], calls, running, states, should_stop)
-                    keep_states(directory, block[0].block, states, {FULL: True}, running)
+                    if is_read_at_the_border(block[0], blocks[-1][0], blueprint.model.config):
+                        keep_states(directory, block[0].block, states, {FULL: True}, running)
                 calls = cross_over(
                     blueprint,
                     blocks[-1][0],

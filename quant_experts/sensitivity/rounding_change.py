@@ -37,6 +37,7 @@ from quant_experts.sensitivity.border import (
     around,
     by_stack,
     cross_over,
+    is_read_at_the_border,
     keep_states,
     scratch_directory,
     taken_apart,
@@ -111,7 +112,7 @@ def measure_rounding_change(
                 for block in blocks:
                     _advance(blueprint, block, streams, moments, calls, running, states, spec, should_stop)
                     streams += [plan.name for plan in block]
-                    if following is not None:
+                    if following is not None and is_read_at_the_border(block[0], blocks[-1][0], blueprint.model.config):
                         begun = dict.fromkeys(own, False) | dict.fromkeys((FULL, *streams), True)
                         keep_states(directory, block[0].block, states, begun, running)
                     on_event(Advanced("calibrating", block[0].block + 1, len(plans) + 1))

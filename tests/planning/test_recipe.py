@@ -6,12 +6,14 @@ import dataclasses
 
 import pytest
 
-from planning import memory, recipe, row_tokens, seconds
+from planning import disk, memory, recipe, row_tokens, seconds
 from planning.recipe import Recipe
 from quant_experts import evaluation, fit, image_variants, mixed_precision, observe, route
+from quant_experts.auto import search as auto_search
 from quant_experts.calibration import collate
 from quant_experts.config import PRESETS, QuantizationSpec
 from quant_experts.rounding import obq
+from quant_experts.sensitivity import rows as sensitivity_rows
 from quant_experts.smoothing import _trial, search
 
 
@@ -34,8 +36,11 @@ def test_the_constants_that_sizes_memory_and_time_follow_are_those_of_the_librar
     assert recipe.LEVELS == mixed_precision.LEVELS
     assert row_tokens.MOST_TOKENS == collate.MOST_TOKENS
     assert memory.HELD_OUT_TOKENS == observe.HELD_OUT_TOKENS
-    assert memory.KEPT_CHAINS == route.KEPT_CHAINS + 1
-    assert memory.VARIANTS == 2 * image_variants.MOST_ROWS
+    assert disk.KEPT_CHAINS == route.KEPT_CHAINS + 1
+    assert disk.VARIED_ROWS == image_variants.MOST_ROWS
+    assert memory.VARIANTS == disk.VARIANTS_EACH * disk.VARIED_ROWS
+    assert (disk.FEW_ROWS, disk.FEW_TOKENS) == (sensitivity_rows.ROWS, sensitivity_rows.TOKENS)
+    assert (disk.TRIAL_FIT, disk.TRIAL_HELD) == (auto_search.FIT_ROWS, auto_search.HELD_OUT_ROWS)
     assert memory.LOGIT_CHUNK == evaluation.CHUNK
     assert seconds.SUBSAMPLE == _trial.SUBSAMPLE
     assert seconds.TRIALS["awq"] == seconds.TRIALS["mbq"] == _trial.GRID

@@ -37,6 +37,7 @@ from quant_experts.sensitivity.rows import few_rows
 from quant_experts.tensor_file import file_digest
 from tests.models import make_model
 from tests.models_speech import audio_row
+from tests.planned import check_planned_disk, disk_peaks
 from tests.rows import image_row, text_row, write_rows
 
 QWEN3 = FAMILIES["qwen3_vl"]
@@ -202,7 +203,9 @@ def test_the_language_model_sees_what_the_quantized_tower_makes(tower: Undisturb
 
 
 def test_it_does_so_in_qwen2_5_vl_when_modalities_are_balanced_in_the_language_model(tmp_path: Path) -> None:
-    source = Undisturbed(tmp_path, "qwen2_5_vl", options={"smoothing": "mbq"}, blocks=1)
+    with disk_peaks(tmp_path) as peaks:
+        source = Undisturbed(tmp_path, "qwen2_5_vl", options={"smoothing": "mbq"}, blocks=1)
+    check_planned_disk(peaks, source.model, source.work, source.spec, phases={"gradients", "walking", "packing"})
     assert_both_streams_are_those_of_the_whole_models(source)
     groups = [group for block in source.report.blocks for group in block.groups]
     assert all(group.smoothing.startswith("mbq(") for group in groups)
@@ -268,11 +271,11 @@ def test_the_warning_is_in_report_and_card_and_what_stays_is_said(tower: Undistu
 # --- Stopping and going on -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["qwen3_vl", "whisper"])
-def test_a_search_tries_all_stacks_together(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("family", "depth"), [("qwen3_vl", 1), ("whisper", 2)])
+def test_a_search_tries_all_stacks_together(family: str, depth: int, tmp_path: Path) -> None:
     """It sees all of these few rows, so that what it foretells is what the whole run comes to."""
     options = {"scheme": "auto", "target": {"max_kl": 0.1}}
-    source = Subject(tmp_path, family, method="rtn", options=options, blocks=1)
+    source = Subject(tmp_path, family, method="rtn", options=options, blocks=depth)
     plans = source.plans()
     blocks = len({plan.block for plan in plans})
     trials: list[Advanced] = []
@@ -285,8 +288,9 @@ def test_a_search_tries_all_stacks_together(family: str, tmp_path: Path) -> None
         if isinstance(event, PhaseStarted) and event.phase == "evaluating":
             stop.set()
 
-    with pytest.raises(Stopped):
+    with pytest.raises(Stopped), disk_peaks(tmp_path) as peaks:
         run(tmp_path, source.model, source.rows, spec=source.spec, on_event=on_event, should_stop=stop.is_set)
+    check_planned_disk(peaks, source.model, source.work, source.spec, phases={"sensitivity", "trials", "walking"})
     kl = json.loads((source.work / "auto.json").read_text())["content"]["kl"]
     assert 0 < min(kl.values()) < max(kl.values())
     assert [event.done for event in trials] == list(range(1, blocks * len(kl) + 1))

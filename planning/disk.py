@@ -1,0 +1,179 @@
+"""Bytes on a worker's disk at the peak of a run: what the walk keeps, and what measuring and trying write beside it.
+
+Sums follow the code: ``quant_experts.calls``, ``chain``, ``crossing``, ``sensitivity``, ``auto`` and ``checkpoint``.
+``tests/quant_experts`` holds them against the peaks of real runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from planning.blocks import Block
+from planning.recipe import AUTO, Recipe
+from planning.rows import Rows
+from planning.shapes import Shapes
+from planning.sizes import Size
+
+KEPT_CHAINS = 3
+"""Files of hidden states at once: two kept ones and the one being written."""
+VARIED_ROWS, VARIANTS_EACH = 8, 2
+"""Held-out rows that are also passed with other images, and how many times."""
+FEW_ROWS, FEW_TOKENS = 4, 4096
+"""Rows that sensitivity and gradients are measured on, and their tokens together."""
+TRIAL_FIT, TRIAL_HELD = 16, 16
+"""Rows of a point that ``auto`` tries."""
+TOKEN_BYTES = 41
+"""Of a token, beside its state: id, mask, kind, and its position in three directions."""
+FLOAT = 4
+"""Bytes of one value of an image as its processor leaves it, whatever the model's dtype."""
+RECORD, ROW_RECORD = 20_000, 1_000
+"""Bytes of the JSON about a block, and about a row in one stack."""
+REPORT = 600_000
+"""Report, card, recipe and the other small files of a checkpoint."""
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """Bytes that one row brings. ``state``: a hidden state; ``call``: what the stack is called with in one stream.
+    ``blocks``: of the stack; ``behind``: what lies behind them. ``groups``: input groups of the blocks."""
+
+    blocks: Sequence[Block]
+    behind: Sequence[Block]
+    state: float
+    call: float
+
+    @property
+    def groups(self) -> int:
+        return sum(len(block.groups) for block in self.blocks)
+
+    @property
+    def groups_behind(self) -> int:
+        return sum(len(block.groups) for block in self.behind)
+
+
+@dataclass(frozen=True)
+class _Passed:
+    """How many rows pass: ``all`` in the quantized stream, ``full`` in the full-precision one, ``baseline`` rounded to
+    nearest."""
+
+    all: float
+    full: float
+    baseline: float
+
+    @property
+    def states(self) -> float:
+        return self.all + self.full + self.baseline
+
+
+def disk_of(shapes: Shapes, recipe: Recipe, rows: Rows, size: Size, *, from_hub: bool) -> int:
+    """The model when it comes from the hub, and the largest phase of the run beside it."""
+    return (shapes.bytes_before if from_hub else 0) + max(disk_by_phase(shapes, recipe, rows, size).values())
+
+
+def disk_by_phase(shapes: Shapes, recipe: Recipe, rows: Rows, size: Size) -> dict[str, int]:
+    """Name of a phase → bytes at its peak, of all that the run has on disk then."""
+    used = rows.used(recipe.samples)
+    held = recipe.held_out(used)
+    variants = VARIANTS_EACH * min(VARIED_ROWS, held) * min(rows.images, 1.0)
+    passed = _passed(used, held, variants, recipe)
+    stacks = [_stack(shapes, rows, name, blocks) for name, blocks in _by_stack(shapes)]
+    calls = _gathered(shapes, rows, stacks, passed)
+    few = max(1.0, min(FEW_ROWS, used - held, FEW_TOKENS / max(rows.tokens, 1.0)))
+    crossed = stacks[-1].call * passed.states if len(stacks) > 1 else 0.0
+    kept = crossed + (KEPT_CHAINS - 1) * stacks[-1].state * passed.states + sum(size.blocks_after)
+    # What lies beside the blocks is spooled while the shards are written, and gone when the report is.
+    phases = {
+        "gathering": calls,
+        "walking": max(_walk(shapes, stacks, passed, size.blocks_after)),
+        "packing": kept + size.bytes_after_most + max(shapes.others, REPORT),
+    }
+    if recipe.measures_sensitivity:
+        phases["sensitivity"] = max(_sensitivity(shapes, stacks, few))
+    if recipe.smoothing == "mbq" and shapes.family.encoder is None:
+        phases["gradients"] = max(_gradients(shapes, stacks, few))
+    if recipe.scheme == AUTO:
+        tried = min(max(0, used - held), TRIAL_FIT), min(held, TRIAL_HELD)
+        trial = _passed(sum(tried), tried[1], 0.0, recipe)
+        phases["trials"] = max(_walk(shapes, stacks, trial, size.blocks_after))
+    records = RECORD * len(shapes.blocks) + ROW_RECORD * len(stacks) * passed.all
+    return {name: int(calls + beside + records) for name, beside in phases.items()}
+
+
+def _passed(rows: int, held: int, variants: float, recipe: Recipe) -> _Passed:
+    return _Passed(rows + variants, held + variants, 0 if recipe.is_rounding_alone else held)
+
+
+def _by_stack(shapes: Shapes) -> Iterator[tuple[str, list[Block]]]:
+    for name, blocks in itertools.groupby(shapes.blocks, key=lambda block: block.stack):
+        yield name, list(blocks)
+
+
+def _stack(shapes: Shapes, rows: Rows, name: str, blocks: Sequence[Block]) -> _Stack:
+    first = blocks[0].groups[0]
+    state = shapes.tokens(first.reads, rows) * first.width * shapes.item
+    if first.reads == "tokens":
+        beside = rows.tokens * (TOKEN_BYTES + shapes.masks * rows.tokens)
+        beside += len(shapes.deep_blocks) * rows.image_tokens * first.width * shapes.item
+        beside += shapes.audio_positions * shapes.hidden * shapes.item
+    else:
+        beside = _inputs(shapes, rows) * shapes.item
+    return _Stack(
+        [block for block in blocks if block.index is not None],
+        [block for block in blocks if block.index is None],
+        state,
+        state + beside,
+    )
+
+
+def _inputs(shapes: Shapes, rows: Rows) -> float:
+    """Values of a row's images or of its sound, as the model takes them in."""
+    if shapes.audio_positions:
+        # The kernel of the first convolution is three wide; the second one halves the frames.
+        return 2.0 * shapes.audio_positions * shapes.patch_values / 3
+    return shapes.tokens("patches", rows) * shapes.patch_values
+
+
+def _gathered(shapes: Shapes, rows: Rows, stacks: Sequence[_Stack], passed: _Passed) -> float:
+    """The calls of the first stack. Where another one follows, the inputs of every row are kept, else those of one."""
+    inputs = _inputs(shapes, rows) * (shapes.item if shapes.audio_positions else FLOAT) + TOKEN_BYTES * rows.tokens
+    return passed.all * stacks[0].call + (passed.all if len(stacks) > 1 else 1.0) * inputs
+
+
+def _walk(shapes: Shapes, stacks: Sequence[_Stack], passed: _Passed, blocks: Sequence[int]) -> Iterator[float]:
+    """While each stack is walked, and while the rows cross over to the next; without the calls of the first."""
+    written = 0.0
+    crossed = 0.0
+    for stack, following in itertools.zip_longest(stacks, stacks[1:]):
+        written += sum(blocks[block.number] for block in (*stack.blocks, *stack.behind))
+        again = shapes.read_again if following is not None else 0
+        yield written + crossed + (KEPT_CHAINS + again) * stack.state * passed.states
+        if following is not None:
+            crossed = following.call * passed.states
+            yield written + 2 * crossed + (KEPT_CHAINS - 1 + again) * stack.state * passed.states
+
+
+def _sensitivity(shapes: Shapes, stacks: Sequence[_Stack], rows: float) -> Iterator[float]:
+    """A stream for every group of the stacks so far, and the full-precision one."""
+    streams, crossed, kept = 1.0, 0.0, 0.0
+    for stack, following in itertools.zip_longest(stacks, stacks[1:]):
+        streams += stack.groups
+        states = streams * rows * stack.state
+        yield crossed + kept + states
+        if following is not None:
+            kept += (1 + shapes.read_again) * states
+            streams += stack.groups_behind
+            crossed = streams * rows * following.call
+            yield kept + states + 2 * crossed
+
+
+def _gradients(shapes: Shapes, stacks: Sequence[_Stack], rows: float) -> Iterator[float]:
+    """The way to the last stack in full precision, and there a state in front of every block and behind the last."""
+    crossed = kept = 0.0
+    for stack, following in itertools.pairwise(stacks):
+        states = rows * stack.state
+        kept += (1 + shapes.read_again) * states
+        crossed = rows * following.call
+        yield kept + states + 2 * crossed
+    yield kept + crossed + (len(stacks[-1].blocks) + 1) * rows * stacks[-1].state
