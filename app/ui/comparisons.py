@@ -19,7 +19,7 @@ from app.paging import PageQuery
 from app.problems import Problem
 from app.ui import comparison_form, job_form
 from app.ui.datasets import usable_datasets
-from app.ui.jobs import choices, made_id
+from app.ui.new_job import choices, made_id
 from app.ui.pages import Page, render, see
 from app.ui.visitor import JobsReader, JobsWriter, Visitor, form_of
 

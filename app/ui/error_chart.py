@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.jobs.queries import BlockErrors
-from app.ui.words import block_name, percent
+from app.ui.history import block_name
+from app.ui.words import percent
 
 WIDTH, HEIGHT = 600, 250
 LEFT, RIGHT, TOP, BOTTOM = 72, 12, 12, 44

@@ -18,7 +18,7 @@ from app.jobs.fork import ForkRequest, Takeover, forked, takeover
 from app.problems import Problem
 from app.ui import job_form
 from app.ui.datasets import usable_datasets
-from app.ui.jobs import choices, made_id
+from app.ui.new_job import choices, made_id
 from app.ui.pages import Page, render, see
 from app.ui.visitor import JobsWriter, Visitor, form_of
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from app import problems
 from app.problems import Problem
-from app.ui import words
+from app.ui import history, words
 from app.ui.navigation import menu
 from app.ui.visitor import VISITOR, SignInNeeded, Visitor
 
@@ -105,8 +105,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters: Mapping[str, Callable[..., Any]] = words.FILTERS
-    environment.filters |= dict(filters)
+    filters: dict[str, Callable[..., Any]] = {**words.FILTERS, **history.FILTERS}
+    environment.filters |= filters
     environment.globals |= {"asset": asset, "menu": menu}
     return environment
 

@@ -10,10 +10,11 @@ from fastapi.responses import FileResponse
 
 from app import problems
 from app.problems import Problem
-from app.ui import audit, comparisons, datasets, forks, jobs, keys, login, pages, usage, webhooks, workers
+from app.ui import audit, comparisons, datasets, forks, jobs, keys, login, new_job, pages, usage, webhooks, workers
 
 router = APIRouter(include_in_schema=False)
-for part in (login, jobs, forks, comparisons, datasets, workers, usage, webhooks, keys, audit):
+# /jobs/new before /jobs/{job_id}: the first route that fits answers.
+for part in (login, new_job, jobs, forks, comparisons, datasets, workers, usage, webhooks, keys, audit):
     router.include_router(part.router)
 
 

@@ -1,0 +1,87 @@
+"""What happened to a job, as people say it: its attempts, its events, its blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from app.contract.events import EventType
+from app.contract.states import AttemptOutcome
+from app.jobs.schemas import AttemptView, EventView
+from app.ui.words import duration, percent, plural
+
+
+def attempts(held: Sequence[AttemptView]) -> list[str]:
+    """One sentence per attempt: who ran it, where it began, why it ended."""
+    said, done = [], 0
+    for one in held:
+        began = max(one.resumed_from_block or 0, done)
+        done = max(done, (one.resumed_from_block or 0) + one.blocks_done, began + one.blocks_done)
+        start = f"resumed at block {began} on {one.worker}" if began else f"began on {one.worker}"
+        said.append(f"{start[0].upper()}{start[1:]}; {_end(one, done)}.")
+    return said
+
+
+def _end(attempt: AttemptView, done: int) -> str:
+    reached = f"at block {done}"
+    new = f"{plural(attempt.blocks_done, 'new block')}"
+    match attempt.outcome:
+        case None:
+            return f"at work, {new} so far"
+        case AttemptOutcome.SUCCEEDED:
+            return f"finished, {new}"
+        case AttemptOutcome.CANCELLED:
+            return f"stopped on request {reached}"
+        case AttemptOutcome.HANDED_BACK:
+            return f"handed back {reached}, the worker was asked to stop"
+        case AttemptOutcome.LEASE_EXPIRED:
+            return f"worker lost {reached}"
+        case AttemptOutcome.RUNNER_DIED:
+            return f"the computing process died {reached}"
+        case AttemptOutcome.FAILED:
+            reason = (attempt.error or {}).get("message") or (attempt.error or {}).get("code") or "no reason given"
+            return f"failed {reached}: {reason}"
+
+
+def block_name(block: int, stack: str | None = None, index: int | None = None, part: str | None = None) -> str:
+    """``block 3``, or ``vision block 3`` and ``vision merger`` where the model has several stacks."""
+    if stack is None:
+        return f"block {block}"
+    if index is None:
+        return f"{stack} {part}" if part else f"{stack}, behind its blocks"
+    return f"{stack} block {index}"
+
+
+def event(happened: EventView) -> str:
+    data = happened.data
+    match happened.type:
+        case EventType.CREATED:
+            return "Created"
+        case EventType.STARTED:
+            resumed = data.get("resumed_from_block")
+            where = f", from block {resumed}" if resumed else ""
+            return f"Attempt {data.get('attempt')} started on {data.get('worker')}{where}"
+        case EventType.PHASE:
+            return f"{str(data.get('phase', '')).capitalize()}"
+        case EventType.BLOCK:
+            error = (data.get("error") or {}).get("routed")
+            left = f", error {percent(error)}" if error is not None else ""
+            place = (data.get("stack"), data.get("index"), data.get("part"))
+            name = "" if place[0] is None else f", {block_name(data['block'], *place)},"
+            return f"Block {data.get('block')}{name} done in {duration(data.get('seconds'))}{left}"
+        case EventType.WARNING:
+            return f"Warning: {data.get('message')}"
+        case EventType.REQUEUED:
+            return f"Waits again: {data.get('reason')}"
+        case EventType.CANCEL_REQUESTED:
+            return "Asked to stop"
+        case EventType.RETRIED:
+            return "Queued again"
+        case EventType.SUCCEEDED:
+            return "Succeeded" + (f", {data['verdict']}" if data.get("verdict") else "")
+        case EventType.FAILED:
+            return f"Failed: {(data.get('error') or {}).get('message', 'no reason given')}"
+        case EventType.CANCELLED:
+            return "Cancelled"
+
+
+FILTERS: dict[str, Callable[..., str]] = {"event": event, "block_name": block_name}

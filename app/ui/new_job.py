@@ -1,0 +1,95 @@
+"""The dashboard's form of a new job, which plans before it submits, and what every form that makes jobs offers."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.contract import spec as contract
+from app.datasets.schemas import DatasetView
+from app.deps import DoorbellDep, Service, ServiceDep, SessionDep
+from app.jobs import queries
+from app.jobs import router as api
+from app.plans import router as plans
+from app.plans.schemas import JobRequest, PlanView
+from app.problems import Problem
+from app.ui import job_form
+from app.ui.datasets import usable_datasets
+from app.ui.pages import Page, render, see
+from app.ui.visitor import JobsWriter, Visitor, form_of
+
+DIGEST = re.compile(r"[0-9a-f]{64}")
+router = APIRouter(route_class=Page)
+
+
+@router.get("/jobs/new")
+async def blank(request: Request, visitor: JobsWriter, session: SessionDep, parts: ServiceDep) -> Response:
+    """``?from=job_…`` starts from what that job asked for, ``?dataset=ds_…`` with those rows."""
+    values = dict.fromkeys(job_form.FIELDS, "") | job_form.DEFAULTS
+    source = request.query_params.get("from")
+    if source is not None:
+        values = job_form.values_of_spec(
+            (await queries.get_job(session, tenant=visitor.caller.tenant, job_id=source)).spec
+        )
+    values[job_form.UPLOADED] = request.query_params.get("dataset", values[job_form.UPLOADED])
+    return await _form(request, visitor, session, parts, values=values)
+
+
+@router.post("/jobs/new")
+async def create(
+    request: Request, visitor: JobsWriter, session: SessionDep, parts: ServiceDep, doorbell: DoorbellDep
+) -> Response:
+    form = await form_of(request, visitor)
+    values = job_form.values_of(form)
+    spec, wrong = job_form.checked(values)
+    if spec is None:
+        return await _form(request, visitor, session, parts, values=values, wrong=wrong)
+    try:
+        if form.get("do") == "plan":
+            plan = await plans.plan(spec, visitor.caller, session, parts)
+            return await _form(request, visitor, session, parts, values=values, plan=plan)
+        # The token makes a second click, or a reload of the answer, the same job.
+        digest, once = str(form.get("plan", "")), str(form.get("once", ""))
+        wanted = JobRequest.model_validate({**spec.model_dump(), "plan": digest if DIGEST.fullmatch(digest) else None})
+        made = await api.create(wanted, visitor.caller, session, parts, doorbell, Response(), idempotency_key=once)
+    except Problem as problem:
+        return await _form(request, visitor, session, parts, values=values, wrong=job_form.refused(problem))
+    return see(f"/jobs/{made_id(made)}")
+
+
+def made_id(made: Any) -> str:
+    """Of what was made just now, or of the answer that an earlier request with the same token got."""
+    return str(made.headers["Location"].rpartition("/")[2] if isinstance(made, Response) else made.id)
+
+
+def choices(parts: Service, datasets: Sequence[DatasetView]) -> dict[str, Any]:
+    """What the fields of a job's form offer."""
+    return {
+        "titles": job_form.TITLES,
+        "schemes": [(name, name) for name in (*contract.NAMED_SCHEMES, contract.AUTO)],
+        "methods": [(name, f"{name}: {', '.join(slots)}") for name, slots in contract.METHODS.items()],
+        "datasets": [(one.id, f"{one.name or one.id} · {one.rows} rows, {one.images} images") for one in datasets],
+        "model_root": parts.settings.model_root is not None,
+    }
+
+
+async def _form(
+    request: Request,
+    visitor: Visitor,
+    session: AsyncSession,
+    parts: Service,
+    *,
+    values: Mapping[str, str],
+    wrong: Mapping[str, str] | None = None,
+    plan: PlanView | None = None,
+) -> Response:
+    datasets = await usable_datasets(session, visitor, parts)
+    return render(
+        request, "job_new.html", visitor, status=422 if wrong else 200, values=values, wrong=wrong or {}, plan=plan,
+        once=secrets.token_urlsafe(16), **choices(parts, datasets),
+    )  # fmt: skip
