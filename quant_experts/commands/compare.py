@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.live import Live
 
 from quant_experts.client import Candidate, Client, Comparison
@@ -23,6 +22,7 @@ from quant_experts.commands.job_options import (
     rows_of,
     timeout_option,
 )
+from quant_experts.commands.live_line import live_console
 from quant_experts.commands.service_client import connected, json_option, print_json, url_option
 from quant_experts.commands.spec_options import body_of, refining_options
 
@@ -110,7 +110,7 @@ def command(
                 comparison = _watched(comparison)
             except KeyboardInterrupt:
                 again = f"qe compare {comparison.id}"
-                click.echo(f"\n{comparison.id} goes on. Come back: {again}   Stop it: {again} --cancel", err=True)
+                click.echo(f"{comparison.id} goes on. Come back: {again}   Stop it: {again} --cancel", err=True)
                 return INTERRUPTED
         if plot is not None:
             plot.write_text(comparison.plot(), encoding="utf-8")
@@ -178,10 +178,10 @@ def _listed(client: Client, *, as_json: bool) -> int:
 
 def _watched(comparison: Comparison) -> Comparison:
     """The finished one; until then the table on a terminal, else a line for every change of a job."""
-    console = Console(stderr=True, highlight=False)
+    console = live_console()
     statuses: dict[str, str] = {}
     now = comparison
-    with Live(console=console, transient=True, auto_refresh=False) as live:
+    with Live(console=console, transient=True, auto_refresh=False, redirect_stdout=False) as live:
         for now in comparison.watch():
             if console.is_terminal:
                 live.update(table_of(now, width=console.width), refresh=True)

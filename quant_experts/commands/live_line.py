@@ -1,55 +1,68 @@
-"""A line on stderr that changes in place while something runs; without a terminal, one plain line per step."""
+"""A line on stderr that changes in place while something runs; without a terminal, one plain line per step.
+
+It is never as wide as the terminal: ``^C``, which the terminal itself writes behind it, would wrap, and a copy of the
+line would stay.
+"""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableType
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
-    SpinnerColumn,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.progress_bar import ProgressBar
+from rich.text import Text
 
-BAR = 28
+BAR, SHORTEST_BAR = 28, 8
+KEPT_FREE = len("^C") + 1
+"""Columns at the right."""
+FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+EVERY = 0.1
+"""Seconds of a frame."""
 
 
 class LiveLine:
     """A context manager; the line is gone when it is left."""
 
     def __init__(self, text: str) -> None:
-        self.console = Console(stderr=True, highlight=False)
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=BAR),
-            TextColumn("{task.fields[detail]}", markup=False),
-            TimeElapsedColumn(),
+        self.console = live_console()
+        self._line = _Line(text)
+        # What others print while it is there goes where they print it: stdout may lead to a file.
+        self._live = Live(
+            self._line,
             console=self.console,
             transient=True,
+            refresh_per_second=1 / EVERY,
+            redirect_stdout=False,
+            redirect_stderr=False,
         )
-        self._task = self._progress.add_task(text, total=None, detail="")
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
-            self._progress.start()
+            self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._progress.live.is_started:
-            self._progress.stop()
+        if self._live.is_started:
+            self._live.stop()
 
     def show(self, text: str, *, done: int = 0, total: int | None = None, detail: str = "") -> None:
-        """What the line says now."""
-        self._progress.update(self._task, description=text, completed=done, total=total, detail=detail)
+        """What the line says now. ``detail``: parts between ``·``, the most wanted last, as the time that is left."""
+        self._line.say(text, done, total, detail)
 
     def plain(self, line: str) -> None:
         """A step, for who sees no line that changes."""
@@ -63,7 +76,7 @@ class LiveLine:
 
 def bytes_bar() -> Progress:
     """A bar for bytes that are sent or fetched, with their speed; nothing without a terminal."""
-    console = Console(stderr=True, highlight=False)
+    console = live_console()
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=BAR),
@@ -72,5 +85,63 @@ def bytes_bar() -> Progress:
         TimeRemainingColumn(),
         console=console,
         transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
         disable=not console.is_terminal,
     )
+
+
+def live_console() -> Console:
+    """Of stderr, for what changes in place."""
+    return _WithRoom(stderr=True, highlight=False)
+
+
+def clock(seconds: float) -> str:
+    """``25:38``, ``1:00:00``, ``30:00:00``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"
+
+
+class _WithRoom(Console):
+    @property  # type: ignore[misc]  # nobody sets it
+    def size(self) -> ConsoleDimensions:
+        width, height = super().size
+        return ConsoleDimensions(max(1, width - KEPT_FREE), height) if self.is_terminal else super().size
+
+
+class _Line:
+    """Draws what fits: a bar only where there is room, and of the details the last ones the longest."""
+
+    def __init__(self, text: str) -> None:
+        self._began = time.monotonic()
+        self.say(text, 0, None, "")
+
+    def say(self, text: str, done: int, total: int | None, detail: str) -> None:
+        self._said = (text, done, total, detail.split(" · ") if detail else [])
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        text, done, total, details = self._said
+        passed = time.monotonic() - self._began
+        frame, elapsed, width = FRAMES[int(passed / EVERY) % len(FRAMES)], clock(passed), options.max_width
+        for bar, shown in _choices(details, elapsed):
+            behind = "".join(f" {part}" for part in shown)
+            room = width - cell_len(f"{frame} {text}{behind}") - (1 if bar else 0)
+            if room >= bar:
+                yield Text(f"{frame} {text}" + (" " if bar else ""), end="")
+                if bar:
+                    yield ProgressBar(total, done, width=min(BAR, room), pulse=total is None)
+                yield Text(behind, end="")
+                return
+        alone = Text(f"{frame} {text}", end="")
+        alone.truncate(width, overflow="ellipsis")
+        yield alone
+
+
+def _choices(details: Sequence[str], elapsed: str) -> Iterator[tuple[int, list[str]]]:
+    """Columns of the bar at least, and what stands behind it: best first."""
+    for left_out in range(len(details) + 1):
+        said = [" · ".join(details[left_out:])] if left_out < len(details) else []
+        yield SHORTEST_BAR, [*said, elapsed]
+        yield SHORTEST_BAR, said
+        yield 0, said

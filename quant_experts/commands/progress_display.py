@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
-
 from rich.console import Console
 
-from quant_experts.commands.live_line import LiveLine
+from quant_experts.commands.live_line import LiveLine, clock
 from quant_experts.progress import Advanced, BlockFinished, Event, Finished, GroupFitted, Phase, PhaseStarted, Warned
 
 TITLES: dict[Phase, str] = {
@@ -96,5 +94,5 @@ class ProgressDisplay(LiveLine):
     def _time_left(self, blocks: int) -> str:
         if not self._seconds:
             return ""
-        left = round(sum(self._seconds) / len(self._seconds) * (blocks - self._done))
-        return f" · about {time.strftime('%H:%M:%S', time.gmtime(left)).removeprefix('00:')} left"
+        left = sum(self._seconds) / len(self._seconds) * (blocks - self._done)
+        return f" · about {clock(left)} left"

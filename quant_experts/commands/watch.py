@@ -24,14 +24,15 @@ def watch(client: Client, job_id: str, *, as_json: bool) -> int:
     """The exit code that the job's end asks for."""
     job: Job = client.jobs.get(job_id)
     try:
-        with WatchDisplay(job.id) as display:
+        if as_json:
             for event in job.follow():
-                if as_json:
-                    print_json(event)
-                else:
+                print_json(event)
+        else:
+            with WatchDisplay(job.id) as display:
+                for event in job.follow():
                     display.on_event(event)
     except KeyboardInterrupt:
-        click.echo(f"\n{job.id} goes on. Come back: qe watch {job.id}   Stop it: qe cancel {job.id}", err=True)
+        click.echo(f"{job.id} goes on. Come back: qe watch {job.id}   Stop it: qe cancel {job.id}", err=True)
         return INTERRUPTED
     job = job.refresh()
     code = exit_code(job)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from quant_experts.client import EventView
-from quant_experts.commands.live_line import LiveLine
+from quant_experts.commands.live_line import LiveLine, clock
 from quant_experts.commands.progress_display import TITLES, block_title
 
 NEWEST_WEIGHT = 0.3
@@ -49,13 +48,12 @@ class WatchDisplay(LiveLine):
         self._seconds = (self._seconds or 0.0) * (1 - weight) + seconds * weight
         error = (data.get("error") or {}).get("routed")
         shown = f" · error {error:.3%}" if isinstance(error, float) else ""
-        left = round((blocks - block) * self._seconds)
-        clock = time.strftime("%H:%M:%S", time.gmtime(left)).removeprefix("00:")
+        left = clock((blocks - block) * self._seconds)
         self._step(
             block_title(block - 1, blocks, data.get("stack"), data.get("index"), data.get("part")),
             done=block,
             total=blocks,
-            detail=f"{seconds:.1f} s{shown} · {clock} left",
+            detail=f"{seconds:.1f} s{shown} · {left} left",
         )
 
     def _step(self, text: str, *, done: int | None, total: int | None = None, detail: str = "") -> None:
