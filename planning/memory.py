@@ -134,4 +134,4 @@ def _loaded_extra(shapes: Shapes) -> int:
 
 def _left_behind(fitting: int) -> int:
     """Of a block's memory the allocator keeps some when the block is gone."""
-    return int(0.5 * fitting)
+    return int(0.4 * fitting)

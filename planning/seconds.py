@@ -43,7 +43,7 @@ class Rates:
     spread: tuple[float, float]
 
 
-CORE = Rates(solve=40e9, forward=20e9, bytes=4e9, group=0.15, run=25.0, spread=(0.35, 3.0))
+CORE = Rates(solve=40e9, forward=20e9, bytes=4e9, group=0.15, run=25.0, spread=(0.3, 3.0))
 GPU = Rates(solve=15e12, forward=60e12, bytes=700e9, group=0.15, run=60.0, spread=(0.25, 4.0))
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
+import anyio
+import anyio.to_thread
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import problems
@@ -32,6 +35,8 @@ from planning.errors import HubUnavailable, Unreadable
 from planning.text_files import TextFiles
 
 Found = TypeVar("Found")
+COUNTED_AT_ONCE = 2
+"""Datasets whose tokens are counted by a model: each takes a core, for half a minute at most. Plans wait for none."""
 DATASET_ID = re.compile(r"ds_[0-9a-f]{32}")
 
 
@@ -103,13 +108,22 @@ async def statistics_of(
             dataset_id=dataset_id,
             storage=storage,
             settings=settings,
-            within=asyncio.to_thread if model is None else aside,
+            within=asyncio.to_thread if model is None else _in_turn,
         )
     except Unreadable as error:
         raise Problem(problems.INVALID_MODEL, str(error)) from None
     except HubUnavailable as error:
         raise Problem(problems.HUB_UNAVAILABLE, str(error), headers={"Retry-After": "10"}) from None
     return found, files
+
+
+async def _in_turn(work: Callable[[], Found]) -> Found:
+    return await anyio.to_thread.run_sync(work, limiter=_limiter())
+
+
+@functools.cache
+def _limiter() -> anyio.CapacityLimiter:
+    return anyio.CapacityLimiter(COUNTED_AT_ONCE)
 
 
 async def keep_upload(

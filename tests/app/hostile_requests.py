@@ -15,6 +15,7 @@ from typing import Any
 
 JSON = {"Content-Type": "application/json"}
 NOTHING = "job_" + "0" * 32
+NO_STATISTICS = f"/v1/datasets/ds_{'0' * 32}/statistics"
 LONG = "9" * 400
 
 
@@ -236,6 +237,25 @@ def _queries() -> list[Hostile]:
     ]
     cases += [
         Hostile("report?format=pdf", "GET", "/v1/jobs/{mine}/report?format=pdf", 422),
+        *(
+            Hostile(
+                f"statistics for the model {each[:20]}",
+                "GET",
+                f"{NO_STATISTICS}?model={each}",
+                status,
+            )
+            for each, status in (
+                ("http://169.254.169.254/latest", 422),
+                ("..%2f..%2fetc", 422),
+                ("local/..%2f..", 422),
+                ("local/%00", 422),
+                ("a" * 201, 422),
+                ("local/tiny", 404),
+            )
+        ),
+        Hostile(
+            "statistics of another tenant's rows", "GET", "/v1/datasets/{dataset}/statistics?model=local/tiny", 404
+        ),
         Hostile("datasets?sha256 that is none", "GET", "/v1/datasets?sha256=" + "g" * 64, 422),
         Hostile("a label that is not UTF-8", "GET", "/v1/jobs?label=%ff%fe", 200),
         Hostile("a label that is SQL", "GET", "/v1/jobs?label=a'%20OR%20'1'='1", 200),
