@@ -17,7 +17,8 @@ from sqlalchemy import func, or_, select, update
 
 from app.contract.secret import service_secret
 from app.contract.tables import ApiKey
-from app.database import Sessions, lookup
+from app.database import Sessions
+from app.direct import look_up
 from app.settings import Settings
 
 DEFAULT_TENANT = "default"
@@ -98,22 +99,39 @@ async def identify_digest(sessions: Sessions, keyring: Keyring, digest: str) -> 
     """As ``identify``, for who proved before that they hold the key: the dashboard's sessions keep its digest only."""
     if keyring.bootstrap_digest is not None and hmac.compare_digest(digest, keyring.bootstrap_digest):
         return Caller(key_id=BOOTSTRAP, tenant=DEFAULT_TENANT, scopes=frozenset(Scope))
-    now = func.clock_timestamp()
-    alive = (ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now))
-    stale = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < now - LAST_USED_EVERY)
-    async with lookup(sessions) as session:
-        found = (await session.execute(select(ApiKey, stale).where(ApiKey.digest == digest, *alive))).one_or_none()
-    if found is None or not hmac.compare_digest(found[0].digest, digest):
+    statement = """
+        SELECT id, tenant, scopes, digest,
+            last_used_at IS NULL OR last_used_at < clock_timestamp() - %(often)s AS stale
+        FROM api_keys
+        WHERE digest = %(digest)s AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > clock_timestamp())
+    """
+    found = await look_up(sessions, statement, {"digest": digest, "often": LAST_USED_EVERY}, of=_Key)
+    if not found or not hmac.compare_digest(found[0].digest, digest):
         return None
-    row, is_stale = found
-    if is_stale:
-        async with sessions.begin() as session:
-            # Skipped while another request does it: reading must not queue behind a row lock.
-            free = select(ApiKey.id).where(ApiKey.id == row.id, stale).with_for_update(skip_locked=True)
-            await session.execute(
-                update(ApiKey)
-                .where(ApiKey.id == free.scalar_subquery())
-                .values(last_used_at=now)
-                .execution_options(synchronize_session=False)
-            )
-    return Caller(key_id=row.id, tenant=row.tenant, scopes=frozenset(row.scopes))
+    key = found[0]
+    if key.stale:
+        await _touch(sessions, key.id)
+    return Caller(key_id=key.id, tenant=key.tenant, scopes=frozenset(key.scopes))
+
+
+@dataclass(frozen=True)
+class _Key:
+    id: str
+    tenant: str
+    scopes: list[str]
+    digest: str
+    stale: bool
+
+
+async def _touch(sessions: Sessions, key_id: str) -> None:
+    """Say that the key was used just now, unless another request is saying it: reading must not queue behind a lock."""
+    now = func.clock_timestamp()
+    stale = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < now - LAST_USED_EVERY)
+    free = select(ApiKey.id).where(ApiKey.id == key_id, stale).with_for_update(skip_locked=True)
+    async with sessions.begin() as session:
+        await session.execute(
+            update(ApiKey)
+            .where(ApiKey.id == free.scalar_subquery())
+            .values(last_used_at=now)
+            .execution_options(synchronize_session=False)
+        )

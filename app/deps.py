@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import BackgroundTasks, Depends, Request
@@ -14,26 +12,19 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from app import problems
 from app.auth import Actor, Caller, Keyring, Scope, identify
-from app.contract.bell import Bell
-from app.contract.crash_points import reach
 from app.contract.secret import Seal
 from app.database import OpenSession, Sessions, tenant_session
 from app.jobs.feed import Feed
 from app.problems import Problem
 from app.quotas import StorageMeter
 from app.rate_limit import TokenBuckets
+from app.ringing import Doorbell, Ringer
 from app.settings import Settings
 from app.storage import Storage
 from app.telemetry import HEADERS, Telemetry
 
 CALLER = "qe.caller"
-log = logging.getLogger(__name__)
 bearer = HTTPBearer(auto_error=False, scheme_name="ApiKey", description="`Authorization: Bearer qe_…`")
-
-
-RINGING_AT_ONCE = 2
-"""Threads that may ring. The others read files for downloads, and a Redis that hangs must not take those too."""
-RING_PATIENCE = 1.0
 
 
 @dataclass(frozen=True)
@@ -46,13 +37,12 @@ class Service:
     storage: Storage
     keyring: Keyring
     seal: Seal
-    bell: Bell | None
+    ringer: Ringer
     buckets: TokenBuckets | None
     """Requests that each key has left; None: they are not counted."""
     meter: StorageMeter
     telemetry: Telemetry
     feed: Feed
-    ringing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(RINGING_AT_ONCE))
 
     def sessions_of(self, caller: Caller) -> OpenSession:
         """Sessions behind the tenant's wall, for what outlives the request's own: a stream."""
@@ -70,13 +60,14 @@ ServiceDep = Annotated[Service, Depends(service_of)]
 
 async def session_of(request: Request, service: ServiceDep) -> AsyncIterator[AsyncSession]:
     async with (
-        tenant_session(service.sessions, lambda: tenant_of(request), actor=lambda: _actor_of(request)) as session,
+        tenant_session(service.sessions, lambda: tenant_of(request), actor=lambda: actor_of(request)) as session,
         session.begin(),
     ):
         yield session
 
 
-def _actor_of(request: Request) -> Actor:
+def actor_of(request: Request) -> Actor:
+    """Of a request whose key has been checked."""
     caller = request.scope[CALLER]
     return Actor(tenant=caller.tenant, key_id=caller.key_id, request_id=request.scope["request_id"])
 
@@ -141,33 +132,8 @@ WorkersReader = Annotated[Caller, Depends(require(Scope.WORKERS_READ))]
 KeysAdmin = Annotated[Caller, Depends(require(Scope.KEYS_ADMIN))]
 
 
-class Doorbell:
-    """Rings for a job once the response is on its way, hence after the commit, and never fails a request."""
-
-    def __init__(self, service: Service, background: BackgroundTasks) -> None:
-        self._service = service
-        self._background = background
-
-    def ring_later(self, job_id: str) -> None:
-        if self._service.bell is not None:
-            self._background.add_task(_ring, self._service.bell, self._service.ringing, job_id)
-
-
-async def _ring(bell: Bell, ringing: asyncio.Semaphore, job_id: str) -> None:
-    reach("bell.before")
-    try:
-        async with asyncio.timeout(RING_PATIENCE):
-            await ringing.acquire()
-        try:
-            await asyncio.to_thread(bell.ring, job_id)
-        finally:
-            ringing.release()
-    except Exception as error:  # noqa: BLE001 -- whatever a broker can raise; the job is safe, the keeper rings again
-        log.warning("bell for %s not rung, the keeper will: %s", job_id, error or type(error).__name__)
-
-
 async def doorbell_of(service: ServiceDep, background: BackgroundTasks) -> Doorbell:
-    return Doorbell(service, background)
+    return Doorbell(service.ringer, background)
 
 
 DoorbellDep = Annotated[Doorbell, Depends(doorbell_of)]

@@ -17,27 +17,18 @@ from typing import Annotated, Any
 
 from fastapi import Header, Response
 from fastapi.responses import JSONResponse
+from psycopg.types.json import Jsonb
 from pydantic import BaseModel
-from sqlalchemy import func, select
-from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import problems
 from app.contract.tables import IdempotencyRecord
+from app.database import Sessions
+from app.direct import Statement, Transaction, columns_of, read
 from app.problems import Problem
-from app.tenancy import owned
+from app.tenancy import of_tenant
 
 KEPT = timedelta(hours=24)
 KEY = re.compile(r"[\x21-\x7e]{1,255}")
-
-
-@dataclass(frozen=True)
-class Replay:
-    """What the first request was answered."""
-
-    status_code: int
-    response: Mapping[str, Any]
-    location: str | None
 
 
 def checked_key(key: str) -> str:
@@ -52,45 +43,33 @@ def digest_of(operation: str, body: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps([operation, body], sort_keys=True).encode()).hexdigest()
 
 
-async def recall(session: AsyncSession, *, tenant: str, key: str, request_digest: str) -> Replay | None:
-    """The kept answer, or None when this request is the first and must now be carried out in this transaction.
-
-    Raises Problem: 409 while another transaction works on the same key, 422 when the key was used for another request.
-    """
-    lock = func.hashtextextended(f"{tenant}\x1f{key}", 0)
-    if not await session.scalar(select(func.pg_try_advisory_xact_lock(lock))):
-        raise Problem(
-            problems.IDEMPOTENCY_IN_PROGRESS,
-            "the first request with this Idempotency-Key is still being answered; repeat this one in a second",
-            headers={"Retry-After": "1"},
-        )
-    record = await session.scalar(
-        owned(IdempotencyRecord, tenant).where(
-            IdempotencyRecord.key == key,
-            IdempotencyRecord.created_at > func.clock_timestamp() - KEPT,
-        )
-    )
-    if record is None or record.status_code is None:
-        return None
-    if record.request_digest != request_digest:
-        raise Problem(
-            problems.IDEMPOTENCY_MISMATCH,
-            "this Idempotency-Key was sent with another body in the last 24 hours: use a new key for a new request",
-        )
-    return Replay(status_code=record.status_code, response=record.response or {}, location=record.location)
+@dataclass(frozen=True)
+class _Lock:
+    mine: bool
 
 
-async def remember(session: AsyncSession, *, tenant: str, key: str, request_digest: str, answer: Replay) -> None:
-    values = {
-        "request_digest": request_digest,
-        "status_code": answer.status_code,
-        "response": dict(answer.response),
-        "location": answer.location,
-        "created_at": func.clock_timestamp(),
-    }
-    statement = insert(IdempotencyRecord).values(tenant=tenant, key=key, **values)
-    # What is there already is older than 24 hours, or `recall` would have found it.
-    await session.execute(statement.on_conflict_do_update(index_elements=["tenant", "key"], set_=values))
+@dataclass(frozen=True)
+class _Answer:
+    """What the first request was answered."""
+
+    request_digest: str
+    status_code: int
+    response: dict[str, Any]
+    location: str
+
+
+LOCK = "SELECT pg_try_advisory_xact_lock(hashtextextended(%(name)s, 0)) AS mine"
+RECALL = f"""
+SELECT {columns_of(_Answer)} FROM {of_tenant(IdempotencyRecord)}
+    AND key = %(key)s AND created_at > clock_timestamp() - %(kept)s AND status_code IS NOT NULL
+"""  # noqa: S608 -- every part is ours
+# What is there already is older than 24 hours, or RECALL would have found it.
+REMEMBER = """
+INSERT INTO idempotency (tenant, key, request_digest, status_code, response, location)
+VALUES (%(tenant)s, %(key)s, %(request_digest)s, %(status_code)s, %(response)s, %(location)s)
+ON CONFLICT (tenant, key) DO UPDATE SET request_digest = excluded.request_digest, location = excluded.location,
+    status_code = excluded.status_code, response = excluded.response, created_at = excluded.created_at
+"""
 
 
 IdempotencyKey = Annotated[str | None, Header(description="Makes a repeated request safe for 24 hours.")]
@@ -104,31 +83,71 @@ class Made:
     location: str
 
 
-async def answer_once(
-    session: AsyncSession,
-    response: Response,
-    make: Callable[[], Awaitable[Made]],
-    *,
-    tenant: str,
-    key: str | None,
-    operation: str,
-    body: Mapping[str, Any],
-) -> Any:
-    """What ``make`` makes, its place in ``response``; or the kept answer to the same request.
+@dataclass(frozen=True)
+class Once:
+    """A request that is carried out once, if it has a key; each time without."""
 
-    Without a key every request is carried out.
-    """
-    digest = ""
-    if key is not None:
-        checked_key(key)
-        digest = digest_of(operation, body)
-        replay = await recall(session, tenant=tenant, key=key, request_digest=digest)
-        if replay is not None:
-            headers = {"Location": replay.location or "", "Idempotency-Replayed": "true"}
-            return JSONResponse(dict(replay.response), status_code=replay.status_code, headers=headers)
-    made = await make()
-    if key is not None:
-        answer = Replay(status_code=201, response=made.view.model_dump(mode="json"), location=made.location)
-        await remember(session, tenant=tenant, key=key, request_digest=digest, answer=answer)
-    response.headers["Location"] = made.location
-    return made.view
+    tenant: str
+    key: str | None
+    digest: str
+
+    @classmethod
+    def of(cls, tenant: str, key: str | None, operation: str, body: Mapping[str, Any]) -> Once:
+        """Raises Problem 422 for a key that is none."""
+        return cls(tenant, None, "") if key is None else cls(tenant, checked_key(key), digest_of(operation, body))
+
+    async def kept(self, sessions: Sessions) -> JSONResponse | None:
+        """The answer, if it was given before: a look, for who has work to do before the transaction begins."""
+        if self.key is None:
+            return None
+        return self._replay(await read(sessions, RECALL, self._values, of=_Answer, tenant=self.tenant))
+
+    async def answer(
+        self, transaction: Transaction, response: Response, make: Callable[[], Awaitable[Made]]
+    ) -> BaseModel | JSONResponse:
+        """What ``make`` makes, its place in ``response``; or the kept answer to the same request.
+
+        Raises Problem: 409 while another transaction works on the same key, 422 when the key was used for another
+        request.
+        """
+        if self.key is not None:
+            locked, found = await transaction.run(
+                Statement(LOCK, {"name": f"{self.tenant}\x1f{self.key}"}, _Lock),
+                Statement(RECALL, self._values, _Answer),
+            )
+            if not locked[0].mine:
+                raise Problem(
+                    problems.IDEMPOTENCY_IN_PROGRESS,
+                    "the first request with this Idempotency-Key is still being answered; repeat this one in a second",
+                    headers={"Retry-After": "1"},
+                )
+            replay = self._replay(found)
+            if replay is not None:
+                return replay
+        made = await make()
+        if self.key is not None:
+            answer = {
+                "request_digest": self.digest,
+                "status_code": 201,
+                "response": Jsonb(made.view.model_dump(mode="json")),
+                "location": made.location,
+            }
+            await transaction.run(Statement(REMEMBER, self._values | answer))
+        response.headers["Location"] = made.location
+        return made.view
+
+    @property
+    def _values(self) -> dict[str, Any]:
+        return {"tenant": self.tenant, "key": self.key, "kept": KEPT}
+
+    def _replay(self, found: list[_Answer]) -> JSONResponse | None:
+        if not found:
+            return None
+        first = found[0]
+        if first.request_digest != self.digest:
+            raise Problem(
+                problems.IDEMPOTENCY_MISMATCH,
+                "this Idempotency-Key was sent with another body in the last 24 hours: use a new key for a new request",
+            )
+        headers = {"Location": first.location, "Idempotency-Replayed": "true"}
+        return JSONResponse(first.response, status_code=first.status_code, headers=headers)

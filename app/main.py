@@ -31,6 +31,7 @@ from app.plans.router import router as plans
 from app.problems import ProblemDetails
 from app.quotas import StorageMeter
 from app.rate_limit import TokenBuckets
+from app.ringing import Ringer
 from app.settings import Settings, read_settings
 from app.storage import storage_from_url
 from app.system.router import router as system
@@ -62,6 +63,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             yield
         finally:
             await service.feed.close()
+            await service.ringer.close()
             await service.engine.dispose()
             await asyncio.to_thread(telemetry.tracing.close)
             telemetry.tracing = OFF
@@ -98,7 +100,7 @@ def open_service(settings: Settings, telemetry: Telemetry) -> Service:
         storage=storage,
         keyring=load_keyring(settings),
         seal=Seal(service_secret(settings)),
-        bell=RedisBell(settings.redis_url) if settings.redis_url is not None else None,
+        ringer=Ringer(RedisBell(settings.redis_url) if settings.redis_url is not None else None),
         buckets=TokenBuckets(settings.requests_per_minute) if settings.requests_per_minute else None,
         meter=StorageMeter(storage),
         telemetry=telemetry,

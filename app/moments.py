@@ -3,10 +3,10 @@ would also take for seconds since 1970."""
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import AwareDatetime, BeforeValidator
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator
 
 
 def _written_out(value: Any) -> Any:
@@ -17,4 +17,12 @@ def _written_out(value: Any) -> Any:
     raise ValueError("write a date and time with an offset, for example 2026-11-25T13:00:00Z")
 
 
-Moment = Annotated[AwareDatetime, BeforeValidator(_written_out)]
+def _in_utc(moment: datetime) -> datetime:
+    """At the ends of what a ``datetime`` can say, the last moment that it can."""
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        return (datetime.min if moment.year == 1 else datetime.max).replace(tzinfo=UTC)
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_written_out), AfterValidator(_in_utc)]

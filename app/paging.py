@@ -13,7 +13,7 @@ import hmac
 import json
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Select, tuple_
@@ -43,20 +43,40 @@ class Page(BaseModel, Generic[T]):
     next_cursor: str | None
 
 
+class Placed(Protocol):
+    """A row that a cursor can name."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def created_at(self) -> datetime: ...
+
+
+RowT = TypeVar("RowT", bound=Placed)
+
+
 async def page_of(
     session: AsyncSession, statement: Select[Owned], table: type[Owned], *, query: PageQuery, keyring: Keyring
 ) -> tuple[Sequence[Owned], str | None]:
     """The rows of one page and the cursor of the next. Raises Problem for a cursor of another listing."""
-    listing = _fingerprint(table.__tablename__, query)
-    if query.cursor is not None:
-        created_at, row_id = _decode(keyring, query.cursor, listing)
-        statement = statement.where(tuple_(table.created_at, table.id) < tuple_(created_at, row_id))
+    last = last_seen(query, keyring, table.__tablename__)
+    if last is not None:
+        statement = statement.where(tuple_(table.created_at, table.id) < tuple_(*last))
     statement = statement.order_by(table.created_at.desc(), table.id.desc()).limit(query.limit + 1)
-    rows = (await session.scalars(statement)).all()
+    return cut((await session.scalars(statement)).all(), query, keyring, table.__tablename__)
+
+
+def last_seen(query: PageQuery, keyring: Keyring, table: str) -> tuple[datetime, str] | None:
+    """Time and id of the row that the page comes after; None for the first page. Raises Problem as ``page_of``."""
+    return None if query.cursor is None else _decode(keyring, query.cursor, _fingerprint(table, query))
+
+
+def cut(rows: Sequence[RowT], query: PageQuery, keyring: Keyring, table: str) -> tuple[Sequence[RowT], str | None]:
+    """``rows``: one more than a page holds, if there are so many. The page, and the cursor of the next."""
     if len(rows) <= query.limit:
         return rows, None
     last = rows[query.limit - 1]
-    return rows[: query.limit], _encode(keyring, last.created_at, last.id, listing)
+    return rows[: query.limit], _encode(keyring, last.created_at, last.id, _fingerprint(table, query))
 
 
 def _fingerprint(table: str, query: PageQuery) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
+import psycopg
 from fastapi import FastAPI, Request
 from fastapi.exceptions import HTTPException, RequestValidationError
 from pydantic import BaseModel, Field
@@ -199,15 +200,20 @@ def problem_response(
     return Response(content, status_code=status or kind.status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
 
 
+UNREACHABLE = (OperationalError, InterfaceError, psycopg.OperationalError, psycopg.InterfaceError)
+
+
 def register(app: FastAPI) -> None:
     """Make every exception that leaves a route a problem."""
     app.add_exception_handler(Problem, _problem)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(StarletteHTTPException, _http)
-    app.add_exception_handler(DataError, _unstorable)
-    for unreachable in (OperationalError, InterfaceError, PoolTimeout, WallMissing):
+    for unstorable in (DataError, psycopg.DataError):
+        app.add_exception_handler(unstorable, _unstorable)
+    for unreachable in (*UNREACHABLE, PoolTimeout, WallMissing):
         app.add_exception_handler(unreachable, _database_unavailable)
-    app.add_exception_handler(InternalError, _database_fault)
+    for fault in (InternalError, psycopg.InternalError):
+        app.add_exception_handler(fault, _database_fault)
     app.add_exception_handler(OSError, _storage_fault)
 
 
@@ -257,8 +263,7 @@ async def _database_unavailable(request: Request, error: Exception) -> Response:
 
 
 async def _database_fault(request: Request, error: Exception) -> Response:
-    assert isinstance(error, InternalError)
-    if getattr(error.orig, "sqlstate", None) != READ_ONLY:
+    if getattr(getattr(error, "orig", error), "sqlstate", None) != READ_ONLY:
         return unhandled(request, error)
     return await _database_unavailable(request, error)
 

@@ -18,11 +18,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import problems
 from app.contract.states import LEASED
-from app.contract.tables import Job, TenantLimits
+from app.contract.tables import Dataset, Job, TenantLimits
+from app.direct import Transaction, joined
 from app.problems import Problem
 from app.settings import Settings
 from app.storage import Storage
-from app.tenancy import owned
+from app.tenancy import of_tenant, owned
 from app.uploads import parts
 from app.usage.queries import artifact_bytes, dataset_bytes
 
@@ -50,11 +51,11 @@ class StorageMeter:
         other processes."""
         return self._turns.setdefault(tenant, asyncio.Lock())
 
-    async def artifacts(self, session: AsyncSession, tenant: str) -> int:
+    async def artifacts(self, transaction: Transaction, tenant: str) -> int:
         at, known = self._known.get(tenant, (-self.SECONDS, 0))
         if time.monotonic() - at < self.SECONDS:
             return known
-        known = await artifact_bytes(session, tenant=tenant)
+        known = await artifact_bytes(transaction, tenant=tenant)
         self._known[tenant] = (time.monotonic(), known)
         return known
 
@@ -73,15 +74,58 @@ class StorageMeter:
         self._unfinished[tenant] = (at, known + more)
 
 
-async def check_queue(session: AsyncSession, *, tenant: str, settings: Settings) -> None:
+ADMISSION = f"""
+WITH bounds AS (
+    SELECT coalesce(max(max_queued_jobs), %(max_queued_jobs)s) AS jobs,
+        coalesce(max(max_stored_bytes), %(max_stored_bytes)s) AS bytes
+    FROM {of_tenant(TenantLimits)}
+)
+SELECT jobs AS max_queued_jobs, bytes AS max_stored_bytes,
+    jobs < %(more)s OR EXISTS (
+        SELECT FROM {of_tenant(Job)} AND status = 'queued' OFFSET (SELECT greatest(0, jobs - %(more)s) FROM bounds)
+    ) AS queue_is_full,
+    (SELECT coalesce(sum(bytes), 0)::bigint FROM {of_tenant(Dataset)} AND key IS NOT NULL) AS dataset_bytes
+FROM bounds
+"""  # noqa: S608 -- every part is ours
+
+
+@dataclass
+class Admission:
+    """Where a tenant stands when it asks for more jobs."""
+
+    max_queued_jobs: int
+    max_stored_bytes: int
+    queue_is_full: bool
+    dataset_bytes: int
+
+
+async def admit(
+    transaction: Transaction, *, tenant: str, settings: Settings, meter: StorageMeter, jobs: int = 1
+) -> None:
+    """Let the tenant make ``jobs`` more. Raises Problem: 403 when its datasets, artifacts and unfinished uploads are
+    over its bound already, 429 as ``admit_to_queue``."""
+    admission = await _admission(transaction, tenant=tenant, settings=settings, jobs=jobs)
+    stored = admission.dataset_bytes + await meter.artifacts(transaction, tenant) + await meter.unfinished(tenant)
+    Room(tenant, stored, admission.max_stored_bytes).check(0)
+    _check_queue(tenant, admission)
+
+
+async def admit_to_queue(transaction: Transaction, *, tenant: str, settings: Settings) -> None:
     """Raises Problem 429 when as many jobs of the tenant wait as may."""
-    limits = await _limits(session, tenant)
-    most = settings.max_queued_jobs if limits is None or limits.max_queued_jobs is None else limits.max_queued_jobs
-    last = owned(Job, tenant).where(Job.status == QUEUED).with_only_columns(Job.id).offset(max(0, most - 1)).limit(1)
-    if most == 0 or await session.scalar(last) is not None:
+    _check_queue(tenant, await _admission(transaction, tenant=tenant, settings=settings, jobs=1))
+
+
+async def _admission(transaction: Transaction, *, tenant: str, settings: Settings, jobs: int) -> Admission:
+    bounds = {"max_queued_jobs": settings.max_queued_jobs, "max_stored_bytes": settings.max_stored_bytes}
+    (found,) = await transaction.rows(ADMISSION, {"tenant": tenant, "more": jobs, **bounds}, of=Admission)
+    return found
+
+
+def _check_queue(tenant: str, admission: Admission) -> None:
+    if admission.queue_is_full:
         raise Problem(
             problems.TOO_MANY_QUEUED_JOBS,
-            f"{most} jobs of {tenant} may wait: come back when one has started, or cancel one",
+            f"{admission.max_queued_jobs} jobs of {tenant} may wait: come back when one has started, or cancel one",
             headers={"Retry-After": RETRY_SECONDS},
         )
 
@@ -145,23 +189,18 @@ async def room_of(
     settings: Settings,
     meter: StorageMeter,
     replaced: int = 0,
-    uploading: bool = True,
 ) -> Room:
-    """``replaced``: bytes of an unfinished upload in whose place others come; ``uploading``: more is about to come."""
+    """``replaced``: bytes of an unfinished upload in whose place others come."""
     limits = await _limits(session, tenant)
     most = settings.max_stored_bytes if limits is None or limits.max_stored_bytes is None else limits.max_stored_bytes
-    kept = await dataset_bytes(session, tenant=tenant) + await meter.artifacts(session, tenant)
-    return Room(tenant, kept + max(0, await meter.unfinished(tenant, fresh=uploading) - replaced), most)
+    transaction = await joined(session)
+    kept = await dataset_bytes(transaction, tenant=tenant) + await meter.artifacts(transaction, tenant)
+    return Room(tenant, kept + max(0, await meter.unfinished(tenant, fresh=True) - replaced), most)
 
 
 async def one_at_a_time(session: AsyncSession, tenant: str) -> None:
     """Until this transaction ends, no other process counts what the tenant has stored in order to add to it."""
     await session.execute(select(func.pg_advisory_xact_lock(STORAGE_LOCK, func.hashtext(tenant))))
-
-
-async def check_storage(session: AsyncSession, *, tenant: str, settings: Settings, meter: StorageMeter) -> None:
-    """Raises Problem 403 when the tenant's datasets, artifacts and unfinished uploads are over its bound already."""
-    (await room_of(session, tenant=tenant, settings=settings, meter=meter, uploading=False)).check(0)
 
 
 async def _limits(session: AsyncSession, tenant: str) -> TenantLimits | None:

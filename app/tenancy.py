@@ -57,6 +57,12 @@ def of_job(table: type[Part], job_id: str) -> Select[Part]:
     return select(table).where(table.job_id == job_id)
 
 
+def of_tenant(table: type[Named]) -> str:
+    """As ``owned``, for a statement that is written as text: what comes after FROM. It needs the value ``tenant``."""
+    name = table.__tablename__
+    return f"{name} WHERE {name}.tenant = %(tenant)s"
+
+
 async def act_for(session: AsyncSession, tenant: str) -> None:
     """The rest of this transaction is another tenant's. For the bootstrap key, which makes the keys of all."""
     await session.execute(select(func.set_config("app.tenant", tenant, True)))

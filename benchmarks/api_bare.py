@@ -1,7 +1,8 @@
-"""What ``benchmarks.api`` measures the service against: the same statement by route, and nothing else.
+"""What ``benchmarks.api`` measures the service against: its statement for the route, and nothing else.
 
-``create_app``: FastAPI on the driver itself. ``create_app_on_the_same_library``: on SQLAlchemy's sessions and with the
-response model of the service, hence without what the service adds (key, tenant, wall, quotas, events, metrics, log).
+``create_app``: FastAPI on the driver itself, the rows as they come out of it. ``create_app_on_the_same_library``: on
+SQLAlchemy's sessions and with the response model of the service. Both without what the service adds: key, tenant, wall,
+quotas, events, metrics, log.
 """
 
 from __future__ import annotations
@@ -20,9 +21,13 @@ from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
 from app.contract.tables import Job
+from app.direct import columns_of
+from app.jobs.creation import CREATE
+from app.jobs.rows import JobRow
 from app.jobs.schemas import JobView
 
-COLUMNS = "id, name, labels, spec, status, phase, attempt, worker, summary, verdict, error, created_at, finished_at"
+COLUMNS = columns_of(JobRow)
+EMPTY = dict.fromkeys(("name", "alias", "plan", "forked_from", "comparison_id", "trace_context"))
 
 
 def create_app() -> FastAPI:
@@ -58,11 +63,9 @@ def create_app() -> FastAPI:
     @app.post("/v1/jobs")
     async def create(body: dict[str, Any]) -> dict[str, Any]:
         async with pool.connection() as connection:
-            made = await connection.execute(
-                "INSERT INTO jobs (id, tenant, spec, model_id, method, scheme)"
-                f" VALUES (%s, 'default', %s, 'm', 'qe', 'W4A6') RETURNING {COLUMNS}".encode(),
-                (f"job_{uuid.uuid4().hex}", Jsonb(body)),
-            )
+            named = {"job_id": f"job_{uuid.uuid4().hex}", "tenant": "default", "model_id": "m", "method": "qe"}
+            values = {"scheme": "W4A6", "spec": Jsonb(body), "labels": Jsonb({}), "progress": Jsonb({})}
+            made = await connection.execute(CREATE.encode(), EMPTY | named | values)
             return dict(await made.fetchone() or {})
 
     return app

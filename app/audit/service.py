@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
+from psycopg.types.json import Jsonb
 from sqlalchemy import Select
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -12,6 +14,7 @@ from app.audit.schemas import AuditQuery
 from app.auth import Actor
 from app.contract.ids import new_id
 from app.contract.tables import AuditEntry
+from app.direct import Statement, joined
 from app.tenancy import act_for, owned
 
 
@@ -42,6 +45,34 @@ ACTOR = "actor"
 """In the ``info`` of a request's session: asks for the actor, who is known once the key has been checked."""
 
 
+NOTE = """
+INSERT INTO audit (id, tenant, key_id, request_id, action, object_id, details)
+VALUES (%(id)s, %(tenant)s, %(key_id)s, %(request_id)s, %(action)s, %(object_id)s, %(details)s)
+"""
+
+
+def noted(
+    actor: Actor, action: Action, object_id: str, details: Mapping[str, Any], *, tenant: str | None = None
+) -> Statement:
+    """The entry in the log of ``tenant``, by default the actor's, to run in the transaction of the act."""
+    values = {
+        "id": new_id("aud"),
+        "tenant": tenant or actor.tenant,
+        "key_id": actor.key_id,
+        "request_id": actor.request_id,
+        "action": action.value,
+        "object_id": object_id,
+        "details": Jsonb(dict(details)),
+    }
+    return Statement(NOTE, values)
+
+
+def actor_of(session: AsyncSession) -> Actor:
+    actor = session.info[ACTOR]()
+    assert isinstance(actor, Actor)
+    return actor
+
+
 async def note(
     session: AsyncSession, action: Action, object_id: str, *, owner: str | None = None, **details: Any
 ) -> None:
@@ -50,25 +81,14 @@ async def note(
     ``owner``: the tenant whose thing it is, where the bootstrap key acts on another's. The act is then in the logs of
     both, and the rest of the transaction is the owner's.
     """
-    actor = session.info[ACTOR]()
-    assert isinstance(actor, Actor)
+    actor = actor_of(session)
     elsewhere = owner is not None and owner != actor.tenant
     for tenant in (actor.tenant, owner) if elsewhere else (actor.tenant,):
         assert tenant is not None
         if elsewhere:
             await act_for(session, tenant)
-        session.add(
-            AuditEntry(
-                id=new_id("aud"),
-                tenant=tenant,
-                key_id=actor.key_id,
-                request_id=actor.request_id,
-                action=action.value,
-                object_id=object_id,
-                details={**details, "tenant": owner} if elsewhere else details,
-            )
-        )
-        await session.flush()
+            details["tenant"] = owner
+        await (await joined(session)).run(noted(actor, action, object_id, details, tenant=tenant))
 
 
 def entries_matching(tenant: str, query: AuditQuery) -> Select[AuditEntry]:

@@ -6,18 +6,19 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from app import idempotency, problems
+from app import problems
 from app.comparisons import service
 from app.comparisons.plot import draw
 from app.comparisons.queries import jobs_of
 from app.comparisons.schemas import ComparisonView, NewComparison
 from app.contract.tables import Comparison
-from app.deps import DoorbellDep, JobsReader, JobsWriter, ServiceDep, SessionDep
-from app.idempotency import IdempotencyKey, Made
+from app.deps import DoorbellDep, JobsReader, JobsWriter, ServiceDep, SessionDep, actor_of
+from app.direct import joined
+from app.idempotency import IdempotencyKey, Made, Once
 from app.negotiation import choose
 from app.paging import Page, PageQuery, page_of
 from app.problems import Problem, documented
-from app.quotas import check_storage
+from app.quotas import admit
 from app.tenancy import owned
 
 SVG = "image/svg+xml"
@@ -32,6 +33,7 @@ router = APIRouter(prefix="/v1/comparisons", tags=["comparisons"])
 )
 async def create(
     wanted: NewComparison,
+    request: Request,
     caller: JobsWriter,
     session: SessionDep,
     parts: ServiceDep,
@@ -42,20 +44,19 @@ async def create(
     """Queue one job per candidate, all on the same model and rows. Jobs that start later take over the calibration of
     the first."""
     tenant = caller.tenant
+    transaction = await joined(session)
 
     async def make() -> Made:
-        await check_storage(session, tenant=tenant, settings=parts.settings, meter=parts.meter)
+        await admit(transaction, tenant=tenant, settings=parts.settings, meter=parts.meter, jobs=len(wanted.candidates))
         view, jobs = await service.create_comparison(
-            session, tenant=tenant, wanted=wanted, settings=parts.settings, storage=parts.storage
+            session, actor=actor_of(request), wanted=wanted, settings=parts.settings, storage=parts.storage
         )
         for job_id in jobs:
             doorbell.ring_later(job_id)
         return Made(view, f"/v1/comparisons/{view.id}")
 
-    body = wanted.model_dump(mode="json")
-    return await idempotency.answer_once(
-        session, response, make, tenant=tenant, key=idempotency_key, operation="POST /v1/comparisons", body=body
-    )
+    once = Once.of(tenant, idempotency_key, "POST /v1/comparisons", wanted.model_dump(mode="json"))
+    return await once.answer(transaction, response, make)
 
 
 @router.get("", responses=documented(problems.INVALID_CURSOR))

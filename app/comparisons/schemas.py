@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
@@ -11,6 +12,7 @@ from app.contract.spec import AcceptIf, Calibration, JobSpec, ModelRef, Options,
 from app.contract.states import FINISHED, JobStatus
 from app.contract.tables import Comparison, Job
 from app.jobs.fork import merge
+from app.jobs.rows import JobRow
 from app.jobs.schemas import JobError, Verdict
 
 MOST_CANDIDATES = 16
@@ -98,7 +100,7 @@ class ComparedJob(BaseModel):
     error: JobError | None
 
     @classmethod
-    def of(cls, job: Job, label: str) -> ComparedJob:
+    def of(cls, job: Job | JobRow, label: str) -> ComparedJob:
         figures: dict[str, Any] = job.summary or {}
         return cls(
             label=label,
@@ -128,7 +130,7 @@ class ComparisonView(BaseModel):
     created_at: datetime
 
     @classmethod
-    def of(cls, comparison: Comparison, jobs: list[Job]) -> ComparisonView:
+    def of(cls, comparison: Comparison, jobs: Sequence[Job | JobRow]) -> ComparisonView:
         request = NewComparison.model_validate(comparison.request)
         labels = [candidate.name for candidate in request.candidates]
         rows = [ComparedJob.of(job, label) for job, label in zip(jobs, labels, strict=False)]

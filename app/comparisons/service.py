@@ -5,35 +5,43 @@ from __future__ import annotations
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.audit.service import Action, note
+from app.auth import Actor
 from app.comparisons.queries import get_comparison, jobs_of
 from app.comparisons.schemas import ComparisonView, NewComparison
 from app.contract.ids import new_id
 from app.contract.states import FINISHED
-from app.contract.tables import Comparison, Job
+from app.contract.tables import Comparison
+from app.direct import joined
+from app.jobs.creation import create_job
 from app.jobs.queries import get_job
-from app.jobs.service import cancel_job, create_job
+from app.jobs.rows import JobRow
+from app.jobs.service import cancel_job
 from app.plans.service import guard_creation
 from app.settings import Settings
 from app.storage import Storage
 
 
 async def create_comparison(
-    session: AsyncSession, *, tenant: str, wanted: NewComparison, settings: Settings, storage: Storage
+    session: AsyncSession, *, actor: Actor, wanted: NewComparison, settings: Settings, storage: Storage
 ) -> tuple[ComparisonView, list[str]]:
     """The comparison and the ids of its jobs, all or none of them. Raises Problem as making one of the jobs would."""
     comparison = Comparison(
-        id=new_id("cmp"), tenant=tenant, name=wanted.name, request=wanted.model_dump(mode="json", exclude_none=True)
+        id=new_id("cmp"),
+        tenant=actor.tenant,
+        name=wanted.name,
+        request=wanted.model_dump(mode="json", exclude_none=True),
     )
     session.add(comparison)
     await session.flush()
     await note(session, Action.COMPARISON_CREATED, comparison.id)
-    jobs: list[Job] = []
+    transaction = await joined(session)
+    jobs: list[JobRow] = []
     for candidate in wanted.candidates:
         spec = wanted.job_of(candidate)
-        agreed = await guard_creation(session, tenant=tenant, spec=spec, settings=settings, storage=storage)
+        agreed = await guard_creation(session, tenant=actor.tenant, spec=spec, settings=settings, storage=storage)
         job = await create_job(
-            session,
-            tenant=tenant,
+            transaction,
+            actor=actor,
             spec=spec,
             settings=settings,
             plan=agreed.estimate,

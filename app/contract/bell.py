@@ -7,22 +7,24 @@ harm. The API sends it with kombu in Celery's message format, so that it needs n
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from typing import Protocol
 
 from kombu import Connection, Producer
 
 QUEUE = "qe.jobs"
 TASK = "worker.tasks.ring"
-MOST_WAITING = 1000
-"""Bells in the queue beyond which another one tells nobody anything: without a worker, the keeper would go on ringing
-for every waiting job each minute, for days (2,000 jobs: 1.7 GB a day)."""
+MOST_WAITING = 200
+"""Bells in the queue beyond which another one tells nobody anything: whoever hears one works until no job waits, so
+these wake two hundred workers. Without any, the keeper would go on ringing for every waiting job each minute, for days
+(2,000 jobs: 1.7 GB a day)."""
 AT_ONCE = 4
 """Connections of one process to the broker; who comes when all are in use waits."""
 
 
 class Bell(Protocol):
-    def ring(self, job_id: str) -> None:
-        """Tell some worker that ``job_id`` waits. Raises when the broker is unreachable; the keeper rings again."""
+    def ring(self, *job_ids: str) -> None:
+        """Tell some workers that these wait. Raises when the broker is unreachable; the keeper rings again."""
 
 
 class RedisBell:
@@ -32,21 +34,25 @@ class RedisBell:
         options = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
         self._connections = Connection(redis_url, transport_options=options, connect_timeout=timeout).Pool(AT_ONCE)
 
-    def ring(self, job_id: str) -> None:
+    def ring(self, *job_ids: str) -> None:
         with self._connections.acquire(block=True) as connection:
             try:
-                _ring(connection, job_id)
+                _ring(connection, job_ids)
             except BaseException:
                 connection.collect()  # the next one begins anew, whatever state this one is in
                 raise
 
 
-def _ring(connection: Connection, job_id: str) -> None:
+def _ring(connection: Connection, job_ids: Sequence[str]) -> None:
     channel = connection.default_channel
-    if channel.client.llen(QUEUE) >= MOST_WAITING:
-        return
+    producer = Producer(channel, auto_declare=False)
+    for job_id in job_ids[: max(0, MOST_WAITING - channel.client.llen(QUEUE))]:
+        _publish(producer, job_id)
+
+
+def _publish(producer: Producer, job_id: str) -> None:
     task_id = str(uuid.uuid4())
-    Producer(channel, auto_declare=False).publish(
+    producer.publish(
         [[job_id], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}],
         routing_key=QUEUE,
         exchange="",

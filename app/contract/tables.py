@@ -66,6 +66,7 @@ class Job(Base):
         CheckConstraint(f"(status IN ({_quoted(LEASED)})) = (lease_until IS NOT NULL)", name="leased"),
         CheckConstraint("attempt >= 0", name="attempt"),
         Index("ix_jobs_claim", text("priority DESC"), "created_at", postgresql_where=text("status = 'queued'")),
+        Index("ix_jobs_queued", "tenant", postgresql_where=text("status = 'queued'")),
         Index("ix_jobs_lease", "lease_until", postgresql_where=text("lease_until IS NOT NULL")),
         Index("ix_jobs_page", "tenant", text("created_at DESC"), text("id DESC")),
         Index("ix_jobs_stored", "tenant", "artifact_bytes", postgresql_where=text("artifact_bytes IS NOT NULL")),

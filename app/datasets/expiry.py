@@ -7,10 +7,9 @@ needs them, and leaves the row for a while, so that who still names it learns wh
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Literal, Protocol
 
 from app import problems
-from app.contract.tables import Dataset
 from app.problems import Problem
 from app.settings import Settings
 
@@ -18,13 +17,26 @@ State = Literal["ready", "expired", "invalid"]
 LONGEST = timedelta(days=36_525)
 
 
-def state_of(dataset: Dataset) -> State:
+class Usable(Protocol):
+    """What decides whether a dataset can be used."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def key(self) -> str | None: ...
+    @property
+    def expires_at(self) -> datetime | None: ...
+
+
+def state_of(dataset: Usable) -> State:
     if dataset.expires_at is not None and dataset.expires_at <= datetime.now(UTC):
         return "expired"
     return "ready" if dataset.status == "ready" and dataset.key is not None else "invalid"
 
 
-def what_is_wrong(dataset: Dataset) -> str | None:
+def what_is_wrong(dataset: Usable) -> str | None:
     """Why no new job can have it, and what to do; None when it can."""
     match state_of(dataset):
         case "ready":

@@ -5,17 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Select, cast, func
+from psycopg.types.json import Jsonb
+from sqlalchemy import cast, func
 from sqlalchemy.dialects.postgresql import JSONPATH
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import problems
+from app.auth import Keyring
 from app.contract.states import LEASED, JobStatus
-from app.contract.tables import Artifact, Attempt, Dataset, Job, Layer
+from app.contract.tables import Artifact, Attempt, Job, Layer
+from app.database import Sessions
+from app.direct import columns_of, read
+from app.jobs.rows import JobRow
 from app.jobs.schemas import JobQuery
+from app.paging import cut, last_seen
 from app.problems import Problem
-from app.tenancy import of_job, owned
+from app.tenancy import of_job, of_tenant, owned
 
 JOB_ID = re.compile(r"job_[0-9a-f]{32}")
 
@@ -45,24 +52,50 @@ async def get_job(session: AsyncSession, *, tenant: str, job_id: str, lock: bool
     return job
 
 
-def jobs_matching(tenant: str, query: JobQuery) -> Select[Job]:
-    statement = owned(Job, tenant)
-    if query.status:
-        statement = statement.where(Job.status.in_([status.value for status in query.status]))
-    if query.model is not None:
-        statement = statement.where(Job.model_id == query.model)
-    if query.scheme is not None:
-        statement = statement.where(Job.scheme == query.scheme)
-    if query.alias is not None:
-        statement = statement.where(Job.alias == query.alias)
-    if query.created_after is not None:
-        statement = statement.where(Job.created_at >= query.created_after)
-    if query.created_before is not None:
-        statement = statement.where(Job.created_at < query.created_before)
-    for label in query.label:
+JOBS = f"SELECT {columns_of(JobRow)} FROM {of_tenant(Job)}"  # noqa: S608 -- every part is ours
+
+
+async def find_job(sessions: Sessions, *, tenant: str, job_id: str) -> JobRow:
+    """Raises Problem 404 for a job that does not exist or is another tenant's: the two look the same."""
+    found: list[JobRow] = []
+    if JOB_ID.fullmatch(job_id):
+        values = {"tenant": tenant, "id": job_id}
+        found = await read(sessions, f"{JOBS} AND id = %(id)s", values, of=JobRow, tenant=tenant)
+    if not found:
+        raise Problem(problems.NOT_FOUND, f"no job {job_id!r}")
+    return found[0]
+
+
+async def page_of_jobs(
+    sessions: Sessions, *, tenant: str, query: JobQuery, keyring: Keyring
+) -> tuple[Sequence[JobRow], str | None]:
+    """Newest first, and the cursor of the next page. Raises Problem for a cursor of another listing."""
+    conditions, values = _matching(query)
+    last = last_seen(query, keyring, Job.__tablename__)
+    if last is not None:
+        conditions.append("(created_at, id) < (%(last_time)s, %(last_id)s)")
+        values |= {"last_time": last[0], "last_id": last[1]}
+    text = " AND ".join([JOBS, *conditions]) + " ORDER BY created_at DESC, id DESC LIMIT %(limit)s"
+    values |= {"tenant": tenant, "limit": query.limit + 1}
+    return cut(await read(sessions, text, values, of=JobRow, tenant=tenant), query, keyring, Job.__tablename__)
+
+
+def _matching(query: JobQuery) -> tuple[list[str], dict[str, Any]]:
+    """Conditions, and the values that they name."""
+    given: list[tuple[str, str, Any]] = [
+        ("status = ANY(%(status)s)", "status", [status.value for status in query.status] or None),
+        ("model_id = %(model)s", "model", query.model),
+        ("scheme = %(scheme)s", "scheme", query.scheme),
+        ("alias = %(alias)s", "alias", query.alias),
+        ("created_at >= %(created_after)s", "created_after", query.created_after),
+        ("created_at < %(created_before)s", "created_before", query.created_before),
+    ]
+    for number, label in enumerate(query.label):
         key, equals, value = label.partition("=")
-        statement = statement.where(Job.labels.contains({key: value}) if equals else Job.labels.has_key(key))
-    return statement
+        name = f"label_{number}"
+        given.append((f"labels {'@>' if equals else '?'} %({name})s", name, Jsonb({key: value}) if equals else key))
+    asked = [(condition, name, value) for condition, name, value in given if value is not None]
+    return [condition for condition, _, _ in asked], {name: value for _, name, value in asked}
 
 
 async def layers_after(session: AsyncSession, *, job_id: str, block: int, limit: int) -> Sequence[Layer]:
@@ -107,13 +140,6 @@ async def artifact_named(session: AsyncSession, *, job_id: str, name: str) -> Ar
     if artifact is None:
         raise Problem(problems.NOT_FOUND, f"job {job_id} has no artifact {name!r}")
     return artifact
-
-
-async def dataset_for_job(session: AsyncSession, *, tenant: str, dataset_id: str) -> Dataset | None:
-    """Locks the dataset, if it is there, against deletion until the transaction ends."""
-    statement = owned(Dataset, tenant).where(Dataset.id == dataset_id)
-    found: Dataset | None = await session.scalar(statement.with_for_update(read=True, key_share=True))
-    return found
 
 
 async def jobs_needing(session: AsyncSession, *, tenant: str, dataset_id: str) -> Sequence[str]:

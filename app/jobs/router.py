@@ -7,23 +7,23 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from app import idempotency, problems
+from app import direct, problems
 from app.contract.crash_points import reach
 from app.contract.events import TERMINAL
-from app.contract.tables import Job
-from app.deps import DoorbellDep, JobsReader, JobsWriter, ServiceDep, SessionDep
-from app.idempotency import IdempotencyKey, Made
+from app.deps import DoorbellDep, JobsReader, JobsWriter, ServiceDep, SessionDep, actor_of
+from app.idempotency import IdempotencyKey, Made, Once
 from app.jobs import queries, service
+from app.jobs.creation import create_job
 from app.jobs.events import events_after
 from app.jobs.fork import ForkRequest, forked, pins_of
 from app.jobs.schemas import AttemptList, AttemptView, EventPage, EventView, JobQuery, JobView, LayerPage, LayerView
 from app.jobs.stream import stream_events
 from app.negotiation import choose
-from app.paging import Page, page_of
+from app.paging import Page
 from app.plans.schemas import JobRequest
-from app.plans.service import guard_creation, hold_to_plan
+from app.plans.service import NOTHING_AGREED, agree, guard_creation, needs_reading
 from app.problems import Problem, documented
-from app.quotas import check_storage
+from app.quotas import admit
 
 EVENT_STREAM = "text/event-stream"
 MAX_SEQ = 2**63 - 1
@@ -44,25 +44,30 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 )
 async def create(
     spec: JobRequest,
+    request: Request,
     caller: JobsWriter,
-    session: SessionDep,
     parts: ServiceDep,
     doorbell: DoorbellDep,
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> Any:
     """Queue a quantization. The answer is the job; follow it at `/v1/jobs/{id}/events`."""
-    settings, tenant, storage = parts.settings, caller.tenant, parts.storage
+    settings, tenant = parts.settings, caller.tenant
+    body = spec.model_dump(mode="json", exclude=set() if spec.plan else {"plan"})
+    once = Once.of(tenant, idempotency_key, "POST /v1/jobs", body)
+    agreed = NOTHING_AGREED
+    if needs_reading(spec):
+        kept = await once.kept(parts.sessions)
+        if kept is not None:
+            return kept
+        async with parts.sessions_of(caller)() as session:
+            agreed = await agree(session, tenant=tenant, spec=spec, settings=settings, storage=parts.storage)
 
     async def make() -> Made:
-        await check_storage(session, tenant=tenant, settings=settings, meter=parts.meter)
-        if spec.plan is not None:
-            agreed = await hold_to_plan(session, tenant=tenant, spec=spec, digest=spec.plan, settings=settings)
-        else:
-            agreed = await guard_creation(session, tenant=tenant, spec=spec, settings=settings, storage=storage)
-        job = await service.create_job(
-            session,
-            tenant=tenant,
+        await admit(transaction, tenant=tenant, settings=settings, meter=parts.meter)
+        job = await create_job(
+            transaction,
+            actor=actor_of(request),
             spec=spec,
             settings=settings,
             progress=agreed.progress,
@@ -72,10 +77,8 @@ async def create(
         reach("create.before_commit")
         return Made(JobView.of(job), f"/v1/jobs/{job.id}")
 
-    body = spec.model_dump(mode="json", exclude=set() if spec.plan else {"plan"})
-    return await idempotency.answer_once(
-        session, response, make, tenant=tenant, key=idempotency_key, operation="POST /v1/jobs", body=body
-    )
+    async with direct.transaction(parts.sessions, tenant) as transaction:
+        return await once.answer(transaction, response, make)
 
 
 @router.post(
@@ -86,7 +89,8 @@ async def create(
 )
 async def fork(
     job_id: str,
-    request: ForkRequest,
+    wanted: ForkRequest,
+    request: Request,
     caller: JobsWriter,
     session: SessionDep,
     parts: ServiceDep,
@@ -98,14 +102,15 @@ async def fork(
     before it differs: calibration always, finished blocks when what is computed is the same. The bytes are those of the
     same job without a first one."""
     settings, tenant = parts.settings, caller.tenant
+    transaction = await direct.joined(session)
 
     async def make() -> Made:
-        await check_storage(session, tenant=tenant, settings=settings, meter=parts.meter)
-        parent, spec = await forked(session, tenant=tenant, job_id=job_id, request=request)
+        await admit(transaction, tenant=tenant, settings=settings, meter=parts.meter)
+        parent, spec = await forked(session, tenant=tenant, job_id=job_id, request=wanted)
         agreed = await guard_creation(session, tenant=tenant, spec=spec, settings=settings, storage=parts.storage)
-        job = await service.create_job(
-            session,
-            tenant=tenant,
+        job = await create_job(
+            transaction,
+            actor=actor_of(request),
             spec=spec,
             settings=settings,
             progress=pins_of(parent, spec),
@@ -115,25 +120,20 @@ async def fork(
         doorbell.ring_later(job.id)
         return Made(JobView.of(job), f"/v1/jobs/{job.id}")
 
-    operation = f"POST /v1/jobs/{job_id}/fork"
-    return await idempotency.answer_once(
-        session, response, make, tenant=tenant, key=idempotency_key, operation=operation, body=request.changes
-    )
+    once = Once.of(tenant, idempotency_key, f"POST /v1/jobs/{job_id}/fork", wanted.changes)
+    return await once.answer(transaction, response, make)
 
 
 @router.get("", responses=documented(problems.INVALID_CURSOR))
-async def list_jobs(
-    query: Annotated[JobQuery, Query()], caller: JobsReader, session: SessionDep, parts: ServiceDep
-) -> Page[JobView]:
+async def list_jobs(query: Annotated[JobQuery, Query()], caller: JobsReader, parts: ServiceDep) -> Page[JobView]:
     """Jobs, newest first."""
-    statement = queries.jobs_matching(caller.tenant, query)
-    rows, cursor = await page_of(session, statement, Job, query=query, keyring=parts.keyring)
+    rows, cursor = await queries.page_of_jobs(parts.sessions, tenant=caller.tenant, query=query, keyring=parts.keyring)
     return Page(data=[JobView.of(row) for row in rows], has_more=cursor is not None, next_cursor=cursor)
 
 
 @router.get("/{job_id}", responses=documented(problems.NOT_FOUND))
-async def get(job_id: str, caller: JobsReader, session: SessionDep) -> JobView:
-    return JobView.of(await queries.get_job(session, tenant=caller.tenant, job_id=job_id))
+async def get(job_id: str, caller: JobsReader, parts: ServiceDep) -> JobView:
+    return JobView.of(await queries.find_job(parts.sessions, tenant=caller.tenant, job_id=job_id))
 
 
 @router.post("/{job_id}/cancel", responses=documented(problems.NOT_FOUND, problems.JOB_FINISHED))

@@ -12,6 +12,7 @@ from app.contract.events import EventType
 from app.contract.spec import AcceptIf, Calibration, JobSpec, ModelRef, Options, Target
 from app.contract.states import LEASED, AttemptOutcome, JobStatus, Phase
 from app.contract.tables import Attempt, Job, JobEvent, Layer
+from app.jobs.rows import JobRow
 from app.moments import Moment
 from app.paging import PageQuery
 
@@ -100,7 +101,7 @@ class JobView(BaseModel):
     finished_at: datetime | None
 
     @classmethod
-    def of(cls, job: Job) -> JobView:
+    def of(cls, job: Job | JobRow) -> JobView:
         spec = JobSpec.model_validate(job.spec)
         return cls(
             id=job.id,
@@ -134,7 +135,7 @@ class JobView(BaseModel):
         )
 
 
-def _progress(job: Job) -> Progress:
+def _progress(job: Job | JobRow) -> Progress:
     left = None
     if job.status == JobStatus.RUNNING and job.blocks_total is not None and job.block_seconds is not None:
         left = max(0, job.blocks_total - job.blocks_done) * job.block_seconds
@@ -147,7 +148,7 @@ def _progress(job: Job) -> Progress:
     )
 
 
-def _current(job: Job) -> dict[str, Any]:
+def _current(job: Job | JobRow) -> dict[str, Any]:
     if job.status not in LEASED:
         return {}
     return {name: value for name, value in job.progress.items() if name not in Resolved.model_fields}

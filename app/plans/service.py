@@ -23,6 +23,7 @@ from app.plans.inputs import UPLOADED, Model, aside
 from app.plans.queries import KEPT, kept_plan, measured_ratios, workers_alive
 from app.plans.schemas import (
     Estimate,
+    JobRequest,
     KeptPlanView,
     PlanView,
     RefusalView,
@@ -221,6 +222,23 @@ class Agreed:
     estimate: dict[str, Any] | None
 
 
+NOTHING_AGREED = Agreed({}, None)
+
+
+def needs_reading(spec: JobRequest) -> bool:
+    """Is there something to ``agree`` on before the job is made? Not for a hub model without a plan."""
+    return spec.plan is not None or spec.model.id.startswith(inputs.LOCAL)
+
+
+async def agree(
+    session: AsyncSession, *, tenant: str, spec: JobRequest, settings: Settings, storage: Storage
+) -> Agreed:
+    """Raises Problem as ``hold_to_plan`` or ``guard_creation``. Reads files; nothing is locked meanwhile."""
+    if spec.plan is not None:
+        return await hold_to_plan(session, tenant=tenant, spec=spec, digest=spec.plan, settings=settings)
+    return await guard_creation(session, tenant=tenant, spec=spec, settings=settings, storage=storage)
+
+
 async def hold_to_plan(session: AsyncSession, *, tenant: str, spec: JobSpec, digest: str, settings: Settings) -> Agreed:
     """Raises Problem: 422 for a plan that is not there, was refused, or is another body's; 409 when the local model or
     the dataset changed since."""
@@ -271,21 +289,21 @@ async def guard_creation(
     the worker, which says it in the job's error.
     """
     if not spec.model.id.startswith(inputs.LOCAL):
-        return Agreed({}, None)
+        return NOTHING_AGREED
     dataset: Dataset | None = None
     if spec.calibration.dataset.startswith(UPLOADED):
         dataset = await _dataset(session, tenant=tenant, dataset_id=spec.calibration.dataset)
     try:
         model = await aside(lambda: inputs.read_model(spec.model, settings))
     except Unreadable:
-        return Agreed({}, None)
+        return NOTHING_AGREED
     refusals: list[Refusal] = []
     plan, fits = await _estimated(session, tenant, spec, model, dataset, settings, storage, refusals)
     too_small = next((refusal for refusal in refusals if refusal.code == "insufficient_memory"), None)
     if too_small is not None:
         raise Problem(problems.INSUFFICIENT_MEMORY, too_small.message)
     if plan is None or model is None:
-        return Agreed({}, None)
+        return NOTHING_AGREED
     resolved = ResolvedInputs(
         model_commit=None,
         model_fingerprint=model.fingerprint,

@@ -69,7 +69,9 @@ async def create(
     if wanted is not None:
         try:
             once = str(form.get("once", ""))
-            made = await api.create(wanted, visitor.caller, session, parts, doorbell, Response(), idempotency_key=once)
+            made = await api.create(
+                wanted, request, visitor.caller, session, parts, doorbell, Response(), idempotency_key=once
+            )
             return see(f"/comparisons/{made_id(made)}")
         except Problem as problem:
             wrong = job_form.refused(problem)

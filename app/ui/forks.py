@@ -47,7 +47,7 @@ async def fork(
             return await _page(request, visitor, session, parts, parent=parent, values=values, found=found)
         once = str(form.get("once", ""))
         made = await api.fork(
-            job_id, wanted, visitor.caller, session, parts, doorbell, Response(), idempotency_key=once
+            job_id, wanted, request, visitor.caller, session, parts, doorbell, Response(), idempotency_key=once
         )
     except (RequestValidationError, ValidationError) as error:
         wrong = job_form.invalid(error)

@@ -32,13 +32,13 @@ router = APIRouter(route_class=Page)
 
 
 @router.get("/")
-async def jobs(request: Request, visitor: AnyVisitor, session: SessionDep, parts: ServiceDep) -> Response:
+async def jobs(request: Request, visitor: AnyVisitor, parts: ServiceDep) -> Response:
     """Where everybody comes in: who may not read jobs goes on to the first page that they may."""
     if not visitor.may(Scope.JOBS_READ):
         return see(first_page(visitor.caller))
     given = {name: request.query_params.getlist(name) for name in request.query_params}
     query = _query({name: [value for value in values if value] for name, values in given.items()})
-    page = await api.list_jobs(query, visitor.caller, session, parts)
+    page = await api.list_jobs(query, visitor.caller, parts)
     filtered = bool(query.model_fields_set - {"cursor"})
     return render(
         request, "jobs.html", visitor, jobs=page.data, next_cursor=page.next_cursor, query=query, filtered=filtered,

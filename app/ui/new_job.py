@@ -56,7 +56,7 @@ async def create(
         # The token makes a second click, or a reload of the answer, the same job.
         digest, once = str(form.get("plan", "")), str(form.get("once", ""))
         wanted = JobRequest.model_validate({**spec.model_dump(), "plan": digest if DIGEST.fullmatch(digest) else None})
-        made = await api.create(wanted, visitor.caller, session, parts, doorbell, Response(), idempotency_key=once)
+        made = await api.create(wanted, request, visitor.caller, parts, doorbell, Response(), idempotency_key=once)
     except Problem as problem:
         return await _form(request, visitor, session, parts, values=values, wrong=job_form.refused(problem))
     return see(f"/jobs/{made_id(made)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -12,7 +13,8 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from app.contract.states import FINISHED, JobStatus
 from app.contract.tables import Attempt, Dataset, Job
-from app.tenancy import owned
+from app.direct import Transaction
+from app.tenancy import of_tenant, owned
 from app.usage.schemas import By, Period
 
 CPU = "cpu"
@@ -57,13 +59,20 @@ def _ended(status: JobStatus) -> ColumnElement[int]:
     return func.count().filter(Job.status == status.value).label(f"jobs_{status.value}")
 
 
-async def dataset_bytes(session: AsyncSession, *, tenant: str) -> int:
-    statement = owned(Dataset, tenant).where(Dataset.key.is_not(None)).with_only_columns(func.sum(Dataset.bytes))
-    return int(await session.scalar(statement) or 0)
+DATASET_BYTES = f"SELECT coalesce(sum(bytes), 0)::bigint AS bytes FROM {of_tenant(Dataset)} AND key IS NOT NULL"  # noqa: S608
+ARTIFACT_BYTES = f"""
+SELECT coalesce(sum(artifact_bytes), 0)::bigint AS bytes FROM {of_tenant(Job)} AND artifact_bytes IS NOT NULL
+"""  # noqa: S608 -- every part is ours
 
 
-async def artifact_bytes(session: AsyncSession, *, tenant: str) -> int:
-    statement = (
-        owned(Job, tenant).where(Job.artifact_bytes.is_not(None)).with_only_columns(func.sum(Job.artifact_bytes))
-    )
-    return int(await session.scalar(statement) or 0)
+@dataclass
+class _Sum:
+    bytes: int
+
+
+async def dataset_bytes(transaction: Transaction, *, tenant: str) -> int:
+    return (await transaction.rows(DATASET_BYTES, {"tenant": tenant}, of=_Sum))[0].bytes
+
+
+async def artifact_bytes(transaction: Transaction, *, tenant: str) -> int:
+    return (await transaction.rows(ARTIFACT_BYTES, {"tenant": tenant}, of=_Sum))[0].bytes

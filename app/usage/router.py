@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from app.deps import ServiceDep, SessionDep, UsageReader
+from app.direct import joined
 from app.problems import documented
 from app.quotas import standing
 from app.usage import queries
@@ -22,8 +23,9 @@ async def usage(
     """Jobs, seconds of workers and GPUs, and bytes; days and months without any are left out. Beside them what the
     tenant has now, and its limits."""
     since, until = query.span()
-    datasets = await queries.dataset_bytes(session, tenant=caller.tenant)
-    artifacts = await queries.artifact_bytes(session, tenant=caller.tenant)
+    transaction = await joined(session)
+    datasets = await queries.dataset_bytes(transaction, tenant=caller.tenant)
+    artifacts = await queries.artifact_bytes(transaction, tenant=caller.tenant)
     uploads = await parts.meter.unfinished(caller.tenant, fresh=True)
     now = await standing(session, tenant=caller.tenant, settings=parts.settings)
     return Usage(

@@ -81,7 +81,7 @@ async def test_log_lines_carry_the_trace_and_a_retry_is_linked_to_the_first_requ
     lines: list[dict[str, object]] = []
     watcher = logging.Filter()
     watcher.filter = lambda record: bool(lines.append(fields_of(record))) or True  # type: ignore[method-assign]
-    logger = logging.getLogger("app.jobs.service")
+    logger = logging.getLogger("app.jobs.creation")
     logger.addFilter(watcher)
     try:
         async with started(traced) as api:

@@ -1,0 +1,141 @@
+"""Making a job: what it names must be there, and then its row, its first event and the audit entry go out together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from psycopg.types.json import Jsonb
+
+from app import problems, tracing
+from app.audit.service import Action, noted
+from app.auth import Actor
+from app.contract.events import EventType
+from app.contract.ids import new_id
+from app.contract.outbox import APPEND_EVENT
+from app.contract.spec import JobSpec
+from app.contract.tables import Dataset
+from app.datasets.expiry import state_of, what_is_wrong
+from app.direct import Statement, Transaction, columns_of
+from app.jobs.rows import JobRow
+from app.logs import EXTRA
+from app.problems import Problem
+from app.settings import Settings
+from app.tenancy import of_tenant
+
+LOCAL = "local/"
+UPLOADED = "ds_"
+CREATE = f"""
+INSERT INTO jobs (id, tenant, name, alias, labels, spec, progress, plan, forked_from, comparison_id,
+    model_id, method, scheme, trace_context)
+VALUES (%(job_id)s, %(tenant)s, %(name)s, %(alias)s, %(labels)s, %(spec)s, %(progress)s, %(plan)s, %(forked_from)s,
+    %(comparison_id)s, %(model_id)s, %(method)s, %(scheme)s, %(trace_context)s)
+RETURNING {columns_of(JobRow)}
+"""  # noqa: S608 -- every part is ours
+log = logging.getLogger(__name__)
+
+
+async def create_job(
+    transaction: Transaction,
+    *,
+    actor: Actor,
+    spec: JobSpec,
+    settings: Settings,
+    progress: Mapping[str, Any] | None = None,
+    plan: dict[str, Any] | None = None,
+    forked_from: str | None = None,
+    comparison_id: str | None = None,
+) -> JobRow:
+    """``progress``: commits that the job is to keep to; ``plan``: what was estimated; ``forked_from``,
+    ``comparison_id``: whose files the job may take over. ``app.quotas.admit`` has let the tenant in.
+
+    Raises Problem 422 for a local model or an uploaded dataset that is not there, or not any more. Hub ids are left to
+    the worker.
+    """
+    if spec.model.id.startswith(LOCAL):
+        _check_local_model(spec.model.id, settings.model_root)
+    await check_dataset(transaction, tenant=actor.tenant, dataset=spec.calibration.dataset)
+    job_id = new_id("job")
+    trace = tracing.current()
+    trace.note({"qe.job.id": job_id, "qe.model": spec.model.id, "qe.scheme": spec.scheme})
+    said = {"model": spec.model.id, "dataset": spec.calibration.dataset, "scheme": spec.scheme, "method": spec.method}
+    said |= {"forked_from": forked_from} if forked_from else {}
+    values = {
+        "job_id": job_id,
+        "tenant": actor.tenant,
+        "name": spec.name,
+        "alias": spec.alias,
+        "labels": Jsonb(spec.labels),
+        "spec": Jsonb(spec.model_dump(mode="json", include=KEPT)),
+        "progress": Jsonb(dict(progress or {})),
+        "plan": _or_null(plan),
+        "forked_from": forked_from,
+        "comparison_id": comparison_id,
+        "model_id": spec.model.id,
+        "method": spec.method,
+        "scheme": spec.scheme,
+        "trace_context": _or_null(trace.carrier),
+    }
+    ((job,), *_) = await transaction.run(
+        Statement(CREATE, values, JobRow),
+        Statement(APPEND_EVENT, {"job_id": job_id, "type": EventType.CREATED.value, "data": Jsonb(said)}),
+        noted(actor, Action.JOB_CREATED, job_id, {"model": spec.model.id, "scheme": spec.scheme}),
+    )
+    assert isinstance(job, JobRow)
+    # The line that leads from a request to everything that its job's workers log.
+    log.info("job queued", extra={EXTRA: {"job_id": job_id, "tenant": actor.tenant, "model": spec.model.id}})
+    return job
+
+
+KEPT = set(JobSpec.model_fields) - {"alias"}
+"""Of a spec, in the job's row: the alias is no concern of the worker."""
+
+
+def _or_null(value: Mapping[str, Any] | None) -> Jsonb | None:
+    return None if value is None else Jsonb(dict(value))
+
+
+def _check_local_model(model_id: str, root: Path | None) -> None:
+    """``local/<directory>`` names a directory directly below the model root, links followed, or nothing."""
+    if root is None:
+        detail = "this service has no local models: QE_MODEL_ROOT is not set"
+    elif not root.is_dir():
+        return  # the root is mounted where the worker runs, not here; the worker will look
+    else:
+        directory = (root / model_id.removeprefix(LOCAL)).resolve()
+        if directory.is_dir() and directory.is_relative_to(root.resolve()):
+            return
+        detail = f"no directory {model_id.removeprefix(LOCAL)!r} below the service's model root"
+    raise Problem(problems.MODEL_NOT_FOUND, detail, errors=[{"pointer": "/model/id", "detail": detail}])
+
+
+@dataclass
+class _Rows:
+    """What decides whether a dataset can be used. Fields of ``Dataset`` by the same names."""
+
+    id: str
+    status: str
+    key: str | None
+    expires_at: datetime | None
+
+
+async def check_dataset(transaction: Transaction, *, tenant: str, dataset: str) -> None:
+    """Locks an uploaded dataset against deletion until the transaction ends. Raises Problem 422 when it is not there,
+    or not any more."""
+    if not dataset.startswith(UPLOADED):
+        return
+    statement = f"SELECT {columns_of(_Rows)} FROM {of_tenant(Dataset)} AND id = %(dataset)s FOR KEY SHARE"  # noqa: S608
+    found = await transaction.rows(statement, {"tenant": tenant, "dataset": dataset}, of=_Rows)
+    kind = problems.DATASET_NOT_FOUND
+    if not found:
+        detail = f"no dataset {dataset!r}: upload it with POST /v1/datasets"
+    elif (wrong := what_is_wrong(found[0])) is not None:
+        detail = wrong
+        kind = problems.DATASET_EXPIRED if state_of(found[0]) == "expired" else kind
+    else:
+        return
+    raise Problem(kind, detail, errors=[{"pointer": "/calibration/dataset", "detail": detail}])

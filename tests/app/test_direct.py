@@ -1,0 +1,142 @@
+"""Texts that go past the session: behind the same wall, in one piece, and gone from the connection afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import dataclass
+
+import psycopg
+import pytest
+
+from app.contract.tables import Job
+from app.database import WallMissing, create_engine, create_sessions, tenant_session
+from app.direct import Statement, columns_of, joined, look_up, read, transaction
+from app.jobs.rows import JobRow
+from app.ringing import Ringer
+from tests.app.conftest import Api, ok
+from tests.services import Postgres
+
+
+@dataclass
+class Who:
+    role: str
+    tenant: str | None
+
+
+@dataclass
+class Number:
+    number: int
+
+
+WHO = "SELECT current_user AS role, nullif(current_setting('app.tenant', true), '') AS tenant"
+COUNT = "SELECT count(*) AS number FROM jobs"
+
+
+def test_a_row_of_a_job_has_the_columns_of_its_table() -> None:
+    columns = set(columns_of(JobRow).split(", "))
+    assert columns <= set(Job.__table__.columns.keys())
+    assert set(Job.__table__.columns.keys()) - columns == {
+        # for the ledger's own use
+        "tenant", "priority", "run_after", "rung_at", "lease_until", "barren_attempts", "trace_context",
+        "artifact_bytes", "event_seq",
+    }, "is the new column one that an answer shows? Then it belongs into JobRow"  # fmt: skip
+
+
+async def test_a_job_looks_the_same_whoever_reads_it(api: Api) -> None:
+    made = await api.create_job(labels={"a": "b"}, name="n", alias="team/m", accept_if={"max_kl": 1})
+    read_directly = ok(await api.client.get(f"/v1/jobs/{made['id']}"))
+    of_the_session = ok(await api.client.post(f"/v1/jobs/{made['id']}/cancel"))
+    again = ok(await api.client.get(f"/v1/jobs/{made['id']}"))
+    assert made == read_directly
+    assert again == of_the_session
+    assert ok(await api.client.get("/v1/jobs"))["data"] == [again]
+
+
+async def test_a_read_is_behind_the_wall_of_its_tenant_and_the_next_is_not(api: Api) -> None:
+    await api.create_job()
+    sessions = api.service.sessions
+    for tenant, jobs in (("default", 1), ("acme", 0), ("it's 100%s", 0)):
+        assert await read(sessions, WHO, {}, of=Who, tenant=tenant) == [Who("qe_api", tenant)]
+        assert await read(sessions, COUNT, {}, of=Number, tenant=tenant) == [Number(jobs)]
+    assert await look_up(sessions, WHO, {}, of=Who) == [Who("postgres", None)]
+    assert await look_up(sessions, COUNT, {}, of=Number) == [Number(1)]
+
+
+async def test_a_transaction_is_kept_whole_or_not_at_all_and_leaves_a_clean_connection(api: Api) -> None:
+    sessions, rename = api.service.sessions, "UPDATE jobs SET name = %(name)s"
+    await api.create_job()
+    async with transaction(sessions, "default") as whole:
+        assert await whole.rows(WHO, {}, of=Who) == [Who("qe_api", "default")]
+        await whole.run(Statement(rename, {"name": "a"}), Statement(rename, {"name": "b"}))
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        async with transaction(sessions, "default") as broken:
+            await broken.run(Statement(rename, {"name": "c"}), Statement("SELECT 1 / 0"))
+    given_up = transaction(sessions, "default")
+    await (await given_up.__aenter__()).run(Statement(rename, {"name": "d"}))
+    assert not await given_up.__aexit__(KeyError, KeyError(), None)
+    async with transaction(sessions, "acme") as foreign:
+        await foreign.run(Statement(rename, {"name": "e"}))
+    assert api.execute("SELECT name FROM jobs") == [("b",)]
+    assert await look_up(sessions, WHO, {}, of=Who) == [Who("postgres", None)]
+
+
+async def test_texts_join_the_transaction_of_a_session(api: Api) -> None:
+    await api.create_job()
+    async with tenant_session(api.service.sessions, lambda: "default") as session, session.begin():
+        inside = await joined(session)
+        assert await inside.rows(WHO, {}, of=Who) == [Who("qe_api", "default")]
+        await inside.run(Statement("UPDATE jobs SET name = 'x'"))
+        await session.rollback()
+    assert api.execute("SELECT name FROM jobs") == [(None,)]
+
+
+async def test_a_connection_that_broke_does_not_go_back_to_the_pool(api: Api) -> None:
+    sessions, kill = api.service.sessions, "SELECT pg_terminate_backend(pg_backend_pid()) AS number"
+    for _ in range(3):
+        with pytest.raises(psycopg.OperationalError):
+            await look_up(sessions, kill, {}, of=Number)
+        assert await read(sessions, "SELECT 1 AS number", {}, of=Number, tenant="default") == [Number(1)]
+
+
+async def test_a_login_that_cannot_build_the_wall_is_told_what_to_do(postgres: Postgres, database_url: str) -> None:
+    with psycopg.connect(postgres.url("postgres"), autocommit=True) as admin:
+        admin.execute("CREATE ROLE nobody LOGIN")
+    engine = create_engine(database_url.replace("//postgres@", "//nobody@"))
+    try:
+        with pytest.raises(WallMissing, match="qe_api is missing or not granted: run `alembic upgrade head`"):
+            await read(create_sessions(engine), WHO, {}, of=Who, tenant="default")
+    finally:
+        await engine.dispose()
+        with psycopg.connect(postgres.url("postgres"), autocommit=True) as admin:
+            admin.execute("DROP ROLE nobody")
+
+
+class HeldBell:
+    """Stands for a broker that answers when it is let."""
+
+    def __init__(self) -> None:
+        self.rung: list[tuple[str, ...]] = []
+        self.open = threading.Event()
+
+    def ring(self, *job_ids: str) -> None:
+        self.rung.append(job_ids)
+        assert self.open.wait(20)
+        if "job_2" in job_ids:
+            raise ConnectionError("gone")
+
+
+async def test_what_is_made_while_a_ring_is_under_way_is_rung_for_together(caplog: pytest.LogCaptureFixture) -> None:
+    bell = HeldBell()
+    ringer = Ringer(bell)
+    await ringer.ring("job_1")
+    await asyncio.sleep(0)  # the first ring begins
+    for number in (2, 3, 4):
+        await ringer.ring(f"job_{number}")
+    bell.open.set()
+    await ringer.close()
+    assert bell.rung == [("job_1",), ("job_2", "job_3", "job_4")]
+    assert "bell for job_2, job_3, job_4 not rung, the keeper will: gone" in caplog.text
+    await ringer.ring("job_5")
+    await ringer.close()
+    assert bell.rung[-1] == ("job_5",)
