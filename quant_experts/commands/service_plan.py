@@ -57,11 +57,11 @@ def _lines(plan: PlanView) -> Iterator[str]:
         yield from sentences(_told(model, plan.estimate))
     elif plan.accepted:
         yield f"{model}: the service cannot read it, only its workers can: sizes and times are not known beforehand"
+    for one in plan.warnings:
+        yield warning(one.detail)
     yield "workers:" if plan.workers else "workers: none is alive, the job would wait"
     for kind in plan.workers:
         yield f"  {_worker(kind)}"
-    for one in plan.warnings:
-        yield warning(one.detail)
     for each in plan.refusals:
         yield refusal(each.code, f"{each.detail} ({each.pointer})" if each.pointer else each.detail)
     yield f"plan {plan.digest}, kept until {plan.expires_at:%Y-%m-%d %H:%M} UTC"
