@@ -87,7 +87,7 @@ async def test_a_request_leads_to_its_job(api: Api, lines: io.StringIO) -> None:
     job_id = response.json()["id"]
     await api.client.get(f"/v1/jobs/{job_id}")
     said = [line for line in parsed(lines) if line.get("request_id") == "ci-7"]
-    assert [(line["message"], line.get("job_id")) for line in said if line["logger"] == "app.jobs.service"] == [
+    assert [(line["message"], line.get("job_id")) for line in said if line["logger"] == "app.jobs.creation"] == [
         ("job queued", job_id)
     ]
     access = [line for line in parsed(lines) if line["logger"] == "app.access"]
