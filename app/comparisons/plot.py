@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 from app.comparisons.schemas import ComparedJob, ComparisonView
+from app.figures import number
 from app.sizes import said, ticks
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 880, 420, 84, 28, 52, 56
@@ -47,7 +48,7 @@ def draw(comparison: ComparisonView, *, dressed: bool = True) -> str:
     body = _chart(rows) if rows else [f'<text x="{LEFT}" y="{HEIGHT / 2}">No candidate has succeeded yet.</text>']
     waiting = len(comparison.jobs) - len(rows)
     note = f"{waiting} of {len(comparison.jobs)} have no figures" if waiting and rows else ""
-    described = "; ".join(f"{row.label}: {said(row.bytes_after or 0)}, KL {_number(row.kl or 0.0)}" for row in rows)
+    described = "; ".join(f"{row.label}: {said(row.bytes_after or 0)}, KL {number(row.kl or 0.0)}" for row in rows)
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img"'
@@ -90,7 +91,7 @@ def _axes(x: Scale, y: Scale, sizes: tuple[float, float], decades: tuple[float, 
     for power in range(math.ceil(decades[0]), math.floor(decades[1]) + 1):
         at = y(10.0**power)
         lines.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at}" y2="{at}"/>')
-        lines.append(f'<text class="small" x="{LEFT - 8}" y="{at + 4}" text-anchor="end">{10.0**power:g}</text>')
+        lines.append(f'<text class="small" x="{LEFT - 8}" y="{at + 4}" text-anchor="end">{number(10.0**power)}</text>')
     for size, label in ticks(*sizes):
         lines.append(f'<line class="grid" x1="{x(size)}" x2="{x(size)}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
         lines.append(
@@ -124,7 +125,7 @@ def _marks(points: Sequence[Point]) -> list[str]:
     for point in points:
         kind = "best" if point.row.frontier else "beaten"
         kind = "missed" if point.row.verdict == "rejected" else kind
-        told = f"{point.row.label}: {said(point.row.bytes_after or 0)}, KL {_number(point.row.kl or 0.0)}"
+        told = f"{point.row.label}: {said(point.row.bytes_after or 0)}, KL {number(point.row.kl or 0.0)}"
         told += f", {point.row.verdict.value}" if point.row.verdict else ""
         lines.append(
             f'<circle class="{kind}" cx="{point.x}" cy="{point.y}" r="6"><title>{escape(told)}</title></circle>'
@@ -149,10 +150,6 @@ def _decades(low: float, high: float) -> tuple[float, float]:
     """At least one whole decade, so that the axis has a label."""
     bottom, top = math.floor(math.log10(low) - 0.05), math.ceil(math.log10(high) + 0.05)
     return float(bottom), float(max(top, bottom + 1))
-
-
-def _number(value: float) -> str:
-    return f"{value:.3g}"
 
 
 def _shortened(text: str, most: int) -> str:

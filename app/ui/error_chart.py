@@ -1,6 +1,6 @@
 """The per-block error chart as coordinates of an SVG: base, + shared expert, + routed experts, logarithmic.
 
-Drawn here and not by a chart library: sixty lines, the same picture with scripts switched off, and text in it that
+Drawn here and not by a chart library: a hundred lines, the same picture with scripts switched off, and text in it that
 screen readers and browsers' searches find.
 """
 
@@ -16,7 +16,7 @@ from app.ui.history import block_name
 from app.ui.words import percent
 
 WIDTH, HEIGHT = 600, 250
-LEFT, RIGHT, TOP, BOTTOM = 72, 12, 12, 44
+LEFT, RIGHT, TOP, BOTTOM = 84, 12, 12, 44
 STAGES = {"base": "base alone", "shared": "+ shared expert", "routed": "+ routed experts"}
 MOST_TICKS = 12
 

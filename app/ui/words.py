@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from app import sizes
+from app import figures, sizes
 
 STEPS = ((86400.0, "day"), (3600.0, "hour"), (60.0, "minute"), (1.0, "second"))
 NONE = "–"
@@ -53,7 +53,7 @@ def bytes_(number: int | None) -> str:
 
 
 def figure(value: float | None, digits: int = 3) -> str:
-    return NONE if value is None else f"{value:.{digits}g}"
+    return NONE if value is None else figures.number(value, digits)
 
 
 def count(number: int) -> str:
@@ -61,7 +61,7 @@ def count(number: int) -> str:
 
 
 def percent(share: float | None, digits: int = 3) -> str:
-    return NONE if share is None else f"{100 * share:.{digits}g} %"
+    return NONE if share is None else figures.percent(share, digits)
 
 
 def status(value: str) -> str:

@@ -80,7 +80,7 @@ async def fill(api: Api, directory: Path) -> dict[str, str]:
     _attempt(api, jobs["running"], 2, None, 17, 2, worker="gpu-b2:3")
     _blocks(api, jobs["succeeded"], 28)
     _attempt(api, jobs["succeeded"], 1, "succeeded", 0, 28)
-    _blocks(api, jobs["rejected"], 28)
+    _blocks(api, jobs["rejected"], 28, scale=1e-5)
     _attempt(api, jobs["rejected"], 1, "succeeded", 0, 28)
     summary = json.dumps(SUMMARY | {"verdict": "rejected", "missed": [MISSED]})
     api.execute("UPDATE jobs SET summary = %s, verdict = 'rejected' WHERE id = %s", [summary, jobs["rejected"]])
@@ -163,11 +163,13 @@ def _webhooks(api: Api, webhook: str) -> None:
     )
 
 
-def _blocks(api: Api, job: str, done: int, *, total: int = 28, attempts: dict[int, int] | None = None) -> None:
+def _blocks(
+    api: Api, job: str, done: int, *, total: int = 28, attempts: dict[int, int] | None = None, scale: float = 1.0
+) -> None:
     attempt = 1
     for block in range(done):
         attempt = (attempts or {}).get(block, attempt)
-        routed = 0.004 * (1 + 0.5 * math.sin(block / 3)) * (1 + block / 20)
+        routed = scale * 0.004 * (1 + 0.5 * math.sin(block / 3)) * (1 + block / 20)
         error = {"base": routed * 28, "shared": routed * 3.1, "routed": routed}
         groups = [{"name": f"layers.{block}.{kind}", "error": error} for kind in ("self_attn.qkv", "mlp.down")]
         api.execute(

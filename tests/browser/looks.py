@@ -22,6 +22,11 @@ TOO_WIDE = """() => {
     .map(e => `${e.tagName} ${e.textContent.trim().slice(0, 60)}`);
 }"""
 
+CUT = """() => [...document.querySelectorAll("svg text")].filter(text => {
+  const [a, b] = [text.getBoundingClientRect(), text.ownerSVGElement.getBoundingClientRect()];
+  return a.left < b.left - 1 || a.right > b.right + 1 || a.bottom > b.bottom + 1;
+}).map(text => text.textContent)"""
+
 OVERLAPPING = """() => [...document.querySelectorAll("svg")].flatMap(drawing => {
   const texts = [...drawing.querySelectorAll("text")].filter(t => t.textContent.trim() && t.checkVisibility());
   const boxes = texts.map(t => t.getBoundingClientRect());
@@ -40,6 +45,7 @@ OVERLAPPING = """() => [...document.querySelectorAll("svg")].flatMap(drawing => 
 
 async def assert_nothing_cut_or_overlapping(page: Page) -> None:
     assert await page.evaluate(TOO_WIDE) == []
+    assert await page.evaluate(CUT) == []
     assert await page.evaluate(OVERLAPPING) == []
 
 

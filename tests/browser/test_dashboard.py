@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -100,6 +101,7 @@ async def test_from_first_sight_to_a_watched_and_downloaded_job(dashboard: Dashb
     await expect(page.locator("[data-part=attempts]")).to_contain_text("Began on gpu-1; finished, 4 new blocks.")
     job_id = page.url.rpartition("/")[2]
     await expect(page.locator("[data-part=files]")).to_contain_text(f"hf download qe/{job_id}")
+    await _commands_do_what_they_say(dashboard, stage, job_id)
     await page.get_by_text("2 files with their SHA-256").click()
     async with page.expect_download() as download:
         await page.get_by_role("link", name="model.safetensors").click()
@@ -110,6 +112,29 @@ async def test_from_first_sight_to_a_watched_and_downloaded_job(dashboard: Dashb
     row = page.get_by_role("row", name="first light")
     await expect(row).to_contain_text("succeeded")
     await expect(row).to_contain_text("team=vision")
+
+
+async def _commands_do_what_they_say(dashboard: Dashboard, stage: Path, job_id: str) -> None:
+    """Each is copied from the page and run as it is, by who has nothing but ``$KEY``."""
+    await dashboard.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    environment = {"KEY": BOOTSTRAP_KEY, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": "."}
+    commands = dashboard.page.locator("[data-part=files] .command")
+    await expect(commands).to_have_count(3)
+    for number, place in enumerate(("checkpoint", job_id, job_id)):
+        button = commands.nth(number).get_by_role("button", name="Copy")
+        await button.click()
+        await expect(commands.nth(number).get_by_role("button")).to_have_text("Copied")
+        command = await dashboard.page.evaluate("navigator.clipboard.readText()")
+        there = stage / f"command-{number}"
+        there.mkdir()
+        shell = await asyncio.create_subprocess_exec(
+            *("bash", "-c", command), cwd=there, env=environment, stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        said, _ = await asyncio.wait_for(shell.communicate(), 60)
+        assert shell.returncode == 0, (command, said.decode())
+        got = {path.name for path in (there / place).iterdir() if not path.name.startswith(".")}
+        assert got == {"model.safetensors", "quality_report.json"}, command
 
 
 async def test_a_lost_worker_is_told_in_words_and_a_running_job_can_be_cancelled(
