@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,37 +119,47 @@ def read_text_files(model: ModelRef, settings: Settings) -> TextFiles | None:
 
 def look_at_rows(ref: ModelRef, model: Model, dataset: Dataset | None, settings: Settings, storage: Storage) -> Rows:
     """Blocks. Of a hub dataset nothing is known before a job fetches it."""
-    vision = "vision_config" in model.headers.config
     if dataset is None:
-        return unknown_rows(vision=vision)
-    files, key = _text_files(ref, model, dataset, settings)
+        return unknown_rows(vision="vision_config" in model.headers.config)
+    # What a hub model is at its commit never changes; a local one is looked at again.
+    key = f"{ref.id} {model.commit} {dataset.id}" if model.commit else ""
     known = _judged.get(key)
-    if known is None:
-        known = _judge(files, dataset, settings, storage)
-        if len(_judged) >= MOST_JUDGED:
-            _judged.pop(next(iter(_judged)), None)
-        _judged[key] = known
-    return known
+    if known is not None:
+        return known
+    files = _text_files(ref, model, settings)
+    if files is None:
+        return _judge(TextFiles(model.headers.config, model.headers.processor), dataset, settings, storage)
+    key = key or _digest(files, dataset)
+    known = _judged.get(key)
+    return known if known is not None else _keep(key, _judge(files, dataset, settings, storage))
 
 
 _judged: dict[str, Rows] = {}
 """By what they were judged from, so that a job after its plan, and the next job, cost no counting."""
+_keeping = threading.Lock()
 
 
-def _text_files(ref: ModelRef, model: Model, dataset: Dataset, settings: Settings) -> tuple[TextFiles, str]:
-    """And what tells rows judged by them from others. Without a tokenizer where it cannot be had: then text is judged
-    by its length."""
-    files: TextFiles | None
+def _keep(key: str, rows: Rows) -> Rows:
+    with _keeping:
+        while len(_judged) >= MOST_JUDGED:
+            del _judged[next(iter(_judged))]
+        _judged[key] = rows
+    return rows
+
+
+def _text_files(ref: ModelRef, model: Model, settings: Settings) -> TextFiles | None:
+    """None where they cannot be had or used: then text is judged by its length."""
     try:
-        pinned = ModelRef(id=ref.id, revision=model.commit) if model.commit else ref
-        files = read_text_files(pinned, settings)
+        return read_text_files(ModelRef(id=ref.id, revision=model.commit) if model.commit else ref, settings)
     except (Unreadable, HubUnavailable):
-        files = None
-    files = files or TextFiles(model.headers.config, model.headers.processor)
+        return None
+
+
+def _digest(files: TextFiles, dataset: Dataset) -> str:
     digest = hashlib.sha256(files.tokenizer or b"")
     said = [files.config, files.processor, files.template, files.beginning, files.multilingual, dataset.id]
     digest.update(json.dumps(said, sort_keys=True).encode())
-    return files, digest.hexdigest()
+    return digest.hexdigest()
 
 
 def _judge(files: TextFiles, dataset: Dataset, settings: Settings, storage: Storage) -> Rows:

@@ -13,11 +13,12 @@ import pytest
 
 from app.settings import Settings
 from tests.app.conftest import Api, job_body, ok, problem, started
+from tests.app.test_datasets import parquet
 from tests.models import make_model
 from tests.planning.big import write_72b
 from tests.planning.directory_hub import directory_hub
 from tests.quant_experts.test_hub import COMMIT
-from tests.rows import image_row, write_rows
+from tests.rows import image_row, text_row, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,27 @@ async def test_a_plan_warns_of_a_checkpoint_larger_than_the_model_and_a_job_is_m
     assert job["plan"]["warnings"] == found["warnings"]
     smaller = await plan(api, {**body, "options": {"routed_rank": 4, "shared_rank": 4}})
     assert smaller["warnings"] == []
+
+
+async def test_rows_of_a_hub_model_are_counted_once_for_its_commit(
+    api: Api, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with directory_hub(**{"models/acme/tiny-vl": tiny}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        body = job_body(model={"id": "acme/tiny-vl"}, calibration={"dataset": await upload(api, tmp_path)})
+        rows = (await plan(api, body))["estimate"]["rows"]
+        assert (rows["tokens_counted"], rows["rows"]) == (True, 8)
+        asked = hub.requests
+        assert (await plan(api, body))["estimate"]["rows"] == rows
+        assert hub.requests - asked < asked  # headers again, no tokenizer
+
+
+async def test_rows_of_a_parquet_dataset_are_counted_too(api: Api) -> None:
+    content = parquet([text_row(0)] * 9)
+    dataset = ok(await api.client.post("/v1/datasets", files={"file": ("rows.parquet", content)}), 201)["id"]
+    rows = (await plan(api, job_body(model={"id": "local/tiny"}, calibration={"dataset": dataset})))["estimate"]["rows"]
+    assert (rows["tokens_counted"], rows["rows"]) == (True, 9)
+    assert rows["tokens_off_by"] == 1.03
 
 
 async def test_a_plan_counts_rows_by_the_tokenizer_of_the_model(api: Api, tmp_path: Path) -> None:
