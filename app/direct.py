@@ -18,7 +18,7 @@ from psycopg.rows import class_row
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.util import greenlet_spawn
 
-from app.database import API_ROLE, READ_ONLY, WALL, Sessions, WallMissing
+from app.database import API_ROLE, WALL, Sessions, WallMissing
 
 Row = TypeVar("Row")
 Values = Mapping[str, Any]
@@ -123,8 +123,7 @@ async def look_up(sessions: Sessions, text: str, values: Values, *, of: type[Row
 
 @asynccontextmanager
 async def _connection(sessions: Sessions) -> AsyncIterator[Connection]:
-    """One of the pool's connections; a broken one does not go back, and neither does any to a server that is no longer
-    the primary."""
+    """One of the pool's connections; a broken one does not go back."""
     engine: AsyncEngine = sessions.kw["bind"]
     pooled = await engine.raw_connection()
     connection = pooled.driver_connection
@@ -132,10 +131,8 @@ async def _connection(sessions: Sessions) -> AsyncIterator[Connection]:
     try:
         yield connection
     except psycopg.Error as error:
-        if connection.closed or error.sqlstate == READ_ONLY:
+        if connection.closed:
             await greenlet_spawn(pooled.invalidate, error)
-        if error.sqlstate == READ_ONLY:
-            await engine.dispose()
         raise
     finally:
         await greenlet_spawn(pooled.close)  # rolls back what an error has left open

@@ -265,6 +265,7 @@ async def _database_unavailable(request: Request, error: Exception) -> Response:
 async def _database_fault(request: Request, error: Exception) -> Response:
     if getattr(getattr(error, "orig", error), "sqlstate", None) != READ_ONLY:
         return unhandled(request, error)
+    await request.app.state.service.engine.dispose()  # a server that is a replica now would refuse every write for ever
     return await _database_unavailable(request, error)
 
 

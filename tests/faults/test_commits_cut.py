@@ -15,6 +15,7 @@ import pytest
 
 from app.settings import Settings
 from tests.app.conftest import BOOTSTRAP_KEY, Api, job_body, ok, problem, started
+from tests.app.tenant_cases import CREATES
 from tests.faults.cutting_proxy import CuttingProxy, cutting_proxy
 from tests.worker.conftest import Workshop
 from worker.supervisor import work
@@ -124,14 +125,17 @@ async def test_after_a_failover_every_pooled_connection_is_made_anew_and_no_requ
         assert api.execute("SELECT count(*) FROM jobs") == [(6,)]
 
 
-async def test_a_primary_that_became_a_replica_is_unavailable_until_another_is_the_primary(settings: Settings) -> None:
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/comparisons", "/v1/webhooks"])
+async def test_a_primary_that_became_a_replica_is_unavailable_until_another_is_the_primary(
+    settings: Settings, path: str
+) -> None:
     async with started(settings) as api:
         name = api.execute("SELECT current_database()")[0][0]
         api.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
-        response = await api.client.post("/v1/jobs", json=job_body())
+        response = await api.client.post(path, **CREATES[f"POST {path}"])
         assert "retry-after" in response.headers
         problem(response, 503, "unavailable")
         with psycopg.connect(settings.database_url or "", autocommit=True) as connection:
             connection.execute("SET default_transaction_read_only = off")
             connection.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only".encode())
-        await api.create_job()  # although the pool holds the session of the replica
+        ok(await api.client.post(path, **CREATES[f"POST {path}"]), 201)  # although the pool held the replica's session
