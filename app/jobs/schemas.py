@@ -102,37 +102,38 @@ class JobView(BaseModel):
 
     @classmethod
     def of(cls, job: Job | JobRow) -> JobView:
-        spec = JobSpec.model_validate(job.spec)
-        return cls(
-            id=job.id,
-            name=job.name,
-            alias=job.alias,
-            labels=job.labels,
-            model=spec.model,
-            calibration=spec.calibration,
-            resolved=Resolved(**{name: job.progress.get(name) for name in Resolved.model_fields}),
-            scheme=job.scheme,
-            method=job.method,
-            options=spec.options,
-            target=spec.target,
-            accept_if=spec.accept_if,
-            timeout_s=spec.timeout_s,
-            status=JobStatus(job.status),
-            phase=Phase(job.phase) if job.phase is not None else None,
-            progress=_progress(job),
-            attempts=job.attempt,
-            worker=job.worker,
-            forked_from=job.forked_from,
-            comparison_id=job.comparison_id,
-            plan=job.plan,
-            summary=job.summary,
-            verdict=Verdict(job.verdict) if job.verdict is not None else None,
-            error=JobError.model_validate(job.error) if job.error is not None else None,
-            created_at=job.created_at,
-            queued_at=job.queued_at,
-            started_at=job.started_at,
-            finished_at=job.finished_at,
+        return cls.model_validate(
+            {
+                **_SPEC_DEFAULTS,
+                **job.spec,
+                "id": job.id,
+                "alias": job.alias,
+                "resolved": job.progress,
+                "status": job.status,
+                "phase": job.phase,
+                "progress": _progress(job),
+                "attempts": job.attempt,
+                "worker": job.worker,
+                "forked_from": job.forked_from,
+                "comparison_id": job.comparison_id,
+                "plan": job.plan,
+                "summary": job.summary,
+                "verdict": job.verdict,
+                "error": job.error,
+                "created_at": job.created_at,
+                "queued_at": job.queued_at,
+                "started_at": job.started_at,
+                "finished_at": job.finished_at,
+            }
         )
+
+
+_SPEC_DEFAULTS = {
+    name: field.get_default(call_default_factory=True)
+    for name, field in JobSpec.model_fields.items()
+    if not field.is_required()
+}
+"""Of fields that came after a job was made."""
 
 
 def _progress(job: Job | JobRow) -> Progress:
