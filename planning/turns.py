@@ -27,23 +27,33 @@ the image's tokens in place of all."""
 @dataclass(frozen=True)
 class Style:
     """``sign``: text that only templates of this style hold. ``turn``: a message with ``{role}`` and ``{text}``;
-    ``turns``: of roles that differ. ``trims``: texts lose the white space around them."""
+    ``turns``: of roles that differ. ``trims``: texts lose the white space around them. ``folds``: a system message
+    begins the first user's turn."""
 
     sign: str
     turn: str
     turns: Mapping[str, str] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
     trims: bool = False
+    folds: bool = False
 
 
 CHATML = "<|im_start|>{role}\n{text}<|im_end|>\n"
 STYLES = (
     Style("<|im_start|>", CHATML),
-    Style("<start_of_turn>", "<start_of_turn>{role}\n{text}<end_of_turn>\n", names={"assistant": "model"}, trims=True),
+    Style(
+        "<start_of_turn>",
+        "<start_of_turn>{role}\n{text}<end_of_turn>\n",
+        names={"assistant": "model"},
+        trims=True,
+        folds=True,
+    ),
     Style("<|start_header_id|>", "<|start_header_id|>{role}<|end_header_id|>\n\n{text}<|eot_id|>", trims=True),
     Style("<|end|>", "<|{role}|>\n{text}<|end|>\n"),
-    Style("[INST]", "[INST] {text} [/INST]", turns={"assistant": " {text}</s>"}),
-    Style("USER:", "USER: {text} ", turns={"assistant": "ASSISTANT: {text}</s>", "system": "{text} "}),
+    Style("[INST]", "[INST] {text} [/INST]", turns={"assistant": " {text}</s>"}, folds=True),
+    Style(
+        "ASSISTANT:", "{role}: {text} ", turns={"system": "{text} "}, names={"user": "USER", "assistant": "ASSISTANT"}
+    ),
 )
 
 
@@ -66,13 +76,17 @@ class Turns:
         """Every image as one token between those that its processor writes around it."""
         if self.style is None:
             return "\n".join(self._content(message, lambda text: text) for message in messages)
-        first = messages[0].get("role") if messages else None
-        opening = self.system if self.system and first != "system" else ""
-        return self.begins + opening + "".join(self._turn(self.style, message) for message in messages)
+        has_system = bool(messages) and messages[0].get("role") == "system"
+        opening = self.system if self.system and not has_system else ""
+        folded = ""
+        if has_system and self.style.folds and len(messages) > 1:
+            folded, messages = self._content(messages[0], lambda text: text) + "\n\n", messages[1:]
+        turns = (self._turn(self.style, each, "" if place else folded) for place, each in enumerate(messages))
+        return self.begins + opening + "".join(turns)
 
-    def _turn(self, style: Style, message: Mapping[str, Any]) -> str:
+    def _turn(self, style: Style, message: Mapping[str, Any], before: str) -> str:
         role = str(message.get("role"))
-        text = self._content(message, str.strip if style.trims else lambda text: text)
+        text = before + self._content(message, str.strip if style.trims else lambda text: text)
         shape = style.turns.get(role, style.turn)
         return shape.replace("{role}", style.names.get(role, role), 1).replace("{text}", text, 1)
 

@@ -87,13 +87,17 @@ TEMPLATES = {
     "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}",
     "ChatML whose turns end without a new line": TURN
     + "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>{% endfor %}",
-    "Gemma": "{{ bos_token }}" + TURN + "{% set role = 'model' if m['role'] == 'assistant' else m['role'] %}"
-    "{{ '<start_of_turn>' + role + '\\n' + m['content'] | trim + '<end_of_turn>\\n' }}{% endfor %}",
+    "Gemma": "{{ bos_token }}{% set first = '' %}{% set rest = messages %}{% if messages[0]['role'] == 'system' %}"
+    "{% set first = messages[0]['content'] + '\\n\\n' %}{% set rest = messages[1:] %}{% endif %}{% for m in rest %}"
+    "{% set role = 'model' if m['role'] == 'assistant' else m['role'] %}{{ '<start_of_turn>' + role + '\\n' }}"
+    "{{ first if loop.first else '' }}{{ m['content'] | trim + '<end_of_turn>\\n' }}{% endfor %}",
     "Llama 3": "{{ bos_token }}" + TURN + "{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' + "
     "m['content'] | trim + '<|eot_id|>' }}{% endfor %}",
     "Phi 3": TURN + "{{ '<|' + m['role'] + '|>\\n' + m['content'] + '<|end|>\\n' }}{% endfor %}",
-    "Mistral": "{{ bos_token }}" + TURN + "{% if m['role'] == 'assistant' %}{{ ' ' + m['content'] + '</s>' }}"
-    "{% else %}{{ '[INST] ' + m['content'] + ' [/INST]' }}{% endif %}{% endfor %}",
+    "Mistral": "{{ bos_token }}{% set first = '' %}{% set rest = messages %}{% if messages[0]['role'] == 'system' %}"
+    "{% set first = messages[0]['content'] + '\\n\\n' %}{% set rest = messages[1:] %}{% endif %}{% for m in rest %}"
+    "{% if m['role'] == 'assistant' %}{{ ' ' + m['content'] + '</s>' }}{% else %}"
+    "{{ '[INST] ' + (first if loop.first else '') + m['content'] + ' [/INST]' }}{% endif %}{% endfor %}",
 }
 
 
@@ -107,6 +111,32 @@ def true_tokens(model: Path, template: str, rows: list[dict[str, Any]]) -> list[
     tokenizer.bos_token = "<|endoftext|>"
     texts = [tokenizer.apply_chat_template(row["messages"], chat_template=template, tokenize=False) for row in rows]
     return [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+
+
+LLAVA = (
+    TURN + "{% if m['role'] != 'system' %}{{ m['role'].upper() + ': ' }}{% endif %}"
+    "{% for part in m['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\\n' }}{% endfor %}"
+    "{% for part in m['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] + ' ' }}{% endfor %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
+def test_the_style_of_llava_is_known_with_its_images(tmp_path: Path) -> None:
+    model = make_model("llava", tmp_path / "model", blocks=1)
+    (model / "chat_template.jinja").write_text(LLAVA)
+    collate = open_collator(model, AutoConfig.from_pretrained(model))
+    rows = [in_parts(row) for row in rows_for("llava")[:-1]]
+    found = counted(read_local_text(model), rows)
+    samples = [collate(parse_row(number, row, tmp_path)) for number, row in enumerate(rows, start=1)]
+    assert [row.total for row in found.rows] == [sample.tokens for sample in samples]
+    assert found.turns_by == "template"
+
+
+def in_parts(row: dict[str, Any]) -> dict[str, Any]:
+    def parts(content: Any) -> Any:
+        return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+    return {"messages": [{**message, "content": parts(message["content"])} for message in row["messages"]]}
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
