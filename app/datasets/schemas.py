@@ -131,8 +131,8 @@ class TokensView(BaseModel):
         description="The exact arithmetic of the model's image processor, or that of Qwen2-VL."
     )
     turns_by: Literal["template", "assumed", "none"] = Field(
-        description="What the chat template writes around each message: its style is known, and the numbers are those "
-        "of the template; or it is not, and 5 tokens are assumed for a message; or the model has no template."
+        description="What the chat template writes around each message: its style is known, and is counted; or it is "
+        "not, and 5 tokens are assumed for a message; or the model has no template."
     )
     limit: int = Field(description="Tokens that a job takes of one row.")
     rows_over: int = Field(description="Longer than `limit`: their images are made smaller, or they are passed over.")
