@@ -1,23 +1,12 @@
-"""Bytes as people read them: in powers of 1024, on every page, in every drawing and every sentence of the service."""
+"""Round sizes for an axis, and sizes in words as the planner has them."""
 
 from __future__ import annotations
 
 import math
 
-UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+from planning.units import UNITS, said, unit_of
 
-
-def unit_of(size: float) -> tuple[int, str]:
-    """The largest unit that ``size`` is at least one of, and its bytes."""
-    power = next((power for power in range(len(UNITS) - 1, 0, -1) if size >= 1024**power), 0)
-    return 1024**power, UNITS[power]
-
-
-def said(size: int) -> str:
-    """``1.86 GiB``; exact below a kibibyte."""
-    factor, unit = unit_of(size)
-    value = size / factor
-    return f"{size:,} B" if factor == 1 else f"{value:.3g} {unit}" if value < 999.5 else f"{value:.0f} {unit}"
+__all__ = ["UNITS", "said", "ticks"]
 
 
 def ticks(low: float, high: float) -> list[tuple[float, str]]:

@@ -9,6 +9,7 @@ from typing import Any
 from planning.recipe import Recipe
 from planning.shapes import Shapes
 from planning.sizes import Size, size_of
+from planning.units import said
 
 RANKS = (32, 16, 8, 4, 2, 1)
 
@@ -32,8 +33,8 @@ def _larger(shapes: Shapes, recipe: Recipe, size: Size) -> Iterator[Caution]:
         return
     would = "would be" if size.bytes_after_least > size.bytes_before else "may be"
     what = (
-        f"the checkpoint {would} larger than the model: {_megabytes(size.bytes_after_most)} MB "
-        f"after, {_megabytes(size.bytes_before)} MB before"
+        f"the checkpoint {would} larger than the model: {said(size.bytes_after_most, 4)} "
+        f"after, {said(size.bytes_before, 4)} before"
     )
     found = next(_smaller(shapes, recipe), None)
     if found is None:
@@ -47,7 +48,7 @@ def _larger(shapes: Shapes, recipe: Recipe, size: Size) -> Iterator[Caution]:
     changes, after = found
     settings = " and ".join(f"{name} {value}" for name, value in changes.items())
     pointer = f"/options/{next(iter(changes))}"
-    yield Caution("larger_than_model", f"{what}; with {settings} it is {_megabytes(after)} MB", pointer)
+    yield Caution("larger_than_model", f"{what}; with {settings} it is {said(after, 4)}", pointer)
 
 
 def _smaller(shapes: Shapes, recipe: Recipe) -> Iterator[tuple[Mapping[str, Any], int]]:
@@ -62,7 +63,3 @@ def _smaller(shapes: Shapes, recipe: Recipe) -> Iterator[tuple[Mapping[str, Any]
             size = size_of(shapes, replace(recipe, **changes))
             if size.bytes_after_most < size.bytes_before:
                 yield changes, size.bytes_after_most
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.2f}"

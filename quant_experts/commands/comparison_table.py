@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from planning.units import said
 from quant_experts.client import ComparedJob, ComparisonView
 from quant_experts.commands.service_client import PIPED_WIDTH, print_rows
 
@@ -59,7 +60,7 @@ def _cells(job: ComparedJob, *, judged: bool) -> list[str]:
         UNKNOWN if job.kl is None else f"{job.kl:.4g}",
         UNKNOWN if job.top1_agreement is None else f"{job.top1_agreement:.1%}",
         UNKNOWN if job.effective_bits is None else f"{job.effective_bits:.2f}",
-        UNKNOWN if job.bytes_after is None else f"{job.bytes_after / 1e6:,.2f} MB",
+        UNKNOWN if job.bytes_after is None else said(job.bytes_after),
         UNKNOWN if job.seconds is None else f"{job.seconds:.0f}",
         *([job.verdict or UNKNOWN] if judged else []),
     ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from planning.units import said
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -80,18 +82,18 @@ def sentences(told: Told) -> Iterator[str]:
         yield f"  {left.name} ({left.layers} layers, {left.weights / 1e6:.1f} M weights): {left.reason}"
     at_most = "" if told.exact else "at most "
     yield (
-        f"bytes: {size(told.before)} before, {at_most}{size(told.after)} after "
+        f"bytes: {said(told.before, 4)} before, {at_most}{said(told.after, 4)} after "
         f"({at_most}{told.bits:.3f} bits per quantized weight)"
     )
     how = "counted by the model's tokenizer" if told.tokens.counted else "estimated"
     yield f"tokens of a row: {told.tokens.a_row:.0f}, {how}, right within a factor of {told.tokens.off_by:.2f}"
     for placed in told.placements:
-        on_device = f"{size(placed.on_device)} on the GPU, " if placed.on_device else ""
+        on_device = f"{said(placed.on_device)} on the GPU, " if placed.on_device else ""
         yield (
-            f"on {placed.device}: peak {on_device}{size(placed.host)} of memory ({placed.phase}); "
+            f"on {placed.device}: peak {on_device}{said(placed.host)} of memory ({placed.phase}); "
             f"{minutes(placed.likely)}, between {minutes(placed.least)} and {minutes(placed.most)}"
         )
-    yield f"disk: {size(told.disk)}"
+    yield f"disk: {said(told.disk)}"
 
 
 def warning(message: str) -> str:
@@ -105,13 +107,6 @@ def refusal(code: str, message: str) -> str:
 def stack_title(stack: str, blocks: int | None) -> str:
     """``blocks``: of the stack; None for what lies behind them."""
     return f"behind the {stack} blocks" if blocks is None else f"{stack}, {blocks} blocks"
-
-
-def size(bytes_: float) -> str:
-    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
-        if bytes_ >= factor:
-            return f"{bytes_ / factor:.2f} {unit}"
-    return f"{bytes_ / 1e3:.1f} kB"
 
 
 def minutes(seconds: float) -> str:

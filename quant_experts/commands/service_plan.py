@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from planning.units import said
 from quant_experts.client import PlanView
 from quant_experts.client.views import Estimate, GroupKind, WorkerFit
 from quant_experts.commands.job_options import rows_of
@@ -19,7 +20,6 @@ from quant_experts.commands.plan_table import (
     Told,
     refusal,
     sentences,
-    size,
     stack_title,
     warning,
 )
@@ -68,8 +68,8 @@ def _lines(plan: PlanView) -> Iterator[str]:
 
 
 def _worker(kind: WorkerFit) -> str:
-    memory = [size(kind.memory_bytes)] if kind.memory_bytes else []
-    memory += [f"{size(kind.device_memory_bytes)} on the device"] if kind.device_memory_bytes else []
+    memory = [said(kind.memory_bytes)] if kind.memory_bytes else []
+    memory += [f"{said(kind.device_memory_bytes)} on the device"] if kind.device_memory_bytes else []
     what = f"{kind.workers} × {kind.device}" + (f" ({', '.join(memory)})" if memory else "")
     if kind.fits:
         return f"{what}: can run it"

@@ -8,10 +8,10 @@ from typing import Literal
 
 import click
 
+from planning.units import said
 from quant_experts.client import Usage
 from quant_experts.client.views import Period
 from quant_experts.commands.dates import Moment
-from quant_experts.commands.plan_table import size
 from quant_experts.commands.service_client import connected, json_option, print_json, print_rows, url_option
 
 COUNTS = ("jobs_created", "jobs_succeeded", "jobs_failed", "jobs_cancelled")
@@ -43,7 +43,7 @@ def command(
 
 def _cells(period: Period) -> tuple[str, ...]:
     counts = (f"{getattr(period, name):,}" for name in COUNTS)
-    return (*counts, _clock(period.worker_seconds), _clock(period.gpu_seconds), size(period.bytes_added))
+    return (*counts, _clock(period.worker_seconds), _clock(period.gpu_seconds), said(period.bytes_added))
 
 
 def _sum(usage: Usage) -> Period:
@@ -55,9 +55,9 @@ def _sum(usage: Usage) -> Period:
 
 def _now(usage: Usage) -> Iterator[str]:
     stored, limits, unfinished = usage.stored, usage.limits, usage.unfinished
-    most = f" of {size(limits.stored_bytes)}" if limits else ""
+    most = f" of {said(limits.stored_bytes)}" if limits else ""
     parts = {"datasets": stored.datasets, "artifacts": stored.artifacts, "unfinished uploads": stored.uploads}
-    yield f"stored: {size(stored.total)}{most} ({', '.join(f'{name} {size(part)}' for name, part in parts.items())})"
+    yield f"stored: {said(stored.total)}{most} ({', '.join(f'{name} {said(part)}' for name, part in parts.items())})"
     if limits is None or unfinished is None:
         return
     at_once = "" if limits.running_jobs is None else f" of {limits.running_jobs:,}"

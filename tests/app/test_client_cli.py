@@ -252,9 +252,9 @@ async def test_compare_shows_one_table_with_what_nothing_beats(qe: Qe, api: Api,
     rows = [line.split() for line in out.splitlines()]
     assert rows[0] == ["candidate", "status", "KL", "same", "token", "bits", "size", "seconds", "job"]
     first, second, third = (job["job_id"] for job in made["jobs"])
-    assert rows[1] == ["★", "W4A6", "qe", "succeeded", "0.02", "90.0%", "4.50", "1.00", "MB", "61", first]
-    assert rows[2] == ["small", "succeeded", "0.03", "90.0%", "4.50", "1.10", "MB", "61", second]
-    assert rows[3] == ["★", "W8A8", "rtn", "succeeded", "0", "90.0%", "4.50", "2.00", "MB", "61", third]
+    assert rows[1] == ["★", "W4A6", "qe", "succeeded", "0.02", "90.0%", "4.50", "977", "KiB", "61", first]
+    assert rows[2] == ["small", "succeeded", "0.03", "90.0%", "4.50", "1.05", "MiB", "61", second]
+    assert rows[3] == ["★", "W8A8", "rtn", "succeeded", "0", "90.0%", "4.50", "1.91", "MiB", "61", third]
     assert out.splitlines()[4].endswith("smallest first: W4A6 qe, W8A8 rtn")
     assert "<svg" in Path("plot.svg").read_text()
     code, out, _ = await qe("compare")
@@ -286,7 +286,7 @@ async def test_the_table_fits_a_terminal_of_80_columns(qe: Qe, api: Api) -> None
     lines = printed.getvalue().splitlines()
     assert len(lines) == 3
     assert lines[1].split() == (
-        ["★", "W4A6", "smoothquant", "succeeded", "0.01234", "90.0%", "4.50", "12,345.67", "MB", "61"]
+        ["★", "W4A6", "smoothquant", "succeeded", "0.01234", "90.0%", "4.50", "11.5", "GiB", "61"]
     )
 
 

@@ -42,8 +42,8 @@ async def test_what_a_service_planned_is_submitted_by_its_digest(qe: Qe, api: Ap
     assert lines[0].startswith("local/small, qwen2_vl: 4 blocks")
     stacks = [line for line in lines if line.startswith(" ") and line.endswith(":")]
     assert stacks == [" vision, 1 blocks:", " behind the vision blocks:", " language model, 2 blocks:"]
-    assert "  2 × cpu (64.00 GB): can run it" in lines
-    assert any(line.startswith("  1 × cpu (1.00 MB): cannot run it: the job needs") for line in lines)
+    assert "  2 × cpu (59.6 GiB): can run it" in lines
+    assert any(line.startswith("  1 × cpu (977 KiB): cannot run it: the job needs") for line in lines)
     digest = lines[-1].split()[1].strip(",")
     assert err.splitlines()[-1] == f"Run exactly this: qe submit --plan {digest}"
 

@@ -237,6 +237,8 @@ async def test_blocks_of_several_stacks_are_called_by_their_stack(
         assert f"<title>{name}, + routed experts: 5 %</title>" in page
         assert f"Block {number}, {name}, done in 2.0 seconds, error 5 %" in page
     assert "decoder block" not in page
+    api.execute("UPDATE jobs SET blocks_done = 3, phase = 'evaluating' WHERE id = %s", [job])
+    assert "All 3 blocks are fitted</p>" in (await browser.get(f"/jobs/{job}")).text
 
 
 async def test_static_files_are_named_and_nothing_else_is_served(browser: httpx.AsyncClient) -> None:

@@ -20,7 +20,7 @@ from app.ui import session
 from demo.model import make_qwen2_vl
 from tests.app.conftest import BOOTSTRAP_KEY, Api, ok
 from tests.browser.dashboard import Dashboard, opened
-from tests.browser.looks import assert_accessible, assert_nothing_cut_or_overlapping
+from tests.browser.looks import assert_accessible, assert_nothing_cut_or_overlapping, assert_one_unit
 from tests.services import wait_until
 from worker.supervisor import Hands, work
 
@@ -225,6 +225,7 @@ async def test_a_plan_is_shown_before_anything_is_made_and_the_job_keeps_to_it(d
     await expect(plan).to_contain_text("the checkpoint would be larger than the model")
     await assert_nothing_cut_or_overlapping(page)
     await assert_accessible(page)
+    await assert_one_unit(page)
     assert ok(await api.client.get("/v1/jobs"))["data"] == []
     digest = await page.locator("input[name=plan]").get_attribute("value")
     await page.get_by_role("button", name="Submit exactly this").click()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from planning.units import said
 from quant_experts.client import Comparison, Job
 from tests.e2e.conftest import Site
 
@@ -83,7 +84,7 @@ def test_what_is_printed_is_what_the_service_says(compared: Compared) -> None:
         assert line.startswith("★") == entry.frontier
         assert entry.kl is not None
         assert entry.bytes_after is not None
-        words = [entry.label, "succeeded", f"{entry.kl:.4g}", f"{entry.bytes_after / 1e6:,.2f} MB", entry.job_id]
+        words = [entry.label, "succeeded", f"{entry.kl:.4g}", said(entry.bytes_after), entry.job_id]
         places = [line.find(word) for word in words]
         assert -1 not in places
         assert places == sorted(places)

@@ -13,6 +13,7 @@ from planning.local import read_local
 from planning.plan import Plan, make_plan
 from planning.recipe import Recipe
 from planning.rows import unknown_rows
+from planning.units import said
 from quant_experts.cli import run
 from tests.models import make_model
 from tests.planning.big import write_72b
@@ -46,7 +47,7 @@ def test_a_checkpoint_that_would_be_larger_than_the_model_is_told_with_settings_
     wanted = {name: int(value) if value.isdecimal() else value for name, value in changes.items()}
     better = planned(model, **{**options, **wanted})
     assert better.size.bytes_after_most < better.size.bytes_before
-    assert advice[2] == f"{better.size.bytes_after_most / 1e6:,.2f} MB"
+    assert advice[2] == said(better.size.bytes_after_most, 4)
     assert better.cautions == ()
 
 
@@ -55,7 +56,7 @@ def test_where_only_bounds_are_known_it_may_be_larger(toy: Path) -> None:
     assert plan.size.bytes_after_least < plan.size.bytes_before < plan.size.bytes_after_most
     (caution,) = plan.cautions
     assert caution.message.startswith("the checkpoint may be larger than the model: ")
-    assert caution.message.endswith("; with adapter_dtype int8 it is 0.99 MB")
+    assert caution.message.endswith("; with adapter_dtype int8 it is 967.1 KiB")
 
 
 def test_a_real_size_is_told_nothing(tmp_path: Path) -> None:
