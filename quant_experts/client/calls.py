@@ -185,10 +185,9 @@ def upload(name: str, content: bytes, *, expires_at: datetime | None) -> Call[vi
     )
 
 
-def begin_upload(*, name: str, expires_at: datetime | None) -> Call[views.UploadView]:
+def begin_upload(*, name: str) -> Call[views.UploadView]:
     # One whose answer was lost holds nothing and is dropped after a day.
-    body = _given(name=name, expires_at=expires_at and expires_at.isoformat())
-    return Call("POST", "/v1/datasets/uploads", _as(views.UploadView), json=body)
+    return Call("POST", "/v1/datasets/uploads", _as(views.UploadView), json={"name": name})
 
 
 def get_upload(upload_id: str) -> Call[views.UploadView]:
@@ -201,9 +200,9 @@ def put_part(upload_id: str, number: int, content: bytes) -> Call[views.PartView
     return Call("PUT", path, _as(views.PartView), content=content, headers=headers)
 
 
-def complete_upload(upload_id: str, sha256: str) -> Call[views.DatasetView]:
+def complete_upload(upload_id: str, sha256: str, *, expires_at: datetime | None) -> Call[views.DatasetView]:
     path = f"{_upload(upload_id)}/complete"
-    body = {"sha256": sha256}
+    body = _given(sha256=sha256, expires_at=expires_at and expires_at.isoformat())
     return Call("POST", path, _as(views.DatasetView), json=body, repeatable=False, seconds=SECONDS_OF_CHECKING)
 
 

@@ -62,15 +62,15 @@ def upload(
         )
     kept = kept_at(transport.access.url, sha256)
     for left in reversed(range(TRIES)):
-        begun = _begun(transport, kept, name or path.name, expires_at)
+        begun = _begun(transport, kept, name or path.name)
         parts = _cut(size, part_bytes, begun)
         if any(part.number > len(parts) for part in begun.parts):
             # Begun in smaller parts, which would stay at its end.
             transport.send(calls.abort_upload(begun.id))
-            begun = _begun(transport, kept, name or path.name, expires_at)
+            begun = _begun(transport, kept, name or path.name)
         _send_parts(transport, path, begun, parts, parallel=parallel, progress=progress, stop=stop)
         try:
-            dataset = transport.send(calls.complete_upload(begun.id, sha256))
+            dataset = transport.send(calls.complete_upload(begun.id, sha256, expires_at=expires_at))
         except (*LOST_ANSWER, NotFound) as error:
             # It may have become a dataset all the same, and then the upload is gone.
             known = _known(transport, sha256)
@@ -132,11 +132,11 @@ def _at_once(
     raise AssertionError("not reached")
 
 
-def _begun(transport: BlockingTransport, kept: Path, name: str, expires_at: datetime | None) -> UploadView:
+def _begun(transport: BlockingTransport, kept: Path, name: str) -> UploadView:
     """The upload that was begun before and has not expired, or a new one."""
     with contextlib.suppress(OSError, NotFound):
         return transport.send(calls.get_upload(kept.read_text().strip()))
-    begun = transport.send(calls.begin_upload(name=name[:120], expires_at=expires_at))
+    begun = transport.send(calls.begin_upload(name=name[:120]))
     with contextlib.suppress(OSError):  # a home that cannot be written: then a break costs what was sent
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(begun.id)

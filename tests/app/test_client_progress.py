@@ -62,7 +62,7 @@ async def test_a_part_moves_by_bytes_in_both_clients(client: Client, rows: Path)
             assert moves(steps) >= len(ROWS) // CHUNK
             check_that_it_only_goes_back_aloud(steps)
             assert steps[-1] == Sent(len(ROWS), len(ROWS), 3, 3, 0)
-        begun = await awaited.send(calls.begin_upload(name="x", expires_at=None))
+        begun = await awaited.send(calls.begin_upload(name="x"))
         counted: list[int] = []
         await awaited.send(replace(calls.put_part(begun.id, 1, ROWS), on_sent=counted.append))
         assert counted == [*range(0, len(ROWS), CHUNK), len(ROWS)]

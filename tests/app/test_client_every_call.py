@@ -1,0 +1,185 @@
+"""What is given to a call of the client arrives at the API, what comes is handed out whole, and what must not happen
+twice is sent once. Each of these was written for a fault in the client that no other test noticed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quant_experts.client import Client, ConnectionFailed, Unauthenticated, calls
+from tests.app.conftest import MODEL, Api
+from tests.app.cutting import Cuts
+from tests.app.test_client import QUICK, run
+from tests.app.test_client_surface import CANDIDATES, JOB, client, network  # noqa: F401 -- fixtures
+from tests.app.test_datasets import jsonl, row
+
+ROWS = jsonl(*(row(text=f"row {number}") for number in range(45)))
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(ROWS)
+    return path
+
+
+async def test_what_has_many_pages_is_handed_out_to_its_end(client: Client, api: Api, rows: Path) -> None:  # noqa: F811
+    job = await run(client.jobs.create, **JOB)
+    api.execute(
+        "INSERT INTO layers (job_id, block, attempt, seconds, report, files) SELECT %s, number, 1, 1.5,"
+        """ '{"seconds_by_phase": {}, "groups": []}', '[]' FROM generate_series(0, 229) AS number""",
+        [job.id],
+    )
+    for layers in (client.jobs.layers(job.id), job.layers()):
+        assert await run(lambda layers=layers: [layer.block for layer in layers]) == list(range(230))
+    api.execute(
+        "INSERT INTO events (job_id, seq, type, data) SELECT %s, number, 'job.block', '{}'"
+        " FROM generate_series(2, 2100) AS number",
+        [job.id],
+    )
+    assert await run(lambda: [event.seq for event in client.jobs.events(job.id)]) == list(range(1, 2101))
+    dataset = await run(client.datasets.upload, rows)
+    assert await run(lambda: [each.number for each in client.datasets.rows(dataset.id)]) == list(range(1, 46))
+
+
+async def test_listings_find_what_is_asked_for_and_nothing_else(client: Client, api: Api) -> None:  # noqa: F811
+    other = {"model": "acme/other", "calibration": "acme/rows", "scheme": "W8A8"}
+    first = await run(client.jobs.create, **JOB, labels={"team": "a"})
+    second = await run(client.jobs.create, **other, labels={"team": "b"})
+    api.execute("UPDATE jobs SET created_at = created_at - interval '2 days' WHERE id = %s", [first.id])
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    for wanted, found in (
+        ({"model": MODEL}, first),
+        ({"scheme": "W8A8"}, second),
+        ({"label": {"team": "b"}}, second),
+        ({"created_before": yesterday}, first),
+        ({"created_after": yesterday}, second),
+    ):
+        assert await run(lambda wanted=wanted: [job.id for job in client.jobs.list(**wanted)]) == [found.id], wanted
+    filtered = client.jobs.list(label={"team": None}, model=MODEL, page_size=1)
+    assert await run(lambda: [job.id for job in filtered]) == [first.id]
+
+
+async def test_a_job_has_its_attempts_files_report_and_workers(client: Client, api: Api, tmp_path: Path) -> None:  # noqa: F811
+    job = await run(client.jobs.create, **JOB)
+    api.start(job.id)
+    api.execute("INSERT INTO attempts (job_id, attempt, worker, device) VALUES (%s, 1, 'w1', 'cpu')", [job.id])
+    api.execute("INSERT INTO workers (id, host, device, job_id) VALUES ('w1', 'h', 'cpu', %s)", [job.id])
+    api.publish(job.id, "quality_report.json", b'{"quality": {"kl": 0.5}}', tmp_path, "application/json")
+    api.publish(job.id, "quality_report.html", b"<p>page</p>", tmp_path, "text/html")
+    assert [(worker.id, worker.job_id, worker.busy) for worker in await run(client.workers)] == [("w1", job.id, True)]
+    api.end(job.id, "succeeded")
+    assert (await run(job.wait)).status == "succeeded"
+    assert [attempt.worker for attempt in await run(job.history)] == ["w1"]
+    assert (await run(job.report))["quality"] == {"kl": 0.5}
+    assert await run(job.report_page) == "<p>page</p>"
+    assert {file.name for file in await run(job.artifacts)} == {"quality_report.json", "quality_report.html"}
+    paths = await run(client.jobs.pull, job.id, tmp_path / "out", names=["quality_report.html"])
+    assert [path.name for path in paths] == ["quality_report.html"]
+
+
+async def test_all_that_is_said_of_an_upload_arrives_however_it_goes(client: Client, rows: Path) -> None:  # noqa: F811
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    for part_bytes in (len(ROWS), len(ROWS) // 3):
+        said = {"name": "mine", "expires_at": tomorrow, "reuse": False, "part_bytes": part_bytes}
+        dataset = await run(client.datasets.upload, rows, **said)
+        assert (dataset.name, dataset.expires_at, dataset.bytes) == ("mine", tomorrow, len(ROWS))
+    later = await run(client.datasets.change, dataset.id, expires_at=tomorrow + timedelta(days=1))
+    assert later.expires_at == tomorrow + timedelta(days=1)
+    found = await run(lambda: list(client.datasets.list(sha256="0" * 64)))
+    assert found == []
+
+
+async def test_rotations_keep_the_one_before_for_as_long_as_they_are_told(
+    client: Client,  # noqa: F811
+    network: Cuts,  # noqa: F811
+    api: Api,
+) -> None:
+    key = await run(client.keys.create, name="ci", scopes=["jobs:read"])
+    await run(client.keys.rotate, key.id, keep_previous_s=0)
+    with Client(network.url, key.key, retry=QUICK) as old, pytest.raises(Unauthenticated):
+        await run(lambda: list(old.jobs.list()))
+    other = await run(client.keys.create, name="cd", scopes=["jobs:read"])
+    await run(client.keys.rotate, other.id)
+    kept = api.execute("SELECT expires_at > now() + interval '20 hours' FROM api_keys WHERE id = %s", [other.id])
+    assert kept == [(True,)]
+    hook = await run(client.webhooks.create, "https://hooks.example.com/qe", description="of the pipeline")
+    assert hook.description == "of the pipeline"
+    rotated = await run(client.webhooks.rotate_secret, hook.id, keep_previous_s=60)
+    assert rotated.previous_secret_until is not None
+    assert rotated.previous_secret_until < datetime.now(UTC) + timedelta(seconds=90)
+    changed = await run(
+        client.webhooks.change,
+        hook.id,
+        url="https://hooks.example.com/other",
+        event_types=["job.failed"],
+        description="of another",
+    )
+    assert (changed.url, changed.event_types) == ("https://hooks.example.com/other", ["job.failed"])
+    assert changed.description == "of another"
+
+
+async def test_what_must_not_happen_twice_is_sent_once_when_its_answer_is_lost(
+    client: Client,  # noqa: F811
+    network: Cuts,  # noqa: F811
+    rows: Path,
+) -> None:
+    dataset = await run(client.datasets.upload, rows)
+    job = await run(client.jobs.create, **JOB)
+    await run(job.cancel)
+    comparison = await run(
+        client.comparisons.create, model=MODEL, calibration="acme/rows", candidates=CANDIDATES, name="n"
+    )
+    key = await run(client.keys.create, name="ci", scopes=["jobs:read"])
+    hook = await run(client.webhooks.create, "https://hooks.example.com/qe")
+    delivery = await run(client.webhooks.ping, hook.id)
+    upload = await run(client.send, calls.begin_upload(name="x"))
+    await run(client.send, calls.put_part(upload.id, 1, ROWS))
+    whole = calls.complete_upload(upload.id, hashlib.sha256(ROWS).hexdigest(), expires_at=None)
+    once: dict[str, Callable[[], Any]] = {
+        "jobs.retry": lambda: client.jobs.retry(job.id),
+        "webhooks.create": lambda: client.webhooks.create("https://hooks.example.com/two"),
+        "webhooks.rotate_secret": lambda: client.webhooks.rotate_secret(hook.id),
+        "webhooks.ping": lambda: client.webhooks.ping(hook.id),
+        "webhooks.redeliver": lambda: client.webhooks.redeliver(hook.id, delivery.id),
+        "webhooks.delete": lambda: client.webhooks.delete(hook.id),
+        "keys.create": lambda: client.keys.create(name="two", scopes=["jobs:read"]),
+        "keys.rotate": lambda: client.keys.rotate(key.id),
+        "datasets.delete": lambda: client.datasets.delete(dataset.id),
+        "comparisons.delete": lambda: client.comparisons.delete(comparison.id),
+        "complete_upload": lambda: client.send(whole),
+        "upload": lambda: client.send(calls.upload("x", ROWS, expires_at=None)),
+    }
+    for name, call in once.items():
+        network.requests.clear()
+        network.after = [20]
+        with pytest.raises(ConnectionFailed):
+            await run(call)
+        assert len(network.requests) == 1, name
+
+
+async def test_keys_of_ones_own_are_sent_and_others_are_made(client: Client, network: Cuts) -> None:  # noqa: F811
+    """``Idempotency-Key`` of everything that makes jobs."""
+    job = await run(client.jobs.create, **JOB)
+    makers: list[Callable[..., Any]] = [
+        lambda **key: client.jobs.create(**JOB, **key),
+        lambda **key: client.jobs.fork(job.id, scheme="W4A8", **key),
+        lambda **key: job.fork(scheme="W8A8", **key),
+        lambda **key: client.comparisons.create(model=MODEL, calibration="acme/rows", candidates=CANDIDATES, **key),
+    ]
+    for number, make in enumerate(makers):
+        own = f"mine-{number}"
+        made = [(await run(make, idempotency_key=own)).id for _ in range(2)]
+        assert made[0] == made[1]
+        network.requests.clear()
+        another = [(await run(make)).id for _ in range(2)]
+        assert len({*made, *another}) == 3
+        heads = [head.decode().lower() for head in network.requests]
+        keys = {line for head in heads for line in head.splitlines() if line.startswith("idempotency-key: ")}
+        assert len(keys) == 2
+        assert f"idempotency-key: {own}" not in keys
