@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from dataclasses import dataclass
 
 import psycopg
 import pytest
+from sqlalchemy import AsyncAdaptedQueuePool
 
 from app.contract.tables import Job
 from app.database import WallMissing, create_engine, create_sessions, tenant_session
@@ -15,7 +17,7 @@ from app.direct import Statement, columns_of, joined, look_up, read, transaction
 from app.jobs.rows import JobRow
 from app.ringing import Ringer
 from tests.app.conftest import Api, ok
-from tests.services import Postgres
+from tests.services import Postgres, wait_until
 
 
 @dataclass
@@ -97,6 +99,35 @@ async def test_a_connection_that_broke_does_not_go_back_to_the_pool(api: Api) ->
         with pytest.raises(psycopg.OperationalError):
             await look_up(sessions, kill, {}, of=Number)
         assert await read(sessions, "SELECT 1 AS number", {}, of=Number, tenant="default") == [Number(1)]
+
+
+@pytest.mark.parametrize("where", ["in a read", "in a transaction"])
+async def test_who_is_cancelled_leaves_no_connection_behind(api: Api, where: str) -> None:
+    sessions, sleep = api.service.sessions, "SELECT 1 AS number FROM pg_sleep(60)"
+
+    async def slow() -> None:
+        if where == "in a read":
+            await read(sessions, sleep, {}, of=Number, tenant="default")
+        async with transaction(sessions, "default") as opened:
+            await opened.rows("SELECT 1 AS number", {}, of=Number)
+            await opened.rows(sleep, {}, of=Number)
+
+    def sleeping() -> bool:
+        return bool(api.execute("SELECT 1 FROM pg_stat_activity WHERE query = %s", [sleep]))
+
+    task = asyncio.create_task(slow())
+    await asyncio.to_thread(wait_until, sleeping, what="the statement that sleeps")
+    task.cancel()
+    began = time.monotonic()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    for _ in range(3):
+        assert await read(sessions, WHO, {}, of=Who, tenant="default") == [Who("qe_api", "default")]
+        assert await look_up(sessions, WHO, {}, of=Who) == [Who("postgres", None)]
+    assert time.monotonic() - began < 20
+    pool = api.service.engine.pool
+    assert isinstance(pool, AsyncAdaptedQueuePool)
+    assert pool.checkedout() == 0
 
 
 async def test_a_login_that_cannot_build_the_wall_is_told_what_to_do(postgres: Postgres, database_url: str) -> None:
