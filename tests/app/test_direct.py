@@ -51,6 +51,7 @@ async def test_a_job_looks_the_same_whoever_reads_it(api: Api) -> None:
     of_the_session = ok(await api.client.post(f"/v1/jobs/{made['id']}/cancel"))
     again = ok(await api.client.get(f"/v1/jobs/{made['id']}"))
     assert made == read_directly
+    assert (made["alias"], made["name"], made["labels"]) == ("team/m", "n", {"a": "b"})
     assert again == of_the_session
     assert ok(await api.client.get("/v1/jobs"))["data"] == [again]
 
@@ -127,7 +128,7 @@ async def test_who_is_cancelled_leaves_no_connection_behind(api: Api, where: str
     assert time.monotonic() - began < 20
     pool = api.service.engine.pool
     assert isinstance(pool, AsyncAdaptedQueuePool)
-    assert pool.checkedout() == 0
+    assert (pool.checkedout(), pool.checkedin()) == (0, 1)  # given back, not lost and made anew
 
 
 async def test_a_login_that_cannot_build_the_wall_is_told_what_to_do(postgres: Postgres, database_url: str) -> None:
