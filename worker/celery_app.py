@@ -25,9 +25,9 @@ from app.storage import storage_from_url
 from app.tracing import check_tracing, open_tracing
 from worker import device, metrics, process, tasks, workers
 from worker.draining import Draining
+from worker.hands import RUNNER, Hands
 from worker.ledger import connect
 from worker.ring import ring_quietly
-from worker.supervisor import RUNNER, Hands
 
 logger = logging.getLogger(__name__)
 

@@ -6,76 +6,37 @@ without database, broker or storage. Whatever happens to either, the ledger says
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import psycopg
-from pydantic import BaseModel
 
 from app.contract.crash_points import reach
 from app.contract.errors import FailureCode
 from app.contract.spec import JobSpec
 from app.contract.states import AttemptOutcome, JobStatus
 from app.logs import said_of
-from app.settings import Settings
-from app.storage import Storage
-from app.tracing import OFF, Span, Tracing, part
-from worker import blocks, claims, fetch, ledger, memory, metrics, process, protocol
+from app.tracing import Span, part
+from worker import blocks, claims, fetch, ledger, metrics, process, protocol
 from worker.fitness import unfit
+from worker.hands import Hands
 from worker.lease import CancelRequested, Lease, Lost, TimedOut, kept, monotonic
 from worker.patient_storage import NO_SPACE, PatientStorage, StorageFailed
 from worker.pen import RETRY_SECONDS, Pen
+from worker.preparing import prepare, write_job
 from worker.publish import Incomplete, publish, summary_of
 from worker.relay import Relay
+from worker.running import out_of_memory, run
 from worker.spans import attempt_span
 
 logger = logging.getLogger(__name__)
 
-RUNNER = (sys.executable, "-m", "worker.runner")
-
 Ending = Callable[[ledger.Connection, ledger.Hold], JobStatus]
 """One fenced transaction that ends the attempt and says what the job is then."""
-
-
-@dataclass(frozen=True)
-class Hands:
-    """What a supervisor works with."""
-
-    settings: Settings
-    storage: Storage
-    worker: str
-    """Who we are, in the ledger."""
-    draining: Callable[[], bool]
-    """True as soon as this worker is to stop: the block in hand is finished, the job handed back."""
-    ring: Callable[[str], None]
-    """Tells other workers that a job waits; never raises."""
-    runner: tuple[str, ...] = RUNNER
-    """The command that computes; the path of the job file is appended."""
-    oom_kills: Callable[[], int] = memory.oom_kills
-    """The kernel's count of kills for want of memory."""
-    tracing: Tracing = OFF
-
-
-@dataclass(frozen=True)
-class Run:
-    """How a runner ended."""
-
-    last: protocol.LastWord | None
-    """Its last word; None when it died without one."""
-    status: int
-    out_of_memory: bool
-    """The kernel killed it for want of memory."""
 
 
 def work(hands: Hands) -> int:
@@ -227,15 +188,15 @@ def _compute(
     storage = PatientStorage(hands.storage, partial(_wait, lease))
     known = pen.read(blocks.block_files, hold.job_id)
     with part(span, "fetch"):
-        job = _prepare(hands, claim, spec, lease, pen, storage, directory, log)
+        job = prepare(hands, claim, spec, lease, pen, storage, directory, log)
         (directory / "work").mkdir()
         fetch.finished_blocks(known or pen.read(blocks.files_to_take_over, hold.job_id), storage, directory / "work")
         lease.check()
 
     relay = Relay(pen, storage, job_id=hold.job_id, work=directory / "work", known=known, span=span)
-    run = _run(hands, lease, relay, _write_job(directory, job), log)
+    ended = run(hands, lease, relay, write_job(directory, job), log)
     lease.check()
-    match run.last:
+    match ended.last:
         case protocol.FinishedLine(output=output, files=files):
             if relay.phase != "publishing":
                 pen.write(ledger.set_phase, "publishing")
@@ -249,11 +210,11 @@ def _compute(
             return partial(ledger.hand_back, reason="the worker was stopped")
         case protocol.ErrorLine(code=code, message=message):
             return partial(ledger.fail, code=_failure_code(code), message=message)
-        case None if run.out_of_memory:
+        case None if ended.out_of_memory:
             return partial(
                 ledger.give_up_attempt,
                 outcome=AttemptOutcome.RUNNER_DIED,
-                reason=_out_of_memory(),
+                reason=out_of_memory(),
                 # Without a new block the same would happen again; with one, the next attempt begins after it.
                 budget=1,
                 code=FailureCode.OUT_OF_MEMORY,
@@ -262,7 +223,7 @@ def _compute(
             return partial(
                 ledger.give_up_attempt,
                 outcome=AttemptOutcome.RUNNER_DIED,
-                reason=f"the computing process {process.describe_end(run.status)}",
+                reason=f"the computing process {process.describe_end(ended.status)}",
                 budget=hands.settings.barren_attempts,
             )
 
@@ -270,105 +231,6 @@ def _compute(
 def _wait(lease: Lease, seconds: float) -> None:
     lease.wait(seconds)
     lease.check()
-
-
-def _out_of_memory() -> str:
-    limit = memory.limit()
-    bound = "" if limit is None else f" beside the worker's limit of {limit / 2**30:.1f} GiB"
-    return (
-        f"the kernel killed the computing process for want of memory{bound}: give the worker more, run fewer workers on"
-        " the machine, or ask for fewer calibration samples (options.samples)"
-    )
-
-
-def _run(hands: Hands, lease: Lease, relay: Relay, job_file: Path, log: Path) -> Run:
-    home = job_file.parent / "home"
-    (home / "tmp").mkdir(parents=True)
-    kills = hands.oom_kills()
-    reach("spawn.before")
-    child = process.start(
-        [*hands.runner, str(job_file)],
-        # Temporary files too: what a killed runner leaves goes with the attempt's directory.
-        environment=process.scrubbed_environment(home, {"TMPDIR": str(home / "tmp")}),
-        log=log,
-        directory=job_file.parent,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    memory.give_up_first(child)
-    reach("spawn.after")
-    assert child.stdin is not None
-    assert child.stdout is not None
-    with lease.guarding(child), child.stdout, child.stdin:
-        try:
-            last = relay.follow(child, draining=hands.draining)
-        except BaseException:
-            process.kill_group(child)
-            raise
-        finally:
-            status = process.reap(child)
-    return Run(last, status, out_of_memory=status == -signal.SIGKILL and hands.oom_kills() > kills)
-
-
-def _prepare(
-    hands: Hands,
-    claim: claims.Claim,
-    spec: JobSpec,
-    lease: Lease,
-    pen: Pen,
-    storage: PatientStorage,
-    directory: Path,
-    log: Path,
-) -> protocol.RunnerJob:
-    """Everything that the runner reads, on local disk."""
-    settings = hands.settings
-    hub = fetch.Hub(settings, lease, log, hands.draining)
-    commit: str | None = None
-    if spec.model.id.startswith(fetch.LOCAL):
-        model = fetch.local_model(spec.model.id, settings.model_root)
-        fetch.check_fingerprint(spec.model.id, model, claim.progress.get("model_fingerprint"))
-    else:
-        # An attempt that goes on must go on with the same weights, wherever the branch points now.
-        revision = claim.progress.get("model_commit") or spec.model.revision
-        model, commit = hub.bring("model", spec.model.id, revision, partial(_pin, pen, "model_commit"))
-    dataset = spec.calibration.dataset
-    if dataset.startswith(fetch.UPLOADED):
-        row = pen.read(ledger.dataset, tenant=claim.tenant, dataset_id=dataset)
-        rows = fetch.uploaded_rows(dataset, row, storage, directory)
-    else:
-        revision = claim.progress.get("dataset_commit")
-        rows, _ = hub.bring("dataset", dataset, revision, partial(_pin, pen, "dataset_commit"))
-    return protocol.RunnerJob(
-        model=str(model),
-        model_id=spec.model.id,
-        model_commit=commit,
-        calibration=str(rows),
-        split=spec.calibration.split,
-        output=str(directory / "output"),
-        work=str(directory / "work"),
-        scheme=spec.scheme,
-        method=spec.method,
-        options=_given(spec.options),
-        target=_given(spec.target) if spec.target else None,
-        accept_if=_given(spec.accept_if) if spec.accept_if else None,
-    )
-
-
-def _given(part: BaseModel) -> dict[str, Any]:
-    """What the client said; the library has the defaults."""
-    return part.model_dump(mode="json", exclude_none=True)
-
-
-def _pin(pen: Pen, name: str, commit: str) -> None:
-    pen.write(ledger.set_progress, {name: commit})
-
-
-def _write_job(directory: Path, job: protocol.RunnerJob) -> Path:
-    path = directory / "job.json"
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(job.model_dump(mode="json"), file)
-    return path
 
 
 def _failure_code(text: str) -> FailureCode:

@@ -22,7 +22,8 @@ from tests.app.conftest import BOOTSTRAP_KEY, Api, ok
 from tests.browser.dashboard import Dashboard, opened
 from tests.browser.looks import assert_accessible, assert_nothing_cut_or_overlapping, assert_one_unit
 from tests.services import wait_until
-from worker.supervisor import Hands, work
+from worker.hands import Hands
+from worker.supervisor import work
 
 STANDIN = Path(__file__).parent.parent / "worker" / "standin.py"
 ROW = json.dumps({"messages": [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A cat."}]})

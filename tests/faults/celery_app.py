@@ -14,7 +14,7 @@ from pathlib import Path
 import tests.worker
 from tests.faults.safeguards_off import WITHOUT
 from worker.celery_app import create_celery
-from worker.supervisor import RUNNER
+from worker.hands import RUNNER
 
 STANDIN = (sys.executable, str(Path(tests.worker.__path__[0]) / "standin.py"))
 

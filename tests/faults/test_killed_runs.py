@@ -11,7 +11,8 @@ import pytest
 from app.contract import crash_points
 from tests.faults.conftest import OPTIONS, add_real_dataset
 from tests.worker.conftest import Workshop
-from worker.supervisor import RUNNER, Hands, attempt, work
+from worker.hands import RUNNER, Hands
+from worker.supervisor import attempt, work
 
 SAFETENSORS = "SELECT name, sha256 FROM artifacts WHERE job_id = %s AND name LIKE '%%.safetensors' ORDER BY name"
 

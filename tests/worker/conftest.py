@@ -22,7 +22,8 @@ from app.settings import Settings
 from app.storage import LocalStorage, Storage
 from tests.services import wait_until
 from worker import claims, ledger
-from worker.supervisor import Hands, work
+from worker.hands import Hands
+from worker.supervisor import work
 
 STANDIN = Path(__file__).with_name("standin.py")
 TENANT = "tenant-a"

@@ -16,9 +16,10 @@ from tests.services import wait_until
 from tests.worker.conftest import Workshop
 from tests.worker.test_celery_worker import celery_worker
 from worker import keeper
+from worker.hands import Hands
 from worker.protocol import BlockLine
 from worker.spans import RunnerSpans
-from worker.supervisor import Hands, work
+from worker.supervisor import work
 
 TRACE, REQUEST = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 

@@ -1,0 +1,31 @@
+"""What a supervisor works with."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from app.settings import Settings
+from app.storage import Storage
+from app.tracing import OFF, Tracing
+from worker import memory
+
+RUNNER = (sys.executable, "-m", "worker.runner")
+
+
+@dataclass(frozen=True)
+class Hands:
+    settings: Settings
+    storage: Storage
+    worker: str
+    """Who we are, in the ledger."""
+    draining: Callable[[], bool]
+    """True as soon as this worker is to stop: the block in hand is finished, the job handed back."""
+    ring: Callable[[str], None]
+    """Tells other workers that a job waits; never raises."""
+    runner: tuple[str, ...] = RUNNER
+    """The command that computes; the path of the job file is appended."""
+    oom_kills: Callable[[], int] = memory.oom_kills
+    """The kernel's count of kills for want of memory."""
+    tracing: Tracing = OFF
