@@ -18,7 +18,7 @@ UPLOADED, HUB = "calibration.dataset", "calibration.hub"
 FIELDS = (
     *("model.id", "model.revision", UPLOADED, HUB, "calibration.split", "scheme", "method", "name", "alias", "labels"),
     *("options.samples", "options.seed", "options.group_size", "options.shared_rank", "options.routed_rank"),
-    *("options.experts", "options.important_channels", "options.adapter_dtype", "options.refine"),
+    *("options.experts", "options.important_channels", "options.adapter_dtype", "options.refine", "options.vision"),
     *("target.max_bytes", "target.max_kl", "accept_if.max_kl", "accept_if.min_top1_agreement"),
     *("accept_if.max_perplexity_increase", "accept_if.min_image_sensitivity"),
 )

@@ -193,8 +193,8 @@ async def test_a_job_that_succeeded_leaves_its_calibration(api: Api) -> None:
     ],
 )
 def test_a_forms_changes_are_a_merge_patch(fields: dict[str, str], patch: dict[str, Any]) -> None:
-    """Fields that the form does not have, like ``vision``, are not in it."""
-    options = {"experts": 4, "vision": "quantize"}
+    """Fields that the form does not have, like ``smoothing``, are not in it."""
+    options = {"experts": 4, "smoothing": "awq"}
     body = job_body(options=options, labels={"team": "a"}, accept_if={"max_kl": 0.1}, name="n")
     spec = JobSpec.model_validate(body).model_dump(mode="json")
     values = job_form.values_of_spec(spec) | {"name": ""} | fields
