@@ -152,7 +152,7 @@ def measure(directory: Path, case: Case) -> dict[str, Any]:
 
 
 class Peak:
-    """The largest sum of PSS over a process and its descendants, looked at ten times a second."""
+    """The largest ``footprint`` of a process and its descendants, looked at ten times a second."""
 
     def __init__(self, pid: int) -> None:
         self.most = 0
@@ -167,15 +167,27 @@ class Peak:
 
     def _watch(self) -> None:
         while not self._over.wait(0.1):
-            self.most = max(self.most, sum(map(proportional_size, [self._pid, *descendants(self._pid)])))
+            self.most = max(self.most, footprint([self._pid, *descendants(self._pid)]))
 
 
-def proportional_size(pid: int) -> int:
+def footprint(pids: list[int]) -> int:
+    """Bytes of each process alone, and once what they share: the same libraries, after a fork the same pages.
+
+    Not the sum of PSS: that is less while somebody else on the machine has torch loaded.
+    """
+    sizes = [memory_of_process(pid) for pid in pids]
+    return sum(private for private, _ in sizes) + max((shared for _, shared in sizes), default=0)
+
+
+def memory_of_process(pid: int) -> tuple[int, int]:
+    """Private and shared bytes of the pages that are resident."""
     try:
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-        return 1024 * int(next(line.split()[1] for line in text.splitlines() if line.startswith("Pss:")))
-    except (OSError, StopIteration):
-        return 0
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    except OSError:
+        return 0, 0
+    kilobytes = {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines)}
+    private = kilobytes.get("Private_Clean", 0) + kilobytes.get("Private_Dirty", 0)
+    return 1024 * private, 1024 * (kilobytes.get("Rss", 0) - private)
 
 
 def descendants(pid: int) -> list[int]:
