@@ -16,7 +16,7 @@ from app.jobs.creation import create_job
 from app.jobs.queries import get_job
 from app.jobs.rows import JobRow
 from app.jobs.service import cancel_job
-from app.plans.service import guard_creation
+from app.plans.agreement import guard_creation
 from app.settings import Settings
 from app.storage import Storage
 

@@ -20,8 +20,8 @@ from app.jobs.schemas import AttemptList, AttemptView, EventPage, EventView, Job
 from app.jobs.stream import stream_events
 from app.negotiation import choose
 from app.paging import Page
+from app.plans.agreement import NOTHING_AGREED, agree, guard_creation, needs_reading
 from app.plans.schemas import JobRequest
-from app.plans.service import NOTHING_AGREED, agree, guard_creation, needs_reading
 from app.problems import Problem, documented
 from app.quotas import admit
 
