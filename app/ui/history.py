@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from app.contract.events import EventType
 from app.contract.states import AttemptOutcome
 from app.jobs.schemas import AttemptView, EventView
+from app.system.schemas import WorkerView
 from app.ui.words import duration, percent, plural
 
 
@@ -40,6 +41,17 @@ def _end(attempt: AttemptView, done: int) -> str:
         case AttemptOutcome.FAILED:
             reason = (attempt.error or {}).get("message") or (attempt.error or {}).get("code") or "no reason given"
             return f"failed {reached}: {reason}"
+
+
+def queue(workers: Sequence[WorkerView]) -> str:
+    """What a job that waits can expect of the workers."""
+    alive = [worker for worker in workers if worker.alive]
+    busy = sum(worker.busy for worker in alive)
+    if not alive:
+        return "no worker is alive: it waits until one starts"
+    if busy < len(alive):
+        return f"{len(alive) - busy} of {plural(len(alive), 'worker')} idle"
+    return "the only worker is busy" if busy == 1 else f"all {busy} workers are busy"
 
 
 def block_name(block: int, stack: str | None = None, index: int | None = None, part: str | None = None) -> str:

@@ -20,6 +20,7 @@ from app.jobs import router as api
 from app.jobs.events import events_after
 from app.jobs.schemas import AttemptView, EventView, JobQuery, JobView
 from app.problems import Problem
+from app.system import router as system
 from app.ui import history
 from app.ui.error_chart import error_chart
 from app.ui.navigation import first_page
@@ -48,7 +49,7 @@ async def jobs(request: Request, visitor: AnyVisitor, parts: ServiceDep) -> Resp
 
 
 @router.get("/jobs/{job_id}")
-async def job(request: Request, job_id: str, visitor: JobsReader, session: SessionDep) -> Response:
+async def job(request: Request, job_id: str, visitor: JobsReader, session: SessionDep, parts: ServiceDep) -> Response:
     row = await queries.get_job(session, tenant=visitor.caller.tenant, job_id=job_id)
     view = JobView.of(row)
     blocks = await queries.block_errors(session, job_id=job_id)
@@ -56,12 +57,14 @@ async def job(request: Request, job_id: str, visitor: JobsReader, session: Sessi
     first = max(0, row.event_seq - LATEST_EVENTS)
     happened = await events_after(session, job_id=job_id, seq=first, limit=LATEST_EVENTS + 1)
     files = [ArtifactView.of(one) for one in await queries.artifacts_of(session, job_id=job_id)]
+    waits = view.status == JobStatus.QUEUED and visitor.may(Scope.WORKERS_READ)
+    workers = (await system.workers(visitor.caller, session, parts)).data if waits else []
     return render(
         request, "job.html", visitor, job=view, spec=row.spec, blocks=blocks, held=held, files=files,
         sentences=history.attempts(held), happened=[EventView.of(one) for one in reversed(happened)], earlier=first,
         chart=error_chart(blocks, view.progress.blocks_total), last_event=row.event_seq,
         live=view.status not in FINISHED, has_report=any(file.name == REPORT for file in files),
-        base=_base(request),
+        base=_base(request), queue=history.queue(workers) if waits else None,
     )  # fmt: skip
 
 

@@ -241,6 +241,27 @@ async def test_blocks_of_several_stacks_are_called_by_their_stack(
     assert "All 3 blocks are fitted</p>" in (await browser.get(f"/jobs/{job}")).text
 
 
+async def test_a_job_that_waits_says_what_the_workers_do(browser: httpx.AsyncClient, api: Api) -> None:
+    job = (await api.create_job())["id"]
+    await sign_in(browser, BOOTSTRAP_KEY)
+
+    async def said() -> str:
+        return (await browser.get(f"/jobs/{job}")).text
+
+    assert '<a href="/workers">no worker is alive: it waits until one starts</a>' in await said()
+    for name, busy, says in (("a", True, "the only worker is busy"), ("b", True, "all 2 workers are busy"),
+                             ("c", False, "1 of 3 workers idle")):  # fmt: skip
+        api.execute(
+            "INSERT INTO workers (id, host, device, job_id) VALUES (%s, 'h', 'cpu', %s)", [name, job if busy else None]
+        )
+        assert says in await said()
+    few = ok(await api.client.post("/v1/keys", json={"name": "few", "scopes": ["jobs:read"]}), 201)["key"]
+    browser.cookies.clear()
+    await browser.post("/login", data={"key": few})
+    assert "queued" in await said()
+    assert "workers idle" not in await said()
+
+
 async def test_static_files_are_named_and_nothing_else_is_served(browser: httpx.AsyncClient) -> None:
     page = (await browser.get("/login")).text
     for address in re.findall(r'(?:src|href)="(/static/[^"]+)"', page):
