@@ -3,20 +3,26 @@ twice is sent once. Each of these was written for a fault in the client that no 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import Request, Response
 
-from quant_experts.client import Client, ConnectionFailed, Unauthenticated, calls
-from tests.app.conftest import MODEL, Api
+from quant_experts.client import AsyncClient, Client, ConnectionFailed, Transferred, Unauthenticated, calls
+from quant_experts.client.download import PARTS
+from tests.app.conftest import BOOTSTRAP_KEY, MODEL, Api
 from tests.app.cutting import Cuts
 from tests.app.test_client import QUICK, run
 from tests.app.test_client_surface import CANDIDATES, JOB, client, network  # noqa: F401 -- fixtures
 from tests.app.test_datasets import jsonl, row
+from tests.services import wait_until
 
 ROWS = jsonl(*(row(text=f"row {number}") for number in range(45)))
 
@@ -110,6 +116,7 @@ async def test_rotations_keep_the_one_before_for_as_long_as_they_are_told(
     assert kept == [(True,)]
     hook = await run(client.webhooks.create, "https://hooks.example.com/qe", description="of the pipeline")
     assert hook.description == "of the pipeline"
+    assert (await run(client.webhooks.get, hook.id)).url == "https://hooks.example.com/qe"
     rotated = await run(client.webhooks.rotate_secret, hook.id, keep_previous_s=60)
     assert rotated.previous_secret_until is not None
     assert rotated.previous_secret_until < datetime.now(UTC) + timedelta(seconds=90)
@@ -163,9 +170,90 @@ async def test_what_must_not_happen_twice_is_sent_once_when_its_answer_is_lost(
         assert len(network.requests) == 1, name
 
 
+async def test_all_that_is_said_of_a_comparison_is_said_of_its_jobs(client: Client, api: Api) -> None:  # noqa: F811
+    made = await run(
+        client.comparisons.create,
+        model=MODEL,
+        revision="v2",
+        calibration="acme/rows",
+        split="validation",
+        candidates=CANDIDATES,
+        options={"seed": 5},
+        accept_if={"max_kl": 0.5},
+        name="nightly",
+        labels={"team": "a"},
+        timeout_s=600,
+    )
+    assert made.name == "nightly"
+    specs = [spec for (spec,) in api.execute("SELECT spec FROM jobs")]
+    assert len(specs) == 2
+    for spec in specs:
+        assert (spec["model"]["revision"], spec["calibration"]["split"], spec["options"]["seed"]) == (
+            "v2",
+            "validation",
+            5,
+        )
+        assert (spec["accept_if"]["max_kl"], spec["labels"], spec["timeout_s"]) == (0.5, {"team": "a"}, 600)
+    cancelled = await run(client.comparisons.cancel, made.id)
+    assert {entry.status for entry in cancelled.jobs} == {"cancelled"}
+    await run(client.comparisons.delete, made.id)
+    assert await run(lambda: list(client.comparisons.list())) == []
+
+
+async def test_a_lost_upload_is_not_taken_for_another_dataset(client: Client, api: Api, rows: Path) -> None:  # noqa: F811
+    answers: list[int] = []
+
+    @api.app.middleware("http")
+    async def away(request: Request, call_next: Callable[..., Any]) -> Response:
+        if request.url.path == "/v1/datasets" and request.method == "POST" and answers:
+            await request.body()
+            return Response(status_code=answers.pop())
+        answer: Response = await call_next(request)
+        return answer
+
+    other = await run(client.datasets.upload, rows)
+    rows.write_bytes(jsonl(row(text="another")))
+    answers.append(503)
+    dataset = await run(client.datasets.upload, rows)
+    assert (dataset.id != other.id, dataset.rows) == (True, 1)
+
+
+async def test_deliveries_are_those_of_the_status_that_is_asked_for(client: Client) -> None:  # noqa: F811
+    hook = await run(client.webhooks.create, "https://hooks.example.com/qe")
+    ping = await run(client.webhooks.ping, hook.id)
+    for status, found in (("pending", [ping.id]), ("failed", []), (None, [ping.id])):
+        listed = client.webhooks.deliveries(hook.id, status=status)  # type: ignore[arg-type]
+        assert await run(lambda listed=listed: [each.id for each in listed]) == found
+
+
+async def test_a_cancelled_task_stops_its_download(network: Cuts, api: Api, tmp_path: Path) -> None:  # noqa: F811
+    begun = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    size = 40_000_000
+
+    def seen(step: Transferred) -> None:
+        loop.call_soon_threadsafe(begun.set)
+        time.sleep(0.01)  # or it is over before anybody can stop it
+
+    async with AsyncClient(network.url, BOOTSTRAP_KEY, retry=QUICK) as awaited:
+        job = await awaited.jobs.create(**JOB)
+        api.start(job.id)
+        digest = api.publish(job.id, "big.bin", bytes(size), tmp_path)
+        api.end(job.id, "succeeded")
+        pulling = asyncio.create_task(awaited.jobs.pull(job.id, tmp_path / "out", on_progress=seen))
+        await asyncio.wait_for(begun.wait(), 20)
+        pulling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await pulling
+    still = lambda: [thread for thread in threading.enumerate() if thread.name.startswith("pull")]  # noqa: E731
+    await run(wait_until, lambda: not still(), what="the end of the download's threads")
+    assert (tmp_path / "out" / PARTS / f"{digest}.part").stat().st_size < size
+
+
 async def test_keys_of_ones_own_are_sent_and_others_are_made(client: Client, network: Cuts) -> None:  # noqa: F811
     """``Idempotency-Key`` of everything that makes jobs."""
-    job = await run(client.jobs.create, **JOB)
+    job = await run(client.jobs.create, **JOB, revision="v2", split="validation")
+    assert (job.model.revision, job.calibration.split) == ("v2", "validation")
     makers: list[Callable[..., Any]] = [
         lambda **key: client.jobs.create(**JOB, **key),
         lambda **key: client.jobs.fork(job.id, scheme="W4A8", **key),

@@ -110,7 +110,8 @@ async def test_a_job_made_of_a_plan_runs_what_was_planned(client: Client, settin
     assert refused.value.type == "plan-mismatch"
     of_digest = await run(client.jobs.create_planned, plan.digest, name="nightly")
     assert (of_digest.options, of_digest.name) == (job.options, "nightly")
-    assert of_digest.plan["digest"] == plan.digest
+    pinned = of_digest.resolved.model_extra or {}
+    assert pinned["model_fingerprint"] == plan.resolved.model_fingerprint
     assert (await run(client.jobs.planned, plan.digest)).options["seed"] == 3
     with pytest.raises(NotFound):
         await run(client.jobs.create_planned, "0" * 64)
