@@ -16,12 +16,14 @@ from planning.sizes import Size, group_bits, weight_bits
 
 INTERPRETER = 430_000_000
 """Python with torch and transformers imported (CPU build)."""
-WORKING = 70_000_000
-"""What the first computations bring along: thread pools, kernels, tokenizer, image libraries."""
-CLUSTERING = 190_000_000
+WORKING = 45_000_000
+"""What the first computations bring along: thread pools, kernels, tokenizer."""
+IMAGES = 60_000_000
+"""Image libraries, and what processors leave behind."""
+CLUSTERING = 150_000_000
 """scikit-learn and scipy, of methods with routed experts."""
-VERIFIER = 135_000_000
-"""What the fresh process that loads the checkpoint adds before it does: most of its libraries are in memory already."""
+VERIFIER = 290_000_000
+"""What the fresh process that loads the checkpoint has for itself before it does; it shares the libraries' code."""
 CUDA_HOST = 2_500_000_000
 """Host memory of a process that uses CUDA: its libraries are resident. Not measured here."""
 CUDA_CONTEXT = 600_000_000
@@ -51,13 +53,15 @@ def memory_of(shapes: Shapes, recipe: Recipe, rows: Rows, size: Size, *, cuda: b
     }
     verifying = size.bytes_after_most + _loaded_extra(shapes) + _activations(shapes, rows)
     widest = max(phases, key=phases.__getitem__)
-    python = INTERPRETER + WORKING + (CLUSTERING if recipe.reconstruction == "qe" and recipe.experts else 0)
+    python = INTERPRETER + WORKING
+    python += IMAGES if rows.images else 0
+    python += CLUSTERING if recipe.reconstruction == "qe" and recipe.experts else 0
     if cuda:
         peak = max(phases[widest], verifying)
         host = CUDA_HOST + VERIFIER + shapes.largest_other
         return Memory(host, CUDA_CONTEXT + peak, widest if peak == phases[widest] else "verifying")
     while_computing = python + phases[widest]
-    while_verifying = python + _left_behind(phases["fitting"]) + VERIFIER + WORKING + verifying
+    while_verifying = python + _left_behind(phases["fitting"]) + VERIFIER + verifying
     if while_computing >= while_verifying:
         return Memory(while_computing, 0, widest)
     return Memory(while_verifying, 0, "verifying")

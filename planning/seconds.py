@@ -43,7 +43,7 @@ class Rates:
     spread: tuple[float, float]
 
 
-CORE = Rates(solve=40e9, forward=20e9, bytes=4e9, group=0.15, run=25.0, spread=(0.3, 3.0))
+CORE = Rates(solve=40e9, forward=20e9, bytes=4e9, group=0.15, run=15.0, spread=(0.3, 3.0))
 GPU = Rates(solve=15e12, forward=60e12, bytes=700e9, group=0.15, run=60.0, spread=(0.25, 4.0))
 
 
@@ -97,8 +97,8 @@ def seconds_of(
     around = calibration.spread if calibration else rates.spread
     walk = sum(blocks) * factor * (2.0 if recipe.measures_sensitivity or recipe.smoothing == "mbq" else 1.0)
     rest = _rest(shapes, recipe, rows, rates)
-    low = walk * around[0] / (1 + (rows.spread - 1) / 2) + rest / 3
-    high = walk * around[1] * (1 + (rows.spread - 1) / 2) + rest * 4
+    low = walk * around[0] / (1 + (rows.spread - 1) / 2) + rest / 2
+    high = walk * around[1] * (1 + (rows.spread - 1) / 2) + rest * 3
     measured = len(calibration.ratios) if calibration else 0
     return Seconds(low, walk + rest, high, sum(blocks) / len(blocks), measured)
 
