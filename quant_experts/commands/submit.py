@@ -52,22 +52,24 @@ def command(
     names: Names = {"name": name, "alias": alias, "labels": labels_of(labels), "timeout_s": timeout_s}
     if digest is not None:
         _check_nothing_else_decides(context)
-        names["accept_if"] = body.get("accept_if")
-        with connected(url) as client:
-            job = client.jobs.create_planned(digest, idempotency_key=idempotency_key, **names)
-            return handed_over(client, job, as_json=as_json, and_watch=and_watch)
-    if model is None or calibration is None:
+    elif model is None or calibration is None:
         raise click.UsageError(f"--{'model' if model is None else 'calibration'}: needed, unless --plan is given")
     with connected(url) as client:
-        job = client.jobs.create(
-            model=model,
-            revision=revision,
-            calibration=rows_of(client, calibration),
-            split=split,
-            idempotency_key=idempotency_key,
-            **names,
-            **body,
-        )
+        if digest is not None:
+            names["accept_if"] = body.get("accept_if")
+            job = client.jobs.create_planned(digest, idempotency_key=idempotency_key, **names)
+        else:
+            assert model is not None
+            assert calibration is not None
+            job = client.jobs.create(
+                model=model,
+                revision=revision,
+                calibration=rows_of(client, calibration),
+                split=split,
+                idempotency_key=idempotency_key,
+                **names,
+                **body,
+            )
         return handed_over(client, job, as_json=as_json, and_watch=and_watch)
 
 

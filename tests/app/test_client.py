@@ -146,6 +146,7 @@ async def test_following_a_job_that_ended_before_ends_at_once(client: Client, ap
     seen = await run(lambda: [event.type for event in job.follow()])
     assert seen == ["job.created", "job.failed"]
     assert await run(lambda: list(job.follow(after=2))) == []
+    assert await run(lambda: [event.seq for event in client.jobs.follow(job.id, after=1)]) == [2]
     assert await run(lambda: [event.seq for event in client.jobs.events(job.id, after=1)]) == [2]
     with pytest.raises(NotFound):
         await run(lambda: list(client.jobs.follow("job_" + "0" * 32)))

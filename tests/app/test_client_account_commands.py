@@ -34,6 +34,7 @@ async def test_usage_is_a_table_with_its_sums_and_the_limits(qe: Qe, api: Api) -
     assert lines[-4].split() == ["total", "2", "1", "0", "0", "1:02:05", "1:02:05", "2.38", "MiB"]
     assert lines[-3].startswith("stored: 2.38 MiB of 1 TiB ")
     assert lines[-2] == "jobs now: 1 of 7 queued, 0 of 3 running"
+    assert json.loads((await qe("usage", "--by", "month", "--json"))[1])["by"] == "month"
     said = json.loads((await qe("usage", "--json"))[1])
     assert (said["by"], said["limits"]["running_jobs"], said["stored"]["total"]) == ("day", 3, 2_500_000)
 

@@ -14,10 +14,22 @@ from typing import Any
 
 import pytest
 from fastapi import Request, Response
+from fastapi.responses import JSONResponse
 
-from quant_experts.client import AsyncClient, Client, ConnectionFailed, Transferred, Unauthenticated, calls
+from quant_experts.client import (
+    ApiError,
+    AsyncClient,
+    Client,
+    ClientError,
+    ConnectionFailed,
+    Sent,
+    Transferred,
+    Unauthenticated,
+    calls,
+)
 from quant_experts.client.download import PARTS
-from tests.app.conftest import BOOTSTRAP_KEY, MODEL, Api
+from quant_experts.client.retrying import RetryPolicy
+from tests.app.conftest import BOOTSTRAP_KEY, MODEL, Api, served
 from tests.app.cutting import Cuts
 from tests.app.test_client import QUICK, run
 from tests.app.test_client_surface import CANDIDATES, JOB, client, network  # noqa: F401 -- fixtures
@@ -53,6 +65,19 @@ async def test_what_has_many_pages_is_handed_out_to_its_end(client: Client, api:
     assert await run(lambda: [each.number for each in client.datasets.rows(dataset.id)]) == list(range(1, 46))
 
 
+async def test_tokens_are_counted_by_the_model_and_revision_that_are_named(
+    client: Client,  # noqa: F811
+    network: Cuts,  # noqa: F811
+    rows: Path,
+) -> None:
+    dataset = await run(client.datasets.upload, rows)
+    network.requests.clear()
+    with pytest.raises(ApiError):
+        await run(client.datasets.statistics, dataset.id, model="local/absent", revision="v2")
+    [head] = network.requests
+    assert b"/statistics?model=local%2Fabsent&revision=v2 " in head
+
+
 async def test_listings_find_what_is_asked_for_and_nothing_else(client: Client, api: Api) -> None:  # noqa: F811
     other = {"model": "acme/other", "calibration": "acme/rows", "scheme": "W8A8"}
     first = await run(client.jobs.create, **JOB, labels={"team": "a"})
@@ -67,11 +92,17 @@ async def test_listings_find_what_is_asked_for_and_nothing_else(client: Client, 
         ({"created_after": yesterday}, second),
     ):
         assert await run(lambda wanted=wanted: [job.id for job in client.jobs.list(**wanted)]) == [found.id], wanted
-    filtered = client.jobs.list(label={"team": None}, model=MODEL, page_size=1)
-    assert await run(lambda: [job.id for job in filtered]) == [first.id]
+    third = await run(client.jobs.create, **JOB)
+    filtered = client.jobs.list(model=MODEL, page_size=1)
+    assert await run(lambda: [job.id for job in filtered]) == [third.id, first.id]
 
 
-async def test_a_job_has_its_attempts_files_report_and_workers(client: Client, api: Api, tmp_path: Path) -> None:  # noqa: F811
+async def test_a_job_has_its_attempts_files_report_and_workers(
+    client: Client,  # noqa: F811
+    network: Cuts,  # noqa: F811
+    api: Api,
+    tmp_path: Path,
+) -> None:
     job = await run(client.jobs.create, **JOB)
     api.start(job.id)
     api.execute("INSERT INTO attempts (job_id, attempt, worker, device) VALUES (%s, 1, 'w1', 'cpu')", [job.id])
@@ -80,7 +111,9 @@ async def test_a_job_has_its_attempts_files_report_and_workers(client: Client, a
     api.publish(job.id, "quality_report.html", b"<p>page</p>", tmp_path, "text/html")
     assert [(worker.id, worker.job_id, worker.busy) for worker in await run(client.workers)] == [("w1", job.id, True)]
     api.end(job.id, "succeeded")
+    network.after = [60, 60]
     assert (await run(job.wait)).status == "succeeded"
+    assert network.made == 2
     assert [attempt.worker for attempt in await run(job.history)] == ["w1"]
     assert (await run(job.report))["quality"] == {"kl": 0.5}
     assert await run(job.report_page) == "<p>page</p>"
@@ -216,6 +249,54 @@ async def test_a_lost_upload_is_not_taken_for_another_dataset(client: Client, ap
     answers.append(503)
     dataset = await run(client.datasets.upload, rows)
     assert (dataset.id != other.id, dataset.rows) == (True, 1)
+
+
+async def test_a_request_that_is_being_answered_already_is_waited_for(client: Client, api: Api) -> None:  # noqa: F811
+    problem = {"type": "/problems/idempotency-in-progress", "title": "t", "status": 409, "detail": "d"}
+    answers = [problem, problem]
+
+    @api.app.middleware("http")
+    async def busy(request: Request, call_next: Callable[..., Any]) -> Response:
+        if answers:
+            return JSONResponse(answers.pop(), status_code=409, media_type="application/problem+json")
+        answer: Response = await call_next(request)
+        return answer
+
+    assert (await run(client.jobs.create, **JOB)).status == "queued"
+    assert answers == []
+
+
+async def test_who_waits_for_a_comparison_gives_up_on_a_service_that_stays_away(api: Api) -> None:
+    async with served(api) as direct:
+        url = str(direct.base_url)
+        with Client(url, BOOTSTRAP_KEY) as asking:
+            made = await run(asking.comparisons.create, model=MODEL, calibration="acme/rows", candidates=CANDIDATES)
+    with Client("http://127.0.0.1:9", BOOTSTRAP_KEY, retry=RetryPolicy(retries=0)) as away:
+        made._transport = away._transport
+        with pytest.raises(ConnectionFailed):
+            await run(made.wait, every=0.02, silence=0.2)
+
+
+async def test_a_part_that_another_call_cut_otherwise_is_sent_again(client: Client, rows: Path) -> None:  # noqa: F811
+    def break_off(step: Sent) -> None:
+        if step.parts_done == 2:
+            raise KeyboardInterrupt
+
+    size = len(ROWS) // 4
+    with pytest.raises(KeyboardInterrupt):
+        await run(client.datasets.upload, rows, part_bytes=size, parallel=1, on_progress=break_off)
+    dataset = await run(client.datasets.upload, rows, part_bytes=len(ROWS) // 7)
+    assert (dataset.bytes, dataset.sha256) == (len(ROWS), hashlib.sha256(ROWS).hexdigest())
+
+
+async def test_a_file_that_becomes_shorter_while_it_is_sent_is_no_dataset(client: Client, rows: Path) -> None:  # noqa: F811
+    def shorten(step: Sent) -> None:
+        if step.parts_done == 1:
+            rows.write_bytes(ROWS[: len(ROWS) // 2])
+
+    with pytest.raises(ClientError, match="became shorter"):
+        await run(client.datasets.upload, rows, part_bytes=len(ROWS) // 5, parallel=1, on_progress=shorten)
+    assert await run(lambda: list(client.datasets.list())) == []
 
 
 async def test_deliveries_are_those_of_the_status_that_is_asked_for(client: Client) -> None:  # noqa: F811

@@ -94,6 +94,8 @@ async def test_of_a_dataset(qe: Qe, api: Api, tmp_path: Path) -> None:  # noqa: 
     code, out, _ = await qe("datasets", "show", made["id"], "--rows", "2")
     assert "expires      20" in out
     assert (out.count("\nrow "), "row 2:\n  user: q" in out) == (2, True)
+    code, _, err = await qe("datasets", "show", made["id"], "--model", "local/absent")
+    assert (code, "absent" in err) == (1, True)
 
 
 async def test_of_webhooks_and_keys(qe: Qe, api: Api) -> None:  # noqa: F811

@@ -36,7 +36,7 @@ async def test_what_a_service_planned_is_submitted_by_its_digest(qe: Qe, api: Ap
         "INSERT INTO workers (id, host, device, memory_bytes, cores) VALUES"
         " ('a', 'h', 'cpu', 64000000000, 4), ('b', 'h', 'cpu', 64000000000, 4), ('c', 'h', 'cpu', 1000000, 4)"
     )
-    code, out, err = await qe(*PLAN, "--seed", "3", "--vision", "quantize")
+    code, out, err = await qe(*PLAN, "--seed", "3", "--vision", "quantize", "--split", "validation")
     assert code == 0, err
     lines = out.splitlines()
     assert lines[0].startswith("local/small, qwen2_vl: 4 blocks")
@@ -51,6 +51,7 @@ async def test_what_a_service_planned_is_submitted_by_its_digest(qe: Qe, api: Ap
     assert code == 0, err
     [(spec, kept)] = api.execute("SELECT spec, plan FROM jobs WHERE id = %s", [out.strip()])
     assert (spec["model"]["id"], spec["options"]["seed"], spec["options"]["vision"]) == ("local/small", 3, "quantize")
+    assert spec["calibration"]["split"] == "validation"
     assert (spec["name"], spec["accept_if"]["max_kl"], kept["digest"]) == ("nightly", 0.5, digest)
     code, _, err = await qe("submit", "--plan", digest, "--seed", "4")
     assert (code, "--seed" in err, err.count("\n")) == (2, True, 1)

@@ -108,7 +108,9 @@ async def test_a_job_made_of_a_plan_runs_what_was_planned(client: Client, settin
     with pytest.raises(InvalidRequest) as refused:
         await run(client.jobs.create, **{**fields, "scheme": "W4A8"}, plan=plan.digest)
     assert refused.value.type == "plan-mismatch"
-    of_digest = await run(client.jobs.create_planned, plan.digest, name="nightly")
+    of_digest = await run(client.jobs.create_planned, plan.digest, name="nightly", idempotency_key="planned")
+    again = await run(client.jobs.create_planned, plan.digest, name="nightly", idempotency_key="planned")
+    assert again.id == of_digest.id
     assert (of_digest.options, of_digest.name) == (job.options, "nightly")
     pinned = of_digest.resolved.model_extra or {}
     assert pinned["model_fingerprint"] == plan.resolved.model_fingerprint

@@ -181,6 +181,18 @@ async def test_an_upload_shows_its_bytes_and_leaves_its_end(qe: Qe, api: Api, tm
     assert b"1.0/1.0" in terminal.raw
 
 
+async def test_a_download_shows_its_files_and_leaves_its_end(qe: Qe, api: Api, tmp_path: Path) -> None:  # noqa: F811
+    job_id = await submitted(qe)
+    api.start(job_id)
+    api.publish(job_id, "a.bin", b"a" * 2_000_000, tmp_path)
+    api.end(job_id, "succeeded")
+    with on_terminal("pull", job_id, "--output", str(tmp_path / "out"), columns=300) as terminal:
+        assert await ended(terminal) == 0
+        assert terminal.shown() == [f"1 files, 2,000,000 bytes, every digest as announced, in {tmp_path / 'out'}"]
+    assert b"1 of 1 files" in terminal.raw
+    assert b"2.0/2.0" in terminal.raw
+
+
 @given(
     width=st.integers(1, 130),
     text=st.text("abc ·模", min_size=1, max_size=60),

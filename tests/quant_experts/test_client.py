@@ -12,11 +12,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quant_experts.client import Client, ClientError, ConnectionFailed, MisconfiguredClient
+from quant_experts.client import (
+    Client,
+    ClientError,
+    Conflict,
+    ConnectionFailed,
+    Forbidden,
+    InvalidRequest,
+    MisconfiguredClient,
+    NotFound,
+    RateLimited,
+    ServiceFault,
+    Unauthenticated,
+    Unavailable,
+)
 from quant_experts.client.configuration import LOCAL, resolve
 from quant_experts.client.errors import ApiError, error_of
 from quant_experts.client.following import Following
 from quant_experts.client.retrying import RetryPolicy
+from quant_experts.client.upload import _cut
+from quant_experts.client.views import UploadView
 
 KEY = "qe_0123456789"
 
@@ -167,3 +182,44 @@ def test_a_number_that_json_cannot_say_is_named_before_anything_is_sent(number: 
         candidates = [{"scheme": "W4A6"}, {"scheme": "W4A6", "options": {"smoothquant_alpha": number}}]
         with pytest.raises(ClientError, match="/candidates/1/options/smoothquant_alpha is"):
             client.comparisons.create(model="a/b", calibration="ds_x", candidates=candidates)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, InvalidRequest),
+        (401, Unauthenticated),
+        (403, Forbidden),
+        (404, NotFound),
+        (409, Conflict),
+        (412, Conflict),
+        (422, InvalidRequest),
+        (429, RateLimited),
+        (500, ServiceFault),
+        (502, Unavailable),
+        (503, Unavailable),
+        (504, Unavailable),
+    ],
+)
+def test_every_refusal_has_its_class(status: int, kind: type[ApiError]) -> None:
+    assert type(answer(status)) is kind
+
+
+def test_a_stream_that_is_closed_ends_only_after_the_last_event() -> None:
+    following = Following(after=0, patience=1, policy=RetryPolicy())
+    assert [e.seq for e in following.feed(event(1))] == [1]
+    following.closed()
+    assert not following.ended
+    last = event(2).replace(b"job.block", b"job.failed")
+    assert [e.type for e in following.feed(last)] == ["job.failed"]
+    assert not following.ended
+    following.closed()
+    assert following.ended
+
+
+def test_a_file_of_more_parts_than_the_service_takes_is_refused_before_it_is_sent() -> None:
+    limits = {"most_parts": 3, "most_part_bytes": 100, "most_bytes": 10**9}
+    begun = UploadView.model_validate({"id": "up_x", "parts": [], "expires_at": "2026-01-01T00:00:00Z", **limits})
+    assert [part.bytes for part in _cut(250, 10, begun)] == [84, 84, 82]
+    with pytest.raises(ClientError, match="has at most 300"):
+        _cut(301, 10, begun)
