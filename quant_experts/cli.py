@@ -103,6 +103,9 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code; whatever goes wrong by the user's doing is one line on stderr."""
     try:
         code = qe.main(list(arguments) or ["--help"], prog_name="qe", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         _complain(context.command_path if context else "qe", error.format_message())

@@ -67,7 +67,7 @@ def _cells(job: ComparedJob, *, judged: bool) -> list[str]:
 
 
 def _stdout() -> Console:
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = PIPED_WIDTH
     return console

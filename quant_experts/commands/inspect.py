@@ -62,9 +62,9 @@ def _print(contents: Contents) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=WIDTH_OF_A_FILE)
+        console = Console(highlight=False, emoji=False, width=WIDTH_OF_A_FILE)
     quantization = contents.quantization
     slots = ", ".join(f"{slot} {quantization.get(slot, '?')}" for slot in ("smoothing", "rounding", "reconstruction"))
     console.print(

@@ -31,7 +31,7 @@ def block_title(block: int, blocks: int, stack: str | None, index: int | None, p
 
 def say(text: str) -> None:
     """A line of the result, on stdout, as it is."""
-    Console(highlight=False, soft_wrap=True, markup=False).print(text)
+    Console(highlight=False, soft_wrap=True, markup=False, emoji=False).print(text)
 
 
 class ProgressDisplay(LiveLine):

@@ -47,7 +47,7 @@ def print_rows(
         table.add_column(title, no_wrap=title in (titles[0], *whole), overflow="fold", justify=justify)
     for row in rows:
         table.add_row(*row)
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = PIPED_WIDTH
     console.print(table)

@@ -290,6 +290,13 @@ def test_help_lists_every_command_without_waiting_for_torch() -> None:
     assert seconds < 10 or os.getloadavg()[0] > 4  # about 1 s on an idle core
 
 
+def test_a_group_without_a_command_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["datasets"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Usage: qe datasets [OPTIONS] COMMAND [ARGS]..."
+    assert any(line.startswith("  upload ") for line in lines)
+
+
 def test_quantize_help_names_every_promised_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["quantize", "--help"]) == 0
     text = capsys.readouterr().out
