@@ -182,6 +182,7 @@ async def test_pull_and_report_bring_the_result(qe: Qe, api: Api, tmp_path: Path
     assert (tmp_path / job_id / "a" / "b").read_text() == "x"
     code, out, _ = await qe("pull", job_id, "--output", "other", "--file", "a/b", "--json")
     assert [Path(path).read_text() for path in json.loads(out)] == ["x"]
+    assert (tmp_path / "other" / "a" / "b").read_text() == "x"
     code, out, _ = await qe("report", job_id)
     assert out.splitlines() == [
         "KL to full precision   0.01234",

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import Request
 
-from quant_experts.client import Client, ClientError, DigestMismatch, ServiceFault, Transferred
+from quant_experts.client import Client, ClientError, ConnectionFailed, DigestMismatch, ServiceFault, Transferred
 from quant_experts.client.download import PARTS, target_of
 from tests.app.conftest import BOOTSTRAP_KEY, Api, served
 from tests.app.cutting import Cuts, cutting
@@ -54,6 +55,7 @@ async def test_a_file_is_resumed_where_its_connection_broke(
     [path] = await run(job.pull, tmp_path / "out", on_progress=seen.append)
     assert path.read_bytes() == body
     assert network.made == 3
+    assert all(b"accept-encoding: identity" in head.lower() for head in network.requests if b"/artifacts/" in head)
     asked = [line for head in network.requests for line in head.decode().lower().splitlines() if "range" in line]
     starts = [int(line.removeprefix("range: bytes=").removesuffix("-")) for line in asked]
     assert starts == sorted(starts)
@@ -82,6 +84,45 @@ async def test_a_later_call_goes_on_and_sends_nothing_twice(
     (out / "a.bin").write_bytes(content(1_500_000, 3))
     await run(job.pull, out)
     assert (out / "a.bin").read_bytes() == files["a.bin"]
+
+
+@pytest.mark.parametrize(("ignored", "fails"), [(True, False), (False, True)])
+async def test_a_service_that_sends_other_bytes_than_were_asked_for_spoils_no_file(
+    client: Client, api: Api, tmp_path: Path, ignored: bool, fails: bool
+) -> None:
+    """The whole file in spite of ``Range`` is begun anew; a range that is another one is an error."""
+
+    @api.app.middleware("http")
+    async def elsewhere(request: Request, call_next: Any) -> Any:
+        headers = [(name, value) for name, value in request.scope["headers"] if name != b"range"]
+        if "/artifacts/" in request.url.path:
+            request.scope["headers"] = headers if ignored else [*headers, (b"range", b"bytes=5-")]
+        return await call_next(request)
+
+    body = content(4000)
+    job = await finished(client, api, tmp_path, {"a.bin": body})
+    part = tmp_path / "out" / PARTS / f"{hashlib.sha256(body).hexdigest()}.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(body[:1000])
+    steps: list[Transferred] = []
+    if fails:
+        with pytest.raises(ConnectionFailed, match="asked for bytes from 1000"):
+            await run(job.pull, tmp_path / "out", on_progress=steps.append)
+        assert part.read_bytes() == body[:1000]
+        return
+    [path] = await run(job.pull, tmp_path / "out", on_progress=steps.append)
+    assert path.read_bytes() == body
+    assert (steps[-1].done, steps[-1].total) == (4000, 4000)
+
+
+async def test_bytes_behind_the_end_of_a_part_are_cut_off(client: Client, api: Api, tmp_path: Path) -> None:
+    body = content(4000)
+    job = await finished(client, api, tmp_path, {"a.bin": body})
+    part = tmp_path / "out" / PARTS / f"{hashlib.sha256(body).hexdigest()}.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(body + b"more")
+    [path] = await run(job.pull, tmp_path / "out")
+    assert path.read_bytes() == body
 
 
 @pytest.mark.parametrize("left", [b"x" * 1000, b"x" * 5000])

@@ -94,7 +94,9 @@ async def test_listings_find_what_is_asked_for_and_nothing_else(client: Client, 
         assert await run(lambda wanted=wanted: [job.id for job in client.jobs.list(**wanted)]) == [found.id], wanted
     third = await run(client.jobs.create, **JOB)
     filtered = client.jobs.list(model=MODEL, page_size=1)
-    assert await run(lambda: [job.id for job in filtered]) == [third.id, first.id]
+    found = await run(lambda: list(filtered))
+    assert [job.id for job in found] == [third.id, first.id]
+    assert (await run(found[0].cancel)).status == "cancelled"
 
 
 async def test_a_job_has_its_attempts_files_report_and_workers(

@@ -3,6 +3,7 @@ without another test noticing."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from datetime import UTC, datetime, timedelta
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.app.conftest import MODEL, Api
+from tests.app.cutting import Cuts
 from tests.app.test_client_cli import COMPARE, SUBMIT, Qe, network, qe, submitted  # noqa: F401 -- fixtures
+from tests.services import wait_until
 
 INPUTS = ["--revision", "v2", "--split", "validation"]
 
@@ -48,6 +51,18 @@ async def test_submit_watches_to_the_end_of_the_job_and_ends_as_it_did(qe: Qe, a
     code, out, err = await qe(*SUBMIT, "--idempotency-key", "one", "--watch")
     assert (code, out) == (3, f"{job_id}\n")
     assert f"{job_id} failed: error timeout: it took too long (qe retry {job_id} may help)" in err
+
+
+async def test_watch_ends_as_the_job_is_then_and_not_as_it_was(qe: Qe, api: Api, network: Cuts) -> None:  # noqa: F811
+    job_id = await submitted(qe)
+    network.requests.clear()
+    watching = asyncio.create_task(qe("watch", job_id))
+    asked = lambda: any(b"/events" in head for head in network.requests)  # noqa: E731
+    await asyncio.to_thread(wait_until, asked, what="the events to be asked for")
+    api.start(job_id)
+    api.end(job_id, "failed", {"code": "timeout", "message": "it took too long", "retryable": False})
+    code, _, err = await watching
+    assert (code, "(qe retry" in err) == (3, False)
 
 
 async def test_a_job_that_runs_is_listed_with_its_progress_and_shown_whole(qe: Qe, api: Api) -> None:  # noqa: F811

@@ -95,7 +95,7 @@ async def test_a_job_made_of_a_plan_runs_what_was_planned(client: Client, settin
     shutil.rmtree(settings.model_root / "tiny")
     make_model("qwen2_vl", settings.model_root / "tiny")
     dataset = await run(client.datasets.upload, rows)
-    fields = {**JOB, "model": "local/tiny", "calibration": dataset, "options": {"seed": 3}}
+    fields = {**JOB, "model": "local/tiny", "calibration": dataset, "options": {"seed": 3}, "labels": {"team": "a"}}
     plan = await run(client.jobs.plan, **fields)
     assert (plan.accepted, plan.refusals) == (True, [])
     assert plan.estimate is not None
@@ -103,7 +103,10 @@ async def test_a_job_made_of_a_plan_runs_what_was_planned(client: Client, settin
     seconds = plan.estimate.placements[0].seconds
     assert seconds.least < seconds.likely < seconds.most
     job = await run(plan.create, idempotency_key="once")
-    assert (job.model.id, job.options["seed"]) == ("local/tiny", 3)
+    assert (job.model.id, job.options["seed"], job.labels) == ("local/tiny", 3, {"team": "a"})
+    searched = {**fields, "scheme": "auto", "target": {"max_kl": 0.5}}
+    of_search = await run(client.jobs.create_planned, (await run(client.jobs.plan, **searched)).digest)
+    assert (of_search.scheme, of_search.target) == ("auto", {"max_bytes": None, "max_kl": 0.5})
     assert (await run(client.jobs.create, **fields, plan=plan, idempotency_key="once")).id == job.id
     with pytest.raises(InvalidRequest) as refused:
         await run(client.jobs.create, **{**fields, "scheme": "W4A8"}, plan=plan.digest)
