@@ -51,6 +51,9 @@ async def test_submit_watches_to_the_end_of_the_job_and_ends_as_it_did(qe: Qe, a
     code, out, err = await qe(*SUBMIT, "--idempotency-key", "one", "--watch")
     assert (code, out) == (3, f"{job_id}\n")
     assert f"{job_id} failed: error timeout: it took too long (qe retry {job_id} may help)" in err
+    code, out, _ = await qe(*SUBMIT, "--idempotency-key", "one", "--watch", "--json")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert (code, lines[0]["id"], lines[-1]["type"]) == (3, job_id, "job.failed")
 
 
 async def test_watch_ends_as_the_job_is_then_and_not_as_it_was(qe: Qe, api: Api, network: Cuts) -> None:  # noqa: F811

@@ -115,6 +115,8 @@ def test_what_may_have_been_carried_out_is_not_repeated_unless_that_is_safe() ->
     assert policy.pause(answer(503), attempt=0, repeatable=False) is None
     assert policy.pause(answer(503), attempt=0, repeatable=True) is not None
     assert policy.pause(answer(429), attempt=0, repeatable=False) is not None
+    for status in (429, 502, 503, 504):
+        assert policy.pause(answer(status), attempt=0, repeatable=True) is not None
     for status in (400, 401, 403, 404, 409, 422, 500):
         assert policy.pause(answer(status), attempt=0, repeatable=True) is None
     assert policy.pause(lost, attempt=policy.retries, repeatable=True) is None
