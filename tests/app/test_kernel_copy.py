@@ -93,6 +93,20 @@ async def test_pieces_arrive_in_order_over_one_connection(
     assert by_the_kernel == (files if protocol is FileProtocol else 0)
 
 
+async def test_requests_that_are_sent_together_are_answered_in_turn(storage: LocalStorage) -> None:
+    pieces: list[Piece] = [Stored("a/file", 0, PIECE + 7)]
+    async with serving(storage, pieces, FileProtocol) as client:
+        reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+        writer.write(b"".join(f"GET /{name} HTTP/1.1\r\nHost: x\r\n\r\n".encode() for name in ("a", "hello", "b")))
+        bodies = []
+        for _ in range(3):
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            assert head.startswith(b"http/1.1 200")
+            bodies.append(await reader.readexactly(int(head.split(b"content-length: ")[1].split(b"\r\n")[0])))
+        writer.close()
+    assert bodies == [CONTENT[: PIECE + 7], b"hello", CONTENT[: PIECE + 7]]
+
+
 @PROTOCOLS
 async def test_a_file_that_ends_early_breaks_the_connection(
     storage: LocalStorage, protocol: type[asyncio.Protocol]
