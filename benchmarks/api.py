@@ -6,7 +6,7 @@ Two bare ones (``benchmarks/api_bare.py``): on the driver itself, and on SQLAlch
 All are served by uvicorn from the same PostgreSQL (fsync off), the reader is one asyncio process with 16 connections,
 and they take turns, so that whatever else the machine does falls on all. Ours does what the bare ones leave out: key,
 tenant, row-level security, request id, metrics, access log; creating a job is seven statements in three round trips and
-not one (bounds of the tenant, event with webhooks, audit), and the message to the workers.
+not one (bounds of the tenant, event, audit), and the message to the workers.
 """
 
 from __future__ import annotations

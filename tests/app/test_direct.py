@@ -11,6 +11,8 @@ import psycopg
 import pytest
 from sqlalchemy import AsyncAdaptedQueuePool
 
+from app.contract.events import EventType
+from app.contract.outbox import ANNOUNCED
 from app.contract.tables import Job
 from app.database import WallMissing, create_engine, create_sessions, tenant_session
 from app.direct import Statement, columns_of, joined, look_up, read, transaction
@@ -43,6 +45,10 @@ def test_a_row_of_a_job_has_the_columns_of_its_table() -> None:
         "tenant", "priority", "run_after", "rung_at", "lease_until", "barren_attempts", "trace_context",
         "artifact_bytes", "event_seq",
     }, "is the new column one that an answer shows? Then it belongs into JobRow"  # fmt: skip
+
+
+def test_no_webhook_can_ask_for_the_event_that_is_written_past_the_outbox() -> None:
+    assert EventType.CREATED not in ANNOUNCED
 
 
 async def test_a_job_looks_the_same_whoever_reads_it(api: Api) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.main import create_app
+from app.main import COLLECTING, create_app
 from app.openapi import document
 from app.problems import CATALOGUE
 from app.settings import Settings
@@ -18,6 +19,11 @@ from tests.app.tenant_cases import CREATES, DASHBOARD, LISTS, NOBODYS, OBJECTS, 
 
 ROOT = Path(__file__).parent.parent.parent
 FORBIDDEN = ("torch", "transformers", "quant_experts", "worker", "celery")
+
+
+async def test_the_collector_does_not_look_at_what_was_loaded(api: Api) -> None:
+    assert gc.get_freeze_count() > 50_000
+    assert gc.get_threshold() == COLLECTING
 
 
 async def test_health_needs_no_key_and_no_database(settings: Settings) -> None:

@@ -187,6 +187,7 @@ EXCEPTIONS = {
     "audit/service.py NOTE": "writes the actor's tenant",
     "idempotency.py REMEMBER": "writes the caller's tenant",
     "jobs/creation.py CREATE": "writes the caller's tenant",
+    "jobs/creation.py FIRST_EVENT": "of the job that was made just before it",
     "plans/service.py keep_plan": "writes the caller's tenant",
     "hub/queries.py _sha_of_files": "correlated to the jobs of the query around it, which is the tenant's",
     "system/queries.py workers_seen": "every worker; joins the tenant's jobs only",
