@@ -27,12 +27,14 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from app import direct
 from app.auth import Actor
 from app.contract.errors import FailureCode
 from app.contract.spec import JobSpec
 from app.contract.states import FINISHED, AttemptOutcome
 from app.database import create_engine, create_sessions, tenant_session
 from app.jobs import service
+from app.jobs.creation import create_job
 from app.problems import Problem
 from app.settings import Settings
 from app.storage import LocalStorage
@@ -117,7 +119,11 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(target=jobs)
     def create(self) -> str:
-        job = self._as_client(lambda session: service.create_job(session, tenant=TENANT, spec=SPEC, settings=SETTINGS))
+        async def made() -> Any:
+            async with direct.transaction(self.sessions, TENANT) as transaction:
+                return await create_job(transaction, actor=ACTOR, spec=SPEC, settings=SETTINGS)
+
+        job = self.loop.run(made())
         self.model[job.id] = Model()
         return str(job.id)
 
