@@ -55,6 +55,8 @@ AS_A_FILE = {"Content-Security-Policy": "default-src 'none'; sandbox"}
 """Nothing in what somebody uploaded runs or is fetched, whoever opens it as a page of its own."""
 FORM_BYTES = 64 * 1024
 """Of a body, what may be form and not file: a file that fits is not refused for its wrapping."""
+RowNumber = Annotated[int, PathParameter(ge=1, le=10**9)]
+MediaIndex = Annotated[int, PathParameter(ge=0, le=10**6)]
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
 
@@ -165,8 +167,8 @@ async def rows(
 )
 async def image(
     dataset_id: str,
-    number: Annotated[int, PathParameter(ge=1, le=10**9)],
-    index: Annotated[int, PathParameter(ge=0, le=10**6)],
+    number: RowNumber,
+    index: MediaIndex,
     caller: DatasetsReader,
     session: SessionDep,
     parts: ServiceDep,
@@ -201,8 +203,8 @@ async def image(
 async def audio(
     request: Request,
     dataset_id: str,
-    number: Annotated[int, PathParameter(ge=1, le=10**9)],
-    index: Annotated[int, PathParameter(ge=0, le=10**6)],
+    number: RowNumber,
+    index: MediaIndex,
     caller: DatasetsReader,
     session: SessionDep,
     parts: ServiceDep,

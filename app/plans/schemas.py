@@ -235,26 +235,7 @@ class WorkerFit(BaseModel):
     reason: str | None
 
 
-class PlanView(BaseModel):
-    object: Literal["plan"] = "plan"
-    digest: Digest
-    accepted: bool = Field(description="Nothing is known that would refuse the job.")
-    refusals: list[RefusalView]
-    warnings: list[WarningView] = Field(default=[], description="None of them refuses the job.")
-    model: dict[str, Any]
-    calibration: dict[str, Any]
-    scheme: str
-    method: str
-    resolved: ResolvedInputs
-    estimate: Estimate | None = Field(description="Null when the model cannot be read from here.")
-    workers: list[WorkerFit]
-    created_at: datetime
-    expires_at: datetime
-
-
-class KeptPlanView(BaseModel):
-    """A plan that a job can still be made of."""
-
+class _Planned(BaseModel):
     object: Literal["plan"] = "plan"
     digest: Digest
     accepted: bool = Field(description="Nothing was known that would refuse the job.")
@@ -264,11 +245,21 @@ class KeptPlanView(BaseModel):
     calibration: dict[str, Any]
     scheme: str
     method: str
-    options: dict[str, Any]
-    target: dict[str, Any] | None
     resolved: ResolvedInputs
     created_at: datetime
     expires_at: datetime
+
+
+class PlanView(_Planned):
+    estimate: Estimate | None = Field(description="Null when the model cannot be read from here.")
+    workers: list[WorkerFit]
+
+
+class KeptPlanView(_Planned):
+    """A plan that a job can still be made of."""
+
+    options: dict[str, Any]
+    target: dict[str, Any] | None
 
 
 def errors_of(refusals: list[Mapping[str, Any]]) -> list[dict[str, Any]]:

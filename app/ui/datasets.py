@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -90,8 +90,8 @@ async def keep(
 @router.get("/datasets/{dataset_id}/rows/{number}/images/{index}")
 async def image(
     dataset_id: str,
-    number: Annotated[int, Path(ge=1, le=10**9)],
-    index: Annotated[int, Path(ge=0, le=10**6)],
+    number: api.RowNumber,
+    index: api.MediaIndex,
     visitor: DatasetsReader,
     session: SessionDep,
     parts: ServiceDep,
@@ -103,8 +103,8 @@ async def image(
 async def audio(
     request: Request,
     dataset_id: str,
-    number: Annotated[int, Path(ge=1, le=10**9)],
-    index: Annotated[int, Path(ge=0, le=10**6)],
+    number: api.RowNumber,
+    index: api.MediaIndex,
     visitor: DatasetsReader,
     session: SessionDep,
     parts: ServiceDep,
