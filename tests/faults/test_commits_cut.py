@@ -116,10 +116,13 @@ async def test_after_a_failover_every_pooled_connection_is_made_anew_and_no_requ
     async with started(settings) as api:
         for _ in range(3):
             await api.create_job()
-        api.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        # With a time to wait: without one it only asks, and a server process may still begin a statement before it goes.
+        ended = api.execute(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
+        assert ended
+        assert all(was for (was,) in ended)
         for _ in range(3):
             await api.create_job()
         assert api.execute("SELECT count(*) FROM jobs") == [(6,)]
