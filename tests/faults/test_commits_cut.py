@@ -116,7 +116,7 @@ async def test_after_a_failover_every_pooled_connection_is_made_anew_and_no_requ
     async with started(settings) as api:
         for _ in range(3):
             await api.create_job()
-        # With a time to wait: without one it only asks, and a server process may still begin a statement before it goes.
+        # With a time to wait: without one it only asks, and the server process may still begin a statement.
         ended = api.execute(
             "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid()"
