@@ -18,15 +18,19 @@ TITLES: dict[Phase, str] = {
 }
 
 
-def block_title(block: int, blocks: int, stack: str | None, index: int | None, part: str | None) -> str:
-    """``block 3 of 28``; with several stacks also which it is of its own, as ``block 35 of 60 (decoder 3)``. Counted
-    from 1, for people."""
-    title = f"block {block + 1} of {blocks}"
+def block_name(block: int, stack: str | None, index: int | None, part: str | None) -> str:
+    """``block 17``, or ``vision block 3`` and ``vision merger`` where the model has several stacks. A name is the index
+    in the model, as in ``model.layers.17``; only counts begin at 1."""
     if stack is None:
-        return title
+        return f"block {block}"
     if index is None:
-        return f"{title} ({stack} {part})" if part else f"{title} ({stack}, behind its blocks)"
-    return f"{title} ({stack} {index + 1})"
+        return f"{stack} {part}" if part else f"{stack}, behind its blocks"
+    return f"{stack} block {index}"
+
+
+def blocks_counted(done: int, blocks: int) -> str:
+    """``18 of 28 blocks``."""
+    return f"{done} of {blocks} blocks"
 
 
 def say(text: str) -> None:
@@ -37,8 +41,8 @@ def say(text: str) -> None:
 class ProgressDisplay(LiveLine):
     """A context manager whose ``on_event`` a run calls.
 
-    While fitting it shows block n of N, the group in hand, the mean held-out error so far and the time left, taken from
-    the blocks that were computed in this run.
+    While fitting it shows n of N blocks, the block and group in hand, the mean held-out error so far and the time left,
+    taken from the blocks that were computed in this run.
     """
 
     def __init__(self) -> None:
@@ -63,11 +67,12 @@ class ProgressDisplay(LiveLine):
             case GroupFitted(block, blocks, group, stack, index, part):
                 self._errors.append(group.error.routed)
                 short = ".".join(group.name.split(".")[-2:])
+                where = f"{block_name(block, stack, index, part)} · {short}"
                 self.show(
-                    f"{block_title(block, blocks, stack, index, part)} · {short}",
+                    blocks_counted(self._done, blocks),
                     done=self._done,
                     total=blocks,
-                    detail=f"error so far {self._mean_error():.3%}{self._time_left(blocks)}",
+                    detail=f"{where} · error so far {self._mean_error():.3%}{self._time_left(blocks)}",
                 )
             case BlockFinished():
                 self._finish(event)
@@ -83,10 +88,11 @@ class ProgressDisplay(LiveLine):
         else:
             self._seconds.append(event.seconds)
         detail = f"error so far {self._mean_error():.3%}{self._time_left(event.blocks)}"
-        title = block_title(event.block, event.blocks, event.stack, event.index, event.part)
-        self.show(title, done=self._done, total=event.blocks, detail=detail)
+        counted = blocks_counted(self._done, event.blocks)
+        name = block_name(event.block, event.stack, event.index, event.part)
+        self.show(counted, done=self._done, total=event.blocks, detail=f"{name} · {detail}")
         how = "found finished" if event.resumed else f"{event.seconds:.1f} s"
-        self.plain(f"{title} · {how} · {detail}")
+        self.plain(f"{counted} · {name} · {how} · {detail}")
 
     def _mean_error(self) -> float:
         return sum(self._errors) / max(1, len(self._errors))

@@ -6,7 +6,7 @@ from typing import Any
 
 from quant_experts.client import EventView
 from quant_experts.commands.live_line import LiveLine, clock
-from quant_experts.commands.progress_display import TITLES, block_title
+from quant_experts.commands.progress_display import TITLES, block_name, blocks_counted
 
 NEWEST_WEIGHT = 0.3
 
@@ -25,7 +25,7 @@ class WatchDisplay(LiveLine):
                 self._step("queued", done=None)
             case "job.started":
                 resumed = data.get("resumed_from_block") or 0
-                at = f", resumed after block {resumed}" if resumed else ""
+                at = f", resumed at block {resumed}" if resumed else ""
                 self.keep(f"attempt {data.get('attempt')} on {data.get('worker')}{at}")
             case "job.phase":
                 phase = str(data.get("phase"))
@@ -43,17 +43,18 @@ class WatchDisplay(LiveLine):
                 self._step(event.type.removeprefix("job."), done=None)
 
     def _block(self, data: dict[str, Any]) -> None:
-        block, blocks, seconds = int(data["block"]) + 1, int(data["blocks"]), float(data["seconds"])
+        done, blocks, seconds = int(data["block"]) + 1, int(data["blocks"]), float(data["seconds"])
         weight = 1.0 if self._seconds is None else NEWEST_WEIGHT
         self._seconds = (self._seconds or 0.0) * (1 - weight) + seconds * weight
         error = (data.get("error") or {}).get("routed")
         shown = f" · error {error:.3%}" if isinstance(error, float) else ""
-        left = clock((blocks - block) * self._seconds)
+        name = block_name(done - 1, data.get("stack"), data.get("index"), data.get("part"))
+        left = clock((blocks - done) * self._seconds)
         self._step(
-            block_title(block - 1, blocks, data.get("stack"), data.get("index"), data.get("part")),
-            done=block,
+            blocks_counted(done, blocks),
+            done=done,
             total=blocks,
-            detail=f"{seconds:.1f} s{shown} · {left} left",
+            detail=f"{name} · {seconds:.1f} s{shown} · {left} left",
         )
 
     def _step(self, text: str, *, done: int | None, total: int | None = None, detail: str = "") -> None:

@@ -93,11 +93,11 @@ async def test_watch_goes_through_a_restart_of_the_service_and_nothing_of_it_sta
             await seen(terminal, "queued")
             begin(api, job_id)
             block(api, job_id, 0)
-            await seen(terminal, "block 1 of 28")
+            await seen(terminal, "1 of 28 blocks")
         block(api, job_id, 1)  # while nobody serves
         assert terminal.process.poll() is None
         with serving(settings, port):
-            await seen(terminal, "block 2 of 28")
+            await seen(terminal, "2 of 28 blocks")
             assert len([line for line in terminal.shown() if "block" in line]) == 1
             api.end(job_id, "succeeded")
             assert await ended(terminal) == 0
@@ -116,7 +116,7 @@ async def test_ctrl_c_leaves_only_what_is_to_be_read_and_the_job_running(qe: Qe,
         await seen(terminal, "queued")
         begin(api, job_id)
         block(api, job_id, 0)
-        await seen(terminal, "block 1 of 28")
+        await seen(terminal, "1 of 28 blocks")
         terminal.press(b"\x03")
         assert await ended(terminal) == 130
         text = f"{job_id} goes on. Come back: qe watch {job_id}   Stop it: qe cancel {job_id}"
@@ -138,7 +138,7 @@ async def test_a_terminal_that_changes_its_size_keeps_one_line_that_fits(qe: Qe,
         for number, columns in ((1, 40), (2, 20), (3, 90)):
             terminal.resize(columns, 20)
             block(api, job_id, number)
-            await seen(terminal, f"block {number + 1} of 28")
+            await seen(terminal, f"{number + 1} of 28 blocks")
             lines = terminal.shown()
             assert len(lines) == 2, lines
             assert len(lines[1]) <= columns - 3

@@ -59,8 +59,8 @@ def test_quantize_shows_its_way_and_ends_with_a_verdict(
     quantized: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     output, done = quantized
-    assert "block 1 of 3" in done.stderr
-    assert "block 3 of 3" in done.stderr
+    assert "1 of 3 blocks · block 0" in done.stderr
+    assert "3 of 3 blocks · block 2" in done.stderr
     assert "error so far" in done.stderr
     assert "left" in done.stderr
     assert "same next token" in done.stdout
