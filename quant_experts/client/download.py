@@ -12,7 +12,6 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -20,7 +19,9 @@ from typing import BinaryIO
 
 import httpx
 
-from quant_experts.client.errors import ClientError, ConnectionFailed, DigestMismatch, error_of
+from quant_experts.client.errors import ClientError, ConnectionFailed, DigestMismatch, Stopped, error_of
+from quant_experts.client.exclusive import to_oneself
+from quant_experts.client.parallel import each
 from quant_experts.client.retrying import RetryPolicy
 from quant_experts.client.views import ArtifactView
 
@@ -48,10 +49,6 @@ OpenFile = Callable[[str, Mapping[str, str]], AbstractContextManager[httpx.Respo
 """Starts the download of one artifact by name, with these request headers."""
 
 
-class Stopped(ClientError):
-    """Another file of the same download failed, or the caller was interrupted."""
-
-
 def pull(
     artifacts: Sequence[ArtifactView],
     directory: Path,
@@ -71,24 +68,16 @@ def pull(
     (directory / PARTS).mkdir(parents=True, exist_ok=True)
     tally = _Tally(artifacts, on_progress)
     stop = stop or threading.Event()
-    with ThreadPoolExecutor(max_workers=max(1, parallel), thread_name_prefix="pull") as pool:
-        largest_first = sorted(zip(artifacts, targets, strict=True), key=lambda pair: -pair[0].bytes)
-        futures = [
-            pool.submit(_bring, artifact, target, directory / PARTS, open_file, policy, tally, stop)
-            for artifact, target in largest_first
-        ]
+    largest_first = sorted(zip(artifacts, targets, strict=True), key=lambda pair: -pair[0].bytes)
+
+    def bring(pair: tuple[ArtifactView, Path]) -> None:
         try:
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-        finally:
-            # Also for Ctrl-C: the pool waits for its threads when it is left.
-            if any(not future.done() or future.exception() for future in futures):
-                stop.set()
-            for future in futures:
-                future.cancel()
-    failures = [future.exception() for future in done if not future.cancelled() and future.exception()]
-    for failure in sorted(failures, key=lambda error: isinstance(error, Stopped)):
-        assert failure is not None
-        raise failure
+            _bring(*pair, directory / PARTS, open_file, policy, tally, stop)
+        except OSError as error:
+            error.filename = error.filename or str(pair[1])  # a disk that is full does not say whose
+            raise
+
+    each(bring, largest_first, parallel=parallel, stop=stop, name="pull")
     with contextlib.suppress(OSError):  # parts of another download
         (directory / PARTS).rmdir()
     return targets
@@ -142,65 +131,76 @@ def _bring(
     tally: _Tally,
     stop: threading.Event,
 ) -> None:
-    if target.is_file() and target.stat().st_size == artifact.bytes and _digest(target, stop) == artifact.sha256:
-        tally.add(artifact.name, artifact.bytes, whole=True)
-        return
     part = parts / f"{artifact.sha256}.part"
-    for again in (True, False):
-        found = _receive(artifact, part, open_file, policy, tally, stop)
-        if found == artifact.sha256:
-            target.parent.mkdir(parents=True, exist_ok=True)
+    mismatches = 0
+    while not _is_whole(target, artifact, stop):
+        with to_oneself(part, stop) as file:
+            if _is_whole(target, artifact, stop):  # another call was faster
+                part.unlink()
+                break
+            found = _receive(artifact, file, open_file, policy, tally, stop)
+            if found != artifact.sha256:
+                part.unlink()
+                tally.add(artifact.name, -artifact.bytes)
+                mismatches += 1
+                if mismatches == 2:
+                    raise DigestMismatch(f"{artifact.name}: sha256 is {found}, announced was {artifact.sha256}")
+                continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
             part.replace(target)
-            tally.add(artifact.name, 0, whole=True)
-            return
-        part.unlink()
-        tally.add(artifact.name, -artifact.bytes)
-        if not again:
-            raise DigestMismatch(f"{artifact.name}: sha256 is {found}, announced was {artifact.sha256}")
+        except FileNotFoundError:  # it was of the same bytes for another call, which took it first
+            tally.add(artifact.name, -artifact.bytes)
+            continue
+        tally.add(artifact.name, 0, whole=True)
+        return
+    tally.add(artifact.name, artifact.bytes, whole=True)
+
+
+def _is_whole(target: Path, artifact: ArtifactView, stop: threading.Event) -> bool:
+    return target.is_file() and target.stat().st_size == artifact.bytes and _digest(target, stop) == artifact.sha256
 
 
 def _receive(
     artifact: ArtifactView,
-    part: Path,
+    file: BinaryIO,
     open_file: OpenFile,
     policy: RetryPolicy,
     tally: _Tally,
     stop: threading.Event,
 ) -> str:
-    """Make ``part`` as long as the artifact, over as many connections as it takes; the digest of what is in it."""
-    descriptor = os.open(part, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
-    with os.fdopen(descriptor, "r+b") as file:
-        digest = hashlib.sha256()
-        for chunk in _chunks(file, stop, most=artifact.bytes):
-            digest.update(chunk)
-        tally.add(artifact.name, file.tell())
-        failures = 0
-        while file.tell() < artifact.bytes:
-            before = file.tell()
-            failure: Exception | None = None
-            try:
-                with open_file(artifact.name, _range_from(before)) as response:
-                    if not _continues(response, before):
-                        tally.add(artifact.name, -before)
-                        file.seek(0)
-                        digest = hashlib.sha256()
-                    # As it comes: what waits until a chunk is full is lost with the connection.
-                    for chunk in response.iter_raw():
-                        if stop.is_set():
-                            raise Stopped(artifact.name)
-                        chunk = chunk[: artifact.bytes - file.tell()]
-                        file.write(chunk)
-                        digest.update(chunk)
-                        tally.add(artifact.name, len(chunk))
-            except (httpx.TransportError, ClientError) as error:
-                failure = error
-            failures = 0 if file.tell() > before else failures + 1
-            if file.tell() < artifact.bytes:
-                _pause(artifact.name, failure, failures, policy, stop)
-        file.truncate()
-        file.flush()
-        os.fsync(file.fileno())
-        return digest.hexdigest()
+    """Make ``file`` as long as the artifact, over as many connections as it takes; the digest of what is in it."""
+    digest = hashlib.sha256()
+    for chunk in _chunks(file, stop, most=artifact.bytes):
+        digest.update(chunk)
+    tally.add(artifact.name, file.tell())
+    failures = 0
+    while file.tell() < artifact.bytes:
+        before = file.tell()
+        failure: Exception | None = None
+        try:
+            with open_file(artifact.name, _range_from(before)) as response:
+                if not _continues(response, before):
+                    tally.add(artifact.name, -before)
+                    file.seek(0)
+                    digest = hashlib.sha256()
+                # As it comes: what waits until a chunk is full is lost with the connection.
+                for chunk in response.iter_raw():
+                    if stop.is_set():
+                        raise Stopped(artifact.name)
+                    chunk = chunk[: artifact.bytes - file.tell()]
+                    file.write(chunk)
+                    digest.update(chunk)
+                    tally.add(artifact.name, len(chunk))
+        except (httpx.RequestError, ClientError) as error:
+            failure = error
+        failures = 0 if file.tell() > before else failures + 1
+        if file.tell() < artifact.bytes:
+            _pause(artifact.name, failure, failures, policy, stop)
+    file.truncate()
+    file.flush()
+    os.fsync(file.fileno())
+    return digest.hexdigest()
 
 
 def _range_from(start: int) -> dict[str, str]:
@@ -226,8 +226,6 @@ def _continues(response: httpx.Response, start: int) -> bool:
 def _pause(name: str, failure: Exception | None, failures: int, policy: RetryPolicy, stop: threading.Event) -> None:
     """Wait before the next connection, or raise why there is none."""
     cut = failure or httpx.RemoteProtocolError("the connection ended before the file did")
-    if isinstance(cut, Stopped):
-        raise cut
     seconds = policy.pause(cut, attempt=max(0, failures - 1), repeatable=True)
     if seconds is None:
         if isinstance(cut, httpx.TransportError):

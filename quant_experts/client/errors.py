@@ -36,6 +36,10 @@ class DigestMismatch(ClientError):
     code = "digest_mismatch"
 
 
+class Stopped(ClientError):
+    """Another part of the same upload or download failed, or the caller was interrupted."""
+
+
 @dataclass(frozen=True)
 class ProblemItem:
     """Where in the request: ``pointer`` is a JSON pointer into the body, or ``/query/…``, ``/header/…``."""

@@ -9,9 +9,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -19,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quant_experts.client import calls
-from quant_experts.client.download import CHUNK, Stopped
-from quant_experts.client.errors import LOST_ANSWER, ClientError, NotFound
+from quant_experts.client.download import CHUNK
+from quant_experts.client.errors import LOST_ANSWER, ClientError, NotFound, Stopped
+from quant_experts.client.parallel import each
 from quant_experts.client.sending import OnSent, Progress
 from quant_experts.client.views import DatasetView, UploadView
 
@@ -180,43 +180,7 @@ def _send_parts(
             transport.send(replace(call, on_sent=partial(progress.moved, part.number)))
         progress.finished(part.number, part.bytes)
 
-    _each(send, parts, parallel=parallel, stop=stop)
-    if stop.is_set():
-        raise Stopped(path.name)
-
-
-def _each(send: Callable[[Part], None], parts: list[Part], *, parallel: int, stop: threading.Event) -> None:
-    """``send`` every part from several threads; the first error ends all. No pool: nobody who presses Ctrl-C is to wait
-    for an answer that may not come, so the threads are left behind, and end with their part or with the process."""
-    left = queue.SimpleQueue[Part]()
-    for part in parts:
-        left.put(part)
-    ends = queue.SimpleQueue[BaseException | None]()
-
-    def work() -> None:
-        try:
-            while not stop.is_set():
-                send(left.get_nowait())
-        except queue.Empty:
-            ends.put(None)
-        except BaseException as error:  # noqa: BLE001 -- raised below, by who waits
-            ends.put(error)
-        else:
-            ends.put(None)
-
-    threads = [
-        threading.Thread(target=work, name=f"upload-{number}", daemon=True)
-        for number in range(max(1, min(parallel, len(parts))))
-    ]
-    for thread in threads:
-        thread.start()
-    try:
-        for _ in threads:
-            if (failure := ends.get()) is not None:
-                raise failure
-    except BaseException:
-        stop.set()
-        raise
+    each(send, parts, parallel=parallel, stop=stop, name="upload")
 
 
 def _digest(path: Path, stop: threading.Event) -> str:

@@ -14,16 +14,11 @@ from typing import Self
 from rich.cells import cell_len
 from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableType
 from rich.live import Live
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
 from rich.text import Text
+
+from planning.units import said, unit_of
 
 BAR, SHORTEST_BAR = 28, 8
 KEPT_FREE = len("^C") + 1
@@ -80,8 +75,8 @@ def bytes_bar() -> Progress:
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=BAR),
-        DownloadColumn(),
-        TransferSpeedColumn(),
+        _Amount(),
+        _Speed(),
         TimeRemainingColumn(),
         console=console,
         transient=True,
@@ -101,6 +96,25 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"
+
+
+class _Amount(ProgressColumn):
+    """``1.5/2.0 MiB``."""
+
+    def render(self, task: Task) -> Text:
+        total = task.total
+        factor, unit = unit_of(task.completed if total is None else total)
+        digits = 0 if factor == 1 else 1
+        whole = "?" if total is None else f"{total / factor:,.{digits}f}"
+        return Text(f"{task.completed / factor:,.{digits}f}/{whole} {unit}", style="progress.download")
+
+
+class _Speed(ProgressColumn):
+    """``3.25 MiB/s``."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("?" if speed is None else f"{said(int(speed))}/s", style="progress.data.speed")
 
 
 class _WithRoom(Console):

@@ -70,7 +70,7 @@ class Told:
 
 
 def sentences(told: Told) -> Iterator[str]:
-    yield f"{told.model}: {told.blocks} blocks, {told.weights / 1e9:.3f} billion weights to quantize"
+    yield f"{told.model}: {told.blocks} blocks, {_count(told.weights)} weights to quantize"
     stack: str | None = None
     for kind in told.quantized:
         if kind.stack != stack:
@@ -94,6 +94,10 @@ def sentences(told: Told) -> Iterator[str]:
             f"{minutes(placed.likely)}, between {minutes(placed.least)} and {minutes(placed.most)}"
         )
     yield f"disk: {said(told.disk)}"
+
+
+def _count(weights: int) -> str:
+    return f"{weights / 1e9:.3f} billion" if weights >= 1e8 else f"{weights:,}"
 
 
 def warning(message: str) -> str:

@@ -364,6 +364,33 @@ async def test_an_interrupted_upload_goes_on_with_the_same_command(
     assert (await qe("datasets", "delete", dataset_id))[1] == f"{dataset_id} deleted\n"
 
 
+async def test_an_interrupted_download_waits_for_no_answer_and_goes_on_with_the_same_command(
+    qe: Qe, api: Api, tmp_path: Path
+) -> None:
+    job_id = await submitted(qe)
+    api.start(job_id)
+    for name in ("a.bin", "b.bin"):
+        api.publish(job_id, name, name.encode() * 1000, tmp_path)
+    api.end(job_id, "succeeded")
+    held = asyncio.Event()
+
+    @api.app.middleware("http")
+    async def hold(request: Request, call_next: Any) -> Response:
+        if request.url.path.endswith("/b.bin") and not held.is_set():
+            held.set()
+            await asyncio.sleep(3600)
+        answer: Response = await call_next(request)
+        return answer
+
+    process = await asyncio.to_thread(interruptible, "pull", job_id)
+    await asyncio.wait_for(held.wait(), 30)
+    process.send_signal(signal.SIGINT)
+    _, err = await asyncio.to_thread(process.communicate, timeout=30)
+    assert (process.returncode, "the same command goes on" in err) == (130, True)
+    code, out, _ = await qe("pull", job_id)
+    assert (code, out.startswith("2 files, 10,000 bytes")) == (0, True)
+
+
 async def test_webhooks_are_made_seen_and_removed(qe: Qe, api: Api) -> None:
     code, out, err = await qe("webhooks", "create", "https://hooks.example.com/qe", "--event", "job.cancelled")
     webhook_id, secret = out.split()

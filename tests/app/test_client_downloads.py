@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import random
 import threading
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from fastapi import Request
 
 from quant_experts.client import Client, ClientError, ConnectionFailed, DigestMismatch, ServiceFault, Transferred
-from quant_experts.client.download import PARTS, target_of
+from quant_experts.client.download import PARTS, _digest, target_of
+from quant_experts.client.errors import Stopped
+from quant_experts.client.exclusive import to_oneself
+from quant_experts.client.retrying import RetryPolicy
 from tests.app.conftest import BOOTSTRAP_KEY, Api, served
 from tests.app.cutting import Cuts, cutting
 from tests.app.test_client import JOB, QUICK, run
+from tests.services import wait_until
 
 
 @pytest.fixture
@@ -42,6 +49,26 @@ async def finished(client: Client, api: Api, tmp_path: Path, files: dict[str, by
 
 def content(size: int, seed: int = 0) -> bytes:
     return random.Random(seed).randbytes(size)
+
+
+def store(files: dict[str, tuple[bytes, Callable[[int], Iterator[bytes]]]]) -> httpx.MockTransport:
+    """A network over which the files of a job come as they are told to: file ``"3"`` by what is called with 3."""
+    rows = [
+        {"name": name, "bytes": len(body), "sha256": hashlib.sha256(body).hexdigest(), "media_type": "", "url": ""}
+        for name, (body, _) in files.items()
+    ]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        name = request.url.path.rpartition("/")[2]
+        if name == "artifacts":
+            return httpx.Response(200, json={"data": [{**row, "created_at": "2026-01-01T00:00:00Z"} for row in rows]})
+        return httpx.Response(200, content=files[name][1](int(name)))
+
+    return httpx.MockTransport(answer)
+
+
+def pulling() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("pull")]
 
 
 async def test_a_file_is_resumed_where_its_connection_broke(
@@ -160,6 +187,133 @@ async def test_the_first_error_ends_all_and_keeps_the_parts(
     assert (tmp_path / "out" / "big.bin").exists()
 
 
+async def test_files_of_the_same_bytes_all_arrive(client: Client, api: Api, tmp_path: Path) -> None:
+    files = {f"{number}/config.json": content(300_000) for number in range(8)}
+    job = await finished(client, api, tmp_path, files)
+    steps: list[Transferred] = []
+    paths = await run(job.pull, tmp_path / "out", parallel=8, on_progress=steps.append)
+    assert [path.read_bytes() for path in paths] == list(files.values())
+    assert (steps[-1].done, steps[-1].total, steps[-1].files_done) == (2_400_000, 2_400_000, 8)
+    assert not (tmp_path / "out" / PARTS).exists()
+
+
+async def test_two_calls_into_one_directory_wait_for_each_other(client: Client, api: Api, tmp_path: Path) -> None:
+    files = {f"{number}.bin": content(2_000_000, number) for number in range(3)}
+    job = await finished(client, api, tmp_path, files)
+    out = tmp_path / "out"
+    spoiled = out / PARTS / f"{hashlib.sha256(files['0.bin']).hexdigest()}.part"
+    spoiled.parent.mkdir(parents=True)
+    spoiled.write_bytes(b"x" * 1000)
+    for paths in await asyncio.gather(*(run(job.pull, out, parallel=2) for _ in range(4))):
+        assert {path.name: path.read_bytes() for path in paths} == files
+    assert sorted(path.name for path in out.iterdir()) == sorted(files)
+
+
+def test_a_part_is_of_one_caller_at_a_time(tmp_path: Path) -> None:
+    part, entered = tmp_path / PARTS / "a.part", threading.Event()
+
+    def enter() -> None:
+        with to_oneself(part, threading.Event()) as file:
+            assert file.read() == b"all of it"
+            entered.set()
+
+    other = threading.Thread(target=enter)
+    with to_oneself(part, threading.Event()) as file:
+        other.start()
+        assert not entered.wait(0.3)
+        file.write(b"all of it")
+    assert entered.wait(20)
+    other.join()
+
+
+async def test_a_part_that_another_call_took_first_is_not_missed(
+    client: Client, api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await finished(client, api, tmp_path, {"a.bin": b"a" * 1000})
+    rename = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda self, to: rename(self, to) and rename(self, to))
+    steps: list[Transferred] = []
+    [path] = await run(job.pull, tmp_path / "out", on_progress=steps.append)
+    assert (path.read_bytes(), steps[-1].done, steps[-1].files_done) == (b"a" * 1000, 1000, 1)
+
+
+async def test_no_more_files_than_were_allowed_are_on_their_way_at_once(tmp_path: Path) -> None:
+    now, most, together = 0, 0, threading.Barrier(2)
+    lock, third = threading.Lock(), threading.Event()
+
+    def arriving(number: int) -> Iterator[bytes]:
+        nonlocal now, most
+        with lock:
+            now += 1
+            if now > 2:
+                third.set()
+            most = max(most, now)
+        together.wait(20)
+        assert not third.wait(0.1)
+        yield content(1000, number)
+        with lock:
+            now -= 1
+
+    with Client(
+        "http://x", BOOTSTRAP_KEY, transport=store({f"{n}": (content(1000, n), arriving) for n in range(6)})
+    ) as c:
+        await run(c.jobs.pull, "job_x", tmp_path / "out", parallel=2)
+    assert most == 2
+
+
+async def test_the_first_error_stops_the_others_in_the_middle(tmp_path: Path) -> None:
+    begun = threading.Event()
+
+    def arriving(number: int) -> Iterator[bytes]:
+        if number:
+            begun.wait(20)
+            raise httpx.ReadError("cut")
+        for _ in range(4000):
+            begun.set()
+            yield b"x"
+            time.sleep(0.01)
+
+    files = {"0": (bytes(4000), arriving), "1": (b"y", arriving)}
+    policy = RetryPolicy(retries=0)
+    with (
+        Client("http://x", BOOTSTRAP_KEY, retry=policy, transport=store(files)) as client,
+        pytest.raises(ConnectionFailed, match="1: cut"),
+    ):
+        await run(client.jobs.pull, "job_x", tmp_path / "out")
+    assert not pulling()
+    part = tmp_path / "out" / PARTS / f"{hashlib.sha256(bytes(4000)).hexdigest()}.part"
+    assert 0 < part.stat().st_size < 4000
+
+
+async def test_who_interrupts_a_download_does_not_wait_for_a_network_that_hangs(tmp_path: Path) -> None:
+    over = threading.Event()
+
+    def arriving(number: int) -> Iterator[bytes]:
+        if not number and not over.wait(60):
+            over.set()
+        yield b"y" if number else b"x"
+
+    def interrupt(step: Transferred) -> None:
+        if step.files_done:
+            raise KeyboardInterrupt
+
+    files = {"0": (b"x", arriving), "1": (b"y", arriving)}
+    with Client("http://x", BOOTSTRAP_KEY, transport=store(files)) as client, pytest.raises(KeyboardInterrupt):
+        await run(client.jobs.pull, "job_x", tmp_path / "out", on_progress=interrupt)
+    assert not over.is_set()
+    over.set()
+    await run(wait_until, lambda: not pulling(), what="the end of the thread that was left")
+
+
+def test_who_stops_while_a_file_is_hashed_does_not_wait_for_its_end(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(b"a")
+    stop = threading.Event()
+    assert _digest(tmp_path / "a.bin", stop) == hashlib.sha256(b"a").hexdigest()
+    stop.set()
+    with pytest.raises(Stopped):
+        _digest(tmp_path / "a.bin", stop)
+
+
 async def test_a_callback_that_raises_ends_the_download(client: Client, api: Api, tmp_path: Path) -> None:
     job = await finished(client, api, tmp_path, {f"{n}.bin": content(100_000, n) for n in range(6)})
 
@@ -168,7 +322,7 @@ async def test_a_callback_that_raises_ends_the_download(client: Client, api: Api
 
     with pytest.raises(RuntimeError, match="enough"):
         await run(job.pull, tmp_path / "out", on_progress=refuse)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("pull")]
+    assert not pulling()
 
 
 async def test_only_what_is_there_can_be_asked_for(client: Client, api: Api, tmp_path: Path) -> None:

@@ -25,10 +25,12 @@ from quant_experts.client import (
     Sent,
     Transferred,
     Unauthenticated,
+    asynchronous,
     calls,
 )
 from quant_experts.client.download import PARTS
 from quant_experts.client.retrying import RetryPolicy
+from quant_experts.client.synchronous import BlockingTransport
 from tests.app.conftest import BOOTSTRAP_KEY, MODEL, Api, served
 from tests.app.cutting import Cuts
 from tests.app.test_client import QUICK, run
@@ -331,6 +333,29 @@ async def test_a_cancelled_task_stops_its_download(network: Cuts, api: Api, tmp_
     still = lambda: [thread for thread in threading.enumerate() if thread.name.startswith("pull")]  # noqa: E731
     await run(wait_until, lambda: not still(), what="the end of the download's threads")
     assert (tmp_path / "out" / PARTS / f"{digest}.part").stat().st_size < size
+
+
+async def test_an_asynchronous_upload_or_download_leaves_no_connection_open(
+    network: Cuts,  # noqa: F811
+    api: Api,
+    rows: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[BlockingTransport] = []
+
+    class Noted(BlockingTransport):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+            made.append(self)
+
+    monkeypatch.setattr(asynchronous, "BlockingTransport", Noted)
+    async with AsyncClient(network.url, BOOTSTRAP_KEY, retry=QUICK) as awaited:
+        await awaited.datasets.upload(rows)
+        job = await awaited.jobs.create(**JOB)
+        api.publish(job.id, "a.bin", b"a", tmp_path)
+        await job.pull(tmp_path / "out")
+        assert [transport._http.is_closed for transport in made] == [True, True]
 
 
 async def test_keys_of_ones_own_are_sent_and_others_are_made(client: Client, network: Cuts) -> None:  # noqa: F811

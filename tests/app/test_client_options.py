@@ -56,6 +56,15 @@ async def test_submit_watches_to_the_end_of_the_job_and_ends_as_it_did(qe: Qe, a
     assert (code, lines[0]["id"], lines[-1]["type"]) == (3, job_id, "job.failed")
 
 
+async def test_fork_watches_to_the_end_of_the_new_job_too(qe: Qe, api: Api) -> None:  # noqa: F811
+    fork = ["fork", await submitted(qe), "--seed", "1", "--idempotency-key", "one"]
+    job_id = (await qe(*fork))[1].strip()
+    api.start(job_id)
+    api.end(job_id, "failed", {"code": "timeout", "message": "it took too long", "retryable": True})
+    code, out, err = await qe(*fork, "--watch")
+    assert (code, out, "it took too long" in err) == (3, f"{job_id}\n", True)
+
+
 async def test_watch_ends_as_the_job_is_then_and_not_as_it_was(qe: Qe, api: Api, network: Cuts) -> None:  # noqa: F811
     job_id = await submitted(qe)
     network.requests.clear()
@@ -95,7 +104,7 @@ async def test_of_a_comparison(qe: Qe, api: Api) -> None:  # noqa: F811
     assert [json.loads(line)["id"] for line in (await qe("compare", "--json"))[1].splitlines()] == [made["id"]]
 
 
-async def test_of_a_dataset(qe: Qe, api: Api, tmp_path: Path) -> None:  # noqa: F811
+async def test_of_a_dataset(qe: Qe, api: Api, network: Cuts, tmp_path: Path) -> None:  # noqa: F811
     row = json.dumps({"messages": [{"role": "user", "content": "q"}]}) + "\n"
     (tmp_path / "rows.jsonl").write_text(row * 3)
     upload = ("datasets", "upload", "rows.jsonl", "--name", "mine", "--expires-in", "2")
@@ -112,8 +121,10 @@ async def test_of_a_dataset(qe: Qe, api: Api, tmp_path: Path) -> None:  # noqa: 
     code, out, _ = await qe("datasets", "show", made["id"], "--rows", "2")
     assert "expires      20" in out
     assert (out.count("\nrow "), "row 2:\n  user: q" in out) == (2, True)
-    code, _, err = await qe("datasets", "show", made["id"], "--model", "local/absent")
+    network.requests.clear()
+    code, _, err = await qe("datasets", "show", made["id"], "--model", "local/absent", "--revision", "v2")
     assert (code, "absent" in err) == (1, True)
+    assert b"/statistics?model=local%2Fabsent&revision=v2 " in network.requests[-1]
 
 
 async def test_of_webhooks_and_keys(qe: Qe, api: Api) -> None:  # noqa: F811

@@ -13,6 +13,7 @@ from quant_experts.cli import run
 from tests.app.conftest import Api
 from tests.app.test_client_cli import Qe, network, qe  # noqa: F401 -- fixtures
 from tests.models import make_model
+from tests.planning.directory_hub import directory_hub
 from tests.rows import image_row, write_rows
 
 PLAN = ["plan", "--model", "local/small", "--calibration", "rows.jsonl"]
@@ -34,7 +35,8 @@ def inputs(network: object, settings: Settings, tmp_path: Path, model: Path) -> 
 async def test_what_a_service_planned_is_submitted_by_its_digest(qe: Qe, api: Api) -> None:  # noqa: F811
     api.execute(
         "INSERT INTO workers (id, host, device, memory_bytes, cores) VALUES"
-        " ('a', 'h', 'cpu', 64000000000, 4), ('b', 'h', 'cpu', 64000000000, 4), ('c', 'h', 'cpu', 1000000, 4)"
+        " ('a', 'h', 'cpu', 64000000000, 4), ('b', 'h', 'cpu', 64000000000, 4), ('c', 'h', 'cpu', 1000000, 4),"
+        " ('d', 'h', 'cpu', NULL, NULL)"
     )
     code, out, err = await qe(*PLAN, "--seed", "3", "--vision", "quantize", "--split", "validation")
     assert code == 0, err
@@ -44,6 +46,7 @@ async def test_what_a_service_planned_is_submitted_by_its_digest(qe: Qe, api: Ap
     assert stacks == [" vision, 1 blocks:", " behind the vision blocks:", " language model, 2 blocks:"]
     assert "  2 × cpu (59.6 GiB): can run it" in lines
     assert any(line.startswith("  1 × cpu (977 KiB): cannot run it: the job needs") for line in lines)
+    assert "  1 × cpu: may run it: the worker does not say how much memory it has" in lines
     digest = lines[-1].split()[1].strip(",")
     assert err.splitlines()[-1] == f"Run exactly this: qe submit --plan {digest}"
 
@@ -59,6 +62,25 @@ async def test_what_a_service_planned_is_submitted_by_its_digest(qe: Qe, api: Ap
     assert (code, "kept for 24 hours" in err) == (1, True)
     code, _, err = await qe("submit", "--model", "local/small")
     assert (code, "--calibration" in err) == (2, True)
+
+
+async def test_a_revision_is_planned_and_submitted_once_under_the_key_that_is_given(
+    qe: Qe,  # noqa: F811
+    api: Api,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = ["plan", "--model", "acme/small", "--calibration", "acme/rows", "--json", "--revision"]
+    with directory_hub(**{"models/acme/small": model, "datasets/acme/rows": model}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        code, out, _ = await qe(*plan, "gone")
+        assert (code, json.loads(out)["refusals"][0]["pointer"]) == (1, "/model/revision")
+        digest = json.loads((await qe(*plan, "v2"))[1])["digest"]
+    submit = ["submit", "--plan", digest, "--idempotency-key", "one"]
+    first, again = await qe(*submit), await qe(*submit)
+    assert first == again
+    [(revision,)] = api.execute("SELECT spec->'model'->>'revision' FROM jobs")
+    assert revision == "v2"
 
 
 async def test_the_table_is_the_one_of_a_plan_made_here(qe: Qe, model: Path) -> None:  # noqa: F811

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quant_experts import __version__
 from quant_experts.client import (
+    AsyncClient,
     Client,
     ClientError,
     Conflict,
@@ -27,7 +29,7 @@ from quant_experts.client import (
     Unavailable,
 )
 from quant_experts.client.configuration import LOCAL, resolve
-from quant_experts.client.errors import ApiError, error_of
+from quant_experts.client.errors import ApiError, Stopped, error_of
 from quant_experts.client.following import Following
 from quant_experts.client.retrying import RetryPolicy
 from quant_experts.client.upload import _cut
@@ -225,3 +227,81 @@ def test_a_file_of_more_parts_than_the_service_takes_is_refused_before_it_is_sen
     assert [part.bytes for part in _cut(250, 10, begun)] == [84, 84, 82]
     with pytest.raises(ClientError, match="has at most 300"):
         _cut(301, 10, begun)
+
+
+def problem(status: int, **said: object) -> httpx.Response:
+    body = {"type": "/problems/x", "title": "t", "status": status, "detail": "d", **said}
+    return httpx.Response(
+        status,
+        json=body,
+        headers={"content-type": "application/problem+json"},
+        request=httpx.Request("GET", "http://x/"),
+    )
+
+
+@pytest.mark.parametrize(("said", "retryable"), [(True, True), (False, False), (None, False), ("yes", False)])
+def test_whether_the_same_request_may_succeed_later_is_the_services_to_say(said: object, retryable: bool) -> None:
+    error = error_of(problem(507, **({} if said is None else {"retryable": said})))
+    assert error is not None
+    assert error.retryable is retryable
+
+
+async def test_every_request_says_who_asks_and_with_which_key() -> None:
+    heads = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        heads.append((request.headers["user-agent"], request.headers["authorization"]))
+        return httpx.Response(200, json={"data": []})
+
+    network = httpx.MockTransport(answer)
+    with Client("http://x", KEY, transport=network) as client:
+        client.workers()
+    async with AsyncClient("http://x", KEY, transport=network) as awaited:
+        await awaited.workers()
+    assert heads == [(f"quant-experts-client/{__version__}", f"Bearer {KEY}")] * 2
+
+
+async def test_a_redirect_of_the_events_is_followed_without_the_key() -> None:
+    heads: list[tuple[str, str | None]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        heads.append((request.url.host, request.headers.get("authorization")))
+        if request.url.host == "x":
+            return httpx.Response(307, headers={"location": "http://elsewhere/events"})
+        return httpx.Response(200, content=event(1).replace(b"job.block", b"job.failed"))
+
+    network = httpx.MockTransport(answer)
+    with Client("http://x", KEY, transport=network) as client:
+        assert [e.type for e in client.jobs.follow("job_x", silence=0)] == ["job.failed"]
+    async with AsyncClient("http://x", KEY, transport=network) as awaited:
+        assert [e.type async for e in awaited.jobs.follow("job_x", silence=0)] == ["job.failed"]
+    assert heads == [("x", f"Bearer {KEY}"), ("elsewhere", None)] * 2
+
+
+def comparison(*statuses: str) -> dict[str, object]:
+    unknown = dict.fromkeys(("kl", "top1_agreement", "effective_bits", "bytes_after", "seconds", "verdict", "error"))
+    about = {"scheme": "W4A6", "method": "qe", "frontier": False, **unknown}
+    return {
+        "id": "cmp_x",
+        "name": None,
+        "model": {"id": "a/b"},
+        "calibration": {"dataset": "ds_x"},
+        "finished": all(status == "succeeded" for status in statuses),
+        "bytes_before": None,
+        "jobs": [{"label": "", "job_id": f"job_{n}", "status": status, **about} for n, status in enumerate(statuses)],
+        "frontier": [],
+        "created_at": "2026-01-01T00:00:00Z",
+    }
+
+
+def test_a_comparison_is_handed_out_when_it_changed_and_not_each_time_that_it_was_asked_for() -> None:
+    said = [("queued", "queued")] * 3 + [("succeeded", "queued")] * 3 + [("succeeded", "succeeded")]
+    answers = [httpx.Response(200, json=comparison(*statuses)) for statuses in (said[0], *said)]
+    with Client("http://x", KEY, transport=httpx.MockTransport(lambda _: answers.pop(0))) as client:
+        seen = list(client.comparisons.get("cmp_x").watch(every=0))
+    assert [[job.status for job in each.jobs] for each in seen] == [list(said[0]), list(said[3]), list(said[6])]
+    assert answers == []
+
+
+def test_who_stopped_does_not_begin_again() -> None:
+    assert RetryPolicy().pause(Stopped("a.bin"), attempt=0, repeatable=True) is None
