@@ -367,11 +367,6 @@ async def test_an_interrupted_upload_goes_on_with_the_same_command(
 async def test_an_interrupted_download_waits_for_no_answer_and_goes_on_with_the_same_command(
     qe: Qe, api: Api, tmp_path: Path
 ) -> None:
-    job_id = await submitted(qe)
-    api.start(job_id)
-    for name in ("a.bin", "b.bin"):
-        api.publish(job_id, name, name.encode() * 1000, tmp_path)
-    api.end(job_id, "succeeded")
     held = asyncio.Event()
 
     @api.app.middleware("http")
@@ -382,6 +377,11 @@ async def test_an_interrupted_download_waits_for_no_answer_and_goes_on_with_the_
         answer: Response = await call_next(request)
         return answer
 
+    job_id = await submitted(qe)
+    api.start(job_id)
+    for name in ("a.bin", "b.bin"):
+        api.publish(job_id, name, name.encode() * 1000, tmp_path)
+    api.end(job_id, "succeeded")
     process = await asyncio.to_thread(interruptible, "pull", job_id)
     await asyncio.wait_for(held.wait(), 30)
     process.send_signal(signal.SIGINT)
