@@ -1,4 +1,5 @@
 # syntax=docker/dockerfile:1
+# The user is given by number, so that Kubernetes can see that it is not root (runAsNonRoot).
 # Targets: api (no torch inside), worker (torch and the engine), keeper (the worker's code without torch).
 #   docker build --target api -t quant-experts/api .
 
@@ -34,14 +35,14 @@ COPY migrations migrations
 RUN pip install --no-deps .
 
 FROM service AS api
-USER qe
+USER 10001
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=15s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/healthz', timeout=2)"]
 CMD ["uvicorn", "--factory", "app.main:create_app", "--host", "0.0.0.0", "--port", "8000", "--http", "app.kernel_copy:FileProtocol", "--proxy-headers", "--timeout-graceful-shutdown", "10"]
 
 FROM service AS keeper
-USER qe
+USER 10001
 CMD ["python", "-m", "worker.keeper"]
 
 FROM engine-dependencies AS worker
@@ -51,5 +52,5 @@ COPY worker worker
 COPY quant_experts quant_experts
 COPY planning planning
 RUN pip install --no-deps .
-USER qe
+USER 10001
 CMD ["celery", "--app", "worker.celery_app:app", "worker", "--queues", "qe.jobs", "--pool", "prefork", "--concurrency", "1", "--loglevel", "INFO"]
