@@ -160,6 +160,17 @@ class Prepared:
     routed: Routed | None
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """One activation on its way through the layers of a group; ``version``: None for a tensor that has no counter."""
+
+    input: Tensor
+    version: int | None
+    prepared: Prepared
+    read: set[str]
+    """Layers that have had it."""
+
+
 class InputGroup(nn.Module):
     """What sibling layers that read the same activation share: scaling, activation quantizer, "down" halves, router.
 
@@ -198,10 +209,7 @@ class InputGroup(nn.Module):
         _register_adapter(self, "shared_down", shared_rank > 0, int8_adapters, shared_rank, width, like=(dtype, device))
         _register_adapter(self, "routed_down", routed, int8_adapters, experts, routed_rank, width, like=(dtype, device))
         self.register_parameter("router", _empty(experts, width, dtype=dtype, device=device) if routed else None)
-        self._input: Tensor | None = None
-        self._input_version: int | None = None
-        self._prepared: Prepared | None = None
-        self._read: set[str] = set()
+        self._pass: _Pass | None = None
 
     def forward(self, x: Tensor, layer: str) -> Prepared:
         """What ``layer`` needs of x: (..., d). Computed when the first layer of the group asks for it.
@@ -210,19 +218,18 @@ class InputGroup(nn.Module):
         carry no version counter to tell that they were written to.
         """
         version = None if x.is_inference() else x._version
-        if self._prepared is None or x is not self._input or version != self._input_version or layer in self._read:
-            self._input, self._input_version, self._prepared = x, version, self.prepare(x)
-            self._read = set()
-        prepared = self._prepared
-        assert prepared is not None
-        self._read.add(layer)
-        if len(self._read) == len(self.layers):
+        # Looked up once: another thread that runs the same model may put a pass of its own here at any moment.
+        current = self._pass
+        if current is None or x is not current.input or version != current.version or layer in current.read:
+            self._pass = current = _Pass(x, version, self.prepare(x), set())
+        current.read.add(layer)
+        if len(current.read) == len(self.layers):
             self.release()
-        return prepared
+        return current.prepared
 
     def release(self) -> None:
         """Forget the activation and what was computed from it."""
-        self._input, self._input_version, self._prepared, self._read = None, None, None, set()
+        self._pass = None
 
     def prepare(self, x: Tensor) -> Prepared:
         """x: (..., d) in the model's dtype; tokens are the product of the leading dimensions."""
@@ -438,12 +445,18 @@ class QuantExpertsQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers 
     requires_calibration = True
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
-        """Raises ValueError when the checkpoint was written in a newer format than this file reads."""
+        """Raises ValueError when the checkpoint was written in a newer format than this file reads, or says nothing of
+        what is quantized."""
         found = self.quantization_config.format
         if found != FORMAT:
             raise ValueError(
                 f"this checkpoint has Quant Experts format {found}, this loader reads format {FORMAT}: "
                 "install a newer quant-experts, or do not import it and load with trust_remote_code=True"
+            )
+        if not self.quantization_config.groups:
+            raise ValueError(
+                "config.json: quantization_config lists no groups, so that every quantized layer would stay random; "
+                "download the checkpoint again"
             )
 
     def update_dtype(self, dtype: torch.dtype | None) -> torch.dtype | None:
@@ -468,6 +481,10 @@ class QuantExpertsQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers 
                 continue  # on the meta device: offloaded to disk, filled when it runs
             if module.weight_shape.tolist() != [module.out_features, module.in_features]:
                 raise ValueError(f"{name}: its tensors are missing from the checkpoint, or belong to another layer")
+        for entry in self.quantization_config.groups:
+            missing = _left_random(model, entry)
+            if missing:
+                raise ValueError(f"{missing[0]}: the tensor is missing from the checkpoint")
         return model
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
@@ -477,6 +494,22 @@ class QuantExpertsQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers 
     @property
     def is_trainable(self) -> bool:
         return False
+
+
+def _left_random(model: nn.Module, entry: Mapping[str, Any]) -> list[str]:
+    """Full names of a group's tensors that no file had, by the mark that transformers puts on those that it has read.
+
+    None where nothing has the mark: then something has moved them since, such as accelerate between devices.
+    """
+    modules = (*entry["layers"], f"{entry['label']}_input_group")
+    tensors = {
+        f"{entry['parent']}.{module}.{name}": tensor
+        for module in modules
+        for name, tensor in model.get_submodule(f"{entry['parent']}.{module}").named_parameters()
+        if not tensor.is_meta
+    }
+    unmarked = [name for name, tensor in tensors.items() if not getattr(tensor, "_is_hf_initialized", False)]
+    return [] if len(unmarked) == len(tensors) else unmarked
 
 
 def register() -> None:

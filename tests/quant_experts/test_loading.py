@@ -189,13 +189,25 @@ def test_a_newer_format_and_lost_tensors_are_errors_and_not_random_layers(checkp
     with pytest.raises(ValueError, match="format 2, this loader reads format 1"):
         AutoModelForImageTextToText.from_pretrained(newer)
 
+    config["quantization_config"] |= {"format": 1, "groups": []}
+    (newer / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="lists no groups"):
+        AutoModelForImageTextToText.from_pretrained(newer)
+
     lossy = Path(shutil.copytree(checkpoint.directory, tmp_path / "lossy"))
     shard = lossy / "model-00001-of-00001.safetensors"
     tensors = load_file(str(shard))
-    kept = {name: tensor for name, tensor in tensors.items() if "layers.1.self_attn.q_proj" not in name}
-    save_file(kept, str(shard), metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="q_proj: its tensors are missing"):
-        AutoModelForImageTextToText.from_pretrained(lossy)
+    for lost, said in {
+        "layers.1.self_attn.q_proj": "q_proj: its tensors are missing",
+        "layers.1.self_attn.q_proj.routed_up": r"q_proj\.routed_up: the tensor is missing",
+        "layers.0.mlp.down_input_group": r"down_input_group\.smooth: the tensor is missing",
+        "layers.0.mlp.down_input_group.router": r"down_input_group\.router: the tensor is missing",
+        "layers.1.self_attn.k_proj.bias": r"k_proj\.bias: the tensor is missing",
+    }.items():
+        kept = {name: tensor for name, tensor in tensors.items() if lost not in name}
+        save_file(kept, str(shard), metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=said):
+            AutoModelForImageTextToText.from_pretrained(lossy)
 
 
 def test_wrong_logits_fail_the_proof_with_the_size_of_the_error(checkpoint: Written) -> None:

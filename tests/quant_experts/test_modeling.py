@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -151,8 +152,25 @@ def test_siblings_share_one_computation_and_nothing_is_kept_afterwards(monkeypat
     model = installed(fitted_group())
     model(torch.randn(4, WIDTH))
     assert len(computed) == 1
-    assert model.mlp.gate_up_input_group._input is None
-    assert model.mlp.gate_up_input_group._prepared is None
+    assert model.mlp.gate_up_input_group._pass is None
+
+
+def test_a_thread_never_gets_what_another_one_computed() -> None:
+    model = installed(fitted_group())
+    group, first, second = model.mlp.gate_up_input_group, *PLAN.layers
+    x, other = torch.randn(2, 3, WIDTH)
+
+    class Overtaken(str):
+        """A layer's name at which, when the group looks it up, another thread gets ahead with its own activation."""
+
+        def __hash__(self) -> int:
+            thread = threading.Thread(target=group, args=(other, first))
+            thread.start()
+            thread.join()
+            return super().__hash__()
+
+    group(x, first)
+    assert torch.equal(group(x, Overtaken(second)).quantized, group.prepare(x).quantized)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
