@@ -117,6 +117,14 @@ def finished_blocks(files: list[dict[str, Any]], storage: PatientStorage, to: Pa
     return arrived
 
 
+class _Here(Exception):
+    """What a branch points to now is on this machine already."""
+
+    def __init__(self, commit: str) -> None:
+        super().__init__(commit)
+        self.commit = commit
+
+
 class Draining(Exception):
     """The worker was asked to stop in the middle of a download."""
 
@@ -151,6 +159,8 @@ class Hub:
         def learned(commit: str) -> None:
             known.append(commit)
             resolved(commit)
+            if (shelf / commit).is_dir():
+                raise _Here(commit)
 
         try:
             commit = self._run(kind, repository, revision, arriving, learned)
@@ -162,6 +172,8 @@ class Hub:
                     if not whole.is_dir():  # otherwise the other worker was quicker
                         raise
             return whole, commit
+        except _Here as here:
+            return shelf / here.commit, here.commit
         except BaseException as reason:
             if known and _worth_keeping(reason):
                 _take_up(arriving, shelf / f"{PARTIAL}_{known[0]}")

@@ -22,7 +22,7 @@ class Hands:
     """Who we are, in the ledger."""
     draining: Callable[[], bool]
     """True as soon as this worker is to stop: the block in hand is finished, the job handed back."""
-    ring: Callable[[str], None]
+    ring: Callable[[str], object]
     """Tells other workers that a job waits; never raises."""
     runner: tuple[str, ...] = RUNNER
     """The command that computes; the path of the job file is appended."""

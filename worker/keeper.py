@@ -3,8 +3,8 @@
     python -m worker.keeper
 
 Each duty is one sentence: *ring again* for queued jobs that nobody took, *reap* jobs whose worker was not heard of,
-*sweep* away what is not needed any more. Beside them, in a thread of its own so that no slow endpoint delays a
-reaping, it *delivers webhooks*.
+*sweep* away what is not needed any more. The sweeps have a thread of their own, so that no slow store delays a reaping,
+and so has the keeper that *delivers webhooks*, for slow endpoints.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -36,11 +37,16 @@ logger = logging.getLogger(__name__)
 
 LOCK = 0x7165_6B70
 """``qekp``: the advisory lock of the keeper at work; it goes with its connection."""
+SWEEP_LOCK = 0x7165_7377
+"""``qesw``: of the one that sweeps."""
 SWEEP_SECONDS = 600.0
+JOIN_SECONDS = 5.0
+"""Of a sweep that is under way when the keeper is to stop; it is safe to break off anywhere."""
 DELIVERY_DAYS = 30
 """For this long a finished webhook delivery stays in the log."""
 
-Ring = Callable[[str], None]
+Ring = Callable[[str], object]
+"""False: nobody hears."""
 
 
 def ring_again(connection: Connection, ring: Ring, *, after: float) -> list[str]:
@@ -53,9 +59,9 @@ def ring_again(connection: Connection, ring: Ring, *, after: float) -> list[str]
         (after,),
     ).fetchall()
     metrics.RUNG_AGAIN.inc(len(rows))
-    for row in rows:
-        ring(row["id"])
-    return [row["id"] for row in rows]
+    found = [row["id"] for row in rows]
+    _ring_all(ring, found)
+    return found
 
 
 def reap(
@@ -89,10 +95,15 @@ def reap(
         metrics.REAPED.inc()
         _end_span(tracing, row, reason)
         logger.warning("%s: attempt %d reaped: %s", row["id"], row["attempt"], reason)
-    for job_id, status in reaped.items():
-        if status == JobStatus.QUEUED:
-            ring(job_id)
+    _ring_all(ring, [job_id for job_id, status in reaped.items() if status == JobStatus.QUEUED])
     return reaped
+
+
+def _ring_all(ring: Ring, job_ids: Sequence[str]) -> None:
+    """While the broker answers: when it hangs each bell costs seconds, and the keeper has others to look after."""
+    for job_id in job_ids:
+        if ring(job_id) is False:
+            return
 
 
 def _end_span(tracing: Tracing, row: Mapping[str, Any], reason: str) -> None:
@@ -114,63 +125,89 @@ def _end_span(tracing: Tracing, row: Mapping[str, Any], reason: str) -> None:
 
 
 def sweep_away(connection: Connection, storage: Storage, settings: Settings) -> None:
-    """Every sweep once."""
-    counts = {
-        "idempotency records": sweep.forget_idempotency(connection),
-        "plans": sweep.forget_plans(connection),
-        "workers that are gone": sweep.forget_workers(connection),
-        "jobs' block files": sweep.drop_block_files(connection, storage),
-        "expired datasets": sweep.expire_datasets(connection, storage),
-        "expired uploads": sweep.drop_expired_uploads(storage),
-        "half stored files": sweep.drop_unfinished_puts(storage),
-        "uploads without a dataset": sweep.drop_unnamed_uploads(connection, storage),
-        "work directories": sweep.drop_work_directories(connection, settings.work_directory),
-        "downloads that nobody took up": sweep.drop_stale_downloads(settings.resolved_home),
-        "webhook deliveries": forget_deliveries(connection, days=DELIVERY_DAYS),
-        "logs": sweep.drop_logs(settings.resolved_home / "logs"),
+    """Every sweep once; what one cannot do keeps no other from its work."""
+    sweeps: dict[str, Callable[[], int]] = {
+        "idempotency records": lambda: sweep.forget_idempotency(connection),
+        "plans": lambda: sweep.forget_plans(connection),
+        "workers that are gone": lambda: sweep.forget_workers(connection),
+        "jobs' block files": lambda: sweep.drop_block_files(connection, storage),
+        "expired datasets": lambda: sweep.expire_datasets(connection, storage),
+        "expired uploads": lambda: sweep.drop_expired_uploads(storage),
+        "half stored files": lambda: sweep.drop_unfinished_puts(storage),
+        "uploads without a dataset": lambda: sweep.drop_unnamed_uploads(connection, storage),
+        "work directories": lambda: sweep.drop_work_directories(connection, settings.work_directory),
+        "downloads that nobody took up": lambda: sweep.drop_stale_downloads(settings.resolved_home),
+        "webhook deliveries": lambda: forget_deliveries(connection, days=DELIVERY_DAYS),
+        "logs": lambda: sweep.drop_logs(settings.resolved_home / "logs"),
+        "attempts' objects looked for": lambda: sweep.drop_dead_artifacts(connection, storage),
     }
-    sweep.drop_dead_artifacts(connection, storage)
-    for what, count in counts.items():
+    for what, sweep_once in sweeps.items():
+        try:
+            count = sweep_once()
+        except (OSError, psycopg.errors.QueryCanceled) as error:
+            logger.warning("could not sweep %s: %s", what, error)
+            continue
         if count:
             logger.info("swept away: %d %s", count, what)
 
 
 def keep(settings: Settings, ring: Ring, stop: threading.Event, tracing: Tracing = OFF) -> None:
     """Do every duty in turn until ``stop``. A database that is away is waited for."""
-    storage = storage_from_url(settings.resolved_storage_url)
-    while not stop.is_set():
-        try:
-            with ledger.connect(settings.database_url or "") as connection:
-                _keep_connected(connection, settings, storage, ring, stop, tracing)
-        except psycopg.Error as error:
-            logger.warning("the ledger is away, trying again: %s", error)
-            stop.wait(settings.keeper_interval)
+    with _sweeping(settings, stop):
+        while not stop.is_set():
+            try:
+                with ledger.connect(settings.database_url or "") as connection:
+                    _keep_connected(connection, settings, ring, stop, tracing)
+            except psycopg.Error as error:
+                logger.warning("the ledger is away, trying again: %s", error)
+                stop.wait(settings.keeper_interval)
 
 
 def _keep_connected(
-    connection: Connection,
-    settings: Settings,
-    storage: Storage,
-    ring: Ring,
-    stop: threading.Event,
-    tracing: Tracing,
+    connection: Connection, settings: Settings, ring: Ring, stop: threading.Event, tracing: Tracing
 ) -> None:
     locked = False
-    next_sweep = time.monotonic()
     while not stop.is_set():
-        if not locked:
-            answer = connection.execute("SELECT pg_try_advisory_lock(%s) AS locked", (LOCK,)).fetchone()
-            locked = answer is not None and answer["locked"]
+        locked = locked or _is_ours(connection, LOCK)
         if locked:
             reap(connection, ring, grace=settings.grace, budget=settings.barren_attempts, tracing=tracing)
             ring_again(connection, ring, after=settings.ring_again)
-            if time.monotonic() >= next_sweep:
-                try:
-                    sweep_away(connection, storage, settings)
-                except OSError as error:
-                    logger.warning("could not sweep: %s", error)
-                next_sweep = time.monotonic() + SWEEP_SECONDS
         stop.wait(settings.keeper_interval)
+
+
+@contextmanager
+def _sweeping(settings: Settings, stop: threading.Event) -> Iterator[None]:
+    """Sweep beside the other duties: a slow store must delay no reaping."""
+    thread = threading.Thread(target=_sweep_regularly, args=(settings, stop), name="sweeper", daemon=True)
+    thread.start()
+    yield
+    thread.join(JOIN_SECONDS)
+
+
+def _sweep_regularly(settings: Settings, stop: threading.Event) -> None:
+    while not stop.is_set():
+        try:
+            storage = storage_from_url(settings.resolved_storage_url)
+            with ledger.connect(settings.database_url or "") as connection:
+                _sweep_connected(connection, storage, settings, stop)
+        except Exception as error:  # a thread that is gone would sweep nothing any more, and nobody would notice
+            logger.warning("could not sweep, trying again: %s", error, exc_info=not isinstance(error, psycopg.Error))
+            stop.wait(settings.keeper_interval)
+
+
+def _sweep_connected(connection: Connection, storage: Storage, settings: Settings, stop: threading.Event) -> None:
+    locked, next_sweep = False, time.monotonic()
+    while not stop.is_set():
+        locked = locked or _is_ours(connection, SWEEP_LOCK)
+        if locked and time.monotonic() >= next_sweep:
+            sweep_away(connection, storage, settings)
+            next_sweep = time.monotonic() + SWEEP_SECONDS
+        stop.wait(settings.keeper_interval)
+
+
+def _is_ours(connection: Connection, lock: int) -> bool:
+    answer = connection.execute("SELECT pg_try_advisory_lock(%s) AS locked", (lock,)).fetchone()
+    return answer is not None and bool(answer["locked"])
 
 
 def main() -> None:

@@ -192,14 +192,15 @@ def kept(settings: Settings, hold: ledger.Hold, *, seconds_left: float) -> Itera
         threading.Thread(target=copy_context().run, args=(lease.keep,), name="heartbeat", daemon=True),
         threading.Thread(target=copy_context().run, args=(lease.watch,), name="self-kill", daemon=True),
     ]
-    for thread in threads:
-        thread.start()
     try:
+        for thread in threads:
+            thread.start()
         yield lease
     finally:
         lease.close()
         for thread in threads:
-            thread.join(ledger.CONNECT_SECONDS + ledger.STATEMENT_SECONDS)
+            if thread.ident is not None:
+                thread.join(ledger.CONNECT_SECONDS + ledger.STATEMENT_SECONDS)
 
 
 def monotonic() -> float:

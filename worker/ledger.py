@@ -40,8 +40,14 @@ class Hold:
     attempt: int
 
 
-AWAY = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.ReadOnlySqlTransaction)
-"""The database is not there, or another one is now the primary: connect again and try again."""
+AWAY = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    psycopg.errors.ReadOnlySqlTransaction,
+    psycopg.errors.IdleInTransactionSessionTimeout,
+)
+"""The database is not there, another one is now the primary, or it has ended a session whose machine stood still:
+connect again and try again."""
 
 
 def connect(database_url: str) -> Connection:

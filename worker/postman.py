@@ -27,13 +27,16 @@ IDLE_SECONDS = 1.0
 
 def deliver(settings: Settings, stop: threading.Event) -> None:
     """Until ``stop``. A database that is away is waited for."""
-    seal = Seal(service_secret(settings))
     while not stop.is_set():
         try:
+            seal = Seal(service_secret(settings))
             with ledger.connect(settings.database_url or "") as connection:
                 asyncio.run(_deliver_connected(connection, settings, seal, stop))
         except psycopg.Error as error:
             logger.warning("the ledger is away, webhooks wait: %s", error)
+            stop.wait(settings.keeper_interval)
+        except Exception:  # a thread that is gone would send nothing any more, and nobody would notice
+            logger.exception("webhooks wait")
             stop.wait(settings.keeper_interval)
 
 
@@ -69,7 +72,7 @@ async def _deliver_connected(
     sending: dict[asyncio.Task[Answer], Due] = {}
     try:
         while not stop.is_set():
-            busy = {due.webhook_id for due in sending.values()}
+            busy = list(sending.values())
             room = MOST_AT_ONCE - len(sending)
             # The connection is used by one thread at a time; the loop goes on sending meanwhile.
             for due in await asyncio.to_thread(webhooks.take_due, connection, busy=busy, limit=room) if room else []:

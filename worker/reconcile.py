@@ -44,6 +44,8 @@ class Broken:
     name: str
     key: str
     why: str
+    unreadable: bool = False
+    """The storage would not say: it may be whole."""
 
 
 @dataclass
@@ -83,8 +85,13 @@ def reconcile(
     for row in _promises(connection):
         named.add(row["key"])
         findings.rows += 1
-        if why := _what_is_wrong(storage, row, verify=verify):
-            findings.broken.append(Broken(row["what"], row["owner"], row["name"], row["key"], why))
+        names = row["what"], row["owner"], row["name"], row["key"]
+        try:
+            if why := _what_is_wrong(storage, row, verify=verify):
+                findings.broken.append(Broken(*names, why))
+        except OSError as error:
+            why = f"cannot be read: {error.strerror or error}"
+            findings.broken.append(Broken(*names, why, unreadable=True))
     jobs = _jobs(connection)
     for key in keys:
         if key not in named:
@@ -113,6 +120,7 @@ def _promises(connection: Connection) -> list[dict[str, Any]]:
 
 
 def _what_is_wrong(storage: Storage, row: dict[str, Any], *, verify: bool) -> str | None:
+    """Raises OSError."""
     try:
         size = storage.size(row["key"])
         if size != row["bytes"]:
@@ -126,8 +134,6 @@ def _what_is_wrong(storage: Storage, row: dict[str, Any], *, verify: bool) -> st
                 return "has another SHA-256"
     except ObjectMissing:
         return "is missing"
-    except OSError as error:
-        return f"cannot be read: {error.strerror or error}"
     return None
 
 
@@ -169,7 +175,7 @@ def _made_at(identifier: str) -> float | None:
 
 def _mark(connection: Connection, broken: Broken) -> int:
     """A dataset without its bytes can calibrate nothing: new jobs are refused, and its owner sees why."""
-    if broken.what != "dataset":
+    if broken.what != "dataset" or broken.unreadable:  # the bytes of a row without a key are swept
         return 0
     return connection.execute(
         "UPDATE datasets SET status = 'invalid', key = NULL, problems = %s WHERE id = %s AND status = 'ready'",

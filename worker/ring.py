@@ -13,13 +13,15 @@ from worker import metrics
 logger = logging.getLogger(__name__)
 
 
-def ring_quietly(settings: Settings, job_id: str) -> None:
-    """Ring for ``job_id``; when Redis does not answer, say so in the log: the keeper rings again."""
+def ring_quietly(settings: Settings, job_id: str) -> bool:
+    """Ring for ``job_id``; when Redis does not answer, say so, also in the log: the keeper rings again."""
     try:
         _bell(settings.redis_url or "", os.getpid()).ring(job_id)
+        return True
     except Exception as error:  # noqa: BLE001 -- kombu's transports raise errors of many libraries
         metrics.BELLS_LOST.inc()
         logger.warning("the bell for %s was not rung: %s", job_id, error)
+        return False
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import psycopg
+from pydantic import ValidationError
 
 from app.contract.crash_points import reach
 from app.contract.errors import FailureCode
@@ -92,7 +93,10 @@ def attempt(hands: Hands, claim: claims.Claim) -> JobStatus | None:
     """Carry one claimed job as far as it goes. The job's status afterwards; None when it was lost to another worker."""
     hold = claim.hold
     metrics.CLAIM_WAIT.observe(max(0.0, claim.waited))
-    spec = JobSpec.model_validate(claim.spec)
+    try:
+        spec = JobSpec.model_validate(claim.spec)
+    except ValidationError as error:
+        return _refuse(hands, hold, error)
     span = attempt_span(
         hands.tracing,
         hold,
@@ -108,6 +112,24 @@ def attempt(hands: Hands, claim: claims.Claim) -> JobStatus | None:
         status = _attempt(hands, claim, spec, span)
     metrics.ATTEMPTS.labels("lost" if status is None else status.value).inc()
     return status
+
+
+def _refuse(hands: Hands, hold: ledger.Hold, error: ValidationError) -> JobStatus | None:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    message = (
+        f"this worker does not understand {where}: {first['msg']}; is it older than the API? Upgrade the workers, then"
+        " retry the job"
+    )
+    logger.error("%s: %s", hold.job_id, message)
+    try:
+        with (
+            kept(hands.settings, hold, seconds_left=hands.settings.lease) as lease,
+            Pen(hands.settings.database_url or "", hold, lease) as pen,
+        ):
+            return _end(pen, partial(ledger.fail, code=FailureCode.INVALID_SPEC, message=message))
+    except Lost:
+        return None
 
 
 def _attempt(hands: Hands, claim: claims.Claim, spec: JobSpec, span: Span) -> JobStatus | None:
@@ -140,6 +162,10 @@ def _end(pen: Pen, ending: Ending) -> JobStatus:
         return pen.write(ending)
     except CancelRequested:  # it came between the last look and the end
         return pen.write(ledger.cancel)
+    except psycopg.Error as error:  # not one that passes, and the next attempt would end in it too
+        logger.exception("the end of the job was refused")
+        message = f"the ledger does not take the job's end: {error}"
+        return pen.write(ledger.fail, code=FailureCode.INTERNAL, message=message)
 
 
 def _end_span(span: Span, ending: Ending, status: JobStatus) -> None:

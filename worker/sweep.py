@@ -238,11 +238,10 @@ def drop_work_directories(connection: Connection, work: Path, *, dead_seconds: f
             shutil.rmtree(directory, ignore_errors=True)
             dropped += 1
     for parent in work.glob("*"):
-        if parent.is_dir() and not any(parent.iterdir()):
-            try:
+        # A young one is that of an attempt whose own directory is about to be made in it.
+        with contextlib.suppress(OSError):
+            if parent.is_dir() and parent.stat().st_mtime < time.time() - dead_seconds and not any(parent.iterdir()):
                 parent.rmdir()
-            except OSError:  # an attempt has just begun in it
-                continue
     return dropped
 
 

@@ -27,12 +27,16 @@ TAKE = """
 UPDATE webhook_deliveries AS delivery
 SET attempts = attempts + 1, due_at = clock_timestamp() + make_interval(secs => %(lease)s)
 FROM webhooks WHERE webhooks.id = delivery.webhook_id AND delivery.id IN (
-    SELECT next.id FROM webhooks AS ready CROSS JOIN LATERAL (
-        SELECT id FROM webhook_deliveries
-        WHERE webhook_id = ready.id AND status = 'pending' AND due_at <= clock_timestamp()
-        ORDER BY due_at, created_at LIMIT 1 FOR UPDATE SKIP LOCKED
-    ) AS next
-    WHERE ready.status = 'enabled' AND ready.id <> ALL(%(busy)s) LIMIT %(limit)s
+    SELECT id FROM (
+        SELECT next.id, next.due_at, row_number() OVER (PARTITION BY ready.tenant ORDER BY next.due_at)
+            + (SELECT count(*) FROM unnest(%(tenants)s::text[]) AS served WHERE served = ready.tenant) AS turn
+        FROM webhooks AS ready CROSS JOIN LATERAL (
+            SELECT id, due_at FROM webhook_deliveries
+            WHERE webhook_id = ready.id AND status = 'pending' AND due_at <= clock_timestamp()
+            ORDER BY due_at, created_at LIMIT 1 FOR UPDATE SKIP LOCKED
+        ) AS next
+        WHERE ready.status = 'enabled' AND ready.id <> ALL(%(busy)s)
+    ) AS waiting ORDER BY turn, due_at LIMIT %(limit)s
 )
 RETURNING delivery.id, delivery.webhook_id, delivery.tenant, delivery.attempts, delivery.step, delivery.message_id,
     delivery.payload, webhooks.url, webhooks.secret,
@@ -69,15 +73,26 @@ class Answer:
         return self.status is not None and 200 <= self.status < 300
 
 
-def take_due(connection: Connection, *, busy: Collection[str], limit: int) -> list[Due]:
-    """Up to ``limit`` deliveries that are due, the oldest of each webhook that is not ``busy``."""
-    rows = connection.execute(TAKE, {"lease": LEASE_SECONDS, "busy": list(busy), "limit": limit}).fetchall()
+def take_due(connection: Connection, *, busy: Collection[Due], limit: int) -> list[Due]:
+    """Up to ``limit`` deliveries that are due, the oldest of each webhook that is not ``busy``.
+
+    Tenants take turns, those first of whom least is on its way: the slow endpoints of one delay no other's messages.
+    """
+    values = {
+        "lease": LEASE_SECONDS,
+        "busy": [due.webhook_id for due in busy],
+        "tenants": [due.tenant for due in busy],
+        "limit": limit,
+    }
+    rows = connection.execute(TAKE, values).fetchall()
     return [Due(**row) for row in rows]
 
 
 def record(connection: Connection, due: Due, answer: Answer) -> None:
     """Log the attempt, and decide what is next: done, another attempt, or the end of the delivery or the webhook."""
     with connection.transaction():
+        # First the webhook, then the delivery, as the owner's requests lock them.
+        connection.execute("SELECT FROM webhooks WHERE id = %s FOR NO KEY UPDATE", (due.webhook_id,))
         connection.execute(
             "INSERT INTO webhook_attempts (delivery_id, number, tenant, status_code, error, milliseconds)"
             " SELECT id, %s, tenant, %s, %s, %s FROM webhook_deliveries WHERE id = %s ON CONFLICT DO NOTHING",
@@ -93,8 +108,8 @@ def record(connection: Connection, due: Due, answer: Answer) -> None:
             delay = SCHEDULE[due.step + 1] * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 -- spreads load only
             connection.execute(
                 "UPDATE webhook_deliveries SET step = step + 1, due_at = clock_timestamp() + make_interval(secs => %s)"
-                " WHERE id = %s AND attempts = %s AND status = 'pending'",
-                (delay, due.id, due.attempts),
+                " WHERE id = %s AND attempts = %s AND step = %s AND status = 'pending'",
+                (delay, due.id, due.attempts, due.step),
             )
         elif _end(connection, due, "failed"):
             row = connection.execute(
@@ -119,8 +134,9 @@ def _end(connection: Connection, due: Due, status: str) -> bool:
     """False when the delivery was asked for again, or was taken by another keeper, in the meantime."""
     ended = connection.execute(
         "UPDATE webhook_deliveries SET status = %s, due_at = NULL, finished_at = clock_timestamp()"
-        " WHERE id = %s AND attempts = %s AND status = 'pending'",
-        (status, due.id, due.attempts),
+        # Its owner asks for it again by beginning the schedule anew.
+        " WHERE id = %s AND attempts = %s AND step = %s AND status = 'pending'",
+        (status, due.id, due.attempts, due.step),
     )
     return ended.rowcount == 1
 

@@ -36,7 +36,12 @@ class LocalStorage:
         if not source.is_file():
             raise ObjectMissing(key)
         target.unlink(missing_ok=True)
-        _link_or_copy(source, target)
+        try:
+            _link_or_copy(source, target)
+        except FileNotFoundError:
+            if source.is_file():  # it is the target's folder that is not there
+                raise
+            raise ObjectMissing(key) from None
 
     def open(self, key: str, start: int = 0) -> BinaryIO:
         try:
@@ -59,9 +64,11 @@ class LocalStorage:
         shutil.rmtree(self._path(prefix), ignore_errors=True)
 
     def keys(self, prefix: str) -> Iterator[str]:
-        for path in (self._path(prefix) if prefix else self.root).rglob("*"):
-            if path.is_file() and not path.name.startswith("."):
-                yield path.relative_to(self.root).as_posix()
+        # Not rglob: it fails when a folder that it has seen is removed before it comes there, and others remove some.
+        for folder, _, names in os.walk(self._path(prefix) if prefix else self.root, onerror=_unless_gone):
+            for path in (Path(folder) / name for name in names if not name.startswith(".")):
+                if path.is_file():
+                    yield path.relative_to(self.root).as_posix()
 
     def drop_unfinished(self, *, older_than: float) -> int:
         """Remove what killed processes were about to ``put`` before the Unix time ``older_than``; returns how many."""
@@ -83,6 +90,11 @@ class LocalStorage:
 
     def _path(self, key: str) -> Path:
         return self.root / checked(key)
+
+
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        raise error
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

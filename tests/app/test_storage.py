@@ -208,3 +208,32 @@ async def test_clients_are_sent_to_the_object_store_when_it_is_wanted(
 
 def test_a_directory_is_not_linked_to(tmp_path: Path) -> None:
     assert LocalStorage(tmp_path).link("a", Presentation("text/plain", "inline")) is None
+
+
+def test_a_listing_goes_on_when_a_folder_is_removed_under_it(tmp_path: Path, file: Path) -> None:
+    """Uploads are completed while the keeper lists them, and counted while others are aborted."""
+    storage = LocalStorage(tmp_path / "storage")
+    for name in ("one", "two", "three"):
+        storage.put(f"uploads/{name}/part", file)
+    keys = storage.keys("uploads")
+    first = next(keys)
+    for name in ("one", "two", "three"):
+        if name not in first:
+            storage.delete_under(f"uploads/{name}")
+    assert [first, *keys] == [first]
+
+
+def test_an_object_that_goes_while_it_is_fetched_is_missing(
+    tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that is forked while it runs removes what it needs no more, and the keeper does."""
+    storage = LocalStorage(tmp_path / "storage")
+    storage.put("a", file)
+
+    def link(source: Path, target: Path) -> None:
+        storage.delete("a")
+        raise FileNotFoundError(2, "No such file or directory", str(source))
+
+    monkeypatch.setattr("os.link", link)
+    with pytest.raises(ObjectMissing):
+        storage.fetch("a", tmp_path / "target")

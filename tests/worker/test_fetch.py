@@ -170,3 +170,10 @@ def test_a_local_model_that_changed_since_it_was_planned_is_not_run(tmp_path: Pa
     with pytest.raises(fetch.FetchFailed, match="changed since the job was planned") as caught:
         fetch.check_fingerprint("local/a", tmp_path, planned)
     assert caught.value.code == FailureCode.INVALID_MODEL
+
+
+def test_a_branch_whose_commit_is_here_already_is_not_downloaded_again(hub: HubStage) -> None:
+    directory, _ = hub.bring("good", "main")
+    again, commit = hub.bring("hang", "main")  # what is never done
+    assert (again, commit, hub.resolved) == (directory, COMMIT, [COMMIT, COMMIT])
+    assert hub.shelf() == [COMMIT]

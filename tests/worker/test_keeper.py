@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ from app.contract.errors import FailureCode
 from app.contract.ids import new_id
 from tests.services import wait_until
 from tests.worker.conftest import Workshop
-from worker import blocks, keeper, ledger, sweep, workers
+from worker import blocks, keeper, ledger, metrics, sweep, workers
+from worker.ring import ring_quietly
 from worker.supervisor import work
 
 
@@ -221,3 +224,69 @@ def test_old_logs_of_runners_are_dropped(tmp_path: Path) -> None:
     assert sweep.drop_logs(tmp_path) == 0
     assert sweep.drop_logs(tmp_path, days=-1) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["api.log"]
+
+
+def test_a_broker_that_hangs_is_asked_once_in_a_round(workshop: Workshop) -> None:
+    """Each bell costs seconds then, and meanwhile nobody would be reaped."""
+    jobs = {workshop.add_job() for _ in range(5)}
+    with socket.socket() as listener, workshop.connect() as connection:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(16)  # the kernel accepts; nobody ever reads
+        hung = workshop.settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{listener.getsockname()[1]}/0"})
+        lost = metrics.BELLS_LOST._value.get()
+        connection.execute("UPDATE jobs SET queued_at = clock_timestamp() - interval '61 s'")
+        assert set(keeper.ring_again(connection, partial(ring_quietly, hung), after=60)) == jobs
+    assert metrics.BELLS_LOST._value.get() == lost + 1
+
+
+def test_a_sweep_that_takes_long_delays_no_reaping(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An object store that answers slowly takes minutes for a listing."""
+    sweeping, enough = threading.Event(), threading.Event()
+
+    def sweep_away(*_: object) -> None:
+        sweeping.set()
+        enough.wait(60)
+
+    monkeypatch.setattr(keeper, "sweep_away", sweep_away)
+    stop = threading.Event()
+    settings = workshop.settings.model_copy(update={"keeper_interval": 0.05, "grace": 0.0})
+    thread = threading.Thread(target=keeper.keep, args=(settings, workshop.rung.append, stop))
+    thread.start()
+    try:
+        assert sweeping.wait(20)
+        job_id = workshop.add_job()
+        workshop.claim()
+        with workshop.connect() as connection:
+            expire(connection, 31)
+        wait_until(lambda: workshop.job(job_id)["status"] == "queued", what="the reaping")
+    finally:
+        enough.set()
+        stop.set()
+        thread.join(20)
+
+
+def test_what_cannot_be_swept_leaves_the_rest_to_be(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(sweep, "drop_expired_uploads", refuse)
+    logs = workshop.settings.resolved_home / "logs"
+    logs.mkdir(parents=True)
+    old = logs / "runner-job_x-a1.log"
+    old.touch()
+    os.utime(old, (0, 0))
+    with workshop.connect() as connection:
+        keeper.sweep_away(connection, workshop.storage, workshop.settings)
+    assert not old.exists()
+
+
+def test_the_directory_of_a_job_that_is_just_begun_stays(workshop: Workshop) -> None:
+    """Its attempt's is made a moment later, and the attempt would fail."""
+    fresh = workshop.settings.work_directory / "job_x"
+    fresh.mkdir(parents=True)
+    with workshop.connect() as connection:
+        sweep.drop_work_directories(connection, workshop.settings.work_directory)
+        assert fresh.exists()
+        os.utime(fresh, (0, 0))
+        sweep.drop_work_directories(connection, workshop.settings.work_directory)
+    assert not fresh.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from app.contract.ids import new_id
+from app.storage import StorageUnavailable
 from tests.services import ROOT
 from tests.worker.conftest import Workshop
 from worker.reconcile import Findings, reconcile
@@ -136,3 +138,19 @@ def test_the_command_says_what_it_found_and_fails_when_bytes_are_missing(worksho
     code, text = run()
     assert code == 1
     assert f"broken   artifact 'model.safetensors' of {done}: {key} is missing" in text
+
+
+def test_a_dataset_that_cannot_be_read_now_is_not_given_up(
+    workshop: Workshop, done: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row without its key is a row whose bytes are swept."""
+
+    def size(key: str) -> int:
+        raise StorageUnavailable(errno.EIO, "object store: slow down")
+
+    monkeypatch.setattr(workshop.storage, "size", size)
+    with workshop.connect() as connection:
+        findings = reconcile(connection, workshop.storage, mark=True)
+    assert findings.broken
+    assert findings.marked == 0
+    assert [row["status"] for row in workshop.rows("SELECT status FROM datasets")] == ["ready"]

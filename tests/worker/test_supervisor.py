@@ -11,7 +11,9 @@ import pytest
 from app.storage import storage_from_url
 from tests.services import ObjectStore, wait_until
 from tests.worker.conftest import Workshop, alive
-from worker import sweep
+from worker import ledger, sweep
+from worker.lease import kept
+from worker.pen import Pen
 from worker.supervisor import work
 
 
@@ -329,3 +331,69 @@ def test_a_reaped_worker_stops_computing_and_writes_nothing_more(workshop: Works
         wait_until(lambda: not alive(runner), seconds=5, what="the runner's end")
     assert workshop.job(job_id)["status"] == "queued"
     assert kinds(workshop, job_id) == before
+
+
+def test_a_job_of_a_newer_service_ends_with_a_word_and_spares_the_worker(workshop: Workshop) -> None:
+    newer, next_one = workshop.add_job(), workshop.add_job()
+    with workshop.connect() as connection:
+        connection.execute("SET session_replication_role = replica")  # the trigger keeps specs as they are
+        connection.execute("UPDATE jobs SET spec = spec || '{\"novelty\": 1}' WHERE id = %s", (newer,))
+    assert work(workshop.hands()) == 2
+    assert workshop.job(newer)["error"]["code"] == "invalid_spec"
+    assert "novelty" in workshop.job(newer)["error"]["message"]
+    assert workshop.job(next_one)["status"] == "succeeded"
+
+
+def test_an_end_that_the_ledger_cannot_hold_is_told_and_not_computed_again(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.supervisor.summary_of", lambda _: {"verdict": None, "error": float("inf")})
+    job_id = workshop.add_job()
+    assert work(workshop.hands()) == 1
+    job = workshop.job(job_id)
+    assert (job["status"], job["error"]["code"]) == ("failed", "internal")
+
+
+def test_a_transaction_that_the_server_ended_for_idling_is_begun_again(workshop: Workshop) -> None:
+    """As after a machine that stood still for a minute in the middle of one."""
+    job_id = workshop.add_job()
+    hold = workshop.claim().hold
+    tries = []
+
+    def write(connection: ledger.Connection, hold: ledger.Hold) -> int:
+        tries.append(hold.attempt)
+        with connection.transaction():
+            ledger.lock(connection, hold)
+            if len(tries) == 1:
+                connection.execute("SET LOCAL idle_in_transaction_session_timeout = '10ms'")
+                wait_until(
+                    lambda: not workshop.rows("SELECT FROM pg_stat_activity WHERE state = 'idle in transaction'"),
+                    what="the end of the idle session",
+                )
+            connection.execute("UPDATE jobs SET name = 'written' WHERE id = %s", (hold.job_id,))
+        return len(tries)
+
+    with kept(workshop.settings, hold, seconds_left=60) as lease, Pen(url(workshop), hold, lease) as pen:
+        assert pen.write(write) == 2
+    assert workshop.job(job_id)["name"] == "written"
+
+
+def test_a_heartbeat_does_not_outlive_what_could_not_begin(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job would be held by nobody, for as long as the process lives."""
+    workshop.add_job()
+    hold = workshop.claim().hold
+    start = threading.Thread.start
+
+    def starting(thread: threading.Thread) -> None:
+        if thread.name == "self-kill":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", starting)
+    with pytest.raises(RuntimeError), kept(workshop.settings, hold, seconds_left=60):
+        pass
+    assert "heartbeat" not in {thread.name for thread in threading.enumerate()}
+
+
+def url(workshop: Workshop) -> str:
+    return workshop.settings.database_url or ""

@@ -192,8 +192,9 @@ def test_one_message_of_a_webhook_is_on_its_way_at_a_time(workshop: Workshop, co
     fail_a_job(workshop)
     taken = webhooks.take_due(connection, busy=(), limit=10)
     assert sorted(due.webhook_id for due in taken) == ["wh_1", "wh_2"]
-    assert webhooks.take_due(connection, busy=("wh_1", "wh_2"), limit=10) == []
-    assert [due.webhook_id for due in webhooks.take_due(connection, busy=("wh_1",), limit=10)] == ["wh_2"]
+    assert webhooks.take_due(connection, busy=taken, limit=10) == []
+    busy = [due for due in taken if due.webhook_id == "wh_1"]
+    assert [due.webhook_id for due in webhooks.take_due(connection, busy=busy, limit=10)] == ["wh_2"]
 
 
 def test_one_event_is_queued_once_for_a_webhook(workshop: Workshop, connection: ledger.Connection) -> None:
@@ -214,3 +215,92 @@ def test_finished_deliveries_are_forgotten_after_a_month(workshop: Workshop, con
     connection.execute("UPDATE webhook_deliveries SET finished_at = finished_at - interval '31 days'")
     assert webhooks.forget_deliveries(connection, days=30) == 1
     assert one(connection, "SELECT count(*) AS n FROM webhook_attempts") == {"n": 0}
+
+
+def test_a_message_that_is_asked_for_again_while_its_last_attempt_is_under_way_is_sent_again(
+    workshop: Workshop, connection: ledger.Connection
+) -> None:
+    webhook_id = add_webhook(workshop)
+    fail_a_job(workshop)
+    connection.execute("DELETE FROM webhook_deliveries WHERE event_type = 'job.started'")
+    connection.execute("UPDATE webhook_deliveries SET step = %s", (len(SCHEDULE) - 1,))
+    for answer in (REFUSED, TAKEN):
+        due = take(connection)
+        # As `app.webhooks.service.redeliver` does it.
+        connection.execute(
+            "UPDATE webhook_deliveries SET status = 'pending', step = 0, due_at = clock_timestamp(), finished_at = NULL"
+        )
+        webhooks.record(connection, due, answer)
+        assert one(connection, "SELECT status, step FROM webhook_deliveries") == {"status": "pending", "step": 0}
+        connection.execute("UPDATE webhook_deliveries SET step = 5")
+    assert one(connection, "SELECT given_up_in_a_row AS n FROM webhooks") == {"n": 0}
+    assert take(connection).webhook_id == webhook_id
+
+
+def test_what_came_of_a_message_waits_for_who_holds_its_webhook(
+    workshop: Workshop, connection: ledger.Connection
+) -> None:
+    """The owner's requests lock the webhook, then a delivery; in the other order the two would be locked for ever."""
+    webhook_id = add_webhook(workshop)
+    fail_a_job(workshop)
+    due = take(connection)
+    errors: list[Exception] = []
+
+    def record() -> None:
+        try:
+            webhooks.record(connection, due, TAKEN)
+        except psycopg.Error as error:
+            errors.append(error)
+
+    with workshop.connect() as owner, owner.transaction():
+        owner.execute("SELECT FROM webhooks WHERE id = %s FOR UPDATE", (webhook_id,))
+        thread = threading.Thread(target=record)
+        thread.start()
+        wait_until(
+            lambda: workshop.rows("SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query ~ 'webhook'"),
+            what="the keeper at the lock",
+        )
+        owner.execute("SELECT FROM webhook_deliveries WHERE id = %s FOR UPDATE", (due.id,))
+    thread.join(20)
+    assert not thread.is_alive()
+    assert errors == []
+    assert one(connection, f"SELECT status FROM webhook_deliveries WHERE id = '{due.id}'") == {"status": "delivered"}
+
+
+def test_a_tenant_with_many_webhooks_leaves_room_for_others(workshop: Workshop, connection: ledger.Connection) -> None:
+    for number in range(1, 7):
+        add_webhook(workshop, number=number)
+    fail_a_job(workshop)
+    for number in (7, 8):
+        add_webhook(workshop, number=number)
+    connection.execute("UPDATE webhooks SET tenant = 'another' WHERE id IN ('wh_7', 'wh_8')")
+    connection.execute(
+        "INSERT INTO webhook_deliveries (id, webhook_id, tenant, message_id, event_type, payload)"
+        " SELECT 'whd_' || id, id, 'another', 'evt_' || id, 'job.failed', '{}' FROM webhooks WHERE tenant = 'another'"
+    )
+    first = webhooks.take_due(connection, busy=(), limit=4)
+    assert sorted(due.tenant for due in first) == ["another", "another", TENANT, TENANT]
+    connection.execute("UPDATE webhook_deliveries SET due_at = clock_timestamp() WHERE webhook_id = 'wh_7'")
+    busy = [due for due in first if due.webhook_id != "wh_7"]
+    assert [due.webhook_id for due in webhooks.take_due(connection, busy=busy, limit=1)] == ["wh_7"]
+
+
+def test_the_postman_survives_what_nobody_thought_of(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a thread of the keeper: were it gone, nobody would notice."""
+    taken = threading.Semaphore(0)
+
+    def take_due(*_: Any, **__: Any) -> list[Due]:
+        taken.release()
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(webhooks, "take_due", take_due)
+    stop = threading.Event()
+    settings = workshop.settings.model_copy(update={"keeper_interval": 0.01})
+    postman = threading.Thread(target=deliver, args=(settings, stop))
+    postman.start()
+    try:
+        assert taken.acquire(timeout=20)
+        assert taken.acquire(timeout=20)
+    finally:
+        stop.set()
+        postman.join(20)
