@@ -3,22 +3,27 @@ the entry-point group ``quant_experts.commands``.
 
 Exit codes (``commands/exit_codes.py``): 0 done · 1 the input is at fault or the service refused it (one line, with the
 error's code) · 2 the arguments are at fault (one line) · 5 the checkpoint misses a limit of ``--accept-…`` (one line;
-it is kept) · 130 interrupted. Of a service also: 3 the job failed · 4 it was cancelled · 6 it was not reached.
+it is kept) · 130 interrupted · 141 nobody reads the output any more, as after ``head``. Of a service also: 3 the job
+failed · 4 it was cancelled · 6 it was not reached.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
+import io
 import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
+from typing import Any
 
 import click
 
 from quant_experts import __version__
-from quant_experts.commands.exit_codes import BAD_INPUT, INTERRUPTED, UNREACHED
+from quant_experts.commands.exit_codes import BAD_ARGUMENTS, BAD_INPUT, INTERRUPTED, UNREACHED, UNREAD
+from quant_experts.commands.readable import readable
 from quant_experts.errors import QuantExpertsError, Stopped
 
 ENTRY_POINTS = "quant_experts.commands"
@@ -47,6 +52,16 @@ class Commands(click.Group):
     def list_commands(self, context: click.Context) -> list[str]:
         return [*OWN, *CLIENT, *sorted(entry.name for entry in entry_points(group=ENTRY_POINTS))]
 
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except BrokenPipeError:
+            return _unread()
+        except SystemExit as end:
+            if isinstance(end.__context__, BrokenPipeError):  # rich ends so
+                return _unread()
+            raise
+
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name in CLIENT and importlib.util.find_spec("httpx") is None:
             return _unavailable(name, "client", "httpx is not installed")
@@ -61,6 +76,13 @@ class Commands(click.Group):
                 return _unavailable(name, "app,worker,embedded", str(error))
             return brought if isinstance(brought, click.Command) else None
         return None
+
+
+def _unread() -> int:
+    """What is still to be written at the end of the process would fail again."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return UNREAD
 
 
 def _unavailable(name: str, extras: str, reason: str) -> click.Command:
@@ -96,6 +118,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The program. Ends the process with one of the exit codes above."""
     # Before torch is loaded: OpenMP threads that wait by spinning take the cores from whatever else runs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal or file of another encoding lacks some of our characters
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -116,6 +141,15 @@ def run(arguments: Sequence[str]) -> int:
     except QuantExpertsError as error:
         _complain(f"error {error.code}", str(error))
         return UNREACHED if error.code == "connection_failed" else BAD_INPUT
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("quant_experts", "planning", "app", "worker"):
+            raise
+        _complain("qe", f"this needs more packages ({error}): pip install 'quant-experts[engine]'")
+        return BAD_ARGUMENTS
+    except OSError as error:
+        named = error.filename2 or error.filename
+        _complain("error file", f"{named}: {error.strerror}" if named else str(error))
+        return BAD_INPUT
     except (click.Abort, KeyboardInterrupt):
         _complain("interrupted", "what is finished is kept; the same command goes on from there")
         return INTERRUPTED
@@ -123,7 +157,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _complain(what: str, message: str) -> None:
-    click.echo(f"{what}: {' '.join(message.split())}", err=True)
+    click.echo(f"{what}: {readable(message)}", err=True)
 
 
 if __name__ == "__main__":

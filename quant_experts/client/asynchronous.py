@@ -42,7 +42,8 @@ class AsyncClient(Awaited, ServiceOperations):
         timeout: httpx.Timeout | float = TIMEOUT,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """Without ``url`` and ``api_key``: QE_URL and QE_API_KEY, then the config file. Raises MisconfiguredClient."""
+        """Without ``url`` and ``api_key``: QE_URL and QE_API_KEY, then the config file. ``transport`` does not carry
+        what is uploaded and pulled, which blocking connections in threads do. Raises MisconfiguredClient."""
         self.access = configuration.resolve(url, api_key)
         self.policy = retry or RetryPolicy()
         self._transport = AwaitedTransport(self.access, self.policy, timeout=timeout, transport=transport)
@@ -83,13 +84,8 @@ class AwaitedTransport:
     ) -> None:
         self.access = access
         self.policy = policy
-        self._http = httpx.AsyncClient(
-            base_url=access.url,
-            headers=configuration.headers(access),
-            timeout=timeout,
-            transport=transport,
-            follow_redirects=False,
-        )
+        self._timeout = timeout
+        self._http = configuration.connected(httpx.AsyncClient, access, timeout=timeout, transport=transport)
 
     async def run(self, work: Steps[T]) -> T:
         async with aclosing(self.iterate(steps.whole(work))) as results:
@@ -139,7 +135,7 @@ class AwaitedTransport:
         stop = threading.Event()
 
         def run() -> Any:
-            transport = BlockingTransport(self.access, self.policy)
+            transport = BlockingTransport(self.access, self.policy, timeout=self._timeout)
             try:
                 return work(transport, stop)
             finally:
@@ -164,7 +160,7 @@ class _Listening:
         await self.close()
         request = self._http.build_request("GET", path, headers=headers, timeout=STREAM_TIMEOUT)
         self._response = response = await self._http.send(request, stream=True, follow_redirects=True)
-        if response.is_error:
+        if not response.is_success:
             await response.aread()
         self.chunks = response.aiter_bytes()
         return response

@@ -78,7 +78,7 @@ def plan_job(kind: type[View], fields: Mapping[str, Any]) -> Call[View]:
 
 
 def kept_plan(digest: str) -> Call[views.KeptPlanView]:
-    return Call("GET", f"/v1/plans/{quote(digest, safe='')}", _as(views.KeptPlanView))
+    return Call("GET", f"/v1/plans/{_id(digest)}", _as(views.KeptPlanView))
 
 
 def job_body(
@@ -382,27 +382,34 @@ def _as(kind: type[View]) -> Callable[[httpx.Response], View]:
 
 
 def _job(job_id: str) -> str:
-    return f"/v1/jobs/{quote(job_id, safe='')}"
+    return f"/v1/jobs/{_id(job_id)}"
 
 
 def _comparison(comparison_id: str) -> str:
-    return f"/v1/comparisons/{quote(comparison_id, safe='')}"
+    return f"/v1/comparisons/{_id(comparison_id)}"
 
 
 def _upload(upload_id: str) -> str:
-    return f"/v1/datasets/uploads/{quote(upload_id, safe='')}"
+    return f"/v1/datasets/uploads/{_id(upload_id)}"
 
 
 def _webhook(webhook_id: str) -> str:
-    return f"/v1/webhooks/{quote(webhook_id, safe='')}"
+    return f"/v1/webhooks/{_id(webhook_id)}"
 
 
 def _delivery(webhook_id: str, delivery_id: str) -> str:
-    return f"{_webhook(webhook_id)}/deliveries/{quote(delivery_id, safe='')}"
+    return f"{_webhook(webhook_id)}/deliveries/{_id(delivery_id)}"
 
 
 def _key(key_id: str) -> str:
-    return f"/v1/keys/{quote(key_id, safe='')}"
+    return f"/v1/keys/{_id(key_id)}"
+
+
+def _id(named: str) -> str:
+    """As a part of a path. Raises ClientError for what would be another path: a shell variable that is not set."""
+    if named.strip(".") == "":
+        raise ClientError(f"{named!r} is no id")
+    return quote(named, safe="")
 
 
 def _of_tenant(tenant: str | None) -> Params:
@@ -436,7 +443,7 @@ def _nothing(response: httpx.Response) -> None:
 
 
 def _dataset(dataset_id: str) -> str:
-    return f"/v1/datasets/{quote(dataset_id, safe='')}"
+    return f"/v1/datasets/{_id(dataset_id)}"
 
 
 def _given(**fields: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
@@ -22,20 +22,54 @@ LOCAL = "http://127.0.0.1:8000"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
+Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
+
+
 @dataclass(frozen=True)
 class Access:
     url: str
     api_key: str = field(repr=False)
 
 
-def headers(access: Access) -> dict[str, str]:
-    """What every request carries."""
-    return {"Authorization": f"Bearer {access.api_key}", "User-Agent": f"quant-experts-client/{__version__}"}
+def connected(kind: type[Http], access: Access, **how: Any) -> Http:
+    """A client of httpx for this service. Raises MisconfiguredClient for a proxy that cannot be used.
+
+    A service on this machine is asked directly whatever the proxies of the environment: none of them could reach it.
+    """
+    near = _host(access.url) in LOOPBACK
+    settings: dict[str, Any] = {
+        "base_url": access.url,
+        "headers": {
+            "Authorization": f"Bearer {access.api_key}",
+            "User-Agent": f"quant-experts-client/{__version__}",
+        },
+        "follow_redirects": False,
+        **how,
+    }
+    try:
+        return kind(**settings, mounts={f"all://{_bracketed(access.url)}": None} if near else None)
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        if near:
+            return kind(**settings, trust_env=False)
+        raise MisconfiguredClient(f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used: {error}") from error
+
+
+def _bracketed(url: str) -> str:
+    host = _host(url)
+    return f"[{host}]" if ":" in host else host
 
 
 def config_file(environment: Mapping[str, str] = os.environ) -> Path:
-    base = environment.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
-    return Path(base) / "quant-experts" / "config.toml"
+    return of_the_user("XDG_CONFIG_HOME", ".config", environment) / "config.toml"
+
+
+def of_the_user(variable: str, below_home: str, environment: Mapping[str, str] = os.environ) -> Path:
+    """Our directory of this kind (XDG Base Directory Specification); a user without a home has it in the root."""
+    try:
+        home = Path.home()
+    except RuntimeError:  # a container that runs under an id nobody gave a name
+        home = Path("/")
+    return Path(environment.get(variable) or home / below_home) / "quant-experts"
 
 
 def resolve(
@@ -43,7 +77,7 @@ def resolve(
 ) -> Access:
     """Raises MisconfiguredClient that says what to set."""
     kept = _kept(config_file(environment))
-    address = (url or environment.get("QE_URL") or kept.get("url") or LOCAL).rstrip("/")
+    address = (url or environment.get("QE_URL") or kept.get("url") or LOCAL).strip().rstrip("/")
     host = _host(address)
     key = api_key or environment.get("QE_API_KEY") or kept.get("api_key")
     if not key and host in LOOPBACK:
@@ -69,6 +103,9 @@ def _host(url: str) -> str:
         raise MisconfiguredClient(f"QE_URL {url!r} is not an address: {error}") from error
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise MisconfiguredClient(f"QE_URL {url!r} is not an address: write http://host:port or https://host")
+    if parsed.userinfo or parsed.query or parsed.fragment:
+        # A user in it would take the header that carries our key, and a query the place of the path.
+        raise MisconfiguredClient("QE_URL has a user, a ? or a #: write http://host:port or https://host, without them")
     return parsed.host
 
 

@@ -215,7 +215,7 @@ def _continues(response: httpx.Response, start: int) -> bool:
         if match is None or int(match[1]) != start:
             raise ConnectionFailed(f"asked for bytes from {start}, sent were {response.headers.get('content-range')}")
         return True
-    if response.is_error:
+    if not response.is_success:
         response.read()
         error = error_of(response)
         assert error is not None
@@ -228,7 +228,7 @@ def _pause(name: str, failure: Exception | None, failures: int, policy: RetryPol
     cut = failure or httpx.RemoteProtocolError("the connection ended before the file did")
     seconds = policy.pause(cut, attempt=max(0, failures - 1), repeatable=True)
     if seconds is None:
-        if isinstance(cut, httpx.TransportError):
+        if isinstance(cut, httpx.RequestError):
             raise ConnectionFailed(f"{name}: {str(cut) or type(cut).__name__}, {failures} times in a row") from cut
         raise cut
     if stop.wait(seconds):

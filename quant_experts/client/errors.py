@@ -150,15 +150,19 @@ _BY_STATUS: dict[int, type[ApiError]] = {
     503: Unavailable,
     504: Unavailable,
 }
+_BY_CLASS = {4: InvalidRequest, 5: ServiceFault}
 
 
 def error_of(response: httpx.Response) -> ApiError | None:
-    """The error that a response with a read body stands for; None for a success."""
-    if response.status_code < 400:
+    """The error that a response with a read body stands for; None for a success. The API never redirects: what does is
+    before it, as a server that answers http with https."""
+    if response.is_success:
         return None
     problem = _problem(response)
-    kind = _BY_STATUS.get(response.status_code, ServiceFault if response.status_code >= 500 else InvalidRequest)
+    kind = _BY_STATUS.get(response.status_code) or _BY_CLASS.get(response.status_code // 100, ApiError)
     detail = problem.get("detail") or f"HTTP {response.status_code} {response.reason_phrase} from {response.url}"
+    if "location" in response.headers:
+        detail = f"{detail}, which leads to {response.headers['location']}: set QE_URL to where the service is"
     return kind(
         status=response.status_code,
         type=str(problem.get("type", "")).removeprefix("/problems/") or "about:blank",

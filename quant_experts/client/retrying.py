@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from urllib.request import getproxies
 
 import httpx
 
@@ -57,6 +58,7 @@ def _worth_it(failure: Exception, repeatable: bool) -> bool:
     return transient(failure) if repeatable else failure.status in REFUSED_UNDONE
 
 
-def unreachable(failure: httpx.TransportError, request: str) -> ConnectionFailed:
+def unreachable(failure: httpx.RequestError, request: str) -> ConnectionFailed:
     reason = str(failure) or type(failure).__name__
-    return ConnectionFailed(f"{request}: {reason}; is the service running there?")
+    through = " A proxy is set in the environment: does it lead there?" if getproxies() else ""
+    return ConnectionFailed(f"{request}: {reason}; is the service running there?{through}")

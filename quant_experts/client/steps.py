@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import httpx
+from pydantic import ValidationError
 
 from quant_experts.client import calls
 from quant_experts.client.calls import Call
@@ -72,7 +73,7 @@ class Item(Generic[T]):
 
 
 Effect = Exchange | Pause | Listen | Chunk | Block
-CAUGHT = (httpx.TransportError, ClientError)
+CAUGHT = (httpx.RequestError, ClientError)
 """What an effect may end with and steps may deal with."""
 Steps = Generator[Effect, Any, T]
 """Ends with a T."""
@@ -89,16 +90,35 @@ def send(call: Call[T], *, access: Access, policy: RetryPolicy) -> Steps[T]:
             response: httpx.Response = yield Exchange(call)
             failure = error_of(response)
             if failure is None:
-                return call.read(response)
-        except httpx.TransportError as error:
+                return _read(call, response)
+        except httpx.RequestError as error:
             failure = error
         pause = policy.pause(failure, attempt=attempt, repeatable=call.repeatable)
         if pause is None:
-            if isinstance(failure, httpx.TransportError):
+            if isinstance(failure, httpx.RequestError):
                 raise unreachable(failure, f"{call.method} {access.url}{call.path}") from failure
             raise failure
         yield Pause(pause)
         attempt += 1
+
+
+def _read(call: Call[T], response: httpx.Response) -> T:
+    """Raises ClientError for an answer that something else has given, or another version of the service."""
+    try:
+        return call.read(response)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise _foreign(response, f"{'/'.join(map(str, first['loc']))} {first['msg']}".strip()) from error
+    except ValueError as error:
+        raise _foreign(response, str(error)) from error
+
+
+def _foreign(response: httpx.Response, why: str) -> ClientError:
+    kind = response.headers.get("content-type", "of no type")
+    return ClientError(
+        f"{response.request.method} {response.url}: the answer ({kind}) is not one that this client reads: {why}; "
+        "is QE_URL the address of a Quant Experts service?"
+    )
 
 
 def pages(call: Call[Page[T]], *, access: Access, policy: RetryPolicy) -> Stream[T]:
@@ -120,14 +140,16 @@ def follow(job_id: str, *, after: int, silence: float, policy: RetryPolicy) -> S
             response: httpx.Response = yield Listen(calls.events_path(job_id), following.headers())
             if response.status_code == 204:
                 following.nothing_left()
-            elif response.is_error:
+            elif not response.is_success:
                 failure = error_of(response)
+            elif not response.headers.get("content-type", "").startswith("text/event-stream"):
+                raise _foreign(response, "no events")
             else:
                 while chunk := (yield Chunk()):
                     for event in following.feed(chunk):
                         yield Item(event)
                 following.closed()
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             failure = error
         if not following.ended:
             yield Pause(following.pause(failure))

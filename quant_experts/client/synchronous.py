@@ -93,13 +93,7 @@ class BlockingTransport:
     ) -> None:
         self.access = access
         self.policy = policy
-        self._http = httpx.Client(
-            base_url=access.url,
-            headers=configuration.headers(access),
-            timeout=timeout,
-            transport=transport,
-            follow_redirects=False,
-        )
+        self._http = configuration.connected(httpx.Client, access, timeout=timeout, transport=transport)
 
     def send(self, call: Call[T]) -> T:
         return self.run(steps.send(call, access=self.access, policy=self.policy))
@@ -172,7 +166,7 @@ class _Listening:
         self.close()
         request = self._http.build_request("GET", path, headers=headers, timeout=STREAM_TIMEOUT)
         self._response = response = self._http.send(request, stream=True, follow_redirects=True)
-        if response.is_error:
+        if not response.is_success:
             response.read()
         self.chunks = response.iter_bytes()
         return response

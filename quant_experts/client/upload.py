@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quant_experts.client import calls
+from quant_experts.client.configuration import of_the_user
 from quant_experts.client.download import CHUNK
 from quant_experts.client.errors import LOST_ANSWER, ClientError, NotFound, Stopped
 from quant_experts.client.parallel import each
@@ -51,7 +52,10 @@ def upload(
     on_progress: OnSent | None,
     stop: threading.Event,
 ) -> DatasetView:
-    """Raises ApiError, ConnectionFailed, or ClientError for a file that changed meanwhile or has too many parts."""
+    """Raises ApiError, ConnectionFailed, or ClientError for a file that cannot be read twice, that changed meanwhile or
+    has too many parts."""
+    if path.exists() and not path.is_file():
+        raise ClientError(f"{path} is no regular file: its digest is sent before its content, so that it is read twice")
     size, sha256 = path.stat().st_size, _digest(path, stop)
     if reuse and (known := _known(transport, sha256)) is not None:
         return known
@@ -89,9 +93,8 @@ def upload(
 
 def kept_at(url: str, sha256: str, environment: Mapping[str, str] = os.environ) -> Path:
     """Where the id of an unfinished upload is kept."""
-    base = environment.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
     name = hashlib.sha256(f"{url} {sha256}".encode()).hexdigest()
-    return Path(base) / "quant-experts" / "uploads" / name
+    return of_the_user("XDG_STATE_HOME", ".local/state", environment) / "uploads" / name
 
 
 def _known(transport: BlockingTransport, sha256: str) -> DatasetView | None:
@@ -109,6 +112,8 @@ def _at_once(
     progress: Progress,
 ) -> DatasetView:
     content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ClientError(f"{path.name} changed while it was sent")
     progress.begin(1)
 
     def moved(sent: int) -> None:

@@ -23,7 +23,9 @@ from quant_experts.commands.job_options import (
     timeout_option,
 )
 from quant_experts.commands.live_line import live_console
-from quant_experts.commands.service_client import connected, json_option, print_json, url_option
+from quant_experts.commands.models import check_is_of_a_service
+from quant_experts.commands.readable import readable
+from quant_experts.commands.service_client import connected, json_option, print_json, save, url_option
 from quant_experts.commands.spec_options import body_of, refining_options
 
 LISTED = 20
@@ -87,6 +89,7 @@ def command(
             if model is None or calibration is None or cancel:
                 wrong = "--cancel goes with a COMPARISON, as cmp_…" if cancel else "give --model and --calibration"
                 raise click.UsageError(wrong)
+            check_is_of_a_service(model)
             wanted = [candidate_of(text) for text in candidates]
             if len(wanted) < 2:
                 raise click.UsageError("give at least two candidates, as W4A6 W4A6/gptq")
@@ -113,7 +116,7 @@ def command(
                 click.echo(f"{comparison.id} goes on. Come back: {again}   Stop it: {again} --cancel", err=True)
                 return INTERRUPTED
         if plot is not None:
-            plot.write_text(comparison.plot(), encoding="utf-8")
+            save(plot, comparison.plot())
             click.echo(f"saved: {plot}", err=True)
     if as_json:
         print_json(comparison)
@@ -188,7 +191,7 @@ def _watched(comparison: Comparison) -> Comparison:
                 continue
             for job in now.jobs:
                 if statuses.get(job.job_id) != job.status:
-                    console.print(f"{job.label} · {job.status}", markup=False, soft_wrap=True)
+                    console.print(f"{readable(job.label)} · {job.status}", markup=False, soft_wrap=True)
                 statuses[job.job_id] = job.status
     return now
 
@@ -197,7 +200,7 @@ def _code(comparison: Comparison) -> int:
     """And one line on stderr for every job that failed."""
     for job in comparison.jobs:
         if job.error is not None:
-            click.echo(f"{job.label}: error {job.error.code}: {job.error.message}", err=True)
+            click.echo(f"{readable(job.label)}: error {job.error.code}: {readable(job.error.message)}", err=True)
     statuses = {job.status for job in comparison.jobs}
     if "failed" in statuses:
         return FAILED

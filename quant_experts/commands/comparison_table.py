@@ -9,11 +9,12 @@ from rich.table import Table
 
 from planning.units import said
 from quant_experts.client import ComparedJob, ComparisonView
-from quant_experts.commands.service_client import PIPED_WIDTH, print_rows
+from quant_experts.commands.readable import readable
+from quant_experts.commands.table import PIPED_WIDTH, print_rows
 
 UNKNOWN = "–"
 BEST = "★"
-WIDE = 120
+NARROWEST, WIDE = 80, 120
 """Columns from which there is room for the ids of the jobs as well."""
 
 
@@ -36,11 +37,12 @@ def table_of(comparison: ComparisonView, *, width: int) -> Table:
 
 def print_table(comparison: ComparisonView) -> None:
     console = _stdout()
+    console.width = max(console.width, NARROWEST)
     console.print(table_of(comparison, width=console.width))
     labels = {job.job_id: job.label for job in comparison.jobs}
     if comparison.frontier:
         best = ", ".join(labels[job_id] for job_id in comparison.frontier)
-        console.print(f"{BEST} nothing is as small and closer, smallest first: {best}", soft_wrap=True)
+        console.print(f"{BEST} nothing is as small and closer, smallest first: {readable(best)}", soft_wrap=True)
 
 
 def print_list(comparisons: Sequence[ComparisonView]) -> None:
@@ -55,7 +57,7 @@ def print_list(comparisons: Sequence[ComparisonView]) -> None:
 def _cells(job: ComparedJob, *, judged: bool) -> list[str]:
     return [
         BEST if job.frontier else "",
-        job.label,
+        readable(job.label),
         job.status,
         UNKNOWN if job.kl is None else f"{job.kl:.4g}",
         UNKNOWN if job.top1_agreement is None else f"{job.top1_agreement:.1%}",

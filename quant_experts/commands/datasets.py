@@ -12,8 +12,10 @@ from quant_experts.client import DatasetView, FiguresView
 from quant_experts.client.upload import PART_BYTES
 from quant_experts.commands.dates import in_days
 from quant_experts.commands.job_options import uploaded
-from quant_experts.commands.service_client import connected, json_option, print_json, print_rows, url_option
+from quant_experts.commands.readable import readable
+from quant_experts.commands.service_client import connected, json_option, print_json, url_option
 from quant_experts.commands.spec_options import Bytes, Finite
+from quant_experts.commands.table import print_rows
 from quant_experts.commands.token_table import token_lines
 
 
@@ -114,7 +116,7 @@ def show(
         sizes = "".join(f" [{image.format} {image.width}×{image.height}]" for image in row.images)
         click.echo(f"row {row.number}:{sizes}")
         for message in row.messages:
-            click.echo(f"  {message.get('role')}: {_text(message.get('content'))}")
+            click.echo(f"  {readable(str(message.get('role')))}: {_text(message.get('content'))}")
 
 
 @command.command("delete", short_help="Remove datasets for good.")
@@ -148,7 +150,7 @@ def _table(datasets: list[DatasetView]) -> None:
 def _lines(dataset: DatasetView, figures: FiguresView) -> dict[str, str]:
     lines = {
         "dataset": dataset.id,
-        "name": dataset.name or "",
+        "name": readable(dataset.name or ""),
         "format": f"{dataset.format}, {dataset.bytes:,} bytes",
         "rows": f"{figures.rows:,}, {figures.rows_with_images:,} with images"
         + (f", {figures.rows_with_audio:,} with audio" if figures.rows_with_audio else ""),
@@ -176,7 +178,7 @@ def _audio(figures: FiguresView) -> str:
 def _text(content: object) -> str:
     """Of a message, on one line; an image is a mark."""
     if isinstance(content, str):
-        return content.replace("\n", " ")[:200]
+        return readable(content)[:200]
     parts = content if isinstance(content, list) else []
     texts = [str(part.get("text", f"<{part.get('type')}>")) for part in parts if isinstance(part, dict)]
-    return " ".join(texts).replace("\n", " ")[:200]
+    return readable(" ".join(texts))[:200]

@@ -11,6 +11,8 @@ REJECTED = 5
 """The checkpoint is whole, and misses a limit of ``--accept-…``."""
 UNREACHED = 6
 INTERRUPTED = 130
+UNREAD = 141
+"""Nobody reads the output any more: as a program that SIGPIPE ends."""
 
 OF_A_JOB = f"""\b
 Exit code:
@@ -22,5 +24,6 @@ Exit code:
   {REJECTED}    the job succeeded, and its checkpoint misses a limit of --accept-…; the files are there
   {UNREACHED}    the service was not reached, or not heard of for ten minutes
   {INTERRUPTED}  interrupted with Ctrl-C; the job goes on
+  {UNREAD}  nobody reads the output any more, as after head; the job goes on
 """
 """For the end of a command's help."""

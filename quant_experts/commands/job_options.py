@@ -14,6 +14,8 @@ from quant_experts.commands.live_line import bytes_bar
 from quant_experts.commands.service_client import print_json
 from quant_experts.commands.watch import watch
 
+FILES = (".jsonl", ".parquet", ".json", ".ndjson", ".csv", ".tsv", ".txt", ".gz", ".zip")
+"""What ends so was meant as a file, and is no dataset of the hub."""
 CALIBRATION = "JSONL or Parquet file, uploaded unless the service has it; or ds_…; or a hub dataset id."
 
 label_option = click.option(
@@ -56,10 +58,15 @@ def handed_over(client: Client, job: Job, *, as_json: bool, and_watch: bool) -> 
 
 
 def rows_of(client: Client, calibration: str) -> str:
-    """The id of the rows; a file of this machine is uploaded."""
+    """The id of the rows; a file of this machine is uploaded. Raises UsageError for what was meant as one."""
     path = Path(calibration)
     if not path.is_file():
-        if path.suffix in (".jsonl", ".parquet"):
+        if path.exists() and calibration:
+            what = "a directory" if path.is_dir() else "no regular file"
+            raise click.UsageError(
+                f"--calibration {calibration} is {what}: give a JSONL or Parquet file, ds_… or a hub id"
+            )
+        if path.suffix.lower() in FILES or calibration.startswith((".", "/", "~")):
             raise click.UsageError(f"--calibration: there is no file {calibration}")
         return calibration
     dataset = uploaded(client, path)

@@ -7,7 +7,9 @@ from itertools import islice
 import click
 
 from quant_experts.client import JobView
-from quant_experts.commands.service_client import connected, json_option, print_json, print_rows, url_option
+from quant_experts.commands.readable import readable
+from quant_experts.commands.service_client import connected, json_option, print_json, url_option
+from quant_experts.commands.table import print_rows
 
 STATUSES = ("queued", "running", "cancelling", "succeeded", "failed", "cancelled")
 
@@ -76,7 +78,7 @@ def _show(job: JobView) -> None:
     }
     for title, value in lines.items():
         if value:
-            click.echo(f"{title:<12} {value}")
+            click.echo(f"{title:<12} {readable(value)}")
 
 
 def progress_of(job: JobView) -> str:

@@ -8,8 +8,9 @@ import click
 
 from quant_experts.client import CreatedKey, KeyView
 from quant_experts.commands.dates import in_days
-from quant_experts.commands.service_client import connected, json_option, print_json, print_rows, url_option
+from quant_experts.commands.service_client import connected, json_option, print_json, url_option
 from quant_experts.commands.spec_options import Finite
+from quant_experts.commands.table import print_rows
 
 SCOPES = (
     "jobs:read",

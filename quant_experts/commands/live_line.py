@@ -19,6 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from planning.units import said, unit_of
+from quant_experts.commands.readable import readable
 
 BAR, SHORTEST_BAR = 28, 8
 KEPT_FREE = len("^C") + 1
@@ -57,7 +58,7 @@ class LiveLine:
 
     def show(self, text: str, *, done: int = 0, total: int | None = None, detail: str = "") -> None:
         """What the line says now. ``detail``: parts between ``·``, the most wanted last, as the time that is left."""
-        self._line.say(text, done, total, detail)
+        self._line.say(readable(text), done, total, readable(detail))
 
     def plain(self, line: str) -> None:
         """A step, for who sees no line that changes."""
@@ -66,7 +67,7 @@ class LiveLine:
 
     def keep(self, line: str) -> None:
         """Something to read that stays."""
-        self.console.print(line, markup=False, soft_wrap=True)
+        self.console.print(readable(line), markup=False, soft_wrap=True)
 
 
 def bytes_bar() -> Progress:

@@ -6,7 +6,6 @@ import importlib.util
 import itertools
 import json
 import os
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,12 @@ from planning.rows import Rows, parsed_lines, parsed_parquet, sampled_rows, unkn
 from planning.shapes import Shapes
 from planning.text_files import TextFiles
 from quant_experts.commands.exit_codes import BAD_INPUT
+from quant_experts.commands.models import ID, check_is_of_a_service
 from quant_experts.commands.plan_table import Kind, Left, Placed, Tokens, Told, refusal, sentences, stack_title, warning
 from quant_experts.commands.spec_options import body_of, spec_of, spec_options
 from quant_experts.errors import InvalidModel, QuantExpertsError
 
 SAMPLED_ROWS = 64
-ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-"""What names a model of the hub or of a service."""
 LOCAL = "local/"
 
 
@@ -101,7 +99,7 @@ def command(
         raise click.UsageError("--split is of a hub dataset, which only a service plans with")
     spec, _ = spec_of(**options)
     headers, from_hub = _headers(model, revision)
-    cores = len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS
     rows = _rows(Path(calibration) if calibration else None, model, headers)
     try:
         plan = make_plan(headers, Recipe.of(**spec.model_dump()), rows, from_hub=from_hub, cores=cores)
@@ -127,11 +125,7 @@ def on_the_service(model: str, *, url: str | None, asked: bool | None) -> bool:
     if asked is False:
         return False
     if asked or url is not None:
-        if directory and not looks_like_id:
-            raise click.UsageError(
-                f"--model {model} is a directory of this machine, which a service does not see: plan it with --here, "
-                "or name it as local/NAME below the service's model root"
-            )
+        check_is_of_a_service(model, instead="plan it with --here, or ")
         _check_installed()
         return True
     if not _service_is_named():

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from quant_experts.commands.service_client import connected, json_option, url_option
+from quant_experts.commands.service_client import connected, json_option, save, url_option
 
 FIGURES = {
     "KL to full precision": ("quality", "kl"),
@@ -35,7 +35,7 @@ def command(job_id: str, *, html: Path | None, as_json: bool, url: str | None) -
     with connected(url) as client:
         job = client.jobs.get(job_id)
         if html is not None:
-            html.write_text(job.report_page(), encoding="utf-8")
+            save(html, job.report_page())
         if html is None or as_json:
             report = job.report()
     if html is not None:

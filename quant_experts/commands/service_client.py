@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import click
 from pydantic import BaseModel
-from rich.console import Console
-from rich.table import Table
 
 from quant_experts.client import Client, JobView
 from quant_experts.commands.exit_codes import CANCELLED, FAILED, REJECTED
-
-PIPED_WIDTH = 160
+from quant_experts.commands.readable import readable
 
 
 def url_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,28 +34,20 @@ def print_json(view: BaseModel) -> None:
     click.echo(view.model_dump_json())
 
 
-def print_rows(
-    titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = (), whole: Sequence[str] = ()
-) -> None:
-    """A table on stdout whose first column, like those of ``whole``, never breaks; without a terminal nothing does
-    before 160 columns."""
-    table = Table(box=None, pad_edge=False)
-    for title in titles:
-        justify: Literal["left", "right"] = "right" if title in right else "left"
-        table.add_column(title, no_wrap=title in (titles[0], *whole), overflow="fold", justify=justify)
-    for row in rows:
-        table.add_row(*row)
-    console = Console(highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
-        console.width = PIPED_WIDTH
-    console.print(table)
+def save(path: Path, text: str) -> None:
+    """Raises OSError that names the file also when it is the disk that is full."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def exit_code(job: JobView) -> int:
     """And one line on stderr when it is not 0."""
     if job.status == "failed":
         error = job.error
-        said = f"error {error.code}: {error.message}" if error else "error"
+        said = f"error {error.code}: {readable(error.message)}" if error else "error"
         again = f" (qe retry {job.id} may help)" if error and error.retryable else ""
         click.echo(f"{job.id} failed: {said}{again}", err=True)
         return FAILED

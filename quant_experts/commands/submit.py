@@ -8,6 +8,7 @@ import click
 
 from quant_experts.client.jobs import Names
 from quant_experts.commands.job_options import CALIBRATION, handed_over, job_options, labels_of, rows_of
+from quant_experts.commands.models import check_is_of_a_service
 from quant_experts.commands.service_client import connected, json_option, url_option
 from quant_experts.commands.spec_options import LIMITS, body_of, is_given, names_of_spec_options, spec_options
 
@@ -54,6 +55,8 @@ def command(
         _check_nothing_else_decides(context)
     elif model is None or calibration is None:
         raise click.UsageError(f"--{'model' if model is None else 'calibration'}: needed, unless --plan is given")
+    if model is not None:
+        check_is_of_a_service(model)
     with connected(url) as client:
         if digest is not None:
             names["accept_if"] = body.get("accept_if")

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import click
 
 from quant_experts.client import WebhookWithSecret
+from quant_experts.commands.readable import readable
 from quant_experts.commands.service_client import connected, json_option, print_json, url_option
 
 Status = Literal["pending", "delivered", "failed"]
@@ -42,7 +43,9 @@ def list_webhooks(*, as_json: bool, url: str | None) -> None:
                 print_json(webhook)
             else:
                 why = f" ({webhook.disabled_reason})" if webhook.disabled_reason else ""
-                click.echo(f"{webhook.id} {webhook.status}{why} {webhook.url} {','.join(webhook.event_types)}")
+                click.echo(
+                    readable(f"{webhook.id} {webhook.status}{why} {webhook.url} {','.join(webhook.event_types)}")
+                )
 
 
 @command.command("rotate", short_help="A new secret.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,14 @@ def test_the_plan_is_json_and_a_refusal_is_exit_code_1(model: Path, capsys: pyte
     found = json.loads(capsys.readouterr().out)
     assert [refusal["pointer"] for refusal in found["refusals"]] == ["/options/group_size"]
     assert found["size"]["exact"] is True
+
+
+def test_a_machine_that_does_not_say_which_cores_are_ours_has_all_of_them(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    assert run(["plan", "--model", str(model)]) == 0
+    assert "on cpu: peak" in capsys.readouterr().out
 
 
 def test_a_model_that_cannot_be_planned_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -32,10 +36,11 @@ from quant_experts.client.configuration import LOCAL, resolve
 from quant_experts.client.errors import ApiError, Stopped, error_of
 from quant_experts.client.following import Following
 from quant_experts.client.retrying import RetryPolicy
-from quant_experts.client.upload import _cut
+from quant_experts.client.upload import _cut, kept_at
 from quant_experts.client.views import UploadView
 
 KEY = "qe_0123456789"
+JOB: dict[str, Any] = {"model": "a/b", "calibration": "ds_x", "scheme": "W4A6"}
 
 
 def test_the_client_loads_neither_torch_nor_the_library() -> None:
@@ -268,7 +273,9 @@ async def test_a_redirect_of_the_events_is_followed_without_the_key() -> None:
         heads.append((request.url.host, request.headers.get("authorization")))
         if request.url.host == "x":
             return httpx.Response(307, headers={"location": "http://elsewhere/events"})
-        return httpx.Response(200, content=event(1).replace(b"job.block", b"job.failed"))
+        return httpx.Response(
+            200, content=event(1).replace(b"job.block", b"job.failed"), headers={"content-type": "text/event-stream"}
+        )
 
     network = httpx.MockTransport(answer)
     with Client("http://x", KEY, transport=network) as client:
@@ -305,3 +312,160 @@ def test_a_comparison_is_handed_out_when_it_changed_and_not_each_time_that_it_wa
 
 def test_who_stopped_does_not_begin_again() -> None:
     assert RetryPolicy().pause(Stopped("a.bin"), attempt=0, repeatable=True) is None
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_who_is_sent_elsewhere_is_told_where(status: int) -> None:
+    moved = httpx.MockTransport(lambda _: httpx.Response(status, headers={"location": "https://quant.example/v1/jobs"}))
+    with Client("http://x", KEY, transport=moved) as client:
+        for call in (client.schemes, lambda: list(client.jobs.list()), lambda: client.jobs.create(**JOB)):
+            with pytest.raises(ApiError, match=r"leads to https://quant.example/v1/jobs: set QE_URL"):
+                call()
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "content"),
+    [
+        (200, "text/html", b"<html>"),
+        (200, "application/json", b'{"a": 1}'),
+        (200, "application/json", b'["a"]'),
+        (200, "", b""),
+        (200, "", b"\xff"),
+        (204, "", b""),
+    ],
+)
+async def test_an_answer_of_something_else_is_no_traceback_of_what_reads_it(
+    status: int, kind: str, content: bytes
+) -> None:
+    network = httpx.MockTransport(lambda _: httpx.Response(status, content=content, headers={"content-type": kind}))
+    with Client("http://x", KEY, transport=network) as client:
+        asks = [lambda: list(client.jobs.list()), lambda: client.jobs.get("job_x"), lambda: client.jobs.plan(**JOB)]
+        for ask in asks:
+            with pytest.raises(ClientError, match=r"is QE_URL the address of a Quant Experts service\?"):
+                ask()
+        if status == 200:
+            with pytest.raises(ClientError, match="no events"):
+                list(client.jobs.follow("job_x"))
+    async with AsyncClient("http://x", KEY, transport=network) as awaited:
+        with pytest.raises(ClientError, match="is QE_URL"):
+            await awaited.workers()
+
+
+def test_an_answer_that_cannot_be_unpacked_is_a_failed_connection() -> None:
+    spoiled = httpx.MockTransport(
+        lambda _: httpx.Response(200, headers={"content-encoding": "gzip"}, stream=httpx.ByteStream(b"no gzip"))
+    )
+    with Client("http://x", KEY, transport=spoiled) as client, pytest.raises(ConnectionFailed, match="decompressing"):
+        client.schemes()
+
+
+@pytest.mark.parametrize("named", ["", ".", ".."])
+def test_what_would_be_another_path_is_no_id(named: str) -> None:
+    nobody = httpx.MockTransport(lambda request: pytest.fail(str(request.url)))
+    with Client("http://x", KEY, transport=nobody) as client:
+        for call in (
+            client.jobs.get,
+            client.datasets.delete,
+            client.webhooks.get,
+            client.keys.revoke,
+            client.jobs.planned,
+        ):
+            with pytest.raises(ClientError, match="is no id"):
+                call(named)
+
+
+@pytest.mark.parametrize("url", ["http://me:secret@x", "http://x/?a=b", "https://x/#part"])
+def test_an_address_with_more_than_host_and_path_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(MisconfiguredClient, match="without them") as refused:
+        Client(url, KEY)
+    assert "secret" not in str(refused.value)
+
+
+def test_blanks_and_slashes_around_an_address_are_not_of_it() -> None:
+    assert resolve(" http://x/prefix/ \n", KEY).url == "http://x/prefix"
+
+
+def test_a_user_without_a_home_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nobody)
+    assert resolve("http://x", environment={"QE_API_KEY": KEY}).api_key == KEY
+    assert kept_at("http://x", "0" * 64, {}).parts[:3] == ("/", ".local", "state")
+
+
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+
+
+@pytest.fixture
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    return monkeypatch
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9", "foo://x"])
+async def test_a_service_on_this_machine_is_not_looked_for_behind_a_proxy(
+    no_proxy: pytest.MonkeyPatch, proxy: str
+) -> None:
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "12")
+            self.end_headers()
+            self.wfile.write(b'{"data": []}')
+
+        def log_message(self, *arguments: object) -> None:
+            """Quiet."""
+
+    no_proxy.setenv("ALL_PROXY", proxy)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        with Client(url, KEY) as client:
+            assert client.workers() == []
+        async with AsyncClient(url, KEY) as awaited:
+            assert await awaited.workers() == []
+        server.shutdown()
+
+
+def test_a_proxy_that_does_not_lead_there_is_spoken_of(no_proxy: pytest.MonkeyPatch) -> None:
+    once = RetryPolicy(retries=0)
+    with Client("http://quant.invalid", KEY, retry=once) as client, pytest.raises(ConnectionFailed) as away:
+        client.schemes()
+    assert "proxy" not in str(away.value)
+    no_proxy.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    with (
+        Client("http://quant.invalid", KEY, retry=once) as client,
+        pytest.raises(ConnectionFailed, match="A proxy is set"),
+    ):
+        client.schemes()
+    no_proxy.setenv("HTTP_PROXY", "foo://x")
+    with pytest.raises(MisconfiguredClient, match="HTTP_PROXY"):
+        Client("http://quant.invalid", KEY)
+
+
+def test_a_file_that_cannot_be_read_twice_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.jsonl")
+    nobody = httpx.MockTransport(lambda request: pytest.fail(str(request.url)))
+    with Client("http://x", KEY, transport=nobody) as client:
+        for path in (tmp_path, tmp_path / "rows.jsonl"):
+            with pytest.raises(ClientError, match="no regular file"):
+                client.datasets.upload(path)
+
+
+def test_a_file_that_changes_between_its_digest_and_its_content_is_not_sent(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("before")
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        assert request.method == "GET"  # whether the service has it already
+        rows.write_text("after")
+        return httpx.Response(200, json={"data": [], "has_more": False, "next_cursor": None})
+
+    with (
+        Client("http://x", KEY, transport=httpx.MockTransport(answer)) as client,
+        pytest.raises(ClientError, match="changed while it was sent"),
+    ):
+        client.datasets.upload(rows)
