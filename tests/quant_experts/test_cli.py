@@ -266,7 +266,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on_to_the_same_bytes(
         said = []
         for line in process.stderr:
             said.append(line)
-            if line.startswith("block 1 of 3"):
+            if line.startswith("1 of 3 blocks"):
                 process.send_signal(signal.SIGINT)
         assert process.wait(timeout=120) == 130, "".join(said)
     text = "".join(said)
