@@ -58,9 +58,14 @@ def important_channels(x: Tensor, importance: Tensor, k: int) -> Tensor:
     x: (tokens, d); importance: (d,); returns (tokens, d) bool. A channel that contributes exactly nothing is never
     important, so a row may hold fewer than k.
     """
-    score = x.float().abs() * importance.to(x.device)
-    top, index = score.topk(min(k, x.shape[-1]), dim=-1)
-    return torch.zeros_like(score, dtype=torch.bool).scatter_(-1, index, top > 0)
+    channels, counted = _top_channels(x.float().abs(), importance.to(x.device), k)
+    return torch.zeros(x.shape, dtype=torch.bool, device=x.device).scatter_(-1, channels, counted)
+
+
+def _top_channels(magnitude: Tensor, importance: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Indices of the k channels with the largest score, (tokens, k) int64, and which of them contribute anything."""
+    top, channels = (magnitude * importance).topk(min(k, magnitude.shape[-1]), dim=-1)
+    return channels, top > 0
 
 
 class GroupStatistics:
@@ -105,8 +110,10 @@ class GroupStatistics:
         self._reservoir.update(x, vision)
 
     def _accumulate(self, x: Tensor, vision: Tensor, first_half: bool) -> None:
-        bad = int((~torch.isfinite(x)).sum())
-        if bad:
+        magnitude = x.abs()
+        largest = magnitude.amax(0)  # not finite where any value of the channel is not
+        if not bool(torch.isfinite(largest).all()):
+            bad = int((~torch.isfinite(x)).sum())
             raise NumericalFailure(
                 f"input group {self._name}: {bad} of {x.numel()} input values are not finite near token {self._tokens};"
                 " the model overflows on this calibration data (try bfloat16 or float32 weights)"
@@ -114,15 +121,13 @@ class GroupStatistics:
         self._tokens += x.shape[0]
         self._tokens_vision += int(vision.sum())
         self._second_moment.addmm_(x.T, x)
-        magnitude = x.abs()
         self._sum_abs += magnitude.sum(0, dtype=torch.float64)
-        self._max_abs = torch.maximum(self._max_abs, magnitude.amax(0))
-        important = important_channels(x, self._importance, self._k)
-        of_vision, of_text = important[vision].sum(0), important[~vision].sum(0)
-        self._counts_vision += of_vision
-        self._counts_text += of_text
+        self._max_abs = torch.maximum(self._max_abs, largest)
+        channels, counted = _top_channels(magnitude, self._importance, self._k)
+        for counts, tokens in ((self._counts_vision, vision), (self._counts_text, ~vision)):
+            counts.scatter_add_(0, channels[tokens].flatten(), counted[tokens].flatten().long())
         if first_half:
-            self._counts_first_half += of_vision + of_text
+            self._counts_first_half.scatter_add_(0, channels.flatten(), counted.flatten().long())
 
     def finish(self) -> Observation:
         """The statistics of all tokens so far. Raises NumericalFailure when there were none or the sums overflowed."""
