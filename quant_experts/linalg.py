@@ -81,13 +81,13 @@ def cholesky(name: str, second_moment: Tensor, tokens: float, damping: float) ->
     """
     d = second_moment.shape[0]
     lower: Tensor
-    matrix = second_moment.to(torch.float64 if d <= FLOAT64_WIDTH else torch.float32) / tokens
-    mean = float(matrix.diagonal().mean())
+    matrix = second_moment.to(torch.float64 if d <= FLOAT64_WIDTH else torch.float32, copy=True).div_(tokens)
+    diagonal = matrix.diagonal().clone()
+    mean = float(diagonal.mean())
     for factor in (1, 10, 100):
-        damped = matrix.clone()
         # A group whose inputs are all zero has no scale of its own; the identity is as good as any.
-        damped.diagonal().add_(damping * factor * mean if mean > 0 else 1.0)
-        lower, info = torch.linalg.cholesky_ex(damped)
+        matrix.diagonal().copy_(diagonal + (damping * factor * mean if mean > 0 else 1.0))
+        lower, info = torch.linalg.cholesky_ex(matrix)
         if int(info) == 0 and bool(torch.isfinite(lower).all()):
             return lower
     raise NumericalFailure(

@@ -89,7 +89,7 @@ class GroupProblem:
         return replace(
             self,
             weight=self.weight * scale,
-            second_moment=self.second_moment / scale / scale.unsqueeze(-1),
+            second_moment=(self.second_moment / scale).div_(scale.unsqueeze(-1)),  # gigabytes: one copy, not two
             mean_abs=self.mean_abs / scale,
             max_abs=self.max_abs / scale,
             samples=self.samples / scale,
