@@ -32,8 +32,6 @@ HELD_OUT_TOKENS = 2048
 """Kept per group to measure errors on."""
 LOGIT_CHUNK = 256
 """Positions that are evaluated at a time."""
-VARIANTS = 16
-"""Held-out rows with other images, at most."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +65,6 @@ def memory_of(shapes: Shapes, recipe: Recipe, rows: Rows, size: Size, *, cuda: b
     return Memory(while_verifying, 0, "verifying")
 
 
-def _state(shapes: Shapes, block: Block, rows: Rows) -> float:
-    """Bytes of what a row brings to the block."""
-    first = block.groups[0]
-    return shapes.tokens(first.reads, rows) * first.width * shapes.item
-
-
 def _kinds(shapes: Shapes) -> list[Block]:
     """One block of each kind: the peak of alike blocks is alike."""
     return list({tuple((group.width, group.outs) for group in block.groups): block for block in shapes.blocks}.values())
@@ -89,7 +81,6 @@ def _block(shapes: Shapes, block: Block, recipe: Recipe, rows: Rows) -> int:
         return min(recipe.reservoir, int(tokens * fit_rows)), min(HELD_OUT_TOKENS, int(tokens * held_rows))
 
     weights = block.kept + sum(group.weights for group in block.groups) * shapes.item
-    streams = int((held_rows + VARIANTS * min(rows.images, 1)) * _state(shapes, block, rows))
     observed = {group.name: _observed(group, *seen(group), shapes.item) for group in block.groups}
     done, worst = 0, sum(observed.values())
     waiting = sum(observed.values())
@@ -97,7 +88,7 @@ def _block(shapes: Shapes, block: Block, recipe: Recipe, rows: Rows) -> int:
         worst = max(worst, waiting + done + _fit(group, recipe, *seen(group)))
         waiting -= observed[group.name]
         done += group_bits(group, recipe, weight_bits(group, recipe, most=True), shapes) // 8
-    return weights + streams + worst
+    return weights + worst
 
 
 def _observed(group: Group, kept: int, held: int, item: int) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from planning.blocks import Block, Group
-from planning.memory import HELD_OUT_TOKENS, VARIANTS
+from planning.memory import HELD_OUT_TOKENS
 from planning.recipe import Recipe
 from planning.rows import Rows
 from planning.shapes import Shapes
@@ -28,6 +28,9 @@ REFINE_STEPS = 1600
 
 FEWEST_MEASURED = 3
 """Blocks that a calibration needs."""
+
+VARIANTS = 16
+"""Held-out rows with other images, at most."""
 
 
 @dataclass(frozen=True)

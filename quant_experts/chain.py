@@ -15,7 +15,7 @@ Hidden states are kept verbatim: computing them again would not be bit-identical
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from quant_experts.calls import Call, Calls, Stream
 from quant_experts.errors import InvalidSpec
 from quant_experts.progress import WrittenFile
 from quant_experts.report import BlockReport
-from quant_experts.tensor_file import TensorFile, file_digest, write_tensors, write_text
+from quant_experts.tensor_file import TensorFile, TensorWriter, file_digest, write_text
 
 FINGERPRINT = "fingerprint.json"
 
@@ -108,35 +108,27 @@ class HiddenStates:
         return self._file.read(f"{stream}.{call.index}")
 
 
-def write_chain(
-    work: Path,
-    block: int,
-    calls: Calls,
-    rows: Sequence[Call],
-    quantized: Iterable[Tensor],
-    full: Mapping[int, Tensor],
-    baseline: Mapping[int, Tensor],
-) -> WrittenFile:
-    """Write the hidden states after ``block``.
+class ChainWriter:
+    """The hidden states after a block, row by row as they are computed; nothing is visible until it is finished."""
 
-    ``rows``: of the quantized stream, whose states ``quantized`` yields in this order while the file is written;
-    ``full``, ``baseline``: row index → state of these streams.
-    """
-    layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
-    indices = {"quantized": [call.index for call in rows], "full": list(full), "baseline": list(baseline)}
-    for stream, of_stream in indices.items():
-        for index in of_stream:
-            entry = calls.tensors.entries[f"{index}.embeddings"]
-            layout[f"{stream}.{index}"] = (entry.dtype, entry.shape)
+    def __init__(self, work: Path, block: int, calls: Calls, rows: Mapping[Stream, Sequence[Call]]) -> None:
+        """``rows``: of each stream, in the order in which they will come."""
+        self._block = block
+        layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+        for stream, of_stream in rows.items():
+            for call in of_stream:
+                entry = calls.tensors.entries[f"{call.index}.embeddings"]
+                layout[f"{stream}.{call.index}"] = (entry.dtype, entry.shape)
+        self._writer = TensorWriter(work / chain_file(block), layout)
 
-    def states() -> Iterator[tuple[str, Tensor]]:
-        for call, state in zip(rows, quantized, strict=True):
-            yield f"quantized.{call.index}", state
-        for stream, kept in (("full", full), ("baseline", baseline)):
-            for index, state in kept.items():
-                yield f"{stream}.{index}", state
+    def add(self, stream: Stream, call: Call, state: Tensor) -> None:
+        self._writer.add(f"{stream}.{call.index}", state)
 
-    return replace(write_tensors(work / chain_file(block), layout, states()), name=chain_file(block))
+    def finish(self) -> WrittenFile:
+        return replace(self._writer.finish(), name=chain_file(self._block))
+
+    def discard(self) -> None:
+        self._writer.discard()
 
 
 def commit_block(

@@ -17,7 +17,7 @@ from torch import Tensor
 from quant_experts.baseline import is_baseline
 from quant_experts.blueprint import Blueprint, around_blocks, empty, fill
 from quant_experts.calls import Call, Calls, Stream
-from quant_experts.chain import HiddenStates, write_chain
+from quant_experts.chain import ChainWriter, HiddenStates
 from quant_experts.crossing import Cross, CrossingWriter, calls_at, to_the_next_stack
 from quant_experts.glue import block_glue
 from quant_experts.groups import GroupPlan
@@ -41,13 +41,6 @@ def _through_block(blueprint: Blueprint, plan: GroupPlan, calls: Calls, hidden: 
             return glue.run(calls.arguments(call, device, stream), state).cpu()
 
         yield run
-
-
-def _pass_rows(rows: Sequence[Call], stream: Stream, passing: Pass, should_stop: ShouldStop) -> Iterator[Tensor]:
-    """Outputs row by row. May raise Stopped."""
-    for call in rows:
-        stop_if(should_stop)
-        yield passing(call, stream)
 
 
 @dataclass(frozen=True)
@@ -112,29 +105,34 @@ def passage_of(walk: Walk, number: int, calls: Calls) -> Passage:
 
 
 class _Block:
-    """Hidden states in, hidden states out."""
+    """Hidden states in, hidden states out: each is on disk before the next is computed."""
 
     def __init__(self, walk: Walk, number: int, calls: Calls) -> None:
         self._walk, self._number, self.calls = walk, number, calls
-        self._outputs: dict[Stream, dict[int, Tensor]] = {}
+        self._rows = _rows_by_stream(walk.treatment, calls)
+        if number + 1 == len(walk.plans):  # nobody looks at the rows that were fitted on
+            self._rows["quantized"] = (*calls.held_out, *calls.variants)
 
-    def open(self) -> AbstractContextManager[Pass]:
+    @contextmanager
+    def open(self) -> Iterator[Pass]:
         walk, number = self._walk, self._number
         hidden = HiddenStates(walk.work, self.calls, number)
-        return _through_block(walk.blueprint, walk.plans[number][0], self.calls, hidden)
+        self._writer = ChainWriter(walk.work, number, self.calls, self._rows)
+        try:
+            with _through_block(walk.blueprint, walk.plans[number][0], self.calls, hidden) as passing:
+                yield passing
+        finally:
+            self._writer.discard()
 
     def take(self, stream: Stream, rows: Sequence[Call], passing: Pass) -> None:
-        outputs = _pass_rows(rows, stream, passing, self._walk.should_stop)
-        self._outputs[stream] = {call.index: output for call, output in zip(rows, outputs, strict=True)}
+        for call in rows:
+            stop_if(self._walk.should_stop)
+            self._writer.add(stream, call, passing(call, stream))
 
     def finish(self, passing: Pass) -> tuple[WrittenFile, ...]:
-        """Run the quantized block. After the last one nobody looks at the rows that were fitted on."""
-        walk, calls = self._walk, self.calls
-        is_last = self._number + 1 == len(walk.plans)
-        rows = (*(calls.held_out if is_last else calls.rows), *calls.variants)
-        outputs = _pass_rows(rows, "quantized", passing, walk.should_stop)
-        full, baseline = self._outputs["full"], self._outputs.get("baseline", {})
-        return (write_chain(walk.work, self._number, calls, rows, outputs, full, baseline),)
+        """Run the quantized block."""
+        self.take("quantized", self._rows["quantized"], passing)
+        return (self._writer.finish(),)
 
 
 class _Border:

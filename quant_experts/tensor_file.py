@@ -77,46 +77,68 @@ class TensorFile:
         return tensor
 
 
+class TensorWriter:
+    """A safetensors file whose tensors are produced while it is written, in the order of ``layout``.
+
+    The file appears whole or not at all: temporary name, fsync, rename.
+    """
+
+    def __init__(self, path: Path, layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
+        self._path = path
+        self._part = path.with_name(f".{path.name}.part")
+        self._expected = iter(layout.items())
+        self._digest = hashlib.sha256()
+        self._written = 0
+        self._out = self._part.open("wb")
+        self._put(_header(layout))
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Raises ValueError when it is not the tensor that ``layout`` announces next."""
+        announced, (dtype, shape) = next(self._expected, ("nothing", (None, None)))
+        if (name, tensor.dtype, tuple(tensor.shape)) != (announced, dtype, shape):
+            raise ValueError(
+                f"{self._path.name}: {name} {tensor.dtype} {tuple(tensor.shape)} came where {announced} was due"
+            )
+        if tensor.numel():
+            self._put(_bytes(tensor.detach().cpu().contiguous()))
+
+    def finish(self) -> WrittenFile:
+        """Name, size and digest. Raises ValueError when an announced tensor never came."""
+        missing = next(self._expected, None)
+        if missing is not None:
+            raise ValueError(f"{self._path.name}: tensor {missing[0]} was announced and never came")
+        with self._out:
+            self._out.flush()
+            reach("tensors.written")
+            os.fsync(self._out.fileno())
+        reach("tensors.synced")
+        self._part.replace(self._path)
+        reach("tensors.renamed")
+        sync_directory(self._path.parent)
+        return WrittenFile(self._path.name, self._written, self._digest.hexdigest())
+
+    def discard(self) -> None:
+        """What is not finished is gone."""
+        self._out.close()
+        self._part.unlink(missing_ok=True)
+
+    def _put(self, data: Any) -> None:
+        self._out.write(data)
+        self._digest.update(data)
+        self._written += len(data)
+
+
 def write_tensors(
     path: Path, layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], tensors: Iterable[tuple[str, Tensor]]
 ) -> WrittenFile:
-    """Write a safetensors file whose tensors are produced while it is written, in the order of ``layout``.
-
-    The file appears whole or not at all: temporary name, fsync, rename. Returns its name, size and digest.
-    Raises ValueError when a tensor is not the one that ``layout`` announces next.
-    """
-    part = path.with_name(f".{path.name}.part")
-    digest = hashlib.sha256()
-    written = 0
-    with part.open("wb") as out:
-
-        def put(data: Any) -> None:
-            nonlocal written
-            out.write(data)
-            digest.update(data)
-            written += len(data)
-
-        put(_header(layout))
-        expected = iter(layout.items())
+    """Write a whole safetensors file; see :class:`TensorWriter`."""
+    writer = TensorWriter(path, layout)
+    try:
         for name, tensor in tensors:
-            announced, (dtype, shape) = next(expected, ("nothing", (None, None)))
-            if (name, tensor.dtype, tuple(tensor.shape)) != (announced, dtype, shape):
-                raise ValueError(
-                    f"{path.name}: {name} {tensor.dtype} {tuple(tensor.shape)} came where {announced} was due"
-                )
-            if tensor.numel():
-                put(_bytes(tensor.detach().cpu().contiguous()))
-        missing = next(expected, None)
-        if missing is not None:
-            raise ValueError(f"{path.name}: tensor {missing[0]} was announced and never came")
-        out.flush()
-        reach("tensors.written")
-        os.fsync(out.fileno())
-    reach("tensors.synced")
-    part.replace(path)
-    reach("tensors.renamed")
-    sync_directory(path.parent)
-    return WrittenFile(path.name, written, digest.hexdigest())
+            writer.add(name, tensor)
+        return writer.finish()
+    finally:
+        writer.discard()
 
 
 def write_text(path: Path, text: str) -> WrittenFile:

@@ -38,7 +38,7 @@ def test_the_constants_that_sizes_memory_and_time_follow_are_those_of_the_librar
     assert memory.HELD_OUT_TOKENS == observe.HELD_OUT_TOKENS
     assert disk.KEPT_CHAINS == route.KEPT_CHAINS + 1
     assert disk.VARIED_ROWS == image_variants.MOST_ROWS
-    assert memory.VARIANTS == disk.VARIANTS_EACH * disk.VARIED_ROWS
+    assert seconds.VARIANTS == disk.VARIANTS_EACH * disk.VARIED_ROWS
     assert (disk.FEW_ROWS, disk.FEW_TOKENS) == (sensitivity_rows.ROWS, sensitivity_rows.TOKENS)
     assert (disk.TRIAL_FIT, disk.TRIAL_HELD) == (auto_search.FIT_ROWS, auto_search.HELD_OUT_ROWS)
     assert memory.LOGIT_CHUNK == evaluation.CHUNK

@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from quant_experts import chain
-from quant_experts.calls import read_calls
+from quant_experts import chain, passage
+from quant_experts.calls import Call, read_calls
 from quant_experts.config import AcceptIf, QuantizationSpec
 from quant_experts.errors import InvalidCalibration, InvalidModel, InvalidSpec, QuantExpertsError, Stopped
 from quant_experts.pipeline import quantize
@@ -479,3 +481,36 @@ def test_each_dtype_and_a_tied_head_survive(family: str, dtype: torch.dtype, tie
     assert stored[next(name for name in stored if name.endswith("q_proj.weight_scale"))].dtype == dtype
     assert ("lm_head.weight" in stored) is not tied
     assert report.quality.kl < 0.1
+
+
+def test_a_hidden_state_is_on_disk_before_the_next_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that are held out are as many as the user wants: memory must not grow with them."""
+    made: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+    through_block = passage._through_block
+
+    @contextmanager
+    def watched(*arguments: Any) -> Iterator[passage.Pass]:
+        with through_block(*arguments) as passing:
+
+            def run_row(call: Call, stream: str) -> torch.Tensor:
+                alive.append(sum(state() is not None for state in made))
+                state = passing(call, stream)
+                made.append(weakref.ref(state))
+                return state
+
+            yield run_row
+
+    monkeypatch.setattr(passage, "_through_block", watched)
+    evaluating = threading.Event()
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, PhaseStarted) and event.phase == "evaluating":
+            evaluating.set()
+
+    model = make_model("llama", tmp_path / "model", blocks=1)
+    rows = write_rows(tmp_path / "rows.jsonl", [text_row(i) for i in range(6)])
+    with pytest.raises(Stopped):
+        run(tmp_path, model=model, rows=rows, on_event=on_event, should_stop=evaluating.is_set)
+    assert len(alive) == 6 + 2 + 2 + 2  # observed, held out in full precision, rounded to nearest, quantized
+    assert max(alive) == 0
