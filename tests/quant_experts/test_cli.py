@@ -274,7 +274,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on_to_the_same_bytes(
     assert not output.exists()
     done = subprocess.run([*QE, *arguments(inputs, output)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "block 1 of 3 · found finished" in done.stderr
+    assert "1 of 3 blocks · block 0 · found finished" in done.stderr
     name = "model-00001-of-00001.safetensors"
     assert (output / name).read_bytes() == (quantized[0] / name).read_bytes()
 
