@@ -8,7 +8,7 @@ code uses the session; ``joined`` lets it run these texts in its own transaction
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
@@ -109,16 +109,36 @@ async def joined(session: AsyncSession) -> Transaction:
 async def read(sessions: Sessions, text: str, values: Values, *, of: type[Row], tenant: str) -> list[Row]:
     """The rows of one SELECT that sees the rows of ``tenant``. One round trip: what is in one pipeline outside of a
     transaction is a transaction of its own, which ends with it, and the wall with that."""
-    async with _connection(sessions) as connection:
-        _, found = await _run_behind_wall(connection, (_wall(tenant),), Statement(text, values, of))
-        return found
+
+    async def ask() -> list[Row]:
+        async with _connection(sessions) as connection:
+            _, found = await _run_behind_wall(connection, (_wall(tenant),), Statement(text, values, of))
+            return found
+
+    return await _once_more_if_gone(ask)
 
 
 async def look_up(sessions: Sessions, text: str, values: Values, *, of: type[Row]) -> list[Row]:
     """The rows of one SELECT of the service itself, which sees every tenant. Raises psycopg.Error."""
-    async with _connection(sessions) as connection, connection.cursor(row_factory=class_row(of)) as cursor:
-        await cursor.execute(text.encode(), values)
-        return await cursor.fetchall()
+
+    async def ask() -> list[Row]:
+        async with _connection(sessions) as connection, connection.cursor(row_factory=class_row(of)) as cursor:
+            await cursor.execute(text.encode(), values)
+            return await cursor.fetchall()
+
+    return await _once_more_if_gone(ask)
+
+
+async def _once_more_if_gone(ask: Callable[[], Awaitable[list[Row]]]) -> list[Row]:
+    """A SELECT has no effect: when its connection goes before the answer comes, as at a failover, another is asked."""
+    try:
+        return await ask()
+    except _Gone:
+        return await ask()
+
+
+class _Gone(psycopg.OperationalError):
+    """The connection broke while it was in use."""
 
 
 @asynccontextmanager
@@ -133,6 +153,7 @@ async def _connection(sessions: Sessions) -> AsyncIterator[Connection]:
     except psycopg.Error as error:
         if connection.closed:
             await greenlet_spawn(pooled.invalidate, error)
+            raise _Gone(str(error)) from error
         raise
     finally:
         await greenlet_spawn(pooled.close)  # rolls back what an error has left open

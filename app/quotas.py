@@ -199,7 +199,7 @@ async def room_of(
 
 
 async def one_at_a_time(session: AsyncSession, tenant: str) -> None:
-    """Until this transaction ends, no other process counts what the tenant has stored in order to add to it."""
+    """Until this transaction ends, nobody else counts what the tenant has (stored bytes, webhooks) in order to add."""
     await session.execute(select(func.pg_advisory_xact_lock(STORAGE_LOCK, func.hashtext(tenant))))
 
 

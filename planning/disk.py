@@ -67,9 +67,11 @@ class _Passed:
         return self.all + self.full + self.baseline
 
 
-def disk_of(shapes: Shapes, recipe: Recipe, rows: Rows, size: Size, *, from_hub: bool) -> int:
-    """The model when it comes from the hub, and the largest phase of the run beside it."""
-    return (shapes.bytes_before if from_hub else 0) + max(disk_by_phase(shapes, recipe, rows, size).values())
+def disk_of(shapes: Shapes, recipe: Recipe, rows: Rows, size: Size, *, from_hub: bool, rows_bytes: int) -> int:
+    """The model when it comes from the hub, the file of rows that the worker fetches, and beside them the largest phase
+    of the run."""
+    fetched = (shapes.bytes_before if from_hub else 0) + rows_bytes
+    return fetched + max(disk_by_phase(shapes, recipe, rows, size).values())
 
 
 def disk_by_phase(shapes: Shapes, recipe: Recipe, rows: Rows, size: Size) -> dict[str, int]:

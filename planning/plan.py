@@ -50,11 +50,12 @@ def make_plan(
     rows: Rows,
     *,
     from_hub: bool,
+    rows_bytes: int = 0,
     cores: int = 2,
     calibrations: Mapping[str, Calibration] | None = None,
 ) -> Plan:
-    """``cores``: of the worker, for its CPU; ``calibrations``: by device. Raises Unreadable for a model that cannot be
-    walked."""
+    """``rows_bytes``: of the file of rows, where the worker has to fetch it; ``cores``: of the worker, for its CPU;
+    ``calibrations``: by device. Raises Unreadable for a model that cannot be walked."""
     shapes = shapes_of(headers, vision=recipe.vision)
     size = size_of(shapes, recipe)
     known = calibrations or {}
@@ -66,7 +67,7 @@ def make_plan(
         )
         for device, rates, count in (("cpu", CORE, cores), ("cuda", GPU, 1))
     }
-    disk = disk_of(shapes, recipe, rows, size, from_hub=from_hub)
+    disk = disk_of(shapes, recipe, rows, size, from_hub=from_hub, rows_bytes=rows_bytes)
     refusals = refusals_of(shapes, recipe, rows, size, headers.config)
     return Plan(shapes, recipe, rows, size, placements, disk, refusals, cautions_of(shapes, recipe, size))
 

@@ -281,11 +281,15 @@ def _api_key(settings: Settings, home: Path) -> tuple[bool, str]:
     if settings.api_key is not None:
         return False, settings.api_key
     path = home / "api_key"
-    if path.is_file():
-        return False, path.read_text().strip()
+    if path.is_file() and (kept := path.read_text().strip()):
+        return False, kept
     key = f"qe_{secrets.token_urlsafe(32)}"
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    draft = path.with_suffix(".part")
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(key + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)  # whole or not at all: the home is ours alone
     return True, key
 
 

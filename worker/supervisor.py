@@ -216,7 +216,10 @@ def _compute(
     with part(span, "fetch"):
         job = prepare(hands, claim, spec, lease, pen, storage, directory, log)
         (directory / "work").mkdir()
-        fetch.finished_blocks(known or pen.read(blocks.files_to_take_over, hold.job_id), storage, directory / "work")
+        # Also when blocks are known: an attempt may have ended before it had taken over all.
+        own = {file["name"] for file in known}
+        others = [file for file in pen.read(blocks.files_to_take_over, hold.job_id) if file["name"] not in own]
+        fetch.finished_blocks([*known, *others], storage, directory / "work")
         lease.check()
 
     relay = Relay(pen, storage, job_id=hold.job_id, work=directory / "work", known=known, span=span)

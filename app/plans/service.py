@@ -123,6 +123,7 @@ async def estimated(
             recipe_of(spec),
             rows,
             from_hub=model.commit is not None,
+            rows_bytes=dataset.bytes if dataset is not None else 0,
             cores=cores,
             calibrations=calibrations,
         )

@@ -81,12 +81,13 @@ class OtlpTracing:
         began: float | None = None,
     ) -> Span:
         given, request = _given(attributes), W3C.extract(carrier or {}, Context())
-        # That of a worker that is gone is made for its id and never ended: the worker has sent it.
+        if began is not None:
+            # Below the request: a worker that was killed in its first moments has not sent the start.
+            return OtlpSpan(self._tracer, self._named(f"{job_id} {number}", "attempt", request, given, began))
         start = self._named(f"{job_id} {number} started", "attempt started", request, given, began)
         span = self._named(f"{job_id} {number}", "attempt", set_span_in_context(start, Context()), given, began)
-        if began is None:
-            start.end()
-            threading.Thread(target=self._provider.force_flush, name="first-span", daemon=True).start()
+        start.end()
+        threading.Thread(target=self._provider.force_flush, name="first-span", daemon=True).start()
         return OtlpSpan(self._tracer, span, above_parts=start)
 
     def _named(

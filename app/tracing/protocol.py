@@ -56,7 +56,8 @@ class Tracing(Protocol):
         """Of one attempt at a job, and parts of it, below a short span ``attempt started``, and that below the request
         that made the job. Without ``began`` the attempt begins now and its start is sent at once, so that the trace of
         a running job hangs together. The ids of both follow from job and number: whoever learns that an attempt is over
-        can end it (``began``: Unix seconds), although its worker is gone."""
+        can end it (``began``: Unix seconds), although its worker is gone; it then lies below the request itself, for
+        nobody knows whether that worker's start was sent."""
 
     def close(self) -> None:
         """Send what is left, if that is a matter of moments."""

@@ -17,6 +17,7 @@ from app.contract.secret import Seal
 from app.contract.tables import Webhook, WebhookDelivery
 from app.contract.webhook_url import BadUrl, read_url
 from app.problems import Problem
+from app.quotas import one_at_a_time
 from app.settings import Settings
 from app.webhooks.queries import count_webhooks, get_delivery, get_webhook
 from app.webhooks.schemas import DeliveryStatus, NewWebhook, WebhookChanges, WebhookStatus
@@ -29,6 +30,7 @@ async def create_webhook(
 ) -> tuple[Webhook, str]:
     """The row and the secret. Raises Problem for a URL that is refused, or beyond the number that a tenant may have."""
     _check_url(wanted.url, settings)
+    await one_at_a_time(session, tenant)
     if await count_webhooks(session, tenant=tenant) >= settings.max_webhooks:
         raise Problem(problems.TOO_MANY_WEBHOOKS, f"at most {settings.max_webhooks}: remove one, or change one")
     webhook_id, secret = new_id("wh"), new_secret()

@@ -178,3 +178,16 @@ async def test_what_is_made_while_a_ring_is_under_way_is_rung_for_together(caplo
     await ringer.ring("job_5")
     await ringer.close()
     assert bell.rung[-1] == ("job_5",)
+
+
+async def test_a_read_whose_connection_goes_before_its_answer_is_asked_once_more(api: Api) -> None:
+    """As when a failover begins in that moment; the pool alone notices what went before it was asked for."""
+    api.execute("CREATE SEQUENCE cuts")
+    api.execute(
+        "CREATE FUNCTION cut_once() RETURNS integer SECURITY DEFINER LANGUAGE sql AS $$ SELECT CASE nextval('cuts')"
+        " WHEN 1 THEN pg_terminate_backend(pg_backend_pid())::integer ELSE 7 END $$"
+    )
+    sessions, ask = api.service.sessions, "SELECT cut_once() AS number"
+    assert await look_up(sessions, ask, {}, of=Number) == [Number(7)]
+    api.execute("ALTER SEQUENCE cuts RESTART")
+    assert await read(sessions, ask, {}, of=Number, tenant="default") == [Number(7)]

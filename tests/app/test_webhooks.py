@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from app.contract.secret import BadSeal
 from app.settings import Settings
-from tests.app.conftest import Api, ok, problem, started
+from tests.app.conftest import Api, ok, problem, served, started
 from worker import ledger
 
 URL = "https://hooks.example.com/qe"
@@ -162,3 +163,10 @@ async def test_a_tenant_has_a_bounded_number_of_webhooks(settings: Settings) -> 
     async with started(settings.model_copy(update={"max_webhooks": 1})) as api:
         await make(api)
         problem(await api.client.post("/v1/webhooks", json={"url": URL}), 409, "too-many-webhooks")
+
+
+async def test_webhooks_made_at_the_same_moment_are_bounded_too(settings: Settings) -> None:
+    async with started(settings.model_copy(update={"max_webhooks": 2})) as api, served(api) as client:
+        made = await asyncio.gather(*(client.post("/v1/webhooks", json={"url": URL}) for _ in range(12)))
+        assert sorted(answer.status_code for answer in made) == [201] * 2 + [409] * 10
+        assert api.execute("SELECT count(*) FROM webhooks") == [(2,)]

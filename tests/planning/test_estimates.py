@@ -90,3 +90,8 @@ def test_rows_are_judged_by_their_texts_and_images() -> None:
     odd: list[Any] = [{}, {"messages": 3}, {"messages": [{"content": [{"type": "image", "image": "data:,x"}, 7]}]}]
     assert sampled_rows(odd, rows=3, files=files).tokens > 0
     assert sampled_rows([], rows=3, files=files).spread > with_image.spread
+
+
+def test_the_file_of_rows_is_on_the_workers_disk_too(big: Any) -> None:
+    disk = [make_plan(big, Recipe.of("qe"), ROWS, from_hub=True, rows_bytes=size).disk for size in (0, 512 << 20)]
+    assert disk[1] - disk[0] == 512 << 20

@@ -17,8 +17,10 @@ import httpx
 import psutil
 import pytest
 
+from app.settings import Settings
 from tests.services import ROOT, wait_until
 from tests.worker.conftest import alive
+from worker import embedded
 from worker.servers import free_port
 
 START = 90.0
@@ -131,3 +133,13 @@ def test_a_home_in_use_is_one_clear_line(tmp_path: Path) -> None:
             assert serve.process.wait(30) == 1
             assert len(serve.said().splitlines()) == 1
             assert "another `qe serve` uses" in serve.said()
+
+
+def test_a_key_that_was_not_written_to_the_end_is_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "api_key").touch()  # its maker was killed before it had written
+    made, key = embedded._api_key(Settings(home=tmp_path), tmp_path)
+    assert made
+    assert len(key) > 32
+    assert (tmp_path / "api_key").stat().st_mode & 0o777 == 0o600
+    assert embedded._api_key(Settings(home=tmp_path), tmp_path) == (False, key)
+    assert [path.name for path in tmp_path.iterdir()] == ["api_key"]

@@ -7,6 +7,7 @@ from typing import Any
 from tests.services import wait_until
 from tests.worker.conftest import Workshop
 from worker import blocks, ledger, sweep
+from worker.relay import block_key
 from worker.supervisor import work
 
 
@@ -88,3 +89,32 @@ def test_of_a_job_that_succeeded_the_calls_stay_a_day_longer_than_the_rest(works
         connection.execute("UPDATE jobs SET finished_at = clock_timestamp() - interval '25 h'")
         assert sweep.drop_block_files(connection, workshop.storage) == 1
     assert list(workshop.storage.keys(f"jobs/{job_id}/blocks")) == []
+
+
+def test_a_fork_that_is_begun_again_takes_over_what_its_first_attempt_did_not_come_to(workshop: Workshop) -> None:
+    parent = workshop.add_job()
+    workshop.direct("hold-2")
+    with workshop.working(workshop.hands()):
+        workshop.wait_for("at-2")
+        wait_until(lambda: len(workshop.rows("SELECT block FROM layers")) == 2, what="two blocks in the ledger")
+        with workshop.connect() as connection:
+            connection.execute("UPDATE jobs SET status = 'cancelling' WHERE id = %s", (parent,))
+    for sign in workshop.stage.glob("at-*"):
+        sign.unlink()
+    child = fork_of(workshop, parent)
+    with workshop.connect() as connection:  # a worker that was killed when it had taken over the first of two
+        hold = workshop.claim().hold
+        files = []
+        for file in connection.execute("SELECT files FROM layers WHERE block = 0").fetchall()[0]["files"]:
+            copy = workshop.stage / "copy"
+            workshop.storage.fetch(file["key"], copy)
+            files.append({**file, "key": block_key(child, file["sha256"])})
+            workshop.storage.put(files[-1]["key"], copy)
+        blocks.record_block(
+            connection, hold, block=0, blocks=4, seconds=1, report={}, files=files, superseded=[], event={}
+        )
+        ledger.hand_back(connection, hold, reason="stopped")
+    work(workshop.hands())
+    assert workshop.job(child)["status"] == "succeeded"
+    assert sorted(sign.name for sign in workshop.stage.glob("at-*")) == ["at-2", "at-3"]
+    assert workshop.attempts(child)[1]["resumed_from_block"] == 2

@@ -53,8 +53,8 @@ def traced(hands: Hands, tracing: Tracing) -> Hands:
     return Hands(**{**vars(hands), "tracing": tracing})
 
 
-def blocks_of(collector: Collector, attempt: Received) -> list[int]:
-    return [span.attributes["qe.block"] for span in collector.named("block") if span.parent == attempt.parent]
+def blocks_below(collector: Collector, start: Received) -> list[int]:
+    return [span.attributes["qe.block"] for span in collector.named("block") if span.parent == start.id]
 
 
 def hang_together(collector: Collector, *roots: str) -> bool:
@@ -87,7 +87,7 @@ def test_the_start_of_an_attempt_waits_for_no_batch(collector: Collector, monkey
     tracing.attempt("job_x", 1, {}, carrier=None, began=1_000_000).end()  # by a keeper
     tracing.close()
     lost = collector.one("attempt")
-    assert (lost.trace, lost.parent, lost.began) == (start.trace, start.id, 1_000_000)
+    assert (lost.trace, lost.parent, lost.began) == (start.trace, "", 1_000_000)
     assert began.ids["trace_id"] == start.trace
     collector.one("attempt started")
 
@@ -113,11 +113,12 @@ def test_attempts_join_the_requests_trace_and_one_whose_worker_was_killed_is_end
     lost, second = collector.one("attempt", attempt=1), collector.one("attempt", attempt=2)
     assert {span.trace for span in collector.spans} == {TRACE}
     assert [span.parent for span in collector.named("attempt started")] == [REQUEST, REQUEST]
-    assert [span.parent for span in (lost, second)] == [span.id for span in collector.named("attempt started")]
+    starts = {span.attributes["qe.attempt"]: span for span in collector.named("attempt started")}
+    assert (lost.parent, second.parent) == (REQUEST, starts[2].id)
     assert lost.failed == "worker one@test was not heard of"
     assert lost.attributes["qe.worker"] == "one@test"
     assert lost.began < lost.ended < second.began
-    assert (blocks_of(collector, lost), blocks_of(collector, second)) == ([0, 1], [2, 3])
+    assert [blocks_below(collector, starts[number]) for number in (1, 2)] == [[0, 1], [2, 3]]
     assert second.failed is None
     assert second.attributes["qe.resumed_from_block"] == 2
     assert second.attributes["qe.job.id"] == job_id
@@ -201,3 +202,13 @@ def test_the_runner_learns_nothing_of_the_collector(
     assert collector.url in os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"]
     assert "OTEL_" not in seen
     assert collector.url not in seen
+
+
+def test_a_worker_killed_before_it_could_send_a_thing_leaves_no_span_in_the_air(
+    collector: Collector, tracing: Tracing
+) -> None:
+    """Nobody has heard of the start of its attempt."""
+    carrier = {"traceparent": f"00-{TRACE}-{REQUEST}-01"}
+    tracing.attempt("job_x", 1, {}, carrier=carrier, began=1_000_000).end()  # by the keeper
+    lost = collector.one("attempt")
+    assert (lost.trace, lost.parent) == (TRACE, REQUEST)
