@@ -20,32 +20,51 @@ from app.jobs import router as api
 from app.jobs.events import events_after
 from app.jobs.schemas import AttemptView, EventView, JobQuery, JobView
 from app.problems import Problem
+from app.quotas import standing
 from app.system import router as system
-from app.ui import history
+from app.ui import forms, history
+from app.ui.advice import advice
 from app.ui.error_chart import error_chart
 from app.ui.navigation import first_page
 from app.ui.pages import Page, render, see
 from app.ui.visitor import AnyVisitor, JobsReader, JobsWriter, form_of
 
 LATEST_EVENTS = 200
+FIELDS = ("model", "scheme", "label", "alias")
+"""Of the form of filters, beside the statuses."""
 REPORT = "quality_report.html"
 router = APIRouter(route_class=Page)
 
 
 @router.get("/")
-async def jobs(request: Request, visitor: AnyVisitor, parts: ServiceDep) -> Response:
+async def jobs(request: Request, visitor: AnyVisitor, session: SessionDep, parts: ServiceDep) -> Response:
     """Where everybody comes in: who may not read jobs goes on to the first page that they may."""
     if not visitor.may(Scope.JOBS_READ):
         return see(first_page(visitor.caller))
     given = {name: request.query_params.getlist(name) for name in request.query_params}
-    query = _query({name: [value for value in values if value] for name, values in given.items()})
+    query, wrong = _query({name: [value for value in values if value] for name, values in given.items()})
+    now = await standing(session, tenant=visitor.caller.tenant, settings=parts.settings)
     page = await api.list_jobs(query, visitor.caller, parts)
-    filtered = bool(query.model_fields_set - {"cursor"})
+    others = urlencode(query.model_dump(mode="json", exclude_unset=True, exclude={"cursor", "status"}), doseq=True)
     return render(
-        request, "jobs.html", visitor, jobs=page.data, next_cursor=page.next_cursor, query=query, filtered=filtered,
-        statuses=list(JobStatus), live=any(job.status not in FINISHED for job in page.data), again=_again(query),
-        base=_base(request),
+        request, "jobs.html", visitor, status=422 if wrong else 200, jobs=[] if wrong else page.data,
+        next_cursor=page.next_cursor, query=query, filtered=bool(query.model_fields_set - {"cursor"}), wrong=wrong,
+        values={name: given.get(name, [""])[-1] for name in FIELDS}, statuses=list(JobStatus), again=_again(query),
+        live=any(job.status not in FINISHED for job in page.data), base=_base(request), others=others,
+        tabs=_tabs(now.queued, now.running), known=query.status in [statuses for _, statuses, _ in _tabs(0, 0)],
     )  # fmt: skip
+
+
+def _tabs(queued: int, running: int) -> list[tuple[str, list[JobStatus], int | None]]:
+    """What is asked most often, in one click: (title, statuses, how many there are now)."""
+    return [
+        ("All", [], None),
+        ("At work", [JobStatus.RUNNING, JobStatus.CANCELLING], running),
+        ("Waiting", [JobStatus.QUEUED], queued),
+        ("Failed", [JobStatus.FAILED], None),
+        ("Succeeded", [JobStatus.SUCCEEDED], None),
+        ("Cancelled", [JobStatus.CANCELLED], None),
+    ]
 
 
 @router.get("/jobs/{job_id}")
@@ -65,6 +84,7 @@ async def job(request: Request, job_id: str, visitor: JobsReader, session: Sessi
         chart=error_chart(blocks, view.progress.blocks_total), last_event=row.event_seq,
         live=view.status not in FINISHED, has_report=any(file.name == REPORT for file in files),
         base=_base(request), queue=history.queue(workers) if waits else None,
+        advice=advice(view.error.code) if view.error else "",
     )  # fmt: skip
 
 
@@ -125,15 +145,18 @@ async def archive(
     return await artifacts.archive(job_id, request, visitor.caller, session, parts)
 
 
-def _query(given: Mapping[str, Sequence[str]]) -> JobQuery:
-    """The filters of the listing. An empty field of the filter form is no filter. Raises Problem 422."""
+def _query(given: Mapping[str, Sequence[str]]) -> tuple[JobQuery, dict[str, str]]:
+    """The filters of the listing, and what is wrong with those that the form has; then it filters nothing. An empty
+    field is no filter. Raises Problem 422 for what only an address that was typed can ask."""
     many = ("status", "label")
     fields: dict[str, Any] = {name: list(v) if name in many else v[-1] for name, v in given.items() if v}
     try:
-        return JobQuery.model_validate(fields)
+        return JobQuery.model_validate(fields), {}
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise Problem(problems.INVALID_REQUEST, f"{'/'.join(map(str, first['loc']))}: {first['msg']}") from None
+        wrong = forms.invalid(error.errors(include_url=False))
+    if set(wrong) <= set(FIELDS):
+        return JobQuery(), wrong
+    raise Problem(problems.INVALID_REQUEST, "; ".join(f"{name}: {sentence}" for name, sentence in wrong.items()))
 
 
 def _base(request: Request) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
@@ -14,10 +15,18 @@ from app.deps import Service, ServiceDep, SessionDep
 from app.keys import router as api
 from app.keys.schemas import CreatedKey, KeyQuery, NewKey
 from app.problems import Problem
+from app.ui import forms
 from app.ui.pages import Page, render, see
 from app.ui.visitor import KeysAdmin, Visitor, form_of
 
 LIFETIMES = {"": "never", "7": "in 7 days", "30": "in 30 days", "90": "in 90 days", "365": "in a year"}
+USUAL = (Scope.JOBS_READ, Scope.JOBS_WRITE, Scope.DATASETS_READ, Scope.DATASETS_WRITE)
+EMPTY: dict[str, Any] = {"name": "", "days": "90", "scopes": [scope.value for scope in USUAL]}
+"""What is ticked in an empty form."""
+SENTENCES = {
+    ("name", "string_too_short"): "give the key a name",
+    ("scopes", "too_short"): "choose at least one scope",
+}
 router = APIRouter(route_class=Page)
 
 
@@ -36,20 +45,18 @@ async def keys(
 async def create(request: Request, visitor: KeysAdmin, session: SessionDep, parts: ServiceDep) -> Response:
     """The answer, not a redirect, shows the key: it is nowhere else afterwards."""
     form = await form_of(request, visitor)
-    days = str(form.get("days", ""))
-    fields: dict[str, Any] = {"name": str(form.get("name", "")).strip(), "scopes": form.getlist("scopes")}
-    if days in LIFETIMES and days:
-        fields["expires_at"] = (datetime.now(UTC) + timedelta(days=int(days))).isoformat()
+    values: dict[str, Any] = {name: str(form.get(name, "")).strip() for name in ("name", "days")}
+    values["scopes"] = [str(scope) for scope in form.getlist("scopes")]
+    fields = {"name": values["name"], "scopes": values["scopes"]}
+    if values["days"] in LIFETIMES and values["days"]:
+        fields["expires_at"] = (datetime.now(UTC) + timedelta(days=int(values["days"]))).isoformat()
     try:
         made = await api.create(NewKey.model_validate(fields), visitor.caller, session, parts, Response())
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        sentence = {"name": "Give the key a name.", "scopes": "Choose at least one scope."}.get(
-            str(first["loc"][0]), first["msg"]
-        )
-        return await _page(request, visitor, session, parts, wrong=sentence)
+        wrong = forms.invalid(error.errors(), sentences=SENTENCES)
+        return await _page(request, visitor, session, parts, values=values, wrong=wrong)
     except Problem as problem:
-        return await _page(request, visitor, session, parts, wrong=problem.detail)
+        return await _page(request, visitor, session, parts, values=values, wrong=forms.refused(problem))
     return await _page(request, visitor, session, parts, made=made)
 
 
@@ -68,11 +75,12 @@ async def _page(
     *,
     cursor: str | None = None,
     made: CreatedKey | None = None,
-    wrong: str | None = None,
+    values: Mapping[str, Any] = EMPTY,
+    wrong: Mapping[str, str] | None = None,
 ) -> Response:
     page = await api.list_keys(KeyQuery(cursor=cursor), visitor.caller, session, parts)
     return render(
         request, "keys.html", visitor, status=422 if wrong else 200, keys=page.data, next_cursor=page.next_cursor,
-        made=made, wrong=wrong, scopes=[scope for scope in Scope if scope in visitor.caller.scopes],
-        lifetimes=LIFETIMES, now=datetime.now(UTC),
+        made=made, values=values, wrong=wrong or {}, lifetimes=LIFETIMES, now=datetime.now(UTC),
+        scopes=[(scope.value, scope.value) for scope in Scope if scope in visitor.caller.scopes],
     )  # fmt: skip

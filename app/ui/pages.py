@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def _environment() -> Environment:
     )
     filters: dict[str, Callable[..., Any]] = {**words.FILTERS, **history.FILTERS}
     environment.filters |= filters
-    environment.globals |= {"asset": asset, "menu": menu}
+    environment.globals |= {"asset": asset, "menu": menu, "served_at": lambda: datetime.now(UTC)}
     return environment
 
 

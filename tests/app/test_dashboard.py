@@ -13,8 +13,10 @@ import httpx
 import pytest
 
 from app.auth import Scope
+from app.contract.errors import FailureCode
 from app.settings import Settings
 from app.ui import session
+from app.ui.advice import ADVICE
 from tests.app.conftest import BOOTSTRAP_KEY, Api, ok, started
 from tests.app.tenant_cases import COMPARISON, DASHBOARD, Owned
 
@@ -260,6 +262,11 @@ async def test_a_job_that_waits_says_what_the_workers_do(browser: httpx.AsyncCli
     await browser.post("/login", data={"key": few})
     assert "queued" in await said()
     assert "workers idle" not in await said()
+
+
+def test_every_failure_has_a_sentence_about_what_to_do() -> None:
+    assert set(ADVICE) == set(FailureCode)
+    assert all(sentence.endswith(".") and "  " not in sentence for sentence in ADVICE.values())
 
 
 async def test_static_files_are_named_and_nothing_else_is_served(browser: httpx.AsyncClient) -> None:

@@ -177,7 +177,9 @@ async def test_a_failed_job_says_why_and_a_like_one_starts_from_it(dashboard: Da
     api.start(job)
     api.end(job, "failed", {"code": "invalid_calibration", "message": "row 3: <b>no image</b>", "retryable": False})
     await dashboard.open(f"/jobs/{job}")
-    await expect(dashboard.page.get_by_role("alert")).to_have_text("invalid_calibration: row 3: <b>no image</b>")
+    alert = dashboard.page.get_by_role("alert")
+    await expect(alert).to_contain_text("invalid_calibration: row 3: <b>no image</b>")
+    await expect(alert).to_contain_text("upload them as a new dataset, and fork the job with that.")
     await dashboard.page.get_by_role("link", name="Fork").click()
     await dashboard.page.get_by_role("link", name="Start a job like it").click()
     await expect(dashboard.page.get_by_label("Model", exact=True)).to_have_value("acme/tiny-vl")
@@ -259,6 +261,15 @@ async def test_a_key_is_shown_once_works_and_is_revoked(dashboard: Dashboard, ap
     page = dashboard.page
     await dashboard.open("/keys")
     await page.get_by_label("Name").fill("ci")
+    await page.get_by_label("Expires").select_option("7")
+    for scope in ("jobs:read", "jobs:write", "datasets:read", "datasets:write"):
+        await page.get_by_label(scope).uncheck()
+    await page.get_by_role("button", name="Make the key").click()
+    await expect(page.get_by_text("choose at least one scope")).to_be_visible()
+    await expect(page.get_by_label("Name")).to_have_value("ci")
+    await expect(page.get_by_label("Expires")).to_have_value("7")
+    await expect(page.get_by_label("jobs:read")).not_to_be_checked()
+    await page.get_by_label("jobs:read").check()
     await page.get_by_role("button", name="Make the key").click()
     key = await page.locator(".notice pre").inner_text()
     assert (await api.as_key(key).get("/v1/jobs")).status_code == 200
@@ -268,6 +279,30 @@ async def test_a_key_is_shown_once_works_and_is_revoked(dashboard: Dashboard, ap
     await page.get_by_role("button", name="Revoke for good").click()
     await expect(page.get_by_role("row", name="ci")).to_contain_text("revoked")
     assert (await api.as_key(key).get("/v1/jobs")).status_code == 401
+    dashboard.faults[:] = [fault for fault in dashboard.faults if "status of 422" not in fault]
+
+
+async def test_jobs_are_filtered_by_one_click_and_a_wrong_filter_is_said_beside_it(
+    dashboard: Dashboard, api: Api
+) -> None:
+    page = dashboard.page
+    for name in ("one", "two"):
+        job = (await api.create_job(name=name, labels={"team": name}))["id"]
+    api.start(job)
+    api.end(job, "failed", {"code": "timeout", "message": "it took too long", "retryable": True})
+    await dashboard.open("/?label=team")
+    await page.get_by_role("link", name="Failed").click()
+    await expect(page.get_by_role("row", name="two")).to_contain_text("timeout: it took too long")
+    await expect(page.get_by_role("row", name="one")).to_have_count(0)
+    await expect(page.get_by_label("Label")).to_have_value("team")
+    await page.get_by_label("Label").fill("x" * 300)
+    await page.get_by_role("button", name="Filter").click()
+    await expect(page.get_by_role("alert")).to_contain_text("Label: ")
+    await expect(page.get_by_label("Label")).to_have_value("x" * 300)
+    await expect(page.get_by_label("Label")).to_have_attribute("aria-invalid", "true")
+    await page.go_back()
+    await expect(page.get_by_role("row", name="two")).to_be_visible()
+    dashboard.faults[:] = [fault for fault in dashboard.faults if "status of 422" not in fault]
 
 
 async def test_a_wrong_key_is_told_and_an_ended_session_asks_again_and_comes_back(

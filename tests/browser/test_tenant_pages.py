@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from playwright.async_api import Browser, expect
+from playwright.async_api import Browser, Route, expect
 
 from tests.app.conftest import Api, ok
 from tests.app.test_audio_headers import row as heard
@@ -74,6 +74,23 @@ async def test_audio_of_a_row_can_be_played(dashboard: Dashboard, api: Api) -> N
     await player.evaluate("player => { player.currentTime = 1 }")
     await expect(player).to_have_js_property("ended", True)
     await assert_accessible(page)
+
+
+async def test_only_the_chosen_field_of_an_expiry_shows_where_css_has_no_has(dashboard: Dashboard) -> None:
+    page = dashboard.page
+
+    async def older(route: Route) -> None:
+        answer = await route.fetch()
+        await route.fulfill(response=answer, body=(await answer.text()).replace(":has(", ":unknown("))
+
+    await page.route("**/dashboard.css*", older)
+    await dashboard.open("/datasets")
+    days, until = page.get_by_label("Days", exact=True), page.get_by_label("Last day")
+    await expect(days).to_be_hidden()
+    await expect(until).to_be_hidden()
+    await page.get_by_label("until a day").check()
+    await expect(until).to_be_visible()
+    await expect(days).to_be_hidden()
 
 
 @pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no scripts"])
