@@ -31,12 +31,12 @@ async def test_a_job_and_the_list_go_on_when_the_service_is_back(chromium: Brows
         await expect(listed.locator("#connection")).to_have_text("Connection lost, trying again")
         api.execute("UPDATE jobs SET blocks_done = 1, blocks_total = 4 WHERE id = %s", [job])
         api.append_event(job, "job.block", {"block": 0, "blocks": 4, "seconds": 1.0})
-        await api.create_job(name="second")
+        await api.create_job(name="another")
         with serving(api.settings, port):
             await expect(page.locator("[data-part=state]")).to_contain_text("1 of 4 blocks")
             await expect(page.locator("#connection")).to_have_text("Live")
             assert await page.title() == "1 of 4 · first: running · Quant Experts"
-            await expect(listed.get_by_role("row", name="second")).to_be_visible()
+            await expect(listed.get_by_role("row", name="another")).to_be_visible()
             await expect(listed.locator("#connection")).to_be_hidden()
             await page.goto("about:blank")
         window.faults[:] = [fault for fault in window.faults if "ERR_" not in fault]
@@ -80,9 +80,9 @@ async def test_the_list_shows_what_is_new_although_nothing_on_it_was_at_work(das
     await page.clock.install()
     await dashboard.open("/")
     await expect(page.get_by_role("row", name="first")).to_be_visible()
-    await api.create_job(name="second")
+    await api.create_job(name="another")
     await page.clock.run_for(16_000)
-    await expect(page.get_by_role("row", name="second")).to_be_visible()
+    await expect(page.get_by_role("row", name="another")).to_be_visible()
     await expect(page.get_by_role("link", name="Waiting 1")).to_be_visible()
 
 
