@@ -21,6 +21,9 @@ from app.problems import BODY_TOO_LARGE, Problem, problem_response, unhandled
 HEADERS = "qe.headers"
 """In the scope of a request: headers for its response, whoever makes it."""
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+OTHER_METHOD = "other"
+"""In the metrics, for whatever else a client sends: a series for every word would fill the memory."""
 NAMED_IN_LOGS = ("job_id", "dataset_id", "key_id", "webhook_id")
 """Parts of a path by which a line of the access log is found again."""
 NOT_TRACED = ("/healthz", "/readyz", "/metrics")
@@ -44,7 +47,7 @@ class Telemetry:
             "qe_http_request_seconds", "Until the end of the response.", ["method", "route"], registry=self.registry
         )
         self.open = Gauge("qe_http_requests_open", "Requests being answered.", registry=self.registry)
-        self.jobs = Gauge("qe_jobs", "Jobs by status.", ["status"], registry=self.registry)
+        self.jobs = Gauge("qe_jobs", "Jobs that have not ended, by status.", ["status"], registry=self.registry)
         self.oldest_queued = Gauge(
             "qe_oldest_queued_seconds",
             "Age of the job that has waited longest; 0 when none waits.",
@@ -102,8 +105,9 @@ class TelemetryMiddleware:
 
     def _record(self, scope: Scope, status: int, seconds: float, span: tracing.Span) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")
-        self._telemetry.requests.labels(scope["method"], route, str(status)).inc()
-        self._telemetry.seconds.labels(scope["method"], route).observe(seconds)
+        method = scope["method"] if scope["method"] in METHODS else OTHER_METHOD
+        self._telemetry.requests.labels(method, route, str(status)).inc()
+        self._telemetry.seconds.labels(method, route).observe(seconds)
         fields = {
             "request_id": scope["request_id"],
             "method": scope["method"],

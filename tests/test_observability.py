@@ -20,6 +20,8 @@ from worker import metrics
 FILES = Path(__file__).parent.parent / "observability"
 DASHBOARD: dict[str, Any] = json.loads((FILES / "grafana.json").read_text())
 RULES = [rule for group in yaml.safe_load((FILES / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
+TESTS = "alerts_test.yml"
+RULE_TESTS: list[dict[str, Any]] = yaml.safe_load((FILES / TESTS).read_text())["tests"]
 ASKED_FOR = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
 SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
 
@@ -71,10 +73,18 @@ def test_every_alert_says_what_is_wrong_and_how_bad_it_is() -> None:
         assert rule["annotations"]["summary"]
 
 
-def test_prometheus_takes_the_rules() -> None:
+def test_every_alert_has_a_test_that_sees_it_fire_and_one_that_does_not() -> None:
+    asked = [each for test in RULE_TESTS for each in test["alert_rule_test"]]
+    assert {each["alertname"] for each in asked if each.get("exp_alerts")} == {rule["alert"] for rule in RULES}
+    assert {each["alertname"] for each in asked if not each.get("exp_alerts")} == {rule["alert"] for rule in RULES}
+
+
+@pytest.mark.parametrize(
+    "command", [["check", "rules", "alerts.yml"], ["check", "config", "prometheus.yml"], ["test", "rules", TESTS]]
+)
+def test_prometheus_takes_the_rules_and_they_fire(command: list[str]) -> None:
     promtool = os.environ.get("QE_PROMTOOL") or shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool (Debian: prometheus) is not installed; QE_PROMTOOL may name it")
-    for what, name in (("rules", "alerts.yml"), ("config", "prometheus.yml")):
-        done = subprocess.run([promtool, "check", what, name], cwd=FILES, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+    done = subprocess.run([promtool, *command], cwd=FILES, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -33,6 +33,7 @@ from worker.servers import ServerFailed, embedded_postgres, embedded_redis, migr
 START_SECONDS = 120.0
 TICK_SECONDS = 0.1
 RESTARTS = 5
+MAX_PORT = 65535
 RESTART_WINDOW = 60.0
 PATIENCE = {"api": 10.0, "keeper": 10.0, "redis": 10.0, "postgres": 30.0}
 """Seconds from a polite signal to SIGKILL. A worker has as long as its block needs."""
@@ -159,8 +160,9 @@ def _start_service(settings: Settings, parts: list[Part], environment: dict[str,
     private = {"QE_API_KEY", "QE_HUB_TOKEN"}
     common = {name: value for name, value in environment.items() if name not in private}
 
-    def part(name: str, command: list[str], *needs: str) -> Part:
+    def part(name: str, command: list[str], *needs: str, nth: int = 0) -> Part:
         own = {**common, **{need: environment[need] for need in needs if need in environment}}
+        own["QE_METRICS_PORT"] = str(_metrics_port(settings, nth))
         return Part(name, lambda: process.start(command, environment=own, log=logs / f"{name}.log"))
 
     python = sys.executable
@@ -171,13 +173,19 @@ def _start_service(settings: Settings, parts: list[Part], environment: dict[str,
     celery += ["--pool", "prefork", "--concurrency", "1", "--without-gossip", "--without-mingle", "--loglevel", "INFO"]
     service = [part("api", api, "QE_API_KEY"), part("keeper", [python, "-m", "worker.keeper"])]
     service += [
-        part(f"worker-{number}", [*celery, "--hostname", f"worker-{number}@%h"], "QE_HUB_TOKEN")
+        part(f"worker-{number}", [*celery, "--hostname", f"worker-{number}@%h"], "QE_HUB_TOKEN", nth=number)
         for number in range(1, settings.workers + 1)
     ]
     for each in service:
         parts.append(each)
         each.child = each.start()
     _wait_until_ready(settings, service[0], logs, interrupts)
+
+
+def _metrics_port(settings: Settings, nth: int) -> int:
+    """The keeper's is the one that was asked for, worker n has the nth after it: they share a machine here."""
+    port = settings.metrics_port + nth
+    return port if settings.metrics_port and port <= MAX_PORT else 0
 
 
 def _wait_until_ready(settings: Settings, api: Part, logs: Path, interrupts: Interrupts) -> None:

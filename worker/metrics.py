@@ -1,7 +1,7 @@
 """What a worker and the keeper count, served as Prometheus text on ``QE_METRICS_PORT`` when that is set.
 
-A counter belongs to the process that counts; what the ledger knows (jobs by status, the oldest queued job, attempts by
-outcome) is served by the API instead, once for all (docs/adr/0018).
+A counter belongs to the process that counts; what the ledger knows (jobs that wait or run, the oldest that waits,
+workers alive) is served by the API instead, once for all (docs/adr/0018).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from app.contract.states import JobStatus
 from worker.device import ask_gpus
 
 logger = logging.getLogger(__name__)
@@ -35,9 +36,13 @@ FENCED = Counter(
 )
 LEASES_LOST = Counter("qe_worker_leases_lost_total", "Jobs that this worker lost while it ran them.", registry=REGISTRY)
 BEATS_FAILED = Counter("qe_worker_heartbeats_failed_total", "Beats that did not reach the ledger.", registry=REGISTRY)
+LOST = "lost"
+"""In place of a status: the job is another worker's."""
 ATTEMPTS = Counter(
     "qe_worker_attempts_total", "Attempts by the status of the job after them.", ["status"], registry=REGISTRY
 )
+for status in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.QUEUED, LOST):
+    ATTEMPTS.labels(status)  # from 0 on: of a series that begins at 1, Prometheus never sees the first
 BUSY = Gauge("qe_worker_busy", "1 while a job is held.", registry=REGISTRY)
 BELLS_LOST = Counter("qe_bells_not_rung_total", "Bells that Redis did not take.", registry=REGISTRY)
 REAPED = Counter("qe_keeper_reaped_total", "Jobs taken from workers that were not heard of.", registry=REGISTRY)

@@ -110,7 +110,7 @@ def attempt(hands: Hands, claim: claims.Claim) -> JobStatus | None:
     ids = {"job_id": hold.job_id, "attempt": hold.attempt, "worker": hands.worker, **span.ids}
     with said_of(**ids), metrics.BUSY.track_inprogress():
         status = _attempt(hands, claim, spec, span)
-    metrics.ATTEMPTS.labels("lost" if status is None else status.value).inc()
+    metrics.ATTEMPTS.labels(metrics.LOST if status is None else status.value).inc()
     return status
 
 

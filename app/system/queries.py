@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from sqlalchemy import and_, func, select, text
+from sqlalchemy import and_, func, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.contract.states import JobStatus
+from app.contract.states import FINISHED, JobStatus
 from app.contract.tables import Job, Worker
 from app.database import API_ROLE
+from app.quotas import QUEUED
 from app.system.schemas import WorkerView
 
 
@@ -45,16 +46,23 @@ async def workers_seen(session: AsyncSession, *, tenant: str, lease: timedelta) 
     ]
 
 
-async def jobs_by_status(session: AsyncSession) -> dict[str, int]:
-    counts = {status.value: 0 for status in JobStatus}
-    for status, number in await session.execute(select(Job.status, func.count()).group_by(Job.status)):
+async def unfinished_jobs(session: AsyncSession) -> dict[str, int]:
+    """Jobs by status, of those that wait or are held: two small indexes, however many jobs have ended.
+
+    Anybody may ask for the metrics; counting a million ended jobs took both cores of a small database 0.7 s.
+    """
+    counts = {status.value: 0 for status in JobStatus if status not in FINISHED}
+    unfinished = or_(Job.status == QUEUED, Job.lease_until.is_not(None))
+    for status, number in await session.execute(
+        select(Job.status, func.count()).where(unfinished).group_by(Job.status)
+    ):
         counts[status] = number
     return counts
 
 
 async def oldest_queued_seconds(session: AsyncSession) -> float:
     age = func.extract("epoch", func.max(func.clock_timestamp() - Job.queued_at))
-    return float(await session.scalar(select(age).where(Job.status == JobStatus.QUEUED.value)) or 0.0)
+    return float(await session.scalar(select(age).where(Job.status == QUEUED)) or 0.0)
 
 
 async def workers_alive(session: AsyncSession, *, lease: timedelta) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from math import nan
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -36,18 +37,20 @@ async def readyz(service: ServiceDep, response: Response) -> Readiness:
 
 @router.get("/metrics", tags=["service"], response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(service: ServiceDep) -> Response:
-    """Prometheus text. The figures of the ledger are left as they were while the database is away."""
+    """Prometheus text. While the database is away its figures are missing or NaN: no old number stands for now."""
     telemetry = service.telemetry
     telemetry.followers.set(service.feed.followers)
     try:
         async with service.sessions() as session:
-            for status, number in (await queries.jobs_by_status(session)).items():
+            for status, number in (await queries.unfinished_jobs(session)).items():
                 telemetry.jobs.labels(status).set(number)
             telemetry.oldest_queued.set(await queries.oldest_queued_seconds(session))
             lease = timedelta(seconds=service.settings.lease)
             telemetry.workers.set(await queries.workers_alive(session, lease=lease))
     except SQLAlchemyError:
         telemetry.jobs.clear()
+        telemetry.oldest_queued.set(nan)
+        telemetry.workers.set(nan)
     return Response(generate_latest(telemetry.registry), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from app.main import COLLECTING, create_app
@@ -64,8 +65,10 @@ async def test_a_storage_that_cannot_be_written_is_not_ready(api: Api) -> None:
     assert ok(await api.client.get("/readyz"), 503)["checks"]["storage"].startswith("not writable")
 
 
-async def test_metrics_count_requests_by_route_and_jobs_by_status(api: Api) -> None:
+async def test_metrics_count_requests_by_route_and_unfinished_jobs_by_status(api: Api) -> None:
     job = await api.create_job()
+    ended = await api.create_job()
+    ok(await api.client.post(f"/v1/jobs/{ended['id']}/cancel"))
     await api.client.get(f"/v1/jobs/{job['id']}")
     await api.client.get("/nowhere")
     text = (await api.client.get("/metrics")).text
@@ -73,7 +76,31 @@ async def test_metrics_count_requests_by_route_and_jobs_by_status(api: Api) -> N
     assert 'route="unmatched",status="404"' in text
     assert job["id"] not in text
     assert 'qe_jobs{status="queued"} 1.0' in text
-    assert 'qe_jobs{status="failed"} 0.0' in text
+    assert 'qe_jobs{status="running"} 0.0' in text
+    assert 'qe_jobs{status="cancelled"}' not in text  # a count of all that ever ended would cost more every day
+
+
+async def test_the_methods_that_clients_invent_make_no_series_of_their_own(api: Api) -> None:
+    for method in ("INVENTED", "PROPFIND", "X" * 50):
+        assert (await api.client.request(method, "/v1/jobs")).status_code == 405
+    text = (await api.client.get("/metrics")).text
+    assert 'qe_http_requests_total{method="other",route="/v1/jobs",status="405"} 3.0' in text
+    assert "INVENTED" not in text
+
+
+async def test_while_the_database_is_away_metrics_say_that_they_do_not_know(api: Api) -> None:
+    await api.create_job()
+    assert 'qe_jobs{status="queued"} 1.0' in (await api.client.get("/metrics")).text
+    name = api.execute("SELECT current_database()")[0][0]
+    with psycopg.connect(api.settings.database_url or "", dbname="postgres", autocommit=True) as connection:
+        connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false".encode())
+        connection.execute("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = %s", [name])
+        away = (await api.client.get("/metrics")).text
+        connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true".encode())
+    assert "qe_jobs{" not in away
+    assert "qe_oldest_queued_seconds NaN" in away
+    assert "qe_workers_alive NaN" in away
+    assert 'qe_jobs{status="queued"} 1.0' in (await api.client.get("/metrics")).text
 
 
 async def test_schemes_list_what_a_job_may_ask_for(api: Api) -> None:

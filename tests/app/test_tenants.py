@@ -191,7 +191,7 @@ EXCEPTIONS = {
     "plans/service.py keep_plan": "writes the caller's tenant",
     "hub/queries.py _sha_of_files": "correlated to the jobs of the query around it, which is the tenant's",
     "system/queries.py workers_seen": "every worker; joins the tenant's jobs only",
-    "system/queries.py jobs_by_status": "sums over all tenants",
+    "system/queries.py unfinished_jobs": "sums over all tenants",
     "system/queries.py oldest_queued_seconds": "sums over all tenants",
 }
 MODELS = {

@@ -73,6 +73,20 @@ def serving(directory: Path, *, wait: bool = True, **settings: str) -> Iterator[
         process.wait()
 
 
+def two_free_ports() -> int:
+    """The first of two in a row."""
+    while True:
+        port = free_port()
+        with contextlib.suppress(OSError), socket.create_server(("", port)), socket.create_server(("", port + 1)):
+            return port
+
+
+def answers_metrics(port: int) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return "qe_worker_attempts_total" in httpx.get(f"http://127.0.0.1:{port}/metrics").text
+    return False
+
+
 @pytest.mark.slow
 def test_it_comes_up_from_nothing_stops_in_order_and_keeps_its_key(tmp_path: Path) -> None:
     with serving(tmp_path) as serve:
@@ -97,7 +111,8 @@ def test_it_comes_up_from_nothing_stops_in_order_and_keeps_its_key(tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_part_that_dies_is_started_again_and_kill_9_leaves_nobody(tmp_path: Path) -> None:
-    with serving(tmp_path) as serve:
+    with serving(tmp_path, QE_METRICS_PORT=str(metrics := two_free_ports())) as serve:
+        wait_until(lambda: answers_metrics(metrics) and answers_metrics(metrics + 1), what="both metrics")
         (keeper,) = serve.parts("worker.keeper")
         keeper.kill()
         wait_until(lambda: "keeper was killed by SIGKILL; starting it again" in serve.said(), what="the restart")
