@@ -28,8 +28,8 @@ DEAD_SECONDS = 600.0
 DEAD_WINDOW_DAYS = 7
 RESUMABLE_HOURS = 24
 """For this long a failed or cancelled job keeps its finished blocks, so that a retry goes on where it stopped."""
-UNNAMED_HOURS = 24
-"""An upload has its row a moment after its bytes."""
+UNNAMED_HOURS = 48
+"""An upload has its row a moment after its bytes; one in parts has the id of its beginning, a day before."""
 EXPIRED_DAYS = 30
 """For this long an expired dataset is still known by name."""
 KEEPER, EXPIRED = "keeper", "dataset.expired"
@@ -68,11 +68,12 @@ def drop_block_files(connection: Connection, storage: Storage, *, resumable_hour
     long: a fork or a comparison may begin with them.
     """
     jobs = connection.execute(
-        "SELECT id, finished_at < clock_timestamp() - make_interval(secs => %(seconds)s) AS all_of_them FROM jobs WHERE"
-        " (status = %(succeeded)s AND EXISTS (SELECT FROM layers, jsonb_array_elements(files) file"
-        "  WHERE job_id = jobs.id AND NOT file->>'name' = ANY(%(calls)s)))"
-        " OR (status = ANY(%(ended)s) AND finished_at < clock_timestamp() - make_interval(secs => %(seconds)s)"
-        "  AND EXISTS (SELECT FROM layers WHERE job_id = jobs.id AND files <> '[]'::jsonb)) LIMIT 100",
+        # In the words of the partial index: the blocks of most jobs have lost their files long ago.
+        "SELECT id, finished_at < clock_timestamp() - make_interval(secs => %(seconds)s) AS all_of_them FROM jobs"
+        " WHERE id IN (SELECT job_id FROM layers WHERE files <> '[]'::jsonb) AND ("
+        " (status = ANY(%(ended)s) AND finished_at < clock_timestamp() - make_interval(secs => %(seconds)s))"
+        " OR (status = %(succeeded)s AND EXISTS (SELECT FROM layers, jsonb_array_elements(files) file"
+        "  WHERE job_id = jobs.id AND files <> '[]'::jsonb AND NOT file->>'name' = ANY(%(calls)s)))) LIMIT 10000",
         {
             "succeeded": JobStatus.SUCCEEDED.value,
             "ended": [status.value for status in FINISHED],

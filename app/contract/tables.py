@@ -162,6 +162,7 @@ class Layer(Base):
     """A finished block: its report, and the files from which another worker can go on."""
 
     __tablename__ = "layers"
+    __table_args__ = (Index("ix_layers_files", "job_id", postgresql_where=text("files <> '[]'::jsonb")),)
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
     block: Mapped[int] = mapped_column(Integer, primary_key=True)

@@ -40,12 +40,16 @@ COUNTED_AT_ONCE = 2
 DATASET_ID = re.compile(r"ds_[0-9a-f]{32}")
 
 
+async def find_dataset(session: AsyncSession, *, tenant: str, dataset_id: str, lock: bool = False) -> Dataset | None:
+    if DATASET_ID.fullmatch(dataset_id) is None:
+        return None
+    statement = owned(Dataset, tenant).where(Dataset.id == dataset_id)
+    return await session.scalar(statement.with_for_update() if lock else statement)
+
+
 async def get_dataset(session: AsyncSession, *, tenant: str, dataset_id: str, lock: bool = False) -> Dataset:
     """Raises Problem 404."""
-    dataset = None
-    if DATASET_ID.fullmatch(dataset_id):
-        statement = owned(Dataset, tenant).where(Dataset.id == dataset_id)
-        dataset = await session.scalar(statement.with_for_update() if lock else statement)
+    dataset = await find_dataset(session, tenant=tenant, dataset_id=dataset_id, lock=lock)
     if dataset is None:
         raise Problem(problems.NOT_FOUND, f"no dataset {dataset_id!r}")
     return dataset
@@ -135,8 +139,10 @@ async def keep_upload(
     settings: Settings,
     meter: StorageMeter,
     replaced: int = 0,
+    dataset_id: str | None = None,
 ) -> Dataset:
-    """``replaced``: bytes of the parts that the file was made of.
+    """``replaced``: bytes of the parts that the file was made of; ``dataset_id``: which may be there already, when they
+    were completed twice at once, and is then returned.
 
     Raises Problem 422, with an error per bad row, when the file is not a dataset, and 403 when there is no room for it;
     then nothing is kept.
@@ -147,13 +153,17 @@ async def keep_upload(
         raise Problem(problems.INVALID_DATASET, str(error), errors=error.errors) from None
     room = await room_of(session, tenant=tenant, settings=settings, meter=meter, replaced=replaced)
     room.check(upload.bytes)
-    dataset_id = new_id("ds")
-    key = f"datasets/{dataset_id}/rows.{contents.format}"
+    once, dataset_id = dataset_id is not None, dataset_id or new_id("ds")
+    # Of two that make the same dataset each has an object of its own: the second removes it again.
+    key = f"datasets/{dataset_id}/{new_id('rows') if once else 'rows'}.{contents.format}"
     await asyncio.to_thread(storage.put, key, upload.path)
     reach("dataset.stored")
     try:
         # Once more, while nobody else adds: uploads at the same moment have all found the same room before.
         await one_at_a_time(session, tenant)
+        if once and (there := await find_dataset(session, tenant=tenant, dataset_id=dataset_id)) is not None:
+            await asyncio.to_thread(storage.delete, key)
+            return there
         room = await room_of(session, tenant=tenant, settings=settings, meter=meter, replaced=replaced)
         room.check(upload.bytes)
         dataset = Dataset(

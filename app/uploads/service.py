@@ -17,7 +17,7 @@ from app.contract.ids import new_id
 from app.contract.tables import Dataset
 from app.database import OpenSession
 from app.datasets.expiry import end_of_new
-from app.datasets.service import keep_upload
+from app.datasets.service import find_dataset, keep_upload
 from app.datasets.upload import Upload, draft
 from app.problems import Problem
 from app.quotas import StorageMeter, one_at_a_time, room_of
@@ -128,9 +128,17 @@ async def complete_upload(
 ) -> Dataset:
     """Raises Problem 404; 409 when parts are missing or the digest is another; 422 when the file is no dataset.
 
-    The parts stay when it is refused: a part that was wrong can be sent again.
+    The parts stay when it is refused: a part that was wrong can be sent again. Asked twice, also at once, it makes one
+    dataset, for an answer may be lost on its way.
     """
-    folder, name, there = await upload_of(tenant=tenant, upload_id=upload_id, storage=storage)
+    dataset_id = "ds_" + upload_id.removeprefix("up_")
+    try:
+        folder, name, there = await upload_of(tenant=tenant, upload_id=upload_id, storage=storage)
+    except Problem:
+        made = await find_dataset(session, tenant=tenant, dataset_id=dataset_id)
+        if made is None or made.sha256 != sha256:
+            raise
+        return made
     missing = sorted(set(range(1, max((part.number for part in there), default=1) + 1)) - {p.number for p in there})
     if missing:
         numbers = ", ".join(map(str, missing[:10])) + (", …" if len(missing) > 10 else "")
@@ -155,6 +163,7 @@ async def complete_upload(
             settings=settings,
             meter=meter,
             replaced=sum(part.bytes for part in there),
+            dataset_id=dataset_id,
         )
     await _forget(storage, folder)
     return dataset

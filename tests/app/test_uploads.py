@@ -211,3 +211,20 @@ def test_a_folder_that_is_no_upload_is_left_alone(tmp_path: Path) -> None:
     storage.put("uploads/tenant/notes/x", tmp_path / "x")
     assert sweep.drop_expired_uploads(storage) == 0
     assert len(list(storage.keys("uploads"))) == 2
+
+
+async def test_what_is_completed_twice_is_one_dataset(api: Api) -> None:
+    """The first answer may be lost, or so late that nobody waits for it any more."""
+    upload = await begin(api.client)
+    ok(await send(api.client, upload, 1, ROWS))
+    at_once = await asyncio.gather(*(complete(api.client, upload, digest(ROWS)) for _ in range(4)))
+    later = await complete(api.client, upload, digest(ROWS))
+    made = [answer for answer in (*at_once, later) if answer.status_code == 201]
+    assert later in made
+    assert {answer.status_code for answer in at_once} <= {201, 409}  # 409: it had gone while the parts were read
+    assert len({answer.json()["id"] for answer in made}) == 1
+    assert api.execute("SELECT count(*) FROM datasets") == [(1,)]
+    (key,) = api.service.storage.keys("datasets")
+    assert api.execute("SELECT key FROM datasets") == [(key,)]
+    problem(await complete(api.client, upload, digest(b"other")), 404, "not-found")
+    assert left(api) == []

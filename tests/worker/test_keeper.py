@@ -290,3 +290,20 @@ def test_the_directory_of_a_job_that_is_just_begun_stays(workshop: Workshop) -> 
         os.utime(fresh, (0, 0))
         sweep.drop_work_directories(connection, workshop.settings.work_directory)
     assert not fresh.exists()
+
+
+def test_block_files_are_found_without_a_walk_over_all_jobs(workshop: Workshop) -> None:
+    work_done = workshop.add_job()
+    work(workshop.hands())
+    with workshop.connect() as connection:
+        connection.execute(
+            "INSERT INTO layers (job_id, block, attempt, seconds, report, files)"
+            " SELECT %s, block, 1, 1, '{}', '[]' FROM generate_series(100, 3000) AS block",
+            (work_done,),
+        )
+        connection.execute("ANALYZE layers")
+        connection.execute("SELECT pg_stat_reset()")
+        assert sweep.drop_block_files(connection, workshop.storage) == 1
+        connection.execute("SELECT pg_stat_force_next_flush()")
+        scans = connection.execute("SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = 'ix_layers_files'")
+        assert (scans.fetchone() or {})["idx_scan"] > 0
