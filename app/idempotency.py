@@ -147,7 +147,8 @@ class Once:
         if first.request_digest != self.digest:
             raise Problem(
                 problems.IDEMPOTENCY_MISMATCH,
-                "this Idempotency-Key was sent with another body in the last 24 hours: use a new key for a new request",
+                "this Idempotency-Key was sent to another route or with another body in the last 24 hours: "
+                "use a new key for a new request",
             )
         headers = {"Location": first.location, "Idempotency-Replayed": "true"}
         return JSONResponse(first.response, status_code=first.status_code, headers=headers)

@@ -23,6 +23,7 @@ from app.database import create_engine, create_sessions
 from app.datasets.router import router as datasets
 from app.datasets.upload import sweep_abandoned
 from app.deps import Service
+from app.head import HeadMiddleware
 from app.hub.router import router as hub
 from app.jobs.feed import Feed
 from app.jobs.router import router as jobs
@@ -82,6 +83,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     limits = dict.fromkeys(("POST /v1/datasets", "POST /datasets"), settings.max_dataset_bytes + MULTIPART_OVERHEAD)
     limits["PUT /v1/datasets/uploads/*"] = MOST_PART_BYTES
+    app.add_middleware(HeadMiddleware)
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes, limits=limits)
     app.add_middleware(TelemetryMiddleware, telemetry=telemetry)
     problems.register(app)

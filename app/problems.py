@@ -23,6 +23,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import Response
 from starlette.routing import Match
+from starlette.types import Scope
 
 from app.database import READ_ONLY, WallMissing
 
@@ -227,6 +228,10 @@ async def _invalid(request: Request, error: Exception) -> Response:
     items = [{"pointer": _pointer(item["loc"]), "detail": _sentence(item)} for item in error.errors()]
     if any(item["type"] == "json_invalid" for item in error.errors()):
         return problem_response(request, MALFORMED_REQUEST, f"the body is not JSON: {items[0]['detail']}")
+    content_type = request.headers.get("content-type", "")
+    if items[0]["pointer"] == "" and isinstance(error.body, bytes | str) and not _is_json(content_type):
+        detail = f"the body came as {content_type!a}: send it with Content-Type: application/json"
+        items = [{"pointer": "/header/Content-Type", "detail": detail}]
     first = items[0]
     more = f" (and {len(items) - 1} more)" if len(items) > 1 else ""
     return problem_response(
@@ -245,7 +250,10 @@ async def _http(request: Request, error: Exception) -> Response:
         detail = f"{request.method} is not possible at {request.url.path}; {', '.join(allowed)} may be"
         return problem_response(request, kind, detail, headers={"Allow": ", ".join(allowed)})
     elif kind is MALFORMED_REQUEST:
+        encoding = request.headers.get("content-encoding")
         detail = "the body cannot be read: it must be JSON in UTF-8, nested less than a few hundred levels"
+        if encoding is not None:
+            detail = f"the body came with Content-Encoding {encoding!a}: send it as it is, uncompressed"
     return problem_response(request, kind, detail, headers=error.headers, status=error.status_code)
 
 
@@ -290,13 +298,18 @@ def unhandled(request: Request, error: BaseException) -> Response:
 
 def _methods_at(request: Request) -> list[str]:
     """Of all routes with this path: each knows only of its own, and RFC 9110 wants them all in ``Allow``."""
-    routes = request.app.routes
-    scopes = {method: {**request.scope, "method": method} for method in METHODS}
-    return [
-        method
-        for method, scope in scopes.items()
-        if any(route.matches(dict(scope))[0] is Match.FULL for route in routes)
-    ]
+    found = {method for method in METHODS if has_route(request.scope, method)}
+    return [method for method in METHODS if method in found or (method == "HEAD" and "GET" in found)]
+
+
+def has_route(scope: Scope, method: str) -> bool:
+    asked = {**scope, "method": method}
+    return any(route.matches(dict(asked))[0] is Match.FULL for route in scope["app"].routes)
+
+
+def _is_json(content_type: str) -> bool:
+    media_type = content_type.partition(";")[0].strip().lower()
+    return media_type == "application/json" or (media_type.startswith("application/") and media_type.endswith("+json"))
 
 
 def _pointer(location: Sequence[str | int]) -> str:

@@ -123,7 +123,7 @@ async def report(
     if job.status not in FINISHED:
         raise Problem(problems.REPORT_NOT_READY, f"job {job_id} is {job.status}; its layers are at …/layers meanwhile")
     if job.status != JobStatus.SUCCEEDED:
-        raise Problem(problems.NOT_FOUND, f"job {job_id} has {job.status} and has no report")
+        raise Problem(problems.NOT_FOUND, f"job {job_id} is {job.status} and has no report")
     artifact = await queries.artifact_named(session, job_id=job_id, name=REPORTS[wanted])
     headers = {"Content-Security-Policy": SANDBOX, "Vary": "Accept"}
     return await send_artifact(request, parts, artifact, headers, by_others=False)

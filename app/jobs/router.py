@@ -161,6 +161,7 @@ async def retry(
     return JobView.of(job)
 
 
+@router.head("/{job_id}/events", include_in_schema=False)
 @router.get(
     "/{job_id}/events",
     response_model=EventPage,
@@ -186,14 +187,16 @@ async def events(
     if wanted is None:
         raise Problem(problems.NOT_ACCEPTABLE, f"events come as application/json or {EVENT_STREAM}")
     if wanted == EVENT_STREAM:
-        seen = after if last_event_id is None else _event_id(last_event_id)
+        seen = _event_id(last_event_id) if last_event_id else after
         if seen > job.event_seq:
             raise Problem(problems.MALFORMED_REQUEST, f"event {seen} is not there: the last is {job.event_seq}")
         last = await events_after(session, job_id=job_id, seq=job.event_seq - 1, limit=1)
         if seen == job.event_seq and last and last[0].type in TERMINAL:
             return Response(status_code=204)  # what tells a browser's EventSource not to come back
+        headers = {"Cache-Control": "no-store", "Vary": "Accept", "X-Accel-Buffering": "no"}
         stream = stream_events(parts.feed, parts.sessions_of(caller), tenant=caller.tenant, job_id=job_id, after=seen)
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        if request.method == "HEAD":  # which would otherwise wait for the job's end
+            return StreamingResponse(iter(()), media_type=EVENT_STREAM, headers=headers)
         return StreamingResponse(stream, media_type=EVENT_STREAM, headers=headers)
     rows = await events_after(session, job_id=job_id, seq=after, limit=limit + 1)
     views = [EventView.of(row) for row in rows[:limit]]

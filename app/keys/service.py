@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -32,10 +32,15 @@ async def enter(session: AsyncSession, *, caller: Caller, tenant: str | None) ->
 
 
 async def create_key(session: AsyncSession, *, caller: Caller, wanted: NewKey, keyring: Keyring) -> tuple[ApiKey, str]:
-    """The row and the key, which is nowhere else. Raises Problem 403 for more than the caller has itself."""
+    """The row and the key, which is nowhere else. Raises Problem 403 for more than the caller has itself,
+    422 for a key that has ended before it begins."""
     beyond = sorted(scope for scope in wanted.scopes if scope not in caller.scopes)
     if beyond:
         raise Problem(problems.MISSING_SCOPE, f"a key cannot give what it lacks: {', '.join(beyond)}")
+    if wanted.expires_at is not None and wanted.expires_at <= datetime.now(UTC):
+        detail = "this time has passed: the key would open nothing"
+        errors = [{"pointer": "/expires_at", "detail": detail}]
+        raise Problem(problems.INVALID_REQUEST, f"/expires_at: {detail}", errors=errors)
     tenant = await enter(session, caller=caller, tenant=wanted.tenant)
     key, key_id = new_api_key(), new_id("key")
     scopes = sorted({scope.value for scope in wanted.scopes})

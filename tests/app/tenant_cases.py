@@ -52,6 +52,7 @@ OBJECTS: dict[str, dict[str, Any]] = {
     "POST /v1/comparisons/{comparison_id}/cancel": {},
     "DELETE /v1/comparisons/{comparison_id}": {},
     "GET /v1/jobs/{job_id}/events": {},
+    "HEAD /v1/jobs/{job_id}/events": {},
     "GET /v1/jobs/{job_id}/layers": {},
     "GET /v1/jobs/{job_id}/attempts": {},
     "GET /v1/jobs/{job_id}/artifacts": {},

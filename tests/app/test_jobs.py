@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,13 @@ async def test_no_answer_says_created_when_the_commit_fails(api: Api, redis_url:
 async def test_a_silent_broker_costs_nothing_but_time(settings: Settings) -> None:
     async with started(settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"})) as api:
         assert (await api.create_job())["status"] == "queued"
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/jobs:plan"])
+async def test_a_number_too_large_to_be_one_is_pointed_at(api: Api, path: str) -> None:
+    text = json.dumps(job_body(accept_if={"max_kl": 0.5})).replace("0.5", "1e999")
+    response = await api.client.post(path, content=text, headers={"Content-Type": "application/json"})
+    assert problem(response, 422, "invalid-request")["errors"][0]["pointer"] == "/accept_if/max_kl"
 
 
 @pytest.mark.parametrize(

@@ -81,13 +81,21 @@ async def test_a_revoked_key_opens_nothing_from_the_next_request_on(api: Api) ->
 
 async def test_a_key_ends_when_it_was_said_to(api: Api) -> None:
     now = datetime.now(UTC)
-    past = await make_key(api, expires_at=(now - timedelta(seconds=1)).isoformat())
+    past = await make_key(api, expires_at=(now + timedelta(hours=1)).isoformat())
+    api.execute("UPDATE api_keys SET expires_at = clock_timestamp() WHERE id = %s", [past["id"]])
     future = await make_key(api, expires_at=(now + timedelta(hours=1)).isoformat())
     async with api.as_key(past["key"]) as client:
         problem(await client.get("/v1/jobs"), 401, "unauthenticated")
     async with api.as_key(future["key"]) as client:
         ok(await client.get("/v1/jobs"))
     assert ok(await api.client.get("/v1/keys"))["data"][0]["last_used_at"] is not None
+
+
+async def test_a_key_that_would_have_ended_already_is_not_made(api: Api) -> None:
+    body = {"name": "k", "scopes": ["jobs:read"], "expires_at": "2020-01-01T00:00:00Z"}
+    refused = problem(await api.client.post("/v1/keys", json=body), 422, "invalid-request")
+    assert refused["errors"][0]["pointer"] == "/expires_at"
+    assert ok(await api.client.get("/v1/keys"))["data"] == []
 
 
 async def test_a_key_that_ends_is_rotated_into_one_that_ends_then_too(api: Api) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import gzip
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from app.main import COLLECTING, create_app
 from app.openapi import document
 from app.problems import CATALOGUE
 from app.settings import Settings
-from tests.app.conftest import Api, ok, problem, started
+from tests.app.conftest import Api, job_body, ok, problem, served, started
 from tests.app.tenant_cases import CREATES, DASHBOARD, LISTS, NOBODYS, OBJECTS, route_table
 
 ROOT = Path(__file__).parent.parent.parent
@@ -121,6 +122,49 @@ async def test_workers_are_listed_with_the_job_they_hold(api: Api) -> None:
     key = ok(await api.client.post("/v1/keys", json={"name": "k", "scopes": ["workers:read"], "tenant": "acme"}), 201)
     async with api.as_key(key["key"]) as theirs:
         assert ok(await theirs.get("/v1/workers"))["data"][0]["job_id"] is None
+
+
+async def test_head_is_answered_wherever_get_is_with_its_headers_and_no_body(api: Api) -> None:
+    job = await api.create_job()
+    async with served(api) as client:
+        for path in ("/healthz", "/readyz", "/metrics", "/", "/v1/jobs", f"/v1/jobs/{job['id']}", "/v1/jobs/job_none"):
+            get, head = await client.get(path), await client.head(path)
+            assert (head.status_code, head.content) == (get.status_code, b""), path
+            assert head.headers.get("content-type") == get.headers.get("content-type")
+    metrics = (await api.client.get("/metrics")).text
+    assert 'qe_http_requests_total{method="HEAD",route="/v1/jobs/{job_id}",status="200"} 1.0' in metrics
+
+
+async def test_head_of_a_live_stream_does_not_wait_for_the_end_of_the_job(api: Api) -> None:
+    job = await api.create_job()
+    async with served(api) as client:
+        head = await client.head(f"/v1/jobs/{job['id']}/events", headers={"Accept": "text/event-stream"}, timeout=10)
+    assert head.status_code == 200
+    assert head.headers["content-type"].startswith("text/event-stream")
+    assert head.headers["vary"] == "Accept"
+
+
+async def test_what_is_not_possible_names_every_method_that_is(api: Api) -> None:
+    response = await api.client.delete("/v1/jobs")
+    problem(response, 405, "method-not-allowed")
+    assert response.headers["allow"] == "GET, HEAD, POST"
+
+
+async def test_a_body_that_is_not_sent_as_json_is_told_how_to_send_it(api: Api) -> None:
+    body = json.dumps(job_body())
+    form = await api.client.post(
+        "/v1/jobs", content=body, headers={"Content-Type": "application/x-www-form-urlencoded"}
+    )
+    refused = problem(form, 422, "invalid-request")
+    assert refused["errors"][0]["pointer"] == "/header/Content-Type"
+    assert "send it with Content-Type: application/json" in refused["detail"]
+    packed = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    refused = problem(
+        await api.client.post("/v1/jobs", content=gzip.compress(body.encode()), headers=packed),
+        400,
+        "malformed-request",
+    )
+    assert "uncompressed" in refused["detail"]
 
 
 async def test_every_problem_can_be_looked_up(api: Api) -> None:
