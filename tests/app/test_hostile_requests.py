@@ -246,3 +246,8 @@ def api_for_properties(request: pytest.FixtureRequest) -> Any:
 async def served_port(api: Api) -> AsyncIterator[int]:
     async with served(api) as client:
         yield client.base_url.port or 0
+
+
+def test_the_page_says_how_long_the_table_is() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    assert f"is a table of {len(TABLE)} hostile requests" in page
