@@ -67,12 +67,18 @@ def made_id(made: Any) -> str:
     return str(made.headers["Location"].rpartition("/")[2] if isinstance(made, Response) else made.id)
 
 
+def _said(method: str, slots: Sequence[str]) -> str:
+    """``qe: search + rtn + qe``, and the name alone where it says the same."""
+    steps = " + ".join(slot for slot in slots if slot != "none")
+    return method if steps == method else f"{method}: {steps}"
+
+
 def choices(parts: Service, datasets: Sequence[DatasetView]) -> dict[str, Any]:
     """What the fields of a job's form offer."""
     return {
         "titles": job_form.TITLES,
         "schemes": [(name, name) for name in (*contract.NAMED_SCHEMES, contract.AUTO)],
-        "methods": [(name, f"{name}: {', '.join(slots)}") for name, slots in contract.METHODS.items()],
+        "methods": [(name, _said(name, slots)) for name, slots in contract.METHODS.items()],
         "datasets": [(one.id, f"{one.name or one.id} · {one.rows} rows, {one.images} images") for one in datasets],
         "model_root": parts.settings.model_root is not None,
     }

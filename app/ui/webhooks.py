@@ -18,6 +18,7 @@ from app.problems import Problem
 from app.ui import forms
 from app.ui.pages import Page, render, see
 from app.ui.visitor import Visitor, WebhooksReader, WebhooksWriter, form_of
+from app.webhooks import queries
 from app.webhooks import router as api
 from app.webhooks.schemas import (
     DeliveryQuery,
@@ -180,8 +181,10 @@ async def _list(
     wrong: Mapping[str, str] | None = None,
 ) -> Response:
     page = await api.list_webhooks(PageQuery(cursor=cursor), visitor.caller, session, parts)
+    ids = [webhook.id for webhook in page.data]
+    newest = await queries.newest_deliveries(session, tenant=visitor.caller.tenant, webhook_ids=ids)
     return render(
-        request, "webhooks.html", visitor, status=422 if wrong else 200, webhooks=page.data,
+        request, "webhooks.html", visitor, status=422 if wrong else 200, webhooks=page.data, newest=newest,
         next_cursor=page.next_cursor, values=values, wrong=wrong or {}, events=EVENTS.items(),
         http=parts.settings.webhook_allow_http,
     )  # fmt: skip

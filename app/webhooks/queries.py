@@ -37,6 +37,23 @@ def deliveries_of(tenant: str, webhook_id: str, query: DeliveryQuery) -> Select[
     return statement if query.status is None else statement.where(WebhookDelivery.status == query.status.value)
 
 
+async def newest_deliveries(
+    session: AsyncSession, *, tenant: str, webhook_ids: Sequence[str]
+) -> dict[str, WebhookDelivery]:
+    """By webhook; those that were never sent anything are left out. One look into the index for each."""
+    newest = [
+        owned(WebhookDelivery, tenant)
+        .with_only_columns(WebhookDelivery.id)
+        .where(WebhookDelivery.webhook_id == webhook_id)
+        .order_by(WebhookDelivery.created_at.desc(), WebhookDelivery.id.desc())
+        .limit(1)
+        .scalar_subquery()
+        for webhook_id in webhook_ids
+    ]
+    rows = await session.scalars(owned(WebhookDelivery, tenant).where(WebhookDelivery.id.in_(newest)))
+    return {row.webhook_id: row for row in rows}
+
+
 async def get_delivery(
     session: AsyncSession, *, tenant: str, webhook_id: str, delivery_id: str, lock: bool = False
 ) -> WebhookDelivery:

@@ -180,6 +180,7 @@ async def test_a_failed_job_says_why_and_a_like_one_starts_from_it(dashboard: Da
     alert = dashboard.page.get_by_role("alert")
     await expect(alert).to_contain_text("invalid_calibration: row 3: <b>no image</b>")
     await expect(alert).to_contain_text("upload them as a new dataset, and fork the job with that.")
+    await expect(dashboard.page.locator(".actions .first")).to_have_text("Fork")  # a retry would fail again
     await dashboard.page.get_by_role("link", name="Fork").click()
     await dashboard.page.get_by_role("link", name="Start a job like it").click()
     await expect(dashboard.page.get_by_label("Model", exact=True)).to_have_value("acme/tiny-vl")

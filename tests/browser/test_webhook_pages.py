@@ -79,6 +79,10 @@ async def test_a_webhook_is_made_tried_disabled_by_its_endpoint_and_mended(dashb
                     await asyncio.sleep(0.02)
         for each in (secret, fresh):
             Webhook(each).verify(endpoint.body(), endpoint.headers())
+    await page.get_by_role("link", name="Webhooks").first.click()
+    newest = api.execute("SELECT status FROM webhook_deliveries ORDER BY created_at DESC, id DESC LIMIT 1")[0][0]
+    await page.get_by_role("row").last.get_by_role("link", name=newest).click()
+    await page.locator(".crumbs").get_by_role("link").last.click()
     await page.get_by_label("Delete the webhook and its log").click()
     await page.get_by_role("button", name="Delete it with its log").click()
     await expect(page.get_by_text("No webhooks yet.")).to_be_visible()
