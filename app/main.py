@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 from app import problems
 from app.artifacts.router import router as artifacts
@@ -79,6 +80,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         summary="Post-training quantization of vision-language models as a service.",
         version=version("quant-experts"),
         lifespan=lifespan,
+        generate_unique_id_function=operation_name,
         redirect_slashes=False,  # a redirect would drop the body of a POST at some clients
     )
     limits = dict.fromkeys(("POST /v1/datasets", "POST /datasets"), settings.max_dataset_bytes + MULTIPART_OVERHEAD)
@@ -92,6 +94,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(router)
     _describe_problems(app)
     return app
+
+
+def operation_name(route: APIRoute) -> str:
+    """``jobs_create``, ``keys_list``, ``usage``: what generators of clients call their functions."""
+    noun = route.endpoint.__module__.split(".")[1]
+    return noun if route.name == noun else f"{noun}_{route.name.removesuffix(f'_{noun}')}"
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema, field_validator, model_validator
 
 from app.contract.alias import Alias
 
@@ -51,6 +51,11 @@ DatasetRef = Annotated[
     ),
 ]
 Revision = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")]
+# Its own schema: generators of clients refuse an enum of numbers and words, and with it whole jobs.
+GroupSize = Annotated[
+    Literal[32, 64, 128, "channel"],
+    WithJsonSchema({"anyOf": [{"type": "integer", "enum": [32, 64, 128]}, {"type": "string", "const": "channel"}]}),
+]
 LABEL_KEY = re.compile(r"[a-z0-9]([a-z0-9._/-]{0,61}[a-z0-9])?")
 
 
@@ -135,7 +140,7 @@ class AcceptIf(_Strict):
 class Options(_Strict):
     """Parameters of the method; every one has the method's default."""
 
-    group_size: Literal[32, 64, 128, "channel"] | None = None
+    group_size: GroupSize | None = None
     shared_rank: Annotated[int, Field(strict=True, ge=0, le=1024)] | None = None
     routed_rank: Annotated[int, Field(strict=True, ge=1, le=1024)] | None = None
     experts: Annotated[int, Field(strict=True, ge=0, le=64)] | None = None
