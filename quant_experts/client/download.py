@@ -70,9 +70,9 @@ def pull(
     stop = stop or threading.Event()
     largest_first = sorted(zip(artifacts, targets, strict=True), key=lambda pair: -pair[0].bytes)
 
-    def bring(pair: tuple[ArtifactView, Path]) -> None:
+    def bring(pair: tuple[ArtifactView, Path], over: threading.Event) -> None:
         try:
-            _bring(*pair, directory / PARTS, open_file, policy, tally, stop)
+            _bring(*pair, directory / PARTS, open_file, policy, tally, over)
         except OSError as error:
             error.filename = error.filename or str(pair[1])  # a disk that is full does not say whose
             raise

@@ -17,22 +17,30 @@ LEAVING = 2.0
 """Seconds that the other threads have to end after an error."""
 
 
-def each(work: Callable[[T], None], things: Sequence[T], *, parallel: int, stop: threading.Event, name: str) -> None:
-    """``work`` on every thing, in their order, ``parallel`` at once. The first error sets ``stop`` and is raised; when
-    somebody else has set it, that is Stopped.
+def each(
+    work: Callable[[T, threading.Event], None],
+    things: Sequence[T],
+    *,
+    parallel: int,
+    stop: threading.Event,
+    name: str,
+) -> None:
+    """``work`` on every thing, in their order, ``parallel`` at once. The first error ends all and is raised; Stopped
+    when somebody has set ``stop``. What ``work`` is given beside its thing is set when it is to end.
 
-    No pool: nobody who presses Ctrl-C is to wait for an answer that may not come, so threads that do not look at
-    ``stop`` are left behind, and end with what they do or with the process.
+    No pool: nobody who presses Ctrl-C is to wait for an answer that may not come, so threads that do not end are left
+    behind, and end with what they do or with the process.
     """
     left = queue.SimpleQueue[T]()
     for thing in things:
         left.put(thing)
     ends = queue.SimpleQueue[BaseException | None]()
+    over = threading.Event()
 
     def run() -> None:
         try:
-            while not stop.is_set():
-                work(left.get_nowait())
+            while not over.is_set():
+                work(left.get_nowait(), over)
         except queue.Empty:
             ends.put(None)
         except BaseException as error:  # noqa: BLE001 -- raised below, by who waits
@@ -50,16 +58,14 @@ def each(work: Callable[[T], None], things: Sequence[T], *, parallel: int, stop:
         for _ in threads:
             if (failure := _next(ends, stop)) is not None:
                 raise failure
-        if stop.is_set():
-            raise Stopped(name)
     except Exception:
-        stop.set()
+        over.set()
         last = time.monotonic() + LEAVING
         for thread in threads:
             thread.join(max(0.0, last - time.monotonic()))
         raise
     except BaseException:
-        stop.set()
+        over.set()
         raise
 
 

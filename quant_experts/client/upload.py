@@ -72,11 +72,15 @@ def upload(
             # Begun in smaller parts, which would stay at its end.
             transport.send(calls.abort_upload(begun.id))
             begun = _begun(transport, kept, name or path.name)
-        _send_parts(transport, path, begun, parts, parallel=parallel, progress=progress, stop=stop)
+        all_sent = False
         try:
+            _send_parts(transport, path, begun, parts, parallel=parallel, progress=progress, stop=stop)
+            all_sent = True
             dataset = transport.send(calls.complete_upload(begun.id, sha256, expires_at=expires_at))
         except (*LOST_ANSWER, NotFound) as error:
-            # It may have become a dataset all the same, and then the upload is gone.
+            if not all_sent and not isinstance(error, NotFound):
+                raise
+            # It may have become a dataset all the same, also by another call that went on with it; then it is gone.
             known = _known(transport, sha256)
             if known is None:
                 if not left:
@@ -174,7 +178,7 @@ def _send_parts(
     there = {part.number: part.sha256 for part in begun.parts}
     progress.begin(len(parts))
 
-    def send(part: Part) -> None:
+    def send(part: Part, _: threading.Event) -> None:
         with path.open("rb") as file:
             file.seek(part.start)
             content = file.read(part.bytes)

@@ -108,20 +108,40 @@ async def test_a_file_that_is_sent_again_at_once_says_so(client: Client, api: Ap
     assert steps[-1] == Sent(len(ROWS), len(ROWS), 1, 1, again=2)
 
 
-async def test_an_upload_that_the_service_lost_begins_anew_aloud(client: Client, api: Api, rows: Path) -> None:  # noqa: F811
+@pytest.mark.parametrize("at", ["/complete", "/parts/3"])
+async def test_an_upload_that_the_service_lost_begins_anew_aloud(
+    client: Client,  # noqa: F811
+    api: Api,
+    rows: Path,
+    at: str,
+) -> None:
     lost: list[str] = []
 
     @api.app.middleware("http")
     async def lose(request: Request, call_next: Callable[..., Any]) -> Response:
-        if request.url.path.endswith("/complete") and not lost:
-            lost.append(request.url.path.split("/")[-2])
+        if request.url.path.endswith(at) and not lost:
+            lost.append(request.url.path.split("/")[4])
             await abort_upload(tenant="default", upload_id=lost[0], storage=api.service.storage)
         answer: Response = await call_next(request)
         return answer
 
     steps: list[Sent] = []
-    dataset = await run(client.datasets.upload, rows, part_bytes=PART, on_progress=steps.append)
+    dataset = await run(client.datasets.upload, rows, part_bytes=PART, parallel=1, on_progress=steps.append)
     assert (dataset.bytes, len(lost)) == (len(ROWS), 1)
     check_that_it_only_goes_back_aloud(steps)
     back = [after for before, after in pairwise(steps) if after.done < before.done]
     assert [(step.done, step.parts_done, step.again) for step in back] == [(0, 0, 1)]
+
+
+async def test_an_upload_that_another_call_has_completed_is_its_dataset(client: Client, api: Api, rows: Path) -> None:  # noqa: F811
+    """Two that upload the same file go on with the same upload."""
+    made: list[str] = []
+
+    def complete(step: Sent) -> None:
+        if step.parts_done == 2 and not made:
+            with Client(client.access.url, BOOTSTRAP_KEY, retry=QUICK) as another:
+                made.append(another.datasets.upload(rows, part_bytes=PART).id)
+
+    dataset = await run(client.datasets.upload, rows, part_bytes=PART, parallel=1, on_progress=complete)
+    assert [dataset.id] == made
+    assert api.execute("SELECT id FROM datasets") == [(dataset.id,)]
