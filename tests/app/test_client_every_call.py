@@ -335,7 +335,7 @@ async def test_a_cancelled_task_stops_its_download(network: Cuts, api: Api, tmp_
     assert (tmp_path / "out" / PARTS / f"{digest}.part").stat().st_size < size
 
 
-async def test_an_asynchronous_upload_or_download_leaves_no_connection_open(
+async def test_an_asynchronous_upload_or_download_is_as_patient_as_its_client_and_leaves_no_connection_open(
     network: Cuts,  # noqa: F811
     api: Api,
     rows: Path,
@@ -350,12 +350,12 @@ async def test_an_asynchronous_upload_or_download_leaves_no_connection_open(
             made.append(self)
 
     monkeypatch.setattr(asynchronous, "BlockingTransport", Noted)
-    async with AsyncClient(network.url, BOOTSTRAP_KEY, retry=QUICK) as awaited:
+    async with AsyncClient(network.url, BOOTSTRAP_KEY, retry=QUICK, timeout=17) as awaited:
         await awaited.datasets.upload(rows)
         job = await awaited.jobs.create(**JOB)
         api.publish(job.id, "a.bin", b"a", tmp_path)
         await job.pull(tmp_path / "out")
-        assert [transport._http.is_closed for transport in made] == [True, True]
+        assert [(each._http.is_closed, each._http.timeout.read) for each in made] == [(True, 17), (True, 17)]
 
 
 async def test_keys_of_ones_own_are_sent_and_others_are_made(client: Client, network: Cuts) -> None:  # noqa: F811
