@@ -472,7 +472,13 @@ class QuantExpertsQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers 
         if expected and not {kind.__name__ for kind in type(model).__mro__} & set(expected):
             raise ValueError(f"load this checkpoint as a {expected[0]}, not as a {type(model).__name__}")
         for entry in self.quantization_config.groups:
-            place_group(model, entry)
+            try:
+                place_group(model, entry)
+            except (KeyError, TypeError, ZeroDivisionError) as error:
+                raise ValueError(
+                    f"config.json: a group of quantization_config is damaged ({type(error).__name__}: {error}); "
+                    f"download the checkpoint again: {str(entry)[:200]}"
+                ) from error
         return model
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:

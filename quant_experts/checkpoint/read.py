@@ -62,10 +62,10 @@ class Contents:
 def read_contents(directory: Path) -> Contents:
     """Raises InvalidCheckpoint when the directory is not a Quant Experts checkpoint or lacks tensors that it names."""
     config = _json(directory / "config.json")
-    quantization = config.get("quantization_config") or {}
-    if quantization.get("quant_method") != QUANT_METHOD:
+    quantization = config.get("quantization_config")
+    if not isinstance(quantization, dict) or quantization.get("quant_method") != QUANT_METHOD:
         raise InvalidCheckpoint(f"{directory}: config.json does not say quant_method {QUANT_METHOD!r}")
-    weight_map: dict[str, str] = _json(directory / INDEX).get("weight_map", {})
+    weight_map = _weight_map(directory)
     tensors: dict[str, TensorSource] = {}
     shards = sorted(set(weight_map.values()))
     for shard in shards:
@@ -79,12 +79,17 @@ def read_contents(directory: Path) -> Contents:
     report = directory / REPORT
     try:
         groups = tuple(_group(entry, tensors) for entry in quantization["groups"])
+        if not groups:
+            raise ValueError("no group is listed")
+        architecture = ", ".join(config.get("architectures") or ["unknown"])
         quality = QualityReport.model_validate_json(report.read_bytes()) if report.is_file() else None
-    except (KeyError, ValueError) as error:
-        raise InvalidCheckpoint(f"{directory}: config, report and tensors do not fit together: {error}") from error
+    except (KeyError, ValueError, TypeError, ZeroDivisionError) as error:
+        raise InvalidCheckpoint(
+            f"{directory}: config, report and tensors do not fit together: {type(error).__name__} {error}"
+        ) from error
     return Contents(
         directory=directory,
-        architecture=", ".join(config.get("architectures") or ["unknown"]),
+        architecture=architecture,
         quantization=quantization,
         groups=groups,
         tensors=len(tensors),
@@ -117,10 +122,18 @@ def _group(entry: dict[str, Any], tensors: dict[str, TensorSource]) -> GroupCont
     )
 
 
+def _weight_map(directory: Path) -> dict[str, str]:
+    """Tensor → shard."""
+    found = _json(directory / INDEX).get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(shard, str) for shard in found.values()):
+        raise InvalidCheckpoint(f"{directory}: {INDEX} has no weight_map that names a shard for each tensor")
+    return found
+
+
 def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InvalidCheckpoint(f"{path.parent} is not a Quant Experts checkpoint: {path.name}: {error}") from error
     if not isinstance(content, dict):
         raise InvalidCheckpoint(f"{path} is not a JSON object")

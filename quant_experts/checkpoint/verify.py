@@ -54,7 +54,7 @@ def verify_checksums(directory: Path) -> int:
     if not sums.is_file():
         raise InvalidCheckpoint(f"{directory} has no {CHECKSUMS}: it is not a Quant Experts checkpoint, or incomplete")
     listed: dict[str, str] = {}
-    for number, line in enumerate(sums.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(sums.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         digest, separator, name = line.partition("  ")
         if not separator or len(digest) != 64 or Path(name).is_absolute() or ".." in Path(name).parts:
             raise InvalidCheckpoint(f"{CHECKSUMS} line {number} is not '<sha256>  <name>'")

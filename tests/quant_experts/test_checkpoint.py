@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -210,6 +211,41 @@ def test_contents_name_a_missing_tensor(damaged: Path) -> None:
     index["weight_map"]["model.nothing"] = "model-00001-of-00001.safetensors"
     (damaged / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(InvalidCheckpoint, match=r"model\.nothing"):
+        read_contents(damaged)
+
+
+@pytest.mark.parametrize("value", [None, [], {}, 0, "x", [None]], ids=repr)
+@pytest.mark.parametrize(
+    ("name", "path", "said"),
+    [
+        ("config.json", ("quantization_config",), "quant_method"),
+        ("config.json", ("quantization_config", "groups"), "do not fit together"),
+        ("config.json", ("quantization_config", "groups", 0), "do not fit together"),
+        ("config.json", ("quantization_config", "groups", 0, "group_size"), "do not fit together"),
+        ("model.safetensors.index.json", ("weight_map",), "weight_map|do not fit together"),
+        ("model.safetensors.index.json", ("weight_map", "lm_head.weight"), "weight_map|No such file|not a safetensors"),
+    ],
+    ids=str,
+)
+def test_an_edited_checkpoint_is_refused_in_words(
+    damaged: Path, name: str, path: tuple[str | int, ...], said: str, value: Any
+) -> None:
+    content = json.loads((damaged / name).read_text())
+    holder = content
+    for key in path[:-1]:
+        holder = holder[key]
+    holder[path[-1]] = value
+    (damaged / name).write_text(json.dumps(content))
+    with pytest.raises(InvalidCheckpoint, match=said):
+        read_contents(damaged)
+
+
+def test_files_that_are_no_text_are_refused_in_words(damaged: Path) -> None:
+    (damaged / "SHA256SUMS").write_bytes(b"\xff\xfe")
+    with pytest.raises(InvalidCheckpoint, match="line 1"):
+        verify_checksums(damaged)
+    (damaged / "config.json").write_text("[" * 100_000)
+    with pytest.raises(InvalidCheckpoint, match=r"config\.json"):
         read_contents(damaged)
 
 

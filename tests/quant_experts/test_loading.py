@@ -193,6 +193,13 @@ def test_a_newer_format_and_lost_tensors_are_errors_and_not_random_layers(checkp
     (newer / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="lists no groups"):
         AutoModelForImageTextToText.from_pretrained(newer)
+    groups = json.loads((checkpoint.directory / "config.json").read_text())["quantization_config"]["groups"]
+    without_rank = {name: value for name, value in groups[1].items() if name != "shared_rank"}
+    for damaged, said in ((without_rank, "KeyError: 'shared_rank'"), ({**groups[1], "group_size": 0}, "ZeroDivision")):
+        config["quantization_config"]["groups"] = [groups[0], damaged]
+        (newer / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match=f"group of quantization_config is damaged .{said}"):
+            AutoModelForImageTextToText.from_pretrained(newer)
 
     lossy = Path(shutil.copytree(checkpoint.directory, tmp_path / "lossy"))
     shard = lossy / "model-00001-of-00001.safetensors"
