@@ -166,6 +166,7 @@ class Hub:
             commit = self._run(kind, repository, revision, arriving, learned)
             whole = shelf / commit
             if not whole.is_dir():
+                _sync(arriving)
                 try:
                     arriving.rename(whole)
                 except OSError:
@@ -258,6 +259,14 @@ def _bytes_below(directory: Path) -> int:
             with contextlib.suppress(OSError):  # renamed between the two looks
                 total += (Path(folder) / name).stat().st_size
     return total
+
+
+def _sync(directory: Path) -> None:
+    """Have the files on the disk: after a power failure the name that comes now would be there, and they might not."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 def _take_up(left: Path, name: Path) -> None:

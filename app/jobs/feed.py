@@ -128,8 +128,11 @@ class Feed:
         while self._channels:
             try:
                 await self._look()
-            except (SQLAlchemyError, OSError) as error:
-                log.warning("the feed of %d jobs cannot ask the ledger: %s", len(self._channels), error)
+            except Exception as error:  # whatever it is: without this task all that follow would wait for ever
+                unforeseen = not isinstance(error, (SQLAlchemyError, OSError))
+                log.warning(
+                    "the feed of %d jobs cannot ask the ledger: %s", len(self._channels), error, exc_info=unforeseen
+                )
                 self.broken += 1
                 for channel in self._channels.values():
                     channel.announce()

@@ -51,6 +51,11 @@ def bytes_of_tenant(storage: Storage, tenant: str) -> int:
     return sum(int(match[2]) for match in map(NAME.fullmatch, names) if match)
 
 
+def unfinished(storage: Storage, tenant: str) -> int:
+    """How many uploads the tenant has begun and neither completed nor aborted."""
+    return len({key.split("/")[2] for key in storage.keys(_folder_of_tenant(tenant))})
+
+
 def begin(storage: Storage, folder: str, name: str | None, draft: Path) -> None:
     draft.write_text(json.dumps({"name": name}))
     storage.put(f"{folder}/{ABOUT}", draft)

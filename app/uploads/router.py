@@ -23,7 +23,7 @@ STORAGE = (problems.STORAGE_FULL, problems.STORAGE_UNAVAILABLE)
 router = APIRouter(prefix="/v1/datasets/uploads", tags=["datasets"])
 
 
-@router.post("", status_code=201, responses=documented(*STORAGE))
+@router.post("", status_code=201, responses=documented(problems.STORAGE_QUOTA_EXCEEDED, *STORAGE))
 async def begin(new: NewUpload, caller: DatasetsWriter, parts: ServiceDep, response: Response) -> UploadView:
     """Begin. Send the file in parts, in any order and at once if you like, then complete it within a day."""
     upload_id = await service.begin_upload(

@@ -27,8 +27,15 @@ from app.uploads import parts
 from app.uploads.parts import Part, TwoVersions
 from app.uploads.schemas import MOST_PART_BYTES
 
+MOST_UNFINISHED = 200
+"""Uploads of one tenant at a time. Each is listed whenever a part of any arrives."""
+
 
 async def begin_upload(*, tenant: str, name: str | None, storage: Storage, settings: Settings) -> str:
+    """Raises Problem 403 when too many of the tenant's are not complete."""
+    if await asyncio.to_thread(parts.unfinished, storage, tenant) >= MOST_UNFINISHED:
+        detail = f"{tenant} has {MOST_UNFINISHED} unfinished uploads: complete or abort one; they expire after a day"
+        raise Problem(problems.STORAGE_QUOTA_EXCEEDED, detail)
     upload_id = new_id("up")
     with draft(settings) as path:
         await asyncio.to_thread(parts.begin, storage, parts.folder_of(tenant, upload_id), name, path)

@@ -228,3 +228,27 @@ async def test_a_follower_that_lags_behind_the_tail_still_gets_everything(
     await asyncio.to_thread(api.end, job_id, "succeeded")
     await asyncio.wait_for(slow, 30)
     assert seen == list(range(1, 33))
+
+
+async def test_a_feed_that_fails_sends_its_followers_home_and_looks_again(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it is: the one task for all that follow would be gone, and they would wait for ever."""
+    job_id = (await api.create_job())["id"]
+    look, failed = type(api.service.feed)._look, []
+
+    async def failing(feed: Any) -> None:
+        await look(feed)
+        if not failed:
+            failed.append(feed)
+            raise RuntimeError("nobody thought of this")
+
+    monkeypatch.setattr(type(api.service.feed), "_look", failing)
+    async with served(api) as client, asyncio.timeout(10):
+        assert await collect(client, job_id) == [1]
+        assert failed
+        async with client.stream("GET", f"/v1/jobs/{job_id}/events", headers=STREAM) as response:
+            seen = read(response)
+            assert (await anext(seen))["seq"] == 1
+            ok(await client.post(f"/v1/jobs/{job_id}/cancel"))
+            assert [event["seq"] async for event in seen] == [2, 3]

@@ -228,3 +228,13 @@ async def test_what_is_completed_twice_is_one_dataset(api: Api) -> None:
     assert api.execute("SELECT key FROM datasets") == [(key,)]
     problem(await complete(api.client, upload, digest(b"other")), 404, "not-found")
     assert left(api) == []
+
+
+async def test_unfinished_uploads_of_a_tenant_are_bounded(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are listed whenever a part arrives; without a bound one tenant keeps the threads busy that others need."""
+    monkeypatch.setattr("app.uploads.service.MOST_UNFINISHED", 3)
+    begun = [await begin(api.client) for _ in range(3)]
+    refused = await api.client.post("/v1/datasets/uploads", json={})
+    problem(refused, 403, "storage-quota-exceeded")
+    assert (await api.client.delete(f"/v1/datasets/uploads/{begun[0]}")).status_code == 204
+    await begin(api.client)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 from pathlib import Path
@@ -177,3 +178,13 @@ def test_a_branch_whose_commit_is_here_already_is_not_downloaded_again(hub: HubS
     again, commit = hub.bring("hang", "main")  # what is never done
     assert (again, commit, hub.resolved) == (directory, COMMIT, [COMMIT, COMMIT])
     assert hub.shelf() == [COMMIT]
+
+
+def test_a_download_is_on_the_disk_before_it_has_its_name(hub: HubStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power failure a directory with a commit's name is taken for whole, by every job to come."""
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(str(Path(f"/proc/self/fd/{number}").readlink())))
+    directory, _ = hub.bring("good")
+    arrived = [path.rpartition("/a--b/")[2].partition("/") for path in synced]
+    assert [name for folder, _, name in arrived if folder.startswith("arriving_")] == ["config.json"]
+    assert directory.name == COMMIT
