@@ -38,6 +38,7 @@ from app.rate_limit import TokenBuckets
 from app.ringing import Ringer
 from app.settings import Settings, read_settings
 from app.storage import storage_from_url
+from app.summaries import add_summaries
 from app.system.router import router as system
 from app.telemetry import BodyLimitMiddleware, Telemetry, TelemetryMiddleware
 from app.tracing import OFF, open_tracing
@@ -81,6 +82,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=version("quant-experts"),
         lifespan=lifespan,
         generate_unique_id_function=operation_name,
+        docs_url=None,  # app.ui.reference is ours
+        redoc_url=None,
         redirect_slashes=False,  # a redirect would drop the body of a POST at some clients
     )
     limits = dict.fromkeys(("POST /v1/datasets", "POST /datasets"), settings.max_dataset_bytes + MULTIPART_OVERHEAD)
@@ -146,6 +149,7 @@ def _describe_problems(app: FastAPI) -> None:
         schemas.update(schema.pop("$defs", {}))
         schemas["ProblemDetails"] = schema
         add_links(document)
+        add_summaries(document)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

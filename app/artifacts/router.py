@@ -52,7 +52,7 @@ async def list_artifacts(job_id: str, caller: JobsReader, session: SessionDep) -
 async def download(
     job_id: str, name: str, request: Request, caller: JobsReader, session: SessionDep, parts: ServiceDep
 ) -> Response:
-    """One file. `ETag` and `Repr-Digest` are its SHA-256; `Range` and conditional requests work."""
+    """One file of the checkpoint. `ETag` and `Repr-Digest` are its SHA-256; `Range` and conditional requests work."""
     await queries.get_job(session, tenant=caller.tenant, job_id=job_id)
     artifact = await queries.artifact_named(session, job_id=job_id, name=name)
     filename = quote(artifact.name.rsplit("/", 1)[-1])

@@ -72,7 +72,8 @@ async def list_comparisons(
 
 @router.get("/{comparison_id}", responses=documented(problems.NOT_FOUND))
 async def get(comparison_id: str, caller: JobsReader, session: SessionDep) -> ComparisonView:
-    """One table: KL, agreement, bits, bytes, seconds and verdict of every candidate, and those that nothing beats."""
+    """A comparison as one table: KL, agreement, bits, bytes, seconds and verdict of every candidate, and
+    those that nothing beats."""
     return await service.view_comparison(session, tenant=caller.tenant, comparison_id=comparison_id)
 
 
@@ -85,6 +86,7 @@ async def get(comparison_id: str, caller: JobsReader, session: SessionDep) -> Co
     },
 )
 async def plot(comparison_id: str, request: Request, caller: JobsReader, session: SessionDep) -> Response:
+    """Size against quality as a picture (SVG), the frontier drawn through it."""
     view = await service.view_comparison(session, tenant=caller.tenant, comparison_id=comparison_id)
     if choose(request.headers.get("accept"), (SVG,)) is None:
         raise Problem(problems.NOT_ACCEPTABLE, f"a plot comes as {SVG}")

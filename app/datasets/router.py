@@ -117,6 +117,7 @@ async def list_datasets(
 
 @router.get("/{dataset_id}", responses=documented(problems.NOT_FOUND))
 async def get(dataset_id: str, caller: DatasetsReader, session: SessionDep) -> DatasetView:
+    """One dataset: its format, rows, bytes and digest, and whether it can be used."""
     return DatasetView.of(await service.get_dataset(session, tenant=caller.tenant, dataset_id=dataset_id))
 
 

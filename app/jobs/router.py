@@ -133,6 +133,7 @@ async def list_jobs(query: Annotated[JobQuery, Query()], caller: JobsReader, par
 
 @router.get("/{job_id}", responses=documented(problems.NOT_FOUND))
 async def get(job_id: str, caller: JobsReader, parts: ServiceDep) -> JobView:
+    """One job as it stands: status, phase, progress, estimate of the time left, verdict, error."""
     return JobView.of(await queries.find_job(parts.sessions, tenant=caller.tenant, job_id=job_id))
 
 
@@ -181,7 +182,8 @@ async def events(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     last_event_id: Annotated[str | None, Header(description="Of a stream: the last event seen.")] = None,
 ) -> Any:
-    """Pages by `seq`; with `Accept: text/event-stream` a live stream that ends after the terminal event."""
+    """What happened to the job: pages by `seq`; with `Accept: text/event-stream` a live stream that ends after the
+    terminal event."""
     job = await queries.get_job(session, tenant=caller.tenant, job_id=job_id)
     wanted = choose(request.headers.get("accept"), ("application/json", EVENT_STREAM))
     if wanted is None:

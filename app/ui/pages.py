@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -14,6 +14,7 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.routing import APIRoute
+from fastapi_swagger import resources as swagger_resources
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -25,6 +26,8 @@ from app.ui.navigation import menu
 from app.ui.visitor import VISITOR, SignInNeeded, Visitor
 
 HERE = Path(__file__).parent
+SWAGGER_UI = Path(swagger_resources.__path__[0])
+SWAGGER_FILES = ("swagger-ui.css", "swagger-ui-bundle.js")
 log = logging.getLogger(__name__)
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src 'self'; "
@@ -113,6 +116,12 @@ def _environment() -> Environment:
 
 
 @cache
+def static_files() -> Mapping[str, Path]:
+    """By name: our own, and Swagger UI's."""
+    return {path.name: path for path in (*(HERE / "static").iterdir(), *(SWAGGER_UI / name for name in SWAGGER_FILES))}
+
+
+@cache
 def asset(name: str) -> str:
     """The address of a static file; it changes with the content, so that browsers may keep it for good."""
-    return f"/static/{name}?v={words.short_digest((HERE / 'static' / name).read_bytes())}"
+    return f"/static/{name}?v={words.short_digest(static_files()[name].read_bytes())}"

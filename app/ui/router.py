@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
-
 from fastapi import APIRouter, Response
 from fastapi.responses import FileResponse
 
 from app import problems
 from app.problems import Problem
-from app.ui import audit, comparisons, datasets, forks, jobs, keys, login, new_job, pages, usage, webhooks, workers
+from app.ui import (
+    audit,
+    comparisons,
+    datasets,
+    forks,
+    jobs,
+    keys,
+    login,
+    new_job,
+    pages,
+    reference,
+    usage,
+    webhooks,
+    workers,
+)
 
 router = APIRouter(include_in_schema=False)
 # /jobs/new before /jobs/{job_id}: the first route that fits answers.
-for part in (login, new_job, jobs, forks, comparisons, datasets, workers, usage, webhooks, keys, audit):
+for part in (login, new_job, jobs, forks, comparisons, datasets, workers, usage, webhooks, keys, audit, reference):
     router.include_router(part.router)
 
 
 @router.get("/static/{name}")
 async def static(name: str) -> Response:
     """A style sheet, a script, an icon. The name selects one of the files that there are; no path is made of it."""
-    path = _files().get(name)
+    path = pages.static_files().get(name)
     if path is None:
         raise Problem(problems.NOT_FOUND, f"no file {name!r}")
     return FileResponse(path, headers={"Cache-Control": "public, max-age=31536000, immutable"})
-
-
-@cache
-def _files() -> dict[str, Path]:
-    return {path.name: path for path in (pages.HERE / "static").iterdir()}

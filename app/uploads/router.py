@@ -25,7 +25,7 @@ router = APIRouter(prefix="/v1/datasets/uploads", tags=["datasets"])
 
 @router.post("", status_code=201, responses=documented(problems.STORAGE_QUOTA_EXCEEDED, *STORAGE))
 async def begin(new: NewUpload, caller: DatasetsWriter, parts: ServiceDep, response: Response) -> UploadView:
-    """Begin. Send the file in parts, in any order and at once if you like, then complete it within a day."""
+    """Begin an upload in parts. Send them in any order, and at once if you like, then complete it within a day."""
     upload_id = await service.begin_upload(
         tenant=caller.tenant, name=new.name, storage=parts.storage, settings=parts.settings
     )
@@ -52,7 +52,7 @@ async def put_part(
     caller: DatasetsWriter,
     parts: ServiceDep,
 ) -> PartView:
-    """One part: the bytes themselves as the body. Sending it again replaces it."""
+    """Send one part: the bytes themselves as the body. Sending it again replaces it."""
     part = await service.keep_part(
         request.stream(),
         sessions=parts.sessions_of(caller),
@@ -103,5 +103,5 @@ async def complete(
 
 @router.delete("/{upload_id}", status_code=204, responses=documented(problems.NOT_FOUND, *STORAGE))
 async def abort(upload_id: str, caller: DatasetsWriter, parts: ServiceDep) -> None:
-    """Forget the parts."""
+    """Give the upload up and forget its parts."""
     await service.abort_upload(tenant=caller.tenant, upload_id=upload_id, storage=parts.storage)

@@ -59,6 +59,7 @@ async def list_webhooks(
 
 @router.get("/{webhook_id}", responses=documented(problems.NOT_FOUND))
 async def get(webhook_id: str, caller: WebhooksReader, session: SessionDep) -> WebhookView:
+    """One webhook: its URL, events and state. Its secret was shown when it was made."""
     return WebhookView.of(await queries.get_webhook(session, tenant=caller.tenant, webhook_id=webhook_id))
 
 
@@ -129,7 +130,7 @@ async def deliveries(
 
 @router.get("/{webhook_id}/deliveries/{delivery_id}", responses=documented(problems.NOT_FOUND))
 async def delivery(webhook_id: str, delivery_id: str, caller: WebhooksReader, session: SessionDep) -> DeliveryDetail:
-    """One message: what was sent, and every attempt at it."""
+    """One delivery: what was sent, and every attempt at it."""
     found = await queries.get_delivery(session, tenant=caller.tenant, webhook_id=webhook_id, delivery_id=delivery_id)
     attempts = await queries.attempts_at(session, tenant=caller.tenant, delivery_id=found.id)
     log = [DeliveryAttempt.of(attempt) for attempt in attempts]

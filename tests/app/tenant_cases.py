@@ -18,8 +18,6 @@ from tests.app.test_datasets import data_uri, picture, row
 NOBODYS = {
     "GET /openapi.json": "the contract",
     "GET /docs": "the contract",
-    "GET /docs/oauth2-redirect": "the contract",
-    "GET /redoc": "the contract",
     "GET /healthz": "the process",
     "GET /readyz": "the service",
     "GET /metrics": "sums over all tenants, without a name or an id",

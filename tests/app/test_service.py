@@ -188,6 +188,18 @@ def test_operations_have_short_names_of_their_own() -> None:
     assert [name for name in names if not re.fullmatch(r"[a-z]+(_[a-z]+){0,3}", name)] == []
 
 
+def test_every_operation_says_in_a_line_what_it_does() -> None:
+    paths = json.loads(document())["paths"]
+    said = {
+        operation["operationId"]: operation["summary"]
+        for operations in paths.values()
+        for operation in operations.values()
+    }
+    assert said["jobs_create"] == "Queue a quantization"
+    # Of the function's name FastAPI makes a title, every word with a capital.
+    assert {name: line for name, line in said.items() if line.istitle() or not 5 < len(line) < 100} == {}
+
+
 def test_no_enum_of_the_contract_mixes_types() -> None:
     """openapi-python-client leaves out every operation with such a one; it was tried."""
 
