@@ -48,10 +48,11 @@ async def upload(
     """The body is the file, straight to disk, so the form's token stands in its address."""
     check_origin(request)
     check_csrf(visitor, csrf)
+    typed: dict[str, str] = {}
     try:
-        made = await api.take(request, visitor.caller, session, parts, end=keeping.OF_AN_UPLOAD)
+        made = await api.take(request, visitor.caller, session, parts, end=keeping.of_an_upload(typed))
     except Problem as problem:
-        return await _page(request, visitor, session, parts, DatasetQuery(), refused=problem)
+        return await _page(request, visitor, session, parts, DatasetQuery(), refused=problem, typed=typed)
     return see(local_path(next), dataset=made.id)
 
 
@@ -179,11 +180,13 @@ async def _page(
     query: DatasetQuery,
     *,
     refused: Problem | None = None,
+    typed: Mapping[str, str] | None = None,
 ) -> Response:
+    usual = keeping.FOR_EVER if parts.settings.dataset_ttl is None else keeping.AS_USUAL
     page = await api.list_datasets(query, visitor.caller, session, parts)
     return render(
         request, "datasets.html", visitor, status=refused.kind.status if refused else 200, datasets=page.data,
         next_cursor=page.next_cursor, refused=refused, made=request.query_params.get("dataset"),
         most_bytes=parts.settings.max_dataset_bytes, usual=parts.settings.dataset_ttl,
-        values=keeping.FOR_EVER if parts.settings.dataset_ttl is None else keeping.AS_USUAL,
+        values={**usual, "name": "", **(typed or {})}, wrong=forms.refused(refused) if refused else {},
     )  # fmt: skip

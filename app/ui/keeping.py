@@ -50,7 +50,14 @@ def _end_of_upload(values: Mapping[str, str], settings: Settings) -> datetime | 
     return end_of(values) if values.get("keep") else end_of_new(None, settings)
 
 
-OF_AN_UPLOAD = EndFields(NAMES, _end_of_upload)
+def of_an_upload(typed: dict[str, str]) -> EndFields:
+    """``typed`` gets the fields as they come in with the file, so that a refusal can show them again."""
+
+    def meant(values: Mapping[str, str], settings: Settings) -> datetime | None:
+        typed.update({name: value.strip() for name, value in values.items()})
+        return _end_of_upload(values, settings)
+
+    return EndFields(NAMES, meant)
 
 
 def _after(days: str) -> datetime:

@@ -252,9 +252,17 @@ async def test_two_clicks_and_a_reload_make_one_job(dashboard: Dashboard, api: A
 
 
 async def test_bad_rows_are_refused_with_their_number(dashboard: Dashboard) -> None:
+    page = dashboard.page
     await dashboard.open("/datasets")
+    await page.get_by_label("Name").fill("receipts")
+    await page.get_by_label("for some days").check()
+    await page.get_by_label("Days", exact=True).fill("7")
     await upload(dashboard, ROW + "\nnot json\n")
-    await expect(dashboard.page.get_by_role("alert")).to_contain_text("row 2")
+    await expect(page.get_by_role("alert")).to_contain_text("row 2")
+    await expect(page.get_by_role("alert")).to_be_focused()
+    await expect(page.get_by_label("File")).to_have_attribute("aria-invalid", "true")
+    await expect(page.get_by_label("Name")).to_have_value("receipts")
+    await expect(page.get_by_label("Days", exact=True)).to_have_value("7")
     dashboard.faults[:] = [fault for fault in dashboard.faults if "status of 422" not in fault]
 
 
