@@ -321,10 +321,12 @@ def test_the_progress_says_which_block_of_which_stack(tower: Undisturbed, capsys
     with ProgressDisplay() as display:
         for event in tower.events:
             display.on_event(event)
-    lines = [line.split(" · ")[0] for line in capsys.readouterr().err.splitlines() if line.startswith("block")]
-    assert lines[0] == f"block 1 of {len(place)} (vision 1)"
-    assert lines[-1].startswith(f"block {len(place)} of {len(place)} (language model ")
-    assert sum("(vision merger)" in line for line in lines) == 1
+    told = [line.split(" · ")[:2] for line in capsys.readouterr().err.splitlines()]
+    lines = [line for line in told if line[0].endswith("blocks")]
+    assert lines[0] == [f"1 of {len(place)} blocks", "vision block 0"]
+    assert lines[-1][0] == f"{len(place)} of {len(place)} blocks"
+    assert lines[-1][1].startswith("language model block ")
+    assert [name for _, name in lines].count("vision merger") == 1
 
 
 DAMAGES = {
