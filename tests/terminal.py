@@ -23,7 +23,14 @@ from tests.services import wait_until
 class Terminal:
     """The screen of one running ``qe``; it is read to the end whether or not anybody looks."""
 
-    def __init__(self, *arguments: str, columns: int = 100, lines: int = 30, stdout: Path | None = None) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        columns: int = 100,
+        lines: int = 30,
+        stdout: Path | None = None,
+        kind: str = "xterm-256color",
+    ) -> None:
         """``stdout``: a file to which it leads instead."""
         self._master, slave = pty.openpty()
         self._size(columns, lines)
@@ -41,7 +48,7 @@ class Terminal:
                 stdin=slave,
                 stdout=slave if stdout is None else opened.enter_context(stdout.open("wb")),
                 stderr=slave,
-                env={**environment, "TERM": "xterm-256color"},
+                env={**environment, "TERM": kind},
                 start_new_session=True,
                 preexec_fn=_take_the_terminal,
             )
@@ -98,8 +105,14 @@ def _take_the_terminal() -> None:
 
 
 @contextlib.contextmanager
-def on_terminal(*arguments: str, columns: int = 100, lines: int = 30, stdout: Path | None = None) -> Iterator[Terminal]:
-    terminal = Terminal(*arguments, columns=columns, lines=lines, stdout=stdout)
+def on_terminal(
+    *arguments: str,
+    columns: int = 100,
+    lines: int = 30,
+    stdout: Path | None = None,
+    kind: str = "xterm-256color",
+) -> Iterator[Terminal]:
+    terminal = Terminal(*arguments, columns=columns, lines=lines, stdout=stdout, kind=kind)
     try:
         yield terminal
     finally:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 
 from planning.units import said
 from quant_experts.client import ComparedJob, ComparisonView
 from quant_experts.commands.readable import readable
-from quant_experts.commands.table import PIPED_WIDTH, print_rows
+from quant_experts.commands.table import print_rows, stdout_console
 
 UNKNOWN = "–"
 BEST = "★"
@@ -36,7 +35,7 @@ def table_of(comparison: ComparisonView, *, width: int) -> Table:
 
 
 def print_table(comparison: ComparisonView) -> None:
-    console = _stdout()
+    console = stdout_console()
     console.width = max(console.width, NARROWEST)
     console.print(table_of(comparison, width=console.width))
     labels = {job.job_id: job.label for job in comparison.jobs}
@@ -66,10 +65,3 @@ def _cells(job: ComparedJob, *, judged: bool) -> list[str]:
         UNKNOWN if job.seconds is None else f"{job.seconds:.0f}",
         *([job.verdict or UNKNOWN] if judged else []),
     ]
-
-
-def _stdout() -> Console:
-    console = Console(highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
-        console.width = PIPED_WIDTH
-    return console

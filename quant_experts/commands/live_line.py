@@ -6,6 +6,8 @@ line would stay.
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -88,8 +90,9 @@ def bytes_bar() -> Progress:
 
 
 def live_console() -> Console:
-    """Of stderr, for what changes in place."""
-    return _WithRoom(stderr=True, highlight=False)
+    """Of stderr, for what changes in place: only on a terminal that can do that, whatever FORCE_COLOR says."""
+    able = sys.stderr.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+    return _WithRoom(stderr=True, highlight=False, force_terminal=able)
 
 
 def clock(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Literal
 
@@ -18,12 +19,20 @@ LONGEST_WORD = 12
 """That is never broken."""
 
 
+def stdout_console() -> Console:
+    """As wide as the terminal, or, where none is, as most lines are; FORCE_COLOR makes no terminal of a file."""
+    console = Console(highlight=False, markup=False, emoji=False, force_terminal=sys.stdout.isatty())
+    if not console.is_terminal:
+        console.width = PIPED_WIDTH
+    return console
+
+
 def print_rows(
     titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = (), whole: Sequence[str] = ()
 ) -> None:
     """A table on stdout whose first column, like those of ``whole``, never breaks; without a terminal nothing does
     before 160 columns. On a terminal on which it would be a heap of syllables the lines are longer than it."""
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = stdout_console()
     shown = [list(titles), *([readable(cell) for cell in row] for row in rows)]
     columns = list(zip(*shown, strict=True))
     natural = [max(map(cell_len, column)) for column in columns]
@@ -32,7 +41,7 @@ def print_rows(
         width if number == 0 or title in whole else min(word, LONGEST_WORD, width)
         for number, (title, width, word) in enumerate(zip(titles, natural, words, strict=True))
     ]
-    widths = _fitted(natural, least, console.width if console.is_terminal else PIPED_WIDTH)
+    widths = _fitted(natural, least, console.width)
     table = Table(box=None, pad_edge=False)
     for title, width in zip(titles, widths, strict=True):
         justify: Literal["left", "right"] = "right" if title in right else "left"

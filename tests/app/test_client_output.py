@@ -110,6 +110,23 @@ def test_columns_fit_or_stay_as_they_are(room: int) -> None:
     assert (_total(widths) <= room) == (room >= _total(least))
 
 
+async def test_colour_that_is_wished_for_makes_no_terminal_of_a_pipe(
+    qe: Qe,  # noqa: F811
+    api: Api,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    job_id = await submitted(qe)
+    api.start(job_id)
+    api.end(job_id, "succeeded")
+    watched = await ran("watch", job_id)
+    assert (watched.returncode, watched.stderr.splitlines()[:2]) == (0, ["queued", "succeeded"])
+    listed = await ran("jobs", stdout=subprocess.PIPE)
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == ["job", job_id]
+    assert "\x1b" not in watched.stderr + listed.stdout
+
+
 async def test_an_encoding_that_lacks_a_character_is_no_end(qe: Qe, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
     key = await ran("keys", "create", "模型", "--scope", "jobs:read", stdout=subprocess.DEVNULL)

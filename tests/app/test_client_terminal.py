@@ -146,6 +146,22 @@ async def test_a_terminal_that_changes_its_size_keeps_one_line_that_fits(qe: Qe,
         assert "24:00 left" in lines[1]
 
 
+async def test_a_terminal_that_cannot_change_a_line_gets_one_per_step(qe: Qe, api: Api) -> None:  # noqa: F811
+    job_id = await submitted(qe)
+    begin(api, job_id)
+    block(api, job_id, 0)
+    api.end(job_id, "succeeded")
+    with on_terminal("watch", job_id, kind="dumb", columns=160) as terminal:
+        assert await ended(terminal) == 0
+        assert [line.split(" · ")[0] for line in terminal.shown()[:4]] == [
+            "queued",
+            f"attempt 1 on {MACHINE}",
+            "fitting",
+            "1 of 28 blocks",
+        ]
+    assert b"\x1b" not in terminal.raw
+
+
 async def test_on_a_terminal_json_goes_where_stdout_leads(qe: Qe, api: Api, tmp_path: Path) -> None:  # noqa: F811
     job_id = await submitted(qe)
     begin(api, job_id)
