@@ -47,7 +47,7 @@ class NewComparison(_Strict):
     accept_if: AcceptIf | None = None
     name: Label | None = None
     labels: dict[str, str] = Field(default_factory=dict, max_length=32)
-    timeout_s: int = Field(default=24 * 3600, ge=60, le=7 * 24 * 3600)
+    timeout_s: int = Field(default=24 * 3600, strict=True, ge=60, le=7 * 24 * 3600)
 
     @model_validator(mode="after")
     def _every_candidate_is_a_job_and_has_a_name_of_its_own(self) -> Self:

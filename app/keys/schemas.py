@@ -34,7 +34,7 @@ class KeyQuery(PageQuery):
 class KeyRotation(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    keep_previous_s: Annotated[int, Field(ge=0, le=30 * 24 * 3600)] = Field(
+    keep_previous_s: Annotated[int, Field(strict=True, ge=0, le=30 * 24 * 3600)] = Field(
         default=24 * 3600, description="For so long the key before opens the same."
     )
 
