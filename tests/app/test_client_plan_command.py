@@ -88,7 +88,9 @@ async def test_the_table_is_the_one_of_a_plan_made_here(qe: Qe, model: Path) -> 
     there = (await qe(*PLAN))[1].splitlines()
     assert here[0].removeprefix("qwen2_vl") == there[0].removeprefix("local/small, qwen2_vl")
     assert len(here) > 10
-    assert there[1 : len(here)] == here[1:]
+    differing = [pair for pair in zip(here[1:], there[1:], strict=False) if pair[0] != pair[1]]
+    # The rows lie here already, and a worker has to fetch them.
+    assert [line.split()[0] for pair in differing for line in pair] == ["disk:", "disk:"]
     assert there[len(here)] == "workers: none is alive, the job would wait"
 
 
