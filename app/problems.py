@@ -25,6 +25,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import Scope
 
+from app.contract.patterns import SAYS
 from app.database import READ_ONLY, WallMissing
 
 MEDIA_TYPE = "application/problem+json"
@@ -225,7 +226,7 @@ async def _problem(request: Request, error: Exception) -> Response:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    items = [{"pointer": _pointer(item["loc"]), "detail": _sentence(item)} for item in error.errors()]
+    items = [{"pointer": _pointer(item["loc"]), "detail": sentence(item)} for item in error.errors()]
     if any(item["type"] == "json_invalid" for item in error.errors()):
         return problem_response(request, MALFORMED_REQUEST, f"the body is not JSON: {items[0]['detail']}")
     content_type = request.headers.get("content-type", "")
@@ -323,9 +324,12 @@ def _pointer(location: Sequence[str | int]) -> str:
     return "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in parts)
 
 
-def _sentence(item: Mapping[str, Any]) -> str:
+def sentence(item: Mapping[str, Any]) -> str:
+    """What pydantic found wrong, for people: ``item`` is one of its errors."""
     message = str(item["msg"]).removeprefix("Value error, ")
     context = item.get("ctx") or {}
     if item["type"] == "json_invalid":
         return f"{context.get('error', message)} at character {item['loc'][-1]}"
+    if item["type"] == "string_pattern_mismatch":
+        return SAYS.get(context["pattern"], message)
     return message

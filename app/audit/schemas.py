@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, StringConstraints
 
+from app.contract import patterns
 from app.contract.tables import AuditEntry
 from app.paging import PageQuery
 
-Word = Annotated[str, StringConstraints(max_length=80, pattern=r"^[a-z0-9_.]+$")]
+Word = Annotated[str, StringConstraints(max_length=80, pattern=patterns.WORD)]
 
 
 class AuditQuery(PageQuery):

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from app.contract import patterns
 from app.contract.spec import AcceptIf, Calibration, JobSpec, ModelRef, Options, Target
 from app.contract.states import FINISHED, JobStatus
 from app.contract.tables import Comparison, Job
@@ -16,7 +17,7 @@ from app.jobs.rows import JobRow
 from app.jobs.schemas import JobError, Verdict
 
 MOST_CANDIDATES = 16
-Label = Annotated[str, StringConstraints(min_length=1, max_length=80, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Label = Annotated[str, StringConstraints(min_length=1, max_length=80, pattern=patterns.LINE)]
 
 
 class _Strict(BaseModel):

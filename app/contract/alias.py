@@ -7,6 +7,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, StringConstraints
 
+from app.contract import patterns
+
 MAX_LENGTH = 96
 """The longest repository id that ``huggingface_hub`` accepts."""
 JOB_NAMESPACE = "qe"
@@ -28,7 +30,7 @@ def _checked(alias: str) -> str:
 Alias = Annotated[
     str,
     StringConstraints(
-        pattern=r"^[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?/[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?$",
+        pattern=patterns.ALIAS,
         max_length=MAX_LENGTH,
     ),
     AfterValidator(_checked),

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema, field_validator, model_validator
 
+from app.contract import patterns
 from app.contract.alias import Alias
 
 SCHEME_PATTERN = re.compile(r"W([2-8])A([4-8]|16)")
@@ -41,16 +42,12 @@ DEFAULTS: dict[str, Any] = {
 """What an option that is left out means. Group size, sensitive groups and budget have no value that says it; the slots'
 are the method's."""
 
-ModelId = Annotated[
-    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$", max_length=200)
-]
+ModelId = Annotated[str, StringConstraints(pattern=patterns.MODEL, max_length=200)]
 DatasetRef = Annotated[
     str,
-    StringConstraints(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?$", min_length=1, max_length=200
-    ),
+    StringConstraints(pattern=patterns.DATASET, min_length=1, max_length=200),
 ]
-Revision = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")]
+Revision = Annotated[str, StringConstraints(pattern=patterns.REVISION)]
 # Its own schema: generators of clients refuse an enum of numbers and words, and with it whole jobs.
 GroupSize = Annotated[
     Literal[32, 64, 128, "channel"],
@@ -76,7 +73,7 @@ class Calibration(_Strict):
     """The rows that the method observes. ``dataset`` is an uploaded ``ds_…`` or a hub dataset id."""
 
     dataset: DatasetRef = Field(examples=["ds_0198a1b2c3d47e5f8a9b0c1d2e3f4a5b"])
-    split: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = "train"
+    split: Annotated[str, StringConstraints(pattern=patterns.SPLIT)] = "train"
 
 
 class Sensitive(_Strict):
@@ -174,14 +171,14 @@ class JobSpec(_Strict):
     options: Options = Options()
     target: Target | None = Field(default=None, description='Goes with scheme "auto", and only with it.')
     accept_if: AcceptIf | None = None
-    name: Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=r"^[^\x00-\x1f\x7f]+$")] | None = None
+    name: Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=patterns.LINE)] | None = None
     alias: Alias | None = Field(
         default=None,
         examples=["team/model-w4a6"],
         description="Under this name `/hub` serves the newest succeeded job that carries it and was not rejected.",
     )
     labels: Annotated[
-        dict[str, Annotated[str, StringConstraints(max_length=120, pattern=r"^[^\x00-\x1f\x7f]*$")]],
+        dict[str, Annotated[str, StringConstraints(max_length=120, pattern=patterns.LINE_OR_NOTHING)]],
         Field(max_length=32),
     ] = Field(default_factory=dict)
     timeout_s: Annotated[int, Field(strict=True, ge=60, le=7 * 24 * 3600)] = 24 * 3600

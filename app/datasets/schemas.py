@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from app.contract import patterns
 from app.contract.tables import Dataset
 from app.datasets.contents import Row
 from app.datasets.expiry import State, state_of
@@ -16,7 +17,7 @@ from app.paging import PageQuery
 
 
 class DatasetQuery(PageQuery):
-    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = Field(
+    sha256: Annotated[str, StringConstraints(pattern=patterns.SHA256)] | None = Field(
         default=None, description="Finds an upload of the same bytes."
     )
 

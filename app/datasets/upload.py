@@ -33,7 +33,7 @@ from app.settings import Settings
 FLUSH = 1 << 20
 MOST_FIELD_BYTES = 1024
 ABANDONED_SECONDS = 24 * 3600.0
-CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 MOST_NAME = 120
 MOMENT: TypeAdapter[datetime] = TypeAdapter(Moment)
 

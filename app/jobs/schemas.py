@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, StringConstraints
 
+from app.contract import patterns
 from app.contract.events import EventType
 from app.contract.spec import AcceptIf, Calibration, JobSpec, ModelRef, Options, Target
 from app.contract.states import LEASED, AttemptOutcome, JobStatus, Phase
@@ -16,7 +17,7 @@ from app.jobs.rows import JobRow
 from app.moments import Moment
 from app.paging import PageQuery
 
-Printable = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Printable = Annotated[str, StringConstraints(max_length=200, pattern=patterns.LINE)]
 
 
 class JobQuery(PageQuery):

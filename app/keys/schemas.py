@@ -8,12 +8,13 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.auth import Scope
+from app.contract import patterns
 from app.contract.tables import ApiKey
 from app.moments import Moment
 from app.paging import PageQuery
 
-KeyName = Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=r"^[^\x00-\x1f\x7f]+$")]
-Tenant = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+KeyName = Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=patterns.LINE)]
+Tenant = Annotated[str, StringConstraints(pattern=patterns.TENANT)]
 
 OTHERS = "Only the bootstrap key may name one; else the caller's own."
 

@@ -9,11 +9,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from app.contract import patterns
 from app.contract.spec import JobSpec
 from planning.plan import Placement, Plan
 from planning.shapes import Shapes
 
-Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Digest = Annotated[str, StringConstraints(pattern=patterns.SHA256)]
 
 
 class JobRequest(JobSpec):

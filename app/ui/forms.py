@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from app.problems import Problem
+from app.problems import Problem, sentence
 
 
 def _first_step(pointer: str) -> str:
@@ -23,7 +23,7 @@ def invalid(
     wrong: dict[str, str] = {}
     for item in errors:
         name = field(".".join(str(step) for step in item["loc"]))
-        wrong.setdefault(name, sentences.get((name, item["type"]), item["msg"].removeprefix("Value error, ")))
+        wrong.setdefault(name, sentences.get((name, item["type"]), sentence(item)))
     return wrong
 
 

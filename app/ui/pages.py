@@ -55,7 +55,7 @@ class Page(APIRoute):
             except Problem as problem:
                 response = problem_page(request, problem)
             except RequestValidationError as error:
-                detail = "; ".join(f"{item['loc'][-1]}: {item['msg']}" for item in error.errors()[:3])
+                detail = "; ".join(f"{item['loc'][-1]}: {problems.sentence(item)}" for item in error.errors()[:3])
                 response = problem_page(request, Problem(problems.INVALID_REQUEST, detail))
             except (OperationalError, InterfaceError, PoolTimeout) as error:
                 log.error("database unavailable: %s", error)

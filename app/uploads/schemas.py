@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from app.contract import patterns
 from app.contract.uploads import expires_at
 from app.moments import Moment
 from app.uploads.parts import Part
@@ -19,13 +20,13 @@ MOST_PART_BYTES = 64 << 20
 class NewUpload(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=r"^[^\x00-\x1f\x7f]+$")] | None = None
+    name: Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=patterns.LINE)] | None = None
 
 
 class CompleteUpload(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] = Field(description="Of the whole file.")
+    sha256: Annotated[str, StringConstraints(pattern=patterns.SHA256)] = Field(description="Of the whole file.")
     expires_at: Moment | None = Field(default=None, description="Of the dataset.")
 
 

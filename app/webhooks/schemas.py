@@ -8,13 +8,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
+from app.contract import patterns
 from app.contract.outbox import ANNOUNCED
 from app.contract.tables import Webhook, WebhookAttempt, WebhookDelivery
 from app.contract.webhook_url import MOST_CHARACTERS
 from app.paging import PageQuery
 
 Url = Annotated[str, StringConstraints(min_length=1, max_length=MOST_CHARACTERS)]
-Description = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Description = Annotated[str, StringConstraints(max_length=200, pattern=patterns.LINE_OR_NOTHING)]
 Event = Literal["job.started", "job.succeeded", "job.failed", "job.cancelled"]
 assert set(Event.__args__) == set(ANNOUNCED)  # type: ignore[attr-defined]
 DAY = 24 * 3600

@@ -91,6 +91,21 @@ async def test_a_wrong_field_is_pointed_at(api: Api, changes: dict[str, object],
     assert api.execute("SELECT count(*) FROM jobs") == [(0,)]
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model": {"id": "Qwen2-VL"}}, "/model/id: write owner/name, as on the hub, or local/<directory>"),
+        ({"calibration": {"dataset": "rows.jsonl/"}}, "/calibration/dataset: write the ds_… of an upload"),
+        ({"name": "two\nlines"}, "/name: one line of text, not empty and without control characters"),
+        ({"name": "\x9b31mred"}, "/name: one line of text"),
+        ({"alias": "model"}, "/alias: write team/name"),
+    ],
+)
+async def test_a_string_of_the_wrong_form_is_told_in_words(api: Api, changes: dict[str, object], says: str) -> None:
+    refused = problem(await api.client.post("/v1/jobs", json=job_body(**changes)), 422, "invalid-request")
+    assert refused["detail"].startswith(says)
+
+
 async def test_a_job_shows_its_target_its_limits_and_later_its_verdict(api: Api) -> None:
     job = await api.create_job(scheme="auto", target={"max_bytes": 10**9}, accept_if={"max_kl": 0.05})
     assert job["target"] == {"max_bytes": 10**9, "max_kl": None}

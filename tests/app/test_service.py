@@ -15,6 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from app.contract.patterns import SAYS
 from app.main import COLLECTING, create_app
 from app.openapi import document
 from app.problems import CATALOGUE
@@ -198,6 +199,10 @@ def test_every_operation_says_in_a_line_what_it_does() -> None:
     assert said["jobs_create"] == "Queue a quantization"
     # Of the function's name FastAPI makes a title, every word with a capital.
     assert {name: line for name, line in said.items() if line.istitle() or not 5 < len(line) < 100} == {}
+
+
+def test_every_pattern_that_a_client_can_miss_is_also_said_in_words() -> None:
+    assert set(re.findall(r'"pattern": ("(?:[^"\\]|\\.)+")', document())) == set(map(json.dumps, SAYS))
 
 
 def test_no_enum_of_the_contract_mixes_types() -> None:
