@@ -37,6 +37,7 @@ PRODUCTION = {
     "ring_again": 60.0,
     "keeper_interval": 5.0,
     "barren_attempts": 3,
+    "max_queued_jobs": 1_000_000,  # jobs are made faster than they run, and the bound of a thousand would be met
 }
 IDLE_JOBS = 20
 COUNTED_JOBS = 10
