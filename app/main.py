@@ -31,6 +31,7 @@ from app.jobs.router import router as jobs
 from app.keys.router import router as keys
 from app.links import add_links
 from app.logs import configure_logging
+from app.models.router import router as models
 from app.plans.router import router as plans
 from app.problems import ProblemDetails
 from app.quotas import StorageMeter
@@ -92,7 +93,21 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes, limits=limits)
     app.add_middleware(TelemetryMiddleware, telemetry=telemetry)
     problems.register(app)
-    routers = (plans, jobs, comparisons, artifacts, uploads, datasets, keys, hub, webhooks, audit, usage, system)
+    routers = (
+        plans,
+        jobs,
+        comparisons,
+        artifacts,
+        uploads,
+        datasets,
+        keys,
+        hub,
+        webhooks,
+        audit,
+        usage,
+        models,
+        system,
+    )
     for router in (*routers, dashboard):
         app.include_router(router)
     _describe_problems(app)

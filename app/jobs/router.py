@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.responses import StreamingResponse
+from fastapi.responses import PlainTextResponse, StreamingResponse
 
 from app import direct, problems
 from app.contract.crash_points import reach
@@ -18,6 +18,7 @@ from app.jobs.events import events_after
 from app.jobs.fork import ForkRequest, forked, pins_of
 from app.jobs.schemas import AttemptList, AttemptView, EventPage, EventView, JobQuery, JobView, LayerPage, LayerView
 from app.jobs.stream import stream_events
+from app.jobs.text_log import lines_of
 from app.negotiation import choose
 from app.paging import Page
 from app.plans.agreement import NOTHING_AGREED, agree, guard_creation, needs_reading
@@ -203,6 +204,23 @@ async def events(
     rows = await events_after(session, job_id=job_id, seq=after, limit=limit + 1)
     views = [EventView.of(row) for row in rows[:limit]]
     return EventPage(data=views, has_more=len(rows) > limit, next_after=views[-1].seq if views else after)
+
+
+@router.get(
+    "/{job_id}/logs",
+    response_class=PlainTextResponse,
+    responses={**documented(problems.NOT_FOUND), 200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def logs(
+    job_id: str,
+    caller: JobsReader,
+    session: SessionDep,
+    tail: Annotated[int, Query(ge=1, le=10_000, description="So many of the last lines.")] = 1000,
+) -> PlainTextResponse:
+    """The events as text, a line each, oldest first."""
+    job = await queries.get_job(session, tenant=caller.tenant, job_id=job_id)
+    rows = await events_after(session, job_id=job_id, seq=max(0, job.event_seq - tail), limit=tail)
+    return PlainTextResponse(lines_of(rows), headers={"Cache-Control": "no-store"})
 
 
 @router.get("/{job_id}/layers", responses=documented(problems.NOT_FOUND))

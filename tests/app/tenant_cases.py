@@ -23,6 +23,7 @@ NOBODYS = {
     "GET /metrics": "sums over all tenants, without a name or an id",
     "GET /problems/{slug}": "the contract",
     "GET /v1/schemes": "the contract",
+    "GET /v1/models": "what the operator put below the model root, which every tenant's jobs may name",
     "GET /hub/api/whoami-v2": "the caller",
     "GET /v1/usage": "sums over the caller's tenant: test_usage.py looks at another's",
 }
@@ -53,6 +54,7 @@ OBJECTS: dict[str, dict[str, Any]] = {
     "HEAD /v1/jobs/{job_id}/events": {},
     "GET /v1/jobs/{job_id}/layers": {},
     "GET /v1/jobs/{job_id}/attempts": {},
+    "GET /v1/jobs/{job_id}/logs": {},
     "GET /v1/jobs/{job_id}/artifacts": {},
     "GET /v1/jobs/{job_id}/artifacts/{name:path}": {"name": "config.json"},
     "HEAD /v1/jobs/{job_id}/artifacts/{name:path}": {"name": "config.json"},

@@ -252,3 +252,28 @@ async def test_a_feed_that_fails_sends_its_followers_home_and_looks_again(
             assert (await anext(seen))["seq"] == 1
             ok(await client.post(f"/v1/jobs/{job_id}/cancel"))
             assert [event["seq"] async for event in seen] == [2, 3]
+
+
+async def test_the_log_has_a_line_for_every_event_and_no_value_makes_another(api: Api) -> None:
+    job = await api.create_job()
+    api.start(job["id"])
+    api.append_event(job["id"], "job.warning", {"message": "two\nlines = one", "rows": 6, "error": {"base": 0.5}})
+    response = await api.client.get(f"/v1/jobs/{job['id']}/logs")
+    assert response.headers["content-type"] == "text/plain; charset=utf-8"
+    events = ok(await api.client.get(f"/v1/jobs/{job['id']}/events"))["data"]
+    lines = response.text.splitlines()
+    assert [line.split(" ")[1:3] for line in lines] == [[f"#{event['seq']}", event["type"]] for event in events]
+    for said in (' message="two\\nlines = one"', " rows=6", ' error={"base":0.5}'):  # in PostgreSQL's order
+        assert said in lines[-1]
+    last = await api.client.get(f"/v1/jobs/{job['id']}/logs", params={"tail": 1})
+    assert last.text.splitlines() == lines[-1:]
+    problem(await api.client.get(f"/v1/jobs/{job['id']}/logs", params={"tail": 0}), 422, "invalid-request")
+
+
+async def test_an_empty_last_event_id_is_none(api: Api) -> None:
+    job = await api.create_job()
+    api.start(job["id"])
+    api.end(job["id"], "succeeded")
+    response = await api.client.get(f"/v1/jobs/{job['id']}/events", headers={**STREAM, "Last-Event-ID": ""})
+    assert response.status_code == 200
+    assert "id: 1\n" in response.text

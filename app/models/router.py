@@ -1,0 +1,19 @@
+"""``/v1/models``: what a job may name as its model."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from app.deps import AnyCaller, ServiceDep
+from app.models.schemas import ModelList
+from app.models.service import local_models
+from app.plans.inputs import aside
+from app.problems import documented
+
+router = APIRouter(prefix="/v1/models", tags=["service"])
+
+
+@router.get("", responses=documented())
+async def list_models(caller: AnyCaller, parts: ServiceDep) -> ModelList:
+    """Local models, and the families that can be quantized."""
+    return await aside(lambda: local_models(parts.settings))
