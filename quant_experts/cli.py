@@ -33,6 +33,7 @@ CLIENT = (
     "watch",
     "jobs",
     "pull",
+    "logs",
     "report",
     "cancel",
     "retry",

@@ -157,6 +157,10 @@ def attempts(job_id: str) -> Call[list[views.AttemptView]]:
     return Call("GET", f"{_job(job_id)}/attempts", lambda response: _as(views.AttemptList)(response).data)
 
 
+def log(job_id: str, *, tail: int) -> Call[str]:
+    return Call("GET", f"{_job(job_id)}/logs", lambda response: response.text, params=[("tail", tail)])
+
+
 def artifacts(job_id: str) -> Call[list[views.ArtifactView]]:
     return Call("GET", f"{_job(job_id)}/artifacts", lambda response: _as(views.ArtifactList)(response).data)
 
@@ -365,6 +369,10 @@ def revoke_key(key_id: str, *, tenant: str | None) -> Call[views.KeyView]:
 
 def schemes() -> Call[views.Schemes]:
     return Call("GET", "/v1/schemes", _as(views.Schemes))
+
+
+def models() -> Call[views.ModelList]:
+    return Call("GET", "/v1/models", _as(views.ModelList))
 
 
 def workers() -> Call[list[views.WorkerView]]:

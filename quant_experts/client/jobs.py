@@ -116,6 +116,11 @@ class JobOperations(Operations, Generic[J]):
         return self._send(calls.attempts(self.id))
 
     @operation
+    def log(self, *, tail: int = 1000) -> Steps[str]:
+        """Its last ``tail`` events as text, a line each, oldest first."""
+        return self._send(calls.log(self.id, tail=tail))
+
+    @operation
     def report(self) -> Steps[dict[str, Any]]:
         return self._send(calls.report(self.id))
 

@@ -8,7 +8,7 @@ from typing import Literal
 from quant_experts.client import calls
 from quant_experts.client.operation import Operations, operation
 from quant_experts.client.steps import Steps
-from quant_experts.client.views import Schemes, Usage, WorkerView
+from quant_experts.client.views import ModelList, Schemes, Usage, WorkerView
 
 
 class ServiceOperations(Operations):
@@ -16,6 +16,11 @@ class ServiceOperations(Operations):
     def schemes(self) -> Steps[Schemes]:
         """What a job may ask for."""
         return self._send(calls.schemes())
+
+    @operation
+    def models(self) -> Steps[ModelList]:
+        """What a job may name as its model."""
+        return self._send(calls.models())
 
     @operation
     def workers(self) -> Steps[list[WorkerView]]:

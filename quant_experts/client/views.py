@@ -586,6 +586,22 @@ class Schemes(View):
     reconstructions: list[str]
 
 
+class LocalModel(View):
+    id: str
+    model_type: str | None
+    problem: str | None
+    """Why a job would refuse it."""
+
+
+class ModelList(View):
+    """What a job may name: the service's local models, and every hub model of the families."""
+
+    data: list[LocalModel]
+    families: list[str]
+    note: str | None
+    """Why ``data`` may not be all."""
+
+
 class Page(View, Generic[T]):
     """One page of a listing; ``next_cursor`` is None on the last."""
 

@@ -20,7 +20,7 @@ from quant_experts import cli
 from quant_experts.client import ComparisonView
 from quant_experts.client.retrying import RetryPolicy
 from quant_experts.commands.comparison_table import table_of
-from tests.app.conftest import BOOTSTRAP_KEY, MODEL, Api, served
+from tests.app.conftest import BOOTSTRAP_KEY, MODEL, Api, ok, served
 from tests.app.cutting import Cuts, cutting
 
 Qe = Callable[..., Awaitable[tuple[int, str, str]]]
@@ -166,6 +166,19 @@ async def test_jobs_are_listed_shown_cancelled_and_retried(qe: Qe, api: Api) -> 
     assert (await qe("retry", first))[1] == f"{first} queued, 0 blocks are kept\n"
     code, _, err = await qe("retry", first)
     assert (code, "error conflict" in err) == (1, True)
+
+
+async def test_logs_are_the_events_as_lines(qe: Qe, api: Api) -> None:
+    job_id = await submitted(qe)
+    api.start(job_id)
+    api.append_event(job_id, "job.warning", {"message": "two\nlines"})
+    code, out, _ = await qe("logs", job_id)
+    events = ok(await api.client.get(f"/v1/jobs/{job_id}/events"))["data"]
+    assert code == 0
+    assert [line.split(" ")[1:3] for line in out.splitlines()] == [[f"#{each['seq']}", each["type"]] for each in events]
+    assert (await qe("logs", job_id, "--tail", "1"))[1] == out.splitlines()[-1] + "\n"
+    code, _, err = await qe("logs", "job_" + "0" * 32)
+    assert (code, len(err.splitlines())) == (1, 1)
 
 
 async def test_pull_and_report_bring_the_result(qe: Qe, api: Api, tmp_path: Path) -> None:

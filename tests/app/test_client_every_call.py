@@ -379,3 +379,10 @@ async def test_keys_of_ones_own_are_sent_and_others_are_made(client: Client, net
         keys = {line for head in heads for line in head.splitlines() if line.startswith("idempotency-key: ")}
         assert len(keys) == 2
         assert f"idempotency-key: {own}" not in keys
+
+
+async def test_models_are_what_a_job_may_name(client: Client) -> None:  # noqa: F811
+    found = await run(client.models)
+    assert "qwen2_vl" in found.families
+    assert ([model.id for model in found.data], found.note) == (["local/tiny"], None)
+    assert "config.json cannot be read" in str(found.data[0].problem)
