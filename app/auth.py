@@ -24,6 +24,7 @@ from app.settings import Settings
 DEFAULT_TENANT = "default"
 BOOTSTRAP = "bootstrap"
 MIN_SECRET = 32
+OPENS = "revoked_at IS NULL AND (expires_at IS NULL OR expires_at > clock_timestamp())"
 LAST_USED_EVERY = timedelta(minutes=1)
 
 
@@ -99,12 +100,11 @@ async def identify_digest(sessions: Sessions, keyring: Keyring, digest: str) -> 
     """As ``identify``, for who proved before that they hold the key: the dashboard's sessions keep its digest only."""
     if keyring.bootstrap_digest is not None and hmac.compare_digest(digest, keyring.bootstrap_digest):
         return Caller(key_id=BOOTSTRAP, tenant=DEFAULT_TENANT, scopes=frozenset(Scope))
-    statement = """
+    statement = f"""
         SELECT id, tenant, scopes, digest,
             last_used_at IS NULL OR last_used_at < clock_timestamp() - %(often)s AS stale
-        FROM api_keys
-        WHERE digest = %(digest)s AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > clock_timestamp())
-    """
+        FROM api_keys WHERE digest = %(digest)s AND {OPENS}
+    """  # noqa: S608 -- every part is ours
     found = await look_up(sessions, statement, {"digest": digest, "often": LAST_USED_EVERY}, of=_Key)
     if not found or not hmac.compare_digest(found[0].digest, digest):
         return None
@@ -112,6 +112,19 @@ async def identify_digest(sessions: Sessions, keyring: Keyring, digest: str) -> 
     if key.stale:
         await _touch(sessions, key.id)
     return Caller(key_id=key.id, tenant=key.tenant, scopes=frozenset(key.scopes))
+
+
+async def is_valid(sessions: Sessions, caller: Caller) -> bool:
+    """Whether the key of a caller who was let through has not ended since. Raises psycopg.Error."""
+    if caller.is_bootstrap:
+        return True
+    statement = f"SELECT id FROM api_keys WHERE id = %(id)s AND {OPENS}"  # noqa: S608 -- every part is ours
+    return bool(await look_up(sessions, statement, {"id": caller.key_id}, of=_Id))
+
+
+@dataclass(frozen=True)
+class _Id:
+    id: str
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 
 from app import direct, problems
+from app.auth import is_valid
 from app.contract.crash_points import reach
 from app.contract.events import TERMINAL
 from app.deps import DoorbellDep, JobsReader, JobsWriter, ServiceDep, SessionDep, actor_of
@@ -197,7 +198,14 @@ async def events(
         if seen == job.event_seq and last and last[0].type in TERMINAL:
             return Response(status_code=204)  # what tells a browser's EventSource not to come back
         headers = {"Cache-Control": "no-store", "Vary": "Accept", "X-Accel-Buffering": "no"}
-        stream = stream_events(parts.feed, parts.sessions_of(caller), tenant=caller.tenant, job_id=job_id, after=seen)
+        stream = stream_events(
+            parts.feed,
+            parts.sessions_of(caller),
+            tenant=caller.tenant,
+            job_id=job_id,
+            after=seen,
+            still_allowed=lambda: is_valid(parts.sessions, caller),
+        )
         if request.method == "HEAD":  # which would otherwise wait for the job's end
             return StreamingResponse(iter(()), media_type=EVENT_STREAM, headers=headers)
         return StreamingResponse(stream, media_type=EVENT_STREAM, headers=headers)

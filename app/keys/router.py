@@ -67,5 +67,5 @@ async def rotate(
 
 @router.delete("/{key_id}", responses=documented(problems.NOT_FOUND))
 async def revoke(key_id: str, caller: KeysAdmin, session: SessionDep, tenant: OfTenant = None) -> KeyView:
-    """Revoke the key from the next request on; its record stays."""
+    """Revoke the key from the next request on; its record stays. Open event streams end within 15 s."""
     return KeyView.of(await service.revoke_key(session, caller=caller, key_id=key_id, tenant=tenant))

@@ -142,8 +142,10 @@ def test_what_would_move_the_cursor_is_shown_as_a_mark() -> None:
 
 async def test_rows_and_names_of_others_do_nothing_to_a_terminal(qe: Qe, api: Api, tmp_path: Path) -> None:  # noqa: F811
     (tmp_path / "rows.jsonl").write_text('{"messages": [{"role": "user", "content": "\\u001b]0;title\\u0007"}]}\n')
-    dataset_id = (await qe("datasets", "upload", "rows.jsonl", "--name", "\x9b2Jname"))[1].strip()
-    job_id = await submitted(qe, "--name", "\x9b2Jname")
+    dataset_id = (await qe("datasets", "upload", "rows.jsonl"))[1].strip()
+    job_id = await submitted(qe)
+    for table in ("datasets", "jobs"):  # past the API, which refuses such names, as an older one did not
+        api.execute(f"UPDATE {table} SET name = %s", ["\x9b2Jname"])
     api.start(job_id)
     api.append_event(job_id, "job.warning", {"message": "\x1b[2J"})
     api.end(job_id, "failed", {"code": "internal", "message": "\x1b[2J", "retryable": False})

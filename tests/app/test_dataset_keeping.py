@@ -110,7 +110,7 @@ async def test_the_operators_lifetime_is_offered_first_and_can_be_left(settings:
         transport = httpx.ASGITransport(api.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://api") as browser:
             token = await sign_in(browser, BOOTSTRAP_KEY)
-            assert 'value="" checked>3 days, as usual here' in (await browser.get("/datasets")).text
+            assert 'value="" checked><label for="keep-">3 days, as usual here' in (await browser.get("/datasets")).text
             await uploaded(browser, token, {"keep": ""})
             end = await end_of(api)
             assert end is not None

@@ -172,6 +172,31 @@ async def test_layers_and_attempts_are_reported(api: Api) -> None:
     assert [(attempt["worker"], attempt["outcome"]) for attempt in attempts] == [("w1", "lease_expired")]
 
 
+async def always() -> bool:
+    return True
+
+
+async def test_a_stream_ends_soon_after_its_key(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.jobs.stream.ASK_AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr("app.jobs.stream.KEEPALIVE_SECONDS", 0.2)
+    job_id = (await api.create_job())["id"]
+    key = ok(await api.client.post("/v1/keys", json={"name": "k", "scopes": ["jobs:read"]}), 201)
+    async with served(api) as client:
+        theirs = {**STREAM, "Authorization": f"Bearer {key['key']}"}
+        async with client.stream("GET", f"/v1/jobs/{job_id}/events", headers=theirs) as response:
+            events = read(response)
+            assert (await anext(events))["type"] == "job.created"
+            api.start(job_id)
+            await asyncio.sleep(0.5)
+            api.append_event(job_id, "job.block", {"block": 0})
+            assert (await anext(events))["type"] == "job.block"  # it had been asked for again, and was good
+            ok(await api.client.delete(f"/v1/keys/{key['id']}"))
+            await asyncio.sleep(0.5)
+            api.end(job_id, "succeeded")
+            assert "job.succeeded" not in [event["type"] async for event in events]
+        assert (await client.get(f"/v1/jobs/{job_id}/events", headers=theirs)).status_code == 401
+
+
 async def test_many_followers_cost_the_database_no_more_than_one(api: Api) -> None:
     job_id = (await api.create_job())["id"]
     api.start(job_id)
@@ -186,7 +211,9 @@ async def test_many_followers_cost_the_database_no_more_than_one(api: Api) -> No
     followers = 300
 
     async def follow() -> bytes:
-        stream = stream_events(api.service.feed, sessions, tenant="default", job_id=job_id, after=0)
+        stream = stream_events(
+            api.service.feed, sessions, tenant="default", job_id=job_id, after=0, still_allowed=always
+        )
         return b"".join([part async for part in stream])
 
     following = [asyncio.create_task(follow()) for _ in range(followers)]
@@ -214,7 +241,10 @@ async def test_a_follower_that_lags_behind_the_tail_still_gets_everything(
     seen: list[int] = []
 
     async def follow_slowly() -> None:
-        async for part in stream_events(api.service.feed, sessions, tenant="default", job_id=job_id, after=0):
+        stream = stream_events(
+            api.service.feed, sessions, tenant="default", job_id=job_id, after=0, still_allowed=always
+        )
+        async for part in stream:
             seen.extend(int(line[4:]) for line in part.decode().splitlines() if line.startswith("id: "))
             await asyncio.sleep(0.5)
 
