@@ -84,6 +84,7 @@ class Api:
         """Store one artifact and its row; returns its SHA-256."""
         digest = hashlib.sha256(content).hexdigest()
         source = directory / digest
+        source.unlink(missing_ok=True)  # the storage may hold a link to it: writing would cut what is just being sent
         source.write_bytes(content)
         key = f"jobs/{job_id}/a1/{digest}"
         self.service.storage.put(key, source)
