@@ -506,7 +506,7 @@ class QuantExpertsQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers 
 def _left_random(model: nn.Module, entry: Mapping[str, Any]) -> list[str]:
     """Full names of a group's tensors that no file had, by the mark that transformers puts on those that it has read.
 
-    None where nothing has the mark: then something has moved them since, such as accelerate between devices.
+    Empty where nothing has the mark: then something has moved them since, such as accelerate between devices.
     """
     modules = (*entry["layers"], f"{entry['label']}_input_group")
     tensors = {

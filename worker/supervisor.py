@@ -91,12 +91,19 @@ def _confirmed(hands: Hands, hold: ledger.Hold) -> bool:
 
 def attempt(hands: Hands, claim: claims.Claim) -> JobStatus | None:
     """Carry one claimed job as far as it goes. The job's status afterwards; None when it was lost to another worker."""
-    hold = claim.hold
     metrics.CLAIM_WAIT.observe(max(0.0, claim.waited))
     try:
         spec = JobSpec.model_validate(claim.spec)
     except ValidationError as error:
-        return _refuse(hands, hold, error)
+        status = _refuse(hands, claim.hold, error)
+    else:
+        status = _traced(hands, claim, spec)
+    metrics.ATTEMPTS.labels(metrics.LOST if status is None else status.value).inc()
+    return status
+
+
+def _traced(hands: Hands, claim: claims.Claim, spec: JobSpec) -> JobStatus | None:
+    hold = claim.hold
     span = attempt_span(
         hands.tracing,
         hold,
@@ -109,9 +116,7 @@ def attempt(hands: Hands, claim: claims.Claim) -> JobStatus | None:
     )
     ids = {"job_id": hold.job_id, "attempt": hold.attempt, "worker": hands.worker, **span.ids}
     with said_of(**ids), metrics.BUSY.track_inprogress():
-        status = _attempt(hands, claim, spec, span)
-    metrics.ATTEMPTS.labels(metrics.LOST if status is None else status.value).inc()
-    return status
+        return _attempt(hands, claim, spec, span)
 
 
 def _refuse(hands: Hands, hold: ledger.Hold, error: ValidationError) -> JobStatus | None:

@@ -29,9 +29,6 @@ def _checked(alias: str) -> str:
 
 Alias = Annotated[
     str,
-    StringConstraints(
-        pattern=patterns.ALIAS,
-        max_length=MAX_LENGTH,
-    ),
+    StringConstraints(pattern=patterns.ALIAS, max_length=MAX_LENGTH),
     AfterValidator(_checked),
 ]

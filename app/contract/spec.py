@@ -43,10 +43,7 @@ DEFAULTS: dict[str, Any] = {
 are the method's."""
 
 ModelId = Annotated[str, StringConstraints(pattern=patterns.MODEL, max_length=200)]
-DatasetRef = Annotated[
-    str,
-    StringConstraints(pattern=patterns.DATASET, min_length=1, max_length=200),
-]
+DatasetRef = Annotated[str, StringConstraints(pattern=patterns.DATASET, min_length=1, max_length=200)]
 Revision = Annotated[str, StringConstraints(pattern=patterns.REVISION)]
 # Its own schema: generators of clients refuse an enum of numbers and words, and with it whole jobs.
 GroupSize = Annotated[

@@ -19,18 +19,23 @@ def fork_of(workshop: Workshop, parent: str, **spec: Any) -> str:
     return job_id
 
 
-def test_a_fork_takes_over_the_blocks_of_a_failed_job_and_keeps_files_of_its_own(workshop: Workshop) -> None:
-    parent = workshop.add_job()
+def cancelled_after_two_blocks(workshop: Workshop) -> str:
+    """A job of four blocks; the signs of the computed ones are cleared away."""
+    job_id = workshop.add_job()
     workshop.direct("hold-2")
     with workshop.working(workshop.hands()):
         workshop.wait_for("at-2")
         wait_until(lambda: len(workshop.rows("SELECT block FROM layers")) == 2, what="two blocks in the ledger")
         with workshop.connect() as connection:
-            connection.execute("UPDATE jobs SET status = 'cancelling' WHERE id = %s", (parent,))
-    assert workshop.job(parent)["status"] == "cancelled"
+            connection.execute("UPDATE jobs SET status = 'cancelling' WHERE id = %s", (job_id,))
+    assert workshop.job(job_id)["status"] == "cancelled"
     for sign in workshop.stage.glob("at-*"):
         sign.unlink()
-    child = fork_of(workshop, parent)
+    return job_id
+
+
+def test_a_fork_takes_over_the_blocks_of_a_failed_job_and_keeps_files_of_its_own(workshop: Workshop) -> None:
+    child = fork_of(workshop, cancelled_after_two_blocks(workshop))
     work(workshop.hands())
     assert workshop.job(child)["status"] == "succeeded"
     assert not (workshop.stage / "at-0").exists()  # was not computed again
@@ -92,16 +97,7 @@ def test_of_a_job_that_succeeded_the_calls_stay_a_day_longer_than_the_rest(works
 
 
 def test_a_fork_that_is_begun_again_takes_over_what_its_first_attempt_did_not_come_to(workshop: Workshop) -> None:
-    parent = workshop.add_job()
-    workshop.direct("hold-2")
-    with workshop.working(workshop.hands()):
-        workshop.wait_for("at-2")
-        wait_until(lambda: len(workshop.rows("SELECT block FROM layers")) == 2, what="two blocks in the ledger")
-        with workshop.connect() as connection:
-            connection.execute("UPDATE jobs SET status = 'cancelling' WHERE id = %s", (parent,))
-    for sign in workshop.stage.glob("at-*"):
-        sign.unlink()
-    child = fork_of(workshop, parent)
+    child = fork_of(workshop, cancelled_after_two_blocks(workshop))
     with workshop.connect() as connection:  # a worker that was killed when it had taken over the first of two
         hold = workshop.claim().hold
         files = []
