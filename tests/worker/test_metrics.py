@@ -44,16 +44,6 @@ def test_a_jobs_blocks_its_wait_and_its_end_are_counted_and_its_lines_carry_its_
     assert all((line["job_id"], line["attempt"], line["worker"]) == (job_id, 1, "w1") for line in seen)
 
 
-def test_a_job_that_this_worker_does_not_understand_is_counted_as_failed(workshop: Workshop) -> None:
-    before = value("qe_worker_attempts_total", status="failed")
-    job_id = workshop.add_job()
-    with workshop.connect() as connection:
-        connection.execute("""UPDATE jobs SET spec = spec || '{"of_a_newer_api": 1}'""")
-    work(workshop.hands())
-    assert workshop.job(job_id)["error"]["code"] == "invalid_spec"
-    assert value("qe_worker_attempts_total", status="failed") - before == 1
-
-
 def test_a_write_that_the_ledger_refuses_is_counted_with_the_lost_lease(workshop: Workshop) -> None:
     before = value("qe_worker_leases_lost_total"), value("qe_worker_attempts_total", status="lost")
     job_id = workshop.add_job()

@@ -11,7 +11,7 @@ import pytest
 from app.storage import storage_from_url
 from tests.services import ObjectStore, wait_until
 from tests.worker.conftest import Workshop, alive
-from worker import ledger, sweep
+from worker import ledger, metrics, sweep
 from worker.lease import kept
 from worker.pen import Pen
 from worker.supervisor import work
@@ -334,11 +334,16 @@ def test_a_reaped_worker_stops_computing_and_writes_nothing_more(workshop: Works
 
 
 def test_a_job_of_a_newer_service_ends_with_a_word_and_spares_the_worker(workshop: Workshop) -> None:
+    def failed() -> float:
+        return metrics.REGISTRY.get_sample_value("qe_worker_attempts_total", {"status": "failed"}) or 0.0
+
+    before = failed()
     newer, next_one = workshop.add_job(), workshop.add_job()
     with workshop.connect() as connection:
         connection.execute("SET session_replication_role = replica")  # the trigger keeps specs as they are
         connection.execute("UPDATE jobs SET spec = spec || '{\"novelty\": 1}' WHERE id = %s", (newer,))
     assert work(workshop.hands()) == 2
+    assert failed() == before + 1
     assert workshop.job(newer)["error"]["code"] == "invalid_spec"
     assert "novelty" in workshop.job(newer)["error"]["message"]
     assert workshop.job(next_one)["status"] == "succeeded"
