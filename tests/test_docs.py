@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+CITED = re.compile(r"method\.md,?\s+section\s+(\d)(?:,\s+steps?\s+(\d))?")
 LOADED = re.compile(
     r"""<(?:script|img|iframe|source)[^>]+src="(?:https?:)?//"""
     r"""|<link[^>]+rel="(?:stylesheet|preconnect|icon)"[^>]+href="(?:https?:)?//"""
@@ -24,3 +25,14 @@ def test_the_docs_site_is_whole_and_stands_alone(tmp_path: Path) -> None:
         assert name in pages, source
         assert f'href="{name.rpartition("/")[2]}"' in pages[name] or name in pages["index.html"], f"{name}: not in nav"
     assert not [name for name, text in pages.items() if LOADED.search(text)]
+
+
+def test_sections_of_the_method_that_the_code_cites_are_there() -> None:
+    method = (ROOT / "docs" / "method.md").read_text()
+    sources = {source: source.read_text() for source in (ROOT / "quant_experts").rglob("*.py")}
+    cited = [(source, *match.groups()) for source, text in sources.items() for match in CITED.finditer(text)]
+
+    assert len(cited) > 10
+    for source, section, step in cited:
+        assert re.search(rf"^## {section}\. ", method, re.MULTILINE), source
+        assert step is None or f"**Step {step}:" in method, source
