@@ -22,7 +22,7 @@ class Claim:
     """A ``JobSpec`` as JSON."""
     progress: dict[str, Any]
     elapsed: float
-    """Seconds since a worker first took the job after it was (last) asked for."""
+    """Seconds that workers have held the job since it was (last) asked for; what it waited in between is not in it."""
     waited: float
     """Seconds that it could have been taken and was not."""
     trace_context: dict[str, str] | None
@@ -52,7 +52,8 @@ WHERE id = (
     ORDER BY priority DESC, created_at LIMIT 1 FOR UPDATE SKIP LOCKED
 )
 RETURNING id, tenant, spec, attempt, progress, blocks_done, trace_context,
-    EXTRACT(EPOCH FROM clock_timestamp() - started_at)::float8 AS elapsed,
+    (SELECT coalesce(EXTRACT(EPOCH FROM sum(ended_at - started_at)), 0)::float8 FROM attempts
+        WHERE job_id = jobs.id AND started_at >= jobs.queued_at) AS elapsed,
     EXTRACT(EPOCH FROM clock_timestamp() - greatest(queued_at, run_after))::float8 AS waited,
     coalesce((SELECT max_running_jobs FROM tenant_limits WHERE tenant = jobs.tenant), %(most)s::integer) AS most
 """

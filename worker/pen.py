@@ -7,6 +7,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
+import psycopg
+
 from worker import ledger, metrics
 from worker.lease import Keeping, Lease, Lost
 
@@ -16,6 +18,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 RETRY_SECONDS = 1.0
+REFUSALS = 5
+"""So often a write that breaks a constraint is tried before it is taken for one that always will."""
 
 
 class Pen:
@@ -35,8 +39,10 @@ class Pen:
     ) -> T:
         """Run a function of :mod:`worker.ledger` on this hold.
 
-        Raises Lost, CancelRequested or TimedOut when the ledger refuses it.
+        Raises Lost, CancelRequested or TimedOut when the ledger refuses it, psycopg.IntegrityError when that breaks a
+        constraint again and again: once may be a row that went in the same moment.
         """
+        refused = 0
         while True:
             if self._lease.state is Keeping.LOST:
                 raise Lost(self._hold.job_id)
@@ -48,6 +54,12 @@ class Pen:
                 except Lost:
                     metrics.FENCED.inc()
                     raise
+            except psycopg.IntegrityError as error:
+                refused += 1
+                if refused == REFUSALS:
+                    raise
+                logger.warning("%s: the ledger refused a write, trying again: %s", self._hold.job_id, error)
+                self._lease.wait(RETRY_SECONDS / REFUSALS)
             except ledger.AWAY as error:
                 logger.warning("%s: the ledger cannot be written, trying again: %s", self._hold.job_id, error)
                 self._disconnect()

@@ -95,7 +95,9 @@ def record(connection: Connection, due: Due, answer: Answer) -> None:
         connection.execute("SELECT FROM webhooks WHERE id = %s FOR NO KEY UPDATE", (due.webhook_id,))
         connection.execute(
             "INSERT INTO webhook_attempts (delivery_id, number, tenant, status_code, error, milliseconds)"
-            " SELECT id, %s, tenant, %s, %s, %s FROM webhook_deliveries WHERE id = %s ON CONFLICT DO NOTHING",
+            # Locked: the sweep may be forgetting a delivery that another keeper ended.
+            " SELECT id, %s, tenant, %s, %s, %s FROM webhook_deliveries WHERE id = %s FOR KEY SHARE"
+            " ON CONFLICT DO NOTHING",
             (due.attempts, answer.status, answer.error, answer.milliseconds, due.id),
         )
         if answer.delivered:

@@ -284,18 +284,36 @@ def test_superseded_files_leave_storage(workshop: Workshop) -> None:
     ]  # fmt: skip
 
 
+def held_before(workshop: Workshop, job_id: str, *, seconds: float, waited: float) -> None:
+    """An earlier attempt held the job for ``seconds`` and gave it back; since then it has waited."""
+    with workshop.connect() as connection:
+        connection.execute(
+            "UPDATE jobs SET attempt = 1, queued_at = clock_timestamp() - make_interval(secs => %(all)s),"
+            " started_at = clock_timestamp() - make_interval(secs => %(all)s) WHERE id = %(id)s",
+            {"all": seconds + waited + 1, "id": job_id},
+        )
+        connection.execute(
+            "INSERT INTO attempts (job_id, attempt, worker, outcome, started_at, ended_at) VALUES (%(id)s, 1, 'w',"
+            " 'handed_back', clock_timestamp() - make_interval(secs => %(all)s),"
+            " clock_timestamp() - make_interval(secs => %(waited)s))",
+            {"all": seconds + waited, "waited": waited, "id": job_id},
+        )
+
+
 def test_a_job_that_takes_too_long_is_ended(workshop: Workshop) -> None:
     workshop.direct("hold-1")
     job_id = workshop.add_job(timeout_s=60)
-    with workshop.connect() as connection:
-        connection.execute(
-            "UPDATE jobs SET queued_at = clock_timestamp() - interval '70 s',"
-            " started_at = clock_timestamp() - interval '58.5 s' WHERE id = %s",
-            (job_id,),
-        )
+    held_before(workshop, job_id, seconds=58.5, waited=0)
     work(workshop.hands())
     assert workshop.job(job_id)["error"]["code"] == "timeout"
     assert not alive(workshop.runner_pid())
+
+
+def test_what_a_job_waited_between_two_attempts_is_not_time_that_it_took(workshop: Workshop) -> None:
+    job_id = workshop.add_job(timeout_s=60)
+    held_before(workshop, job_id, seconds=1, waited=7200)
+    work(workshop.hands())
+    assert workshop.job(job_id)["status"] == "succeeded"
 
 
 def test_a_worker_without_heartbeat_kills_its_runner_before_the_job_is_anothers(workshop: Workshop) -> None:
