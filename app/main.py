@@ -25,6 +25,7 @@ from app.datasets.router import router as datasets
 from app.datasets.upload import sweep_abandoned
 from app.deps import Service
 from app.head import HeadMiddleware
+from app.heartbeat import keep_touching
 from app.hub.router import router as hub
 from app.jobs.feed import Feed
 from app.jobs.router import router as jobs
@@ -68,9 +69,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         sweep_abandoned(settings)
         app.state.service = service
         settle()
+        heartbeat = asyncio.create_task(keep_touching(settings.heartbeat_file))
         try:
             yield
         finally:
+            heartbeat.cancel()
             await service.feed.close()
             await service.ringer.close()
             await service.engine.dispose()

@@ -55,6 +55,9 @@ class Settings(BaseSettings):
     metrics_port: int = Field(
         default=0, ge=0, le=65535, description="Of a worker or keeper: where it serves its metrics; 0: nowhere."
     )
+    heartbeat_file: Path | None = Field(
+        default=None, description="API, worker and keeper touch it every few seconds; health checks look at its age."
+    )
     tracing: bool = Field(
         default=False, description="Send traces to an OpenTelemetry collector; OTEL_* variables say where and how many."
     )

@@ -1,21 +1,23 @@
 """Celery as a doorbell: it wakes a worker, and decides nothing.
 
-    celery --app worker.celery_app:app worker --queues qe.jobs --pool prefork --concurrency 1
+    celery --app worker.celery_app:app worker --queues qe.jobs
 
+which is what ``qe worker`` runs. The process owns the GPUs of its machine, or those of ``CUDA_VISIBLE_DEVICES``: its
+pool has one child per GPU, each a worker of its own in the ledger, which claims a job when its GPU is free.
 Every setting has its reason beside it; the ledger's rules are in ``ledger.py``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import socket
-import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import billiard
 import billiard.pool
-import psycopg
 from celery import Celery, signals
 
 from app.contract import bell
@@ -23,10 +25,11 @@ from app.logs import configure_logging
 from app.settings import Settings, read_settings
 from app.storage import storage_from_url
 from app.tracing import check_tracing, open_tracing
-from worker import device, metrics, process, tasks, workers
+from worker import device, metrics, process, tasks
+from worker.device import Device
 from worker.draining import Draining
 from worker.hands import RUNNER, Hands
-from worker.ledger import connect
+from worker.presence import present
 from worker.ring import ring_quietly
 
 logger = logging.getLogger(__name__)
@@ -44,6 +47,7 @@ def create_celery(settings: Settings | None = None, *, runner: tuple[str, ...] =
         check_tracing(settings)
     except ValueError as error:
         raise SystemExit(str(error)) from error
+    devices = own_devices()
     celery = Celery("quant_experts", broker=settings.redis_url, set_as_current=False)
     celery.conf.update(
         # Only the bell's queue, and only JSON: a message is a job id.
@@ -57,8 +61,8 @@ def create_celery(settings: Settings | None = None, *, runner: tuple[str, ...] =
         # The answer is in the ledger.
         task_ignore_result=True,
         result_backend=None,
+        worker_concurrency=len(devices),
         # One bell at a time: with early ack, prefetch 1 still reserves a second one behind a running job (tried).
-        worker_concurrency=1,
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=True,
         # A solo pool answers no ping while it works; threads would share one process with the parent-death signal.
@@ -76,36 +80,55 @@ def create_celery(settings: Settings | None = None, *, runner: tuple[str, ...] =
         enable_utc=True,
     )
     celery.task(tasks.ring, name=bell.TASK, bind=True)
-    _connect_signals(celery, settings, runner)
+    _connect_signals(celery, settings, devices, runner)
     return celery
 
 
-def hands_of(settings: Settings, *, worker: str, draining: Draining, runner: tuple[str, ...] = RUNNER) -> Hands:
-    """The supervisor's tools, from the settings of this process."""
-    return Hands(
+def hands_of(
+    settings: Settings, *, worker: str, draining: Draining, devices: Sequence[Device], runner: tuple[str, ...] = RUNNER
+) -> list[Hands]:
+    """The tools of a supervisor per device, from the settings of this process."""
+    first = Hands(
         settings=settings,
         storage=storage_from_url(settings.resolved_storage_url),
         worker=worker,
         draining=draining.asked,
         ring=partial(ring_quietly, settings),
         runner=runner,
+        sharing=len(devices),
     )
+    if len(devices) == 1:
+        return [replace(first, device=devices[0])]
+    return [replace(first, worker=f"{worker}/{number}", device=each) for number, each in enumerate(devices)]
 
 
-def _connect_signals(celery: Celery, settings: Settings, runner: tuple[str, ...]) -> None:
+def own_devices() -> list[Device]:
+    """Raises SystemExit."""
+    try:
+        return device.devices()
+    except device.NoSuchDevice as error:
+        raise SystemExit(str(error)) from error
+
+
+def _connect_signals(celery: Celery, settings: Settings, devices: Sequence[Device], runner: tuple[str, ...]) -> None:
     draining = Draining()
-    over = threading.Event()
+    presence = contextlib.ExitStack()
 
     def started(sender: Any, **_: Any) -> None:
-        celery.worker_name = sender.hostname
-        celery.hands = hands_of(settings, worker=sender.hostname, draining=draining, runner=runner)
+        if sender.concurrency > len(devices):
+            raise SystemExit(
+                f"--concurrency {sender.concurrency}: this worker has {len(devices)} devices, and one runs one job at a"
+                " time"
+            )
+        celery.slots = hands_of(
+            settings, worker=sender.hostname, draining=draining, devices=devices[: sender.concurrency], runner=runner
+        )
 
     def ready(**_: Any) -> None:
-        threading.Thread(
-            target=_be_seen, args=(settings, celery.worker_name, over), name="presence", daemon=True
-        ).start()
+        presence.enter_context(present(settings, celery.slots))
         # Bells rung while no worker lived, or lost with Redis, are made up for at once.
-        ring_quietly(settings, "worker-ready")
+        for slot in celery.slots:
+            ring_quietly(settings, f"{slot.worker} is ready")
 
     def child_started(**_: Any) -> None:
         # kill -9 of the parent must end the pool's child too, and with it the runner.
@@ -113,10 +136,13 @@ def _connect_signals(celery: Celery, settings: Settings, runner: tuple[str, ...]
         # A task that ends in the moment of SIGTERM: the parent no longer reads its result, and billiard 4.3 waits 30 s
         # for that before the child may end (1 stop in 70, tried). Nobody wants the result: one second is enough.
         billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 10
-        # The one child is where blocks are counted; the parent only waits for bells.
-        metrics.serve_metrics(settings.metrics_port)
+        number = getattr(billiard.current_process(), "index", 0)  # the next child after one that died has its number
+        slot = celery.slots[number]
+        # The child is where blocks are counted; the parent only waits for bells.
+        metrics.GPU_MEMORY.uuid = slot.device.uuid
+        metrics.serve_metrics(settings.metrics_port and settings.metrics_port + number)
         # Not before the fork: the thread that sends spans would stay behind.
-        celery.hands = replace(celery.hands, tracing=open_tracing(settings, "worker"))
+        celery.hands = replace(slot, tracing=open_tracing(settings, "worker"))
 
     def child_ended(**_: Any) -> None:
         celery.hands.tracing.close()
@@ -126,8 +152,7 @@ def _connect_signals(celery: Celery, settings: Settings, runner: tuple[str, ...]
         draining.begin()
 
     def ended(**_: Any) -> None:
-        over.set()
-        _forget(settings, celery.worker_name)
+        presence.close()
 
     def logging_wanted(**_: Any) -> None:
         # That somebody listens to this signal is what keeps Celery from formatting lines in its own way.
@@ -140,26 +165,6 @@ def _connect_signals(celery: Celery, settings: Settings, runner: tuple[str, ...]
     signals.worker_process_shutdown.connect(child_ended, weak=False)
     signals.worker_shutting_down.connect(shutting_down, weak=False)
     signals.worker_shutdown.connect(ended, weak=False)
-
-
-def _be_seen(settings: Settings, name: str, over: threading.Event) -> None:
-    described, has = device.describe(), device.capacity()
-    while True:
-        try:
-            with connect(settings.database_url or "") as connection:
-                workers.seen(connection, worker=name, host=socket.gethostname(), device=described, has=has)
-        except psycopg.Error as error:
-            logger.warning("the ledger did not hear that this worker lives: %s", error)
-        if over.wait(settings.beat):
-            return
-
-
-def _forget(settings: Settings, name: str) -> None:
-    try:
-        with connect(settings.database_url or "") as connection:
-            workers.gone(connection, worker=name)
-    except psycopg.Error as error:
-        logger.warning("the ledger did not hear that this worker ended: %s", error)
 
 
 def __getattr__(name: str) -> Celery:

@@ -27,7 +27,7 @@ import click
 from pydantic import ValidationError
 
 from app.settings import Settings, complaints
-from worker import process
+from worker import device, process
 from worker.servers import ServerFailed, embedded_postgres, embedded_redis, migrate
 
 START_SECONDS = 120.0
@@ -156,12 +156,12 @@ def _start_servers(settings: Settings, parts: list[Part], interrupts: Interrupts
 
 def _start_service(settings: Settings, parts: list[Part], environment: dict[str, str], interrupts: Interrupts) -> None:
     logs = settings.resolved_home / "logs"
-    # Only the API and the workers are told what only they need.
-    private = {"QE_API_KEY", "QE_HUB_TOKEN"}
+    # Only the API and the workers are told what only they need. A heartbeat file is one process's.
+    private = {"QE_API_KEY", "QE_HUB_TOKEN", "QE_HEARTBEAT_FILE"}
     common = {name: value for name, value in environment.items() if name not in private}
 
-    def part(name: str, command: list[str], *needs: str, nth: int = 0) -> Part:
-        own = {**common, **{need: environment[need] for need in needs if need in environment}}
+    def part(name: str, command: list[str], *needs: str, nth: int = 0, **more: str) -> Part:
+        own = {**common, **{need: environment[need] for need in needs if need in environment}, **more}
         own["QE_METRICS_PORT"] = str(_metrics_port(settings, nth))
         return Part(name, lambda: process.start(command, environment=own, log=logs / f"{name}.log"))
 
@@ -169,17 +169,29 @@ def _start_service(settings: Settings, parts: list[Part], environment: dict[str,
     api = [python, "-m", "uvicorn", "--factory", "app.main:create_app", "--host", settings.host]
     # Streams of events stay open for hours; they are dropped, and clients take them up with Last-Event-ID.
     api += ["--port", str(settings.port), "--timeout-graceful-shutdown", "3", "--http", "app.kernel_copy:FileProtocol"]
-    celery = [python, "-m", "celery", "--app", "worker.celery_app:app", "worker", "--queues", "qe.jobs"]
-    celery += ["--pool", "prefork", "--concurrency", "1", "--without-gossip", "--without-mingle", "--loglevel", "INFO"]
+    worker = [python, "-m", "worker.command", "--name"]
     service = [part("api", api, "QE_API_KEY"), part("keeper", [python, "-m", "worker.keeper"])]
-    service += [
-        part(f"worker-{number}", [*celery, "--hostname", f"worker-{number}@%h"], "QE_HUB_TOKEN", nth=number)
-        for number in range(1, settings.workers + 1)
-    ]
+    gpus = _gpus_by_worker(settings.workers)
+    for number in range(1, settings.workers + 1):
+        name = f"worker-{number}"
+        service.append(part(name, [*worker, f"{name}@%h"], "QE_HUB_TOKEN", nth=number, **gpus[number - 1]))
     for each in service:
         parts.append(each)
         each.child = each.start()
     _wait_until_ready(settings, service[0], logs, interrupts)
+
+
+def _gpus_by_worker(workers: int) -> list[dict[str, str]]:
+    """The GPUs dealt out among the workers, as their environments say it. Raises ServiceFailed."""
+    try:
+        found = [each.uuid for each in device.devices() if each.uuid is not None]
+    except device.NoSuchDevice as error:
+        raise ServiceFailed(str(error)) from error
+    if not found:
+        return [{}] * workers
+    # More workers than GPUs share them.
+    hands = [found[number::workers] or [found[number % len(found)]] for number in range(workers)]
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(hand)} for hand in hands]
 
 
 def _metrics_port(settings: Settings, nth: int) -> int:

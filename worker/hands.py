@@ -10,6 +10,7 @@ from app.settings import Settings
 from app.storage import Storage
 from app.tracing import OFF, Tracing
 from worker import memory
+from worker.device import CPU, Device
 
 RUNNER = (sys.executable, "-m", "worker.runner")
 
@@ -29,3 +30,7 @@ class Hands:
     oom_kills: Callable[[], int] = memory.oom_kills
     """The kernel's count of kills for want of memory."""
     tracing: Tracing = OFF
+    device: Device = CPU
+    """The one that its runners see."""
+    sharing: int = 1
+    """Runners on this machine that share its memory and cores, this one included."""

@@ -22,6 +22,7 @@ import psycopg
 
 from app.contract.crash_points import reach
 from app.contract.states import LEASED, AttemptOutcome, JobStatus
+from app.heartbeat import touch
 from app.logs import configure_logging
 from app.settings import Settings, read_settings
 from app.storage import Storage, storage_from_url
@@ -155,6 +156,7 @@ def keep(settings: Settings, ring: Ring, stop: threading.Event, tracing: Tracing
     """Do every duty in turn until ``stop``. A database that is away is waited for."""
     with _sweeping(settings, stop):
         while not stop.is_set():
+            touch(settings.heartbeat_file)
             try:
                 with ledger.connect(settings.database_url or "") as connection:
                     _keep_connected(connection, settings, ring, stop, tracing)
@@ -168,6 +170,7 @@ def _keep_connected(
 ) -> None:
     locked = False
     while not stop.is_set():
+        touch(settings.heartbeat_file)
         locked = locked or _is_ours(connection, LOCK)
         if locked:
             reap(connection, ring, grace=settings.grace, budget=settings.barren_attempts, tracing=tracing)

@@ -52,9 +52,12 @@ RUNG_AGAIN = Counter("qe_keeper_rung_again_total", "Queued jobs that nobody had 
 class GpuMemory(Collector):
     """Asked when somebody scrapes; nothing where there is no NVIDIA GPU."""
 
+    uuid: str | None = None
+    """Of this worker's own GPU; None: all that there are."""
+
     def collect(self) -> Iterator[Metric]:
         memory = GaugeMetricFamily("qe_worker_gpu_memory_bytes", "Of each GPU.", labels=["gpu", "kind"])
-        for line in ask_gpus("index,memory.used,memory.total"):
+        for line in ask_gpus("index,memory.used,memory.total", uuid=self.uuid):
             index, used, total = (part.strip() for part in line.split(","))
             for kind, mebibytes in (("used", used), ("total", total)):
                 if mebibytes.isdecimal():
@@ -62,7 +65,8 @@ class GpuMemory(Collector):
         yield memory
 
 
-REGISTRY.register(GpuMemory())
+GPU_MEMORY = GpuMemory()
+REGISTRY.register(GPU_MEMORY)
 
 
 def serve_metrics(port: int, *, host: str = "0.0.0.0") -> None:  # noqa: S104 -- scraped from another machine

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.contract.crash_points import reach
-from worker import memory, process, protocol
+from worker import device, memory, process, protocol
 from worker.hands import Hands
 from worker.lease import Lease
 from worker.relay import Relay
@@ -32,8 +32,11 @@ def run(hands: Hands, lease: Lease, relay: Relay, job_file: Path, log: Path) -> 
     reach("spawn.before")
     child = process.start(
         [*hands.runner, str(job_file)],
-        # Temporary files too: what a killed runner leaves goes with the attempt's directory.
-        environment=process.scrubbed_environment(home, {"TMPDIR": str(home / "tmp")}),
+        environment=process.scrubbed_environment(
+            home,
+            # Temporary files too: what a killed runner leaves goes with the attempt's directory.
+            {"TMPDIR": str(home / "tmp"), **device.visible(hands.device, sharing=hands.sharing)},
+        ),
         log=log,
         directory=job_file.parent,
         stdin=subprocess.PIPE,

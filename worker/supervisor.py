@@ -40,13 +40,15 @@ Ending = Callable[[ledger.Connection, ledger.Hold], JobStatus]
 """One fenced transaction that ends the attempt and says what the job is then."""
 
 
-def work(hands: Hands) -> int:
-    """Take jobs, without a bell in between, until none waits or the worker drains; returns the number of attempts.
+def work(hands: Hands, *, most: int | None = None) -> int:
+    """Take jobs, ``most`` of them, without a bell in between, until none waits or the worker drains.
+
+    Returns the number of attempts.
 
     Raises psycopg.OperationalError when the ledger cannot be reached for a claim.
     """
     attempts = 0
-    while not hands.draining():
+    while attempts != most and not hands.draining():
         if reason := unfit(hands.settings):
             logger.error("this worker takes no job: %s", reason)
             break

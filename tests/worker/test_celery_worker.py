@@ -22,7 +22,9 @@ from worker.supervisor import work
 
 
 @contextlib.contextmanager
-def celery_worker(workshop: Workshop, redis_url: str, name: str = "one") -> Iterator[subprocess.Popen[bytes]]:
+def celery_worker(
+    workshop: Workshop, redis_url: str, name: str = "one", **more: str
+) -> Iterator[subprocess.Popen[bytes]]:
     """A worker process that is ready for bells; on the way out it is gone with all it started."""
     log = workshop.stage / f"{name}.log"
     settings = {
@@ -32,9 +34,10 @@ def celery_worker(workshop: Workshop, redis_url: str, name: str = "one") -> Iter
         "QE_MODEL_ROOT": str(workshop.settings.model_root),
         "QE_BEAT": "0.2",
         "STANDIN_STAGE": str(workshop.stage),
+        **more,
     }
     command = [sys.executable, "-m", "celery", "--app", "tests.worker.standin_celery:app", "worker"]
-    command += ["--queues", "qe.jobs", "--pool", "prefork", "--concurrency", "1", "--hostname", f"{name}@test"]
+    command += ["--queues", "qe.jobs", "--pool", "prefork", "--hostname", f"{name}@test"]
     with log.open("wb") as sink:
         process = subprocess.Popen(
             [*command, "--without-gossip", "--without-mingle", "--loglevel", "INFO"],

@@ -69,7 +69,7 @@ def test_the_metrics_are_served_on_the_port_and_a_taken_port_stops_nothing() -> 
 
 
 def test_gpu_memory_is_told_in_bytes_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "ask_gpus", lambda query: ["0, 1024, 81559", "1, [N/A], 81559"])
+    monkeypatch.setattr(metrics, "ask_gpus", lambda query, uuid: ["0, 1024, 81559", "1, [N/A], 81559"])
     text = generate_latest(metrics.REGISTRY).decode()
     assert 'qe_worker_gpu_memory_bytes{gpu="0",kind="used"} 1.073741824e+09' in text
     assert 'gpu="1",kind="used"' not in text

@@ -1,0 +1,41 @@
+"""``qe worker --once``: at most one job, without Celery, for machines that are made for one job."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from dataclasses import replace
+
+from app.logs import configure_logging
+from app.settings import read_settings
+from app.tracing import open_tracing
+from worker import metrics
+from worker.celery_app import hands_of, own_devices
+from worker.draining import Draining
+from worker.hands import RUNNER
+from worker.presence import present
+from worker.supervisor import work
+
+
+def work_once(name: str | None = None, *, runner: tuple[str, ...] = RUNNER) -> int:
+    """The number of attempts, 0 or 1. SIGTERM gives the job back after its current block. Raises SystemExit."""
+    settings = read_settings()
+    if settings.database_url is None:
+        raise SystemExit("a worker needs QE_DATABASE_URL (`qe serve` brings its own servers)")
+    configure_logging(settings.log_format)
+    draining = Draining()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: draining.begin())
+    name = name or f"once-{os.getpid()}@{socket.gethostname()}"
+    (hands,) = hands_of(settings, worker=name, draining=draining, devices=own_devices()[:1], runner=runner)
+    metrics.GPU_MEMORY.uuid = hands.device.uuid
+    metrics.serve_metrics(settings.metrics_port)
+    try:
+        tracing = open_tracing(settings, "worker")
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    with present(settings, [hands]):
+        attempts = work(replace(hands, tracing=tracing), most=1)
+    tracing.close()
+    return attempts
