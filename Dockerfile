@@ -39,7 +39,7 @@ USER 10001
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=15s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/healthz', timeout=2)"]
-CMD ["uvicorn", "--factory", "app.main:create_app", "--host", "0.0.0.0", "--port", "8000", "--http", "app.kernel_copy:FileProtocol", "--proxy-headers", "--timeout-graceful-shutdown", "10"]
+CMD ["uvicorn", "--factory", "app.main:create_app", "--host", "0.0.0.0", "--port", "8000", "--http", "app.kernel_copy:FileProtocol", "--no-proxy-headers", "--timeout-graceful-shutdown", "10"]
 
 FROM service AS keeper
 USER 10001

@@ -12,6 +12,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from app import problems
 from app.artifacts.router import router as artifacts
@@ -95,6 +96,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(HeadMiddleware)
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes, limits=limits)
     app.add_middleware(TelemetryMiddleware, telemetry=telemetry)
+    # Here, and not by uvicorn's options: however the API is started, the setting holds.
+    app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=settings.trusted_proxies)
     problems.register(app)
     routers = (
         plans,

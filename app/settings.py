@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from functools import cached_property
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.logs import LogFormat
@@ -21,6 +22,10 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = 8000
     api_key: str | None = Field(default=None, description="Bootstrap key with every scope; at least 32 characters.")
+    trusted_proxies: str = Field(
+        default="127.0.0.1,::1",
+        description="Addresses and networks whose X-Forwarded-Proto and X-Forwarded-For are believed; * for all.",
+    )
     secret: str | None = Field(
         default=None,
         description="Key of the HMAC under which API keys are stored; made and kept in QE_HOME when absent.",
@@ -84,6 +89,17 @@ class Settings(BaseSettings):
     max_image_bytes: int = 20 * 1024 * 1024
     max_image_pixels: int = 50_000_000
     max_audio_bytes: int = 20 * 1024 * 1024
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _every_proxy_is_an_address(cls, value: str) -> str:
+        """uvicorn takes whatever it cannot read for the name of a socket, and then trusts nobody."""
+        for part in [part.strip() for part in value.split(",") if part.strip() not in ("", "*")]:
+            try:
+                ip_network(part)
+            except ValueError as error:
+                raise ValueError(f"{error}: give addresses and networks, separated by commas, or *") from None
+        return "*" if "*" in value else value
 
     @model_validator(mode="after")
     def _a_silent_worker_is_gone_before_its_job_is_anothers(self) -> Self:

@@ -169,6 +169,7 @@ def _start_service(settings: Settings, parts: list[Part], environment: dict[str,
     api = [python, "-m", "uvicorn", "--factory", "app.main:create_app", "--host", settings.host]
     # Streams of events stay open for hours; they are dropped, and clients take them up with Last-Event-ID.
     api += ["--port", str(settings.port), "--timeout-graceful-shutdown", "3", "--http", "app.kernel_copy:FileProtocol"]
+    api += ["--no-proxy-headers"]  # the app has QE_TRUSTED_PROXIES
     worker = [python, "-m", "worker.command", "--name"]
     service = [part("api", api, "QE_API_KEY"), part("keeper", [python, "-m", "worker.keeper"])]
     gpus = _gpus_by_worker(settings.workers)

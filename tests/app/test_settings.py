@@ -49,10 +49,12 @@ def test_other_leases_are_taken() -> None:
     [
         ["-m", "uvicorn", "--factory", "app.main:create_app", "--port", "0"],
         ["-m", "celery", "--app", "worker.celery_app:app", "worker"],
+        ["-m", "worker.command"],
+        ["-m", "worker.command", "--once"],
         ["-m", "worker.keeper"],
         ["-c", "from quant_experts.cli import main; main(['serve'])"],
     ],
-    ids=["api", "worker", "keeper", "qe serve"],
+    ids=["api", "celery", "worker", "worker once", "keeper", "qe serve"],
 )
 def test_no_process_starts_with_them_and_each_says_why_in_one_line(command: list[str]) -> None:
     environment = {**os.environ, **URLS, "QE_SELF_KILL": "130"}
