@@ -114,7 +114,10 @@ _BY_STATUS = {
 class ProblemItem(BaseModel):
     pointer: str = Field(description="JSON pointer (RFC 6901) into the body, or `/query/…`, `/path/…`, `/header/…`.")
     detail: str
-    row: int | None = Field(default=None, description="Row of an uploaded dataset, counted from 1.")
+    row: int | None = Field(
+        default=None, description="Row of an uploaded dataset, counted from 1; the first of several."
+    )
+    count: int = Field(default=1, description="How many errors of this kind there are; only the first is told.")
 
 
 class ProblemDetails(BaseModel):
@@ -127,7 +130,8 @@ class ProblemDetails(BaseModel):
     instance: str = Field(description="Path of the request.")
     request_id: str
     retryable: bool
-    errors: list[ProblemItem] = Field(default_factory=list)
+    errors: list[ProblemItem] = Field(default_factory=list, description="One of each kind; at most a few dozen.")
+    errors_total: int = Field(default=0, description="The sum of their counts.")
 
 
 class Problem(HTTPException):
@@ -196,6 +200,7 @@ def problem_response(
         "request_id": request.scope.get("request_id", ""),
         "retryable": kind.retryable,
         "errors": list(errors),
+        "errors_total": sum(error.get("count", 1) for error in errors),
     }
     # ASCII only: a message may quote a lone surrogate of the client's, which UTF-8 cannot carry.
     content = json.dumps(body, ensure_ascii=True).encode("ascii")

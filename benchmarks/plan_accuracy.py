@@ -27,7 +27,7 @@ from typing import Any
 from planning.local import read_local, read_local_text
 from planning.plan import Plan, make_plan
 from planning.recipe import Recipe
-from planning.rows import parsed_lines, sampled_rows
+from planning.rows import parsed_text, sampled_rows
 
 RESULT = "result: "
 ROWS = 16
@@ -204,7 +204,7 @@ def descendants(pid: int) -> list[int]:
 def planned(model: Path, rows: Path, case: Case) -> Plan:
     headers = read_local(model)
     with rows.open("rb") as reader:
-        sample = parsed_lines(reader, 64)
+        sample = parsed_text(reader, 64)
     judged = sampled_rows(sample, rows=len(sample), files=read_local_text(model))
     recipe = Recipe.of(case.method, scheme=case.scheme, samples=ROWS, **case.options)
     return make_plan(headers, recipe, judged, from_hub=False, cores=1)

@@ -9,15 +9,17 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import json
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from planning.errors import Unreadable
+from planning.row_files import UnreadableFile, UnreadableRow, opened, raw_rows, unpacked
+from planning.row_formats import COLUMNS, UnknownRow, canonical, of_columns
 from planning.row_tokens import Counted, RowCounting
 from planning.text_files import TextFiles
 
@@ -50,7 +52,7 @@ def unknown_rows(*, vision: bool, rows: int | None = None) -> Rows:
 
 
 def sampled_rows(sample: Sequence[Mapping[str, Any]], *, rows: int | None, files: TextFiles, seconds: int = 5) -> Rows:
-    """From some parsed rows of the dataset, counted by the model's tokenizer where ``files`` has one that can be used.
+    """From some canonical rows, counted by the model's tokenizer where ``files`` has one that can be used.
 
     ``seconds``: of the CPU, for counting.
     """
@@ -95,19 +97,25 @@ def _spread(tokens: Sequence[int], counted: Counted, *, whole: bool) -> float:
     return min(ASSUMED_SPREAD, 1 + known + (0.0 if whole else 0.05 + 2 * varies))
 
 
-def parsed_lines(lines: Iterable[bytes], most: int) -> list[dict[str, Any]]:
-    """The first rows of JSONL; a line that is none is left out."""
+def parsed_text(text: IO[bytes], most: int) -> list[dict[str, Any]]:
+    """The first rows of a text, which may be cut off; one that cannot be read is left out."""
     rows: list[dict[str, Any]] = []
-    for line in lines:
-        if len(rows) == most:
-            break
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
+    with suppress(UnreadableFile), unpacked(text) as whole:
+        for raw in raw_rows(whole):
+            if len(rows) == most:
+                break
+            with suppress(UnreadableRow, UnknownRow):
+                rows.append(canonical(raw.parsed()))
     return rows
+
+
+def counted_text(path: Path, most: int) -> tuple[list[dict[str, Any]], int]:
+    """The first rows of a text file, and how many it has."""
+    with path.open("rb") as file:
+        sample = parsed_text(file, most)
+    with suppress(UnreadableFile), opened(path) as text:
+        return sample, sum(1 for _ in raw_rows(text))
+    return [], 0
 
 
 def parsed_parquet(path: Path, most: int) -> tuple[list[dict[str, Any]], int | None]:
@@ -118,9 +126,11 @@ def parsed_parquet(path: Path, most: int) -> tuple[list[dict[str, Any]], int | N
     rows: list[dict[str, Any]] = []
     try:
         with pq.ParquetFile(path) as file:
-            columns = [name for name in ("messages", "images", "image") if name in file.schema_arrow.names]
+            columns = [name for name in COLUMNS if name in file.schema_arrow.names]
             for batch in file.iter_batches(batch_size=PARQUET_BATCH, columns=columns):
-                rows += map(_with_messages, batch.to_pylist())
+                for row in batch.to_pylist():
+                    with suppress(UnknownRow):
+                        rows.append(canonical(of_columns(row)))
                 if len(rows) >= most:
                     break
             return rows[:most], file.metadata.num_rows
@@ -128,23 +138,15 @@ def parsed_parquet(path: Path, most: int) -> tuple[list[dict[str, Any]], int | N
         return [], None
 
 
-def _with_messages(row: dict[str, Any]) -> dict[str, Any]:
-    messages = row.get("messages")
-    return {**row, "messages": json.loads(messages)} if isinstance(messages, str) else row
-
-
 def _pictures(row: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
     """Widths and heights; of an image that cannot be read from outside, a guess."""
-    offered = row.get("images") or row.get("image") or []
-    sources = list(offered) if isinstance(offered, list) else [offered]
+    sources = list(row.get("images") or ())
     messages = row.get("messages")
     for message in messages if isinstance(messages, list) else []:
         content = message.get("content") if isinstance(message, dict) else None
         for part in content if isinstance(content, list) else []:
-            if isinstance(part, dict) and part.get("type") in ("image", "image_url"):
-                source = part.get("image") or part.get("image_url") or part.get("url")
-                if source is not None:
-                    sources.append(source["url"] if isinstance(source, dict) and "url" in source else source)
+            if isinstance(part, dict) and part.get("type") == "image" and part.get("image") is not None:
+                sources.append(part["image"])
     for source in sources:
         yield _picture_size(source)
 

@@ -72,6 +72,7 @@ def quantize(
     model_id: str | None = None,
     model_commit: str | None = None,
     split: str = "train",
+    follow_links: bool = True,
     device: str | None = None,
     keep_superseded: bool = False,
     accept_if: AcceptIf | None = None,
@@ -81,10 +82,12 @@ def quantize(
     """Quantize the model directory ``model`` into the checkpoint ``output``; returns its report.
 
     ``work`` holds what is finished; called again with the same inputs, the run goes on from there and ends with the
-    same bytes. ``device``: ``cuda`` where there is one, else ``cpu``. ``model_id`` and ``model_commit`` only name the
-    model in the report and the recipe. ``keep_superseded``: leave hidden states that no resume needs to the caller, who
-    must delete the files named in BlockFinished; for callers that copy a block's files after ``on_event`` has returned.
-    ``accept_if``: limits that decide the report's verdict and nothing else; a resumed run may have other ones.
+    same bytes. ``follow_links``: of images beside the rows, also out of their directory: for links that are the
+    caller's own, as those of the hub's caches. ``device``: ``cuda`` where there is one, else ``cpu``. ``model_id`` and
+    ``model_commit`` only name the model in the report and the recipe. ``keep_superseded``: leave hidden states that no
+    resume needs to the caller, who must delete the files named in BlockFinished; for callers that copy a block's files
+    after ``on_event`` has returned. ``accept_if``: limits that decide the report's verdict and nothing else; a resumed
+    run may have other ones.
 
     Raises a QuantExpertsError that names what is wrong with model, rows, options or numbers; Stopped when
     ``should_stop`` says so. Nothing is left at ``output`` then.
@@ -105,7 +108,7 @@ def quantize(
     _check_group_size(spec, plans)
     check_mixed_precision(spec, plans, blueprint.dtype)
     collate = open_collator(source, blueprint.model.config, dtype=blueprint.dtype)
-    rows = open_rows(calibration, split=split)
+    rows = open_rows(calibration, split=split, follow_links=follow_links)
     choice = choose(rows, samples=spec.samples, holdout=spec.holdout, seed=spec.seed)
     parts = {
         "spec": _digest(_identity(spec)),

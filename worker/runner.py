@@ -127,6 +127,7 @@ def _quantize(job: protocol.RunnerJob, say: Callable[[protocol.Line], None], ord
             model_id=job.model_id,
             model_commit=job.model_commit,
             split=job.split,
+            follow_links=False,
             accept_if=accept_if,
             keep_superseded=True,  # the supervisor may still be copying them; it deletes them when it has committed
             on_event=on_event,

@@ -14,9 +14,10 @@ from typing import Any, Literal
 from app.datasets.audio import AudioHeader
 from app.datasets.audio import read_header as read_audio_header
 from app.datasets.images import ImageHeader, read_header
-from app.datasets.rows import RowCheck, audio_bytes, image_bytes, offered_images, source_of
+from app.datasets.rows import audio_bytes, image_bytes, offered_images
 from app.datasets.validation import rows_of
 from app.settings import Settings
+from planning.row_formats import canonical
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ def _row_with(path: Path, settings: Settings, *, number: int, wanted: Wanted) ->
 
 def _row(number: int, row: dict[str, Any], settings: Settings, wanted: Wanted | None = None) -> Row:
     """``row`` was found good when it was uploaded."""
-    waiting = offered_images(row.get("images"), RowCheck())
+    row = canonical(row)
+    waiting = offered_images(row)
     found = Row(number, [])
     for message in row["messages"]:
         content = message["content"]
@@ -109,7 +111,7 @@ def _part(
         row.audio.append(Audio(read_audio_header(data), len(data), data if wanted == ("audio", index) else None))
         said = {name: part[name] for name in ("type", "language") if part.get(name) is not None}
         return {**said, "index": index}
-    source = source_of(part)
+    source = part.get("image")
     data = image_bytes(waiting.pop(0)[1] if source is None else source, settings.max_image_bytes)
     index = len(row.images)
     row.images.append(Image(read_header(data), len(data), data if wanted == ("image", index) else None))

@@ -1,14 +1,14 @@
 """Is this one calibration row in the chat convention? Every answer says where in the row and what to do.
 
 The rules are those of ``quant_experts.calibration.rows``, which reads the same rows when the job runs, less what cannot
-be in an upload: paths and URLs. Here all problems of a row are gathered; there the first one ends the job.
+be in an upload: paths and URLs. Here all problems of a row are gathered; there the first one ends it. Both have the row
+from ``planning.row_formats``, in the form of the chat convention.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from app.datasets.audio import BadAudio
 from app.datasets.audio import read_header as read_audio_header
 from app.datasets.images import BadImage, read_header
 from app.settings import Settings
+from planning.row_formats import UnknownRow, canonical, kind_of
 
 EXAMPLES = {"image": "image/png", "audio": "audio/wav"}
 NAMED = {"image": "image", "audio": "audio file"}
@@ -43,11 +44,14 @@ class RowCheck:
 
 
 def check_row(row: Any, settings: Settings) -> RowCheck:
+    """``row``: as it was parsed."""
     check = RowCheck()
-    if not isinstance(row, dict) or not isinstance(row.get("messages"), list) or not row["messages"]:
-        check.refuse("/messages", 'expected {"messages": [...]} with at least one message')
+    try:
+        row = canonical(row)
+    except UnknownRow as error:
+        check.refuse(error.pointer, str(error))
         return check
-    waiting = offered_images(row.get("images"), check)
+    waiting = offered_images(row)
     offered = len(waiting)
     for index, message in enumerate(row["messages"]):
         _check_message(f"/messages/{index}", message, waiting, check, settings)
@@ -58,16 +62,9 @@ def check_row(row: Any, settings: Settings) -> RowCheck:
     return check
 
 
-def offered_images(images: Any, check: RowCheck) -> list[tuple[str, Any]]:
+def offered_images(row: dict[str, Any]) -> list[tuple[str, Any]]:
     """``[(pointer, image)]`` that image parts without a source of their own take in order."""
-    if images is None:
-        return []
-    if isinstance(images, dict | str | bytes):
-        return [("/images", images)]
-    if isinstance(images, list):
-        return [(f"/images/{index}", image) for index, image in enumerate(images)]
-    check.refuse("/images", f"a {_kind(images)}; expected a list")
-    return []
+    return [(f"/images/{index}", image) for index, image in enumerate(row.get("images") or ())]
 
 
 def _check_message(
@@ -85,7 +82,7 @@ def _check_message(
         for index, part in enumerate(content):
             _check_part(f"{pointer}/content/{index}", part, waiting, check, settings)
     else:
-        check.refuse(f"{pointer}/content", f"a {_kind(content)}; expected a string or a list of parts")
+        check.refuse(f"{pointer}/content", f"a {kind_of(content)}; expected a string or a list of parts")
 
 
 def _check_part(pointer: str, part: Any, waiting: list[tuple[str, Any]], check: RowCheck, settings: Settings) -> None:
@@ -95,9 +92,9 @@ def _check_part(pointer: str, part: Any, waiting: list[tuple[str, Any]], check: 
             _check_text(f"{pointer}/text", part["text"], check)
         else:
             check.refuse(f"{pointer}/text", "a text part without a text")
-    elif kind in ("image", "image_url"):
+    elif kind == "image":
         check.images += 1
-        source = source_of(part)
+        source = part.get("image")
         if source is not None:
             _check_image(f"{pointer}/image", source, check, settings)
         elif waiting:
@@ -115,19 +112,11 @@ def _check_audio(pointer: str, part: dict[str, Any], check: RowCheck, settings: 
         check.refuse(pointer, "an audio part without audio")
         return
     if part.get("language") is not None and not isinstance(part["language"], str):
-        check.refuse(f"{pointer}/language", f"a {_kind(part['language'])}; expected a string such as 'en'")
+        check.refuse(f"{pointer}/language", f"a {kind_of(part['language'])}; expected a string such as 'en'")
     try:
         read_audio_header(audio_bytes(part, settings.max_audio_bytes))
     except (BadFile, BadAudio) as error:
         check.refuse(f"{pointer}/audio", str(error))
-
-
-def source_of(part: dict[str, Any]) -> Any:
-    """The image that the part itself carries; None when it takes the next of ``images``."""
-    source = next((part[name] for name in ("image", "path", "url", "image_url") if part.get(name)), None)
-    if isinstance(source, dict) and isinstance(source.get("url"), str):
-        return source["url"]
-    return source
 
 
 def _check_text(pointer: str, text: str, check: RowCheck) -> None:
@@ -180,7 +169,7 @@ def _embedded(source: Any, limit: int, what: str) -> bytes:
     if isinstance(source, str):
         source = _data_uri(source, limit, what)
     if not isinstance(source, bytes):
-        raise BadFile(f"a {_kind(source)}; expected a data URI")
+        raise BadFile(f"a {kind_of(source)}; expected a data URI")
     if len(source) > limit:
         raise BadFile(f"{len(source)} bytes; at most {limit} for one {NAMED[what]}")
     return source
@@ -202,17 +191,6 @@ def _data_uri(source: str, limit: int, what: str) -> bytes:
         raise BadFile(f"the data URI is not base64: {error}") from None
 
 
-def _kind(value: Any) -> str:
-    names: dict[type, str] = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
-    return names.get(type(value), "number" if isinstance(value, int | float) else type(value).__name__)
-
-
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def pointers(problems: list[RowProblem], row: int) -> Iterator[dict[str, Any]]:
-    """The problems as entries of a problem's ``errors``: the row counted from 1."""
-    for problem in problems:
-        yield {"row": row, "pointer": problem.pointer, "detail": f"row {row}: {problem.detail}"}

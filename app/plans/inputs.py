@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-import itertools
 import json
 import os
 import threading
@@ -27,7 +26,7 @@ from planning.errors import HubUnavailable, Unreadable
 from planning.headers import ModelHeaders
 from planning.hub import read_hub, read_hub_text, resolve_dataset
 from planning.local import read_local, read_local_text
-from planning.rows import Rows, parsed_lines, parsed_parquet, sampled_rows, unknown_rows
+from planning.rows import Rows, parsed_parquet, parsed_text, sampled_rows, unknown_rows
 from planning.text_files import TextFiles
 
 LOCAL, UPLOADED = "local/", "ds_"
@@ -179,5 +178,4 @@ def _sample(key: str, form: str, settings: Settings, storage: Storage) -> list[d
             storage.fetch(key, path)
             return parsed_parquet(path, SAMPLED_ROWS)[0]
     with storage.open(key) as reader:
-        lines = io.BytesIO(reader.read(SAMPLED_BYTES))
-    return parsed_lines(itertools.islice(lines, SAMPLED_ROWS), SAMPLED_ROWS)
+        return parsed_text(io.BytesIO(reader.read(SAMPLED_BYTES)), SAMPLED_ROWS)

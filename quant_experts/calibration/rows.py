@@ -1,8 +1,9 @@
 """One calibration row in the chat convention: checked, with its images and audio found but not decoded.
 
-A row is ``{"messages": [{"role", "content"}], "images"?: [...]}``. Content is a string or a list of text, image and
-audio parts. An image part carries its source (relative path or data URI), or takes the next one of ``images``, as
-Hugging Face image datasets have it. An audio part carries its source, and may name the ``language`` that is spoken.
+A row is ``{"messages": [{"role", "content"}], "images"?: [...]}``; other formats are brought to it by
+``planning.row_formats``. Content is a string or a list of text, image and audio parts. An image part carries its source
+(relative path or data URI), or takes the next one of ``images``, as Hugging Face image datasets have it. An audio part
+carries its source, and may name the ``language`` that is spoken.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import base64
 import binascii
 import hashlib
 import json
+import os.path
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from planning.row_formats import UnknownRow, canonical
 from quant_experts.errors import InvalidCalibration
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -42,14 +45,17 @@ class Row:
         return digest.hexdigest()
 
 
-def parse_row(number: int, content: Any, base: Path) -> Row:
-    """Check one row. ``base``: the directory that relative image paths start from and may not leave.
+def parse_row(number: int, content: Any, base: Path, *, follow_links: bool = True) -> Row:
+    """Check one row. ``base``: the directory that relative image paths start from and may not leave; ``follow_links``:
+    out of it as well, for a file whose links are the caller's own.
 
     Raises InvalidCalibration, naming the row, for everything that the convention does not have.
     """
-    if not isinstance(content, dict) or not isinstance(content.get("messages"), list) or not content["messages"]:
-        raise InvalidCalibration(f'calibration row {number}: expected {{"messages": [...]}} with at least one message')
-    waiting = _waiting_images(number, content.get("images"))
+    try:
+        content = canonical(content)
+    except UnknownRow as error:
+        raise InvalidCalibration(f"calibration row {number}: {error}") from error
+    waiting = list(content.get("images") or ())
     offered = len(waiting)
     sources: list[Any] = []
     sounds: list[Any] = []
@@ -64,10 +70,12 @@ def parse_row(number: int, content: Any, base: Path) -> Row:
     if not any(text.strip() for message in messages for text in texts_of(message)):
         raise InvalidCalibration(f"calibration row {number}: no text in any message")
     images = tuple(
-        _load(f"calibration row {number}, image {i}", source, base) for i, source in enumerate(sources, start=1)
+        _load(f"calibration row {number}, image {i}", source, base, follow_links)
+        for i, source in enumerate(sources, start=1)
     )
     audio = tuple(
-        _load(f"calibration row {number}, audio {i}", source, base) for i, source in enumerate(sounds, start=1)
+        _load(f"calibration row {number}, audio {i}", source, base, follow_links)
+        for i, source in enumerate(sounds, start=1)
     )
     return Row(number, tuple(messages), images, audio)
 
@@ -78,16 +86,6 @@ def texts_of(message: dict[str, Any]) -> Iterator[str]:
         yield message["content"]
     else:
         yield from (part["text"] for part in message["content"] if part["type"] == "text")
-
-
-def _waiting_images(number: int, images: Any) -> list[Any]:
-    if images is None:
-        return []
-    if isinstance(images, dict | str | bytes):
-        return [images]
-    if not isinstance(images, list):
-        raise InvalidCalibration(f"calibration row {number}: images is a {type(images).__name__}, expected a list")
-    return list(images)
 
 
 def _message(where: str, message: Any, waiting: list[Any], sources: list[Any], sounds: list[Any]) -> dict[str, Any]:
@@ -111,7 +109,7 @@ def _part(where: str, part: Any, waiting: list[Any], sources: list[Any], sounds:
         if not isinstance(part.get("text"), str):
             raise InvalidCalibration(f"{where}: a text part without a text")
         return {"type": "text", "text": part["text"]}
-    if kind in ("image", "image_url"):
+    if kind == "image":
         sources.append(_source(where, part, waiting))
         return {"type": "image"}
     if kind == "audio":
@@ -131,17 +129,14 @@ def _audio(where: str, part: dict[str, Any], sounds: list[Any]) -> dict[str, str
 
 
 def _source(where: str, part: dict[str, Any], waiting: list[Any]) -> Any:
-    source = part.get("image") or part.get("path") or part.get("url") or part.get("image_url")
-    if isinstance(source, dict) and "url" in source:
-        source = source["url"]
-    if source is not None:
-        return source
+    if part.get("image") is not None:
+        return part["image"]
     if not waiting:
         raise InvalidCalibration(f"{where}: an image part without an image, and no further entry in images")
     return waiting.pop(0)
 
 
-def _load(where: str, source: Any, base: Path) -> bytes:
+def _load(where: str, source: Any, base: Path, follow_links: bool) -> bytes:
     """The encoded bytes of one image or audio file."""
     if isinstance(source, dict):  # Hugging Face image or audio column: {"bytes", "path"}
         if isinstance(source.get("bytes"), bytes):
@@ -157,7 +152,7 @@ def _load(where: str, source: Any, base: Path) -> bytes:
         raise InvalidCalibration(
             f"{where}: {_shown(source)} is a URL; nothing is fetched, give a relative path or a data URI"
         )
-    return _from_file(where, source, base)
+    return _from_file(where, source, base, follow_links)
 
 
 def _from_data_uri(where: str, source: str) -> bytes:
@@ -170,12 +165,14 @@ def _from_data_uri(where: str, source: str) -> bytes:
         raise InvalidCalibration(f"{where}: the data URI is not base64 ({error})") from error
 
 
-def _from_file(where: str, source: str, base: Path) -> bytes:
+def _from_file(where: str, source: str, base: Path, follow_links: bool) -> bytes:
     if "\x00" in source or Path(source).is_absolute():
         raise InvalidCalibration(f"{where}: {_shown(source)} must be a path relative to the calibration file")
-    path = (base / source).resolve()
-    if not path.is_relative_to(base.resolve()):
-        raise InvalidCalibration(f"{where}: {_shown(source)} leaves the directory of the calibration file")
+    path = base / os.path.normpath(source)
+    climbs = path.parts[len(base.parts) : len(base.parts) + 1] == ("..",)
+    if climbs or not (follow_links or path.resolve().is_relative_to(base.resolve())):
+        instead = "; put the images beside it, or a link to their directory" if follow_links else ""
+        raise InvalidCalibration(f"{where}: {_shown(source)} leaves the directory of the calibration file{instead}")
     try:
         if not path.is_file():
             raise InvalidCalibration(f"{where}: {_shown(source)} does not exist beside the calibration file")

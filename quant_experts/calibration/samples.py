@@ -1,6 +1,6 @@
 """Which rows a run uses: a file or dataset directory opened, counted, a seeded choice made, rows read one at a time.
 
-JSONL is remembered as offsets and Parquet read group by group, so that a file of images never has to fit in memory.
+Text is remembered as offsets and Parquet read group by group, so that a file of images never has to fit in memory.
 """
 
 from __future__ import annotations
@@ -8,26 +8,28 @@ from __future__ import annotations
 import bisect
 import hashlib
 import itertools
-import json
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from planning.row_files import RawRow, UnreadableFile, UnreadableRow, is_packed, opened, raw_rows
+from planning.row_formats import COLUMNS, TURNS, WANTED, UnknownRow, kind_of, of_columns, what_it_is
 from quant_experts.calibration.rows import Row, parse_row
 from quant_experts.errors import InvalidCalibration
 from quant_experts.seeding import generator
 
-LARGEST_LINE = 256 << 20
 FEWEST_HELD_OUT = 2
 POOL = 10_000
 """Rows that the seeded choice is made from; what follows in a larger file is not looked at."""
 
-JSONL = (".jsonl", ".ndjson", ".json")
+TEXT = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
 
 
 class RowFile(Protocol):
@@ -56,14 +58,15 @@ class Choice:
         return len(self.held_out) + len(self.fit)
 
 
-def open_rows(path: Path, *, split: str = "train") -> RowFile:
-    """A JSONL or Parquet file, or a directory as Hugging Face datasets have it.
+def open_rows(path: Path, *, split: str = "train", follow_links: bool = True) -> RowFile:
+    """A JSONL, JSON or Parquet file, or a directory as Hugging Face datasets have it. ``follow_links``: of images, also
+    out of the directory of their file.
 
-    Raises InvalidCalibration when there is nothing to read, or a line of JSONL is not a row.
+    Raises InvalidCalibration when there is nothing to read, or a row of text is none.
     """
     if path.is_dir():
         files = _dataset_files(path, split)
-        parts = [open_rows(file, split=split) for file in files]
+        parts = [open_rows(file, split=split, follow_links=follow_links) for file in files]
         return parts[0] if len(parts) == 1 else _Concatenated(parts)
     if not path.is_file():
         raise InvalidCalibration(f"calibration file {path} does not exist")
@@ -72,8 +75,11 @@ def open_rows(path: Path, *, split: str = "train") -> RowFile:
     with path.open("rb") as reader:
         magic = reader.read(4)
     if magic == b"PAR1" or path.suffix == ".parquet":
-        return _ParquetRows(path)
-    return _JsonlRows(path)
+        return _ParquetRows(path, follow_links)
+    try:
+        return _TextRows(path, follow_links)
+    except UnreadableFile as error:
+        raise InvalidCalibration(f"{path.name}: {error}") from error
 
 
 def choose(rows: RowFile, *, samples: int, holdout: float, seed: int) -> Choice:
@@ -104,7 +110,9 @@ def _dataset_files(directory: Path, split: str) -> list[Path]:
     candidates = sorted(
         path
         for path in directory.rglob("*")
-        if path.is_file() and path.suffix in (".parquet", *JSONL) and not path.name.startswith((".", "dataset_info"))
+        if path.is_file()
+        and path.name.endswith((".parquet", *TEXT))
+        and not path.name.startswith((".", "dataset_info"))
     )
     of_split = [
         path for path in candidates if path.name.startswith((f"{split}-", f"{split}.")) or path.parent.name == split
@@ -117,65 +125,62 @@ def _dataset_files(directory: Path, split: str) -> list[Path]:
     raise InvalidCalibration(f"{directory.name}: no Parquet or JSONL file of split {split!r}; found {found}")
 
 
-class _JsonlRows:
-    def __init__(self, path: Path) -> None:
-        """Parses every line once, so that a broken one is reported before anything runs."""
-        self._path = path
-        self._lines: list[tuple[int, int, int]] = []  # (line number, first byte, bytes)
-        with path.open("rb") as reader:
-            start = 0
-            for number in itertools.count(1):
-                line = reader.readline(LARGEST_LINE + 1)
-                if not line or len(self._lines) >= POOL:
-                    break
-                if line.strip():
-                    _parse_json(number, line)
-                    self._lines.append((number, start, len(line)))
-                start += len(line)
-        if not self._lines:
-            raise InvalidCalibration(f"{path.name} holds no row; expected one JSON row per line")
+class _TextRows:
+    """Rows are read where they lie; those of a packed file from a copy that goes when the run ends."""
+
+    def __init__(self, path: Path, follow_links: bool) -> None:
+        """Parses every row once, so that a broken one is reported before anything runs."""
+        self._path, self._follow_links = path, follow_links
+        self._copy: IO[bytes] | None = tempfile.TemporaryFile() if is_packed(path) else None  # noqa: SIM115 -- kept
+        self._places: list[tuple[int, int, int]] = []  # (row number, first byte, bytes)
+        with opened(path) as text:
+            for row in itertools.islice(raw_rows(text), POOL):
+                _parsed(row)
+                assert isinstance(row.text, bytes)
+                start = row.start if self._copy is None else self._copy.tell()
+                if self._copy is not None:
+                    self._copy.write(row.text)
+                self._places.append((row.number, start, len(row.text)))
+        if not self._places:
+            raise InvalidCalibration(f"{path.name} holds no row; expected one JSON row per line, or a list of them")
 
     def __len__(self) -> int:
-        return len(self._lines)
+        return len(self._places)
 
     def read(self, positions: Sequence[int]) -> Iterator[Row]:
-        with self._path.open("rb") as reader:
+        with ExitStack() as stack:
+            reader = self._copy or stack.enter_context(self._path.open("rb"))
             for position in positions:
-                number, start, size = self._lines[position]
+                number, start, size = self._places[position]
                 reader.seek(start)
-                yield parse_row(number, _parse_json(number, reader.read(size)), self._path.parent)
+                row = _parsed(RawRow(number, start, reader.read(size)))
+                yield parse_row(number, row, self._path.parent, follow_links=self._follow_links)
 
 
-def _parse_json(number: int, line: bytes) -> Any:
-    if len(line) > LARGEST_LINE:
-        raise InvalidCalibration(f"calibration row {number}: the line is longer than {LARGEST_LINE} bytes")
+def _parsed(row: RawRow) -> dict[str, Any]:
     try:
-        content = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        beginning = line[:40].decode("utf-8", errors="replace")
-        reason = str(error).split(":")[0]
-        raise InvalidCalibration(
-            f"calibration row {number}: not JSON ({reason}); {len(line)} bytes beginning with {beginning!r}"
-        ) from error
-    if not isinstance(content, dict) or "messages" not in content:
-        raise InvalidCalibration(f'calibration row {number}: expected {{"messages": [...]}}')
+        content = row.parsed()
+    except UnreadableRow as error:
+        raise InvalidCalibration(f"calibration row {row.number}: {error}") from error
+    if not isinstance(content, dict):
+        raise InvalidCalibration(f"calibration row {row.number}: a {kind_of(content)}; {WANTED}")
     return content
 
 
 class _ParquetRows:
     BATCH = 16
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, follow_links: bool) -> None:
+        self._path, self._follow_links = path, follow_links
         try:
             with pq.ParquetFile(path) as file:
                 names = file.schema_arrow.names
                 sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
         except (pa.ArrowException, OSError) as error:
             raise InvalidCalibration(f"{path.name} is not a Parquet file, or truncated ({_one_line(error)})") from error
-        if "messages" not in names:
-            raise InvalidCalibration(f"{path.name} has no column messages; it has {', '.join(names)}")
-        self._columns = [name for name in ("messages", "images", "image") if name in names]
+        if not set(TURNS) & set(names):
+            raise InvalidCalibration(f"{path.name} has no column messages; {what_it_is(names)}")
+        self._columns = [name for name in COLUMNS if name in names]
         self._starts = [0, *itertools.accumulate(sizes)]
         if self._starts[-1] == 0:
             raise InvalidCalibration(f"{path.name} holds no row")
@@ -193,30 +198,17 @@ class _ParquetRows:
                     for batch in file.iter_batches(self.BATCH, row_groups=[group], columns=self._columns):
                         for index in range(batch.num_rows):
                             if position in wanted:
-                                yield parse_row(position + 1, _parquet_row(batch, index), self._path.parent)
+                                yield self._row(position + 1, batch, index)
                             position += 1
         except (pa.ArrowException, OSError) as error:
             raise InvalidCalibration(f"{self._path.name} cannot be read ({_one_line(error)})") from error
 
-
-def _parquet_row(batch: Any, index: int) -> dict[str, Any]:
-    """A row as JSON would have it. Arrow fills fields that a part does not have with null: those are dropped."""
-    columns = {name: batch.column(name)[index].as_py() for name in batch.schema.names}
-    messages = columns["messages"]
-    if isinstance(messages, str):
+    def _row(self, number: int, batch: Any, index: int) -> Row:
         try:
-            messages = json.loads(messages)
-        except (ValueError, RecursionError):
-            messages = None
-    return {"messages": _without_nulls(messages), "images": columns.get("images", columns.get("image"))}
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
-    if isinstance(value, list):
-        return [_without_nulls(inner) for inner in value]
-    return value
+            row = of_columns({name: batch.column(name)[index].as_py() for name in batch.schema.names})
+        except UnknownRow as error:
+            raise InvalidCalibration(f"calibration row {number}: {error}") from error
+        return parse_row(number, row, self._path.parent, follow_links=self._follow_links)
 
 
 def _one_line(error: BaseException) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import json
 import os
 from dataclasses import asdict
@@ -19,7 +18,7 @@ from planning.hub import read_hub, read_hub_text
 from planning.local import read_local, read_local_text
 from planning.plan import Placement, Plan, make_plan
 from planning.recipe import Recipe
-from planning.rows import Rows, parsed_lines, parsed_parquet, sampled_rows, unknown_rows
+from planning.rows import Rows, counted_text, parsed_parquet, sampled_rows, unknown_rows
 from planning.shapes import Shapes
 from planning.text_files import TextFiles
 from quant_experts.commands.exit_codes import BAD_INPUT
@@ -180,9 +179,7 @@ def _rows(calibration: Path | None, model: str, headers: ModelHeaders) -> Rows:
     if calibration.suffix == ".parquet":
         sample, rows = parsed_parquet(calibration, SAMPLED_ROWS)
     else:
-        with calibration.open("rb") as reader:
-            sample = parsed_lines(itertools.islice(reader, SAMPLED_ROWS), SAMPLED_ROWS)
-            rows = len(sample) + sum(1 for line in reader if line.strip())
+        sample, rows = counted_text(calibration, SAMPLED_ROWS)
     return sampled_rows(sample, rows=rows, files=_text_files(model, headers))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import io
 import json
@@ -139,13 +140,16 @@ async def test_a_bad_row_is_named_and_nothing_is_kept(api: Api, name: str) -> No
         (b"\n \n", "no rows"),
         (b"x" * 2_000_000, "row 1: not JSON"),
         (b"\x00\xff" * 1_000_000, "row 1: not UTF-8"),
-        (b"[" * 1_000_000, "row 1: nested too deeply"),
+        (b"[" * 1_000_000, "row 1: the file ends before its list does"),
+        (b"[" * 1_000_000 + b"]" * 1_000_000, "nested too deeply"),
         (b'{"messages": ' + b"9" * 10_000 + b"}", "number too long"),
         (jsonl(row())[:-9], "row 1: not JSON"),
         (b"PAR1" + b"\x00" * 100, "not a readable Parquet"),
         (parquet([{"id": 1}]), "no column 'messages'"),
         (parquet([{"messages": row()["messages"][1:]}])[:-40] + b"PAR1", "not a readable Parquet"),
-        (picture(), "not UTF-8"),
+        (picture(), "a single PNG image"),
+        (gzip.compress(jsonl(row()))[:-12], "the gzip file is cut off"),
+        (gzip.compress(b"\n" * 70_000_000), "unpacks to more than"),
     ],
 )
 async def test_a_file_that_is_no_dataset_is_refused(api: Api, content: bytes, words: str) -> None:
@@ -153,11 +157,22 @@ async def test_a_file_that_is_no_dataset_is_refused(api: Api, content: bytes, wo
     assert kept(api) == []
 
 
-async def test_every_bad_row_is_listed_up_to_a_hundred(api: Api) -> None:
-    body = problem(await upload(api, jsonl({"messages": 1}, row(), {"messages": 2})), 422, "invalid-dataset")
-    assert [error["row"] for error in body["errors"]] == [1, 3]
-    body = problem(await upload(api, b"garbage\n" * 5000), 422, "invalid-dataset")
-    assert len(body["errors"]) == 100
+async def test_errors_of_one_kind_are_one_with_a_count(api: Api) -> None:
+    paths = [row(f"images/{number}.png") for number in range(100)]
+    body = problem(await upload(api, jsonl(row(), *paths, {"messages": 2}, {"messages": 3})), 422, "invalid-dataset")
+    assert [(error["row"], error["count"]) for error in body["errors"]] == [(2, 100), (102, 2)]
+    assert body["errors"][0]["detail"].endswith("(and 99 more like it)")
+    assert body["errors_total"] == 102
+    assert body["detail"] == f"{body['errors'][0]['detail']}; and 2 other errors"
+
+
+async def test_kinds_of_errors_are_bounded_and_all_counted(api: Api) -> None:
+    roles = [{"messages": [{"role": f"{'x' * number}", "content": ["y"] * number}]} for number in range(1, 30)]
+    different = [{f"key{'x' * number}": 1} for number in range(30)]
+    body = problem(await upload(api, jsonl(*roles, *different)), 422, "invalid-dataset")
+    assert len(body["errors"]) == 21
+    assert body["errors_total"] == 59
+    assert body["errors"][-1]["detail"] == f"{body['errors'][-1]['count']} errors of other kinds"
 
 
 async def test_a_file_over_the_limit_is_refused_and_removed(api: Api) -> None:

@@ -52,6 +52,18 @@ def test_an_image_is_a_data_uri_or_a_path_beside_the_file(tmp_path: Path) -> Non
     assert inline.messages[0]["content"][0] == {"type": "image"}
 
 
+def test_an_image_may_be_a_link_as_in_the_caches_of_the_hub(tmp_path: Path) -> None:
+    snapshot, blobs = tmp_path / "snapshots" / "0" / "images", tmp_path / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    (blobs / "f00").write_bytes(picture(seed=3))
+    (snapshot / "a.png").symlink_to("../../../blobs/f00")
+    path = write_rows(snapshot.parent / "r.jsonl", [image_row(3, "images/a.png"), image_row(3, "images/x/../a.png")])
+    assert [row.images for row in all_rows(path)] == [(picture(seed=3),)] * 2
+    with pytest.raises(InvalidCalibration, match=r"row 1, image 1: 'images/a\.png' leaves the directory"):
+        list(open_rows(path, follow_links=False).read([0]))
+
+
 def test_parquet_with_an_images_column_is_the_same_as_json_lines(tmp_path: Path) -> None:
     plain = all_rows(write_rows(tmp_path / "r.jsonl", [image_row(i) for i in range(5)]))
     rows = []
@@ -236,7 +248,10 @@ WRONG: dict[str, tuple[Any, str]] = {
     ),
     "blank text": ({"messages": [{"role": "user", "content": " \n"}]}, "no text"),
     "image part without image": ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "without an image"),
-    "more images than parts": ({"messages": [USER], "images": ["a.png", "b.png"]}, "2 images but 0 image parts"),
+    "more images than parts": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}], "images": ["a.png", "b.png"]},
+        "2 images but 0 image parts",
+    ),
     "missing file": (image_row(1, "nowhere.png"), "nowhere.png.*does not exist"),
     "a directory": (image_row(1, "."), "does not exist"),
     "an absolute path": (image_row(1, "/etc/passwd"), "relative"),
@@ -258,7 +273,7 @@ def test_a_wrong_row_is_named(name: str, tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_bytes(picture())
     (inside / "link.png").symlink_to(tmp_path / "secret.png")
     with pytest.raises(InvalidCalibration, match=f"row 17.*{reason}") as raised:
-        parse_row(17, row, inside)
+        parse_row(17, row, inside, follow_links=False)
     assert len(str(raised.value)) < 400
 
 
@@ -317,10 +332,10 @@ def test_the_three_formats_are_decoded(kind: str) -> None:
         (b"", "empty"),
         (b"\n\n  \n", "holds no row"),
         (b"x" * 2_000_000, "row 1: not JSON.*2000000 bytes"),
-        (b"\x00\xff" * 1_000_000, "row 1: not JSON"),
+        (b"\x00\xff" * 1_000_000, "row 1: not UTF-8"),
         (json.dumps(text_row(1)).encode() + b"\n{broken\n", "row 2: not JSON"),
-        (json.dumps(text_row(1)).encode() + b"\n\n[1, 2]\n", "row 3: expected"),
-        (b"[" * 100_000, "row 1: not JSON"),
+        (json.dumps(text_row(1)).encode() + b"\n\n[1, 2]\n", "row 3: a list; expected"),
+        (b"[" * 100_000, "row 1: the file ends before its list does"),
     ],
 )
 def test_a_file_that_is_not_rows_is_refused(content: bytes, reason: str, tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ import torch
 from app.contract.errors import FailureCode
 from quant_experts import errors, progress
 from quant_experts.report import GroupReport, StageErrors
+from tests.models import make_model
+from tests.rows import image_row, picture, write_rows
 from worker import protocol, runner
 
 GROUP = GroupReport(
@@ -104,6 +106,21 @@ def test_a_wrong_option_is_an_error_line_and_nothing_else_is_on_the_channel(tmp_
     assert isinstance(message, protocol.ErrorLine)
     assert message.code == "invalid_spec"
     assert "experts" in message.message
+
+
+def test_a_link_out_of_the_rows_of_others_is_not_followed(tmp_path: Path) -> None:
+    rows = tmp_path / "rows" / "train.jsonl"
+    rows.parent.mkdir()
+    (tmp_path / "secret.png").write_bytes(picture())
+    (rows.parent / "a.png").symlink_to("../secret.png")
+    write_rows(rows, [image_row(index, "a.png") for index in range(4)])
+    job = protocol.RunnerJob(
+        model=str(make_model("qwen2_vl", tmp_path / "model")), model_id="local/x", model_commit=None,
+        calibration=str(rows), split="train", output=str(tmp_path / "out"), work=str(tmp_path / "work"),
+        scheme="W4A6", method="rtn", options={},
+    )  # fmt: skip
+    with pytest.raises(errors.InvalidCalibration, match=r"'a\.png' leaves the directory of the calibration file"):
+        runner._quantize(job, lambda line: None, runner.Orders())
 
 
 @pytest.mark.parametrize(
