@@ -35,15 +35,18 @@ class WallMissing(Exception):
         super().__init__(f"the database role {API_ROLE} is missing or not granted: run `alembic upgrade head`")
 
 
-def create_engine(database_url: str) -> AsyncEngine:
-    """An engine on psycopg 3. Raises ValueError for anything that is not PostgreSQL."""
+def create_engine(database_url: str, *, connections: int = CONNECTIONS, more: int = 10) -> AsyncEngine:
+    """An engine on psycopg 3; ``more``: connections beyond those that are kept open.
+
+    Raises ValueError for anything that is not PostgreSQL.
+    """
     url = make_url(database_url)
     if url.get_backend_name() != "postgresql":
         raise ValueError(f"QE_DATABASE_URL: only postgresql://… is supported, not {url.get_backend_name()}://")
     engine = create_async_engine(
         url.set(drivername="postgresql+psycopg"),
-        pool_size=CONNECTIONS,
-        max_overflow=10,
+        pool_size=connections,
+        max_overflow=more,
         pool_timeout=10,
         json_deserializer=_loads,
         use_native_hstore=False,  # no column has that type, and asking for it costs each new process a transaction
@@ -110,3 +113,11 @@ def tenant_session(sessions: Sessions, tenant: Callable[[], str], **info: object
     """
     engine: AsyncEngine = sessions.kw["bind"]
     return sessions(bind=engine.execution_options(**{TENANT: tenant}), info=info)
+
+
+async def release(session: AsyncSession) -> None:
+    """Commit, and give the connection back before work that takes long; the next statement begins a transaction anew.
+
+    Thirty slow readings of files would otherwise hold every connection there is, and the API with them.
+    """
+    await session.commit()

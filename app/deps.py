@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -22,6 +24,7 @@ from app.ringing import Doorbell, Ringer
 from app.settings import Settings
 from app.storage import Storage
 from app.telemetry import HEADERS, Telemetry
+from app.turns import Turns, turn_of
 
 CALLER = "qe.caller"
 bearer = HTTPBearer(auto_error=False, scheme_name="ApiKey", description="`Authorization: Bearer qe_…`")
@@ -33,6 +36,10 @@ class Service:
 
     settings: Settings
     engine: AsyncEngine
+    spare: AsyncEngine
+    """A connection for readiness, which must not wait behind requests."""
+    locks: AsyncEngine
+    """Connections for who adds to a tenant's storage, and may wait for it."""
     sessions: Sessions
     storage: Storage
     keyring: Keyring
@@ -41,12 +48,26 @@ class Service:
     buckets: TokenBuckets | None
     """Requests that each key has left; None: they are not counted."""
     meter: StorageMeter
+    readers: Turns
+    """At files of datasets, which take a core."""
+    planners: Turns
+    """At looking at models, which may wait for the hub."""
+    probes: ThreadPoolExecutor
+    """The thread of readiness, which must not wait behind others'."""
     telemetry: Telemetry
     feed: Feed
 
     def sessions_of(self, caller: Caller) -> OpenSession:
         """Sessions behind the tenant's wall, for what outlives the request's own: a stream."""
         return lambda: tenant_session(self.sessions, lambda: caller.tenant)
+
+    def reading(self, request: Request, caller: Caller) -> AbstractAsyncContextManager[None]:
+        """The caller's turn at files of datasets. Raises Problem 429, and ClientDisconnect."""
+        return turn_of(request, self.readers, caller.tenant)
+
+    def planning(self, request: Request, caller: Caller) -> AbstractAsyncContextManager[None]:
+        """The caller's turn at looking at models. Raises as ``reading``."""
+        return turn_of(request, self.planners, caller.tenant)
 
 
 async def service_of(request: Request) -> Service:  # not def: FastAPI would send it to a thread and back
@@ -59,11 +80,9 @@ ServiceDep = Annotated[Service, Depends(service_of)]
 
 
 async def session_of(request: Request, service: ServiceDep) -> AsyncIterator[AsyncSession]:
-    async with (
-        tenant_session(service.sessions, lambda: tenant_of(request), actor=lambda: actor_of(request)) as session,
-        session.begin(),
-    ):
+    async with tenant_session(service.sessions, lambda: tenant_of(request), actor=lambda: actor_of(request)) as session:
         yield session
+        await session.commit()
 
 
 def actor_of(request: Request) -> Actor:

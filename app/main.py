@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import os
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
@@ -45,6 +47,7 @@ from app.summaries import add_summaries
 from app.system.router import router as system
 from app.telemetry import BodyLimitMiddleware, Telemetry, TelemetryMiddleware
 from app.tracing import OFF, open_tracing
+from app.turns import Turns
 from app.ui.router import router as dashboard
 from app.uploads.router import router as uploads
 from app.uploads.schemas import MOST_PART_BYTES
@@ -55,6 +58,11 @@ COLLECTING = (10_000, 20, 20)
 """New objects before the collector looks at the young ones, and how many such looks before it looks further."""
 MULTIPART_OVERHEAD = 64 * 1024
 """Bytes of an upload's body that are not the file: boundaries, part headers, the name."""
+LOCK_CONNECTIONS = 5
+STORAGE_THREADS = 32
+"""Most of them wait for a disk or an object store."""
+READERS = max(2, len(os.sched_getaffinity(0)))
+PLANNERS = 8
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -67,6 +75,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         configure_logging(settings.log_format)
         service = open_service(settings, telemetry)
         telemetry.tracing = open_tracing(settings, "api")
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(STORAGE_THREADS, "storage"))
         sweep_abandoned(settings)
         app.state.service = service
         settle()
@@ -77,7 +86,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             heartbeat.cancel()
             await service.feed.close()
             await service.ringer.close()
-            await service.engine.dispose()
+            service.probes.shutdown(wait=False, cancel_futures=True)
+            for engine in (service.engine, service.spare, service.locks):
+                await engine.dispose()
             await asyncio.to_thread(telemetry.tracing.close)
             telemetry.tracing = OFF
 
@@ -143,17 +154,23 @@ def open_service(settings: Settings, telemetry: Telemetry) -> Service:
     if settings.database_url is None:
         raise ValueError("QE_DATABASE_URL is not set: the API needs postgresql://… (`qe serve` brings its own)")
     engine = create_engine(settings.database_url)
+    locks = create_engine(settings.database_url, connections=1, more=LOCK_CONNECTIONS - 1)
     storage = storage_from_url(settings.resolved_storage_url)
     return Service(
         settings=settings,
         engine=engine,
+        spare=create_engine(settings.database_url, connections=1, more=1),
+        locks=locks,
         sessions=create_sessions(engine),
         storage=storage,
         keyring=load_keyring(settings),
         seal=Seal(service_secret(settings)),
         ringer=Ringer(RedisBell(settings.redis_url) if settings.redis_url is not None else None),
         buckets=TokenBuckets(settings.requests_per_minute) if settings.requests_per_minute else None,
-        meter=StorageMeter(storage),
+        meter=StorageMeter(storage, locks),
+        readers=Turns(most=READERS, each=max(1, READERS // 2)),
+        planners=Turns(most=PLANNERS, each=PLANNERS // 2),
+        probes=ThreadPoolExecutor(1, "readiness"),
         telemetry=telemetry,
         feed=Feed(),
     )

@@ -85,6 +85,7 @@ INSUFFICIENT_MEMORY = ProblemType("insufficient-memory", 422, "No known worker h
 IDEMPOTENCY_MISMATCH = ProblemType("idempotency-mismatch", 422, "The Idempotency-Key was used for another request")
 RATE_LIMITED = ProblemType("rate-limited", 429, "Too many requests with this key", retryable=True)
 TOO_MANY_QUEUED_JOBS = ProblemType("too-many-queued-jobs", 429, "Too many jobs wait already", retryable=True)
+BUSY = ProblemType("busy", 429, "Too many requests of the tenant wait for files to be read", retryable=True)
 REQUEST_REFUSED = ProblemType("request-refused", 400, "The request was refused")
 INTERNAL = ProblemType("internal", 500, "A fault of the service", retryable=True)
 OBJECT_MISSING = ProblemType("object-missing", 500, "The stored file is gone")
@@ -164,6 +165,7 @@ CREATION_REFUSED = (
     IDEMPOTENCY_MISMATCH,
     MALFORMED_REQUEST,
     BODY_TOO_LARGE,
+    BUSY,
 )
 """What may be answered to any request that makes jobs."""
 

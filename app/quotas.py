@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
 from sqlalchemy import ColumnClause, func, literal_column, select
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from app import problems
 from app.contract.states import LEASED
@@ -30,6 +32,8 @@ from app.usage.queries import DATASET_BYTES, artifact_bytes, dataset_bytes
 RETRY_SECONDS = "60"
 STORAGE_LOCK = 0x7165_7374
 """``qest``: the first half of the advisory locks under which what a tenant adds to its storage is counted."""
+WEBHOOK_LOCK = 0x7165_7768
+"""``qewh``: as above, for webhooks."""
 QUEUED: ColumnClause[str] = literal_column("'queued'")
 """Not a parameter: only with the word itself can the planner use the index of the jobs that wait."""
 
@@ -40,16 +44,24 @@ class StorageMeter:
 
     SECONDS = 60.0
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, engine: AsyncEngine) -> None:
+        """``engine``: of connections that no request waits for."""
         self._storage = storage
+        self._engine = engine
         self._known: dict[str, tuple[float, int]] = {}
         self._unfinished: dict[str, tuple[float, int]] = {}
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    def turn(self, tenant: str) -> asyncio.Lock:
-        """For who waits in this process: of a tenant's many parts only one is to hold a connection while it waits for
-        other processes."""
-        return self._turns.setdefault(tenant, asyncio.Lock())
+    @asynccontextmanager
+    async def adding(self, tenant: str) -> AsyncIterator[None]:
+        """Until the block ends nobody else, in any process, counts what the tenant has stored in order to add to it.
+
+        The storage is listed meanwhile, which may take long: the lock has a connection that no request waits for, and
+        of a tenant's many parts only one waits with one.
+        """
+        async with self._turns.setdefault(tenant, asyncio.Lock()), self._engine.begin() as connection:
+            await connection.execute(select(func.pg_advisory_xact_lock(STORAGE_LOCK, func.hashtext(tenant))))
+            yield
 
     async def artifacts(self, transaction: Transaction, tenant: str) -> int:
         at, known = self._known.get(tenant, (-self.SECONDS, 0))
@@ -100,12 +112,13 @@ class Admission:
 
 
 async def admit(
-    transaction: Transaction, *, tenant: str, settings: Settings, meter: StorageMeter, jobs: int = 1
+    transaction: Transaction, *, tenant: str, settings: Settings, meter: StorageMeter, uploads: int, jobs: int = 1
 ) -> None:
-    """Let the tenant make ``jobs`` more. Raises Problem: 403 when its datasets, artifacts and unfinished uploads are
+    """Let the tenant make ``jobs`` more. ``uploads``: bytes of its unfinished uploads, which were counted before the
+    transaction began. Raises Problem: 403 when its datasets, artifacts and unfinished uploads are
     over its bound already, 429 as ``admit_to_queue``."""
     admission = await _admission(transaction, tenant=tenant, settings=settings, jobs=jobs)
-    stored = admission.dataset_bytes + await meter.artifacts(transaction, tenant) + await meter.unfinished(tenant)
+    stored = admission.dataset_bytes + await meter.artifacts(transaction, tenant) + uploads
     Room(tenant, stored, admission.max_stored_bytes).check(0)
     _check_queue(tenant, admission)
 
@@ -188,19 +201,19 @@ async def room_of(
     tenant: str,
     settings: Settings,
     meter: StorageMeter,
-    replaced: int = 0,
+    uploads: int,
 ) -> Room:
-    """``replaced``: bytes of an unfinished upload in whose place others come."""
+    """``uploads``: bytes of its unfinished uploads, without those in whose place others come."""
     limits = await _limits(session, tenant)
     most = settings.max_stored_bytes if limits is None or limits.max_stored_bytes is None else limits.max_stored_bytes
     transaction = await joined(session)
     kept = await dataset_bytes(transaction, tenant=tenant) + await meter.artifacts(transaction, tenant)
-    return Room(tenant, kept + max(0, await meter.unfinished(tenant, fresh=True) - replaced), most)
+    return Room(tenant, kept + max(0, uploads), most)
 
 
 async def one_at_a_time(session: AsyncSession, tenant: str) -> None:
-    """Until this transaction ends, nobody else counts what the tenant has (stored bytes, webhooks) in order to add."""
-    await session.execute(select(func.pg_advisory_xact_lock(STORAGE_LOCK, func.hashtext(tenant))))
+    """Until this transaction ends, nobody else counts the tenant's webhooks in order to add one."""
+    await session.execute(select(func.pg_advisory_xact_lock(WEBHOOK_LOCK, func.hashtext(tenant))))
 
 
 async def _limits(session: AsyncSession, tenant: str) -> TenantLimits | None:

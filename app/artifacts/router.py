@@ -13,6 +13,7 @@ from app.artifacts.ranges import etag
 from app.artifacts.schemas import ArtifactList, ArtifactView
 from app.artifacts.sending import BINARY, check_stored, decide, send_artifact
 from app.contract.states import FINISHED, JobStatus
+from app.database import release
 from app.deps import JobsReader, ServiceDep, SessionDep
 from app.jobs import queries
 from app.negotiation import choose
@@ -55,6 +56,7 @@ async def download(
     """One file of the checkpoint. `ETag` and `Repr-Digest` are its SHA-256; `Range` and conditional requests work."""
     await queries.get_job(session, tenant=caller.tenant, job_id=job_id)
     artifact = await queries.artifact_named(session, job_id=job_id, name=name)
+    await release(session)
     filename = quote(artifact.name.rsplit("/", 1)[-1])
     return await send_artifact(
         request, parts, artifact, {"Content-Disposition": f"attachment; filename*=UTF-8''{filename}"}
@@ -82,6 +84,7 @@ async def archive(
     artifacts = await queries.artifacts_of(session, job_id=job_id)
     if not artifacts:
         raise Problem(problems.NOT_FOUND, f"job {job_id} is {job.status} and has no artifacts")
+    await release(session)
     for artifact in artifacts:
         await check_stored(parts.storage, artifact)
     modified = job.finished_at or job.created_at
@@ -125,5 +128,6 @@ async def report(
     if job.status != JobStatus.SUCCEEDED:
         raise Problem(problems.NOT_FOUND, f"job {job_id} is {job.status} and has no report")
     artifact = await queries.artifact_named(session, job_id=job_id, name=REPORTS[wanted])
+    await release(session)
     headers = {"Content-Security-Policy": SANDBOX, "Vary": "Accept"}
     return await send_artifact(request, parts, artifact, headers, by_others=False)

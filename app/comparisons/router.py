@@ -43,19 +43,28 @@ async def create(
 ) -> Any:
     """Queue one job per candidate, all on the same model and rows. Jobs that start later take over the calibration of
     the first."""
-    tenant = caller.tenant
+    tenant, settings = caller.tenant, parts.settings
+    once = Once.of(tenant, idempotency_key, "POST /v1/comparisons", wanted.model_dump(mode="json"))
+    kept = await once.kept(parts.sessions)
+    if kept is not None:
+        return kept
+    async with parts.planning(request, caller):
+        agreed = await service.agreed_on(
+            session, tenant=tenant, wanted=wanted, settings=settings, storage=parts.storage
+        )
+    uploads = await parts.meter.unfinished(tenant)
     transaction = await joined(session)
 
     async def make() -> Made:
-        await admit(transaction, tenant=tenant, settings=parts.settings, meter=parts.meter, jobs=len(wanted.candidates))
+        more = len(wanted.candidates)
+        await admit(transaction, tenant=tenant, settings=settings, meter=parts.meter, uploads=uploads, jobs=more)
         view, jobs = await service.create_comparison(
-            session, actor=actor_of(request), wanted=wanted, settings=parts.settings, storage=parts.storage
+            session, actor=actor_of(request), wanted=wanted, agreed=agreed, settings=settings
         )
         for job_id in jobs:
             doorbell.ring_later(job_id)
         return Made(view, f"/v1/comparisons/{view.id}")
 
-    once = Once.of(tenant, idempotency_key, "POST /v1/comparisons", wanted.model_dump(mode="json"))
     return await once.answer(transaction, response, make)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.audit.service import Action, note
@@ -11,18 +13,31 @@ from app.comparisons.schemas import ComparisonView, NewComparison
 from app.contract.ids import new_id
 from app.contract.states import FINISHED
 from app.contract.tables import Comparison
+from app.database import release
 from app.direct import joined
 from app.jobs.creation import create_job
 from app.jobs.queries import get_job
 from app.jobs.rows import JobRow
 from app.jobs.service import cancel_job
-from app.plans.agreement import guard_creation
+from app.plans.agreement import Agreed, guard_creation
 from app.settings import Settings
 from app.storage import Storage
 
 
+async def agreed_on(
+    session: AsyncSession, *, tenant: str, wanted: NewComparison, settings: Settings, storage: Storage
+) -> list[Agreed]:
+    """For each candidate. Reads files; no connection is held meanwhile. Raises Problem as ``guard_creation``."""
+    agreed = [
+        await guard_creation(session, tenant=tenant, spec=wanted.job_of(candidate), settings=settings, storage=storage)
+        for candidate in wanted.candidates
+    ]
+    await release(session)
+    return agreed
+
+
 async def create_comparison(
-    session: AsyncSession, *, actor: Actor, wanted: NewComparison, settings: Settings, storage: Storage
+    session: AsyncSession, *, actor: Actor, wanted: NewComparison, agreed: Sequence[Agreed], settings: Settings
 ) -> tuple[ComparisonView, list[str]]:
     """The comparison and the ids of its jobs, all or none of them. Raises Problem as making one of the jobs would."""
     comparison = Comparison(
@@ -36,15 +51,13 @@ async def create_comparison(
     await note(session, Action.COMPARISON_CREATED, comparison.id)
     transaction = await joined(session)
     jobs: list[JobRow] = []
-    for candidate in wanted.candidates:
-        spec = wanted.job_of(candidate)
-        agreed = await guard_creation(session, tenant=actor.tenant, spec=spec, settings=settings, storage=storage)
+    for candidate, each in zip(wanted.candidates, agreed, strict=True):
         job = await create_job(
             transaction,
             actor=actor,
-            spec=spec,
+            spec=wanted.job_of(candidate),
             settings=settings,
-            plan=agreed.estimate,
+            plan=each.estimate,
             comparison_id=comparison.id,
         )
         jobs.append(job)

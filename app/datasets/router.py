@@ -72,6 +72,7 @@ router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
         problems.STORAGE_QUOTA_EXCEEDED,
         problems.STORAGE_FULL,
         problems.STORAGE_UNAVAILABLE,
+        problems.BUSY,
     ),
 )
 async def upload(
@@ -88,15 +89,19 @@ async def take(
 ) -> Dataset:
     """The body of an upload, kept. Raises Problem when there is no room, or when the file is not a dataset."""
     announced = request.headers.get("content-length", "")
+    uploads = await parts.meter.unfinished(caller.tenant, fresh=True)
     async with parts.sessions_of(caller)() as before:  # not held while the bytes come in
         more = int(announced) if announced.isascii() and announced.isdecimal() and len(announced) < 19 else 0
-        room = await room_of(before, tenant=caller.tenant, settings=parts.settings, meter=parts.meter)
+        room = await room_of(before, tenant=caller.tenant, settings=parts.settings, meter=parts.meter, uploads=uploads)
         room.check(max(0, more - FORM_BYTES))
     async with received(request, parts.settings, end) as file:
+        async with parts.reading(request, caller):
+            contents = await service.checked(file, parts.settings)
         return await service.keep_upload(
             session,
             tenant=caller.tenant,
             upload=file,
+            contents=contents,
             storage=parts.storage,
             settings=parts.settings,
             meter=parts.meter,
@@ -136,8 +141,9 @@ async def change(dataset_id: str, changes: DatasetChanges, caller: DatasetsWrite
     )
 
 
-@router.get("/{dataset_id}/rows", responses=documented(problems.NOT_FOUND, problems.OBJECT_MISSING))
+@router.get("/{dataset_id}/rows", responses=documented(problems.NOT_FOUND, problems.OBJECT_MISSING, problems.BUSY))
 async def rows(
+    request: Request,
     dataset_id: str,
     caller: DatasetsReader,
     session: SessionDep,
@@ -146,14 +152,15 @@ async def rows(
     limit: Annotated[int, Query(ge=1, le=50)] = 10,
 ) -> RowPage:
     """The rows as they were uploaded; images and audio are set apart, with a URL each."""
-    found = await service.look_into(
-        session,
-        lambda path: contents.page(path, parts.settings, after=after, limit=limit + 1),
-        tenant=caller.tenant,
-        dataset_id=dataset_id,
-        storage=parts.storage,
-        settings=parts.settings,
-    )
+    async with parts.reading(request, caller):
+        found = await service.look_into(
+            session,
+            lambda path: contents.page(path, parts.settings, after=after, limit=limit + 1),
+            tenant=caller.tenant,
+            dataset_id=dataset_id,
+            storage=parts.storage,
+            settings=parts.settings,
+        )
     views = [RowView.of(dataset_id, row) for row in found[:limit]]
     return RowPage(data=views, has_more=len(found) > limit, next_after=views[-1].number if views else after)
 
@@ -162,11 +169,12 @@ async def rows(
     "/{dataset_id}/rows/{number}/images/{index}",
     response_class=Response,
     responses={
-        **documented(problems.NOT_FOUND, problems.OBJECT_MISSING),
+        **documented(problems.NOT_FOUND, problems.OBJECT_MISSING, problems.BUSY),
         200: {"content": {"image/png": {}, "image/jpeg": {}, "image/webp": {}}},
     },
 )
 async def image(
+    request: Request,
     dataset_id: str,
     number: RowNumber,
     index: MediaIndex,
@@ -175,14 +183,15 @@ async def image(
     parts: ServiceDep,
 ) -> Response:
     """One image of a row, as it was uploaded."""
-    found = await service.look_into(
-        session,
-        lambda path: contents.image_of(path, parts.settings, number=number, index=index),
-        tenant=caller.tenant,
-        dataset_id=dataset_id,
-        storage=parts.storage,
-        settings=parts.settings,
-    )
+    async with parts.reading(request, caller):
+        found = await service.look_into(
+            session,
+            lambda path: contents.image_of(path, parts.settings, number=number, index=index),
+            tenant=caller.tenant,
+            dataset_id=dataset_id,
+            storage=parts.storage,
+            settings=parts.settings,
+        )
     if found is None or found.data is None:
         raise Problem(problems.NOT_FOUND, f"row {number} of {dataset_id} has no image {index}")
     headers = {**AS_A_FILE, "Cache-Control": FOREVER}
@@ -194,7 +203,11 @@ async def image(
     response_class=Response,
     responses={
         **documented(
-            problems.NOT_FOUND, problems.OBJECT_MISSING, problems.PRECONDITION_FAILED, problems.RANGE_NOT_SATISFIABLE
+            problems.NOT_FOUND,
+            problems.OBJECT_MISSING,
+            problems.PRECONDITION_FAILED,
+            problems.RANGE_NOT_SATISFIABLE,
+            problems.BUSY,
         ),
         200: {"content": {WAV: {}}},
         206: {"content": {WAV: {}}, "description": "The range that was asked for."},
@@ -211,14 +224,15 @@ async def audio(
     parts: ServiceDep,
 ) -> Response:
     """One audio file of a row, as it was uploaded. Players ask for ranges of it."""
-    found = await service.look_into(
-        session,
-        lambda path: contents.audio_of(path, parts.settings, number=number, index=index),
-        tenant=caller.tenant,
-        dataset_id=dataset_id,
-        storage=parts.storage,
-        settings=parts.settings,
-    )
+    async with parts.reading(request, caller):
+        found = await service.look_into(
+            session,
+            lambda path: contents.audio_of(path, parts.settings, number=number, index=index),
+            tenant=caller.tenant,
+            dataset_id=dataset_id,
+            storage=parts.storage,
+            settings=parts.settings,
+        )
     if found is None or found.data is None:
         raise Problem(problems.NOT_FOUND, f"row {number} of {dataset_id} has no audio {index}")
     tag = ranges.etag(hashlib.sha256(found.data).hexdigest())
@@ -228,9 +242,12 @@ async def audio(
 
 @router.get(
     "/{dataset_id}/statistics",
-    responses=documented(problems.NOT_FOUND, problems.OBJECT_MISSING, problems.INVALID_MODEL, problems.HUB_UNAVAILABLE),
+    responses=documented(
+        problems.NOT_FOUND, problems.OBJECT_MISSING, problems.INVALID_MODEL, problems.HUB_UNAVAILABLE, problems.BUSY
+    ),
 )
 async def statistics(
+    request: Request,
     dataset_id: str,
     caller: DatasetsReader,
     session: SessionDep,
@@ -242,14 +259,15 @@ async def statistics(
     revision: Annotated[Revision | None, Query(description="Branch, tag or commit of a hub model.")] = None,
 ) -> FiguresView:
     """How many rows, images and sounds, how large, how long, and how many tokens; one pass over the file."""
-    found, files = await service.statistics_of(
-        session,
-        tenant=caller.tenant,
-        dataset_id=dataset_id,
-        model=ModelRef(id=model, revision=revision) if model is not None else None,
-        storage=parts.storage,
-        settings=parts.settings,
-    )
+    async with parts.reading(request, caller):
+        found, files = await service.statistics_of(
+            session,
+            tenant=caller.tenant,
+            dataset_id=dataset_id,
+            model=ModelRef(id=model, revision=revision) if model is not None else None,
+            storage=parts.storage,
+            settings=parts.settings,
+        )
     return FiguresView.of(found, model=model, commit=files.commit if files is not None else None)
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
-import anyio
-import anyio.to_thread
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import problems
@@ -20,14 +17,15 @@ from app.contract.crash_points import reach
 from app.contract.ids import new_id
 from app.contract.spec import ModelRef
 from app.contract.tables import Dataset
+from app.database import release
 from app.datasets.expiry import still_to_come, what_is_wrong
 from app.datasets.figures import Figures, figures
 from app.datasets.upload import Upload, draft
-from app.datasets.validation import InvalidRows, validate
+from app.datasets.validation import Contents, InvalidRows, validate
 from app.jobs.queries import jobs_needing
 from app.plans.inputs import aside, read_text_files
 from app.problems import Problem
-from app.quotas import StorageMeter, one_at_a_time, room_of
+from app.quotas import StorageMeter, room_of
 from app.settings import Settings
 from app.storage import ObjectMissing, Storage
 from app.tenancy import owned
@@ -35,8 +33,6 @@ from planning.errors import HubUnavailable, Unreadable
 from planning.text_files import TextFiles
 
 Found = TypeVar("Found")
-COUNTED_AT_ONCE = 2
-"""Datasets whose tokens are counted by a model: each takes a core, for half a minute at most. Plans wait for none."""
 DATASET_ID = re.compile(r"ds_[0-9a-f]{32}")
 
 
@@ -63,15 +59,14 @@ async def look_into(
     dataset_id: str,
     storage: Storage,
     settings: Settings,
-    within: Callable[[Callable[[], Found]], Awaitable[Found]] = asyncio.to_thread,
 ) -> Found:
-    """What ``look`` finds in the dataset's file, in a thread. ``within``: what runs it there. Raises Problem 404, or
-    500 when its bytes are gone."""
+    """What ``look`` finds in the dataset's file, in a thread. Raises Problem 404, or 500 when its bytes are gone."""
     dataset = await get_dataset(session, tenant=tenant, dataset_id=dataset_id)
     wrong = what_is_wrong(dataset)
     if wrong is not None or dataset.key is None:
         raise Problem(problems.NOT_FOUND, wrong or "")
     key = dataset.key
+    await release(session)
 
     def looking() -> Found:
         with draft(settings) as path:
@@ -79,7 +74,7 @@ async def look_into(
             return look(path)
 
     try:
-        return await within(looking)
+        return await aside(looking)
     except (ObjectMissing, InvalidRows) as error:
         raise Problem(problems.OBJECT_MISSING, f"the rows of {dataset_id} are not as they were uploaded") from error
 
@@ -99,6 +94,7 @@ async def statistics_of(
     answer.
     """
     await get_dataset(session, tenant=tenant, dataset_id=dataset_id)
+    await release(session)
     files: TextFiles | None = None
     try:
         if model is not None:
@@ -112,7 +108,6 @@ async def statistics_of(
             dataset_id=dataset_id,
             storage=storage,
             settings=settings,
-            within=asyncio.to_thread if model is None else _in_turn,
         )
     except Unreadable as error:
         raise Problem(problems.INVALID_MODEL, str(error)) from None
@@ -121,13 +116,12 @@ async def statistics_of(
     return found, files
 
 
-async def _in_turn(work: Callable[[], Found]) -> Found:
-    return await anyio.to_thread.run_sync(work, limiter=_limiter())
-
-
-@functools.cache
-def _limiter() -> anyio.CapacityLimiter:
-    return anyio.CapacityLimiter(COUNTED_AT_ONCE)
+async def checked(upload: Upload, settings: Settings) -> Contents:
+    """What the file holds. Raises Problem 422, with an error per bad row, when it is not a dataset."""
+    try:
+        return await aside(lambda: validate(upload.path, settings))
+    except InvalidRows as error:
+        raise Problem(problems.INVALID_DATASET, str(error), errors=error.errors) from None
 
 
 async def keep_upload(
@@ -135,6 +129,7 @@ async def keep_upload(
     *,
     tenant: str,
     upload: Upload,
+    contents: Contents,
     storage: Storage,
     settings: Settings,
     meter: StorageMeter,
@@ -144,52 +139,57 @@ async def keep_upload(
     """``replaced``: bytes of the parts that the file was made of; ``dataset_id``: which may be there already, when they
     were completed twice at once, and is then returned.
 
-    Raises Problem 422, with an error per bad row, when the file is not a dataset, and 403 when there is no room for it;
-    then nothing is kept.
+    Raises Problem 403 when there is no room for it; then nothing is kept.
     """
-    try:
-        contents = await asyncio.to_thread(validate, upload.path, settings)
-    except InvalidRows as error:
-        raise Problem(problems.INVALID_DATASET, str(error), errors=error.errors) from None
-    room = await room_of(session, tenant=tenant, settings=settings, meter=meter, replaced=replaced)
+    uploads = await meter.unfinished(tenant, fresh=True) - replaced
+    room = await room_of(session, tenant=tenant, settings=settings, meter=meter, uploads=uploads)
     room.check(upload.bytes)
+    await release(session)
     once, dataset_id = dataset_id is not None, dataset_id or new_id("ds")
     # Of two that make the same dataset each has an object of its own: the second removes it again.
     key = f"datasets/{dataset_id}/{new_id('rows') if once else 'rows'}.{contents.format}"
     await asyncio.to_thread(storage.put, key, upload.path)
     reach("dataset.stored")
+    dataset = Dataset(
+        id=dataset_id,
+        tenant=tenant,
+        name=upload.name,
+        format=contents.format,
+        status="ready",
+        bytes=upload.bytes,
+        sha256=upload.sha256,
+        key=key,
+        rows=contents.rows,
+        images=contents.images,
+        expires_at=upload.expires_at,
+    )
+    there: Dataset | None = None
+    committing = False
     try:
         # Once more, while nobody else adds: uploads at the same moment have all found the same room before.
-        await one_at_a_time(session, tenant)
-        if once and (there := await find_dataset(session, tenant=tenant, dataset_id=dataset_id)) is not None:
-            await asyncio.to_thread(storage.delete, key)
-            return there
-        room = await room_of(session, tenant=tenant, settings=settings, meter=meter, replaced=replaced)
-        room.check(upload.bytes)
-        dataset = Dataset(
-            id=dataset_id,
-            tenant=tenant,
-            name=upload.name,
-            format=contents.format,
-            status="ready",
-            bytes=upload.bytes,
-            sha256=upload.sha256,
-            key=key,
-            rows=contents.rows,
-            images=contents.images,
-            expires_at=upload.expires_at,
-        )
-        session.add(dataset)
-        await session.flush()
-        await note(session, Action.DATASET_CREATED, dataset_id, bytes=upload.bytes, sha256=upload.sha256)
-        await session.refresh(dataset)
+        async with meter.adding(tenant):
+            uploads = await meter.unfinished(tenant, fresh=True) - replaced
+            if once:
+                there = await find_dataset(session, tenant=tenant, dataset_id=dataset_id)
+            if there is None:
+                room = await room_of(session, tenant=tenant, settings=settings, meter=meter, uploads=uploads)
+                room.check(upload.bytes)
+                session.add(dataset)
+                await session.flush()
+                await note(session, Action.DATASET_CREATED, dataset_id, bytes=upload.bytes, sha256=upload.sha256)
+                await session.refresh(dataset)
+            committing = there is None
+            await session.commit()
     except BaseException:
-        await asyncio.to_thread(storage.delete, key)
+        # When the connection breaks at COMMIT the row may be there, and then it needs its object. An object without a
+        # row does no harm, and `worker.reconcile` finds it.
+        if not committing:
+            await session.rollback()
+            await asyncio.to_thread(storage.delete, key)
         raise
-    # Outside of the `try`: when the connection breaks in here the row may be there, and then it needs its object. An
-    # object without a row does no harm, and `worker.reconcile` finds it.
-    await session.commit()
-    return dataset
+    if there is not None:
+        await asyncio.to_thread(storage.delete, key)
+    return there or dataset
 
 
 async def change_dataset(

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from app import problems
 from app.artifacts.sending import BINARY, send_artifact
+from app.database import release
 from app.deps import ServiceDep, SessionDep
 from app.hub import tree
 from app.hub.access import HubReader
@@ -171,6 +172,7 @@ async def resolve(
     artifact = next((artifact for artifact in files if artifact.name == path), None)
     if artifact is None:
         raise entry_not_found(f"{namespace}/{name} has no file {path!a}", commit.sha)
+    await release(session)
     filename = quote(artifact.name.rsplit("/", 1)[-1])
     headers = {
         "X-Repo-Commit": commit.sha,

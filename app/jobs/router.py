@@ -11,6 +11,7 @@ from app import direct, problems
 from app.auth import is_valid
 from app.contract.crash_points import reach
 from app.contract.events import TERMINAL
+from app.database import release
 from app.deps import DoorbellDep, JobsReader, JobsWriter, ServiceDep, SessionDep, actor_of
 from app.idempotency import IdempotencyKey, Made, Once
 from app.jobs import queries, service
@@ -62,11 +63,12 @@ async def create(
         kept = await once.kept(parts.sessions)
         if kept is not None:
             return kept
-        async with parts.sessions_of(caller)() as session:
+        async with parts.planning(request, caller), parts.sessions_of(caller)() as session:
             agreed = await agree(session, tenant=tenant, spec=spec, settings=settings, storage=parts.storage)
+    uploads = await parts.meter.unfinished(tenant)
 
     async def make() -> Made:
-        await admit(transaction, tenant=tenant, settings=settings, meter=parts.meter)
+        await admit(transaction, tenant=tenant, settings=settings, meter=parts.meter, uploads=uploads)
         job = await create_job(
             transaction,
             actor=actor_of(request),
@@ -104,12 +106,19 @@ async def fork(
     before it differs: calibration always, finished blocks when what is computed is the same. The bytes are those of the
     same job without a first one."""
     settings, tenant = parts.settings, caller.tenant
+    once = Once.of(tenant, idempotency_key, f"POST /v1/jobs/{job_id}/fork", wanted.changes)
+    kept = await once.kept(parts.sessions)
+    if kept is not None:
+        return kept
+    async with parts.planning(request, caller):
+        parent, spec = await forked(session, tenant=tenant, job_id=job_id, request=wanted)
+        agreed = await guard_creation(session, tenant=tenant, spec=spec, settings=settings, storage=parts.storage)
+    await release(session)
+    uploads = await parts.meter.unfinished(tenant)
     transaction = await direct.joined(session)
 
     async def make() -> Made:
-        await admit(transaction, tenant=tenant, settings=settings, meter=parts.meter)
-        parent, spec = await forked(session, tenant=tenant, job_id=job_id, request=wanted)
-        agreed = await guard_creation(session, tenant=tenant, spec=spec, settings=settings, storage=parts.storage)
+        await admit(transaction, tenant=tenant, settings=settings, meter=parts.meter, uploads=uploads)
         job = await create_job(
             transaction,
             actor=actor_of(request),
@@ -122,7 +131,6 @@ async def fork(
         doorbell.ring_later(job.id)
         return Made(JobView.of(job), f"/v1/jobs/{job.id}")
 
-    once = Once.of(tenant, idempotency_key, f"POST /v1/jobs/{job_id}/fork", wanted.changes)
     return await once.answer(transaction, response, make)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
+from app import problems
 from app.deps import AnyCaller, ServiceDep
 from app.models.schemas import ModelList
 from app.models.service import local_models
@@ -13,7 +14,8 @@ from app.problems import documented
 router = APIRouter(prefix="/v1/models", tags=["service"])
 
 
-@router.get("", responses=documented())
-async def list_models(caller: AnyCaller, parts: ServiceDep) -> ModelList:
+@router.get("", responses=documented(problems.BUSY))
+async def list_models(request: Request, caller: AnyCaller, parts: ServiceDep) -> ModelList:
     """Local models, and the families that can be quantized."""
-    return await aside(lambda: local_models(parts.settings))
+    async with parts.planning(request, caller):
+        return await aside(lambda: local_models(parts.settings))

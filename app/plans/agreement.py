@@ -11,11 +11,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import problems
 from app.contract.spec import JobSpec
 from app.contract.tables import Dataset
+from app.database import release
 from app.plans import inputs
 from app.plans.inputs import UPLOADED, aside
 from app.plans.queries import kept_plan
 from app.plans.schemas import JobRequest, ResolvedInputs, errors_of
-from app.plans.service import DECIDES, Planned, deciding, estimate_to_keep, estimated, uploaded_dataset
+from app.plans.service import DECIDES, Planned, deciding, estimate_to_keep, estimated, fleet_of, uploaded_dataset
 from app.problems import Problem
 from app.settings import Settings
 from app.storage import Storage
@@ -41,7 +42,7 @@ def needs_reading(spec: JobRequest) -> bool:
 async def agree(
     session: AsyncSession, *, tenant: str, spec: JobRequest, settings: Settings, storage: Storage
 ) -> Agreed:
-    """Raises Problem as ``hold_to_plan`` or ``guard_creation``. Reads files; nothing is locked meanwhile."""
+    """Raises Problem as ``hold_to_plan`` or ``guard_creation``. Reads files; no connection is held meanwhile."""
     if spec.plan is not None:
         return await hold_to_plan(session, tenant=tenant, spec=spec, digest=spec.plan, settings=settings)
     return await guard_creation(session, tenant=tenant, spec=spec, settings=settings, storage=storage)
@@ -61,6 +62,7 @@ async def hold_to_plan(session: AsyncSession, *, tenant: str, spec: JobSpec, dig
     if kept.refused:
         raise Problem(problems.PLAN_REFUSED, kept.refused[0]["detail"], errors=errors_of(list(kept.refused)))
     await _check_dataset(session, tenant=tenant, spec=spec, resolved=kept.resolved)
+    await release(session)
     await _check_model(spec, kept.resolved, settings)
     pins = ("model_commit", "model_fingerprint", "dataset_commit")
     return Agreed({name: kept.resolved[name] for name in pins if kept.resolved.get(name)}, dict(kept.estimate))
@@ -92,6 +94,7 @@ async def guard_creation(
     session: AsyncSession, *, tenant: str, spec: JobSpec, settings: Settings, storage: Storage
 ) -> Agreed:
     """The estimate of a job without a plan, where it costs no network, so not of a hub model. Nothing is pinned.
+    Commits what ``session`` has done.
 
     Raises Problem 422 when every worker that is alive is too small for it. What else speaks against the job is left to
     the worker, which says it in the job's error.
@@ -101,12 +104,14 @@ async def guard_creation(
     dataset: Dataset | None = None
     if spec.calibration.dataset.startswith(UPLOADED):
         dataset = await uploaded_dataset(session, tenant=tenant, dataset_id=spec.calibration.dataset)
+    fleet = await fleet_of(session, tenant=tenant, settings=settings)
+    await release(session)
     try:
         model = await aside(lambda: inputs.read_model(spec.model, settings))
     except Unreadable:
         return NOTHING_AGREED
     refusals: list[Refusal] = []
-    plan, fits = await estimated(session, tenant, spec, model, dataset, settings, storage, refusals)
+    plan, fits = await estimated(fleet, spec, model, dataset, settings, storage, refusals)
     too_small = next((refusal for refusal in refusals if refusal.code == "insufficient_memory"), None)
     if too_small is not None:
         raise Problem(problems.INSUFFICIENT_MEMORY, too_small.message)

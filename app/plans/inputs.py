@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import hashlib
 import io
@@ -36,8 +37,7 @@ SAMPLED_BYTES = 8 << 20
 SAMPLED_PARQUET = 64 << 20
 """Bytes of a file that is fetched as a whole for a look at its first rows."""
 MOST_JUDGED = 512
-AT_ONCE = 4
-"""Plans that read at the same time: a slow hub may not take every thread of the API."""
+MOST_THREADS = 100
 
 T = TypeVar("T")
 
@@ -52,13 +52,21 @@ class Model:
 
 
 async def aside(work: Callable[[], T]) -> T:
-    """Run blocking ``work`` in a thread, a few at a time."""
-    return await anyio.to_thread.run_sync(work, limiter=_limiter())
+    """Run blocking ``work`` in a thread. ``app.turns`` bounds how many there are: none waits here.
+
+    Who is cancelled keeps its turn until the thread ends, which nothing can cancel.
+    """
+    running = asyncio.ensure_future(anyio.to_thread.run_sync(work, limiter=_limiter()))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait({running})
+        raise
 
 
 @functools.cache
 def _limiter() -> anyio.CapacityLimiter:
-    return anyio.CapacityLimiter(AT_ONCE)
+    return anyio.CapacityLimiter(MOST_THREADS)
 
 
 def local_directory(model_id: str, root: Path | None) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
@@ -13,8 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import problems
 from app.contract.spec import JobSpec
-from app.contract.tables import Dataset
+from app.contract.tables import Dataset, Worker
 from app.contract.tables import Plan as KeptPlan
+from app.database import release
 from app.datasets.expiry import what_is_wrong
 from app.plans import inputs
 from app.plans.fitting import fits_of, memory_refusal
@@ -68,15 +70,18 @@ async def plan_job(
     """Raises Problem 503 when the hub does not answer; what is wrong with the job itself is among the refusals."""
     refusals: list[Refusal] = []
     model, commit = None, None
+    dataset: Dataset | None = None
+    if spec.calibration.dataset.startswith(UPLOADED):
+        dataset = await uploaded_dataset(session, tenant=tenant, dataset_id=spec.calibration.dataset)
+    fleet = await fleet_of(session, tenant=tenant, settings=settings)
+    await release(session)
     try:
         model = await aside(lambda: inputs.read_model(spec.model, settings))
     except Unreadable as error:
         refusals.append(error.refusal)
     except HubUnavailable as error:
         raise Problem(problems.HUB_UNAVAILABLE, str(error), headers={"Retry-After": "10"}) from None
-    dataset: Dataset | None = None
     if spec.calibration.dataset.startswith(UPLOADED):
-        dataset = await uploaded_dataset(session, tenant=tenant, dataset_id=spec.calibration.dataset)
         if dataset is None:
             refusals.append(_no_dataset(spec.calibration.dataset))
         elif (wrong := what_is_wrong(dataset)) is not None:
@@ -94,13 +99,25 @@ async def plan_job(
         dataset_commit=commit,
         dataset_sha256=dataset.sha256 if dataset else None,
     )
-    plan, fits = await estimated(session, tenant, spec, model, dataset, settings, storage, refusals)
+    plan, fits = await estimated(fleet, spec, model, dataset, settings, storage, refusals)
     return Planned(spec, resolved, plan, tuple(refusals), fits)
 
 
+@dataclass(frozen=True)
+class Fleet:
+    """Who could run a job, and by how much the tenant's jobs took longer than predicted, per block."""
+
+    workers: Sequence[Worker]
+    ratios: Mapping[str, Sequence[float]]
+
+
+async def fleet_of(session: AsyncSession, *, tenant: str, settings: Settings) -> Fleet:
+    workers = await workers_alive(session, lease=timedelta(seconds=settings.lease))
+    return Fleet(workers, await measured_ratios(session, tenant=tenant))
+
+
 async def estimated(
-    session: AsyncSession,
-    tenant: str,
+    fleet: Fleet,
     spec: JobSpec,
     model: Model | None,
     dataset: Dataset | None,
@@ -109,12 +126,11 @@ async def estimated(
     refusals: list[Refusal],
 ) -> tuple[Plan | None, list[WorkerFit]]:
     """The plan and who could run it; what speaks against it is added to ``refusals``."""
-    workers = await workers_alive(session, lease=timedelta(seconds=settings.lease))
+    workers = fleet.workers
     if model is None:
         return None, fits_of(workers, None)
     headers = model.headers
-    ratios = await measured_ratios(session, tenant=tenant)
-    calibrations = {kind: found for kind, seen in ratios.items() if (found := calibration_of(seen)) is not None}
+    calibrations = {kind: found for kind, seen in fleet.ratios.items() if (found := calibration_of(seen)) is not None}
     cores = min((worker.cores for worker in workers if worker.cores), default=2)
     rows = await aside(lambda: inputs.look_at_rows(spec.model, model, dataset, settings, storage))
     try:

@@ -11,6 +11,7 @@ from pathlib import Path
 import redis.asyncio
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.database import API_ROLE
 from app.deps import Service
@@ -24,7 +25,7 @@ OK = "ok"
 
 async def check_readiness(service: Service) -> Readiness:
     database, storage, broker = await asyncio.gather(
-        _within(_database(service)), _within(asyncio.to_thread(_storage, service.storage)), _within(_broker(service))
+        _within(_database(service)), _within(_in_its_thread(service)), _within(_broker(service))
     )
     whole = database == storage == OK
     status = "unavailable" if not whole else "ready" if broker == OK else "degraded"
@@ -40,12 +41,16 @@ async def _within(check: Awaitable[str]) -> str:
 
 async def _database(service: Service) -> str:
     try:
-        async with service.sessions() as session:
+        async with AsyncSession(service.spare) as session:
             if not await ledger_is_there(session):
                 return "no tables: run `alembic upgrade head`"
             return OK if await wall_is_there(session) else f"no role {API_ROLE}: run `alembic upgrade head`"
     except SQLAlchemyError as error:
         return f"unreachable: {type(error).__name__}"
+
+
+async def _in_its_thread(service: Service) -> str:
+    return await asyncio.get_running_loop().run_in_executor(service.probes, _storage, service.storage)
 
 
 def _storage(storage: Storage) -> str:

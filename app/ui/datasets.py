@@ -90,6 +90,7 @@ async def keep(
 
 @router.get("/datasets/{dataset_id}/rows/{number}/images/{index}")
 async def image(
+    request: Request,
     dataset_id: str,
     number: api.RowNumber,
     index: api.MediaIndex,
@@ -97,7 +98,7 @@ async def image(
     session: SessionDep,
     parts: ServiceDep,
 ) -> Response:
-    return await api.image(dataset_id, number, index, visitor.caller, session, parts)
+    return await api.image(request, dataset_id, number, index, visitor.caller, session, parts)
 
 
 @router.get("/datasets/{dataset_id}/rows/{number}/audio/{index}")
@@ -145,8 +146,8 @@ async def _one(
     view = await api.get(dataset_id, visitor.caller, session)
     shown: dict[str, Any] = {"rows": None, "figures": None, "after": after, "model": model, "unread": None}
     try:
-        shown["rows"] = await api.rows(dataset_id, visitor.caller, session, parts, after=after, limit=ROWS)
-        shown["figures"] = await _figures(dataset_id, visitor, session, parts, model, shown)
+        shown["rows"] = await api.rows(request, dataset_id, visitor.caller, session, parts, after=after, limit=ROWS)
+        shown["figures"] = await _figures(request, dataset_id, visitor, session, parts, model, shown)
     except Problem as problem:
         shown["gone"] = problem.detail
     return render(
@@ -156,20 +157,26 @@ async def _one(
 
 
 async def _figures(
-    dataset_id: str, visitor: Visitor, session: AsyncSession, parts: Service, model: str, shown: dict[str, Any]
+    request: Request,
+    dataset_id: str,
+    visitor: Visitor,
+    session: AsyncSession,
+    parts: Service,
+    model: str,
+    shown: dict[str, Any],
 ) -> FiguresView:
     """Those of any model where ``model`` cannot be read; ``shown`` is told why."""
     if model:
         try:
             named = ModelRef(id=model)
-            return await api.statistics(dataset_id, visitor.caller, session, parts, model=named.id)
+            return await api.statistics(request, dataset_id, visitor.caller, session, parts, model=named.id)
         except ValidationError:
             shown["unread"] = f"{model} is no model id: write owner/name, or local/name for a model of the service."
         except Problem as problem:
             if problem.kind not in (problems.INVALID_MODEL, problems.HUB_UNAVAILABLE):
                 raise
             shown["unread"] = problem.detail
-    return await api.statistics(dataset_id, visitor.caller, session, parts)
+    return await api.statistics(request, dataset_id, visitor.caller, session, parts)
 
 
 async def _page(

@@ -51,7 +51,7 @@ async def create(
         return await _form(request, visitor, session, parts, values=values, wrong=wrong)
     try:
         if form.get("do") == "plan":
-            plan = await plans.plan(spec, visitor.caller, session, parts)
+            plan = await plans.plan(spec, request, visitor.caller, session, parts)
             return await _form(request, visitor, session, parts, values=values, plan=plan)
         # The token makes a second click, or a reload of the answer, the same job.
         digest, once = str(form.get("plan", "")), str(form.get("once", ""))

@@ -8,6 +8,9 @@ from fastapi import APIRouter, Path, Request, Response
 
 from app import problems
 from app.datasets.schemas import DatasetView
+from app.datasets.service import checked
+from app.datasets.upload import Upload
+from app.datasets.validation import Contents
 from app.deps import DatasetsWriter, ServiceDep, SessionDep
 from app.problems import documented
 from app.uploads import service
@@ -75,24 +78,32 @@ async def put_part(
         problems.UPLOAD_INCOMPLETE,
         problems.INVALID_DATASET,
         problems.STORAGE_QUOTA_EXCEEDED,
+        problems.BUSY,
         *STORAGE,
     ),
 )
 async def complete(
     upload_id: str,
     whole: CompleteUpload,
+    request: Request,
     caller: DatasetsWriter,
     session: SessionDep,
     parts: ServiceDep,
     response: Response,
 ) -> DatasetView:
     """Make the dataset of all parts. They stay when it is refused, so that a wrong one can be sent again."""
+
+    async def check(upload: Upload) -> Contents:
+        async with parts.reading(request, caller):
+            return await checked(upload, parts.settings)
+
     dataset = await service.complete_upload(
         session,
         tenant=caller.tenant,
         upload_id=upload_id,
         sha256=whole.sha256,
         expires_at=whole.expires_at,
+        check=check,
         storage=parts.storage,
         settings=parts.settings,
         meter=parts.meter,

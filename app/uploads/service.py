@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,8 +19,9 @@ from app.database import OpenSession
 from app.datasets.expiry import end_of_new
 from app.datasets.service import find_dataset, keep_upload
 from app.datasets.upload import Upload, draft
+from app.datasets.validation import Contents
 from app.problems import Problem
-from app.quotas import StorageMeter, one_at_a_time, room_of
+from app.quotas import StorageMeter, room_of
 from app.settings import Settings
 from app.storage import ObjectMissing, Storage
 from app.uploads import parts
@@ -69,8 +70,9 @@ async def keep_part(
     replaced = sum(part.bytes for part in there if part.number == number)
     others = sum(part.bytes for part in there) - replaced
     room = min(MOST_PART_BYTES, settings.max_dataset_bytes - others)
+    uploads = await meter.unfinished(tenant, fresh=True)
     async with sessions() as session:  # not held while the bytes come in
-        stored = await room_of(session, tenant=tenant, settings=settings, meter=meter, replaced=replaced)
+        stored = await room_of(session, tenant=tenant, settings=settings, meter=meter, uploads=uploads - replaced)
     stored.check(1, unread=True)
     with draft(settings) as path:
         digest, size = hashlib.sha256(), 0
@@ -114,11 +116,12 @@ async def _check_again(
     Parts that are sent at the same moment have all found the same room before. They are stored before they are counted,
     so that none is overlooked, and counted one after the other, so that those go which do not fit and not all.
     """
-    async with meter.turn(tenant), sessions() as session:
-        await one_at_a_time(session, tenant)
+    async with meter.adding(tenant):
         stored = await asyncio.to_thread(parts.stored, storage, folder)
         replaced = sum(other.bytes for other in stored if other.number == part.number)
-        room = await room_of(session, tenant=tenant, settings=settings, meter=meter, replaced=replaced)
+        uploads = await meter.unfinished(tenant, fresh=True) - replaced
+        async with sessions() as session:
+            room = await room_of(session, tenant=tenant, settings=settings, meter=meter, uploads=uploads)
         room.check(part.bytes)
 
 
@@ -129,11 +132,14 @@ async def complete_upload(
     upload_id: str,
     sha256: str,
     expires_at: datetime | None,
+    check: Callable[[Upload], Awaitable[Contents]],
     storage: Storage,
     settings: Settings,
     meter: StorageMeter,
 ) -> Dataset:
-    """Raises Problem 404; 409 when parts are missing or the digest is another; 422 when the file is no dataset.
+    """``check`` says what the whole file holds.
+
+    Raises Problem 404; 409 when parts are missing or the digest is another; 422 when the file is no dataset.
 
     The parts stay when it is refused: a part that was wrong can be sent again. Asked twice, also at once, it makes one
     dataset, for an answer may be lost on its way.
@@ -166,6 +172,7 @@ async def complete_upload(
             session,
             tenant=tenant,
             upload=upload,
+            contents=await check(upload),
             storage=storage,
             settings=settings,
             meter=meter,

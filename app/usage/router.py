@@ -23,10 +23,10 @@ async def usage(
     """Jobs, seconds of workers and GPUs, and bytes; days and months without any are left out. Beside them what the
     tenant has now, and its limits."""
     since, until = query.span()
+    uploads = await parts.meter.unfinished(caller.tenant, fresh=True)
     transaction = await joined(session)
     datasets = await queries.dataset_bytes(transaction, tenant=caller.tenant)
     artifacts = await queries.artifact_bytes(transaction, tenant=caller.tenant)
-    uploads = await parts.meter.unfinished(caller.tenant, fresh=True)
     now = await standing(session, tenant=caller.tenant, settings=parts.settings)
     return Usage(
         since=since,

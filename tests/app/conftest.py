@@ -22,6 +22,7 @@ from app.deps import Service
 from app.kernel_copy import FileProtocol
 from app.main import create_app
 from app.settings import Settings
+from tests.app.holding import none_held
 from tests.services import TEMPLATE, Postgres
 
 BOOTSTRAP_KEY = "qe_bootstrap_key_of_the_tests_0123456789"
@@ -139,7 +140,9 @@ async def api(settings: Settings) -> AsyncIterator[Api]:
 async def started(settings: Settings) -> AsyncIterator[Api]:
     app = create_app(settings)
     async with app.router.lifespan_context(app), client_of(app, BOOTSTRAP_KEY) as client:
-        yield Api(app, client, settings)
+        api = Api(app, client, settings)
+        with none_held(api.service.engine):
+            yield api
 
 
 @asynccontextmanager
