@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import os.path
 import re
 import zlib
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ MARK = b"\xef\xbb\xbf"
 GZIP = b"\x1f\x8b"
 CHUNK = 1 << 20
 MOST_ROW_BYTES = 256 << 20
+MOST_MEDIA_BYTES = 64 << 20
+"""Of one encoded image or audio file."""
 IN_STRING, OUTSIDE = re.compile(rb'["\\]'), re.compile(rb'["\[\]{},]')
 WRITE = "write one JSON object per line, one JSON list of them, or Parquet"
 OTHER_FILES = {
@@ -204,3 +207,29 @@ def _elements(source: _Source, at: int, most: int) -> Iterator[RawRow]:
             yield RawRow(next(numbers), source.start, UnreadableRow("there is more after the end of the list"))
             return
         source.kept.clear()
+
+
+def file_beside(base: Path, source: str, *, follow_links: bool = True) -> Path:
+    """The file that a row names, relative to the directory ``base`` of its file of rows, which it may not leave;
+    ``follow_links``: by a link it may. Raises UnreadableRow."""
+    if "\x00" in source or Path(source).is_absolute():
+        raise UnreadableRow(f"{shown(source)} must be a path relative to the calibration file")
+    path = base / os.path.normpath(source)
+    climbs = path.parts[len(base.parts) : len(base.parts) + 1] == ("..",)
+    if climbs or not (follow_links or path.resolve().is_relative_to(base.resolve())):
+        instead = "; put the images beside it, or a link to their directory" if follow_links else ""
+        raise UnreadableRow(f"{shown(source)} leaves the directory of the calibration file{instead}")
+    try:
+        if not path.is_file():
+            raise UnreadableRow(f"{shown(source)} does not exist beside the calibration file")
+        if path.stat().st_size > MOST_MEDIA_BYTES:
+            raise UnreadableRow(f"{path.stat().st_size} bytes, at most {MOST_MEDIA_BYTES} are accepted")
+    except OSError as error:
+        raise UnreadableRow(f"{shown(source)} cannot be read ({error.strerror})") from error
+    return path
+
+
+def shown(value: Any) -> str:
+    """A value in a message: short, on one line."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.datasets.complaints import Complaints
 from app.datasets.rows import check_row
 from app.settings import Settings
+from planning.complaints import Complaints
 from planning.row_files import UnreadableFile, UnreadableRow, opened, raw_rows
 from planning.row_formats import COLUMNS, TURNS, UnknownRow, of_columns, what_it_is
 

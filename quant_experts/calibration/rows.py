@@ -12,18 +12,16 @@ import base64
 import binascii
 import hashlib
 import json
-import os.path
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from planning.row_files import MOST_MEDIA_BYTES, UnreadableRow, file_beside, shown
 from planning.row_formats import UnknownRow, canonical
 from quant_experts.errors import InvalidCalibration
 
 ROLES = ("system", "user", "assistant", "tool")
-LARGEST_FILE = 64 << 20
-"""Bytes of one encoded image or audio file."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ def _message(where: str, message: Any, waiting: list[Any], sources: list[Any], s
         raise InvalidCalibration(f"{where}: expected an object with role and content")
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
-        raise InvalidCalibration(f"{where}: role {_shown(role)} is not one of {', '.join(ROLES)}")
+        raise InvalidCalibration(f"{where}: role {shown(role)} is not one of {', '.join(ROLES)}")
     if isinstance(content, str):
         return {"role": role, "content": content}
     if not isinstance(content, list):
@@ -114,7 +112,7 @@ def _part(where: str, part: Any, waiting: list[Any], sources: list[Any], sounds:
         return {"type": "image"}
     if kind == "audio":
         return _audio(where, part, sounds)
-    raise InvalidCalibration(f"{where}: part of type {_shown(kind)}, expected text, image or audio")
+    raise InvalidCalibration(f"{where}: part of type {shown(kind)}, expected text, image or audio")
 
 
 def _audio(where: str, part: dict[str, Any], sounds: list[Any]) -> dict[str, str]:
@@ -123,7 +121,7 @@ def _audio(where: str, part: dict[str, Any], sounds: list[Any]) -> dict[str, str
         raise InvalidCalibration(f"{where}: an audio part without audio: give a relative path or a data URI")
     language = part.get("language")
     if language is not None and not isinstance(language, str):
-        raise InvalidCalibration(f"{where}: language {_shown(language)} is not a string such as 'en'")
+        raise InvalidCalibration(f"{where}: language {shown(language)} is not a string such as 'en'")
     sounds.append(source)
     return {"type": "audio"} if language is None else {"type": "audio", "language": language}
 
@@ -150,7 +148,7 @@ def _load(where: str, source: Any, base: Path, follow_links: bool) -> bytes:
         return _bounded(where, _from_data_uri(where, source))
     if "://" in source:
         raise InvalidCalibration(
-            f"{where}: {_shown(source)} is a URL; nothing is fetched, give a relative path or a data URI"
+            f"{where}: {shown(source)} is a URL; nothing is fetched, give a relative path or a data URI"
         )
     return _from_file(where, source, base, follow_links)
 
@@ -166,30 +164,15 @@ def _from_data_uri(where: str, source: str) -> bytes:
 
 
 def _from_file(where: str, source: str, base: Path, follow_links: bool) -> bytes:
-    if "\x00" in source or Path(source).is_absolute():
-        raise InvalidCalibration(f"{where}: {_shown(source)} must be a path relative to the calibration file")
-    path = base / os.path.normpath(source)
-    climbs = path.parts[len(base.parts) : len(base.parts) + 1] == ("..",)
-    if climbs or not (follow_links or path.resolve().is_relative_to(base.resolve())):
-        instead = "; put the images beside it, or a link to their directory" if follow_links else ""
-        raise InvalidCalibration(f"{where}: {_shown(source)} leaves the directory of the calibration file{instead}")
     try:
-        if not path.is_file():
-            raise InvalidCalibration(f"{where}: {_shown(source)} does not exist beside the calibration file")
-        if path.stat().st_size > LARGEST_FILE:
-            raise InvalidCalibration(f"{where}: {path.stat().st_size} bytes, at most {LARGEST_FILE} are accepted")
-        return path.read_bytes()
+        return file_beside(base, source, follow_links=follow_links).read_bytes()
+    except UnreadableRow as error:
+        raise InvalidCalibration(f"{where}: {error}") from error
     except OSError as error:
-        raise InvalidCalibration(f"{where}: {_shown(source)} cannot be read ({error.strerror})") from error
+        raise InvalidCalibration(f"{where}: {shown(source)} cannot be read ({error.strerror})") from error
 
 
 def _bounded(where: str, data: bytes) -> bytes:
-    if len(data) > LARGEST_FILE:
-        raise InvalidCalibration(f"{where}: {len(data)} bytes, at most {LARGEST_FILE} are accepted")
+    if len(data) > MOST_MEDIA_BYTES:
+        raise InvalidCalibration(f"{where}: {len(data)} bytes, at most {MOST_MEDIA_BYTES} are accepted")
     return data
-
-
-def _shown(value: Any) -> str:
-    """A value in a message: short, on one line."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

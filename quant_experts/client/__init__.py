@@ -17,6 +17,7 @@ from __future__ import annotations
 from quant_experts.client.asynchronous import AsyncClient
 from quant_experts.client.comparisons import AsyncComparison, Candidate, Comparison
 from quant_experts.client.download import Transferred
+from quant_experts.client.embedding import Embedded, InvalidRows
 from quant_experts.client.errors import (
     ApiError,
     ClientError,
@@ -84,10 +85,12 @@ __all__ = [
     "DeliveryDetail",
     "DeliveryView",
     "DigestMismatch",
+    "Embedded",
     "EventView",
     "FiguresView",
     "Forbidden",
     "InvalidRequest",
+    "InvalidRows",
     "Job",
     "JobStatus",
     "JobView",

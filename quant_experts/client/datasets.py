@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from quant_experts.client import calls, steps
+from quant_experts.client.embedding import OnEmbedded
 from quant_experts.client.operation import Awaited, Blocking, Operations, listing, operation
 from quant_experts.client.sending import OnSent
 from quant_experts.client.steps import Item, Steps, Stream
@@ -29,12 +30,15 @@ class DatasetOperations(Operations):
         part_bytes: int = PART_BYTES,
         parallel: int = 3,
         on_progress: OnSent | None = None,
+        on_embedded: OnEmbedded | None = None,
     ) -> Steps[DatasetView]:
-        """Upload JSONL or Parquet rows. ``reuse``: the same bytes, uploaded before, are not sent again. A file of more
-        than ``part_bytes`` goes in parts, several at once; the same call after a break, also of another process, sends
-        only those that are missing. ``on_progress`` is called from other threads, as bytes leave.
+        """Upload rows: JSON Lines, a JSON list or Parquet. Images that rows name by paths beside the file are sent
+        inside. ``reuse``: the same bytes, uploaded before, are not sent again. A file of more than ``part_bytes`` goes
+        in parts, several at once; the same call after a break, also of another process, sends only those that are
+        missing. ``on_progress`` is called from other threads, as bytes leave; ``on_embedded`` before, as images are
+        put inside.
 
-        Raises InvalidRequest whose ``errors`` name the bad rows.
+        Raises InvalidRows for images that are not there, InvalidRequest whose ``errors`` name the bad rows.
         """
         return steps.block(
             lambda transport, stop: upload(
@@ -46,6 +50,7 @@ class DatasetOperations(Operations):
                 part_bytes=part_bytes,
                 parallel=parallel,
                 on_progress=on_progress,
+                on_embedded=on_embedded,
                 stop=stop,
             )
         )

@@ -47,7 +47,9 @@ class ProblemItem:
     pointer: str
     detail: str
     row: int | None = None
-    """Row of an uploaded dataset, counted from 1."""
+    """Row of an uploaded dataset, counted from 1; the first of several."""
+    count: int = 1
+    """How many errors of this kind there are."""
 
 
 class ApiError(ClientError):
@@ -187,17 +189,18 @@ def _problem(response: httpx.Response) -> dict[str, Any]:
 
 
 def _item(entry: dict[str, Any]) -> ProblemItem:
-    row = entry.get("row")
+    row, count = entry.get("row"), entry.get("count")
     return ProblemItem(
         pointer=str(entry.get("pointer", "")),
         detail=str(entry.get("detail", "")),
         row=row if isinstance(row, int) else None,
+        count=count if isinstance(count, int) else 1,
     )
 
 
 def _located(item: ProblemItem) -> str:
-    row = f"row {item.row} " if item.row is not None else ""
-    return f"{row}{item.pointer}: {item.detail}"
+    # What is wrong with a row names it itself.
+    return item.detail if item.row is not None else f"{item.pointer}: {item.detail}"
 
 
 def _retry_after(value: str | None) -> float | None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from quant_experts.client import calls
 from quant_experts.client.configuration import of_the_user
 from quant_experts.client.download import CHUNK
+from quant_experts.client.embedding import OnEmbedded, with_images_inside
 from quant_experts.client.errors import LOST_ANSWER, ClientError, NotFound, Stopped
 from quant_experts.client.parallel import each
 from quant_experts.client.sending import OnSent, Progress
@@ -50,28 +51,53 @@ def upload(
     part_bytes: int,
     parallel: int,
     on_progress: OnSent | None,
+    on_embedded: OnEmbedded | None,
     stop: threading.Event,
 ) -> DatasetView:
-    """Raises ApiError, ConnectionFailed, or ClientError for a file that cannot be read twice, that changed meanwhile or
-    has too many parts."""
+    """Images that rows name by their paths are sent inside. Raises ApiError, ConnectionFailed, InvalidRows, or
+    ClientError for a file that cannot be read twice, that changed meanwhile or has too many parts."""
     if path.exists() and not path.is_file():
         raise ClientError(f"{path} is no regular file: its digest is sent before its content, so that it is read twice")
+    with with_images_inside(path, on_progress=on_embedded, stop=stop) as whole:
+        return _upload(
+            whole,
+            transport=transport,
+            name=name or path.name,
+            expires_at=expires_at,
+            reuse=reuse,
+            part_bytes=part_bytes,
+            parallel=parallel,
+            on_progress=on_progress,
+            stop=stop,
+        )
+
+
+def _upload(
+    path: Path,
+    *,
+    transport: BlockingTransport,
+    name: str,
+    expires_at: datetime | None,
+    reuse: bool,
+    part_bytes: int,
+    parallel: int,
+    on_progress: OnSent | None,
+    stop: threading.Event,
+) -> DatasetView:
     size, sha256 = path.stat().st_size, _digest(path, stop)
     if reuse and (known := _known(transport, sha256)) is not None:
         return known
     progress = Progress(size, on_progress)
     if size <= part_bytes:
-        return _at_once(
-            transport, path, name=name or path.name, expires_at=expires_at, sha256=sha256, progress=progress
-        )
+        return _at_once(transport, path, name=name, expires_at=expires_at, sha256=sha256, progress=progress)
     kept = kept_at(transport.access.url, sha256)
     for left in reversed(range(TRIES)):
-        begun = _begun(transport, kept, name or path.name)
+        begun = _begun(transport, kept, name)
         parts = _cut(size, part_bytes, begun)
         if any(part.number > len(parts) for part in begun.parts):
             # Begun in smaller parts, which would stay at its end.
             transport.send(calls.abort_upload(begun.id))
-            begun = _begun(transport, kept, name or path.name)
+            begun = _begun(transport, kept, name)
         all_sent = False
         try:
             _send_parts(transport, path, begun, parts, parallel=parallel, progress=progress, stop=stop)

@@ -94,10 +94,12 @@ def command(
             if len(wanted) < 2:
                 raise click.UsageError("give at least two candidates, as W4A6 W4A6/gptq")
             body = body_of(**options)
-            comparison = client.comparisons.create(
+            comparison = _created(
+                client,
+                calibration,
+                idempotency_key,
                 model=model,
                 revision=revision,
-                calibration=rows_of(client, calibration),
                 split=split,
                 candidates=wanted,
                 options=body.get("options"),
@@ -105,7 +107,6 @@ def command(
                 name=name,
                 labels=labels_of(labels),
                 timeout_s=timeout_s,
-                idempotency_key=idempotency_key,
             )
             click.echo(f"{comparison.id}: {len(comparison.jobs)} jobs", err=True)
         if not no_wait and not comparison.finished:
@@ -123,6 +124,13 @@ def command(
     else:
         print_table(comparison)
     return _code(comparison)
+
+
+def _created(client: Client, calibration: str, idempotency_key: str | None, **fields: Any) -> Comparison:
+    def ask(rows: str, idempotency_key: str | None = None) -> Comparison:
+        return client.comparisons.create(calibration=rows, idempotency_key=idempotency_key, **fields)
+
+    return ask(rows_of(client, calibration, ask=ask), idempotency_key)
 
 
 def candidate_of(text: str) -> Candidate:

@@ -52,8 +52,9 @@ def upload(
     as_json: bool,
     url: str | None,
 ) -> None:
-    """Upload FILE and print the dataset's id. After a break (Ctrl-C, a lost network, a reboot) the same
-    command sends only the parts that are missing; an unfinished upload is kept for a day.
+    """Upload FILE, with the images that its rows name by paths beside it, and print the dataset's id. After a break
+    (Ctrl-C, a lost network, a reboot) the same command sends only the parts that are missing; an unfinished upload is
+    kept for a day.
     """
     if part_size < 1:
         raise click.UsageError("--part-size: a part has at least one byte")

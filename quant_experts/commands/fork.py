@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from quant_experts.client import Job
 from quant_experts.commands.job_options import CALIBRATION, handed_over, job_options, labels_of, rows_of
 from quant_experts.commands.service_client import connected, json_option, url_option
 from quant_experts.commands.spec_options import changes_of, is_given, spec_options
@@ -54,8 +55,12 @@ def command(
     for path in unset:
         _take_away(changes, path)
     with connected(url) as client:
+
+        def ask(rows: str) -> Job:
+            return client.jobs.fork(job_id, **{**changes, "calibration": {"dataset": rows}})
+
         if calibration is not None:
-            changes["calibration"] = {"dataset": rows_of(client, calibration)}
+            changes["calibration"] = {"dataset": rows_of(client, calibration, ask=ask)}
         job = client.jobs.fork(job_id, idempotency_key=idempotency_key, **changes)
         return handed_over(client, job, as_json=as_json, and_watch=and_watch)
 

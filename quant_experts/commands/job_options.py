@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from quant_experts.client import Client, Job, Sent
+from planning.units import said
+from quant_experts.client import Client, Embedded, InvalidRequest, Job, Sent
 from quant_experts.client.views import DatasetView
 from quant_experts.commands.live_line import bytes_bar
 from quant_experts.commands.service_client import print_json
@@ -16,7 +17,9 @@ from quant_experts.commands.watch import watch
 
 FILES = (".jsonl", ".parquet", ".json", ".ndjson", ".csv", ".tsv", ".txt", ".gz", ".zip")
 """What ends so was meant as a file, and is no dataset of the hub."""
-CALIBRATION = "JSONL or Parquet file, uploaded unless the service has it; or ds_…; or a hub dataset id."
+CALIBRATION = (
+    "File of rows, uploaded with the images that it names unless the service has it; or ds_…; or a hub dataset id."
+)
 
 label_option = click.option(
     "--label", "labels", multiple=True, metavar="KEY=VALUE", help="Repeatable; qe jobs --label finds it."
@@ -57,8 +60,16 @@ def handed_over(client: Client, job: Job, *, as_json: bool, and_watch: bool) -> 
     return 0
 
 
-def rows_of(client: Client, calibration: str) -> str:
-    """The id of the rows; a file of this machine is uploaded. Raises UsageError for what was meant as one."""
+NO_ROWS = f"ds_{'0' * 32}"
+"""The id of a dataset that no service has: ids begin with the time at which they were made."""
+
+
+def rows_of(client: Client, calibration: str, *, ask: Callable[[str], object] | None = None) -> str:
+    """The id of the rows; a file of this machine is uploaded. ``ask``: makes what is wanted of rows; it is asked with
+    rows that are not there first, so that what is wrong with the rest is said before anything is sent.
+
+    Raises UsageError for what was meant as a file.
+    """
     path = Path(calibration)
     if not path.is_file():
         if path.exists() and calibration:
@@ -69,9 +80,19 @@ def rows_of(client: Client, calibration: str) -> str:
         if path.suffix.lower() in FILES or calibration.startswith((".", "/", "~")):
             raise click.UsageError(f"--calibration: there is no file {calibration}")
         return calibration
+    if ask is not None:
+        _check(ask)
     dataset = uploaded(client, path)
     click.echo(f"{path.name}: {dataset.rows} rows as {dataset.id}", err=True)
     return dataset.id
+
+
+def _check(ask: Callable[[str], object]) -> None:
+    try:
+        ask(NO_ROWS)
+    except InvalidRequest as error:
+        if error.type != "dataset-not-found":
+            raise
 
 
 def uploaded(client: Client, path: Path, **how: Any) -> DatasetView:
@@ -87,7 +108,11 @@ def uploaded(client: Client, path: Path, **how: Any) -> DatasetView:
                 text += f" · sent again {sent.again}×"
             bar.update(task, completed=sent.done, total=sent.total, description=text)
 
-        return client.datasets.upload(path, on_progress=show, **how)
+        def embedding(embedded: Embedded) -> None:
+            text = f"{path.name} · {embedded.images} images put inside, {said(embedded.bytes)}"
+            bar.update(task, completed=0, total=None, description=text)
+
+        return client.datasets.upload(path, on_progress=show, on_embedded=embedding, **how)
 
 
 def labels_of(pairs: tuple[str, ...]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from planning.units import said
-from quant_experts.client import PlanView
+from quant_experts.client import Plan, PlanView
 from quant_experts.client.views import Estimate, GroupKind, WorkerFit
 from quant_experts.commands.job_options import rows_of
 from quant_experts.commands.plan_table import (
@@ -38,8 +38,11 @@ def plan_on_service(
 ) -> bool:
     """Print the plan; whether the job would be accepted."""
     with connected(url) as client:
-        rows = rows_of(client, calibration)
-        plan = client.jobs.plan(model=model, revision=revision, calibration=rows, split=split, **body)
+
+        def ask(rows: str) -> Plan:
+            return client.jobs.plan(model=model, revision=revision, calibration=rows, split=split, **body)
+
+        plan = ask(rows_of(client, calibration, ask=ask))
     if as_json:
         print_json(plan)
     else:

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from quant_experts.client import Client, Job
 from quant_experts.client.jobs import Names
 from quant_experts.commands.job_options import CALIBRATION, handed_over, job_options, labels_of, rows_of
 from quant_experts.commands.models import check_is_of_a_service
@@ -62,18 +63,17 @@ def command(
             names["accept_if"] = body.get("accept_if")
             job = client.jobs.create_planned(digest, idempotency_key=idempotency_key, **names)
         else:
-            assert model is not None
-            assert calibration is not None
-            job = client.jobs.create(
-                model=model,
-                revision=revision,
-                calibration=rows_of(client, calibration),
-                split=split,
-                idempotency_key=idempotency_key,
-                **names,
-                **body,
+            job = _created(
+                client, calibration or "", idempotency_key, model=model, revision=revision, split=split, **names, **body
             )
         return handed_over(client, job, as_json=as_json, and_watch=and_watch)
+
+
+def _created(client: Client, calibration: str, idempotency_key: str | None, **fields: Any) -> Job:
+    def ask(rows: str, idempotency_key: str | None = None) -> Job:
+        return client.jobs.create(calibration=rows, idempotency_key=idempotency_key, **fields)
+
+    return ask(rows_of(client, calibration, ask=ask), idempotency_key)
 
 
 def _check_nothing_else_decides(context: click.Context) -> None:

@@ -22,6 +22,7 @@ from quant_experts.client.retrying import RetryPolicy
 from quant_experts.commands.comparison_table import table_of
 from tests.app.conftest import BOOTSTRAP_KEY, MODEL, Api, ok, served
 from tests.app.cutting import Cuts, cutting
+from tests.rows import picture
 
 Qe = Callable[..., Awaitable[tuple[int, str, str]]]
 SUBMIT = ["submit", "--model", MODEL, "--calibration", "acme/rows"]
@@ -90,6 +91,45 @@ async def test_submit_uploads_a_file_once(qe: Qe, api: Api, tmp_path: Path) -> N
     assert len(api.execute("SELECT id FROM datasets")) == 1
     code, _, err = await qe("submit", "--model", MODEL, "--calibration", "absent.jsonl")
     assert (code, "no file absent.jsonl" in err) == (2, True)
+
+
+async def test_submit_takes_images_beside_the_rows_with_it(qe: Qe, api: Api, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for number in range(3):
+        (tmp_path / "images" / f"{number}.png").write_bytes(picture(seed=number))
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A dot."}]
+    rows = [{"image": f"images/{number}.png", "conversations": turns} for number in range(3)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows, indent=1))
+    for _ in range(2):
+        code, _, err = await qe("submit", "--model", MODEL, "--calibration", "rows.json", "--scheme", "W4A16")
+        assert (code, "rows.json: 3 rows as ds_" in err) == (0, True), err
+    ((dataset, name, images),) = api.execute("SELECT id, name, images FROM datasets")
+    assert (name, images) == ("rows.json", 3)
+    sent = (await api.client.get(f"/v1/datasets/{dataset}/rows/2/images/0")).content
+    assert sent == picture(seed=1)
+    (tmp_path / "notes.txt").write_text("secret")
+    gone = [{**row, "image": f"gone/{number}.png"} for number, row in enumerate(rows)]
+    (tmp_path / "rows.json").write_text(json.dumps([*gone, {**rows[0], "image": "notes.txt"}]))
+    code, _, err = await qe("datasets", "upload", "rows.json")
+    assert code == 1
+    assert "row 1: 'gone/0.png' does not exist beside the calibration file (and 2 more like it); row 4: 'no" in err
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--scheme", "W9A1"], "unknown scheme 'W9A1'"),
+        (["--alias", "qe/mine"], "namespace 'qe' is reserved"),
+        (["--model", "local/absent"], "no directory 'absent' below"),
+    ],
+)
+async def test_what_is_wrong_is_said_before_rows_are_sent(
+    qe: Qe, api: Api, tmp_path: Path, more: list[str], words: str
+) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "q"}]}) + "\n")
+    code, _, err = await qe("submit", "--model", MODEL, "--calibration", "rows.jsonl", *more)
+    assert (code, words in err) == (1, True), err
+    assert api.execute("SELECT id FROM datasets") == []
 
 
 async def test_the_same_idempotency_key_makes_one_job(qe: Qe, api: Api) -> None:
