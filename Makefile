@@ -76,7 +76,11 @@ openapi: setup ## write the snapshot of the API's contract after a wanted change
 constraints: ## pin what is installed now
 	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu//' | { head -2 constraints.txt; cat; } > constraints.new && mv constraints.new constraints.txt
 
+lock: setup ## write deploy/requirements: what the images install, with hashes (after a change of dependencies)
+	$(BIN)/pip install --quiet -c constraints.txt uv
+	UV=$(BIN)/uv deploy/requirements/lock.sh
+
 clean: ## remove what the targets made, the environment included
 	rm -rf $(VENV) demo-output .qe build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
-.PHONY: help setup demo serve browser test screenshots docs lint format bench fuzz faults openapi constraints clean
+.PHONY: help setup demo serve browser test screenshots docs lint format bench fuzz faults openapi constraints lock clean

@@ -32,7 +32,7 @@ class WallMissing(Exception):
     """This login cannot work as the role that row-level security binds; the message says what to do."""
 
     def __init__(self) -> None:
-        super().__init__(f"the database role {API_ROLE} is missing or not granted: run `alembic upgrade head`")
+        super().__init__(f"the database role {API_ROLE} is missing or not granted: run `qe migrate`")
 
 
 def create_engine(database_url: str, *, connections: int = CONNECTIONS, more: int = 10) -> AsyncEngine:

@@ -16,7 +16,7 @@ from app.logs import LogFormat
 class Settings(BaseSettings):
     """Durations are seconds. Lease, beat and self-kill belong together: beat < self-kill < lease."""
 
-    model_config = SettingsConfigDict(env_prefix="QE_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="QE_", env_ignore_empty=True, extra="ignore", frozen=True)
 
     home: Path = Field(default=Path(".qe"), description="Data directory: embedded servers, storage, work files.")
     host: str = "127.0.0.1"

@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 
-from quant_experts import __version__
+from quant_experts import __version__, shipped
 from quant_experts.commands.exit_codes import BAD_ARGUMENTS, BAD_INPUT, INTERRUPTED, UNREACHED, UNREAD
 from quant_experts.commands.readable import readable
 from quant_experts.errors import QuantExpertsError, Stopped
@@ -71,6 +71,7 @@ class Commands(click.Group):
             assert isinstance(found, click.Command)
             return found
         for entry in entry_points(group=ENTRY_POINTS, name=name):
+            shipped.make_importable(for_children=True)
             try:
                 brought = entry.load()
             except ImportError as error:
@@ -127,6 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code; whatever goes wrong by the user's doing is one line on stderr."""
+    shipped.make_importable()
     try:
         code = qe.main(list(arguments) or ["--help"], prog_name="qe", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

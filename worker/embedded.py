@@ -26,9 +26,10 @@ from pathlib import Path
 import click
 from pydantic import ValidationError
 
+from app.migrate import migrate
 from app.settings import Settings, complaints
 from worker import device, process
-from worker.servers import ServerFailed, embedded_postgres, embedded_redis, migrate
+from worker.servers import ServerFailed, embedded_postgres, embedded_redis
 
 START_SECONDS = 120.0
 TICK_SECONDS = 0.1

@@ -184,7 +184,7 @@ class Hub:
 
     def _run(self, kind: str, repository: str, revision: str | None, to: Path, resolved: Callable[[str], None]) -> str:
         token = {"HF_TOKEN": self.settings.hub_token} if self.settings.hub_token else {}
-        mirror = {name: os.environ[name] for name in ("HF_ENDPOINT",) if name in os.environ}
+        mirror = {name: os.environ[name] for name in ("HF_ENDPOINT",) if os.environ.get(name)}
         environment = process.scrubbed_environment(
             self.settings.resolved_home / "hub", {**mirror, **token, "HF_HUB_OFFLINE": "0"}
         )

@@ -33,7 +33,9 @@ DISK_WORDS = ("no space left on device", "disk quota exceeded", "file too large"
 def main(job_file: str) -> int:
     channel = _take_stdout()
     orders = Orders()
-    threading.Thread(target=orders.listen, args=(sys.stdin.buffer,), name="stdin", daemon=True).start()
+    # Unbuffered: at its end Python wants the lock of a buffered stdin, which the thread that reads it holds.
+    stdin = open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)  # noqa: SIM115 -- open until the process ends
+    threading.Thread(target=orders.listen, args=(stdin,), name="stdin", daemon=True).start()
 
     def say(message: protocol.Line) -> None:
         channel.write(protocol.encode(message))

@@ -16,17 +16,14 @@ from urllib.parse import quote
 
 import psycopg
 import redis
-from alembic import command
-from alembic.config import Config
 
+from app.migrate import migrate
 from worker import process
 
 DATABASE = "qe"
 START_SECONDS = 60.0
 SOCKET_DIRECTORY_BYTES = 80
 """The path of a Unix socket has at most 107 bytes; PostgreSQL adds a name of its own to the directory."""
-ROOT = Path(__file__).resolve().parent.parent
-"""The checkout, which has the migrations."""
 
 
 class ServerFailed(Exception):
@@ -165,16 +162,6 @@ class EmbeddedRedis:
 
 def embedded_redis(home: Path) -> EmbeddedRedis:
     return EmbeddedRedis(port=free_port(), password=secrets.token_urlsafe(32), log=home / "logs" / "redis.log")
-
-
-def migrate(database_url: str) -> None:
-    """Bring the database to the newest revision. Raises ServerFailed when the migrations are not here."""
-    pyproject = ROOT / "pyproject.toml"
-    if not (ROOT / "migrations").is_dir():
-        raise ServerFailed(f"there are no migrations beside {ROOT}: run `qe serve` from a checkout of the repository")
-    config = Config(toml_file=pyproject)
-    config.attributes["database_url"] = database_url
-    command.upgrade(config, "head")
 
 
 def free_port() -> int:

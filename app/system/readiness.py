@@ -43,8 +43,8 @@ async def _database(service: Service) -> str:
     try:
         async with AsyncSession(service.spare) as session:
             if not await ledger_is_there(session):
-                return "no tables: run `alembic upgrade head`"
-            return OK if await wall_is_there(session) else f"no role {API_ROLE}: run `alembic upgrade head`"
+                return "no tables: run `qe migrate`"
+            return OK if await wall_is_there(session) else f"no role {API_ROLE}: run `qe migrate`"
     except SQLAlchemyError as error:
         return f"unreachable: {type(error).__name__}"
 

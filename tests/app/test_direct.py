@@ -142,7 +142,7 @@ async def test_a_login_that_cannot_build_the_wall_is_told_what_to_do(postgres: P
         admin.execute("CREATE ROLE nobody LOGIN")
     engine = create_engine(database_url.replace("//postgres@", "//nobody@"))
     try:
-        with pytest.raises(WallMissing, match="qe_api is missing or not granted: run `alembic upgrade head`"):
+        with pytest.raises(WallMissing, match="qe_api is missing or not granted: run `qe migrate`"):
             await read(create_sessions(engine), WHO, {}, of=Who, tenant="default")
     finally:
         await engine.dispose()

@@ -60,7 +60,7 @@ async def test_without_a_database_it_is_not_ready_and_says_so_everywhere(setting
 
 async def test_an_unmigrated_database_is_not_ready(settings: Settings, empty_database_url: str) -> None:
     async with started(settings.model_copy(update={"database_url": empty_database_url})) as api:
-        assert "alembic upgrade head" in ok(await api.client.get("/readyz"), 503)["checks"]["database"]
+        assert "qe migrate" in ok(await api.client.get("/readyz"), 503)["checks"]["database"]
 
 
 async def test_a_storage_that_cannot_be_written_is_not_ready(api: Api) -> None:

@@ -1,0 +1,37 @@
+"""``qe migrate``: bring the database to the newest schema. In the images also ``python -m app.migrate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from alembic import command
+from alembic.config import Config
+
+from app.logs import configure_logging
+from app.settings import read_settings
+
+MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
+"""Beside this package in a checkout and where the wheel is installed."""
+
+
+def migrate(database_url: str) -> None:
+    """Any number may run at once: one migrates, the others find nothing left to do."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.attributes["database_url"] = database_url
+    command.upgrade(config, "head")
+
+
+@click.command("migrate")
+def main() -> None:
+    """Bring the database of QE_DATABASE_URL to the newest schema; safe to repeat."""
+    settings = read_settings()
+    configure_logging(settings.log_format)
+    if settings.database_url is None:
+        raise SystemExit("migrations need QE_DATABASE_URL, postgresql://… (`qe serve` migrates its own database)")
+    migrate(settings.database_url)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""Where an installed wheel keeps the service: ``app``, ``worker``, ``planning`` and ``migrations``.
+
+They lie in one directory beside this package, on nobody's import path: names as common as ``app`` are not taken from
+whoever installs the client. ``qe`` adds the directory for itself and the processes that it starts. A checkout has no
+such directory; there the packages are found as usual.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+SERVICE = Path(__file__).resolve().parent.parent / "quant_experts_service"
+
+
+def make_importable(*, for_children: bool = False) -> None:
+    """Put the service's directory first on this process's path, and on that of the Pythons it starts."""
+    if not SERVICE.is_dir():
+        return
+    if str(SERVICE) not in sys.path:
+        sys.path.insert(0, str(SERVICE))
+    inherited = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    if for_children and str(SERVICE) not in inherited:
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(SERVICE), *inherited])

@@ -1,0 +1,1 @@
+"""What ships is started in the form in which it ships."""
