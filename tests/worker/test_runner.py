@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import queue
 import subprocess
 import sys
@@ -98,9 +99,13 @@ def test_a_wrong_option_is_an_error_line_and_nothing_else_is_on_the_channel(tmp_
         options={"experts": 4096},
     )  # fmt: skip
     (tmp_path / "job.json").write_text(job.model_dump_json())
-    done = subprocess.run(
-        [sys.executable, "-m", "worker.runner", str(tmp_path / "job.json")], capture_output=True, stdin=subprocess.PIPE
-    )
+    reader, writer = os.pipe()  # as at a supervisor's, which closes stdin when the runner is gone
+    command = [sys.executable, "-m", "worker.runner", str(tmp_path / "job.json")]
+    done = subprocess.run(command, capture_output=True, stdin=reader)
+    os.close(reader)
+    os.close(writer)
+    assert done.returncode == 1
+    assert b"Fatal Python error" not in done.stderr
     (line,) = done.stdout.splitlines()
     message = protocol.decode(line)
     assert isinstance(message, protocol.ErrorLine)
