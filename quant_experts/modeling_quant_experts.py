@@ -18,6 +18,7 @@ Everything left of W and up is computed once per group by :class:`InputGroup` an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -417,6 +418,16 @@ def place_group(model: nn.Module, entry: Mapping[str, Any]) -> tuple[InputGroup,
     return group, placed
 
 
+def marks_of(entry: Mapping[str, Any]) -> Iterator[str]:
+    """Names of the empty tensors that a checkpoint holds where a stock model has the weights of a group's layers.
+
+    A process that does not know the method would fill those layers at random and only warn. A tensor of another shape
+    ends its load with an error.
+    """
+    for layer in entry["layers"]:
+        yield f"{entry['parent']}.{layer}.weight"
+
+
 def _below(parent: nn.Module, name: str) -> nn.Module | None:
     try:
         return parent.get_submodule(name)
@@ -479,6 +490,9 @@ class QuantExpertsQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers 
                     f"config.json: a group of quantization_config is damaged ({type(error).__name__}: {error}); "
                     f"download the checkpoint again: {str(entry)[:200]}"
                 ) from error
+        ignored = model._keys_to_ignore_on_load_unexpected  # a list in 5.0, a set later
+        marks = [f"{re.escape(name)}$" for entry in self.quantization_config.groups for name in marks_of(entry)]
+        model._keys_to_ignore_on_load_unexpected = marks if ignored is None else type(ignored)([*ignored, *marks])
         return model
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
@@ -534,4 +548,32 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(name)
     import transformers
 
-    return getattr(transformers, name)
+    stock = getattr(transformers, name)
+    is_model = isinstance(stock, type) and issubclass(stock, transformers.PreTrainedModel)
+    return _standing_for(stock) if is_model else stock
+
+
+def _standing_for(stock: Any) -> Any:
+    """A subclass that loads as ``stock`` and stays unmarked.
+
+    transformers marks the class that ``auto_map`` names as custom code, and 5.0 takes it for every model of the same
+    configuration. Of a marked class, 5.19 and later read no old key names: the next base model of the process would
+    come up with random layers.
+    """
+
+    class Standing(stock):  # type: ignore[misc]
+        @classmethod
+        def register_for_auto_class(cls, auto_class: Any = None) -> None:
+            """Nothing: the mark would outlive this load."""
+
+        @classmethod
+        def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+            return stock.from_pretrained(*args, **kwargs)
+
+        @classmethod
+        def _from_config(cls, *args: Any, **kwargs: Any) -> Any:
+            return stock._from_config(*args, **kwargs)
+
+    for attribute in ("__module__", "__name__", "__qualname__", "__doc__"):
+        setattr(Standing, attribute, getattr(stock, attribute))
+    return Standing

@@ -81,9 +81,9 @@ def model_card(report: QualityReport, spec: QuantizationSpec, *, architecture: s
         _loss(report),
         "## How to load it\n\nWith nothing but transformers 5; the loader is in this directory:\n\n"
         f"{_loading(kind)}\n\nOr with the package: `pip install quant-experts`, then `import quant_experts` and "
-        f"`{kind.auto_class}.from_pretrained(CHECKPOINT)`. In a process that does neither, transformers warns and "
-        "loads random layers. Choose another dtype with `dtype=`, never with `.to(dtype)`: that would convert rotary "
-        "frequencies too.",
+        f"`{kind.auto_class}.from_pretrained(CHECKPOINT)`. In a process that does neither, "
+        "loading fails with `MISMATCH` for every quantized layer. Choose another dtype with `dtype=`, never with "
+        "`.to(dtype)`: that would convert rotary frequencies too.",
         _limits(spec),
     ]
     if warnings:

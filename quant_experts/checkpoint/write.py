@@ -6,6 +6,7 @@ and renamed at the end, so that a checkpoint is there whole or not at all.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from quant_experts.checkpoint.card import model_card
@@ -21,6 +23,7 @@ from quant_experts.checkpoint.shards import TensorSource, spool, stored_tensors,
 from quant_experts.config import QuantizationSpec
 from quant_experts.crash_points import reach
 from quant_experts.errors import InvalidModel, InvalidSpec
+from quant_experts.modeling_quant_experts import marks_of
 from quant_experts.progress import WrittenFile
 from quant_experts.report import QualityReport
 from quant_experts.report_html import render_report
@@ -70,7 +73,8 @@ def write_checkpoint(
     Raises InvalidSpec when ``output`` exists and is not empty, InvalidModel when two files hold the same tensor.
     """
     with _appearing_whole(output) as directory:
-        spooled = spool(other_tensors, directory / ".spool")
+        marks = ((name, torch.empty(0)) for entry in groups for name in marks_of(entry))
+        spooled = spool(itertools.chain(other_tensors, marks), directory / ".spool")
         tensors: dict[str, TensorSource] = {}
         for held in (spooled, *map(stored_tensors, block_files)):
             for name, tensor in held.items():

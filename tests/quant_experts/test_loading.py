@@ -143,6 +143,63 @@ print(json.dumps({"same": torch.equal(one, two)}))
     assert answer == {"same": True}
 
 
+def test_a_process_that_does_not_know_the_method_gets_an_error_and_no_model(
+    checkpoint: Written, tmp_path: Path
+) -> None:
+    answer = in_fresh_process(
+        HIDDEN
+        + """
+from transformers import AutoModel, AutoModelForImageTextToText, Qwen2VLForConditionalGeneration
+said = []
+for kind in (AutoModelForImageTextToText, AutoModel, Qwen2VLForConditionalGeneration):
+    try:
+        kind.from_pretrained(sys.argv[1])
+        said.append("loaded")
+    except RuntimeError as error:
+        said.append(str(error))
+print(json.dumps({"said": sorted(set(said))}))
+""",
+        checkpoint.directory,
+        modules=tmp_path,
+    )
+    assert [said.split(",")[0] for said in answer["said"]] == ["You set `ignore_mismatched_sizes` to `False`"]
+
+
+def test_a_checkpoint_without_the_empty_tensors_of_an_earlier_build_still_loads(
+    checkpoint: Written, tmp_path: Path
+) -> None:
+    earlier = Path(shutil.copytree(checkpoint.directory, tmp_path / "earlier"))
+    shard = earlier / "model-00001-of-00001.safetensors"
+    kept = {name: tensor for name, tensor in load_file(str(shard)).items() if tensor.numel()}
+    save_file(kept, str(shard), metadata={"format": "pt"})
+    model, loading = AutoModelForImageTextToText.from_pretrained(earlier, output_loading_info=True)
+    assert not any(loading.values())
+    assert torch.equal(ask(model, checkpoint.inputs), checkpoint.logits)
+
+
+def test_loading_a_checkpoint_leaves_base_models_of_the_same_process_alone(checkpoint: Written, tmp_path: Path) -> None:
+    source = checkpoint.parts.arguments["source"]
+    assert "model.layers.0.mlp.up_proj.weight" in load_file(str(source / "model.safetensors"))  # an old key name
+    answer = in_fresh_process(
+        HIDDEN
+        + """
+from transformers import AutoModelForImageTextToText as Auto
+ids = torch.arange(10, 20)[None]
+def base(**options):
+    model, loading = Auto.from_pretrained(sys.argv[2], output_loading_info=True, **options)
+    return type(model), model.generate(input_ids=ids, max_new_tokens=8, do_sample=False).tolist(), any(loading.values())
+before = base()
+ours = Auto.from_pretrained(sys.argv[1], trust_remote_code=True)
+after = [base(), base(trust_remote_code=True)]
+print(json.dumps({"same": [each == before for each in after], "left": before[2], "type": type(ours) is before[0]}))
+""",
+        checkpoint.directory,
+        source,
+        modules=tmp_path,
+    )
+    assert answer == {"same": [True, True], "left": False, "type": True}
+
+
 def test_the_dtype_asked_for_is_the_dtype_that_runs(checkpoint: Written, tmp_path: Path) -> None:
     answer = in_fresh_process(
         HIDDEN
