@@ -490,9 +490,10 @@ class QuantExpertsQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers 
                     f"config.json: a group of quantization_config is damaged ({type(error).__name__}: {error}); "
                     f"download the checkpoint again: {str(entry)[:200]}"
                 ) from error
-        ignored = model._keys_to_ignore_on_load_unexpected  # a list in 5.0, a set later
+        loading: Any = model
+        ignored = loading._keys_to_ignore_on_load_unexpected  # a list in 5.0, a set later
         marks = [f"{re.escape(name)}$" for entry in self.quantization_config.groups for name in marks_of(entry)]
-        model._keys_to_ignore_on_load_unexpected = marks if ignored is None else type(ignored)([*ignored, *marks])
+        loading._keys_to_ignore_on_load_unexpected = marks if ignored is None else type(ignored)([*ignored, *marks])
         return model
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
