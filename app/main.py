@@ -36,6 +36,7 @@ from app.keys.router import router as keys
 from app.links import add_links
 from app.logs import configure_logging
 from app.models.router import router as models
+from app.parsing import warm_up
 from app.plans.router import router as plans
 from app.problems import ProblemDetails
 from app.quotas import StorageMeter
@@ -78,6 +79,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(STORAGE_THREADS, "storage"))
         sweep_abandoned(settings)
         app.state.service = service
+        warm_up()
         settle()
         heartbeat = asyncio.create_task(keep_touching(settings.heartbeat_file))
         try:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import resource
 import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 def main(seconds: int, memory: int) -> None:
@@ -22,20 +24,21 @@ def main(seconds: int, memory: int) -> None:
         (resource.RLIMIT_CORE, 0),
     ):
         resource.setrlimit(limit, (value, value))
-    sys.stdout.write(json.dumps(counted()))
-
-
-def counted() -> dict[str, object]:
-    from tokenizers import Tokenizer
-
-    counts: list[int] = []
     reader = sys.stdin.buffer
+    file = reader.read(int.from_bytes(reader.read(8), "little"))
+    sys.stdout.write(json.dumps(counted(file, map(json.loads, reader))))
+
+
+def counted(file: bytes, texts: Iterable[Sequence[Any]]) -> dict[str, object]:
+    """``texts``: pairs of text and special. Raises nothing."""
+    counts: list[int] = []
     try:
-        tokenizer = Tokenizer.from_str(reader.read(int.from_bytes(reader.read(8), "little")).decode())
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_str(file.decode())
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        for line in reader:
-            text, special = json.loads(line)
+        for text, special in texts:
             counts.append(len(tokenizer.encode(text, add_special_tokens=special)))
     except BaseException as error:  # noqa: BLE001 -- of the library's own: a panic in it is no Exception
         return {"error": " ".join(f"{error or type(error).__name__}".split())[:200]}

@@ -60,14 +60,8 @@ class Counting:
         self._process.wait()
         self._timer.cancel()
         if self._late or self._process.returncode in (-9, -24):  # SIGKILL and SIGXCPU
-            raise _bad(f"counting with it took longer than {self._seconds} seconds")
-        try:
-            answer = json.loads(said)
-        except ValueError:
-            raise _bad("counting with it needs too much memory, or ends in a crash") from None
-        if "error" in answer:
-            raise _bad(f"it cannot be used: {answer['error']}")
-        return [int(count) for count in answer["counts"]]
+            raise bad(f"counting with it took longer than {self._seconds} seconds")
+        return answered(said)
 
     def __enter__(self) -> Self:
         return self
@@ -92,5 +86,16 @@ class Counting:
         self._process.kill()
 
 
-def _bad(reason: str) -> Unreadable:
+def answered(said: bytes) -> list[int]:
+    """What the process wrote. Raises Unreadable naming the file."""
+    try:
+        answer = json.loads(said)
+    except ValueError:
+        raise bad("counting with it needs too much memory, or ends in a crash") from None
+    if "error" in answer:
+        raise bad(f"it cannot be used: {answer['error']}")
+    return [int(count) for count in answer["counts"]]
+
+
+def bad(reason: str) -> Unreadable:
     return Unreadable("invalid_model", f"{TOKENIZER}: {reason}")

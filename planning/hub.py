@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Literal
 
 from planning.errors import HubUnavailable, Unreadable
-from planning.headers import LARGEST_JSON, MOST_HEADER_BYTES, ModelHeaders, assemble, header_length
+from planning.headers import LARGEST_JSON, MOST_HEADER_BYTES, MOST_SHARDS, ModelHeaders, assemble, header_length
 from planning.text_files import LARGEST_TOKENIZER, TextFiles, gather
 
 Kind = Literal["model", "dataset"]
@@ -17,6 +17,45 @@ Kind = Literal["model", "dataset"]
 FIRST_READ = 128 * 1024
 """Bytes of a shard that are asked for at once: nearly every header is shorter."""
 PARALLEL = 8
+
+
+class HubFiles:
+    """The files of a hub model as bytes, at the commit that ``revision`` points to now; what is in them is the caller's
+    to read. Methods raise Unreadable and HubUnavailable."""
+
+    def __init__(
+        self, repository: str, *, revision: str | None, token: str | None, endpoint: str | None, seconds: float
+    ) -> None:
+        self._reader = _Reader(repository, token, endpoint, seconds)
+        self.commit, self.names = self._reader.resolve("model", revision)
+        self._reader.commit = self.commit
+        self._headers: dict[str, Future[bytes]] = {}
+        self._read = 0
+
+    def whole(self, name: str) -> bytes:
+        return self._reader.whole(self._known(name))
+
+    def tokenizer(self, name: str) -> bytes:
+        return self._reader.whole(self._known(name), most=LARGEST_TOKENIZER)
+
+    def headers(self, names: list[str]) -> bytes:
+        """Have them read together; ``header`` then has each."""
+        wanted = [self._known(name) for name in names[:MOST_SHARDS]]
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            self._headers = {name: pool.submit(self._reader.header, name) for name in wanted}
+        return b""
+
+    def header(self, name: str) -> bytes:
+        found = self._headers.pop(name).result() if name in self._headers else self._reader.header(self._known(name))
+        self._read += len(found)
+        if self._read > MOST_HEADER_BYTES:
+            raise Unreadable("invalid_model", f"the headers of all shards exceed {MOST_HEADER_BYTES} bytes")
+        return found
+
+    def _known(self, name: str) -> str:
+        if name not in self.names:
+            raise Unreadable("invalid_model", f"the model has no file {name!r}")
+        return name
 
 
 def read_hub(

@@ -11,6 +11,48 @@ from planning.headers import LARGEST_JSON, MOST_HEADER_BYTES, ModelHeaders, asse
 from planning.text_files import LARGEST_TOKENIZER, TextFiles, gather
 
 
+class LocalFiles:
+    """A model's files as bytes, as ``planning.hub.HubFiles``. Methods raise Unreadable and OSError."""
+
+    commit: str | None = None
+
+    def __init__(self, directory: Path) -> None:
+        """Raises Unreadable."""
+        if not directory.is_dir():
+            raise Unreadable("model_not_found", f"{directory.name} is not a directory")
+        self._directory = directory
+        self._read = 0
+        self.names = _names(directory)
+
+    @property
+    def stamp(self) -> str:
+        """Another one when a file has changed, as far as the file system says."""
+        files = ((name, (self._directory / name).stat()) for name in sorted(self.names))
+        return " ".join(f"{name}:{about.st_size}:{about.st_mtime_ns}" for name, about in files)
+
+    def whole(self, name: str) -> bytes:
+        return _whole(self._directory, self._known(name))
+
+    def tokenizer(self, name: str) -> bytes:
+        return _whole(self._directory, self._known(name), most=LARGEST_TOKENIZER)
+
+    def headers(self, names: list[str]) -> bytes:
+        """``header`` will be asked for these."""
+        return b""
+
+    def header(self, name: str) -> bytes:
+        found = _header(self._directory / self._known(name))
+        self._read += len(found)
+        if self._read > MOST_HEADER_BYTES:
+            raise Unreadable("invalid_model", f"the headers of all shards exceed {MOST_HEADER_BYTES} bytes")
+        return found
+
+    def _known(self, name: str) -> str:
+        if name not in self.names:
+            raise Unreadable("invalid_model", f"the model has no file {name!r}")
+        return name
+
+
 def read_local(directory: Path) -> ModelHeaders:
     """Raises Unreadable for everything that is wrong with the files."""
     if not directory.is_dir():

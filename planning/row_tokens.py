@@ -3,11 +3,11 @@ thumb where there is no model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 from planning.counting import Counting
 from planning.families import text_config
@@ -58,6 +58,20 @@ class Counted:
         return sum(row.total > self.limit for row in self.rows)
 
 
+class Counts(Protocol):
+    """As :class:`planning.counting.Counting`."""
+
+    def add(self, text: str, *, special: bool) -> None: ...
+
+    def finish(self) -> list[int]: ...
+
+    def __enter__(self) -> Counts: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None: ...
+
+
 class RowCounting:
     """Rows go in one by one; ``finish`` says what they make.
 
@@ -66,8 +80,10 @@ class RowCounting:
     ...     counted = counting.finish()
     """
 
-    def __init__(self, files: TextFiles | None, *, seconds: int = 30) -> None:
-        """``files``: of the model, None where there is none; ``seconds``: of the CPU."""
+    def __init__(
+        self, files: TextFiles | None, *, seconds: int = 30, counting: Callable[..., Counts] = Counting
+    ) -> None:
+        """``files``: of the model, None where there is none; ``seconds``: of the CPU; ``counting``: what counts."""
         self._files = files
         self._turns = _turns(files) if files is not None else None
         self._images: list[int] = []
@@ -75,9 +91,9 @@ class RowCounting:
         self._more: list[int] = []
         self._characters = 0
         self._stack = ExitStack()
-        self._counting: Counting | None = None
+        self._counting: Counts | None = None
         if files is not None and files.tokenizer is not None:
-            self._counting = self._stack.enter_context(Counting(files.tokenizer, seconds=seconds))
+            self._counting = self._stack.enter_context(counting(files.tokenizer, seconds=seconds))
 
     def add(self, messages: Sequence[Any], sizes: Sequence[Size]) -> None:
         """``sizes``: of the row's images, in pixels."""

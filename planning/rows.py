@@ -11,16 +11,17 @@ import binascii
 import io
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
+from planning.counting import Counting
 from planning.errors import Unreadable
 from planning.row_files import UnreadableFile, UnreadableRow, opened, raw_rows, unpacked
 from planning.row_formats import COLUMNS, UnknownRow, canonical, of_columns
-from planning.row_tokens import Counted, RowCounting
+from planning.row_tokens import Counted, Counts, RowCounting
 from planning.text_files import TextFiles
 
 ASSUMED = {True: 800.0, False: 300.0}
@@ -51,12 +52,19 @@ def unknown_rows(*, vision: bool, rows: int | None = None) -> Rows:
     return Rows(rows, ASSUMED[vision], ASSUMED_SPREAD, 1.0 if vision else 0.0, of_images)
 
 
-def sampled_rows(sample: Sequence[Mapping[str, Any]], *, rows: int | None, files: TextFiles, seconds: int = 5) -> Rows:
+def sampled_rows(
+    sample: Sequence[Mapping[str, Any]],
+    *,
+    rows: int | None,
+    files: TextFiles,
+    seconds: int = 5,
+    counting: Callable[..., Counts] = Counting,
+) -> Rows:
     """From some canonical rows, counted by the model's tokenizer where ``files`` has one that can be used.
 
-    ``seconds``: of the CPU, for counting.
+    ``seconds``: of the CPU, for ``counting``.
     """
-    counted, images = _counted(sample, files, seconds)
+    counted, images = _counted(sample, files, seconds, counting)
     # One that is too long without its images is skipped; another takes its place.
     usable = [row for row in counted.rows if row.text < counted.limit]
     if not usable:
@@ -73,19 +81,21 @@ def sampled_rows(sample: Sequence[Mapping[str, Any]], *, rows: int | None, files
     )
 
 
-def _counted(sample: Sequence[Mapping[str, Any]], files: TextFiles, seconds: int) -> tuple[Counted, int]:
+def _counted(
+    sample: Sequence[Mapping[str, Any]], files: TextFiles, seconds: int, counting: Callable[..., Counts]
+) -> tuple[Counted, int]:
     """And how many images there are. A tokenizer that cannot be used is the job's business to speak of."""
     images = 0
-    with RowCounting(files, seconds=seconds) as counting:
+    with RowCounting(files, seconds=seconds, counting=counting) as row_counting:
         for row in sample:
             sizes = list(_pictures(row)) if files.vision else []
             messages = row.get("messages")
-            counting.add(messages if isinstance(messages, list) else [], sizes)
+            row_counting.add(messages if isinstance(messages, list) else [], sizes)
             images += len(sizes)
         try:
-            return counting.finish(), images
+            return row_counting.finish(), images
         except Unreadable:
-            return _counted(sample, replace(files, tokenizer=None), seconds)
+            return _counted(sample, replace(files, tokenizer=None), seconds, counting)
 
 
 def _spread(tokens: Sequence[int], counted: Counted, *, whole: bool) -> float:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from app.datasets.contents import Row, all_rows
 from app.settings import Settings
-from planning.row_tokens import MOST_CHARACTERS, Counted, RowCounting, TurnsBy
+from planning.counting import Counting
+from planning.row_tokens import MOST_CHARACTERS, Counted, Counts, RowCounting, TurnsBy
 from planning.text_files import TextFiles
 
 NO_MODEL = (
@@ -75,16 +76,19 @@ class Figures:
     tokens: TokenFigures
 
 
-def figures(path: Path, settings: Settings, *, files: TextFiles | None = None) -> Figures:
-    """One pass; of an image or audio file only its size is kept. ``files``: of the model whose tokens are counted.
+def figures(
+    path: Path, settings: Settings, *, files: TextFiles | None = None, counting: Callable[..., Counts] = Counting
+) -> Figures:
+    """One pass; of an image or audio file only its size is kept. ``files``: of the model whose tokens are counted, by
+    ``counting``.
 
     Raises Unreadable naming the file of the model that cannot be used.
     """
     formats, roles, kinds = Counter[str](), Counter[str](), Counter[str]()
     pixels, sizes, characters, seconds, audio = list[int](), list[int](), list[int](), list[float](), 0
-    with RowCounting(files) as counting:
+    with RowCounting(files, counting=counting) as row_counting:
         for row in all_rows(path, settings):
-            counting.add(row.messages, [(image.header.width, image.header.height) for image in row.images])
+            row_counting.add(row.messages, [(image.header.width, image.header.height) for image in row.images])
             characters.append(row.characters)
             kinds.update(_kinds(row))
             roles.update(str(message["role"]) for message in row.messages)
@@ -94,7 +98,7 @@ def figures(path: Path, settings: Settings, *, files: TextFiles | None = None) -
                 pixels.append(image.header.width * image.header.height)
             audio += len(row.audio)
             seconds += [sound.header.seconds for sound in row.audio if sound.header.seconds is not None]
-        counted = counting.finish()
+        counted = row_counting.finish()
     return Figures(
         rows=len(characters),
         rows_text_only=kinds["text"],

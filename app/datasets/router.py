@@ -15,11 +15,12 @@ from app.artifacts.sending import FOREVER, decide
 from app.auth import Caller
 from app.contract.spec import ModelId, ModelRef, Revision
 from app.contract.tables import Dataset
-from app.datasets import contents, service
+from app.datasets import service
 from app.datasets.schemas import DatasetChanges, DatasetQuery, DatasetView, FiguresView, RowPage, RowView
 from app.datasets.upload import WRITTEN_OUT, EndFields, received
 from app.deps import DatasetsReader, DatasetsWriter, Service, ServiceDep, SessionDep
 from app.paging import Page, page_of
+from app.parsing.operations import AUDIO, IMAGE, PAGE
 from app.problems import Problem, documented
 from app.quotas import room_of
 from app.tenancy import owned
@@ -141,7 +142,10 @@ async def change(dataset_id: str, changes: DatasetChanges, caller: DatasetsWrite
     )
 
 
-@router.get("/{dataset_id}/rows", responses=documented(problems.NOT_FOUND, problems.OBJECT_MISSING, problems.BUSY))
+@router.get(
+    "/{dataset_id}/rows",
+    responses=documented(problems.NOT_FOUND, problems.OBJECT_MISSING, problems.INVALID_DATASET, problems.BUSY),
+)
 async def rows(
     request: Request,
     dataset_id: str,
@@ -155,7 +159,9 @@ async def rows(
     async with parts.reading(request, caller):
         found = await service.look_into(
             session,
-            lambda path: contents.page(path, parts.settings, after=after, limit=limit + 1),
+            PAGE,
+            after,
+            limit + 1,
             tenant=caller.tenant,
             dataset_id=dataset_id,
             storage=parts.storage,
@@ -169,7 +175,7 @@ async def rows(
     "/{dataset_id}/rows/{number}/images/{index}",
     response_class=Response,
     responses={
-        **documented(problems.NOT_FOUND, problems.OBJECT_MISSING, problems.BUSY),
+        **documented(problems.NOT_FOUND, problems.OBJECT_MISSING, problems.INVALID_DATASET, problems.BUSY),
         200: {"content": {"image/png": {}, "image/jpeg": {}, "image/webp": {}}},
     },
 )
@@ -186,7 +192,9 @@ async def image(
     async with parts.reading(request, caller):
         found = await service.look_into(
             session,
-            lambda path: contents.image_of(path, parts.settings, number=number, index=index),
+            IMAGE,
+            number,
+            index,
             tenant=caller.tenant,
             dataset_id=dataset_id,
             storage=parts.storage,
@@ -207,6 +215,7 @@ async def image(
             problems.OBJECT_MISSING,
             problems.PRECONDITION_FAILED,
             problems.RANGE_NOT_SATISFIABLE,
+            problems.INVALID_DATASET,
             problems.BUSY,
         ),
         200: {"content": {WAV: {}}},
@@ -227,7 +236,9 @@ async def audio(
     async with parts.reading(request, caller):
         found = await service.look_into(
             session,
-            lambda path: contents.audio_of(path, parts.settings, number=number, index=index),
+            AUDIO,
+            number,
+            index,
             tenant=caller.tenant,
             dataset_id=dataset_id,
             storage=parts.storage,
@@ -243,7 +254,12 @@ async def audio(
 @router.get(
     "/{dataset_id}/statistics",
     responses=documented(
-        problems.NOT_FOUND, problems.OBJECT_MISSING, problems.INVALID_MODEL, problems.HUB_UNAVAILABLE, problems.BUSY
+        problems.NOT_FOUND,
+        problems.OBJECT_MISSING,
+        problems.INVALID_DATASET,
+        problems.INVALID_MODEL,
+        problems.HUB_UNAVAILABLE,
+        problems.BUSY,
     ),
 )
 async def statistics(
@@ -260,7 +276,7 @@ async def statistics(
 ) -> FiguresView:
     """How many rows, images and sounds, how large, how long, and how many tokens; one pass over the file."""
     async with parts.reading(request, caller):
-        found, files = await service.statistics_of(
+        found, commit = await service.statistics_of(
             session,
             tenant=caller.tenant,
             dataset_id=dataset_id,
@@ -268,7 +284,7 @@ async def statistics(
             storage=parts.storage,
             settings=parts.settings,
         )
-    return FiguresView.of(found, model=model, commit=files.commit if files is not None else None)
+    return FiguresView.of(found, model=model, commit=commit)
 
 
 @router.delete("/{dataset_id}", status_code=204, responses=documented(problems.NOT_FOUND, problems.DATASET_IN_USE))

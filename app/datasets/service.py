@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
 from datetime import datetime
-from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -19,18 +17,21 @@ from app.contract.spec import ModelRef
 from app.contract.tables import Dataset
 from app.database import release
 from app.datasets.expiry import still_to_come, what_is_wrong
-from app.datasets.figures import Figures, figures
+from app.datasets.figures import Figures
 from app.datasets.upload import Upload, draft
-from app.datasets.validation import Contents, InvalidRows, validate
+from app.datasets.validation import Contents, InvalidRows
 from app.jobs.queries import jobs_needing
-from app.plans.inputs import aside, read_text_files
+from app.parsing import Died, parse
+from app.parsing.children import Asked
+from app.parsing.operations import CHECK, FIGURES, Operation, bounds_of
+from app.plans.inputs import Model, read_model
 from app.problems import Problem
 from app.quotas import StorageMeter, room_of
 from app.settings import Settings
 from app.storage import ObjectMissing, Storage
 from app.tenancy import owned
+from app.threads import aside
 from planning.errors import HubUnavailable, Unreadable
-from planning.text_files import TextFiles
 
 Found = TypeVar("Found")
 DATASET_ID = re.compile(r"ds_[0-9a-f]{32}")
@@ -53,30 +54,30 @@ async def get_dataset(session: AsyncSession, *, tenant: str, dataset_id: str, lo
 
 async def look_into(
     session: AsyncSession,
-    look: Callable[[Path], Found],
-    *,
+    operation: Operation[Found],
+    *arguments: Any,
     tenant: str,
     dataset_id: str,
     storage: Storage,
     settings: Settings,
+    asked: Asked | None = None,
 ) -> Found:
-    """What ``look`` finds in the dataset's file, in a thread. Raises Problem 404, or 500 when its bytes are gone."""
+    """What ``operation`` finds in the dataset's file, in a child that may ``ask`` for more. Raises Problem: 404; 422
+    when its rows kill the child; 500 when its bytes are gone."""
     dataset = await get_dataset(session, tenant=tenant, dataset_id=dataset_id)
     wrong = what_is_wrong(dataset)
     if wrong is not None or dataset.key is None:
         raise Problem(problems.NOT_FOUND, wrong or "")
     key = dataset.key
     await release(session)
-
-    def looking() -> Found:
-        with draft(settings) as path:
-            storage.fetch(key, path)
-            return look(path)
-
     try:
-        return await aside(looking)
+        with draft(settings) as path:
+            await aside(lambda: storage.fetch(key, path))
+            return await parse(operation, bounds_of(settings), *arguments, files=[path], asked=asked)
     except (ObjectMissing, InvalidRows) as error:
         raise Problem(problems.OBJECT_MISSING, f"the rows of {dataset_id} are not as they were uploaded") from error
+    except Died as died:
+        raise Problem(problems.INVALID_DATASET, f"the rows of {dataset_id}: {died}") from None
 
 
 async def statistics_of(
@@ -87,41 +88,46 @@ async def statistics_of(
     model: ModelRef | None,
     storage: Storage,
     settings: Settings,
-) -> tuple[Figures, TextFiles | None]:
-    """Figures over all rows, and the files of ``model`` that its tokens were counted by.
+) -> tuple[Figures, str | None]:
+    """Figures over all rows, and the commit of the hub model that its tokens were counted by.
 
     Raises Problem: 422 for a model that cannot be read, or whose tokenizer cannot be used; 503 when the hub does not
     answer.
     """
     await get_dataset(session, tenant=tenant, dataset_id=dataset_id)
     await release(session)
-    files: TextFiles | None = None
+    read: Model | None = None
     try:
         if model is not None:
-            files = await aside(lambda: read_text_files(model, settings))
-            if files is None:
+            read = await aside(lambda: read_model(model, settings))
+            if read is None:
                 raise Problem(problems.INVALID_MODEL, f"{model.id} is where the workers are, and cannot be read here")
         found = await look_into(
             session,
-            lambda path: figures(path, settings, files=files),
+            FIGURES,
+            read.files.names if read is not None else None,
             tenant=tenant,
             dataset_id=dataset_id,
             storage=storage,
             settings=settings,
+            asked=read.asked if read is not None else None,
         )
     except Unreadable as error:
         raise Problem(problems.INVALID_MODEL, str(error)) from None
     except HubUnavailable as error:
         raise Problem(problems.HUB_UNAVAILABLE, str(error), headers={"Retry-After": "10"}) from None
-    return found, files
+    return found, read.commit if read is not None else None
 
 
 async def checked(upload: Upload, settings: Settings) -> Contents:
     """What the file holds. Raises Problem 422, with an error per bad row, when it is not a dataset."""
     try:
-        return await aside(lambda: validate(upload.path, settings))
+        return await parse(CHECK, bounds_of(settings), files=[upload.path])
     except InvalidRows as error:
         raise Problem(problems.INVALID_DATASET, str(error), errors=error.errors) from None
+    except Died as died:
+        errors = [{"pointer": "/file", "detail": str(died)}]
+        raise Problem(problems.INVALID_DATASET, f"the file: {died}", errors=errors) from None
 
 
 async def keep_upload(

@@ -8,8 +8,8 @@ from app import problems
 from app.deps import AnyCaller, ServiceDep
 from app.models.schemas import ModelList
 from app.models.service import local_models
-from app.plans.inputs import aside
 from app.problems import documented
+from app.threads import aside
 
 router = APIRouter(prefix="/v1/models", tags=["service"])
 

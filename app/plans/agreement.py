@@ -13,13 +13,14 @@ from app.contract.spec import JobSpec
 from app.contract.tables import Dataset
 from app.database import release
 from app.plans import inputs
-from app.plans.inputs import UPLOADED, aside
+from app.plans.inputs import UPLOADED
 from app.plans.queries import kept_plan
 from app.plans.schemas import JobRequest, ResolvedInputs, errors_of
 from app.plans.service import DECIDES, Planned, deciding, estimate_to_keep, estimated, fleet_of, uploaded_dataset
 from app.problems import Problem
 from app.settings import Settings
 from app.storage import Storage
+from app.threads import aside
 from planning.errors import Refusal, Unreadable
 
 

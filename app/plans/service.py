@@ -20,7 +20,7 @@ from app.database import release
 from app.datasets.expiry import what_is_wrong
 from app.plans import inputs
 from app.plans.fitting import fits_of, memory_refusal
-from app.plans.inputs import UPLOADED, Model, aside
+from app.plans.inputs import UPLOADED, Model
 from app.plans.queries import KEPT, kept_plan, measured_ratios, workers_alive
 from app.plans.schemas import (
     Estimate,
@@ -35,10 +35,10 @@ from app.problems import Problem
 from app.settings import Settings
 from app.storage import Storage
 from app.tenancy import owned
+from app.threads import aside
 from planning.errors import HubUnavailable, Refusal, Unreadable
-from planning.plan import Plan, digest_of, make_plan
+from planning.plan import Plan, digest_of
 from planning.recipe import Recipe
-from planning.seconds import calibration_of
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 DECIDES = ("model", "calibration", "scheme", "method", "options", "target")
@@ -99,7 +99,10 @@ async def plan_job(
         dataset_commit=commit,
         dataset_sha256=dataset.sha256 if dataset else None,
     )
-    plan, fits = await estimated(fleet, spec, model, dataset, settings, storage, refusals)
+    try:
+        plan, fits = await estimated(fleet, spec, model, dataset, settings, storage, refusals)
+    except HubUnavailable as error:
+        raise Problem(problems.HUB_UNAVAILABLE, str(error), headers={"Retry-After": "10"}) from None
     return Planned(spec, resolved, plan, tuple(refusals), fits)
 
 
@@ -125,23 +128,19 @@ async def estimated(
     storage: Storage,
     refusals: list[Refusal],
 ) -> tuple[Plan | None, list[WorkerFit]]:
-    """The plan and who could run it; what speaks against it is added to ``refusals``."""
+    """The plan and who could run it; what speaks against it is added to ``refusals``. Raises HubUnavailable."""
     workers = fleet.workers
     if model is None:
         return None, fits_of(workers, None)
-    headers = model.headers
-    calibrations = {kind: found for kind, seen in fleet.ratios.items() if (found := calibration_of(seen)) is not None}
-    cores = min((worker.cores for worker in workers if worker.cores), default=2)
-    rows = await aside(lambda: inputs.look_at_rows(spec.model, model, dataset, settings, storage))
     try:
-        plan = make_plan(
-            headers,
-            recipe_of(spec),
-            rows,
-            from_hub=model.commit is not None,
-            rows_bytes=dataset.bytes if dataset is not None else 0,
-            cores=cores,
-            calibrations=calibrations,
+        plan = await inputs.estimate(
+            model,
+            recipe=recipe_of(spec),
+            cores=min((worker.cores for worker in workers if worker.cores), default=2),
+            ratios=fleet.ratios,
+            dataset=dataset,
+            settings=settings,
+            storage=storage,
         )
     except Unreadable as error:
         refusals.append(error.refusal)

@@ -1,0 +1,189 @@
+"""The API's side: one child for each job, killed when nobody waits for it any more."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from app.confinement import Limits
+from app.parsing import frames
+from app.parsing.operations import Operation, raised
+from app.threads import aside
+
+Found = TypeVar("Found")
+LIMITS = Limits(memory=2 << 30, cpu=90)
+"""Half a gigabyte of rows takes 40 s and a tenth of that memory."""
+PATIENCE = 2.0
+"""Seconds on the clock for each of the CPU: the machine has other work."""
+INHERITED = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "TZ", "VIRTUAL_ENV")
+log = logging.getLogger(__name__)
+
+Asked = Mapping[str, Callable[..., bytes]]
+"""What a child may ask for, by name: it has no files and no network itself."""
+
+
+class Died(Exception):
+    """The child took more than it may, or crashed; the message says so of what it read, whatever that was."""
+
+
+async def parse(
+    operation: Operation[Found],
+    *arguments: Any,
+    files: Sequence[Path] = (),
+    asked: Asked | None = None,
+    limits: Limits = LIMITS,
+) -> Found:
+    """What ``operation`` finds. Raises Died, and what the operation refuses with; a caller that is cancelled kills the
+    child."""
+    job = _Job(operation.name, arguments, limits)
+    return await aside(lambda: operation.found(job.run(files, asked or {})), stop=job.kill)
+
+
+def warm_up() -> None:
+    """Have the process that children are forked from started. Returns at once."""
+    _zygote().start()
+
+
+class _Job:
+    def __init__(self, name: str, arguments: tuple[Any, ...], limits: Limits) -> None:
+        self._request = pickle.dumps((name, arguments, limits))
+        self._limits = limits
+        self._child: bytes | None = None
+        self._killed = False
+
+    def run(self, files: Sequence[Path], asked: Asked) -> bytes:
+        """Blocks. The answer as JSON."""
+        deadline = time.monotonic() + PATIENCE * (self._limits.cpu or 3600)
+        with contextlib.ExitStack() as stack:
+            opened = [stack.enter_context(path.open("rb")) for path in files]
+            child = stack.enter_context(_zygote().fork([file.fileno() for file in opened]))
+            stack.callback(self.kill)
+            try:
+                _, self._child = frames.receive(child, deadline=deadline)
+                frames.send(child, frames.ANSWER, self._request)
+                return self._follow(child, asked, deadline)
+            except frames.Ended:
+                raise Died("reading it takes too much memory or time, or crashes the reader") from None
+            except TimeoutError:
+                raise Died(f"reading it takes longer than {self._limits.cpu} s") from None
+
+    def _follow(self, child: socket.socket, asked: Asked, deadline: float) -> bytes:
+        while not self._killed:
+            kind, data = frames.receive(child, deadline=deadline)
+            if kind == frames.ANSWER:
+                return data
+            if kind == frames.REFUSED:
+                raise raised(data)
+            if kind == frames.FAILED:
+                log.error("a child that parses failed: %s", data.decode("utf-8", "replace"))
+                raise Died("reading it crashes the reader")
+            name, arguments = _question(data)
+            frames.send(child, *_reply(asked.get(name), arguments))
+        raise frames.Ended
+
+    def kill(self) -> None:
+        """From any thread. A child that has ended is not disturbed."""
+        self._killed = True
+        if self._child is not None:
+            _zygote().kill(self._child)
+
+
+def _question(data: bytes) -> tuple[str, list[Any]]:
+    import json
+
+    try:
+        name, arguments = json.loads(data)
+    except ValueError:
+        raise frames.Ended from None
+    return str(name), list(arguments)
+
+
+def _reply(answer: Callable[..., bytes] | None, arguments: list[Any]) -> tuple[bytes, bytes]:
+    from app.parsing.operations import refusal
+
+    if answer is None:
+        raise frames.Ended
+    try:
+        return frames.ANSWER, answer(*arguments)
+    except Exception as error:
+        encoded = refusal(error)
+        if encoded is None:
+            raise
+        return frames.REFUSED, encoded
+
+
+class _Zygote:
+    """Started when it is first needed, and again when it has died."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+
+    def start(self) -> None:
+        with self._lock:
+            self._started()
+
+    def fork(self, files: Sequence[int]) -> socket.socket:
+        """Our end of a new child's socket."""
+        ours, theirs = socket.socketpair()
+        with theirs, self._lock:
+            try:
+                socket.send_fds(self._started(), [b"f"], [theirs.fileno(), *files])
+            except OSError:  # it has just died
+                self._end()
+                socket.send_fds(self._started(), [b"f"], [theirs.fileno(), *files])
+        return ours
+
+    def kill(self, child: bytes) -> None:
+        with self._lock, contextlib.suppress(OSError):
+            if self._control is not None:
+                self._control.send(b"k" + child)
+
+    def _started(self) -> socket.socket:
+        if self._process is not None and self._process.poll() is not None:
+            self._end()
+        if self._control is None:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs:
+                self._process = subprocess.Popen(  # noqa: S603 -- this interpreter, a program of ours
+                    [sys.executable, "-P", "-m", "app.parsing.zygote", str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    env=_environment(),
+                    start_new_session=True,
+                )
+            self._control = ours
+        return self._control
+
+    def _end(self) -> None:
+        if self._control is not None:
+            self._control.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._control = self._process = None
+
+
+def _environment() -> dict[str, str]:
+    """Nothing of ours: neither settings nor secrets."""
+    kept = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    return {**kept, "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+
+
+@functools.cache
+def _zygote() -> _Zygote:
+    """One for this process: the applications in it share it."""
+    return _Zygote()

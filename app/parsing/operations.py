@@ -1,0 +1,234 @@
+"""What children do, by name. Nothing here opens a file by its name: a child has only the files that it was given."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter
+
+from app.datasets import contents
+from app.datasets.figures import Figures, figures
+from app.datasets.validation import Contents, InvalidRows, validate
+from app.parsing import frames
+from app.parsing.counting import CountingHere
+from app.settings import Settings
+from planning.errors import HubUnavailable, Unreadable
+from planning.headers import ModelHeaders, assemble
+from planning.plan import Plan, make_plan
+from planning.recipe import Recipe
+from planning.rows import Rows, parsed_parquet, parsed_text, sampled_rows, unknown_rows
+from planning.seconds import calibration_of
+from planning.text_files import TextFiles, gather
+
+Found = TypeVar("Found")
+SAMPLED_ROWS = 48
+BYTES = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a child has beside its arguments: open files, and the API to ask."""
+
+    api: socket.socket
+    files: Sequence[int]
+
+    @property
+    def path(self) -> Path:
+        """Of the first file."""
+        return Path(f"/proc/self/fd/{self.files[0]}")
+
+    def ask(self, name: str, *arguments: Any) -> bytes:
+        """Raises Refused when the API could not answer."""
+        frames.send(self.api, frames.ASK, json.dumps([name, arguments]).encode())
+        kind, data = frames.receive(self.api)
+        if kind == frames.REFUSED:
+            raise raised(data)
+        return data
+
+
+class Refused(Exception):
+    """An operation's own word for what it cannot read."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.encoded = refusal(error) or b""
+
+
+def refusal(error: Exception) -> bytes | None:
+    """None for what is no refusal but a fault."""
+    match error:
+        case Unreadable():
+            found = error.refusal
+            said: list[Any] = ["unreadable", found.code, found.message, found.pointer]
+        case HubUnavailable():
+            said = ["hub", str(error)]
+        case InvalidRows():
+            said = ["rows", str(error), error.errors]
+        case _:
+            return None
+    return json.dumps(said).encode()
+
+
+def raised(data: bytes) -> Exception:
+    match json.loads(data):
+        case ["unreadable", str(code), str(message), str(pointer)]:
+            return Unreadable(code, message, pointer)
+        case ["hub", str(message)]:
+            return HubUnavailable(message)
+        case ["rows", str(message), list(errors)]:
+            return InvalidRows(message, errors)
+    return frames.Ended()
+
+
+@dataclass(frozen=True)
+class Operation(Generic[Found]):
+    """``work`` in the child; ``answer``: how its result travels."""
+
+    name: str
+    work: Callable[..., Found]
+    answer: TypeAdapter[Found]
+
+    def found(self, data: bytes) -> Found:
+        """What the child said, checked. Raises pydantic's ValidationError for what is no such answer."""
+        return self.answer.validate_json(data)
+
+
+Bounds = Mapping[str, int]
+"""Of rows: the settings that a child has to know. It is never told the others."""
+BOUNDS = ("max_dataset_bytes", "max_dataset_rows", "max_image_bytes", "max_image_pixels", "max_audio_bytes")
+
+
+def bounds_of(settings: Settings) -> Bounds:
+    return settings.model_dump(include=set(BOUNDS))
+
+
+def _settings(bounds: Bounds) -> Settings:
+    return Settings.model_construct(**bounds)  # type: ignore[arg-type]
+
+
+def _check(job: Job, bounds: Bounds) -> Contents:
+    return validate(job.path, _settings(bounds))
+
+
+def _page(job: Job, bounds: Bounds, after: int, limit: int) -> list[contents.Row]:
+    return contents.page(job.path, _settings(bounds), after=after, limit=limit)
+
+
+def _image(job: Job, bounds: Bounds, number: int, index: int) -> contents.Image | None:
+    return contents.image_of(job.path, _settings(bounds), number=number, index=index)
+
+
+def _audio(job: Job, bounds: Bounds, number: int, index: int) -> contents.Audio | None:
+    return contents.audio_of(job.path, _settings(bounds), number=number, index=index)
+
+
+def _figures(job: Job, bounds: Bounds, names: list[str] | None) -> Figures:
+    """``names``: of the files of the model whose tokens are counted."""
+    files = None if names is None else _text_files(job, names)
+    return figures(job.path, _settings(bounds), files=files, counting=CountingHere)
+
+
+def _text_files(job: Job, names: list[str]) -> TextFiles:
+    return gather(names, read_whole=partial(job.ask, "whole"), read_tokenizer=partial(job.ask, "tokenizer"))
+
+
+@dataclass(frozen=True)
+class ToEstimate:
+    """``names``: of the model's files; ``rows``: what is known of the dataset's rows from before."""
+
+    names: list[str]
+    from_hub: bool
+    recipe: Recipe
+    cores: int
+    ratios: Mapping[str, Sequence[float]]
+    rows: Rows | None
+    rows_bytes: int
+    dataset: Sampled | None
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """An uploaded dataset; ``readable``: its file, or the beginning of it, is the job's."""
+
+    rows: int
+    images: int
+    is_parquet: bool
+    readable: bool
+
+
+@dataclass(frozen=True)
+class Estimated:
+    plan: Plan
+    rows: Rows
+
+
+def _estimate(job: Job, wanted: ToEstimate) -> Estimated:
+    headers = assemble(
+        wanted.names,
+        read_whole=partial(job.ask, "whole"),
+        read_headers=partial(_headers, job),
+    )
+    rows = wanted.rows or _rows(job, headers, wanted)
+    found = {kind: calibration_of(seen) for kind, seen in wanted.ratios.items()}
+    plan = make_plan(
+        headers,
+        wanted.recipe,
+        rows,
+        from_hub=wanted.from_hub,
+        rows_bytes=wanted.rows_bytes,
+        cores=wanted.cores,
+        calibrations={kind: each for kind, each in found.items() if each is not None},
+    )
+    return Estimated(plan, rows)
+
+
+def _headers(job: Job, shards: list[str]) -> Mapping[str, bytes]:
+    job.ask("headers", shards)  # the hub is asked for several at once
+    return {shard: job.ask("header", shard) for shard in shards}
+
+
+def _rows(job: Job, headers: ModelHeaders, wanted: ToEstimate) -> Rows:
+    dataset = wanted.dataset
+    if dataset is None:
+        return unknown_rows(vision="vision_config" in headers.config)
+    try:
+        files = _text_files(job, wanted.names)
+    except (Unreadable, HubUnavailable):  # text is judged by its length
+        files = TextFiles(headers.config, headers.processor)
+    if not dataset.readable:
+        return unknown_rows(vision=files.vision and dataset.images > 0, rows=dataset.rows)
+    if dataset.is_parquet:
+        sample = parsed_parquet(job.path, SAMPLED_ROWS)[0]
+    else:
+        with job.path.open("rb") as beginning:
+            sample = parsed_text(beginning, SAMPLED_ROWS)
+    return sampled_rows(sample, rows=dataset.rows, files=files, counting=CountingHere)
+
+
+def _operation(name: str, work: Callable[..., Found], kind: Any, config: ConfigDict | None = None) -> Operation[Found]:
+    return Operation(name, _refusing(work), TypeAdapter(kind, config=config))
+
+
+def _refusing(work: Callable[..., Found]) -> Callable[..., Found]:
+    def working(*arguments: Any) -> Found:
+        try:
+            return work(*arguments)
+        except (Unreadable, HubUnavailable, InvalidRows) as error:
+            raise Refused(error) from None
+
+    return working
+
+
+CHECK: Operation[Contents] = _operation("check", _check, Contents)
+PAGE: Operation[list[contents.Row]] = _operation("page", _page, list[contents.Row], BYTES)
+IMAGE: Operation[contents.Image | None] = _operation("image", _image, contents.Image | None, BYTES)
+AUDIO: Operation[contents.Audio | None] = _operation("audio", _audio, contents.Audio | None, BYTES)
+FIGURES: Operation[Figures] = _operation("figures", _figures, Figures)
+ESTIMATE: Operation[Estimated] = _operation("estimate", _estimate, Estimated)
+OPERATIONS: Mapping[str, Operation[Any]] = {each.name: each for each in (CHECK, PAGE, IMAGE, AUDIO, FIGURES, ESTIMATE)}
