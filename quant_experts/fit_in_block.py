@@ -72,7 +72,7 @@ def fit_in_block(blueprint: Blueprint, plan: GroupPlan, observed: Observed, trea
         sensitivity=treatment.sensitivity.get(plan.name),
         warnings=list(fitted.warnings),
     )
-    return GroupInBlock(report, group_config(fitted, plan), tensors, bits)
+    return GroupInBlock(report, group_config(fitted, plan, dtype=blueprint.dtype), tensors, bits)
 
 
 def _with_adapters_in_bf16(

@@ -34,6 +34,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 QUANT_METHOD = "quant_experts"
 FORMAT = 1
 UNQUANTIZED_BITS = 16
+ADAPTER_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 # --- Packed integers -------------------------------------------------------------------------------------------------
@@ -88,16 +89,15 @@ def fake_quantize_tokens(x: Tensor, bits: int) -> Tensor:
 
 
 def project(x: Tensor, matrix: Tensor, scale: Tensor | None) -> Tensor:
-    """x matrixᵀ. x: (tokens, d); matrix: (rows, d) in the dtype of x, or int8 with scale (rows,)."""
-    if scale is None:
-        return F.linear(x, matrix)
-    return F.linear(x, matrix.to(x.dtype)) * scale
+    """x matrixᵀ. x: (tokens, d); matrix: (rows, d) in a float dtype, or int8 with scale (rows,)."""
+    y = F.linear(x, matrix.to(x.dtype))
+    return y if scale is None else y * scale.to(x.dtype)
 
 
 def project_each(x: Tensor, matrices: Tensor, scales: Tensor | None, choice: Tensor) -> Tensor:
     """x_t matrices[choice_t]ᵀ for every token. x: (tokens, d); matrices: (N, rows, d); scales: (N, rows)."""
     y = torch.bmm(matrices[choice].to(x.dtype), x.unsqueeze(-1)).squeeze(-1)
-    return y if scales is None else y * scales[choice]
+    return y if scales is None else y * scales[choice].to(x.dtype)
 
 
 # --- Routing ---------------------------------------------------------------------------------------------------------
@@ -199,7 +199,7 @@ class InputGroup(nn.Module):
         routed_rank: int,
         experts: int,
         int8_adapters: bool,
-        dtype: torch.dtype,
+        adapter_dtype: torch.dtype,
         device: torch.device | str,
     ) -> None:
         super().__init__()
@@ -208,9 +208,11 @@ class InputGroup(nn.Module):
 
         # float32 whatever the model's dtype: the weights were scaled by exactly these numbers.
         self.register_parameter("smooth", _empty(width, dtype=torch.float32, device=device) if smooth else None)
-        _register_adapter(self, "shared_down", shared_rank > 0, int8_adapters, shared_rank, width, like=(dtype, device))
-        _register_adapter(self, "routed_down", routed, int8_adapters, experts, routed_rank, width, like=(dtype, device))
-        self.register_parameter("router", _empty(experts, width, dtype=dtype, device=device) if routed else None)
+        like = (adapter_dtype, device)
+        _register_adapter(self, "shared_down", shared_rank > 0, int8_adapters, shared_rank, width, like=like)
+        _register_adapter(self, "routed_down", routed, int8_adapters, experts, routed_rank, width, like=like)
+        router = _empty(experts, width, dtype=adapter_dtype, device=device) if routed else None
+        self.register_parameter("router", router)
         self._pass: _Pass | None = None
 
     def forward(self, x: Tensor, layer: str) -> Prepared:
@@ -299,6 +301,7 @@ class QuantizedLinear(nn.Module):
         routed_rank: int,
         experts: int,
         int8_adapters: bool,
+        adapter_dtype: torch.dtype,
         bias: nn.Parameter | None,
         dtype: torch.dtype,
         device: torch.device | str,
@@ -316,7 +319,7 @@ class QuantizedLinear(nn.Module):
         self.weight_scale = _empty(out_features, in_features // group_size, dtype=dtype, device=device)
         self.weight_shape = _empty(2, dtype=torch.int64, device=device)
         self.register_parameter("bias", bias)
-        routed, like = routed_rank > 0 and experts > 0, (dtype, device)
+        routed, like = routed_rank > 0 and experts > 0, (adapter_dtype, device)
         _register_adapter(self, "shared_up", shared_rank > 0, int8_adapters, out_features, shared_rank, like=like)
         _register_adapter(self, "routed_up", routed, int8_adapters, experts, out_features, routed_rank, like=like)
 
@@ -339,7 +342,7 @@ class QuantizedLinear(nn.Module):
         y = F.linear(prepared.quantized, self.base_weight(x.dtype), self.bias)
         if prepared.shared is not None and self.shared_up is not None:
             if self.shared_up_scale is None:
-                y = torch.addmm(y, prepared.shared, self.shared_up.t())
+                y = torch.addmm(y, prepared.shared, self.shared_up.to(y.dtype).t())
             else:
                 y = y + project(prepared.shared, self.shared_up, self.shared_up_scale)
         if prepared.routed is not None and self.routed_up is not None:
@@ -385,13 +388,16 @@ def place_group(model: nn.Module, entry: Mapping[str, Any]) -> tuple[InputGroup,
     ranks = {key: int(entry[key]) for key in ("shared_rank", "routed_rank", "experts")}
     int8_adapters = entry.get("adapter_dtype") == "int8"
     dtype, device = first.weight.dtype, first.weight.device
+    # As they are stored, whatever the model's dtype: of a float32 model they would take twice the memory, and float16
+    # does not hold all that bfloat16 does. Checkpoints that do not say it have them converted.
+    adapter_dtype = ADAPTER_DTYPES.get(entry.get("adapter_float", ""), dtype)
     group = InputGroup(
         first.in_features,
         names,
         activation_bits=int(entry["activation_bits"]),
         smooth=bool(entry["smooth"]),
         int8_adapters=int8_adapters,
-        dtype=dtype,
+        adapter_dtype=adapter_dtype,
         device=device,
         **ranks,
     )
@@ -406,6 +412,7 @@ def place_group(model: nn.Module, entry: Mapping[str, Any]) -> tuple[InputGroup,
             weight_bits=int(entry["weight_bits"]),
             group_size=int(entry["group_size"]),
             int8_adapters=int8_adapters,
+            adapter_dtype=adapter_dtype,
             bias=linear.bias,
             dtype=dtype,
             device=device,

@@ -6,8 +6,8 @@ Names are those of modules in memory. Of a group with parent ``P``, label ``L`` 
     P.L_input_group.smooth (d,) float32 · .shared_down (r_s, d) · .routed_down (N_r, r_r, d) · .router (N_r, d)
 
 Scales have the model's dtype. Adapters and router are bfloat16, also of float32 models (half the bytes; the correction
-itself is small), and float16 of float16 models, which transformers would convert them to anyway. Adapters in int8 come
-with ``<name>_scale``, one scale per row in that same 16-bit dtype.
+itself is small), and float16 of float16 models, whose range they share. A loaded model keeps them so. Adapters in int8
+come with ``<name>_scale``, one scale per row in that same 16-bit dtype.
 """
 
 from __future__ import annotations
@@ -82,8 +82,9 @@ def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return stored
 
 
-def group_config(fitted: FittedGroup, plan: GroupPlan) -> dict[str, Any]:
-    """The group's entry in ``quantization_config["groups"]``: all that the loader needs to build its modules."""
+def group_config(fitted: FittedGroup, plan: GroupPlan, *, dtype: torch.dtype) -> dict[str, Any]:
+    """The group's entry in ``quantization_config["groups"]``: all that the loader needs to build its modules.
+    ``dtype``: the model's."""
     routed = fitted.routed_down is not None and fitted.router is not None
     return {
         "name": plan.name,
@@ -98,14 +99,15 @@ def group_config(fitted: FittedGroup, plan: GroupPlan) -> dict[str, Any]:
         "routed_rank": fitted.routed_down.shape[1] if routed and fitted.routed_down is not None else 0,
         "experts": fitted.routed_down.shape[0] if routed and fitted.routed_down is not None else 0,
         "adapter_dtype": "int8" if fitted.int8_adapters else "16-bit float",
+        "adapter_float": str(adapter_dtype(dtype)).removeprefix("torch."),
     }
 
 
 def install_group(model: nn.Module, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Replace the group's linear layers in ``model`` by quantized ones that hold exactly the stored ``tensors``.
 
-    ``tensors``: full names, as :func:`group_tensors` gives them; others are ignored. They are converted to the model's
-    dtype as transformers does while loading; a bias that is not among them stays the model's own.
+    ``tensors``: full names, as :func:`group_tensors` gives them; others are ignored. They are converted as transformers
+    does while loading; a bias that is not among them stays the model's own.
     Raises InvalidCheckpoint when a tensor is missing or has another shape.
     """
     parent, group_name = entry["parent"], f"{entry['label']}_input_group"

@@ -72,7 +72,7 @@ def quantized_parts(family: str, directory: Path, *, tied: bool = False, dtype: 
             linears = [model.get_submodule(f"{plan.parent}.{layer}") for layer in plan.layers]
             fitted = drawn_group(plan, [linear.weight.detach() for linear in linears], seed=10 * block + i)
             biases = {n: m.bias for n, m in zip(plan.layers, linears, strict=True) if m.bias is not None}
-            groups.append(group_config(fitted, plan))
+            groups.append(group_config(fitted, plan, dtype=dtype))
             install_group(model, groups[-1], group_tensors(fitted, plan, dtype=dtype, biases=biases))
         prefix = f"{known.language_model}.layers.{block}"
         block_files.append(_save_block(model.get_submodule(prefix), prefix, directory / f"block-{block}.safetensors"))

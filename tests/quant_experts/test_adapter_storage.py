@@ -72,7 +72,7 @@ def test_the_layer_runs_int8_adapters_as_they_were_measured(tokens: tuple[int, .
     model.attn = nn.Module()
     for name, weight in weights().items():
         setattr(model.attn, name, nn.Linear(WIDTH, weight.shape[0], bias=False))
-    entry = group_config(group, PLAN)
+    entry = group_config(group, PLAN, dtype=torch.float32)
     assert entry["adapter_dtype"] == "int8"
     install_group(model, entry, group_tensors(group, PLAN, dtype=torch.float32))
     assert model.attn.q.shared_up.dtype == model.attn.qkv_input_group.routed_down.dtype == torch.int8

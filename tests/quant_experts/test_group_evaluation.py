@@ -40,7 +40,7 @@ def test_evaluation_equals_the_stored_layers_forward(method: str, smoothing: str
     model = nn.ModuleDict({"attn": _Attention(layers)})
     tensors = group_tensors(fitted, plan, dtype=torch.float32)
     tensors = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
-    install_group(model, group_config(fitted, plan), tensors)
+    install_group(model, group_config(fitted, plan, dtype=torch.float32), tensors)
     x, vision = _uneven(300, 5)
     with torch.no_grad():
         outputs = torch.cat([model.get_submodule(f"attn.{layer}")(x) for layer in layers], dim=1)

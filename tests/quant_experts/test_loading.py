@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
@@ -210,14 +211,17 @@ model = Auto.from_pretrained(sys.argv[1], trust_remote_code=True, dtype=torch.fl
 kinds = Counter(str(p.dtype) for n, p in model.named_parameters())
 layer = model.model.language_model.layers[0].self_attn
 print(json.dumps({"kinds": sorted(kinds), "scale": str(layer.q_proj.weight_scale.dtype),
+                  "shared_up": str(layer.q_proj.shared_up.dtype), "router": str(layer.qkv_input_group.router.dtype),
                   "logits": str(model(input_ids=torch.arange(10, 20)[None]).logits.dtype)}))
 """,
         checkpoint.directory,
         modules=tmp_path,
     )
     assert answer == {
-        "kinds": ["torch.float32", "torch.int32", "torch.int64"],
+        "kinds": ["torch.bfloat16", "torch.float32", "torch.int32", "torch.int64"],
         "scale": "torch.float32",
+        "shared_up": "torch.bfloat16",  # as it is stored: half the memory
+        "router": "torch.bfloat16",
         "logits": "torch.float32",
     }
 
@@ -328,6 +332,16 @@ def test_every_family_loads_whole_and_equals_the_model_in_memory(
     assert not any(loading.values())
     assert loaded.dtype == dtype
     assert torch.equal(ask(loaded, inputs), logits)
+    stored = {}
+    for shard in (tmp_path / "out").glob("*.safetensors"):
+        with safe_open(shard, "pt") as file:
+            stored |= {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 -- no mapping
+    adapters = [n for n in stored if n.endswith(("shared_up", "shared_down", "routed_up", "routed_down", "router"))]
+    kinds = {torch.bfloat16: "BF16", torch.float16: "F16"}
+    tensors = dict(loaded.named_parameters())
+    assert adapters
+    found = {kinds.get(tensor.dtype) for name, tensor in tensors.items() if "shared_" in name or "routed_" in name}
+    assert found == {stored[name] for name in adapters}
 
 
 def test_a_text_model_loads_with_nothing_but_transformers(tmp_path: Path) -> None:

@@ -69,7 +69,9 @@ def installed(fitted: FittedGroup, dtype: torch.dtype = torch.float32, bias: boo
     torch.manual_seed(1)
     model = Tiny(dtype, bias)
     biases = {name: getattr(model.mlp, name).bias for name in PLAN.layers} if bias else {}
-    install_group(model, group_config(fitted, PLAN), group_tensors(fitted, PLAN, dtype=dtype, biases=biases))
+    install_group(
+        model, group_config(fitted, PLAN, dtype=dtype), group_tensors(fitted, PLAN, dtype=dtype, biases=biases)
+    )
     return model
 
 
@@ -220,7 +222,7 @@ def test_the_groups_tensors_are_stored_once_under_the_parent() -> None:
 
 def test_missing_and_misshapen_tensors_are_named() -> None:
     fitted = fitted_group()
-    entry, tensors = group_config(fitted, PLAN), group_tensors(fitted, PLAN, dtype=torch.float32)
+    entry, tensors = group_config(fitted, PLAN, dtype=torch.float32), group_tensors(fitted, PLAN, dtype=torch.float32)
     without = {name: tensor for name, tensor in tensors.items() if not name.endswith("router")}
     with pytest.raises(InvalidCheckpoint, match=r"mlp\.gate_up_input_group\.router"):
         install_group(Tiny(), entry, without)
