@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from app import problems
+from app import preflight, problems
 from app.artifacts.router import router as artifacts
 from app.audit.router import router as audit
 from app.auth import load_keyring
@@ -67,8 +67,10 @@ PLANNERS = 8
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """Connects to nothing and touches no file until the application is started."""
-    settings = settings or read_settings()
+    """Without settings: those of the environment, checked first. Apart from that it connects to nothing yet."""
+    if settings is None:
+        settings = read_settings()
+        preflight.check(settings, models=True, secret=True)
     telemetry = Telemetry()
 
     @asynccontextmanager

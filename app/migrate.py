@@ -8,6 +8,7 @@ import click
 from alembic import command
 from alembic.config import Config
 
+from app import preflight
 from app.logs import configure_logging
 from app.settings import read_settings
 
@@ -24,13 +25,22 @@ def migrate(database_url: str) -> None:
 
 
 @click.command("migrate")
-def main() -> None:
+@click.option(
+    "--accept-new-secret", is_flag=True, help="Use this database with another QE_SECRET; voids keys, webhooks."
+)
+def main(accept_new_secret: bool) -> None:
     """Bring the database of QE_DATABASE_URL to the newest schema; safe to repeat."""
     settings = read_settings()
     configure_logging(settings.log_format)
     if settings.database_url is None:
         raise SystemExit("migrations need QE_DATABASE_URL, postgresql://… (`qe serve` migrates its own database)")
+    known = settings.secret is not None and not accept_new_secret
+    preflight.check(settings, models=False, secret=known)
     migrate(settings.database_url)
+    if accept_new_secret:
+        preflight.accept_secret(settings)
+    elif known:
+        preflight.check(settings, models=False, secret=True)  # of a new database the first secret is recorded
 
 
 if __name__ == "__main__":

@@ -12,6 +12,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.logs import LogFormat
 
+MIN_SECRET = 32
+"""Characters of a key or secret."""
+
 
 class Settings(BaseSettings):
     """Durations are seconds. Lease, beat and self-kill belong together: beat < self-kill < lease."""
@@ -89,6 +92,15 @@ class Settings(BaseSettings):
     max_image_bytes: int = 20 * 1024 * 1024
     max_image_pixels: int = 50_000_000
     max_audio_bytes: int = 20 * 1024 * 1024
+
+    @field_validator("api_key", "secret")
+    @classmethod
+    def _long_enough_to_be_safe(cls, value: str | None) -> str | None:
+        if value is None or len(value) >= MIN_SECRET:
+            return value
+        raise ValueError(
+            f"it has {len(value)} characters; at least {MIN_SECRET} random ones are needed: openssl rand -hex 32"
+        )
 
     @field_validator("trusted_proxies")
     @classmethod

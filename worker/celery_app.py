@@ -20,11 +20,12 @@ import billiard
 import billiard.pool
 from celery import Celery, signals
 
+from app import preflight
 from app.contract import bell
 from app.logs import configure_logging
 from app.settings import Settings, read_settings
 from app.storage import storage_from_url
-from app.tracing import check_tracing, open_tracing
+from app.tracing import open_tracing
 from worker import device, metrics, process, tasks
 from worker.device import Device
 from worker.draining import Draining
@@ -40,13 +41,12 @@ app: Celery
 
 def create_celery(settings: Settings | None = None, *, runner: tuple[str, ...] = RUNNER) -> Celery:
     """The Celery app of a worker process; ``runner`` is the command that computes."""
+    asked = settings is None
     settings = settings or read_settings()
     if settings.redis_url is None or settings.database_url is None:
         raise SystemExit("a worker needs QE_DATABASE_URL and QE_REDIS_URL (`qe serve` brings its own servers)")
-    try:
-        check_tracing(settings)
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
+    if asked:
+        preflight.check(settings, models=True, secret=settings.secret is not None)
     devices = own_devices()
     celery = Celery("quant_experts", broker=settings.redis_url, set_as_current=False)
     celery.conf.update(

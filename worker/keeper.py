@@ -20,6 +20,7 @@ from typing import Any
 
 import psycopg
 
+from app import preflight
 from app.contract.crash_points import reach
 from app.contract.states import LEASED, AttemptOutcome, JobStatus
 from app.heartbeat import touch
@@ -218,13 +219,11 @@ def main() -> None:
     configure_logging(settings.log_format)
     if settings.redis_url is None or settings.database_url is None:
         raise SystemExit("the keeper needs QE_DATABASE_URL and QE_REDIS_URL (`qe serve` brings its own servers)")
+    preflight.check(settings, models=False, secret=True)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    try:
-        tracing = open_tracing(settings, "keeper")
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
+    tracing = open_tracing(settings, "keeper")
     metrics.serve_metrics(settings.metrics_port)
     logger.info("keeper at work")
     postman = threading.Thread(target=deliver, args=(settings, stop), name="postman", daemon=True)

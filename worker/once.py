@@ -7,6 +7,7 @@ import signal
 import socket
 from dataclasses import replace
 
+from app import preflight
 from app.logs import configure_logging
 from app.settings import read_settings
 from app.tracing import open_tracing
@@ -24,6 +25,7 @@ def work_once(name: str | None = None, *, runner: tuple[str, ...] = RUNNER) -> i
     if settings.database_url is None:
         raise SystemExit("a worker needs QE_DATABASE_URL (`qe serve` brings its own servers)")
     configure_logging(settings.log_format)
+    preflight.check(settings, models=True, secret=settings.secret is not None)
     draining = Draining()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: draining.begin())
@@ -31,10 +33,7 @@ def work_once(name: str | None = None, *, runner: tuple[str, ...] = RUNNER) -> i
     (hands,) = hands_of(settings, worker=name, draining=draining, devices=own_devices()[:1], runner=runner)
     metrics.GPU_MEMORY.uuid = hands.device.uuid
     metrics.serve_metrics(settings.metrics_port)
-    try:
-        tracing = open_tracing(settings, "worker")
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
+    tracing = open_tracing(settings, "worker")
     with present(settings, [hands]):
         attempts = work(replace(hands, tracing=tracing), most=1)
     tracing.close()

@@ -408,3 +408,14 @@ class TenantLimits(Base):
     max_queued_jobs: Mapped[int | None] = mapped_column(Integer)
     max_running_jobs: Mapped[int | None] = mapped_column(Integer)
     max_stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class ServiceSecret(Base):
+    """The one row says with which QE_SECRET this database is used: ``app.preflight`` compares."""
+
+    __tablename__ = "service_secret"
+    __table_args__ = (CheckConstraint("id = 1", name="one"),)
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    digest: Mapped[str]
+    since: Mapped[datetime] = _now()
