@@ -70,6 +70,9 @@ faults: setup ## the long fault run: hundreds of jobs and kills; prints each fau
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m long tests/faults
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --seed $(SEED)
 
+compose-test: setup ## the images and compose files on a real Docker engine, disturbed; ends with error 77 where there is none
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.compose --results benchmarks/results/compose.md
+
 openapi: setup ## write the snapshot of the API's contract after a wanted change
 	$(BIN)/python -m app.openapi > openapi.json
 
@@ -83,4 +86,4 @@ lock: setup ## write deploy/requirements: what the images install, with hashes (
 clean: ## remove what the targets made, the environment included
 	rm -rf $(VENV) demo-output .qe build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
-.PHONY: help setup demo serve browser test screenshots docs lint format bench fuzz faults openapi constraints lock clean
+.PHONY: help setup demo serve browser test screenshots docs lint format bench fuzz faults compose-test openapi constraints lock clean

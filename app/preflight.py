@@ -20,9 +20,9 @@ REFUSED = re.compile(r"password authentication failed|no password supplied|does 
 """Answers of PostgreSQL that waiting does not change."""
 VOID = (
     "QE_SECRET is not the one with which this database was used before: no API key and no webhook secret that is stored"
-    " in it would work. Set the old one again. If it is lost, or was to be replaced, run `qe migrate --accept-new-secret`,"
-    " with Docker `docker compose run --rm migrate python -m app.migrate --accept-new-secret`; then make new keys and"
-    " webhooks"
+    " in it would work. Set the old one again. If it is lost, or was to be replaced, run"
+    " `qe migrate --accept-new-secret` (with Docker"
+    " `docker compose run --rm migrate python -m app.migrate --accept-new-secret`), then make new keys and webhooks"
 )
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""`make compose-test`: the images and compose files on a real engine."""
