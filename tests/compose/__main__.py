@@ -25,7 +25,7 @@ from demo.model import make_qwen2_vl
 from demo.rows import write_jsonl
 from tests.compose import scenes
 from tests.compose.engine import Absent, Engine, find_engine, run
-from tests.compose.stack import Stack
+from tests.compose.stack import NotRun, Stack
 
 ROOT = Path(__file__).parent.parent.parent
 TARGETS = ("api", "keeper", "worker")
@@ -46,12 +46,14 @@ class Record:
         began = time.monotonic()
         try:
             said, verdict = body() or "", "ok"
+        except NotRun as absent:
+            said, verdict = str(absent), "not run"
         except (AssertionError, RuntimeError, OSError) as error:
             traceback.print_exc()
             said, verdict, self.failed = str(error).splitlines()[0][:200], "FAILED", True
         self.rows.append((what, verdict, time.monotonic() - began, said))
         print(f"  {verdict}, {self.rows[-1][2]:.0f} s. {said}", file=sys.stderr, flush=True)
-        return verdict == "ok"
+        return verdict != "FAILED"
 
     def table(self) -> str:
         lines = ["| step | | seconds | seen |", "|---|---|---|---|"]

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import ssl
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
+
 from tests.compose.engine import Engine
 from tests.compose.stack import Stack, digests, finished, in_the_middle, pulled, wait_until
+from worker.servers import free_port
 
 FIRST = "cold start: up to ready"
 _kept: dict[str, dict[str, str]] = {}
@@ -128,7 +133,85 @@ def wrong_setups(stack: Stack) -> str:
     return f"{len(lines) + 1} refused in a line each"
 
 
+def saved_and_restored(stack: Stack) -> str:
+    """Into volumes that are new, with the job's files and its row as they were."""
+    with stack.client() as client:
+        job = finished(client, stack.submit(client))
+        stack.settings["QE_BACKUPS"] = str(stack.directory / "backups")
+        said = stack.compose("run", "--rm", "backup")
+        name = said.split("saved ")[1].split()[0]
+        stack.down()
+        stack.compose("up", "--detach", "--no-build", "--wait", "postgres")
+        stack.compose("run", "--rm", "backup", "restore", name)
+        again = stack.compose("run", "--rm", "backup", "restore", name, check=False)
+        assert "the database is not empty" in again, again
+        stack.up()
+        shutil.rmtree(stack.directory / "restored", ignore_errors=True)
+        _same(pulled(client.jobs.get(job.id), stack.directory / "restored"))
+        checked = stack.compose("run", "--rm", "keeper", "python", "-m", "worker.reconcile", "--verify")
+    return f"the job is there, the same bytes; reconcile: {checked.strip().splitlines()[-1]}"
+
+
+def behind_tls(stack: Stack) -> str:
+    stack.need("proxy")
+    ports = {"QE_HTTP_PORT": str(free_port()), "QE_HTTPS_PORT": str(free_port())}
+    stack.settings |= {**ports, "QE_TRUSTED_PROXIES": "172.16.0.0/12,192.168.0.0/16"}
+    stack.profiles = ("tls",)
+    stack.up()
+    url = f"https://localhost:{ports['QE_HTTPS_PORT']}"
+    own_authority = ssl.create_default_context()
+    own_authority.check_hostname, own_authority.verify_mode = False, ssl.CERT_NONE
+    with httpx.Client(base_url=url, verify=own_authority) as browser:
+        wait_until(lambda: _answers(browser), seconds=60, what="the proxy")
+        form = {"key": stack.settings["QE_API_KEY"], "next": "/"}
+        answer = browser.post("/login", data=form, headers={"Origin": url})
+        cookies = answer.headers.get_list("set-cookie")
+    assert cookies, answer.text[:500]
+    assert all("Secure" in cookie for cookie in cookies), cookies
+    return "ready over HTTPS, and the session's cookie is Secure"
+
+
+def watched(stack: Stack) -> str:
+    stack.need("prometheus")
+    grafana = stack.has("grafana")
+    ports = {"QE_PROMETHEUS_PORT": str(free_port()), "QE_GRAFANA_PORT": str(free_port())}
+    stack.settings |= ports
+    stack.profiles = ("monitoring",)
+    if grafana:
+        stack.up()
+    else:
+        stack.compose("up", "--detach", "--no-build", "prometheus", "api", "worker", "keeper")
+    prometheus = f"http://127.0.0.1:{ports['QE_PROMETHEUS_PORT']}/api/v1"
+
+    def scraped() -> set[str]:
+        with contextlib.suppress(httpx.HTTPError):
+            targets = httpx.get(f"{prometheus}/targets").json()["data"]["activeTargets"]
+            return {each["labels"]["job"] for each in targets if each["health"] == "up"}
+        return set()
+
+    wait_until(lambda: len(scraped()) == 2, seconds=120, what="the scrape of API, workers and keeper")
+    rules = httpx.get(f"{prometheus}/rules").json()["data"]["groups"][0]["rules"]
+    alive = httpx.get(f"{prometheus}/query", params={"query": "max(qe_workers_alive)"}).json()["data"]["result"]
+    assert alive[0]["value"][1] == "1", alive
+    seen = f"Prometheus scrapes {', '.join(sorted(scraped()))}; {len(rules)} alert rules are loaded"
+    if not grafana:
+        return f"{seen}; not run: Grafana, whose image is not to be had here"
+    url, login = f"http://127.0.0.1:{ports['QE_GRAFANA_PORT']}/api", ("admin", "admin")
+    wait_until(lambda: _answers(httpx.Client(base_url=url), "/health"), seconds=120, what="Grafana")
+    board = httpx.get(f"{url}/dashboards/uid/quant-experts", auth=login)
+    assert board.status_code == 200, board.text
+    return f"{seen}; Grafana has the dashboard"
+
+
+def _answers(client: httpx.Client, path: str = "/readyz") -> bool:
+    try:
+        return client.get(path).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
 def object_store(stack: Stack) -> str:
+    stack.need("objects")
     stack.down()
     stack.profiles = ("objects",)
     port = stack.settings.setdefault("QE_OBJECTS_PORT", "19000")
@@ -165,5 +248,8 @@ IN_TURN: list[tuple[str, Callable[[Stack], str]]] = [
     ("restart PostgreSQL and Redis in the middle of a job", servers_restarted),
     ("stop and start in the middle of a job", stopped_and_started),
     ("wrong setups", wrong_setups),
+    ("back up, lose every volume, restore", saved_and_restored),
+    ("profile tls", behind_tls),
+    ("profile monitoring", watched),
     ("profile objects: redirected downloads", object_store),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 import urllib.error
@@ -23,6 +24,10 @@ JOB_SECONDS = 900.0
 LEASE = {"QE_LEASE": "20", "QE_BEAT": "3", "QE_SELF_KILL": "12", "QE_GRACE": "3", "QE_RING_AGAIN": "10"}
 
 
+class NotRun(Exception):
+    """This machine lacks something; the message says what."""
+
+
 @dataclass
 class Stack:
     engine: Engine
@@ -42,6 +47,10 @@ class Stack:
         self.settings = {**made, **password, **where, **LEASE, **self.settings}
 
     @property
+    def _file(self) -> Path:
+        return self.checkout / "docker-compose.yml"
+
+    @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.settings['QE_PORT']}"
 
@@ -53,7 +62,7 @@ class Stack:
         file = self.directory / "env"
         file.write_text("".join(f"{name}='{value}'\n" for name, value in {**self.settings, **other}.items()))
         base = ["--project-name", "qe-compose-test", "--project-directory", str(self.checkout), "--env-file", str(file)]
-        base += ["--file", str(self.checkout / "docker-compose.yml"), "--ansi", "never"]
+        base += ["--file", str(self._file), "--ansi", "never"]
         base += [word for profile in self.profiles for word in ("--profile", profile)]
         done = run(*self.engine.compose, *base, *arguments, check=check)
         return done.stdout + done.stderr
@@ -75,6 +84,18 @@ class Stack:
     def healthy(self) -> bool:
         states = self.compose("ps", "--format", "{{.Service}} {{.Health}}").splitlines()
         return len(states) >= 5 and all(line.endswith(" healthy") for line in states if not line.startswith("traces"))
+
+    def has(self, service: str) -> bool:
+        """Whether the image of this service is here, or can be pulled."""
+        found = re.search(rf"^  {service}:\n(?:    .*\n)*?    image: (\S+)$", self._file.read_text(), re.M)
+        assert found, service
+        here = run(self.engine.command, "image", "inspect", found[1], check=False).returncode == 0
+        return here or run(self.engine.command, "pull", "--quiet", found[1], check=False).returncode == 0
+
+    def need(self, service: str) -> None:
+        """Raises NotRun."""
+        if not self.has(service):
+            raise NotRun(f"the image of {service} is not to be had here")
 
     def down(self) -> None:
         """With its volumes."""

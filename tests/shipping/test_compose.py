@@ -90,7 +90,7 @@ def test_every_built_service_names_a_target_and_an_image_that_can_be_pulled(name
     assert SERVICES[name]["image"] == f"${{QE_IMAGES:-quant-experts}}-{target}:${{QE_VERSION:-latest}}"
 
 
-@pytest.mark.parametrize("name", [*BUILT, "objects", "traces"])
+@pytest.mark.parametrize("name", sorted(set(SERVICES) - {"postgres", "redis"}))
 def test_every_service_but_the_two_servers_is_hardened(name: str) -> None:
     service = SERVICES[name]
     assert service["read_only"] is True
@@ -114,8 +114,9 @@ def test_every_dependency_and_volume_exists() -> None:
             if isinstance(volume, dict):
                 assert volume["bind"] == {"create_host_path": False}  # Docker would make it, for root
                 continue
-            source = volume.split(":")[0]
-            assert source in COMPOSE["volumes"] or (ROOT / source).exists(), source
+            source = re.match(r"\$\{.+?\}|[^:]+", volume)
+            assert source
+            assert source[0] in {*COMPOSE["volumes"], "${QE_BACKUPS:-./backups}"} or (ROOT / source[0]).exists(), volume
 
 
 def test_the_default_directory_of_models_is_in_every_checkout() -> None:
@@ -149,6 +150,35 @@ def test_traces_go_to_their_profile_unless_told_otherwise() -> None:
     assert all(port.startswith("127.0.0.1:") for port in traces["ports"])
     for name in ("api", "worker", "keeper"):
         assert SERVICES[name]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"].endswith(":-http://traces:4318}")
+
+
+def test_the_monitoring_profile_loads_our_rules_and_dashboard_and_finds_its_servers() -> None:
+    mounted = "./observability:/etc/prometheus:ro"
+    assert mounted in SERVICES["prometheus"]["volumes"]
+    scrapes = yaml.safe_load((ROOT / "observability" / "prometheus.yml").read_text())
+    assert scrapes["rule_files"] == ["alerts.yml"]
+    names = {target.split(":")[0] for target in scrapes["scrape_configs"][0]["static_configs"][0]["targets"]}
+    names |= set(scrapes["scrape_configs"][1]["dns_sd_configs"][0]["names"])
+    assert names == {"api", "worker", "keeper"}
+    port = scrapes["scrape_configs"][1]["dns_sd_configs"][0]["port"]
+    assert SERVICES["worker"]["environment"]["QE_METRICS_PORT"] == f"${{QE_METRICS_PORT:-{port}}}"
+    source = yaml.safe_load((ROOT / "deploy" / "grafana" / "datasource.yml").read_text())["datasources"][0]
+    assert re.fullmatch(r"http://prometheus:9090", source["url"])
+    folder = yaml.safe_load((ROOT / "deploy" / "grafana" / "dashboards.yml").read_text())["providers"][0]["options"][
+        "path"
+    ]
+    assert f"./observability/grafana.json:{folder}/quant-experts.json:ro" in SERVICES["grafana"]["volumes"]
+
+
+def test_what_only_an_operator_sees_is_published_to_this_machine_alone() -> None:
+    for name in ("prometheus", "grafana", "traces"):
+        assert all(port.startswith("127.0.0.1:") for port in SERVICES[name]["ports"])
+
+
+def test_the_proxy_leads_to_the_api() -> None:
+    file = (ROOT / "deploy" / "proxy" / "Caddyfile").read_text()
+    assert re.findall(r"reverse_proxy (\S+) ", file) == ["api:8000"]
+    assert "flush_interval -1" in file
 
 
 def test_a_worker_has_time_to_finish_the_block_in_hand() -> None:
