@@ -148,7 +148,9 @@ def test_every_table_of_a_tenant_has_its_policy(database_url: str) -> None:
             " AND polroles = ARRAY['qe_api'::regrole::oid] AND polcmd = '*' AND polpermissive"
         ).fetchall()
     assert {name for (name,) in walled} == TENANTS_TABLES
-    assert set(Base.metadata.tables) - TENANTS_TABLES == {"workers"}, "whose is the new table? Say it here"
+    assert set(Base.metadata.tables) - TENANTS_TABLES == {"workers", "service_secret"}, (
+        "whose is the new table? Say it here"
+    )
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def environment(wheel: Path, tmp_path: Path) -> MakeEnvironment:
+def environment(wheel: Path) -> Iterator[MakeEnvironment]:
     """Makes the environment of the extras that it is called with."""
-    return lambda *extras: make_environment(tmp_path / "environment", wheel, *extras)
+    with tempfile.TemporaryDirectory(prefix="qe-environment-") as folder:
+        Path(folder).chmod(0o755)  # started by root, PostgreSQL runs as another user; pytest's folders are closed to it
+        yield lambda *extras: make_environment(Path(folder) / "environment", wheel, *extras)

@@ -47,7 +47,7 @@ class Environment:
             env=self.variables(**variables),
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=280,
             check=False,
         )
 
