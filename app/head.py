@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.kernel_copy import STATE
 from app.problems import has_route
 
 
@@ -17,6 +18,9 @@ class HeadMiddleware:
         if scope["type"] != "http" or scope["method"] != "HEAD" or has_route(scope, "HEAD"):
             await self._app(scope, receive, send)
             return
+
+        # The kernel's way to the socket would go past what leaves the body out.
+        scope["state"] = {name: value for name, value in scope.get("state", {}).items() if name != STATE}
 
         async def send_without_body(message: Message) -> None:
             # From here on it is what it was: the server counts the bytes of a GET against its Content-Length.

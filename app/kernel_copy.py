@@ -21,6 +21,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 STATE = "send_file"
+PATIENCE = 30.0
+"""Seconds."""
 PIECE = 1 << 20
 """A quick reader could keep one call of ``sendfile`` busy for a whole file, and with it every other request."""
 
@@ -49,6 +51,8 @@ class FileProtocol(H11Protocol):
         super().__init__(config=config, server_state=server_state, app_state=app_state, _loop=_loop)
         if isinstance(self.loop, asyncio.SelectorEventLoop):  # uvloop has no sendfile
             self.app_state = {**app_state, STATE: self.send_file}
+        self._owed: object = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         # asyncio does it for sockets that it opens itself; those of `uvicorn --workers` come from the parent process,
@@ -57,8 +61,38 @@ class FileProtocol(H11Protocol):
         if socket.family in (AF_INET, AF_INET6):
             socket.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
         super().connection_made(transport)
+        self._wait_for_client()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._wait_for_client()
+
+    def _wait_for_client(self) -> None:
+        """A client that begins a request and goes no further is let go: uvicorn waits for ever, and 3 000 such
+        connections cost a client nothing. A head has this long in all, a body for each of its pieces."""
+        state = self.conn.their_state
+        begun = self.cycle is None or bool(self.conn.trailing_data[0])
+        owed = state if state is h11.SEND_BODY or (state is h11.IDLE and begun) else None
+        if owed is h11.IDLE and self._owed is h11.IDLE:
+            return
+        self._owed = owed
+        self._stop_waiting()
+        if owed is not None:
+            self._timer = self.loop.call_later(PATIENCE, self._give_up)
+
+    def _give_up(self) -> None:
+        if self._owed is h11.SEND_BODY and self.flow.read_paused:  # it is we who do not read
+            self._timer = self.loop.call_later(PATIENCE, self._give_up)
+        else:
+            self.transport.abort()
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
         self.app_state = {}  # it refers to this connection
         super().connection_lost(exc)
 

@@ -38,7 +38,7 @@ from app.logs import configure_logging
 from app.models.router import router as models
 from app.parsing import warm_up
 from app.plans.router import router as plans
-from app.problems import ProblemDetails
+from app.problems import ProblemDetails, documented
 from app.quotas import StorageMeter
 from app.rate_limit import TokenBuckets
 from app.ringing import Ringer
@@ -180,6 +180,16 @@ def open_service(settings: Settings, telemetry: Telemetry) -> Service:
     )
 
 
+def _describe_bodies(document: dict[str, Any]) -> None:
+    """Whatever takes a body may get one that cannot be read, or that is too large."""
+    said = documented(problems.MALFORMED_REQUEST, problems.BODY_TOO_LARGE)
+    for path in document["paths"].values():
+        for operation in path.values():
+            if "requestBody" in operation:
+                for kind in (problems.MALFORMED_REQUEST, problems.BODY_TOO_LARGE):
+                    operation["responses"].setdefault(str(kind.status), said[kind.status])
+
+
 def _describe_problems(app: FastAPI) -> None:
     """Add the schema that every documented problem response refers to."""
     describe = app.openapi
@@ -190,6 +200,7 @@ def _describe_problems(app: FastAPI) -> None:
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         schemas.update(schema.pop("$defs", {}))
         schemas["ProblemDetails"] = schema
+        _describe_bodies(document)
         add_links(document)
         add_summaries(document)
         return document

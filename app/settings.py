@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -48,6 +48,28 @@ class Settings(BaseSettings):
     workers: int = Field(default=1, ge=0, le=64, description="Celery workers of the embedded service.")
     hub_token: str | None = Field(default=None, description="Hugging Face token used to fetch gated models.")
 
+    stall_seconds: float = Field(
+        default=3600.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="A runner that gets nowhere for this long is killed; 0: never.",
+    )
+    step_seconds: float = Field(
+        default=6 * 3600.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Most time for one block, or one phase without blocks; 0: any.",
+    )
+    drain_seconds: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Most time that a worker which is stopped waits for its block.",
+    )
+    runner_confinement: Literal["required", "best-effort", "off"] = Field(
+        default="best-effort",
+        description="Whether a worker starts where not every wall around its runners stands; off: raise none.",
+    )
     hub_patience: float = Field(default=300.0, description="A hub download that does not grow for this long fails.")
 
     min_free_bytes: int = Field(

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import tracing
 from app.logs import EXTRA, said_of
-from app.problems import BODY_TOO_LARGE, Problem, problem_response, unhandled
+from app.problems import BODY_TOO_LARGE, MALFORMED_REQUEST, Problem, problem_response, unhandled
 
 HEADERS = "qe.headers"
 """In the scope of a request: headers for its response, whoever makes it."""
@@ -152,6 +152,12 @@ class BodyLimitMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        if {"content-length", "transfer-encoding"} <= set(Headers(scope=scope)):
+            # Two lengths: a proxy that believes the other one sees another next request (RFC 9112, section 6.3).
+            detail = "a request has either Content-Length or Transfer-Encoding, and not both"
+            refused = problem_response(Request(scope), MALFORMED_REQUEST, detail, headers={"Connection": "close"})
+            await refused(scope, receive, send)
             return
         limit = self._limit_of(f"{scope['method']} {scope['path']}")
         detail = f"at most {limit} bytes are accepted here"

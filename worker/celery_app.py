@@ -26,7 +26,7 @@ from app.logs import configure_logging
 from app.settings import Settings, read_settings
 from app.storage import storage_from_url
 from app.tracing import open_tracing
-from worker import device, metrics, process, tasks
+from worker import confinement, device, metrics, process, tasks
 from worker.device import Device
 from worker.draining import Draining
 from worker.hands import RUNNER, Hands
@@ -115,6 +115,7 @@ def _connect_signals(celery: Celery, settings: Settings, devices: Sequence[Devic
     presence = contextlib.ExitStack()
 
     def started(sender: Any, **_: Any) -> None:
+        confinement.check(settings)
         if sender.concurrency > len(devices):
             raise SystemExit(
                 f"--concurrency {sender.concurrency}: this worker has {len(devices)} devices, and one runs one job at a"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from app.contract import bell
@@ -9,13 +11,20 @@ from app.contract import bell
 
 @click.command()
 @click.option("--name", help="What the ledger calls it; no other worker may have the same.  [default: celery@HOST]")
+@click.option(
+    "--drain-seconds",
+    type=click.FloatRange(min=0),
+    help="When stopped, give the block in hand up after this long rather than wait for its end.  [default: wait]",
+)
 @click.option("--once", is_flag=True, help="Run at most one job, on the first GPU, and end with 0.")
-def worker(name: str | None, once: bool) -> None:
+def worker(name: str | None, drain_seconds: float | None, once: bool) -> None:
     """Run jobs of the service behind QE_DATABASE_URL, QE_REDIS_URL and QE_STORAGE_URL, one at a time on each GPU.
 
     CUDA_VISIBLE_DEVICES chooses among the GPUs. On SIGTERM each job in hand is given back after its current decoder
     block. Every setting is in docs/deployment.md.
     """
+    if drain_seconds is not None:
+        os.environ["QE_DRAIN_SECONDS"] = str(drain_seconds)
     if once:
         from worker.once import work_once
 

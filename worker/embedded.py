@@ -158,7 +158,7 @@ def _start_servers(settings: Settings, parts: list[Part], interrupts: Interrupts
 def _start_service(settings: Settings, parts: list[Part], environment: dict[str, str], interrupts: Interrupts) -> None:
     logs = settings.resolved_home / "logs"
     # Only the API and the workers are told what only they need. A heartbeat file is one process's.
-    private = {"QE_API_KEY", "QE_HUB_TOKEN", "QE_HEARTBEAT_FILE"}
+    private = {"QE_API_KEY", "QE_SECRET", "QE_HUB_TOKEN", "QE_HEARTBEAT_FILE"}
     common = {name: value for name, value in environment.items() if name not in private}
 
     def part(name: str, command: list[str], *needs: str, nth: int = 0, **more: str) -> Part:
@@ -172,7 +172,10 @@ def _start_service(settings: Settings, parts: list[Part], environment: dict[str,
     api += ["--port", str(settings.port), "--timeout-graceful-shutdown", "3", "--http", "app.kernel_copy:FileProtocol"]
     api += ["--no-proxy-headers"]  # the app has QE_TRUSTED_PROXIES
     worker = [python, "-m", "worker.command", "--name"]
-    service = [part("api", api, "QE_API_KEY"), part("keeper", [python, "-m", "worker.keeper"])]
+    service = [
+        part("api", api, "QE_API_KEY", "QE_SECRET"),
+        part("keeper", [python, "-m", "worker.keeper"], "QE_SECRET"),
+    ]
     gpus = _gpus_by_worker(settings.workers)
     for number in range(1, settings.workers + 1):
         name = f"worker-{number}"

@@ -186,7 +186,7 @@ class Hub:
         token = {"HF_TOKEN": self.settings.hub_token} if self.settings.hub_token else {}
         mirror = {name: os.environ[name] for name in ("HF_ENDPOINT",) if os.environ.get(name)}
         environment = process.scrubbed_environment(
-            self.settings.resolved_home / "hub", {**mirror, **token, "HF_HUB_OFFLINE": "0"}
+            self.settings.resolved_home / "hub", {**mirror, **token, "HF_HUB_OFFLINE": "0"}, downloads=True
         )
         command = [*self.command, kind, repository, "--to", str(to)]
         if revision is not None:

@@ -176,8 +176,6 @@ class Lease:
                 return
             self._state = state
             child = self._child
-        if state is Keeping.LOST:
-            metrics.LEASES_LOST.inc()
         self._ended.set()
         if child is not None:
             process.kill_group(child)

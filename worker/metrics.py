@@ -43,6 +43,11 @@ ATTEMPTS = Counter(
 )
 for status in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.QUEUED, LOST):
     ATTEMPTS.labels(status)  # from 0 on: of a series that begins at 1, Prometheus never sees the first
+GIVEN_UP = Counter(
+    "qe_worker_given_up_seconds_total",
+    "Seconds of work lost because a block did not end within the time to drain.",
+    registry=REGISTRY,
+)
 BUSY = Gauge("qe_worker_busy", "1 while a job is held.", registry=REGISTRY)
 BELLS_LOST = Counter("qe_bells_not_rung_total", "Bells that Redis did not take.", registry=REGISTRY)
 REAPED = Counter("qe_keeper_reaped_total", "Jobs taken from workers that were not heard of.", registry=REGISTRY)

@@ -11,7 +11,7 @@ from app import preflight
 from app.logs import configure_logging
 from app.settings import read_settings
 from app.tracing import open_tracing
-from worker import metrics
+from worker import confinement, metrics
 from worker.celery_app import hands_of, own_devices
 from worker.draining import Draining
 from worker.hands import RUNNER
@@ -26,6 +26,7 @@ def work_once(name: str | None = None, *, runner: tuple[str, ...] = RUNNER) -> i
         raise SystemExit("a worker needs QE_DATABASE_URL (`qe serve` brings its own servers)")
     configure_logging(settings.log_format)
     preflight.check(settings, models=True, secret=settings.secret is not None)
+    confinement.check(settings)
     draining = Draining()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: draining.begin())

@@ -59,6 +59,7 @@ def prepare(
         method=spec.method,
         options=_given(spec.options),
         target=_given(spec.target) if spec.target else None,
+        confinement=settings.runner_confinement,
         accept_if=_given(spec.accept_if) if spec.accept_if else None,
     )
 

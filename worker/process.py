@@ -38,6 +38,10 @@ INHERITED = (
     "PYTORCH_CUDA_ALLOC_CONF",
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
+    crash_points.VARIABLE,  # no service sets it
+)
+"""What a computing or downloading child inherits: an allow-list, so that a secret added later stays outside."""
+FOR_DOWNLOADS = (
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
     "HTTP_PROXY",
@@ -46,14 +50,16 @@ INHERITED = (
     "http_proxy",
     "https_proxy",
     "no_proxy",
-    crash_points.VARIABLE,  # no service sets it
 )
-"""What a computing or downloading child inherits: an allow-list, so that a secret added later stays outside."""
+"""The address of a proxy may hold a password."""
 
 
-def scrubbed_environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+def scrubbed_environment(
+    home: Path, extra: Mapping[str, str] | None = None, *, downloads: bool = False
+) -> dict[str, str]:
     """The environment of a runner: offline, without ``QE_*`` and credentials, its home (caches, tokens) in ``home``."""
-    inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    names = (*INHERITED, *(FOR_DOWNLOADS if downloads else ()))
+    inherited = {name: os.environ[name] for name in names if name in os.environ}
     return {
         **inherited,
         "HOME": str(home),

@@ -37,6 +37,8 @@ class RunnerJob(_Message):
     options: dict[str, Any]
     target: dict[str, Any] | None = None
     """What scheme ``auto`` searches for."""
+    confinement: Literal["required", "best-effort", "off"] = "best-effort"
+    """Which walls the runner raises around itself before it reads anything else."""
     accept_if: dict[str, Any] | None = None
     """Limits that the finished checkpoint is held against."""
 

@@ -19,6 +19,47 @@ PROGRESS_SECONDS = 1.0
 """Between two writes of progress that is only to be looked at."""
 
 
+class Stalled(Exception):
+    """The runner lives and gets nowhere; the message says since when."""
+
+
+class GivenUp(Exception):
+    """The worker's time to drain ran out before the block's end; the message says what is lost."""
+
+
+class Progress:
+    """When the runner last got on, by what it says. The time that we take over its words does not count."""
+
+    def __init__(self, *, silence: float, step: float) -> None:
+        """``silence``: seconds without a word; ``step``: of one block, or of a phase without blocks. 0: no limit."""
+        self._silence = silence
+        self._step = step
+        self._phase = "starting"
+        self._heard_at = self._began_at = monotonic()
+
+    def heard(self, message: protocol.Line, *, taken: float) -> None:
+        """``taken``: seconds for which we had ``message`` in hand, and the runner may have waited."""
+        self._heard_at = monotonic()
+        self._began_at += taken
+        if isinstance(message, protocol.PhaseLine):
+            self._phase, self._began_at = message.phase, self._heard_at
+        elif isinstance(message, protocol.BlockLine):
+            self._began_at = self._heard_at
+
+    @property
+    def seconds(self) -> float:
+        """Of the step in hand: what a kill would cost."""
+        return monotonic() - self._began_at
+
+    def check(self) -> None:
+        """Raises Stalled."""
+        now = monotonic()
+        if 0 < self._silence < now - self._heard_at:
+            raise Stalled(f"was killed: no progress for {self._silence:g} s ({self._phase})")
+        if 0 < self._step < now - self._began_at:
+            raise Stalled(f"was killed: one step took more than {self._step:g} s ({self._phase})")
+
+
 class Relay:
     """What of a runner's talk has reached the ledger so far."""
 
@@ -49,32 +90,55 @@ class Relay:
         """The phase that the runner is in."""
         return self._phase
 
-    def follow(self, child: subprocess.Popen[bytes], *, draining: Callable[[], bool]) -> protocol.LastWord | None:
+    def follow(
+        self,
+        child: subprocess.Popen[bytes],
+        *,
+        draining: Callable[[], bool],
+        progress: Progress,
+        drain_seconds: float | None = None,
+    ) -> protocol.LastWord | None:
         """Relay until the runner closes its channel; its last word, or None when it died without one.
 
-        Asks the runner to stop as soon as ``draining``. Raises NotOurs, OSError, or what the pen raises.
+        Asks the runner to stop as soon as ``draining``, and waits ``drain_seconds`` for the end of its block; None: as
+        long as it takes. Raises NotOurs, OSError, Stalled, GivenUp, or what the pen raises.
         """
         try:
-            return self._follow(child, draining)
+            return self._follow(child, draining, progress, drain_seconds)
         finally:
             self._spans.close()
 
-    def _follow(self, child: subprocess.Popen[bytes], draining: Callable[[], bool]) -> protocol.LastWord | None:
+    def _follow(
+        self,
+        child: subprocess.Popen[bytes],
+        draining: Callable[[], bool],
+        progress: Progress,
+        drain_seconds: float | None,
+    ) -> protocol.LastWord | None:
         assert child.stdout is not None
         last: protocol.LastWord | None = None
-        asked = False
+        asked_at: float | None = None
         for line in process.lines(child.stdout, limit=protocol.MAX_LINE):
-            if draining() and not asked:
-                asked = True
+            if asked_at is None and draining():
+                asked_at = monotonic()
                 process.write_all(child.stdin, protocol.STOP)
+            if asked_at is not None and drain_seconds is not None and monotonic() - asked_at > drain_seconds:
+                metrics.GIVEN_UP.inc(progress.seconds)
+                raise GivenUp(
+                    f"the worker was stopped, and the step in hand did not end within {drain_seconds:g} s: its"
+                    f" {progress.seconds:.0f} s are lost"
+                )
             if line is None:
+                progress.check()
                 self._write_progress()
                 continue
             match protocol.decode(line):
                 case protocol.FinishedLine() | protocol.StoppedLine() | protocol.ErrorLine() as word:
                     last = word
                 case message:
+                    came = monotonic()
                     self._take(message)
+                    progress.heard(message, taken=monotonic() - came)
                     if isinstance(message, protocol.BlockLine):
                         process.write_all(child.stdin, protocol.kept(message.block))
         return last

@@ -2,9 +2,11 @@
 
     python -m worker.runner job.json
 
-The one process of the service that loads torch. It has no network, no database and no secret. What libraries print goes
-to the log, not into the channel; ``stop`` or the end of stdin asks it to finish the block in hand and end. It never has
-more than one block that a kill could cost: the next one begins when the supervisor has kept the last.
+The one process of the service that loads torch. Before it reads what strangers wrote it raises walls around itself
+(``worker.confinement``): no sockets, no files but the model, the rows, its own directory and the programs of the
+machine, and nothing of other processes. What libraries print goes to the log, not into the channel; ``stop`` or the end
+of stdin asks it to finish the block in hand and end. It never has more than one block that a kill could cost: the next
+one begins when the supervisor has kept the last.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from app.contract import crash_points
 from worker import protocol
+from worker.confinement import NotConfined, confine, with_linked
 
 if TYPE_CHECKING:
     from quant_experts.config import AcceptIf, QuantizationSpec
@@ -32,6 +35,7 @@ DISK_WORDS = ("no space left on device", "disk quota exceeded", "file too large"
 
 def main(job_file: str) -> int:
     channel = _take_stdout()
+    job = _confined(Path(job_file))  # before there is a second thread, which no wall would stand around
     orders = Orders()
     # Unbuffered: at its end Python wants the lock of a buffered stdin, which the thread that reads it holds.
     stdin = open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)  # noqa: SIM115 -- open until the process ends
@@ -42,7 +46,8 @@ def main(job_file: str) -> int:
         channel.flush()
 
     try:
-        job = protocol.RunnerJob.model_validate_json(Path(job_file).read_bytes())
+        if isinstance(job, Exception):
+            raise job
         say(_quantize(job, say, orders))
     except BrokenPipeError:  # nobody listens any more; the kernel is about to say so too
         return 1
@@ -51,6 +56,22 @@ def main(job_file: str) -> int:
         say(explain(error))
         return 1
     return 0
+
+
+def _confined(job_file: Path) -> protocol.RunnerJob | Exception:
+    """What is to be done, by a process behind its walls; or why it cannot be."""
+    try:
+        job = protocol.RunnerJob.model_validate_json(job_file.read_bytes())
+    except (OSError, ValueError) as error:
+        return error
+    if job.confinement == "off":
+        return job
+    signs = [Path(os.environ[crash_points.VARIABLE])] if crash_points.wanted() else []
+    model, rows = with_linked(Path(job.model)), with_linked(Path(job.calibration))
+    walls = confine(directory=job_file.parent, read=[*model, *rows], write=signs)
+    if walls.missing and job.confinement == "required":
+        return NotConfined(f"no wall around {', '.join(walls.missing)}, and QE_RUNNER_CONFINEMENT=required")
+    return job
 
 
 def explain(error: Exception) -> protocol.ErrorLine:

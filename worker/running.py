@@ -11,7 +11,7 @@ from app.contract.crash_points import reach
 from worker import device, memory, process, protocol
 from worker.hands import Hands
 from worker.lease import Lease
-from worker.relay import Relay
+from worker.relay import GivenUp, Progress, Relay, Stalled
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,12 @@ class Run:
 
     last: protocol.LastWord | None
     """Its last word; None when it died without one."""
-    status: int
+    how: str
+    """As in "the computing process …"."""
     out_of_memory: bool
     """The kernel killed it for want of memory."""
+    given_up: bool
+    """We killed it because the worker had no more time to drain; ``how`` is the whole reason."""
 
 
 def run(hands: Hands, lease: Lease, relay: Relay, job_file: Path, log: Path) -> Run:
@@ -46,15 +49,27 @@ def run(hands: Hands, lease: Lease, relay: Relay, job_file: Path, log: Path) -> 
     reach("spawn.after")
     assert child.stdin is not None
     assert child.stdout is not None
+    last: protocol.LastWord | None = None
+    stalled: Stalled | GivenUp | None = None
+    progress = Progress(silence=hands.settings.stall_seconds, step=hands.settings.step_seconds)
     with lease.guarding(child), child.stdout, child.stdin:
         try:
-            last = relay.follow(child, draining=hands.draining)
+            last = relay.follow(
+                child, draining=hands.draining, progress=progress, drain_seconds=hands.settings.drain_seconds
+            )
+        except (Stalled, GivenUp) as reason:
+            stalled = reason
+            process.kill_group(child)
         except BaseException:
             process.kill_group(child)
             raise
         finally:
             status = process.reap(child)
-    return Run(last, status, out_of_memory=status == -signal.SIGKILL and hands.oom_kills() > kills)
+    ended = str(stalled) if stalled is not None else process.describe_end(status)
+    killed_by_kernel = status == -signal.SIGKILL and stalled is None
+    return Run(
+        last, ended, out_of_memory=killed_by_kernel and hands.oom_kills() > kills, given_up=isinstance(stalled, GivenUp)
+    )
 
 
 def out_of_memory() -> str:

@@ -22,7 +22,7 @@ from app.contract.spec import JobSpec
 from app.contract.states import AttemptOutcome, JobStatus
 from app.logs import said_of
 from app.tracing import Span, part
-from worker import blocks, claims, fetch, ledger, metrics, process, protocol
+from worker import blocks, claims, fetch, ledger, metrics, protocol
 from worker.fitness import unfit
 from worker.hands import Hands
 from worker.lease import CancelRequested, Lease, Lost, TimedOut, kept, monotonic
@@ -136,6 +136,7 @@ def _refuse(hands: Hands, hold: ledger.Hold, error: ValidationError) -> JobStatu
         ):
             return _end(pen, partial(ledger.fail, code=FailureCode.INVALID_SPEC, message=message))
     except Lost:
+        metrics.LEASES_LOST.inc()
         return None
 
 
@@ -152,6 +153,7 @@ def _attempt(hands: Hands, claim: claims.Claim, spec: JobSpec, span: Span) -> Jo
             status = _end(pen, ending)
             reach("end.after_commit")
     except Lost:
+        metrics.LEASES_LOST.inc()  # not where the lease is refused: that happens to a job that has just ended, too
         # Nor is its span: the keeper ends it when it takes the job from us.
         logger.warning("%s: attempt %d is not ours any more", hold.job_id, hold.attempt)
         return None
@@ -246,6 +248,8 @@ def _compute(
             return partial(ledger.hand_back, reason="the worker was stopped")
         case protocol.ErrorLine(code=code, message=message):
             return partial(ledger.fail, code=_failure_code(code), message=message)
+        case None if ended.given_up:
+            return partial(ledger.hand_back, reason=ended.how)
         case None if ended.out_of_memory:
             return partial(
                 ledger.give_up_attempt,
@@ -259,7 +263,7 @@ def _compute(
             return partial(
                 ledger.give_up_attempt,
                 outcome=AttemptOutcome.RUNNER_DIED,
-                reason=f"the computing process {process.describe_end(ended.status)}",
+                reason=f"the computing process {ended.how}",
                 budget=hands.settings.barren_attempts,
             )
 

@@ -69,8 +69,7 @@ def drop_block_files(connection: Connection, storage: Storage, *, resumable_hour
     """
     jobs = connection.execute(
         # In the words of the partial index: the blocks of most jobs have lost their files long ago.
-        "SELECT id, finished_at < clock_timestamp() - make_interval(secs => %(seconds)s) AS all_of_them FROM jobs"
-        " WHERE id IN (SELECT job_id FROM layers WHERE files <> '[]'::jsonb) AND ("
+        "SELECT id FROM jobs WHERE id IN (SELECT job_id FROM layers WHERE files <> '[]'::jsonb) AND ("
         " (status = ANY(%(ended)s) AND finished_at < clock_timestamp() - make_interval(secs => %(seconds)s))"
         " OR (status = %(succeeded)s AND EXISTS (SELECT FROM layers, jsonb_array_elements(files) file"
         "  WHERE job_id = jobs.id AND files <> '[]'::jsonb AND NOT file->>'name' = ANY(%(calls)s)))) LIMIT 10000",
@@ -84,16 +83,17 @@ def drop_block_files(connection: Connection, storage: Storage, *, resumable_hour
     dropped = 0
     for job in jobs:
         with connection.transaction():
-            # A retry may come in between: the lock on the row decides who was first.
+            # A retry may come in between, and its end: what is true under the lock on the row decides.
             still = connection.execute(
-                "SELECT 1 FROM jobs WHERE id = %s AND status = ANY(%s) FOR UPDATE",
-                (job["id"], [status.value for status in FINISHED]),
+                "SELECT status, finished_at < clock_timestamp() - make_interval(secs => %s) AS all_of_them FROM jobs"
+                " WHERE id = %s AND status = ANY(%s) FOR UPDATE",
+                (resumable_hours * 3600, job["id"], [status.value for status in FINISHED]),
             ).fetchone()
-            if still is None:
+            if still is None or not (still["all_of_them"] or still["status"] == JobStatus.SUCCEEDED):
                 continue
             # The bytes go inside the transaction: a retry that waits for the row must not store the same blocks under
             # our hands.
-            if job["all_of_them"]:
+            if still["all_of_them"]:
                 connection.execute("UPDATE layers SET files = '[]' WHERE job_id = %s", (job["id"],))
                 storage.delete_under(f"jobs/{job['id']}/blocks")
             else:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, WithJsonSc
 
 from app.contract import patterns
 from app.contract.alias import Alias
+from app.contract.numbers import Whole
 
 SCHEME_PATTERN = re.compile(r"W([2-8])A([4-8]|16)")
 AUTO = "auto"
@@ -98,7 +99,7 @@ class Budget(_Strict):
 class Target(_Strict):
     """What scheme `auto` searches for: the best model within a size, or the smallest within a KL."""
 
-    max_bytes: Annotated[int, Field(strict=True, gt=0)] | None = Field(
+    max_bytes: Annotated[Whole, Field(gt=0)] | None = Field(
         default=None, description="Of all tensors of the checkpoint."
     )
     max_kl: Annotated[float, Field(strict=True, gt=0)] | None = Field(
@@ -135,12 +136,12 @@ class Options(_Strict):
     """Parameters of the method; every one has the method's default."""
 
     group_size: GroupSize | None = None
-    shared_rank: Annotated[int, Field(strict=True, ge=0, le=1024)] | None = None
-    routed_rank: Annotated[int, Field(strict=True, ge=1, le=1024)] | None = None
-    experts: Annotated[int, Field(strict=True, ge=0, le=64)] | None = None
-    important_channels: Annotated[int, Field(strict=True, ge=1, le=1024)] | None = None
-    samples: Annotated[int, Field(strict=True, ge=1, le=100_000)] | None = None
-    seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] | None = None
+    shared_rank: Annotated[Whole, Field(ge=0, le=1024)] | None = None
+    routed_rank: Annotated[Whole, Field(ge=1, le=1024)] | None = None
+    experts: Annotated[Whole, Field(ge=0, le=64)] | None = None
+    important_channels: Annotated[Whole, Field(ge=1, le=1024)] | None = None
+    samples: Annotated[Whole, Field(ge=1, le=100_000)] | None = None
+    seed: Annotated[Whole, Field(ge=0, lt=2**63)] | None = None
     refine: Literal["none", "routed", "all"] | None = None
     smoothing: Literal["none", "outlier", "smoothquant", "awq", "mbq", "search"] | None = None
     smoothquant_alpha: Annotated[float, Field(strict=True, ge=0, le=1)] | None = None
@@ -178,7 +179,7 @@ class JobSpec(_Strict):
         dict[str, Annotated[str, StringConstraints(max_length=120, pattern=patterns.LINE_OR_NOTHING)]],
         Field(max_length=32),
     ] = Field(default_factory=dict)
-    timeout_s: Annotated[int, Field(strict=True, ge=60, le=7 * 24 * 3600)] = 24 * 3600
+    timeout_s: Annotated[Whole, Field(ge=60, le=7 * 24 * 3600)] = 24 * 3600
 
     @field_validator("scheme")
     @classmethod

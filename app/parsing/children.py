@@ -180,6 +180,8 @@ class _Zygote:
 def _environment() -> dict[str, str]:
     """Nothing of ours: neither settings nor secrets."""
     kept = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    here = str(Path(__file__).parent.parent.parent)  # which may be on our own path alone
+    kept["PYTHONPATH"] = ":".join(filter(None, (here, kept.get("PYTHONPATH"))))
     return {**kept, "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 

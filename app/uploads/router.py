@@ -19,7 +19,7 @@ from app.uploads.schemas import MOST_PARTS, CompleteUpload, NewUpload, PartView,
 PART_BODY = {
     "requestBody": {
         "required": True,
-        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary", "minLength": 1}}},
     }
 }
 STORAGE = (problems.STORAGE_FULL, problems.STORAGE_UNAVAILABLE)

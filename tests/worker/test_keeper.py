@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -136,6 +137,26 @@ def test_a_failed_job_keeps_its_blocks_for_a_retry_and_loses_them_after_a_day(wo
         connection.execute("UPDATE jobs SET finished_at = clock_timestamp() - interval '25 h'")
         assert sweep.drop_block_files(connection, workshop.storage) == 1
         assert blocks.block_files(connection, job_id) == []
+
+
+def test_a_job_that_was_retried_while_the_sweep_waited_for_it_keeps_its_blocks(workshop: Workshop) -> None:
+    workshop.add_job()
+    hold = workshop.claim().hold
+    file = {"name": "blocks/0", "bytes": 7, "sha256": "00", "key": f"jobs/{hold.job_id}/blocks/00"}
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query ~ 'FOR UPDATE'"
+    with workshop.connect() as connection:
+        blocks.record_block(
+            connection, hold, block=0, blocks=2, seconds=1, report={}, files=[file], superseded=[], event={}
+        )
+        ledger.fail(connection, hold, code=FailureCode.OUT_OF_MEMORY, message="x")
+        connection.execute("UPDATE jobs SET finished_at = clock_timestamp() - interval '25 h'")
+    with workshop.connect() as owner, workshop.connect() as sweeper, ThreadPoolExecutor(1) as pool:
+        with owner.transaction():  # the retry, and the end that comes of it
+            owner.execute("UPDATE jobs SET finished_at = clock_timestamp()")
+            swept = pool.submit(sweep.drop_block_files, sweeper, workshop.storage)
+            wait_until(lambda: workshop.rows(waiting), what="the sweep at the lock")
+        assert swept.result(10) == 0
+        assert blocks.block_files(owner, hold.job_id)
 
 
 @pytest.mark.parametrize(("ended", "dropped"), [("11 min", 1), ("1 min", 0)])

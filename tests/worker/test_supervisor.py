@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 
 import psycopg
@@ -249,6 +251,46 @@ def test_a_draining_worker_hands_the_job_back_and_another_ends_it_with_the_same_
         ("worker-1", "handed_back"),
         ("worker-2", "succeeded"),
     ]
+
+
+def test_a_worker_with_little_time_to_drain_gives_the_block_up_and_says_what_is_lost(workshop: Workshop) -> None:
+    dataset = workshop.add_dataset()
+    expected = undisturbed(workshop, dataset)
+    for sign in workshop.stage.glob("at-*"):
+        sign.unlink()
+    workshop.direct("hold-2")
+    workshop.direct("deaf")
+    job_id = workshop.add_job(dataset=dataset)
+    draining = threading.Event()
+    with workshop.working(workshop.hands("worker-1", draining=draining, drain_seconds=0.3)):
+        workshop.wait_for("at-2")
+        draining.set()
+        wait_until(lambda: workshop.job(job_id)["status"] == "queued", what="given up")
+        assert not alive(workshop.runner_pid())
+    (requeued,) = (event for event in workshop.events(job_id) if event["type"] == "job.requeued")
+    assert "did not end within 0.3 s" in requeued["data"]["reason"]
+    assert workshop.job(job_id)["barren_attempts"] == 0
+    work(workshop.hands("worker-2"))
+    assert workshop.artifact(job_id) == expected
+
+
+@pytest.mark.parametrize("limit", ["stall_seconds", "step_seconds"])
+def test_a_runner_that_gets_nowhere_is_killed_and_the_job_goes_on_elsewhere(workshop: Workshop, limit: str) -> None:
+    dataset = workshop.add_dataset()
+    expected = undisturbed(workshop, dataset)
+    for sign in workshop.stage.glob("at-*"):
+        sign.unlink()
+    workshop.direct("hold-2")
+    job_id = workshop.add_job(dataset=dataset)
+    with workshop.working(workshop.hands("worker-1", **{limit: 1.0})):
+        workshop.wait_for("at-2")
+        os.kill(workshop.runner_pid(), signal.SIGSTOP)
+        wait_until(lambda: workshop.attempts(job_id)[0]["outcome"] == "runner_died", what="the end of the attempt")
+        (workshop.stage / "hold-2").unlink(missing_ok=True)
+        wait_until(lambda: workshop.job(job_id)["status"] == "succeeded", what="the next attempt")
+    (requeued,) = (event for event in workshop.events(job_id) if event["type"] == "job.requeued")
+    assert "fitting" in requeued["data"]["reason"]
+    assert workshop.artifact(job_id) == expected
 
 
 def test_a_damaged_block_file_is_computed_again(workshop: Workshop) -> None:
