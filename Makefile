@@ -7,6 +7,9 @@ STAMP := $(VENV)/.installed
 MODEL ?=
 TESTS ?= tests
 SEED ?= 1
+BENCH ?= layers memory peers.llm_compressor accuracy
+ARGS ?=
+BUILD_ARGS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PYTHONUNBUFFERED = 1
@@ -38,7 +41,7 @@ browser: setup ## a pinned headless Chromium and axe for the tests, below .venv,
 
 # Two processes for two cores, one thread each: idle OpenMP threads would only wait for each other.
 test: browser ## the whole test suite on real PostgreSQL, Redis, Celery and transformers
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not long' $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(TESTS)
 
 screenshots: browser ## photograph every page of the dashboard into build/screenshots
 	QE_SCREENSHOTS=build/screenshots OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/browser/test_dashboard_looks.py
@@ -57,24 +60,30 @@ format: setup ## rewrite the code as the linters want it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup ## print the benchmark tables: layers, memory, peers (installs llm-compressor beside), accuracy (hours)
-	$(BIN)/python -m benchmarks.layers
-	$(BIN)/python -m benchmarks.memory
-	$(BIN)/python -m benchmarks.peers.llm_compressor
-	$(BIN)/python -m benchmarks.accuracy
+bench: setup ## print the benchmark tables; BENCH="layers memory peers.llm_compressor accuracy" (hours); ARGS goes to each
+	@set -e; for each in $(BENCH); do echo "== $$each"; $(BIN)/python -m benchmarks.$$each $(ARGS); done
 
 fuzz: setup ## schemathesis against the served API for MINUTES (10); the suite has a short, seeded run
 	QE_FUZZ_MINUTES=$(or $(MINUTES),10) $(BIN)/python -m pytest --timeout 0 tests/app/test_contract_fuzzing.py
 
-faults: setup ## the long fault run: hundreds of jobs and kills; prints each fault, writes benchmarks/results/faults.md
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m long tests/faults
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --seed $(SEED)
+faults: setup ## the long fault run: hundreds of jobs and kills; prints each fault, writes benchmarks/results/faults.md (ARGS="--only storm")
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --seed $(SEED) $(ARGS)
 
 compose-test: setup ## the images and compose files on a real Docker engine, disturbed; ends with error 77 where there is none
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.compose --results benchmarks/results/compose.md
 
 openapi: setup ## write the snapshot of the API's contract after a wanted change
 	$(BIN)/python -m app.openapi > openapi.json
+
+wheel: setup ## build dist/: the wheel and the source archive
+	rm -rf dist
+	$(BIN)/hatchling build -d dist
+
+images: ## build the images api, keeper and worker for the CPU (BUILD_ARGS="--build-arg TORCH=cuda" for NVIDIA GPUs)
+	@set -e; for each in api keeper worker; do docker build --target $$each --tag quant-experts-$$each $(BUILD_ARGS) .; done
+
+release: lint test docs ## check version, changelog and tree, build dist/ and tag it; pushing the tag is left to you
+	@BIN=$(BIN) .ci/release
 
 constraints: ## pin what is installed now
 	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu//' | { head -2 constraints.txt; cat; } > constraints.new && mv constraints.new constraints.txt
@@ -84,6 +93,6 @@ lock: setup ## write deploy/requirements: what the images install, with hashes (
 	UV=$(BIN)/uv deploy/requirements/lock.sh
 
 clean: ## remove what the targets made, the environment included
-	rm -rf $(VENV) demo-output .qe build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo-output .qe build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
-.PHONY: help setup demo serve browser test screenshots docs lint format bench fuzz faults compose-test openapi constraints lock clean
+.PHONY: help setup demo serve browser test screenshots docs lint format bench fuzz faults compose-test openapi wheel images release constraints lock clean
