@@ -20,7 +20,7 @@ from tests.worker.conftest import Workshop, workshop
 __all__ = ["workshop"]
 
 CHART = Path(__file__).parents[2] / "deploy" / "helm" / "quant-experts"
-KUBERNETES = ("1.29", "1.33", "1.37")
+KUBERNETES = ("1.29", "1.37")
 RANDOM = "0123456789abcdef0123456789abcdef"
 GIVEN = {
     "secret.QE_DATABASE_URL": "postgresql://qe:secret@db/qe",
