@@ -6,12 +6,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from planning.recipe import Recipe
+from planning.recipe import AUTO, Recipe
 from planning.shapes import Shapes
 from planning.sizes import Size, size_of
 from planning.units import said
 
 RANKS = (32, 16, 8, 4, 2, 1)
+FEWER_BITS = (6, 4)
+MOST_BITS = 8
+"""Per quantized weight, adapters included: with more, half of 16 is not saved even of what is quantized."""
 
 
 @dataclass(frozen=True)
@@ -24,42 +27,72 @@ class Caution:
 
 
 def cautions_of(shapes: Shapes, recipe: Recipe, size: Size) -> tuple[Caution, ...]:
-    return tuple(_larger(shapes, recipe, size))
+    return tuple(_costly(shapes, recipe, size))
 
 
-def _larger(shapes: Shapes, recipe: Recipe, size: Size) -> Iterator[Caution]:
+def _costly(shapes: Shapes, recipe: Recipe, size: Size) -> Iterator[Caution]:
     """Adapters of a fixed rank weigh the more the narrower a model is; of a toy they weigh more than its weights."""
-    if size.bytes_after_most <= size.bytes_before:
+    larger = size.bytes_after_most > size.bytes_before
+    if not larger and _worth_it(size):
         return
-    would = "would be" if size.bytes_after_least > size.bytes_before else "may be"
-    what = (
-        f"the checkpoint {would} larger than the model: {said(size.bytes_after_most, 4)} "
-        f"after, {said(size.bytes_before, 4)} before"
-    )
-    found = next(_smaller(shapes, recipe), None)
-    if found is None:
-        advice = (
-            "its experts and adapters weigh more than rounding saves: set reconstruction to none, or keep it"
-            if recipe.reconstruction != "none"
-            else "so little of it is quantized that rounding saves nothing"
+    may = size.bytes_after_least != size.bytes_after_most
+    figures = f"{said(size.bytes_after_most, 4)} after, {said(size.bytes_before, 4)} before"
+    if larger:
+        would = "may" if size.bytes_after_least <= size.bytes_before else "would"
+        what = f"the checkpoint {would} be larger than the model: {figures}"
+    elif size.bits_most > MOST_BITS:
+        what = (
+            f"the checkpoint {'may hold' if may else 'holds'} {size.bits_most:.3g} bits per quantized weight, "
+            f"more than {MOST_BITS}: {figures}"
         )
-        yield Caution("larger_than_model", f"{what}; {advice}", "")
+    else:
+        what = f"the checkpoint {'may save' if may else 'saves'} less than half: {figures}"
+    code = "larger_than_model" if larger else "saves_little"
+    found = _instead(shapes, recipe, size)
+    if found is None:
+        kept = said(size.bytes_after_most - int(size.bits_most * shapes.weights) // 8, 4)
+        yield Caution(code, f"{what}; {kept} of it are never quantized, and no other setting saves more", "")
         return
     changes, after = found
     settings = " and ".join(f"{name} {value}" for name, value in changes.items())
-    pointer = f"/options/{next(iter(changes))}"
-    yield Caution("larger_than_model", f"{what}; with {settings} it is {said(after, 4)}", pointer)
+    pointer = "/scheme" if next(iter(changes)) == "scheme" else f"/options/{next(iter(changes))}"
+    bits = f" at {after.bits_most:.3g} bits per quantized weight"
+    yield Caution(code, f"{what}; with {settings} it is {said(after.bytes_after_most, 4)}{bits}", pointer)
 
 
-def _smaller(shapes: Shapes, recipe: Recipe) -> Iterator[tuple[Mapping[str, Any], int]]:
-    """Settings with which it is smaller than the model, and its bytes then; those that change the least come first."""
-    if recipe.reconstruction == "none":
-        return
-    names = ("routed_rank", "shared_rank") if recipe.reconstruction == "qe" and recipe.experts else ("shared_rank",)
-    for rank in RANKS:
-        for dtype in dict.fromkeys((recipe.adapter_dtype, "int8")):
-            wanted = {**{name: min(rank, getattr(recipe, name)) for name in names}, "adapter_dtype": dtype}
-            changes = {name: value for name, value in wanted.items() if value != getattr(recipe, name)}
-            size = size_of(shapes, replace(recipe, **changes))
-            if size.bytes_after_most < size.bytes_before:
-                yield changes, size.bytes_after_most
+def _worth_it(size: Size) -> bool:
+    return size.bits_most <= MOST_BITS and 2 * size.bytes_after_most <= size.bytes_before
+
+
+def _instead(shapes: Shapes, recipe: Recipe, size: Size) -> tuple[Mapping[str, Any], Size] | None:
+    """Settings with which it is worth it, those that change the least first; where there are none, those with which it
+    is smallest, if that is smaller. With its size then."""
+    smallest: tuple[Mapping[str, Any], Size] | None = None
+    for changes in _settings(recipe):
+        after = size_of(shapes, replace(recipe, **changes))
+        if _worth_it(after):
+            return changes, after
+        if after.bytes_after_most < (smallest[1] if smallest else size).bytes_after_most:
+            smallest = changes, after
+    return smallest
+
+
+def _settings(recipe: Recipe) -> Iterator[Mapping[str, Any]]:
+    """Smaller adapters, none, then fewer bits; what is the same already is left out."""
+    if recipe.reconstruction != "none":
+        routed = recipe.reconstruction == "qe" and recipe.experts
+        names = ("routed_rank", "shared_rank") if routed else ("shared_rank",)
+        for rank in RANKS:
+            for dtype in dict.fromkeys((recipe.adapter_dtype, "int8")):
+                wanted = {**{name: min(rank, getattr(recipe, name)) for name in names}, "adapter_dtype": dtype}
+                changes = {name: value for name, value in wanted.items() if value != getattr(recipe, name)}
+                if changes:
+                    yield changes
+        yield {"reconstruction": "none"}
+    if recipe.scheme == AUTO or recipe.budget is not None:
+        return  # what was asked for decides the bits
+    weights, activations = recipe.bits
+    for bits in (bits for bits in FEWER_BITS if bits < weights):
+        yield {"scheme": f"W{bits}A{activations}"}
+        if recipe.reconstruction != "none":
+            yield {"scheme": f"W{bits}A{activations}", "reconstruction": "none"}
