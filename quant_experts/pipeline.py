@@ -49,7 +49,7 @@ from quant_experts.several_stacks import about_stacks, audio_tokens, check_rows,
 from quant_experts.treatment import decide_treatment
 from quant_experts.walk import calls_behind, walk
 from quant_experts.weights import shards_fingerprint, stream
-from quant_experts.written_size import names_beside_the_blocks, written_size
+from quant_experts.written_size import about_size, names_beside_the_blocks, written_size
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,11 @@ def quantize(
     }
     fingerprint = _digest(parts)
     claim_directory(work, parts)
-    for message in (*_observations(blueprint), *about_stacks(spec, blueprint.family.stacks(spec.vision)[0])):
+    for message in (
+        *about_size(source, spec),
+        *_observations(blueprint),
+        *about_stacks(spec, blueprint.family.stacks(spec.vision)[0]),
+    ):
         warn(message)
     _fill_language_model(blueprint)
 

@@ -213,6 +213,10 @@ class Size(_Frozen):
     bytes_after: int
     effective_bits: float
     """Stored bits per quantized weight: integers + scales + adapters + routers + smoothing."""
+    bytes_loaded: int | None = None
+    """Memory that a loaded model takes: everything keeps its stored form."""
+    bytes_unpacked: int | None = None
+    """Of the largest layer, whose weights are unpacked while it runs."""
     base_bits: float
     """The same without adapters, routers and smoothing."""
     quantized_weights: int

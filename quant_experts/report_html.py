@@ -26,12 +26,12 @@ from quant_experts.report_page.frontier_chart import frontier_chart
 from quant_experts.report_page.kinds import short_name
 from quant_experts.report_page.sentences import verdict
 from quant_experts.report_page.usage_chart import usage_chart
+from quant_experts.report_page.warning_list import warning_list
 
 __all__ = ["render_report", "verdict"]
 
 WORST_GROUPS = 10
 SENSITIVE_GROUPS = 12
-NAMED_GROUPS = 3
 OPTION = re.compile(r"(--[a-z0-9-]+ [A-Za-z0-9._]*[A-Za-z0-9]|`[^`]+`)")
 
 
@@ -77,7 +77,7 @@ def render_report(report: QualityReport, recipe: Mapping[str, Any] | None = None
         parts=bars.parts(report.size),
         size_bars=bars.size_bars(report.size),
         words=sentences,
-        warnings=_warnings(report),
+        warnings=warning_list(report),
         seconds=_seconds_by_phase(report),
     )
 
@@ -122,26 +122,6 @@ def _limits(report: QualityReport) -> list[Limit]:
             )
         )
     return found
-
-
-def _warnings(report: QualityReport) -> list[str]:
-    """Each once, with the groups that it is about; what the calibration data's own section says is left to it."""
-    elsewhere = report.calibration.reasons if report.calibration else []
-    groups = [group for block in report.blocks for group in block.groups]
-    about = {warning: list[str]() for warning in report.warnings if warning not in elsewhere}
-    for group in groups:
-        prefix = f"{group.name}: "
-        of_group = [*group.warnings, *(w.removeprefix(prefix) for w in report.warnings if w.startswith(prefix))]
-        for warning in dict.fromkeys(w.removeprefix(prefix) for w in of_group):
-            about.pop(prefix + warning, None)
-            about.setdefault(warning, []).append(short_name(group.name))
-    return [f"{_named(names)}: {warning}" if names else warning for warning, names in about.items()]
-
-
-def _named(groups: Sequence[str]) -> str:
-    few = ", ".join(groups[:NAMED_GROUPS])
-    more = len(groups) - NAMED_GROUPS
-    return few if more <= 0 else f"{few} and {more} more input groups"
 
 
 def _seconds_by_phase(report: QualityReport) -> dict[str, float]:

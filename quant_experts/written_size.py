@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from planning.cautions import cautions_of
+from planning.errors import Unreadable
+from planning.local import read_local
+from planning.recipe import Recipe
+from planning.shapes import shapes_of
+from planning.sizes import size_of
 from quant_experts.blueprint import Blueprint
 from quant_experts.chain import FinishedBlock, block_file
+from quant_experts.config import QuantizationSpec
 from quant_experts.groups import GroupPlan, walked_modules
 from quant_experts.report import Size
 from quant_experts.tensor_file import TensorFile
@@ -24,11 +31,24 @@ def written_size(
     return Size(
         bytes_before=blueprint.weights.shards.bytes,
         bytes_after=in_blocks + beside,
+        bytes_loaded=in_blocks + beside,
+        bytes_unpacked=max(plan.width * out for block in plans for plan in block for out in plan.outs)
+        * blueprint.dtype.itemsize,
         effective_bits=sum(block.bits[0] for block in blocks) / weights,
         base_bits=sum(block.bits[1] for block in blocks) / weights,
         quantized_weights=weights,
         effective_bits_bf16=_bits_in_bf16(plans, blocks),
     )
+
+
+def about_size(model: Path, spec: QuantizationSpec) -> list[str]:
+    """What a plan warns of, with figures of what to choose instead; nothing for a model that is not planned."""
+    try:
+        shapes = shapes_of(read_local(model), vision=spec.vision)
+    except (Unreadable, OSError):
+        return []
+    recipe = Recipe.of(**spec.model_dump())
+    return [caution.message for caution in cautions_of(shapes, recipe, size_of(shapes, recipe))]
 
 
 def names_beside_the_blocks(blueprint: Blueprint, plans: Sequence[Sequence[GroupPlan]]) -> list[str]:

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pydantic import ValidationError
+
 from app.contract.crash_points import reach
 from app.storage import SEGMENT
 from worker import protocol
@@ -16,6 +18,8 @@ from worker.patient_storage import PatientStorage
 from worker.relay import mean_errors
 
 REPORT = "quality_report.json"
+SIZES = ("effective_bits", "base_bits", "bytes_before", "bytes_after", "bytes_loaded", "bytes_unpacked")
+MOST_WARNINGS = 50
 MEDIA_TYPES = {
     ".json": "application/json",
     ".html": "text/html; charset=utf-8",
@@ -71,21 +75,34 @@ def summary_of(output: Path) -> dict[str, Any]:
     quality, size = report.get("quality") or {}, report.get("size") or {}
     groups = [group for block in report.get("blocks") or [] for group in block.get("groups") or []]
     images, acceptance = report.get("images") or {}, report.get("acceptance") or {}
+    warnings = _warnings(report)
     return {
         "verdict": acceptance.get("verdict"),
         "missed": acceptance.get("missed") or [],
         "error": mean_errors(groups),
         **{name: quality.get(name) for name in ("kl", "top1_agreement", "perplexity_full", "perplexity_quantized")},
-        **{name: size.get(name) for name in ("effective_bits", "base_bits", "bytes_before", "bytes_after")},
+        **{name: size.get(name) for name in SIZES},
         "baseline_kl": (report.get("baseline") or {}).get("kl"),
         "calibration_verdict": (report.get("calibration") or {}).get("verdict"),
         "images_verdict": images.get("verdict"),
         "image_sensitivity": _smallest_ratio([images.get("swapped"), images.get("blanked")]),
         "rows_used": report.get("rows_used"),
         "rows_held_out": report.get("rows_held_out"),
-        "warnings": len(report.get("warnings") or []) + sum(len(group.get("warnings") or []) for group in groups),
+        "warnings": len(warnings),
+        "warning_list": warnings[:MOST_WARNINGS],
         "seconds": report.get("seconds"),
     }
+
+
+def _warnings(report: Mapping[str, Any]) -> list[str]:
+    """In the words and the grouping of the report's page; none of a report that this version does not read."""
+    from quant_experts.report import QualityReport
+    from quant_experts.report_page.warning_list import warning_list
+
+    try:
+        return warning_list(QualityReport.model_validate(report))
+    except ValidationError:
+        return [str(warning) for warning in report.get("warnings") or []]
 
 
 def _smallest_ratio(reactions: Sequence[Mapping[str, Any] | None]) -> float | None:

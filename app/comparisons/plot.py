@@ -17,13 +17,14 @@ LEAST_KL = 1e-9
 STYLE = """
   text { font: 13px system-ui, sans-serif; fill: #1f2328 } .small { font-size: 12px; fill: #57606a }
   .grid { stroke: #d0d7de; stroke-width: 1 } .frame { fill: none; stroke: #8c959f }
+  .original { stroke: #57606a; stroke-dasharray: 5 4 }
   .stairs { fill: none; stroke: #0969da; stroke-width: 2 } .best { fill: #0969da }
   .beaten { fill: #ffffff; stroke: #57606a; stroke-width: 1.5 } .missed { fill: #cf222e; stroke: none }
   .sheet { fill: #ffffff }
   @media (prefers-color-scheme: dark) {
     text { fill: #e6edf3 } .small { fill: #9198a1 } .grid { stroke: #30363d } .sheet { fill: #0d1117 }
-    .beaten { fill: #0d1117; stroke: #9198a1 } .stairs { stroke: #4493f8 } .best { fill: #4493f8 }
-    .missed { fill: #f85149 }
+    .beaten { fill: #0d1117; stroke: #9198a1 } .original { stroke: #9198a1 } .stairs { stroke: #4493f8 }
+    .best { fill: #4493f8 } .missed { fill: #f85149 }
   }
 """
 
@@ -45,7 +46,11 @@ def draw(comparison: ComparisonView, *, dressed: bool = True) -> str:
     """
     rows = [row for row in comparison.jobs if row.kl is not None and row.bytes_after is not None]
     title = f"{comparison.model.id}: size and KL of {len(comparison.jobs)} candidates"
-    body = _chart(rows) if rows else [f'<text x="{LEFT}" y="{HEIGHT / 2}">No candidate has succeeded yet.</text>']
+    body = (
+        _chart(rows, comparison.bytes_before)
+        if rows
+        else [f'<text x="{LEFT}" y="{HEIGHT / 2}">No candidate has succeeded yet.</text>']
+    )
     waiting = len(comparison.jobs) - len(rows)
     note = f"{waiting} of {len(comparison.jobs)} have no figures" if waiting and rows else ""
     described = "; ".join(f"{row.label}: {said(row.bytes_after or 0)}, KL {number(row.kl or 0.0)}" for row in rows)
@@ -65,10 +70,11 @@ def draw(comparison: ComparisonView, *, dressed: bool = True) -> str:
     )
 
 
-def _chart(rows: Sequence[ComparedJob]) -> list[str]:
+def _chart(rows: Sequence[ComparedJob], original: int | None) -> list[str]:
     sizes = [float(row.bytes_after or 0) for row in rows]
     kls = [max(row.kl or 0.0, LEAST_KL) for row in rows]
-    low, high = _padded(min(sizes), max(sizes))
+    shown = [*sizes, float(original)] if original else sizes
+    low, high = _padded(min(shown), max(shown))
     bottom, top = _decades(min(kls), max(kls))
 
     def x(size: float) -> float:
@@ -79,7 +85,23 @@ def _chart(rows: Sequence[ComparedJob]) -> list[str]:
         return round(HEIGHT - BOTTOM - share * (HEIGHT - BOTTOM - TOP), 1)
 
     points = sorted((Point(x(size), y(kl), row) for size, kl, row in zip(sizes, kls, rows, strict=True)), key=_place)
-    return [*_axes(x, y, (low, high), (bottom, top)), *_stairs([p for p in points if p.row.frontier]), *_marks(points)]
+    return [
+        *_axes(x, y, (low, high), (bottom, top)),
+        *_original(x, original),
+        *_stairs([p for p in points if p.row.frontier]),
+        *_marks(points),
+    ]
+
+
+def _original(x: Scale, size: int | None) -> list[str]:
+    """The model before, whose KL of 0 has no place on the axis: a line at its size."""
+    if not size:
+        return []
+    at = x(float(size))
+    return [
+        f'<line class="original" x1="{at}" x2="{at}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>',
+        f'<text class="small" x="{at - 6}" y="{TOP + 16}" text-anchor="end">original, {said(size)}</text>',
+    ]
 
 
 def _place(point: Point) -> tuple[float, float]:

@@ -19,10 +19,6 @@ from app.jobs.queries import get_job
 from app.tenancy import of_job
 
 MOST_OPTIONS = 64
-NOT_INHERITED = ("name",)
-"""Two jobs of one name would be taken for each other."""
-
-
 BEFORE_THE_BLOCKS = ("model", "calibration", "options.samples", "options.seed", "options.vision")
 """What the calls of the language model depend on: ``quant_experts.reuse`` has the same list in its own terms."""
 
@@ -53,8 +49,7 @@ class ForkRequest(BaseModel):
 async def forked(session: AsyncSession, *, tenant: str, job_id: str, request: ForkRequest) -> tuple[Job, JobSpec]:
     """The job and the spec of its fork. Raises Problem 404, and RequestValidationError for a spec that is not one."""
     parent = await get_job(session, tenant=tenant, job_id=job_id)
-    inherited = {name: value for name, value in parent.spec.items() if name not in NOT_INHERITED}
-    merged = merge(inherited, request.changes)
+    merged = merge(parent.spec, request.changes)
     try:
         return parent, JobSpec.model_validate(merged)
     except ValidationError as error:

@@ -92,6 +92,10 @@ class JobView(BaseModel):
         "seconds per block by device. Null for a hub model without a plan."
     )
     summary: dict[str, Any] | None = Field(description="Figures of a finished run; the report has all of them.")
+    warnings: list[str] = Field(
+        default=[],
+        description="Of a finished run, grouped, as in its report; before that, those of its plan.",
+    )
     verdict: Verdict | None = Field(
         description="Of a finished job with `accept_if`; its artifacts are there either way. Null without limits."
     )
@@ -119,6 +123,7 @@ class JobView(BaseModel):
                 "comparison_id": job.comparison_id,
                 "plan": job.plan,
                 "summary": job.summary,
+                "warnings": _warnings(job),
                 "verdict": job.verdict,
                 "error": job.error,
                 "created_at": job.created_at,
@@ -127,6 +132,12 @@ class JobView(BaseModel):
                 "finished_at": job.finished_at,
             }
         )
+
+
+def _warnings(job: Job | JobRow) -> list[str]:
+    if job.summary is not None:
+        return list(job.summary.get("warning_list") or [])
+    return [str(each["detail"]) for each in (job.plan or {}).get("warnings", [])]
 
 
 _SPEC_DEFAULTS = {

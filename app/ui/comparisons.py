@@ -82,7 +82,8 @@ async def create(
 async def comparison(request: Request, comparison_id: str, visitor: JobsReader, session: SessionDep) -> Response:
     view = await api.get(comparison_id, visitor.caller, session)
     drawing = Markup(draw(view, dressed=False))  # noqa: S704 -- escapes every text itself: test_comparisons.py
-    return render(request, "comparison.html", visitor, comparison=view, drawing=drawing)
+    by_size = sorted(view.jobs, key=lambda job: (job.bytes_after is None, job.bytes_after or 0))
+    return render(request, "comparison.html", visitor, comparison=view, by_size=by_size, drawing=drawing)
 
 
 @router.post("/{comparison_id}/cancel")

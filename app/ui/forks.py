@@ -28,7 +28,7 @@ router = APIRouter(route_class=Page)
 @router.get("/jobs/{job_id}/fork")
 async def start(request: Request, job_id: str, visitor: JobsWriter, session: SessionDep, parts: ServiceDep) -> Response:
     parent = await queries.get_job(session, tenant=visitor.caller.tenant, job_id=job_id)
-    values = job_form.values_of_spec(parent.spec) | {"name": ""}
+    values = job_form.values_of_spec(parent.spec)
     found = await _found(session, visitor, parent, values)
     return await _page(request, visitor, session, parts, parent=parent, values=values, found=found)
 

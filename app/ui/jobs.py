@@ -22,7 +22,7 @@ from app.jobs.schemas import AttemptView, EventView, JobQuery, JobView
 from app.problems import Problem
 from app.quotas import standing
 from app.system import router as system
-from app.ui import forms, history
+from app.ui import forms, history, outcome
 from app.ui.advice import advice
 from app.ui.error_chart import error_chart
 from app.ui.navigation import first_page
@@ -85,6 +85,7 @@ async def job(request: Request, job_id: str, visitor: JobsReader, session: Sessi
         live=view.status not in FINISHED, has_report=any(file.name == REPORT for file in files),
         base=_base(request), queue=history.queue(workers) if waits else None,
         advice=advice(view.error.code) if view.error else "",
+        sentence=outcome.sentence(view), snippet=outcome.snippet(view, base=_base(request)),
     )  # fmt: skip
 
 

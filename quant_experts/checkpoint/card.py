@@ -8,7 +8,8 @@ from quant_experts.checkpoint.configuration import auto_map
 from quant_experts.config import QuantizationSpec
 from quant_experts.report import ModelQuality, QualityReport
 from quant_experts.report_page import numbers
-from quant_experts.report_page.sentences import CALIBRATION, IMAGES, added_bytes, bought, verdict
+from quant_experts.report_page.sentences import CALIBRATION, IMAGES, added_bytes, bought, memory, verdict
+from quant_experts.report_page.warning_list import warning_list
 
 LOADING = """\
 ```python
@@ -66,11 +67,7 @@ def _kind(architecture: str, spec: QuantizationSpec) -> _Kind:
 def model_card(report: QualityReport, spec: QuantizationSpec, *, architecture: str) -> str:
     """Markdown with the metadata block that model hubs read."""
     kind = _kind(architecture, spec)
-    warnings = [
-        *report.warnings,
-        *(report.calibration.reasons if report.calibration else []),
-        *(w for b in report.blocks for g in b.groups for w in g.warnings),
-    ]
+    warnings = warning_list(report)
     sections = [
         _metadata(report, spec, kind),
         f"# {report.model}, {report.scheme} by Quant Experts\n\n{verdict(report)}\n\n"
@@ -87,7 +84,7 @@ def model_card(report: QualityReport, spec: QuantizationSpec, *, architecture: s
         _limits(spec),
     ]
     if warnings:
-        sections.append("## Warnings of the run\n\n" + "\n".join(f"- {warning}" for warning in dict.fromkeys(warnings)))
+        sections.append("## Warnings of the run\n\n" + "\n".join(f"- {warning}" for warning in warnings))
     return "\n\n".join(sections) + "\n"
 
 
@@ -120,6 +117,7 @@ def _loss(report: QualityReport) -> str:
         f"Measured on {quality.rows} held-out calibration rows ({quality.tokens} tokens), never used to fit.",
         table,
         "" if against is None else against.sentence,
+        memory(report.size),
         *(f"Limit missed: {sentence}." for sentence in (report.acceptance.missed if report.acceptance else [])),
         IMAGES[report.images.verdict] if report.images else "",
         CALIBRATION[report.calibration.verdict] if report.calibration else "",

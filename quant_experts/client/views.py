@@ -76,6 +76,8 @@ class JobView(View):
     forked_from: str | None = None
     comparison_id: str | None = None
     summary: dict[str, Any] | None
+    warnings: list[str] = []
+    """As its report has them, grouped; before it has one, those of its plan."""
     verdict: Literal["accepted", "rejected"] | None
     error: JobError | None
     created_at: datetime

@@ -12,7 +12,7 @@ from planning.units import said
 from quant_experts.client import Client, Embedded, InvalidRequest, Job, Sent
 from quant_experts.client.views import DatasetView
 from quant_experts.commands.live_line import bytes_bar
-from quant_experts.commands.service_client import print_json
+from quant_experts.commands.service_client import print_json, say_warnings
 from quant_experts.commands.watch import watch
 
 FILES = (".jsonl", ".parquet", ".json", ".ndjson", ".csv", ".tsv", ".txt", ".gz", ".zip")
@@ -54,6 +54,7 @@ def handed_over(client: Client, job: Job, *, as_json: bool, and_watch: bool) -> 
         print_json(job)
     else:
         click.echo(job.id)
+        say_warnings(job.warnings)
     if and_watch:
         return watch(client, job.id, as_json=as_json)
     click.echo(f"Follow it: qe watch {job.id}", err=True)

@@ -8,7 +8,7 @@ import click
 
 from quant_experts.client import JobView
 from quant_experts.commands.readable import readable
-from quant_experts.commands.service_client import connected, json_option, print_json, url_option
+from quant_experts.commands.service_client import connected, json_option, missed_limits, print_json, url_option
 from quant_experts.commands.table import print_rows
 
 STATUSES = ("queued", "running", "cancelling", "succeeded", "failed", "cancelled")
@@ -52,10 +52,25 @@ def command(
 
 def _table(jobs: list[JobView]) -> None:
     rows = [
-        (job.id, job.status, progress_of(job), job.model.id, job.scheme, job.created_at.strftime("%Y-%m-%d %H:%M"))
+        (
+            job.id,
+            job.status if job.verdict != "rejected" else "rejected",
+            readable(ended_how(job) or progress_of(job)),
+            readable(job.name or job.model.id),
+            readable(job.alias or ""),
+            job.scheme,
+            job.created_at.strftime("%Y-%m-%d %H:%M"),
+        )
         for job in jobs
     ]
-    print_rows(("job", "status", "progress", "model", "scheme", "created"), rows, whole=("status",))
+    print_rows(("job", "status", "progress", "name", "alias", "scheme", "created"), rows, whole=("status",))
+
+
+def ended_how(job: JobView) -> str:
+    """Which limit a rejected job has missed, or what a failed one failed with."""
+    if job.verdict == "rejected":
+        return "; ".join(missed_limits(job))
+    return job.error.code if job.error else ""
 
 
 def _show(job: JobView) -> None:
@@ -70,7 +85,9 @@ def _show(job: JobView) -> None:
         "labels": ", ".join(f"{key}={value}" for key, value in job.labels.items()),
         "attempts": str(job.attempts),
         "worker": job.worker,
-        "verdict": job.verdict,
+        "alias": job.alias,
+        "verdict": ": ".join(filter(None, (job.verdict, ended_how(job) if job.verdict else ""))),
+        "warnings": "; ".join(job.warnings),
         "error": f"{job.error.code}: {job.error.message}" if job.error else None,
         "created": job.created_at.isoformat(timespec="seconds"),
         "started": job.started_at.isoformat(timespec="seconds") if job.started_at else None,

@@ -104,8 +104,13 @@ def command(
     if not keep_work:
         shutil.rmtree(work, ignore_errors=True)
     from quant_experts.report_html import verdict
+    from quant_experts.report_page.sentences import memory
+    from quant_experts.report_page.warning_list import warning_list
 
     say(verdict(report))
+    say(memory(report.size))
+    for warning in warning_list(report):
+        click.echo(f"warning: {warning}", err=True)
     say(f"checkpoint: {output}   report: {output / 'quality_report.html'}")
     if report.acceptance is not None and report.acceptance.verdict == "rejected":
         click.echo(f"rejected: {'; '.join(report.acceptance.missed)}", err=True)

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
-from quant_experts.commands.service_client import connected, json_option, save, url_option
+from planning.units import said
+from quant_experts.commands.readable import readable
+from quant_experts.commands.service_client import connected, json_option, save, say_warnings, url_option
+from quant_experts.report_page import numbers
 
-FIGURES = {
-    "KL to full precision": ("quality", "kl"),
-    "KL of rounding alone": ("baseline", "kl"),
-    "same next token": ("quality", "top1_agreement"),
-    "perplexity before": ("quality", "perplexity_full"),
-    "perplexity after": ("quality", "perplexity_quantized"),
-    "bits per weight": ("size", "effective_bits"),
-    "bytes before": ("size", "bytes_before"),
-    "bytes after": ("size", "bytes_after"),
-    "verdict": ("acceptance", "verdict"),
+FIGURES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
+    "KL to full precision": ("quality", "kl", numbers.number),
+    "KL of rounding alone": ("baseline", "kl", numbers.number),
+    "same next token": ("quality", "top1_agreement", numbers.percent),
+    "perplexity before": ("quality", "perplexity_full", numbers.perplexity),
+    "perplexity after": ("quality", "perplexity_quantized", numbers.perplexity),
+    "bits per weight": ("size", "effective_bits", numbers.bits),
+    "size before": ("size", "bytes_before", said),
+    "size after": ("size", "bytes_after", said),
+    "memory when loaded": ("size", "bytes_loaded", said),
+    "verdict": ("acceptance", "verdict", str),
 }
+"""Title → where it stands in the report, and how people read it."""
 
 
 @click.command("report", short_help="Show a finished job's quality report.")
@@ -43,14 +49,15 @@ def command(job_id: str, *, html: Path | None, as_json: bool, url: str | None) -
     if as_json:
         click.echo(json.dumps(report))
     elif html is None:
-        for title, (part, name) in FIGURES.items():
-            value = _figure(report, part, name)
-            if value is not None:
-                click.echo(f"{title:<22} {value}")
+        for line in _lines(report):
+            click.echo(line)
+        say_warnings(job.warnings)
 
 
-def _figure(report: dict[str, Any], part: str, name: str) -> str | None:
-    value = (report.get(part) or {}).get(name)
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else value
+def _lines(report: dict[str, Any]) -> Iterator[str]:
+    for title, (part, name, form) in FIGURES.items():
+        value = (report.get(part) or {}).get(name)
+        if value is not None:
+            yield f"{title:<22} {form(value)}"
+    for sentence in (report.get("acceptance") or {}).get("missed") or []:
+        yield f"{'limit missed':<22} {readable(sentence)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,16 @@ def save(path: Path, text: str) -> None:
         raise
 
 
+def missed_limits(job: JobView) -> list[str]:
+    """One sentence for each limit that the checkpoint does not keep."""
+    return [str(sentence) for sentence in (job.summary or {}).get("missed") or []]
+
+
+def say_warnings(warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        click.echo(f"warning: {readable(warning)}", err=True)
+
+
 def exit_code(job: JobView) -> int:
     """And one line on stderr when it is not 0."""
     if job.status == "failed":
@@ -55,6 +65,7 @@ def exit_code(job: JobView) -> int:
         click.echo(f"{job.id} was cancelled", err=True)
         return CANCELLED
     if job.verdict == "rejected":
-        click.echo(f"{job.id} rejected: its checkpoint misses a limit of accept_if; the files are there", err=True)
+        missed = "; ".join(missed_limits(job)) or "its checkpoint misses a limit of accept_if"
+        click.echo(f"{job.id} rejected: {readable(missed)}; the files are there", err=True)
         return REJECTED
     return 0

@@ -37,5 +37,8 @@ def watch(client: Client, job_id: str, *, as_json: bool) -> int:
     job = job.refresh()
     code = exit_code(job)
     if code in (0, REJECTED) and not as_json:
+        count = len(job.warnings)
+        if count:
+            click.echo(f"{count} warning{'s' if count > 1 else ''}, listed by qe report {job.id}", err=True)
         click.echo(f"{job.id} succeeded. Files: qe pull {job.id}   Report: qe report {job.id}", err=True)
     return code

@@ -102,6 +102,16 @@ def added_bytes(size: Size) -> int:
     return round((size.effective_bits - size.base_bits) * size.quantized_weights / 8)
 
 
+def memory(size: Size) -> str:
+    """What a loaded model takes; empty for reports from before that was known."""
+    if size.bytes_loaded is None or size.bytes_unpacked is None:
+        return ""
+    return (
+        f"Loaded, its tensors take {numbers.size(size.bytes_loaded)} of memory, and "
+        f"{numbers.size(size.bytes_unpacked)} more while the largest layer runs, whose weights are unpacked then."
+    )
+
+
 def _doubt(quality: ModelQuality, baseline: ModelQuality) -> str:
     if quality.kl_standard_error is None or baseline.kl_standard_error is None:
         return ""

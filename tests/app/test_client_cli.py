@@ -222,14 +222,26 @@ async def test_logs_are_the_events_as_lines(qe: Qe, api: Api) -> None:
 
 
 async def test_pull_and_report_bring_the_result(qe: Qe, api: Api, tmp_path: Path) -> None:
-    job_id = await submitted(qe)
+    job_id = await submitted(qe, "--name", "nightly")
     code, _, err = await qe("pull", job_id)
     assert (code, "appear all at once" in err) == (1, True)
     api.start(job_id)
-    report = {"quality": {"kl": 0.01234, "top1_agreement": 0.9}, "size": {"bytes_after": 12345}}
+    missed = "The KL is 0.01234, at most 0.01 was asked for"
+    report = {
+        "quality": {"kl": 0.01234, "top1_agreement": 0.9},
+        "size": {"bytes_after": 12345},
+        "acceptance": {"verdict": "rejected", "missed": [missed]},
+    }
     for name, content in (("quality_report.json", json.dumps(report)), ("quality_report.html", "<p>hi"), ("a/b", "x")):
         api.publish(job_id, name, content.encode(), tmp_path)
     api.end(job_id, "succeeded")
+    summary = {"missed": [missed], "warning_list": ["Small text."], "warnings": 1}
+    api.execute("UPDATE jobs SET verdict = 'rejected', summary = %s", [json.dumps(summary)])
+    code, out, _ = await qe("jobs")
+    assert all(part in out for part in ("rejected", "nightly", missed)), out
+    code, _, err = await qe("watch", job_id)
+    assert (code, missed in err) == (5, True), err
+    assert "warning: Small text." in (await qe("report", job_id))[2]
     code, out, _ = await qe("pull", job_id)
     assert (code, out.startswith("3 files, ")) == (0, True)
     assert (tmp_path / job_id / "a" / "b").read_text() == "x"
@@ -238,9 +250,11 @@ async def test_pull_and_report_bring_the_result(qe: Qe, api: Api, tmp_path: Path
     assert (tmp_path / "other" / "a" / "b").read_text() == "x"
     code, out, _ = await qe("report", job_id)
     assert out.splitlines() == [
-        "KL to full precision   0.01234",
-        "same next token        0.9",
-        "bytes after            12,345",
+        "KL to full precision   0.0123",
+        "same next token        90.0 %",
+        "size after             12.1 KiB",
+        "verdict                rejected",
+        f"limit missed           {missed}",
     ]
     assert json.loads((await qe("report", job_id, "--json"))[1]) == report
     code, out, _ = await qe("report", job_id, "--html", "page.html")

@@ -185,10 +185,12 @@ def test_the_frontier_is_what_no_other_beats(rows: list[ComparedJob], best: list
 @pytest.mark.parametrize("figures", [[(1, 0.0)], [(10**12, 5.0), (10**12, 5.0)], [(5, 1e-8), (5, 1e3), (6, 0.0)]])
 def test_any_figures_can_be_drawn(figures: list[tuple[int, float]]) -> None:
     rows = [row(str(i), size, kl) for i, (size, kl) in enumerate(figures)]
-    view = ComparisonView.model_construct(model=type("M", (), {"id": "a/b"})(), jobs=rows)
+    view = ComparisonView.model_construct(model=type("M", (), {"id": "a/b"})(), jobs=rows, bytes_before=10**6)
     drawing = ET.fromstring(draw(view))
     numbers = [
         float(element.attrib[name]) for element in drawing.iter() for name in ("cx", "cy") if name in element.attrib
     ]
     assert len(numbers) == 2 * len(rows)
     assert all(0 <= number <= 880 for number in numbers)
+    (original,) = [line for line in drawing.iter() if line.attrib.get("class") == "original"]
+    assert 0 <= float(original.attrib["x1"]) <= 880

@@ -43,7 +43,7 @@ async def test_a_fork_is_the_same_job_but_for_what_was_changed(api: Api) -> None
         "group_size": 64,
     }
     assert child["labels"] == {"team": "vision", "run": "2"}
-    assert (child["accept_if"], child["name"], child["forked_from"]) == (None, None, parent["id"])
+    assert (child["accept_if"], child["name"], child["forked_from"]) == (None, "first", parent["id"])
     assert (child["model"], child["calibration"]) == (parent["model"], parent["calibration"])
     assert (child["resolved"]["model_commit"], child["resolved"]["dataset_commit"]) == ("c0", "d0")
     events = ok(await api.client.get(f"/v1/jobs/{child['id']}/events"))["data"]

@@ -8,7 +8,10 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+from markupsafe import escape
 
+from quant_experts.checkpoint.card import model_card
+from quant_experts.config import QuantizationSpec
 from quant_experts.report import (
     Acceptance,
     ChannelStatistics,
@@ -27,6 +30,7 @@ from quant_experts.report_page.frequency_chart import frequency_panels
 from quant_experts.report_page.frontier_chart import frontier_chart
 from quant_experts.report_page.sentences import bought, verdict
 from quant_experts.report_page.usage_chart import usage_chart
+from quant_experts.report_page.warning_list import warning_list
 from tests.quant_experts.reports import EXPERTS, RECIPE, rich_report
 
 SECTIONS = (
@@ -311,6 +315,20 @@ def test_a_warning_of_many_groups_is_said_once() -> None:
     assert page.count("one scale per row used") == 1
     assert "and 13 more input groups: one scale per row used" in page
     assert "<li>slow disk</li>" in page
+
+
+def test_warnings_that_differ_in_numbers_are_one_with_a_count_on_every_surface() -> None:
+    report = rich_report(2)
+    many = [f"row {number}: {number + 90} tokens, at most 48" for number in range(90)]
+    report = report.model_copy(update={"warnings": many})
+    (line,) = [line for line in warning_list(report) if "tokens, at most" in line]
+    assert line == "row 0: 90 tokens, at most 48 (and 89 more like it)"
+    card = model_card(report, QuantizationSpec.preset("qe"), architecture="Qwen2VLForConditionalGeneration")
+    page = render_report(report, RECIPE)
+    for warning in warning_list(report):
+        assert f"- {warning}" in card
+        assert str(escape(warning)) in page
+    assert f"{len(warning_list(report))} warnings" in page
 
 
 def test_blocks_of_several_stacks_are_told_apart() -> None:

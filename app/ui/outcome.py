@@ -1,0 +1,40 @@
+"""What came of a job: one sentence, and the lines of Python that use it."""
+
+from __future__ import annotations
+
+from app.figures import number, percent
+from app.jobs.schemas import JobView
+from app.sizes import said
+
+SNIPPET = """\
+from huggingface_hub import snapshot_download
+from transformers import AutoModelForImageTextToText  # of a text model: AutoModelForCausalLM
+
+path = snapshot_download("{repository}", endpoint="{base}/hub", token="…")  # an API key that may read jobs
+model = AutoModelForImageTextToText.from_pretrained(path, trust_remote_code=True)"""
+
+
+def sentence(job: JobView) -> str:
+    """Size, agreement and cost; empty as long as there are no figures."""
+    found = job.summary or {}
+    before, after = found.get("bytes_before"), found.get("bytes_after")
+    agreement, kl = found.get("top1_agreement"), found.get("kl")
+    if not before or after is None or agreement is None or kl is None:
+        return ""
+    share = after / before
+    size = f"{percent(share)} of the original's size" if share <= 1 else f"{number(share)} times the original's size"
+    took = f", made in {_duration(job)}" if _duration(job) else ""
+    return (
+        f"{said(after)}, {size}; it picks the same next token {percent(agreement)} of the time (KL {number(kl)}){took}."
+    )
+
+
+def _duration(job: JobView) -> str:
+    if job.started_at is None or job.finished_at is None:
+        return ""
+    seconds = (job.finished_at - job.started_at).total_seconds()
+    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
+
+
+def snippet(job: JobView, *, base: str) -> str:
+    return SNIPPET.format(repository=f"qe/{job.id}", base=base)
