@@ -70,7 +70,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """Without settings: those of the environment, checked first. Apart from that it connects to nothing yet."""
     if settings is None:
         settings = read_settings()
-        preflight.check(settings, models=True, secret=True)
+        preflight.check(settings, models=False, secret=True)
     telemetry = Telemetry()
 
     @asynccontextmanager

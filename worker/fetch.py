@@ -59,7 +59,20 @@ def local_model(model_id: str, root: Path | None) -> Path:
         raise FetchFailed(
             FailureCode.MODEL_NOT_FOUND, f"model {model_id!r}: no directory {name!r} below the model root"
         )
+    if closed := _closed_to_us(directory):
+        raise FetchFailed(
+            FailureCode.INVALID_MODEL,
+            f"model {model_id!r}: {closed.relative_to(below)} cannot be read by the worker's user {os.geteuid()}:"
+            f" chmod --recursive a+rX {name}",
+        )
     return directory
+
+
+def _closed_to_us(directory: Path) -> Path | None:
+    """What of the model this process may not read; ``save_pretrained`` leaves weights that only their owner may."""
+    if not os.access(directory, os.R_OK | os.X_OK, effective_ids=True):
+        return directory
+    return next((each for each in directory.iterdir() if not os.access(each, os.R_OK, effective_ids=True)), None)
 
 
 def check_fingerprint(model_id: str, directory: Path, planned: str | None) -> None:

@@ -137,6 +137,26 @@ def test_only_directories_below_the_model_root_are_models(tmp_path: Path, name: 
     assert caught.value.code == FailureCode.MODEL_NOT_FOUND
 
 
+def test_a_model_that_the_worker_may_not_read_says_which_file_and_what_to_do(tmp_path: Path) -> None:
+    """A container's user is another one than who saved the model, and weights are saved for their owner alone."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "model.safetensors").touch(mode=0o600)
+    me, stranger = os.geteuid(), 65534
+    if me == 0:
+        for folder in (tmp_path, *tmp_path.parents[:2]):
+            folder.chmod(0o755)
+        os.seteuid(stranger)
+    else:
+        (tmp_path / "a" / "model.safetensors").chmod(0)
+    try:
+        with pytest.raises(
+            fetch.FetchFailed, match=r"a/model.safetensors cannot be read by .* chmod --recursive a\+rX a"
+        ):
+            fetch.local_model("local/a", tmp_path)
+    finally:
+        os.seteuid(me)
+
+
 def test_without_a_model_root_there_are_no_local_models() -> None:
     with pytest.raises(fetch.FetchFailed, match="QE_MODEL_ROOT"):
         fetch.local_model("local/a", None)
