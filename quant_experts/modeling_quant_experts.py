@@ -14,11 +14,17 @@ Forward of layer j of an input group (all layers that read the same activation x
     y_j = W_q,j Q(h) + up_s,j (down_s h) + up_{i*,j} (down_{i*} h) + bias_j
 
 Everything left of W and up is computed once per group by :class:`InputGroup` and shared by the group's layers.
+
+A model that transformers has loaded multiplies few bfloat16 tokens on a CPU with the packed integers themselves
+(:class:`CpuIntegers`). ``QE_KERNELS=reference`` in the environment of the process keeps the plain formula everywhere.
 """
 
 from __future__ import annotations
 
+import functools
+import os
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,13 +85,20 @@ def dequantize(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     return grouped.mul_(scales.to(dtype).unsqueeze(-1)).reshape(out, d)
 
 
-def fake_quantize_tokens(x: Tensor, bits: int) -> Tensor:
-    """Round every token to symmetric integers under its own scale, and back. x: (tokens, d) float; returns float32."""
+def quantize_tokens(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Symmetric integers of every token under its own scale. x: (tokens, d) float; returns the integers (tokens, d) and
+    the scales (tokens, 1), both float32."""
     bound = 2 ** (bits - 1) - 1
     x = x.float()
     scale = x.abs().amax(dim=-1, keepdim=True) / bound
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    return (x / scale).round_().clamp_(-bound, bound).mul_(scale)
+    return (x / scale).round_().clamp_(-bound, bound), scale
+
+
+def fake_quantize_tokens(x: Tensor, bits: int) -> Tensor:
+    """Round every token to symmetric integers under its own scale, and back. x: (tokens, d) float; returns float32."""
+    codes, scale = quantize_tokens(x, bits)
+    return codes.mul_(scale)
 
 
 def project(x: Tensor, matrix: Tensor, scale: Tensor | None) -> Tensor:
@@ -98,6 +111,125 @@ def project_each(x: Tensor, matrices: Tensor, scales: Tensor | None, choice: Ten
     """x_t matrices[choice_t]ᵀ for every token. x: (tokens, d); matrices: (N, rows, d); scales: (N, rows)."""
     y = torch.bmm(matrices[choice].to(x.dtype), x.unsqueeze(-1)).squeeze(-1)
     return y if scales is None else y * scales[choice].to(x.dtype)
+
+
+# --- Integers as a CPU multiplies them --------------------------------------------------------------------------------
+
+FEW_TOKENS = 32
+"""Up to so many tokens the product with packed integers is quicker than dequantizing first, with AMX and without."""
+_REPACKING = threading.Lock()
+
+
+def product_group(group_size: int) -> int | None:
+    """The largest group of torch's packed int4 product that divides ``group_size``."""
+    return next((group for group in (256, 128, 64, 32) if group_size % group == 0), None)
+
+
+@functools.cache
+def kernel_rows() -> int:
+    """Rows in a block of torch's packed int4 product on this processor; 0 where it has none worth using.
+
+    The layout is private to torch and differs between processors: rows j and j + rows / 2 share a byte, columns follow
+    one another. It is therefore compared with what torch itself packs. Raises ValueError for an unknown QE_KERNELS.
+    """
+    chosen = os.environ.get("QE_KERNELS", "auto")
+    if chosen not in ("auto", "reference"):
+        raise ValueError(f"QE_KERNELS is {chosen!r}: choose auto or reference")
+    if chosen == "reference" or not hasattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu"):
+        return 0
+    rows = {"AVX512": 64, "AVX2": 32}.get(torch.backends.cpu.get_cpu_capability(), 0)
+    if rows:
+        codes = torch.randint(-8, 8, (128, 32), generator=torch.Generator().manual_seed(0), dtype=torch.int8)
+        by_torch = torch.ops.aten._convert_weight_to_int4pack_for_cpu((codes + 8).int(), 2)
+        if not torch.equal(by_torch.flatten(), _blocks(codes, rows).flatten()):
+            return 0
+    return rows
+
+
+def _blocks(codes: Tensor, rows: int) -> Tensor:
+    """codes: (out, d) int8 in -8 to 7, ``out`` whole blocks; returns (out / rows, d, rows / 2) bytes."""
+    halves = (codes + 8).view(torch.uint8).reshape(-1, 2, rows // 2, codes.shape[1])
+    return (halves[:, 0] | (halves[:, 1] << 4)).transpose(1, 2).contiguous()
+
+
+class CpuIntegers(nn.Module):
+    """A layer's integers and scales as torch's packed int4 product reads them. They move and copy with the layer.
+
+    An integer of 2 to 4 bits takes half a byte, one of 5 to 8 bits two halves: 16 high + low + 8, side by side along
+    d, so that one product sums both. Half bytes, bfloat16 scales and activations that are whole numbers up to 127 are
+    exact in it.
+
+    blocks: (out / rows, parts d, rows / 2) uint8, ``out`` filled up to whole blocks with zeros ·
+    scales: (parts d / group, out, 2) bfloat16, the scale and what is added to every weight.
+    """
+
+    blocks: Tensor
+    scales: Tensor
+
+    def __init__(self, codes: Tensor, scales: Tensor, bits: int, rows: int) -> None:
+        """codes: (out, d) int8; scales: (out, d / g) bfloat16, g a multiple of 32; rows: of a block."""
+        super().__init__()
+        self.out_features, d = codes.shape
+        self.rows, self.parts = rows, 1 if bits <= 4 else 2
+        group_size = d // scales.shape[1]
+        group = product_group(group_size)
+        assert group is not None
+        self.group = group
+        scales = scales.repeat_interleave(group_size // group, dim=1)
+        added = torch.zeros_like(scales)
+        if self.parts == 2:
+            codes = torch.cat([codes >> 4, (codes & 15) - 8], dim=1)
+            scales, added = torch.cat([scales * 16, scales], dim=1), torch.cat([added, scales * 8], dim=1)
+        missing = -self.out_features % rows
+        both = F.pad(torch.stack([scales, added], dim=-1), (0, 0, 0, 0, 0, missing))
+        self.register_buffer("blocks", _blocks(F.pad(codes, (0, 0, 0, missing)), rows), persistent=False)
+        self.register_buffer("scales", both.transpose(0, 1).contiguous(), persistent=False)
+
+    def multiplies(self, x: Tensor) -> bool:
+        """Whether :meth:`product` takes x here; a copy of this module may have come from another processor."""
+        return x.dtype == self.scales.dtype == torch.bfloat16 and x.device.type == "cpu" and self.rows == kernel_rows()
+
+    def product(self, x: Tensor) -> Tensor:
+        """x Wᵀ, summed in float32. x: (tokens, d) bfloat16; returns (tokens, out) bfloat16. It has no gradient."""
+        x = x if self.parts == 1 else torch.cat([x, x], dim=1)
+        packed = self.blocks.view(-1, x.shape[1] // 2)
+        y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, self.group, self.scales)
+        return y[:, : self.out_features]
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x Wᵀ + bias with the weights dequantized first. x: (tokens, d); returns (tokens, out)."""
+        biases = (None, None) if bias is None else self._in_halves(bias)
+        halves = [F.linear(x, w.t(), b) for w, b in zip(self._dequantized(x.dtype), biases, strict=True)]
+        blocks, _, rows = self.blocks.shape
+        y = torch.stack([half.reshape(len(x), blocks, rows) for half in halves], dim=2)
+        return y.flatten(1)[:, : self.out_features]
+
+    def weight(self, dtype: torch.dtype) -> Tensor:
+        """(out, d) in ``dtype``."""
+        halves = self._dequantized(dtype)
+        blocks, _, rows = self.blocks.shape
+        in_order = halves.view(2, -1, blocks, rows).permute(2, 0, 3, 1)
+        return in_order.flatten(0, 2)[: self.out_features]
+
+    def _in_halves(self, bias: Tensor) -> Tensor:
+        padded = F.pad(bias, (0, self.blocks.shape[0] * self.rows - len(bias)))
+        return padded.view(-1, 2, self.rows // 2).transpose(0, 1).flatten(1)
+
+    def _dequantized(self, dtype: torch.dtype) -> Tensor:
+        """(2, d, out / 2): the first and the second half of every block. In this order each step runs over contiguous
+        memory, which makes it as quick as from the packed words."""
+        stored = self.blocks.transpose(0, 1).flatten(1)
+        halves = torch.stack([stored & 15, stored >> 4])
+        scales = self.scales[..., 0]
+        if self.parts == 2:
+            high, low = halves.chunk(2, dim=1)
+            halves, scales = (high << 4) ^ low ^ 128, scales.chunk(2)[1]
+            codes = halves.view(torch.int8)
+        else:
+            codes = halves.view(torch.int8).sub_(8)
+        scales = scales.to(dtype).view(len(scales), -1, 2, self.rows // 2).permute(2, 0, 1, 3).flatten(2)
+        grouped = codes.to(dtype).view(2, len(scales[0]), self.group, -1)
+        return grouped.mul_(scales.unsqueeze(2)).flatten(1, 2)
 
 
 # --- Routing ---------------------------------------------------------------------------------------------------------
@@ -119,11 +251,16 @@ class Routed:
     """(tokens,) int64: positions sorted by expert; None when the tokens are few."""
     counts: tuple[int, ...] = ()
     """Tokens per expert, when sorted."""
+    only: int | None = None
+    """The expert of a single token, where its matrices are used in place instead of gathered."""
 
     @classmethod
-    def down(cls, h: Tensor, scores: Tensor, down: Tensor, scale: Tensor | None) -> Routed:
+    def down(cls, h: Tensor, scores: Tensor, down: Tensor, scale: Tensor | None, *, in_place: bool = False) -> Routed:
         """h: (tokens, d); scores: (tokens, N_r), smaller is better; down: (N_r, r_r, d); scale: (N_r, r_r)."""
         choice = scores.argmin(dim=-1)
+        if in_place and len(choice) == 1:
+            only = int(choice)
+            return cls(project(h, down[only], _of(scale, only)), choice, only=only)
         experts = down.shape[0]
         if len(choice) <= experts:
             return cls(project_each(h, down, scale, choice), choice)
@@ -135,6 +272,8 @@ class Routed:
 
     def up(self, up: Tensor, scale: Tensor | None) -> Tensor:
         """up: (N_r, out, r_r); scale: (N_r, out); returns (tokens, out) in the original order."""
+        if self.only is not None:
+            return project(self.low, up[self.only], _of(scale, self.only))
         if self.order is None:
             return project_each(self.low, up, scale, self.choice)
         segments = torch.split(self.low, list(self.counts))
@@ -155,11 +294,20 @@ def _of(scales: Tensor | None, expert: int) -> Tensor | None:
 class Prepared:
     """What the layers of one group share for one activation."""
 
-    quantized: Tensor
-    """(tokens, d): Q(x / s), or x / s when activations stay unquantized."""
+    values: Tensor
+    """(tokens, d) in the model's dtype: Q(x / s), or x / s when activations stay unquantized."""
     shared: Tensor | None
     """(tokens, r_s): down_s (x / s)."""
     routed: Routed | None
+    scale: Tensor | None = None
+    """(tokens, 1) float32, when ``values`` are only the whole numbers of Q."""
+    few: bool = False
+    """Whether layers are to multiply packed integers."""
+
+    @property
+    def quantized(self) -> Tensor:
+        """Q(x / s), whichever way it is held."""
+        return self.values if self.scale is None else (self.values * self.scale).to(self.values.dtype)
 
 
 @dataclass(frozen=True)
@@ -214,6 +362,7 @@ class InputGroup(nn.Module):
         router = _empty(experts, width, dtype=adapter_dtype, device=device) if routed else None
         self.register_parameter("router", router)
         self._pass: _Pass | None = None
+        self.accelerated = False
 
     def forward(self, x: Tensor, layer: str) -> Prepared:
         """What ``layer`` needs of x: (..., d). Computed when the first layer of the group asks for it.
@@ -240,15 +389,17 @@ class InputGroup(nn.Module):
         h = x.reshape(-1, self.width)
         scaled = h if self.smooth is None else h.float() / self.smooth
         low = scaled.to(x.dtype)
-        quantized = low
+        few = self.accelerated and 0 < len(h) <= FEW_TOKENS and not (x.requires_grad and torch.is_grad_enabled())
+        values, scale = low, None
         if self.activation_bits != UNQUANTIZED_BITS:
-            quantized = fake_quantize_tokens(scaled, self.activation_bits).to(x.dtype)
+            values, scale = quantize_tokens(scaled, self.activation_bits)
+            values, scale = (values.to(x.dtype), scale) if few else (values.mul_(scale).to(x.dtype), None)
         shared = None if self.shared_down is None else project(low, self.shared_down, self.shared_down_scale)
         routed = None
         if self.routed_down is not None and self.router is not None:
             scores = F.linear(scaled.float().abs(), self.router.float())
-            routed = Routed.down(low, scores, self.routed_down, self.routed_down_scale)
-        return Prepared(quantized, shared, routed)
+            routed = Routed.down(low, scores, self.routed_down, self.routed_down_scale, in_place=few)
+        return Prepared(values, shared, routed, scale, few)
 
     def extra_repr(self) -> str:
         return f"width={self.width}, layers={list(self.layers)}, activation_bits={self.activation_bits}"
@@ -277,11 +428,17 @@ def _register_adapter(
 class QuantizedLinear(nn.Module):
     """A linear layer with packed integer weights and the "up" halves of its group's experts.
 
+    After :meth:`accelerate`, the first bfloat16 activation on a CPU turns ``weight_packed`` and ``weight_scale`` into
+    ``integers``, which then take their place: nothing is held twice.
+
     weight_packed: (out, ceil(d * bits / 32)) int32 · weight_scale: (out, d / g) · weight_shape: (2,) int64, (out, d) ·
     bias: (out,) · shared_up: (out, r_s) · routed_up: (N_r, out, r_r); in int8 with shared_up_scale (out,) and
     routed_up_scale (N_r, out).
     """
 
+    weight_packed: nn.Parameter | None
+    weight_scale: nn.Parameter | None
+    integers: CpuIntegers | None
     bias: nn.Parameter | None
     shared_up: nn.Parameter | None
     shared_up_scale: nn.Parameter | None
@@ -313,6 +470,8 @@ class QuantizedLinear(nn.Module):
         self._group = (group,)
         self._weight: Tensor | None = None
         self.keeps_weight = False
+        self.accelerated = False
+        self.register_module("integers", None)
 
         words = -(-in_features * weight_bits // 32)
         self.weight_packed = _empty(out_features, words, dtype=torch.int32, device=device)
@@ -323,15 +482,22 @@ class QuantizedLinear(nn.Module):
         _register_adapter(self, "shared_up", shared_rank > 0, int8_adapters, out_features, shared_rank, like=like)
         _register_adapter(self, "routed_up", routed, int8_adapters, experts, out_features, routed_rank, like=like)
 
+    def accelerate(self) -> None:
+        """Use packed integer products where this processor has them and the layer's numbers fit them."""
+        scale = self.weight_scale
+        if scale is not None and scale.dtype == torch.bfloat16 and product_group(self.group_size) and kernel_rows():
+            self.accelerated = self._group[0].accelerated = True
+
     def base_weight(self, dtype: torch.dtype) -> Tensor:
         """The dequantized integers, (out, d); kept between calls only inside :func:`dequantized_weights`."""
-        if (
-            self._weight is not None
-            and self._weight.dtype == dtype
-            and self._weight.device == self.weight_packed.device
-        ):
+        packed, scale, integers = self.weight_packed, self.weight_scale, self.integers
+        if integers is not None:
+            return integers.weight(dtype)
+        assert packed is not None
+        assert scale is not None
+        if self._weight is not None and self._weight.dtype == dtype and self._weight.device == packed.device:
             return self._weight
-        weight = dequantize(unpack(self.weight_packed, self.weight_bits, self.in_features), self.weight_scale, dtype)
+        weight = dequantize(unpack(packed, self.weight_bits, self.in_features), scale, dtype)
         if self.keeps_weight:
             self._weight = weight
         return weight
@@ -339,7 +505,13 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., d); returns (..., out) in the dtype of x."""
         prepared: Prepared = self._group[0](x, self.name)
-        y = F.linear(prepared.quantized, self.base_weight(x.dtype), self.bias)
+        integers = self._repacked(x) if self.accelerated else None
+        if integers is None:
+            y = F.linear(prepared.quantized, self.base_weight(x.dtype), self.bias)
+        elif prepared.few and integers.multiplies(x):
+            return self._few(prepared, integers).to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+        else:
+            y = integers.linear(prepared.quantized, self.bias)
         if prepared.shared is not None and self.shared_up is not None:
             if self.shared_up_scale is None:
                 y = torch.addmm(y, prepared.shared, self.shared_up.to(y.dtype).t())
@@ -349,8 +521,37 @@ class QuantizedLinear(nn.Module):
             y = y + prepared.routed.up(self.routed_up, self.routed_up_scale)
         return y.reshape(*x.shape[:-1], self.out_features)
 
-    def extra_repr(self) -> str:
-        return f"in={self.in_features}, out={self.out_features}, bits={self.weight_bits}, group_size={self.group_size}"
+    def _few(self, prepared: Prepared, integers: CpuIntegers) -> Tensor:
+        """(tokens, out) float32, every part added to it unrounded."""
+        y = integers.product(prepared.values)
+        y = y.float() if prepared.scale is None else y * prepared.scale
+        if self.bias is not None:
+            y += self.bias
+        if prepared.shared is not None and self.shared_up is not None:
+            y += project(prepared.shared, self.shared_up, self.shared_up_scale)
+        if prepared.routed is not None and self.routed_up is not None:
+            y += prepared.routed.up(self.routed_up, self.routed_up_scale)
+        return y
+
+    def _repacked(self, x: Tensor) -> CpuIntegers | None:
+        """The integers as the CPU multiplies them, made when the first x comes that may be multiplied so."""
+        if self.integers is not None:
+            return self.integers
+        # Offloaded by accelerate: its hooks bring the stored tensors for each call and take them away again.
+        if x.dtype != torch.bfloat16 or x.device.type != "cpu" or hasattr(self, "_hf_hook"):
+            return None
+        return self.repack()
+
+    def repack(self) -> CpuIntegers:
+        """Put ``integers`` in the place of the packed words, once, whichever thread comes first."""
+        with _REPACKING:
+            packed, scale = self.weight_packed, self.weight_scale
+            if self.integers is None and packed is not None and scale is not None:
+                codes = unpack(packed, self.weight_bits, self.in_features)
+                self.integers = CpuIntegers(codes, scale, self.weight_bits, kernel_rows())
+                self.weight_packed = self.weight_scale = None
+        assert self.integers is not None
+        return self.integers
 
 
 @contextmanager
@@ -514,6 +715,9 @@ class QuantExpertsQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers 
             missing = _left_random(model, entry)
             if missing:
                 raise ValueError(f"{missing[0]}: the tensor is missing from the checkpoint")
+        for module in model.modules():
+            if isinstance(module, QuantizedLinear):
+                module.accelerate()
         return model
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:

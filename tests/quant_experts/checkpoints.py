@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ class Parts:
     """Of ``write_checkpoint``, all but ``output``."""
 
 
-def drawn_group(plan: GroupPlan, weights: list[Tensor], *, seed: int) -> FittedGroup:
+def drawn_group(plan: GroupPlan, weights: list[Tensor], seed: int) -> FittedGroup:
     """The real weights rounded to nearest, and small random experts."""
     random = torch.Generator().manual_seed(seed)
 
@@ -60,7 +61,14 @@ def drawn_group(plan: GroupPlan, weights: list[Tensor], *, seed: int) -> FittedG
     )
 
 
-def quantized_parts(family: str, directory: Path, *, tied: bool = False, dtype: torch.dtype = torch.bfloat16) -> Parts:
+def quantized_parts(
+    family: str,
+    directory: Path,
+    *,
+    tied: bool = False,
+    dtype: torch.dtype = torch.bfloat16,
+    draw: Callable[[GroupPlan, list[Tensor], int], FittedGroup] = drawn_group,
+) -> Parts:
     source = make_model(family, directory / "source", tied=tied, dtype=dtype)
     config = json.loads((source / "config.json").read_text())
     known = family_of(config)
@@ -70,7 +78,7 @@ def quantized_parts(family: str, directory: Path, *, tied: bool = False, dtype: 
     for block, plans in enumerate(plan_groups(model, known)):
         for i, plan in enumerate(plans):
             linears = [model.get_submodule(f"{plan.parent}.{layer}") for layer in plan.layers]
-            fitted = drawn_group(plan, [linear.weight.detach() for linear in linears], seed=10 * block + i)
+            fitted = draw(plan, [linear.weight.detach() for linear in linears], 10 * block + i)
             biases = {n: m.bias for n, m in zip(plan.layers, linears, strict=True) if m.bias is not None}
             groups.append(group_config(fitted, plan, dtype=dtype))
             install_group(model, groups[-1], group_tensors(fitted, plan, dtype=dtype, biases=biases))

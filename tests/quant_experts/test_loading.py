@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextT
 import quant_experts  # noqa: F401 -- registers the method
 from quant_experts.calibration.collate import open_collator
 from quant_experts.calibration.rows import parse_row
-from quant_experts.checkpoint.verify import Probe, verify_in_fresh_process
+from quant_experts.checkpoint.verify import TOLERANCE, Probe, verify_in_fresh_process
 from quant_experts.errors import InvalidCheckpoint
+from quant_experts.modeling_quant_experts import kernel_rows
 from tests.models import FAMILIES, VISION_FAMILIES
 from tests.quant_experts.checkpoints import Parts, quantized_parts, written
 from tests.rows import image_row
@@ -64,6 +66,15 @@ def image_inputs(model: Any) -> dict[str, Tensor]:
     }
 
 
+@pytest.fixture(autouse=True)
+def formula(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Models load with the formula that quantized them, so that equal logits are equal to the bit."""
+    monkeypatch.setenv("QE_KERNELS", "reference")
+    kernel_rows.cache_clear()
+    yield
+    kernel_rows.cache_clear()
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Written:
     directory = tmp_path_factory.mktemp("loading")
@@ -72,14 +83,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Written:
     return Written(parts, written(parts, directory / "out"), inputs, ask(parts.model, inputs))
 
 
-def in_fresh_process(code: str, *arguments: Path, modules: Path) -> dict[str, Any]:
+def in_fresh_process(code: str, *arguments: Path, modules: Path, kernels: str = "reference") -> dict[str, Any]:
     """Run ``code`` and return the JSON object on its last line."""
+    environment = {"PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(modules)}
     done = subprocess.run(
         [sys.executable, "-c", "import json, sys, torch\n" + code, *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
-        env={"PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(modules), "OMP_NUM_THREADS": "1"},
+        env={**environment, "OMP_NUM_THREADS": "1", "QE_KERNELS": kernels},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
@@ -199,6 +211,36 @@ print(json.dumps({"same": [each == before for each in after], "left": before[2],
         modules=tmp_path,
     )
     assert answer == {"same": [True, True], "left": False, "type": True}
+
+
+@pytest.mark.skipif(not kernel_rows(), reason="this processor has no packed int4 product")
+def test_a_loaded_model_multiplies_packed_integers_without_being_asked(checkpoint: Written, tmp_path: Path) -> None:
+    save_file({**checkpoint.inputs, "logits": checkpoint.logits}, str(tmp_path / "probe.safetensors"))
+    answer = in_fresh_process(
+        HIDDEN
+        + """
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText as Auto
+model = Auto.from_pretrained(sys.argv[1], trust_remote_code=True)
+inputs = load_file(sys.argv[2])
+right = inputs.pop("logits")
+bytes_before = model.get_memory_footprint()
+with torch.no_grad():
+    logits = model(**inputs, use_cache=False).logits.float()
+    generated = model.generate(**inputs, max_new_tokens=5, do_sample=False)
+layer = model.model.language_model.layers[0].self_attn.q_proj
+print(json.dumps({"error": float((logits - right).norm() / right.norm()), "packed": layer.weight_packed is not None,
+                  "new": generated.shape[1] - inputs["input_ids"].shape[1],
+                  "grown": model.get_memory_footprint() / bytes_before}))
+""",
+        checkpoint.directory,
+        tmp_path / "probe.safetensors",
+        modules=tmp_path,
+        kernels="auto",
+    )
+    assert answer["error"] < TOLERANCE
+    assert (answer["packed"], answer["new"]) == (False, 5)
+    assert answer["grown"] < 1.1
 
 
 def test_the_dtype_asked_for_is_the_dtype_that_runs(checkpoint: Written, tmp_path: Path) -> None:
