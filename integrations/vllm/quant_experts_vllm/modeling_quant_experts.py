@@ -1,0 +1,1 @@
+../../../quant_experts/modeling_quant_experts.py
