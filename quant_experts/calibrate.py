@@ -13,8 +13,8 @@ from torch import Tensor
 
 from quant_experts.blueprint import Blueprint, around_blocks, empty, fill
 from quant_experts.calibration.collate import Collate, Sample, TooLong
-from quant_experts.calibration.rows import Row
-from quant_experts.calibration.samples import FEWEST_HELD_OUT, Choice, RowFile
+from quant_experts.calibration.rows import BadRow, Row
+from quant_experts.calibration.samples import FEWEST_HELD_OUT, Choice, RowFile, refuse_too_many_bad
 from quant_experts.calls import Calls, CallWriter
 from quant_experts.errors import InvalidCalibration, NumericalFailure, Stopped
 from quant_experts.families.family import Vision
@@ -39,14 +39,15 @@ def gather_calls(
     vision: Vision = "keep",
 ) -> Calls:
     """The calls of the first stack of all rows of ``choice``, in ``work``. Held-out rows come first; a row that is too
-    long is replaced from the reserve.
+    long, or one of a few that cannot be used, is replaced from the reserve.
 
-    Raises InvalidCalibration naming the row, or when too few can be used; NumericalFailure when the vision tower
-    overflows; Stopped between rows.
+    Raises InvalidCalibration naming the first row when more than a tenth cannot be used, or when too few are left;
+    NumericalFailure when the vision tower overflows; Stopped between rows.
     """
     stacks = blueprint.family.stacks(vision)
     writer = CallWriter(work, keep_inputs=len(stacks) > 1)
     skipped: Counter[str] = Counter()
+    bad: list[str] = []
     resized = 0
     to_vary: list[tuple[int, Row]] = []
     tokens: dict[int, Tensor] = {}
@@ -58,9 +59,15 @@ def gather_calls(
                 if should_stop():
                     raise Stopped("stopped while calibrating; a later run begins anew")
                 try:
+                    if isinstance(row, BadRow):
+                        raise InvalidCalibration(row.reason)
                     sample = collate(row)
                 except TooLong:
                     skipped["too long"] += 1
+                    continue
+                except InvalidCalibration as error:
+                    bad.append(str(error))
+                    refuse_too_many_bad(bad, choice.wanted)
                     continue
                 resized += sample.resized
                 held_out = len(writer.rows) < len(choice.held_out)
@@ -75,15 +82,16 @@ def gather_calls(
                 _add_variant(blueprint, stacks, collate, writer, variant, tokens[variant.original])
         if len(writer.rows) <= max(FEWEST_HELD_OUT, len(choice.held_out)):
             raise InvalidCalibration(
-                f"only {len(writer.rows)} calibration rows can be used ({skipped.total()} are too long), "
-                f"and {len(choice.held_out)} of them are held out; give more or shorter rows"
+                f"only {len(writer.rows)} calibration rows can be used ({skipped.total()} are too long, {len(bad)} are "
+                f"unusable), and {len(choice.held_out)} of them are held out; give more or shorter rows"
             )
+        skipped.update(bad)
         return writer.finish(fingerprint=fingerprint, skipped=skipped, resized=resized)
     finally:
         writer.discard()
 
 
-def _in_order(rows: RowFile, choice: Choice) -> Iterator[Row]:
+def _in_order(rows: RowFile, choice: Choice) -> Iterator[Row | BadRow]:
     yield from rows.read(choice.held_out)
     yield from rows.read(choice.fit)
     for start in range(0, len(choice.reserve), RESERVE_AT_A_TIME):

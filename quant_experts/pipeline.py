@@ -279,7 +279,8 @@ def _warnings_about_rows(blueprint: Blueprint, calls: Calls) -> list[str]:
     if blueprint.family.vision and not any(call.tokens_vision for call in calls.fit):
         messages.append(NO_IMAGE)
     for reason, count in calls.skipped.items():
-        messages.append(f"{count} calibration rows were skipped: {reason}")
+        of_one = reason.startswith("calibration row ")
+        messages.append(f"{'' if of_one else f'{count} calibration rows were '}skipped: {reason}")
     if calls.resized:
         messages.append(f"{calls.resized} calibration rows had their images made smaller to fit")
     return messages

@@ -30,6 +30,7 @@ from benchmarks.digits.runs import HOLDOUT, PER_TASK, ROWS, VARIANTS, Bench
 from benchmarks.digits.yardstick import Yardstick, compare
 from benchmarks.peers.tables import page
 from quant_experts.calibration.collate import open_collator
+from quant_experts.calibration.rows import Row
 from quant_experts.calibration.samples import open_rows
 from quant_experts.smoothing.search import ALPHAS
 
@@ -66,7 +67,7 @@ def model_inputs(bench: Bench, variant: str, seed: int) -> dict[str, Any]:
     questions = yardstick.questions
     batches = [encode(yardstick.processor, questions[i : i + BATCH]) for i in range(0, len(questions), BATCH)]
     return {
-        "calibration": [collate(row).inputs for row in rows.read(range(len(rows)))],
+        "calibration": [collate(row).inputs for row in rows.read(range(len(rows))) if isinstance(row, Row)],
         "test": [(batch.inputs, batch.answers) for batch in batches],
     }
 

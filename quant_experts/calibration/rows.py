@@ -43,6 +43,18 @@ class Row:
         return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class BadRow:
+    """One that cannot be used; ``reason`` names it."""
+
+    number: int
+    reason: str
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(f"{self.number} {self.reason}".encode()).hexdigest()
+
+
 def parse_row(number: int, content: Any, base: Path, *, follow_links: bool = True) -> Row:
     """Check one row. ``base``: the directory that relative image paths start from and may not leave; ``follow_links``:
     out of it as well, for a file whose links are the caller's own.

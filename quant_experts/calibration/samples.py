@@ -21,11 +21,13 @@ import torch
 
 from planning.row_files import RawRow, UnreadableFile, UnreadableRow, is_packed, opened, raw_rows
 from planning.row_formats import COLUMNS, TURNS, WANTED, UnknownRow, kind_of, of_columns, what_it_is
-from quant_experts.calibration.rows import Row, parse_row
+from quant_experts.calibration.rows import BadRow, Row, parse_row
 from quant_experts.errors import InvalidCalibration
 from quant_experts.seeding import generator
 
 FEWEST_HELD_OUT = 2
+MOST_BAD = 0.1
+"""Share of the rows that may be unusable: they are skipped and told. With more, it is the file that is wrong."""
 POOL = 10_000
 """Rows that the seeded choice is made from; what follows in a larger file is not looked at."""
 
@@ -37,8 +39,9 @@ class RowFile(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, positions: Sequence[int]) -> Iterator[Row]:
-        """The rows at ``positions``, which are sorted. Raises InvalidCalibration, naming the row."""
+    def read(self, positions: Sequence[int]) -> Iterator[Row | BadRow]:
+        """The rows at ``positions``, which are sorted; one that cannot be used is a BadRow. Raises InvalidCalibration
+        for a file that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -129,42 +132,64 @@ class _TextRows:
     """Rows are read where they lie; those of a packed file from a copy that goes when the run ends."""
 
     def __init__(self, path: Path, follow_links: bool) -> None:
-        """Parses every row once, so that a broken one is reported before anything runs."""
+        """Parses every row once, so that a broken file is reported before anything runs. Raises InvalidCalibration for
+        more than a tenth of broken rows."""
         self._path, self._follow_links = path, follow_links
         self._copy: IO[bytes] | None = tempfile.TemporaryFile() if is_packed(path) else None  # noqa: SIM115 -- kept
         self._places: list[tuple[int, int, int]] = []  # (row number, first byte, bytes)
         with opened(path) as text:
+            bad: list[str] = []
             for row in itertools.islice(raw_rows(text), POOL):
-                _parsed(row)
-                assert isinstance(row.text, bytes)
+                broken = _parsed(row)
+                if isinstance(broken, BadRow):
+                    bad.append(broken.reason)
+                if not isinstance(row.text, bytes):
+                    break  # the file cannot be cut into rows any more
                 start = row.start if self._copy is None else self._copy.tell()
                 if self._copy is not None:
                     self._copy.write(row.text)
                 self._places.append((row.number, start, len(row.text)))
+        refuse_too_many_bad(bad, len(self._places))
         if not self._places:
             raise InvalidCalibration(f"{path.name} holds no row; expected one JSON row per line, or a list of them")
 
     def __len__(self) -> int:
         return len(self._places)
 
-    def read(self, positions: Sequence[int]) -> Iterator[Row]:
+    def read(self, positions: Sequence[int]) -> Iterator[Row | BadRow]:
         with ExitStack() as stack:
             reader = self._copy or stack.enter_context(self._path.open("rb"))
             for position in positions:
                 number, start, size = self._places[position]
                 reader.seek(start)
                 row = _parsed(RawRow(number, start, reader.read(size)))
-                yield parse_row(number, row, self._path.parent, follow_links=self._follow_links)
+                yield row if isinstance(row, BadRow) else _row(number, row, self._path.parent, self._follow_links)
 
 
-def _parsed(row: RawRow) -> dict[str, Any]:
+def _parsed(row: RawRow) -> dict[str, Any] | BadRow:
     try:
         content = row.parsed()
     except UnreadableRow as error:
-        raise InvalidCalibration(f"calibration row {row.number}: {error}") from error
+        return BadRow(row.number, f"calibration row {row.number}: {error}")
     if not isinstance(content, dict):
-        raise InvalidCalibration(f"calibration row {row.number}: a {kind_of(content)}; {WANTED}")
+        return BadRow(row.number, f"calibration row {row.number}: a {kind_of(content)}; {WANTED}")
     return content
+
+
+def _row(number: int, content: dict[str, Any], base: Path, follow_links: bool) -> Row | BadRow:
+    try:
+        return parse_row(number, content, base, follow_links=follow_links)
+    except InvalidCalibration as error:
+        return BadRow(number, str(error))
+
+
+def refuse_too_many_bad(reasons: Sequence[str], rows: int) -> None:
+    """``rows``: of which so many are bad. Raises InvalidCalibration that begins with the first reason."""
+    if len(reasons) > MOST_BAD * rows:
+        more = (
+            f"; {len(reasons)} of {rows} rows cannot be used, at most {MOST_BAD:.0%} may be" if len(reasons) > 1 else ""
+        )
+        raise InvalidCalibration(f"{reasons[0]}{more}")
 
 
 class _ParquetRows:
@@ -188,7 +213,7 @@ class _ParquetRows:
     def __len__(self) -> int:
         return min(int(self._starts[-1]), POOL)
 
-    def read(self, positions: Sequence[int]) -> Iterator[Row]:
+    def read(self, positions: Sequence[int]) -> Iterator[Row | BadRow]:
         wanted = set(positions)
         groups = sorted({bisect.bisect_right(self._starts, position) - 1 for position in positions})
         try:
@@ -203,12 +228,12 @@ class _ParquetRows:
         except (pa.ArrowException, OSError) as error:
             raise InvalidCalibration(f"{self._path.name} cannot be read ({_one_line(error)})") from error
 
-    def _row(self, number: int, batch: Any, index: int) -> Row:
+    def _row(self, number: int, batch: Any, index: int) -> Row | BadRow:
         try:
             row = of_columns({name: batch.column(name)[index].as_py() for name in batch.schema.names})
         except UnknownRow as error:
-            raise InvalidCalibration(f"calibration row {number}: {error}") from error
-        return parse_row(number, row, self._path.parent, follow_links=self._follow_links)
+            return BadRow(number, f"calibration row {number}: {error}")
+        return _row(number, row, self._path.parent, self._follow_links)
 
 
 def _one_line(error: BaseException) -> str:
@@ -225,7 +250,7 @@ class _Concatenated:
     def __len__(self) -> int:
         return min(self._starts[-1], POOL)
 
-    def read(self, positions: Sequence[int]) -> Iterator[Row]:
+    def read(self, positions: Sequence[int]) -> Iterator[Row | BadRow]:
         for part, start, end in zip(self._parts, self._starts, self._starts[1:], strict=False):
             mine = [position - start for position in positions if start <= position < end]
             for position, row in zip(mine, part.read(mine), strict=True):

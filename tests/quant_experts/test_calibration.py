@@ -19,7 +19,7 @@ from transformers import AutoConfig
 
 from quant_experts.calibration.collate import MOST_TOKENS, Collate, TooLong, open_collator
 from quant_experts.calibration.images import decode
-from quant_experts.calibration.rows import Row, parse_row
+from quant_experts.calibration.rows import BadRow, Row, parse_row
 from quant_experts.calibration.samples import choose, open_rows, rows_fingerprint
 from quant_experts.errors import InvalidCalibration
 from tests.models import make_model
@@ -38,7 +38,7 @@ def collate(vision_model: Path) -> Collate:
 
 def all_rows(path: Path) -> list[Row]:
     rows = open_rows(path)
-    return list(rows.read(range(len(rows))))
+    return [row for row in rows.read(range(len(rows))) if isinstance(row, Row)]
 
 
 # --- The three ways to write rows ----------------------------------------------------------------------------------
@@ -60,8 +60,9 @@ def test_an_image_may_be_a_link_as_in_the_caches_of_the_hub(tmp_path: Path) -> N
     (snapshot / "a.png").symlink_to("../../../blobs/f00")
     path = write_rows(snapshot.parent / "r.jsonl", [image_row(3, "images/a.png"), image_row(3, "images/x/../a.png")])
     assert [row.images for row in all_rows(path)] == [(picture(seed=3),)] * 2
-    with pytest.raises(InvalidCalibration, match=r"row 1, image 1: 'images/a\.png' leaves the directory"):
-        list(open_rows(path, follow_links=False).read([0]))
+    (refused,) = open_rows(path, follow_links=False).read([0])
+    assert isinstance(refused, BadRow)
+    assert "row 1, image 1: 'images/a.png' leaves the directory" in refused.reason
 
 
 def test_parquet_with_an_images_column_is_the_same_as_json_lines(tmp_path: Path) -> None:
@@ -344,6 +345,16 @@ def test_a_file_that_is_not_rows_is_refused(content: bytes, reason: str, tmp_pat
         open_rows(tmp_path / "r.jsonl")
     assert len(str(raised.value)) < 300
     assert "\n" not in str(raised.value)
+
+
+def test_a_broken_row_among_many_is_one_bad_row(tmp_path: Path) -> None:
+    lines = [json.dumps(text_row(i)) for i in range(20)]
+    (tmp_path / "r.jsonl").write_text("\n".join([*lines[:7], "{broken", "[1]", *lines[9:]]))
+    read = list(open_rows(tmp_path / "r.jsonl").read(range(20)))
+    assert [row.number for row in read if isinstance(row, BadRow)] == [8, 9]
+    (tmp_path / "r.jsonl").write_text("\n".join([*lines[:7], "{broken", "[1]", "3", *lines[10:]]))
+    with pytest.raises(InvalidCalibration, match=r"row 8: not JSON.*; 3 of 20 rows cannot be used, at most 10% may be"):
+        open_rows(tmp_path / "r.jsonl")
 
 
 def test_a_parquet_file_that_is_not_one_is_refused(tmp_path: Path) -> None:

@@ -517,3 +517,21 @@ def test_a_hidden_state_is_on_disk_before_the_next_is_computed(tmp_path: Path, m
         run(tmp_path, model=model, rows=rows, on_event=on_event, should_stop=evaluating.is_set)
     assert len(alive) == 6 + 2 + 2 + 2  # observed, held out in full precision, rounded to nearest, quantized
     assert max(alive) == 0
+
+
+def test_one_bad_row_among_many_is_skipped_with_its_number_and_ends_no_run(tmp_path: Path) -> None:
+    model = make_model("llama", tmp_path / "model")
+    rows = [text_row(i) for i in range(24)]
+    rows[4] = image_row(4)
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    spec = QuantizationSpec.preset("rtn", scheme="W4A16", group_size=32, samples=24)
+    report = run(tmp_path, model=model, rows=path, spec=spec)
+    reason = "calibration row 5: it has an image, but llama takes text only"
+    assert report.rows_skipped == {reason: 1}
+    assert report.rows_used + report.rows_held_out == 23
+    assert f"skipped: {reason}" in report.warnings
+    bad = write_rows(tmp_path / "bad.jsonl", [image_row(i) if i % 6 == 0 else text_row(i) for i in range(24)])
+    with pytest.raises(
+        InvalidCalibration, match=r"row \d+: it has an image.*; 3 of 24 rows cannot be used, at most 10%"
+    ):
+        run(tmp_path / "again", model=model, rows=bad, spec=spec)
