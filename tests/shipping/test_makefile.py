@@ -157,6 +157,13 @@ def releases_once_everything_names_the_version(clone: Path) -> None:
     assert f"v{version} exists" in make(clone, *words).stderr
 
 
+def asks_for_an_environment_with_vllm(clone: Path) -> None:
+    """vLLM takes 3.4 GB and another transformers: its tests are run by hand (docs/serving.md)."""
+    refused = make(clone, "vllm-test")
+    assert refused.returncode != 0
+    assert "no vLLM in DIR=''" in refused.stdout
+
+
 def locks_what_is_locked(clone: Path) -> None:
     ok(clone, "lock")
     assert git(clone, "status", "--porcelain", "deploy") == "", "run `make lock`"
@@ -179,6 +186,7 @@ SHORT: dict[str, Callable[[Path], None]] = {
     "fuzz": finds_its_tests("fuzz"),
     "faults": storms,
     "bench": knows_its_benchmarks,
+    "vllm-test": asks_for_an_environment_with_vllm,
     "lock": locks_what_is_locked,
     "serve": serves_until_interrupted,
     "release": releases_once_everything_names_the_version,
