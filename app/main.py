@@ -41,6 +41,7 @@ from app.plans.router import router as plans
 from app.problems import ProblemDetails, documented
 from app.quotas import StorageMeter
 from app.rate_limit import TokenBuckets
+from app.retention.router import router as retention
 from app.ringing import Ringer
 from app.settings import Settings, read_settings
 from app.storage import storage_from_url
@@ -126,6 +127,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         webhooks,
         audit,
         usage,
+        retention,
         models,
         system,
     )

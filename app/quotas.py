@@ -80,6 +80,10 @@ class StorageMeter:
             self._unfinished[tenant] = (time.monotonic(), known)
         return known
 
+    def forget(self, tenant: str) -> None:
+        """Artifacts of the tenant were deleted: what is known of them is too much."""
+        self._known.pop(tenant, None)
+
     def arrived(self, tenant: str, more: int) -> None:
         """A part was stored: what is known of unfinished uploads need not wait for the next listing."""
         at, known = self._unfinished.get(tenant, (-self.SECONDS, 0))
@@ -189,8 +193,8 @@ class Room:
         if self.there + more > self.most:
             raise Problem(
                 problems.STORAGE_QUOTA_EXCEEDED,
-                f"{self.tenant} has stored {self.there} of {self.most} bytes; {more} more do not fit: delete datasets"
-                " and unfinished uploads that it does not need",
+                f"{self.tenant} has stored {self.there} of {self.most} bytes; {more} more do not fit: delete jobs,"
+                " datasets and unfinished uploads that it does not need",
                 headers={"Connection": "close"} if unread else None,
             )
 

@@ -88,11 +88,23 @@ class Settings(BaseSettings):
     heartbeat_file: Path | None = Field(
         default=None, description="API, worker and keeper touch it every few seconds; health checks look at its age."
     )
+    metrics_token: str | None = Field(
+        default=None, min_length=16, description="Who asks the API for /metrics must send it as a bearer token."
+    )
     tracing: bool = Field(
         default=False, description="Send traces to an OpenTelemetry collector; OTEL_* variables say where and how many."
     )
     keeper_interval: float = 5.0
     barren_attempts: int = Field(default=3, description="Attempts in a row without a new block that fail a job.")
+
+    retry_delay: float = Field(
+        default=10.0,
+        ge=0,
+        description="Wait before a job that failed without a new block is tried again; doubles with each such attempt.",
+    )
+    sick_after: int = Field(
+        default=3, ge=0, description="Jobs in a row that fail by a worker's own fault before it is examined; 0: never."
+    )
 
     webhook_timeout: float = Field(default=15.0, gt=0, le=45, description="Seconds for one attempt at a webhook.")
     webhook_allow_http: bool = Field(default=False, description="For development: webhooks without TLS.")
@@ -105,6 +117,14 @@ class Settings(BaseSettings):
     max_stored_bytes: int = Field(default=1 << 40, ge=0, description="Datasets and artifacts of one tenant.")
     max_webhooks: int = Field(default=50, ge=0, description="Of one tenant.")
 
+    keep_jobs_days: int | None = Field(default=None, ge=1, description="Finished jobs, from their end.")
+    keep_events_days: int | None = Field(default=None, ge=1, description="Events of finished jobs but the last.")
+    keep_layers_days: int | None = Field(default=None, ge=1, description="Reports of finished jobs' blocks.")
+    keep_audit_days: int | None = Field(default=None, ge=30, description="Entries of the audit log.")
+    keep_deliveries_days: int | None = Field(default=30, ge=1, description="Finished deliveries of webhooks.")
+    keep_models_days: int = Field(
+        default=30, ge=8, description="A worker's copies of a hub's models that no job has used; a job may take 7 days."
+    )
     dataset_ttl: int | None = Field(
         default=None, ge=60, description="Uploads that do not say when they expire do so after this many seconds."
     )

@@ -39,7 +39,11 @@ class Telemetry:
     tracing: tracing.Tracing = tracing.OFF
     """Set when the application starts."""
 
+    looked_at = float("-inf")
+    """When the ledger was last asked for its figures."""
+
     def __init__(self) -> None:
+        self.looking = asyncio.Lock()
         self.registry = CollectorRegistry()
         labels = ["method", "route", "status"]
         self.requests = Counter("qe_http_requests_total", "Answered requests.", labels, registry=self.registry)
@@ -55,6 +59,9 @@ class Telemetry:
         )
         self.followers = Gauge("qe_event_followers", "Open event streams of this process.", registry=self.registry)
         self.workers = Gauge("qe_workers_alive", "Workers heard of within one lease.", registry=self.registry)
+        self.stopped_workers = Gauge(
+            "qe_workers_stopped", "Of the workers alive, those that take no job any more.", registry=self.registry
+        )
 
 
 class TelemetryMiddleware:

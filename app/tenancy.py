@@ -21,9 +21,12 @@ from app.contract.tables import (
     IdempotencyRecord,
     Job,
     JobEvent,
+    JobLabel,
     Layer,
     Plan,
+    Retention,
     TenantLimits,
+    UsageDay,
     Webhook,
     WebhookAttempt,
     WebhookDelivery,
@@ -43,6 +46,9 @@ Named = TypeVar(
     WebhookAttempt,
     AuditEntry,
     TenantLimits,
+    Retention,
+    UsageDay,
+    JobLabel,
 )
 Part = TypeVar("Part", Attempt, Layer, JobEvent, Artifact)
 

@@ -43,6 +43,8 @@ CLIENT = (
     "webhooks",
     "keys",
     "usage",
+    "delete",
+    "retention",
 )
 """Commands that speak to a service."""
 

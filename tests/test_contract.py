@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 
 from app.contract import spec as contract
+from app.contract import versions
 from app.contract.errors import FailureCode
 from app.contract.states import FINISHED, TRANSITIONS, JobStatus, Phase
 from quant_experts import config, errors, progress, reconstruction, rounding, schemes, smoothing
@@ -55,6 +60,58 @@ def test_both_accept_the_same_schemes(weight_bits: int, activation_bits: int) ->
     except ValueError:
         known = False
     assert (contract.SCHEME_PATTERN.fullmatch(text) is not None) == known
+
+
+FINGERPRINTS = {1: "04e607055fa14cc4"}
+"""Version of the spec → what it may say."""
+
+
+def test_who_changes_what_a_spec_may_say_raises_its_version() -> None:
+    said = {
+        "schema": _without_words(_stored_part(contract.JobSpec.model_json_schema())),
+        "methods": contract.METHODS,
+        "schemes": [contract.AUTO, contract.SCHEME_PATTERN.pattern],
+    }
+    fingerprint = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+    assert fingerprint == FINGERPRINTS.get(versions.UNDERSTOOD), (
+        "old workers refuse what they do not know: raise UNDERSTOOD in app/contract/versions.py, name what is new in"
+        f" SINCE, and note the fingerprint {fingerprint} here. If every old worker understands the change, note it only"
+    )
+    assert all(1 < since <= versions.UNDERSTOOD for since in versions.SINCE.values())
+
+
+def _stored_part(schema: dict[str, Any]) -> dict[str, Any]:
+    properties = {name: said for name, said in schema["properties"].items() if name in versions.KEPT}
+    return {**schema, "properties": properties}
+
+
+def _without_words(schema: Any) -> Any:
+    if isinstance(schema, dict):
+        words = ("description", "title", "examples")
+        return {name: _without_words(value) for name, value in schema.items() if name not in words}
+    return [_without_words(each) for each in schema] if isinstance(schema, list) else schema
+
+
+def test_a_job_needs_the_version_of_what_it_says_and_keeps_nothing_newer(monkeypatch: pytest.MonkeyPatch) -> None:
+    new = {"options.vision": 2, "accept_if": 3, "method=rtn": 4, "target.max_kl": 5}
+    monkeypatch.setattr(versions, "SINCE", new)
+    body = {"model": {"id": "a/b"}, "calibration": {"dataset": "a/b"}, "scheme": "W4A6"}
+
+    def stored(**changes: Any) -> tuple[dict[str, Any], int]:
+        return versions.stored(contract.JobSpec.model_validate({**body, **changes}))
+
+    kept, needed = stored()
+    assert needed == 1
+    assert "accept_if" not in kept
+    assert "vision" not in kept["options"]
+    assert contract.JobSpec.model_validate(kept) == contract.JobSpec.model_validate(body)
+    assert [
+        stored(options={"vision": "keep"})[1],
+        stored(accept_if={"max_kl": 1.0})[1],
+        stored(method="rtn", options={"vision": "keep"})[1],
+        stored(scheme="auto", target={"max_kl": 0.1})[1],
+        stored(scheme="auto", target={"max_bytes": 1})[1],
+    ] == [2, 3, 4, 5, 1]
 
 
 def test_every_error_of_the_library_is_a_failure_code_of_the_service() -> None:

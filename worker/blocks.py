@@ -55,7 +55,7 @@ def record_block(
                 )
         new = not before.get(block)
         connection.execute(
-            "UPDATE jobs SET blocks_done = %(done)s, blocks_total = %(blocks)s, block_seconds ="
+            "UPDATE jobs SET avoid = '{}', blocks_done = %(done)s, blocks_total = %(blocks)s, block_seconds ="
             " coalesce(block_seconds * (1 - %(weight)s) + %(seconds)s * %(weight)s, %(seconds)s) WHERE id = %(id)s",
             {"done": block + 1, "blocks": blocks, "weight": NEWEST_WEIGHT, "seconds": seconds, "id": hold.job_id},
         )

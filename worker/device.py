@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from app.settings import Settings
+from worker.place import Place
 
 MEMORY_INFO = Path("/proc/meminfo")
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -90,6 +95,39 @@ def capacity(device: Device = CPU, *, sharing: int = 1) -> Capacity:
     """What a job can use on ``device`` of this machine, which ``sharing`` runners share. Raises nothing."""
     memory = _memory()
     return Capacity(None if memory is None else memory // sharing, device.memory, _cores(sharing))
+
+
+def place(device: Device, settings: Settings, *, sharing: int = 1) -> Place:
+    """What a job can have here now. Raises nothing."""
+    has = capacity(device, sharing=sharing)
+    return Place(device.name, has.memory, has.device_memory, free_disk(settings))
+
+
+def free_disk(settings: Settings) -> int | None:
+    """Bytes that a job may fill: what is free, and what copies of models take that could go or are its own."""
+    try:
+        settings.work_directory.mkdir(parents=True, exist_ok=True)
+        return shutil.disk_usage(settings.work_directory).free + _bytes_of_copies(settings.resolved_home)
+    except OSError:
+        return None
+
+
+_copies: dict[Path, tuple[float, int]] = {}
+COPIES_SECONDS = 600.0
+
+
+def _bytes_of_copies(home: Path) -> int:
+    """Of a few minutes ago: it walks the directories. Raises OSError."""
+    at, known = _copies.get(home, (-COPIES_SECONDS, 0))
+    if time.monotonic() - at < COPIES_SECONDS:
+        return known
+    known = 0
+    for directory in (home / "models", home / "datasets"):
+        for path in directory.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):
+                known += path.stat().st_size if path.is_file() and not path.is_symlink() else 0
+    _copies[home] = (time.monotonic(), known)
+    return known
 
 
 def _cores(sharing: int) -> int:

@@ -162,6 +162,7 @@ class Hub:
         shelf = self.settings.resolved_home / f"{kind}s" / repository.replace("/", "--")
         shelf.mkdir(parents=True, exist_ok=True)
         if revision is not None and COMMIT.fullmatch(revision) and (shelf / revision).is_dir():
+            os.utime(shelf / revision)  # used now: see sweep.drop_unused_copies
             return shelf / revision, revision
         # Named by the commit only when whole: two workers may download at once, and one of them may die.
         arriving = shelf / new_id(ARRIVING)
@@ -187,6 +188,7 @@ class Hub:
                         raise
             return whole, commit
         except _Here as here:
+            os.utime(shelf / here.commit)
             return shelf / here.commit, here.commit
         except BaseException as reason:
             if known and _worth_keeping(reason):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from app.settings import Settings
 from app.storage import Storage
 from app.tracing import OFF, Tracing
 from worker import memory
 from worker.device import CPU, Device
+from worker.health import Health
 
 RUNNER = (sys.executable, "-m", "worker.runner")
 
@@ -34,3 +35,4 @@ class Hands:
     """The one that its runners see."""
     sharing: int = 1
     """Runners on this machine that share its memory and cores, this one included."""
+    health: Health = field(default_factory=Health)

@@ -28,12 +28,12 @@ from app.logs import configure_logging
 from app.settings import Settings, read_settings
 from app.storage import Storage, storage_from_url
 from app.tracing import OFF, Tracing, open_tracing
-from worker import ledger, metrics, sweep
+from worker import ledger, metrics, removal, sweep
 from worker.ledger import Connection, Hold
 from worker.postman import deliver
 from worker.ring import ring_quietly
 from worker.spans import attempt_span
-from worker.webhooks import forget_deliveries
+from worker.waiting import explain_waiting
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +42,9 @@ LOCK = 0x7165_6B70
 SWEEP_LOCK = 0x7165_7377
 """``qesw``: of the one that sweeps."""
 SWEEP_SECONDS = 600.0
+EXPLAIN_SECONDS = 15.0
 JOIN_SECONDS = 5.0
 """Of a sweep that is under way when the keeper is to stop; it is safe to break off anywhere."""
-DELIVERY_DAYS = 30
-"""For this long a finished webhook delivery stays in the log."""
 
 Ring = Callable[[str], object]
 """False: nobody hears."""
@@ -56,7 +55,9 @@ def ring_again(connection: Connection, ring: Ring, *, after: float) -> list[str]
     rows = connection.execute(
         "UPDATE jobs SET rung_at = clock_timestamp() WHERE id IN ("
         " SELECT id FROM jobs WHERE status = 'queued' AND run_after <= clock_timestamp()"
-        " AND coalesce(rung_at, queued_at) < clock_timestamp() - make_interval(secs => %s)"
+        # One that had to wait before its next attempt has no bell on its way.
+        " AND (coalesce(rung_at, queued_at) < clock_timestamp() - make_interval(secs => %s)"
+        " OR (rung_at IS NULL AND run_after > queued_at + interval '1 s'))"
         " ORDER BY priority DESC, created_at LIMIT 100 FOR UPDATE SKIP LOCKED) RETURNING id",
         (after,),
     ).fetchall()
@@ -67,7 +68,7 @@ def ring_again(connection: Connection, ring: Ring, *, after: float) -> list[str]
 
 
 def reap(
-    connection: Connection, ring: Ring, *, grace: float, budget: int, tracing: Tracing = OFF
+    connection: Connection, ring: Ring, *, grace: float, budget: int, delay: float = 0.0, tracing: Tracing = OFF
 ) -> dict[str, JobStatus]:
     """Take jobs from workers whose lease ran out ``grace`` seconds ago; returns what each job is now."""
     reaped: dict[str, JobStatus] = {}
@@ -91,6 +92,7 @@ def reap(
                 outcome=AttemptOutcome.LEASE_EXPIRED,
                 reason=reason,
                 budget=budget,
+                delay=delay,
             )
             reach("reap.before_commit")
         reach("reap.after_commit")
@@ -139,7 +141,10 @@ def sweep_away(connection: Connection, storage: Storage, settings: Settings) -> 
         "uploads without a dataset": lambda: sweep.drop_unnamed_uploads(connection, storage),
         "work directories": lambda: sweep.drop_work_directories(connection, settings.work_directory),
         "downloads that nobody took up": lambda: sweep.drop_stale_downloads(settings.resolved_home),
-        "webhook deliveries": lambda: forget_deliveries(connection, days=DELIVERY_DAYS),
+        "rows that were kept long enough": lambda: removal.retire(connection, settings),
+        "deleted jobs": lambda: removal.remove_deleted_jobs(connection, storage),
+        "artifacts of deleted jobs": lambda: removal.remove_artifacts_of_deleted(connection, storage),
+        "deleted artifacts": lambda: removal.remove_objects(connection, storage),
         "logs": lambda: sweep.drop_logs(settings.resolved_home / "logs"),
         "attempts' objects looked for": lambda: sweep.drop_dead_artifacts(connection, storage),
     }
@@ -169,12 +174,16 @@ def keep(settings: Settings, ring: Ring, stop: threading.Event, tracing: Tracing
 def _keep_connected(
     connection: Connection, settings: Settings, ring: Ring, stop: threading.Event, tracing: Tracing
 ) -> None:
-    locked = False
+    locked, next_explained = False, 0.0
     while not stop.is_set():
         touch(settings.heartbeat_file)
         locked = locked or _is_ours(connection, LOCK)
         if locked:
-            reap(connection, ring, grace=settings.grace, budget=settings.barren_attempts, tracing=tracing)
+            budget, delay = settings.barren_attempts, settings.retry_delay
+            reap(connection, ring, grace=settings.grace, budget=budget, delay=delay, tracing=tracing)
+            if time.monotonic() >= next_explained:
+                explain_waiting(connection, alive=settings.lease)
+                next_explained = time.monotonic() + EXPLAIN_SECONDS
             ring_again(connection, ring, after=settings.ring_again)
         stop.wait(settings.keeper_interval)
 

@@ -26,6 +26,8 @@ Connection = psycopg.Connection[DictRow]
 
 CONNECT_SECONDS = 5
 STATEMENT_SECONDS = 20
+LONGEST_DELAY = 300.0
+"""Seconds between two attempts that brought nothing."""
 
 
 class NotHeld(Exception):
@@ -192,13 +194,18 @@ def give_up_attempt(
     reason: str,
     budget: int,
     code: FailureCode = FailureCode.NO_PROGRESS,
+    delay: float = 0.0,
 ) -> JobStatus:
-    """End an attempt that died. The job waits again, unless ``budget`` attempts in a row brought no new block: then it
-    has failed with ``code``; a job that was to be cancelled is. Returns the job's status. Raises NotHeld.
+    """End an attempt that died, or failed by what may be its worker's fault. The job waits again, for another worker
+    where one lives, unless ``budget`` attempts in a row brought no new block: then it has failed with ``code``; a job
+    that was to be cancelled is. ``delay``: seconds before the second attempt in such a row, twice as long before each
+    further one. Returns the job's status. Raises NotHeld.
     """
     with connection.transaction():
         job = lock(connection, hold, *LEASED)
-        return end_dead_attempt(connection, hold, job, outcome=outcome, reason=reason, budget=budget, code=code)
+        return end_dead_attempt(
+            connection, hold, job, outcome=outcome, reason=reason, budget=budget, code=code, delay=delay
+        )
 
 
 def end_dead_attempt(
@@ -210,6 +217,7 @@ def end_dead_attempt(
     reason: str,
     budget: int,
     code: FailureCode = FailureCode.NO_PROGRESS,
+    delay: float = 0.0,
 ) -> JobStatus:
     """The same inside the caller's transaction, which holds the lock on the row ``job``."""
     if job["status"] == JobStatus.CANCELLING:
@@ -219,6 +227,10 @@ def end_dead_attempt(
         "SELECT blocks_done FROM attempts WHERE job_id = %s AND attempt = %s", (hold.job_id, hold.attempt)
     ).fetchone()
     barren = 0 if attempt is not None and attempt["blocks_done"] > 0 else job["barren_attempts"] + 1
+    if outcome != AttemptOutcome.LEASE_EXPIRED:  # its process is gone, and who comes back under its name is another
+        connection.execute(
+            "UPDATE jobs SET avoid = array_append(array_remove(avoid, worker), worker) WHERE id = %s", (hold.job_id,)
+        )
     if barren >= budget:
         tried = f"{barren} attempts in a row ended without a new block; the last: "
         message = reason if budget == 1 else tried + reason
@@ -226,7 +238,8 @@ def end_dead_attempt(
         _fail(connection, hold, outcome, code, message)
         return JobStatus.FAILED
     _end_attempt(connection, hold, outcome, error={"message": clean(reason)})
-    _requeue(connection, hold, reason, barren=barren)
+    wait = min(delay * 2 ** (barren - 1), LONGEST_DELAY) if barren else 0.0
+    _requeue(connection, hold, reason, barren=barren, wait=wait)
     return JobStatus.QUEUED
 
 
@@ -285,13 +298,15 @@ def _end_job(
     )
 
 
-def _requeue(connection: Connection, hold: Hold, reason: str, *, barren: int | None) -> None:
+def _requeue(connection: Connection, hold: Hold, reason: str, *, barren: int | None, wait: float = 0.0) -> None:
     connection.execute(
         "UPDATE jobs SET status = 'queued', lease_until = NULL, phase = NULL, worker = NULL, rung_at = NULL,"
-        " run_after = clock_timestamp(), barren_attempts = coalesce(%s, barren_attempts) WHERE id = %s",
-        (barren, hold.job_id),
+        " run_after = clock_timestamp() + make_interval(secs => %s), barren_attempts = coalesce(%s, barren_attempts)"
+        " WHERE id = %s",
+        (wait, barren, hold.job_id),
     )
-    append_event(connection, hold.job_id, EventType.REQUEUED, {"attempt": hold.attempt, "reason": clean(reason)})
+    data = {"attempt": hold.attempt, "reason": clean(reason), **({"wait_seconds": wait} if wait else {})}
+    append_event(connection, hold.job_id, EventType.REQUEUED, data)
 
 
 def _end_attempt(

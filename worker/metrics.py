@@ -49,6 +49,12 @@ GIVEN_UP = Counter(
     registry=REGISTRY,
 )
 BUSY = Gauge("qe_worker_busy", "1 while a job is held.", registry=REGISTRY)
+OWN_FAILURES = Gauge(
+    "qe_worker_own_failures_in_a_row",
+    "Jobs since the last that went well which failed by what may be this worker's fault.",
+    registry=REGISTRY,
+)
+STOPPED = Gauge("qe_worker_stopped", "1 when this worker takes no job any more; its log says why.", registry=REGISTRY)
 BELLS_LOST = Counter("qe_bells_not_rung_total", "Bells that Redis did not take.", registry=REGISTRY)
 REAPED = Counter("qe_keeper_reaped_total", "Jobs taken from workers that were not heard of.", registry=REGISTRY)
 RUNG_AGAIN = Counter("qe_keeper_rung_again_total", "Queued jobs that nobody had picked up in time.", registry=REGISTRY)

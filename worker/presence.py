@@ -6,17 +6,20 @@ import contextlib
 import logging
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 
 import psycopg
 
 from app.heartbeat import touched_by_thread
 from app.settings import Settings
-from worker import device, workers
+from worker import device, sweep, workers
 from worker.hands import Hands
 from worker.ledger import connect
 
 logger = logging.getLogger(__name__)
+
+SWEEP_SECONDS = 3600.0
 
 
 @contextlib.contextmanager
@@ -33,17 +36,40 @@ def present(settings: Settings, slots: Sequence[Hands]) -> Iterator[None]:
 
 
 def _be_seen(settings: Settings, slots: Sequence[Hands], over: threading.Event) -> None:
-    host = socket.gethostname()
+    host, begins, next_sweep = socket.gethostname(), True, 0.0
     while True:
         try:
             with connect(settings.database_url or "") as connection:
                 for slot in slots:
                     has = device.capacity(slot.device, sharing=slot.sharing)
-                    workers.seen(connection, worker=slot.worker, host=host, device=slot.device.name, has=has)
+                    name = slot.device.name
+                    free = device.free_disk(settings)
+                    workers.seen(
+                        connection,
+                        worker=slot.worker,
+                        host=host,
+                        device=name,
+                        has=has,
+                        free_disk=free,
+                        begins=begins,
+                    )
+            begins = False
         except psycopg.Error as error:
             logger.warning("the ledger did not hear that this worker lives: %s", error)
+        if time.monotonic() >= next_sweep:
+            _drop_unused_copies(settings)
+            next_sweep = time.monotonic() + SWEEP_SECONDS
         if over.wait(settings.beat):
             return
+
+
+def _drop_unused_copies(settings: Settings) -> None:
+    try:
+        dropped = sweep.drop_unused_copies(settings.resolved_home, days=settings.keep_models_days)
+    except OSError as error:
+        logger.warning("could not sweep copies of models: %s", error)
+    else:
+        logger.info("swept away: %d copies of models and datasets that no job uses", dropped)
 
 
 def _forget(settings: Settings, slots: Sequence[Hands]) -> None:

@@ -21,9 +21,9 @@ from app.contract.errors import FailureCode
 from app.contract.spec import JobSpec
 from app.contract.states import AttemptOutcome, JobStatus
 from app.logs import said_of
+from app.settings import Settings
 from app.tracing import Span, part
-from worker import blocks, claims, fetch, ledger, metrics, protocol
-from worker.fitness import unfit
+from worker import blocks, claims, device, fetch, ledger, metrics, protocol, workers
 from worker.hands import Hands
 from worker.lease import CancelRequested, Lease, Lost, TimedOut, kept, monotonic
 from worker.patient_storage import NO_SPACE, PatientStorage, StorageFailed
@@ -36,6 +36,11 @@ from worker.spans import attempt_span
 
 logger = logging.getLogger(__name__)
 
+PASSED = "+"
+MOST_PASSES = 5
+PASS_SECONDS = 1.0
+OWN_FAULTS = (FailureCode.INTERNAL, FailureCode.NO_PROGRESS, FailureCode.OUT_OF_DISK)
+"""Codes of attempts that another worker might have carried further."""
 Ending = Callable[[ledger.Connection, ledger.Hold], JobStatus]
 """One fenced transaction that ends the attempt and says what the job is then."""
 
@@ -49,8 +54,7 @@ def work(hands: Hands, *, most: int | None = None) -> int:
     """
     attempts = 0
     while attempts != most and not hands.draining():
-        if reason := unfit(hands.settings):
-            logger.error("this worker takes no job: %s", reason)
+        if not _may_claim(hands):
             break
         claim = _claim(hands)
         if claim is None:
@@ -59,6 +63,46 @@ def work(hands: Hands, *, most: int | None = None) -> int:
         reach("claim.after_commit")
         attempt(hands, claim)
     return attempts
+
+
+def pass_on(hands: Hands, bell: str) -> None:
+    """We heard the bell of a job that is not for us: too new, failed here, or we take none. Ring again, a few times,
+    for others; not at once, so that they hear it and not we."""
+    job_id, _, passed = bell.partition(PASSED)
+    number = int(passed) + 1 if passed.isdecimal() else 1
+    if number > MOST_PASSES or hands.draining():
+        return
+    with ledger.connect(hands.settings.database_url or "") as connection:
+        waits = claims.waits(connection, job_id)
+    if waits:
+        time.sleep(PASS_SECONDS)
+        hands.ring(f"{job_id}{PASSED}{number}")
+
+
+def _may_claim(hands: Hands) -> bool:
+    """Whether this worker is well enough; the ledger is told when that changes. Raises psycopg.OperationalError."""
+    health = hands.health
+    reason = health.reason(hands.settings, hands.device)
+    if reason is None and health.suspicious(hands.settings):
+        with ledger.connect(hands.settings.database_url or "") as connection:
+            further = workers.went_on_elsewhere(connection, worker=hands.worker, jobs=list(health.failures))
+        if further >= hands.settings.sick_after:
+            health.stop(f"{further} jobs that failed here, one after the other, went on elsewhere")
+            reason = health.stopped
+    resting = health.resting()
+    _tell(hands, ("stopped", reason) if reason else ("resting", resting) if resting else ("ready", None))
+    return reason is None
+
+
+def _tell(hands: Hands, state: tuple[str, str | None]) -> None:
+    if hands.health.told == state:
+        return
+    metrics.STOPPED.set(state[0] == "stopped")
+    if state[1] is not None:
+        logger.error("this worker is %s: %s", *state)
+    with ledger.connect(hands.settings.database_url or "") as connection:
+        workers.set_state(connection, worker=hands.worker, state=state[0], reason=state[1])
+    hands.health.told = state
 
 
 def _claim(hands: Hands) -> claims.Claim | None:
@@ -70,6 +114,8 @@ def _claim(hands: Hands) -> claims.Claim | None:
                 worker=hands.worker,
                 lease=hands.settings.lease,
                 max_running=hands.settings.max_running_jobs,
+                passed=hands.health.passed_over(),
+                place=device.place(hands.device, hands.settings, sharing=hands.sharing),
             )
     except claims.Unconfirmed as unsure:
         # The connection broke at COMMIT. A job that is ours by now and that we do not know of would wait for the end of
@@ -124,17 +170,14 @@ def _traced(hands: Hands, claim: claims.Claim, spec: JobSpec) -> JobStatus | Non
 def _refuse(hands: Hands, hold: ledger.Hold, error: ValidationError) -> JobStatus | None:
     first = error.errors(include_url=False)[0]
     where = ".".join(map(str, first["loc"]))
-    message = (
-        f"this worker does not understand {where}: {first['msg']}; is it older than the API? Upgrade the workers, then"
-        " retry the job"
-    )
+    message = f"this worker does not understand {where}: {first['msg']}; is it older than the API? Upgrade the workers"
     logger.error("%s: %s", hold.job_id, message)
     try:
         with (
             kept(hands.settings, hold, seconds_left=hands.settings.lease) as lease,
             Pen(hands.settings.database_url or "", hold, lease) as pen,
         ):
-            return _end(pen, partial(ledger.fail, code=FailureCode.INVALID_SPEC, message=message))
+            return _end(pen, _try_elsewhere(hands.settings, FailureCode.INVALID_SPEC, message))
     except Lost:
         metrics.LEASES_LOST.inc()
         return None
@@ -160,6 +203,7 @@ def _attempt(hands: Hands, claim: claims.Claim, spec: JobSpec, span: Span) -> Jo
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     _end_span(span, ending, status)
+    _judge(hands, claim, ending, status)
     logger.info("%s: attempt %d ended, the job is %s", hold.job_id, hold.attempt, status)
     if status == JobStatus.QUEUED:
         hands.ring(hold.job_id)
@@ -175,6 +219,34 @@ def _end(pen: Pen, ending: Ending) -> JobStatus:
         logger.exception("the end of the job was refused")
         message = f"the ledger does not take the job's end: {error}"
         return pen.write(ledger.fail, code=FailureCode.INTERNAL, message=message)
+
+
+def _try_elsewhere(
+    settings: Settings,
+    code: FailureCode,
+    reason: str,
+    *,
+    outcome: AttemptOutcome = AttemptOutcome.FAILED,
+    budget: int | None = None,
+) -> partial[JobStatus]:
+    """What may be this worker's fault fails the job only when further attempts, on others, bring nothing either."""
+    return partial(
+        ledger.give_up_attempt,
+        outcome=outcome,
+        reason=reason,
+        budget=settings.barren_attempts if budget is None else budget,
+        code=code,
+        delay=settings.retry_delay,
+    )
+
+
+def _judge(hands: Hands, claim: claims.Claim, ending: Ending, status: JobStatus) -> None:
+    """Remember what the attempt says of this worker."""
+    if status == JobStatus.SUCCEEDED:
+        hands.health.went_well()
+    elif isinstance(ending, partial) and ending.keywords.get("code") in OWN_FAULTS:
+        reason = ending.keywords["reason"]
+        hands.health.failed(hands.settings, hands.device, job_id=claim.hold.job_id, tenant=claim.tenant, reason=reason)
 
 
 def _end_span(span: Span, ending: Ending, status: JobStatus) -> None:
@@ -209,10 +281,10 @@ def _outcome(
         return partial(ledger.fail, code=FailureCode.INVALID_CHECKPOINT, message=str(failure))
     except Exception as error:  # whatever it is, the job must end with a code and the worker live on
         if isinstance(error, OSError) and error.errno in NO_SPACE:
-            return partial(ledger.fail, code=FailureCode.OUT_OF_DISK, message=f"the worker has no space left: {error}")
+            return _try_elsewhere(hands.settings, FailureCode.OUT_OF_DISK, f"the worker has no space left: {error}")
         logger.exception("%s: attempt %d failed in the supervisor", claim.hold.job_id, claim.hold.attempt)
         message = f"{type(error).__name__} in the worker: {error}"
-        return partial(ledger.fail, code=FailureCode.INTERNAL, message=message)
+        return _try_elsewhere(hands.settings, FailureCode.INTERNAL, message)
 
 
 def _compute(
@@ -246,26 +318,19 @@ def _compute(
             return partial(ledger.succeed, summary=summary_of(Path(output)), artifacts=artifacts)
         case protocol.StoppedLine():
             return partial(ledger.hand_back, reason="the worker was stopped")
+        case protocol.ErrorLine(code=code, message=message) if _failure_code(code) in OWN_FAULTS:
+            return _try_elsewhere(hands.settings, _failure_code(code), message)
         case protocol.ErrorLine(code=code, message=message):
             return partial(ledger.fail, code=_failure_code(code), message=message)
         case None if ended.given_up:
             return partial(ledger.hand_back, reason=ended.how)
         case None if ended.out_of_memory:
-            return partial(
-                ledger.give_up_attempt,
-                outcome=AttemptOutcome.RUNNER_DIED,
-                reason=out_of_memory(),
-                # Without a new block the same would happen again; with one, the next attempt begins after it.
-                budget=1,
-                code=FailureCode.OUT_OF_MEMORY,
-            )
+            # Without a new block the same would happen again; with one, the next attempt begins after it.
+            code, reason, budget = FailureCode.OUT_OF_MEMORY, out_of_memory(), 1
+            return _try_elsewhere(hands.settings, code, reason, outcome=AttemptOutcome.RUNNER_DIED, budget=budget)
         case None:
-            return partial(
-                ledger.give_up_attempt,
-                outcome=AttemptOutcome.RUNNER_DIED,
-                reason=f"the computing process {ended.how}",
-                budget=hands.settings.barren_attempts,
-            )
+            reason = f"the computing process {ended.how}"
+            return _try_elsewhere(hands.settings, FailureCode.NO_PROGRESS, reason, outcome=AttemptOutcome.RUNNER_DIED)
 
 
 def _wait(lease: Lease, seconds: float) -> None:

@@ -16,7 +16,7 @@ from app.contract.crash_points import reach
 from app.contract.ids import made_at, new_id
 from app.contract.states import FINISHED, LEASED, AttemptOutcome, JobStatus
 from app.storage import LocalStorage, Storage
-from worker.fetch import ARRIVING, PARTIAL
+from worker.fetch import ARRIVING, COMMIT, PARTIAL
 from worker.ledger import Connection, Hold
 from worker.publish import attempt_prefix
 
@@ -186,9 +186,10 @@ def expire_datasets(connection: Connection, storage: Storage) -> int:
 def _is_needed(connection: Connection, tenant: str, dataset_id: str) -> bool:
     found = connection.execute(
         # In the words of the partial indexes: every unfinished job is queued or has a lease.
-        "SELECT 1 FROM jobs WHERE tenant = %s AND (status = 'queued' OR lease_until IS NOT NULL)"
-        " AND spec->'calibration'->>'dataset' = %s LIMIT 1",
-        (tenant, dataset_id),
+        "(SELECT 1 FROM jobs WHERE tenant = %(tenant)s AND dataset = %(dataset)s AND status = 'queued' LIMIT 1)"
+        " UNION ALL"
+        " (SELECT 1 FROM jobs WHERE tenant = %(tenant)s AND dataset = %(dataset)s AND lease_until IS NOT NULL LIMIT 1)",
+        {"tenant": tenant, "dataset": dataset_id},
     ).fetchone()
     return found is not None
 
@@ -255,6 +256,20 @@ def drop_stale_downloads(home: Path, *, hours: float = DOWNLOAD_HOURS) -> int:
                 if _last_change(directory) < time.time() - hours * 3600:
                     shutil.rmtree(directory, ignore_errors=True)
                     dropped += 1
+    return dropped
+
+
+def drop_unused_copies(home: Path, *, days: float) -> int:
+    """Drop copies of a hub's models and datasets that no job has used for ``days``; a job fetches them again."""
+    dropped = 0
+    for kind in ("models", "datasets"):
+        for directory in (home / kind).glob("*/*"):
+            if COMMIT.fullmatch(directory.name) and directory.stat().st_mtime < time.time() - days * 24 * 3600:
+                # Out of sight first: a job that comes meanwhile must not find half of it.
+                doomed = directory.with_name(new_id(ARRIVING))
+                directory.rename(doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
+                dropped += 1
     return dropped
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from worker.supervisor import work
+from worker.supervisor import pass_on, work
 
 
 def ring(task: Any, job_id: str) -> int:
-    """Work until no job waits. ``job_id`` is only for the log: the bell may be late or doubled."""
-    return work(task.app.hands)
+    """Work until no job waits that we may have. ``job_id`` may be late or doubled; when it waits all the same, it is
+    for another worker to take."""
+    attempts = work(task.app.hands)
+    if attempts == 0:
+        pass_on(task.app.hands, job_id)
+    return attempts

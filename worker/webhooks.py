@@ -123,15 +123,6 @@ def record(connection: Connection, due: Due, answer: Answer) -> None:
                 _disable(connection, due, f"{MOST_GIVEN_UP} deliveries in a row failed on every attempt")
 
 
-def forget_deliveries(connection: Connection, *, days: float) -> int:
-    """Drop finished deliveries, with their attempts, after ``days``."""
-    return connection.execute(
-        "DELETE FROM webhook_deliveries WHERE status <> 'pending'"
-        " AND finished_at < clock_timestamp() - make_interval(secs => %s)",
-        (days * 24 * 3600,),
-    ).rowcount
-
-
 def _end(connection: Connection, due: Due, status: str) -> bool:
     """False when the delivery was asked for again, or was taken by another keeper, in the meantime."""
     ended = connection.execute(

@@ -14,8 +14,8 @@ from app.artifacts.schemas import ArtifactList, ArtifactView
 from app.artifacts.sending import BINARY, check_stored, decide, send_artifact
 from app.contract.states import FINISHED, JobStatus
 from app.database import release
-from app.deps import JobsReader, ServiceDep, SessionDep
-from app.jobs import queries
+from app.deps import JobsReader, JobsWriter, ServiceDep, SessionDep
+from app.jobs import deletion, queries
 from app.negotiation import choose
 from app.problems import Problem, documented
 
@@ -31,6 +31,13 @@ async def list_artifacts(job_id: str, caller: JobsReader, session: SessionDep) -
     """The files of the checkpoint; empty until the job has succeeded."""
     await queries.get_job(session, tenant=caller.tenant, job_id=job_id)
     return ArtifactList(data=[ArtifactView.of(row) for row in await queries.artifacts_of(session, job_id=job_id)])
+
+
+@router.delete("/artifacts", status_code=204, responses=documented(problems.NOT_FOUND, problems.JOB_NOT_FINISHED))
+async def delete_artifacts(job_id: str, caller: JobsWriter, session: SessionDep, parts: ServiceDep) -> None:
+    """Remove the files of a finished job. The job stays, with its figures."""
+    await deletion.delete_artifacts(session, tenant=caller.tenant, job_id=job_id)
+    parts.meter.forget(caller.tenant)
 
 
 @router.head("/artifacts/{name:path}", include_in_schema=False)

@@ -50,6 +50,7 @@ class NewComparison(_Strict):
     name: Label | None = None
     labels: dict[str, str] = Field(default_factory=dict, max_length=32)
     timeout_s: Whole = Field(default=24 * 3600, ge=60, le=7 * 24 * 3600)
+    priority: Whole = Field(default=0, ge=-100, le=100)
 
     @model_validator(mode="after")
     def _every_candidate_is_a_job_and_has_a_name_of_its_own(self) -> Self:
@@ -81,6 +82,7 @@ class NewComparison(_Strict):
             name=named[:120],
             labels=self.labels,
             timeout_s=self.timeout_s,
+            priority=self.priority,
         )
 
 

@@ -179,7 +179,17 @@ class JobSpec(_Strict):
         dict[str, Annotated[str, StringConstraints(max_length=120, pattern=patterns.LINE_OR_NOTHING)]],
         Field(max_length=32),
     ] = Field(default_factory=dict)
-    timeout_s: Annotated[Whole, Field(ge=60, le=7 * 24 * 3600)] = 24 * 3600
+    timeout_s: Annotated[Whole, Field(ge=60, le=7 * 24 * 3600)] = Field(
+        default=24 * 3600, description="Seconds that workers may hold it, all attempts together; waiting is not in it."
+    )
+    priority: Annotated[Whole, Field(ge=-100, le=100)] = Field(
+        default=0, description="Of your waiting jobs those with the highest are taken first; nobody else's wait longer."
+    )
+    device: Annotated[str, StringConstraints(min_length=1, max_length=60, pattern=patterns.LINE)] | None = Field(
+        default=None,
+        examples=["gpu", "H100"],
+        description="Only workers with such a device take it: `cpu`, `gpu`, or a part of a GPU's name.",
+    )
 
     @field_validator("scheme")
     @classmethod

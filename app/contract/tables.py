@@ -57,6 +57,9 @@ def _now() -> Mapped[datetime]:
     return mapped_column(server_default=func.clock_timestamp())
 
 
+NEWEST = (text("created_at DESC"), text("id DESC"))
+
+
 class Job(Base):
     """One quantization, from request to result."""
 
@@ -69,6 +72,22 @@ class Job(Base):
         Index("ix_jobs_queued", "tenant", postgresql_where=text("status = 'queued'")),
         Index("ix_jobs_lease", "lease_until", postgresql_where=text("lease_until IS NOT NULL")),
         Index("ix_jobs_page", "tenant", text("created_at DESC"), text("id DESC")),
+        Index("ix_jobs_by_status", "tenant", "status", *NEWEST),
+        Index("ix_jobs_by_model", "tenant", "model_id", *NEWEST),
+        Index("ix_jobs_by_scheme", "tenant", "scheme", *NEWEST),
+        Index("ix_jobs_by_alias", "tenant", "alias", *NEWEST, postgresql_where=text("alias IS NOT NULL")),
+        Index(
+            "ix_jobs_turn",
+            "tenant",
+            text("priority DESC"),
+            "created_at",
+            postgresql_where=text("status = 'queued' AND waiting IS NULL"),
+        ),
+        Index("ix_jobs_waiting_since", "queued_at", postgresql_where=text("status = 'queued'")),
+        Index("ix_jobs_dataset_queued", "tenant", "dataset", postgresql_where=text("status = 'queued'")),
+        Index("ix_jobs_dataset_held", "tenant", "dataset", postgresql_where=text("lease_until IS NOT NULL")),
+        Index("ix_jobs_finished", "tenant", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
+        Index("ix_jobs_deleted", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
         Index("ix_jobs_stored", "tenant", "artifact_bytes", postgresql_where=text("artifact_bytes IS NOT NULL")),
         Index(
             "ix_jobs_alias",
@@ -87,9 +106,20 @@ class Job(Base):
     labels: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
     spec: Mapped[dict[str, Any]]
     """The validated ``JobSpec`` but for its alias, which is no concern of the worker; never changed."""
+    spec_version: Mapped[int] = mapped_column(Integer, server_default="1")
+    """What a worker must understand to take it: see ``app.contract.versions``."""
     model_id: Mapped[str]
     method: Mapped[str]
     scheme: Mapped[str]
+    dataset: Mapped[str | None]
+    """Of ``spec``; a trigger fills it."""
+    device: Mapped[str | None]
+    """The class of device that it asks for: ``cpu``, ``gpu``, or a part of a GPU's name."""
+    needs_host_cpu: Mapped[int | None] = mapped_column(BigInteger)
+    """Bytes that its plan expects, as the next three; null: nothing is known, and any worker may take it."""
+    needs_host_cuda: Mapped[int | None] = mapped_column(BigInteger)
+    needs_device: Mapped[int | None] = mapped_column(BigInteger)
+    needs_disk: Mapped[int | None] = mapped_column(BigInteger)
 
     status: Mapped[str] = mapped_column(String(16), server_default=JobStatus.QUEUED.value)
     phase: Mapped[str | None]
@@ -102,6 +132,10 @@ class Job(Base):
     """The fencing token: counts claims, only ever grows."""
     worker: Mapped[str | None]
     lease_until: Mapped[datetime | None]
+    avoid: Mapped[list[str]] = mapped_column(server_default=text("'{}'"))
+    """Workers that failed it since its last new block; they do not take it while others live."""
+    waiting: Mapped[dict[str, Any] | None]
+    """``{"code", "message"}``: why no living worker can take the job; the keeper writes it."""
     barren_attempts: Mapped[int] = mapped_column(Integer, server_default="0")
     """Attempts in a row that ended without a new block; three fail the job."""
 
@@ -136,6 +170,8 @@ class Job(Base):
     queued_at: Mapped[datetime] = _now()
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+    deleted_at: Mapped[datetime | None]
+    """From then on the API does not see it (row-level security), and the keeper removes it."""
 
 
 class Attempt(Base):
@@ -303,10 +339,18 @@ class Worker(Base):
     """Of the machine or its container; null where the worker could not tell."""
     device_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
     """Of the smallest of its GPUs; null without one."""
+    free_disk_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """Of its work directory."""
     cores: Mapped[int | None] = mapped_column(Integer)
     started_at: Mapped[datetime] = _now()
     seen_at: Mapped[datetime] = _now()
     job_id: Mapped[str | None]
+    spec_version: Mapped[int] = mapped_column(Integer, server_default="1")
+    """The newest that it understands."""
+    state: Mapped[str] = mapped_column(server_default="ready")
+    """``ready``, ``stopped``: it takes no job until somebody has looked at it, or ``resting``: not those of some
+    tenants."""
+    state_reason: Mapped[str | None]
 
 
 class Webhook(Base):
@@ -345,6 +389,9 @@ class WebhookDelivery(Base):
         CheckConstraint("(status = 'pending') = (due_at IS NOT NULL)", name="due"),
         UniqueConstraint("webhook_id", "message_id", name="uq_webhook_deliveries_message"),
         Index("ix_webhook_deliveries_due", "webhook_id", "due_at", postgresql_where=text("status = 'pending'")),
+        Index(
+            "ix_webhook_deliveries_finished", "tenant", "finished_at", postgresql_where=text("finished_at IS NOT NULL")
+        ),
         Index("ix_webhook_deliveries_page", "webhook_id", text("created_at DESC"), text("id DESC")),
     )
 
@@ -408,6 +455,8 @@ class TenantLimits(Base):
     max_queued_jobs: Mapped[int | None] = mapped_column(Integer)
     max_running_jobs: Mapped[int | None] = mapped_column(Integer)
     max_stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    weight: Mapped[int | None] = mapped_column(Integer)
+    """Of workers it may hold so many for each one of a tenant of weight 1, while both have jobs that wait."""
 
 
 class ServiceSecret(Base):
@@ -419,3 +468,76 @@ class ServiceSecret(Base):
     id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
     digest: Mapped[str]
     since: Mapped[datetime] = _now()
+
+
+class UsageDay(Base):
+    """What a tenant's jobs used, by day, in UTC; triggers count. Its sums are over the shards."""
+
+    __tablename__ = "usage_days"
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    day: Mapped[datetime] = mapped_column(primary_key=True)
+    shard: Mapped[int] = mapped_column(Integer, primary_key=True)
+    """So that those who count at the same moment seldom wait for each other."""
+    jobs_created: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    jobs_succeeded: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    jobs_failed: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    jobs_cancelled: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    bytes_added: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    worker_seconds: Mapped[float] = mapped_column(Float, server_default="0")
+    gpu_seconds: Mapped[float] = mapped_column(Float, server_default="0")
+
+
+class Retention(Base):
+    """For how many days a tenant wants things kept. Null: as in the settings."""
+
+    __tablename__ = "retention"
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    jobs_days: Mapped[int | None] = mapped_column(Integer)
+    """Of finished jobs with all that belongs to them, from their end."""
+    events_days: Mapped[int | None] = mapped_column(Integer)
+    """Of a finished job's events but the last."""
+    layers_days: Mapped[int | None] = mapped_column(Integer)
+    """Of the reports of a finished job's blocks."""
+    audit_days: Mapped[int | None] = mapped_column(Integer)
+    deliveries_days: Mapped[int | None] = mapped_column(Integer)
+    """Of webhooks' finished deliveries."""
+    events_until: Mapped[datetime | None]
+    """Events of jobs that had ended by then are gone; the keeper goes on from there."""
+    layers_until: Mapped[datetime | None]
+
+
+class StorageRemoval(Base):
+    """Objects that no row names any more: the keeper removes all below the prefix, then this row."""
+
+    __tablename__ = "storage_removals"
+
+    prefix: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    created_at: Mapped[datetime] = _now()
+
+
+class TenantTurn(Base):
+    """When a tenant last had a job claimed. Who claims for it locks its row, so that no two do at the same moment."""
+
+    __tablename__ = "tenant_turns"
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    served_at: Mapped[datetime | None]
+
+
+class JobLabel(Base):
+    """A label of a job, for queries by label: a trigger keeps it as ``jobs.labels`` is."""
+
+    __tablename__ = "job_labels"
+    __table_args__ = (
+        Index("ix_job_labels_value", "tenant", "key", "value", text("created_at DESC"), text("job_id DESC")),
+        Index("ix_job_labels_key", "tenant", "key", text("created_at DESC"), text("job_id DESC")),
+    )
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    value: Mapped[str]
+    created_at: Mapped[datetime]

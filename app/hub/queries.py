@@ -54,6 +54,7 @@ async def commits_of(session: AsyncSession, *, tenant: str, repository: str, lim
         statement = statement.where(
             Job.alias == repository.replace("\0", ""),
             Job.status == JobStatus.SUCCEEDED,
+            _sha_of_files().is_not(None),  # one whose files were deleted serves nothing
             or_(Job.verdict.is_(None), Job.verdict != Verdict.REJECTED),
         )
     statement = statement.order_by(Job.finished_at.desc(), Job.id.desc()).limit(limit)

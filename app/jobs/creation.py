@@ -18,6 +18,7 @@ from app.contract.events import EventType
 from app.contract.ids import new_id
 from app.contract.spec import JobSpec
 from app.contract.tables import Dataset
+from app.contract.versions import stored
 from app.datasets.expiry import state_of, what_is_wrong
 from app.direct import Statement, Transaction, columns_of
 from app.jobs.rows import JobRow
@@ -29,10 +30,12 @@ from app.tenancy import of_tenant
 LOCAL = "local/"
 UPLOADED = "ds_"
 CREATE = f"""
-INSERT INTO jobs (id, tenant, name, alias, labels, spec, progress, plan, forked_from, comparison_id,
-    model_id, method, scheme, trace_context, event_seq)
-VALUES (%(job_id)s, %(tenant)s, %(name)s, %(alias)s, %(labels)s, %(spec)s, %(progress)s, %(plan)s, %(forked_from)s,
-    %(comparison_id)s, %(model_id)s, %(method)s, %(scheme)s, %(trace_context)s, 1)
+INSERT INTO jobs (id, tenant, name, alias, labels, spec, spec_version, progress, plan, forked_from, comparison_id,
+    model_id, method, scheme, trace_context, priority, device, needs_host_cpu, needs_host_cuda, needs_device,
+    needs_disk, event_seq)
+VALUES (%(job_id)s, %(tenant)s, %(name)s, %(alias)s, %(labels)s, %(spec)s, %(spec_version)s, %(progress)s, %(plan)s,
+    %(forked_from)s, %(comparison_id)s, %(model_id)s, %(method)s, %(scheme)s, %(trace_context)s,
+    %(priority)s, %(device)s, %(needs_host_cpu)s, %(needs_host_cuda)s, %(needs_device)s, %(needs_disk)s, 1)
 RETURNING {columns_of(JobRow)}
 """  # noqa: S608 -- every part is ours
 FIRST_EVENT = f"""
@@ -67,13 +70,15 @@ async def create_job(
     trace.note({"qe.job.id": job_id, "qe.model": spec.model.id, "qe.scheme": spec.scheme})
     said = {"model": spec.model.id, "dataset": spec.calibration.dataset, "scheme": spec.scheme, "method": spec.method}
     said |= {"forked_from": forked_from} if forked_from else {}
+    kept, version = stored(spec)
     values = {
         "job_id": job_id,
         "tenant": actor.tenant,
         "name": spec.name,
         "alias": spec.alias,
         "labels": Jsonb(spec.labels),
-        "spec": Jsonb(spec.model_dump(mode="json", include=KEPT)),
+        "spec": Jsonb(kept),
+        "spec_version": version,
         "progress": Jsonb(dict(progress or {})),
         "plan": _or_null(plan),
         "forked_from": forked_from,
@@ -82,6 +87,9 @@ async def create_job(
         "method": spec.method,
         "scheme": spec.scheme,
         "trace_context": _or_null(trace.carrier),
+        "priority": spec.priority,
+        "device": spec.device,
+        **_needs(plan),
     }
     ((job,), *_) = await transaction.run(
         Statement(CREATE, values, JobRow),
@@ -94,8 +102,16 @@ async def create_job(
     return job
 
 
-KEPT = set(JobSpec.model_fields) - {"alias"}
-"""Of a spec, in the job's row: the alias is no concern of the worker."""
+def _needs(plan: Mapping[str, Any] | None) -> dict[str, int | None]:
+    """What a worker must have, as far as the plan says."""
+    memory = (plan or {}).get("memory", {})
+    cpu, cuda = memory.get("cpu", {}), memory.get("cuda", {})
+    return {
+        "needs_host_cpu": cpu.get("host"),
+        "needs_host_cuda": cuda.get("host"),
+        "needs_device": cuda.get("device"),
+        "needs_disk": (plan or {}).get("disk_bytes"),
+    }
 
 
 def _or_null(value: Mapping[str, Any] | None) -> Jsonb | None:

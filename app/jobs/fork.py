@@ -40,6 +40,8 @@ class ForkRequest(BaseModel):
     alias: str | None = None
     labels: dict[str, Any] | None = Field(default=None, max_length=MOST_OPTIONS)
     timeout_s: int | None = None
+    priority: int | None = None
+    device: str | None = None
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -49,7 +51,8 @@ class ForkRequest(BaseModel):
 async def forked(session: AsyncSession, *, tenant: str, job_id: str, request: ForkRequest) -> tuple[Job, JobSpec]:
     """The job and the spec of its fork. Raises Problem 404, and RequestValidationError for a spec that is not one."""
     parent = await get_job(session, tenant=tenant, job_id=job_id)
-    merged = merge(parent.spec, request.changes)
+    inherited = {**parent.spec, "priority": parent.priority, "device": parent.device}
+    merged = merge(inherited, request.changes)
     try:
         return parent, JobSpec.model_validate(merged)
     except ValidationError as error:
@@ -98,7 +101,9 @@ def _changed(first: JobSpec, fork: JobSpec) -> list[str]:
 
 def _computed(spec: JobSpec) -> dict[str, Any]:
     """Pointer → value of what decides the bytes of the result. A default that is written out is no other value."""
-    parts = spec.model_dump(mode="json", exclude={"accept_if", "alias", "name", "labels", "timeout_s", "options"})
+    parts = spec.model_dump(
+        mode="json", exclude={"accept_if", "alias", "name", "labels", "timeout_s", "options", "priority", "device"}
+    )
     return parts | {f"options.{name}": value for name, value in spec.options_in_full().items()}
 
 

@@ -7,19 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from psycopg.types.json import Jsonb
-from sqlalchemy import cast, func
+from sqlalchemy import cast, func, literal_column
 from sqlalchemy.dialects.postgresql import JSONPATH
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import problems
 from app.auth import Keyring
-from app.contract.states import LEASED, JobStatus
-from app.contract.tables import Artifact, Attempt, Job, Layer
+from app.contract.states import FINISHED, JobStatus
+from app.contract.tables import Artifact, Attempt, Job, JobLabel, Layer
 from app.database import Sessions
-from app.direct import columns_of, read
+from app.direct import columns_of, joined, read
 from app.jobs.rows import JobRow
-from app.jobs.schemas import JobQuery
+from app.jobs.schemas import JobDeletion, JobFilter, JobQuery
 from app.paging import cut, last_seen
 from app.problems import Problem
 from app.tenancy import of_job, of_tenant, owned
@@ -69,21 +68,54 @@ async def find_job(sessions: Sessions, *, tenant: str, job_id: str) -> JobRow:
 async def page_of_jobs(
     sessions: Sessions, *, tenant: str, query: JobQuery, keyring: Keyring
 ) -> tuple[Sequence[JobRow], str | None]:
-    """Newest first, and the cursor of the next page. Raises Problem for a cursor of another listing."""
+    """Newest first, and the cursor of the next page. Raises Problem for a cursor of another listing.
+
+    Of several statuses each is a walk of ``ix_jobs_by_status`` of its own: one walk for all of them would look at every
+    job to find those of a rare status. Model, scheme and alias have such an index too, and labels a table.
+    """
     conditions, values = _matching(query)
     last = last_seen(query, keyring, Job.__tablename__)
     if last is not None:
         conditions.append("(created_at, id) < (%(last_time)s, %(last_id)s)")
         values |= {"last_time": last[0], "last_id": last[1]}
-    text = " AND ".join([JOBS, *conditions]) + " ORDER BY created_at DESC, id DESC LIMIT %(limit)s"
+    page = " ORDER BY created_at DESC, id DESC LIMIT %(limit)s"
+    statuses = [status.value for status in query.status]
+    walks = [f"({' AND '.join([JOBS, *conditions, f'status = {_status(each)}'])}{page})" for each in statuses]
+    text = " UNION ALL ".join(walks) if walks else " AND ".join([JOBS, *conditions])
     values |= {"tenant": tenant, "limit": query.limit + 1}
-    return cut(await read(sessions, text, values, of=JobRow, tenant=tenant), query, keyring, Job.__tablename__)
+    return cut(await read(sessions, text + page, values, of=JobRow, tenant=tenant), query, keyring, Job.__tablename__)
 
 
-def _matching(query: JobQuery) -> tuple[list[str], dict[str, Any]]:
+def _status(status: str) -> str:
+    """As a word of the statement: only then can the planner use the indexes of the jobs that wait."""
+    return f"'{JobStatus(status).value}'"
+
+
+@dataclass
+class _Id:
+    id: str
+
+
+async def ids_of_finished(session: AsyncSession, *, tenant: str, wanted: JobDeletion, limit: int) -> list[str]:
+    """Of the finished jobs that ``wanted`` names, the oldest first."""
+    conditions, values = _matching(wanted)
+    if wanted.status:
+        conditions.append("status = ANY(%(status)s)")
+        values["status"] = [status.value for status in wanted.status]
+    if wanted.ids is not None:
+        conditions.append("id = ANY(%(ids)s)")
+    if wanted.finished_before is not None:
+        conditions.append("finished_at < %(finished_before)s")
+    values |= {"ids": wanted.ids, "finished_before": wanted.finished_before}
+    conditions.append("status = ANY(%(finished)s)")
+    text = " AND ".join([f"SELECT id FROM {of_tenant(Job)}", *conditions]) + " ORDER BY created_at, id LIMIT %(limit)s"  # noqa: S608
+    values |= {"tenant": tenant, "limit": limit, "finished": [status.value for status in FINISHED]}
+    return [row.id for row in await (await joined(session)).rows(text, values, of=_Id)]
+
+
+def _matching(query: JobFilter) -> tuple[list[str], dict[str, Any]]:
     """Conditions, and the values that they name."""
     given: list[tuple[str, str, Any]] = [
-        ("status = ANY(%(status)s)", "status", [status.value for status in query.status] or None),
         ("model_id = %(model)s", "model", query.model),
         ("scheme = %(scheme)s", "scheme", query.scheme),
         ("alias = %(alias)s", "alias", query.alias),
@@ -93,7 +125,9 @@ def _matching(query: JobQuery) -> tuple[list[str], dict[str, Any]]:
     for number, label in enumerate(query.label):
         key, equals, value = label.partition("=")
         name = f"label_{number}"
-        given.append((f"labels {'@>' if equals else '?'} %({name})s", name, Jsonb({key: value}) if equals else key))
+        labelled = f"SELECT job_id FROM {of_tenant(JobLabel)} AND key = %({name}_key)s"  # noqa: S608
+        given.append((f"id IN ({labelled}{f' AND value = %({name})s' if equals else ''})", name, value))
+        given.append(("true", f"{name}_key", key))
     asked = [(condition, name, value) for condition, name, value in given if value is not None]
     return [condition for condition, _, _ in asked], {name: value for _, name, value in asked}
 
@@ -103,12 +137,18 @@ async def layers_after(session: AsyncSession, *, job_id: str, block: int, limit:
     return (await session.scalars(statement.order_by(Layer.block).limit(limit))).all()
 
 
-async def block_errors(session: AsyncSession, *, job_id: str) -> list[BlockErrors]:
-    """Of every finished block, in order. Only the errors leave the database: a whole report is a hundred times more."""
+MOST_BLOCKS = 400
+"""That a page shows; of a model with more, every second, third … one."""
+
+
+async def block_errors(session: AsyncSession, *, job_id: str, step: int = 1) -> list[BlockErrors]:
+    """Of every ``step``-th finished block, in order. Only the errors leave the database: a whole report is a hundred
+    times more."""
     errors = func.jsonb_path_query_array(Layer.report, cast("$.groups[*].error", JSONPATH))
     place = (Layer.report["stack"].astext, Layer.report["index"].as_integer(), Layer.report["part"].astext)
     columns = (Layer.block, Layer.attempt, Layer.seconds, errors, *place)
-    rows = await session.execute(of_job(Layer, job_id).order_by(Layer.block).with_only_columns(*columns))
+    blocks = of_job(Layer, job_id).where(Layer.block % step == 0)
+    rows = await session.execute(blocks.order_by(Layer.block).with_only_columns(*columns))
     return [
         BlockErrors(block, attempt, seconds, _means(groups or []), *place)
         for block, attempt, seconds, groups, *place in rows
@@ -143,9 +183,9 @@ async def artifact_named(session: AsyncSession, *, job_id: str, name: str) -> Ar
 
 
 async def jobs_needing(session: AsyncSession, *, tenant: str, dataset_id: str) -> Sequence[str]:
-    """Ids of unfinished jobs that calibrate on the dataset."""
-    unfinished = [status.value for status in (JobStatus.QUEUED, *LEASED)]
-    statement = owned(Job, tenant).where(
-        Job.status.in_(unfinished), Job.spec["calibration"]["dataset"].astext == dataset_id
-    )
-    return (await session.scalars(statement.with_only_columns(Job.id).limit(5))).all()
+    """Ids of unfinished jobs that calibrate on the dataset. In the words of two partial indexes: every unfinished job
+    is queued or has a lease."""
+    mine = owned(Job, tenant).where(Job.dataset == dataset_id).with_only_columns(Job.id)
+    queued = mine.where(Job.status == literal_column("'queued'")).limit(5)
+    held = mine.where(Job.lease_until.is_not(None)).limit(5)
+    return [*(await session.scalars(queued)).all(), *(await session.scalars(held)).all()][:5]

@@ -14,11 +14,22 @@ from app.contract.events import TERMINAL
 from app.database import release
 from app.deps import DoorbellDep, JobsReader, JobsWriter, ServiceDep, SessionDep, actor_of
 from app.idempotency import IdempotencyKey, Made, Once
-from app.jobs import queries, service
+from app.jobs import deletion, queries, service
 from app.jobs.creation import create_job
 from app.jobs.events import events_after
 from app.jobs.fork import ForkRequest, forked, pins_of
-from app.jobs.schemas import AttemptList, AttemptView, EventPage, EventView, JobQuery, JobView, LayerPage, LayerView
+from app.jobs.schemas import (
+    AttemptList,
+    AttemptView,
+    Deleted,
+    EventPage,
+    EventView,
+    JobDeletion,
+    JobQuery,
+    JobView,
+    LayerPage,
+    LayerView,
+)
 from app.jobs.stream import stream_events
 from app.jobs.text_log import lines_of
 from app.negotiation import choose
@@ -141,10 +152,26 @@ async def list_jobs(query: Annotated[JobQuery, Query()], caller: JobsReader, par
     return Page(data=[JobView.of(row) for row in rows], has_more=cursor is not None, next_cursor=cursor)
 
 
+@router.delete("/{job_id}", status_code=204, responses=documented(problems.NOT_FOUND, problems.JOB_NOT_FINISHED))
+async def delete(job_id: str, caller: JobsWriter, session: SessionDep, parts: ServiceDep) -> None:
+    """Remove a finished job with its artifacts, events and blocks. Its figures stay in the usage. What unfinished forks
+    and jobs of its comparison take over from it is kept until they have ended."""
+    await deletion.delete_job(session, tenant=caller.tenant, job_id=job_id)
+    parts.meter.forget(caller.tenant)
+
+
 @router.get("/{job_id}", responses=documented(problems.NOT_FOUND))
 async def get(job_id: str, caller: JobsReader, parts: ServiceDep) -> JobView:
     """One job as it stands: status, phase, progress, estimate of the time left, verdict, error."""
     return JobView.of(await queries.find_job(parts.sessions, tenant=caller.tenant, job_id=job_id))
+
+
+@router.post(":delete", responses=documented())
+async def delete_many(wanted: JobDeletion, caller: JobsWriter, session: SessionDep, parts: ServiceDep) -> Deleted:
+    """Remove finished jobs by id or by filter, at most a thousand at once; jobs that have not finished stay."""
+    deleted, has_more = await deletion.delete_many(session, tenant=caller.tenant, wanted=wanted)
+    parts.meter.forget(caller.tenant)
+    return Deleted(deleted=deleted, has_more=has_more)
 
 
 @router.post("/{job_id}/cancel", responses=documented(problems.NOT_FOUND, problems.JOB_FINISHED))

@@ -19,10 +19,13 @@ class JobRow:
     model_id: str
     method: str
     scheme: str
+    priority: int
+    device: str | None
     status: str
     phase: str | None
     attempt: int
     worker: str | None
+    waiting: dict[str, Any] | None
     blocks_done: int
     blocks_total: int | None
     block_seconds: float | None

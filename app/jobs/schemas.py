@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from app.contract import patterns
 from app.contract.events import EventType
@@ -20,7 +20,9 @@ from app.paging import PageQuery
 Printable = Annotated[str, StringConstraints(max_length=200, pattern=patterns.LINE)]
 
 
-class JobQuery(PageQuery):
+class JobFilter(BaseModel):
+    """Which jobs; what is left out does not matter."""
+
     status: list[JobStatus] = Field(default_factory=list, max_length=6, description="Any of these.")
     label: list[Printable] = Field(
         default_factory=list, max_length=32, description="`key=value`, or `key` alone; repeated: all of them."
@@ -30,6 +32,35 @@ class JobQuery(PageQuery):
     alias: Printable | None = Field(default=None, description="Jobs that carry this alias.")
     created_after: Moment | None = Field(default=None, description="Created at this time or later.")
     created_before: Moment | None = Field(default=None, description="Created before this time.")
+
+
+class JobQuery(JobFilter, PageQuery):
+    pass
+
+
+class JobDeletion(JobFilter):
+    """Which finished jobs go: those named, or all that the filter lets through. Others stay."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ids: Annotated[list[Printable], Field(min_length=1, max_length=1000)] | None = Field(
+        default=None, description="These jobs; no filter goes with it."
+    )
+    finished_before: Moment | None = Field(default=None, description="Ended before this time.")
+
+    @model_validator(mode="after")
+    def _names_something(self) -> Self:
+        filters = {name for name in self.model_fields_set if getattr(self, name) not in (None, [])} - {"ids"}
+        if bool(filters) == (self.ids is not None):
+            raise ValueError("give either ids or at least one filter")
+        return self
+
+
+class Deleted(BaseModel):
+    """What one request deleted."""
+
+    deleted: list[str] = Field(description="Ids of the jobs; at most a thousand.")
+    has_more: bool = Field(description="There are more of them: ask again.")
 
 
 class Progress(BaseModel):
@@ -58,6 +89,11 @@ class JobError(BaseModel):
     retryable: bool = False
 
 
+class Waiting(BaseModel):
+    code: str = Field(examples=["workers_too_old"])
+    message: str
+
+
 class Verdict(StrEnum):
     """Does the checkpoint keep the limits of `accept_if`?"""
 
@@ -80,11 +116,16 @@ class JobView(BaseModel):
     target: Target | None = Field(description="What scheme `auto` searches for.")
     accept_if: AcceptIf | None
     timeout_s: int
+    priority: int
+    device: str | None = Field(description="The class of device that it asks for.")
     status: JobStatus
     phase: Phase | None = Field(description="What a running job is doing.")
     progress: Progress
     attempts: int = Field(description="How often a worker took the job.")
     worker: str | None
+    waiting: Waiting | None = Field(
+        description="Why no worker that is alive can take the queued job; null while it only waits for its turn."
+    )
     forked_from: str | None = Field(description="The job whose results this one takes over where they fit.")
     comparison_id: str | None
     plan: dict[str, Any] | None = Field(
@@ -114,11 +155,14 @@ class JobView(BaseModel):
                 "id": job.id,
                 "alias": job.alias,
                 "resolved": job.progress,
+                "priority": job.priority,
+                "device": job.device,
                 "status": job.status,
                 "phase": job.phase,
                 "progress": _progress(job),
                 "attempts": job.attempt,
                 "worker": job.worker,
+                "waiting": job.waiting if job.status == JobStatus.QUEUED else None,
                 "forked_from": job.forked_from,
                 "comparison_id": job.comparison_id,
                 "plan": job.plan,

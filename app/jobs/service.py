@@ -60,6 +60,7 @@ async def retry_job(session: AsyncSession, *, tenant: str, job_id: str, settings
     job.phase = job.worker = job.error = job.started_at = job.finished_at = job.rung_at = None
     job.queued_at = job.run_after = now
     job.barren_attempts = 0
+    job.avoid = []
     await session.flush()
     await append_event(session, job_id=job_id, kind=EventType.RETRIED, data={"blocks_done": job.blocks_done})
     await note(session, Action.JOB_RETRIED, job_id)

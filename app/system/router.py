@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import hmac
+import time
 from datetime import timedelta
 from math import nan
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sqlalchemy.exc import SQLAlchemyError
 
 from app import problems
 from app.contract import spec
-from app.deps import AnyCaller, ServiceDep, SessionDep, WorkersReader
+from app.deps import AnyCaller, Service, ServiceDep, SessionDep, WorkersReader
 from app.problems import CATALOGUE, Problem, documented
 from app.system import queries
 from app.system.readiness import check_readiness
 from app.system.schemas import Health, MethodView, ProblemEntry, Readiness, Schemes, SchemeView, WorkerList
 
+FIGURES_SECONDS = 1.0
+"""For so long what the ledger said is told again: anybody may ask, and counting a long queue costs something."""
 router = APIRouter()
 
 
@@ -35,23 +39,50 @@ async def readyz(service: ServiceDep, response: Response) -> Readiness:
     return readiness
 
 
-@router.get("/metrics", tags=["service"], response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-async def metrics(service: ServiceDep) -> Response:
-    """Prometheus text. While the database is away its figures are missing or NaN: no old number stands for now."""
+@router.get(
+    "/metrics",
+    tags=["service"],
+    response_class=Response,
+    responses={**documented(problems.UNAUTHENTICATED), 200: {"content": {"text/plain": {}}}},
+)
+async def metrics(request: Request, service: ServiceDep) -> Response:
+    """Prometheus text. While the database is away its figures are missing or NaN: no old number stands for now. With
+    `QE_METRICS_TOKEN` it is for who sends that as a bearer token."""
+    _check_token(request, service.settings.metrics_token)
     telemetry = service.telemetry
     telemetry.followers.set(service.feed.followers)
+    async with telemetry.looking:  # who comes meanwhile takes what is found now
+        if time.monotonic() - telemetry.looked_at >= FIGURES_SECONDS:
+            await _look_at_the_ledger(service)
+            telemetry.looked_at = time.monotonic()
+    return Response(generate_latest(telemetry.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _check_token(request: Request, token: str | None) -> None:
+    if token is None:
+        return
+    given = request.headers.get("authorization", "").removeprefix("Bearer ")
+    if not hmac.compare_digest(given.encode(), token.encode()):
+        challenge = {"WWW-Authenticate": 'Bearer realm="metrics"'}
+        raise Problem(problems.UNAUTHENTICATED, "send QE_METRICS_TOKEN as a bearer token", headers=challenge)
+
+
+async def _look_at_the_ledger(service: Service) -> None:
+    telemetry = service.telemetry
     try:
         async with service.sessions() as session:
             for status, number in (await queries.unfinished_jobs(session)).items():
                 telemetry.jobs.labels(status).set(number)
             telemetry.oldest_queued.set(await queries.oldest_queued_seconds(session))
             lease = timedelta(seconds=service.settings.lease)
-            telemetry.workers.set(await queries.workers_alive(session, lease=lease))
+            alive, stopped = await queries.workers_alive(session, lease=lease)
+            telemetry.workers.set(alive)
+            telemetry.stopped_workers.set(stopped)
     except SQLAlchemyError:
         telemetry.jobs.clear()
         telemetry.oldest_queued.set(nan)
         telemetry.workers.set(nan)
-    return Response(generate_latest(telemetry.registry), media_type=CONTENT_TYPE_LATEST)
+        telemetry.stopped_workers.set(nan)
 
 
 @router.get("/v1/schemes", tags=["service"], responses=documented())

@@ -47,6 +47,11 @@ class WorkerView(BaseModel):
     device: str
     alive: bool = Field(description="Heard of within one lease.")
     busy: bool
+    state: str = Field(
+        description="`ready`; `stopped`: it takes no job until somebody has looked at it; `resting`: not those of some "
+        "tenants, whose jobs failed there one after the other."
+    )
+    state_reason: str | None = Field(description="Of a stopped one.")
     job_id: str | None = Field(description="The job it holds, when it is the caller's.")
     started_at: datetime
     seen_at: datetime

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
-from urllib.parse import urlencode
+from urllib.parse import parse_qs, urlencode
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import ValidationError
@@ -18,7 +19,7 @@ from app.deps import DoorbellDep, ServiceDep, SessionDep
 from app.jobs import queries
 from app.jobs import router as api
 from app.jobs.events import events_after
-from app.jobs.schemas import AttemptView, EventView, JobQuery, JobView
+from app.jobs.schemas import AttemptView, EventView, JobDeletion, JobFilter, JobQuery, JobView
 from app.problems import Problem
 from app.quotas import standing
 from app.system import router as system
@@ -71,7 +72,8 @@ def _tabs(queued: int, running: int) -> list[tuple[str, list[JobStatus], int | N
 async def job(request: Request, job_id: str, visitor: JobsReader, session: SessionDep, parts: ServiceDep) -> Response:
     row = await queries.get_job(session, tenant=visitor.caller.tenant, job_id=job_id)
     view = JobView.of(row)
-    blocks = await queries.block_errors(session, job_id=job_id)
+    step = math.ceil(row.blocks_done / queries.MOST_BLOCKS) or 1
+    blocks = await queries.block_errors(session, job_id=job_id, step=step)
     held = [AttemptView.of(one) for one in await queries.attempts_of(session, job_id=job_id)]
     first = max(0, row.event_seq - LATEST_EVENTS)
     happened = await events_after(session, job_id=job_id, seq=first, limit=LATEST_EVENTS + 1)
@@ -84,6 +86,7 @@ async def job(request: Request, job_id: str, visitor: JobsReader, session: Sessi
         chart=error_chart(blocks, view.progress.blocks_total), last_event=row.event_seq,
         live=view.status not in FINISHED, has_report=any(file.name == REPORT for file in files),
         base=_base(request), queue=history.queue(workers) if waits else None,
+        step=step,
         advice=advice(view.error.code) if view.error else "",
         sentence=outcome.sentence(view), snippet=outcome.snippet(view, base=_base(request)),
     )  # fmt: skip
@@ -103,6 +106,28 @@ async def retry(
     await form_of(request, visitor)
     await api.retry(job_id, visitor.caller, session, parts, doorbell)
     return see(f"/jobs/{job_id}")
+
+
+@router.post("/jobs/{job_id}/delete")
+async def delete(
+    request: Request, job_id: str, visitor: JobsWriter, session: SessionDep, parts: ServiceDep
+) -> Response:
+    await form_of(request, visitor)
+    await api.delete(job_id, visitor.caller, session, parts)
+    return see("/")
+
+
+@router.post("/jobs/delete")
+async def delete_many(request: Request, visitor: JobsWriter, session: SessionDep, parts: ServiceDep) -> Response:
+    """The finished jobs of the page's filter, a thousand at once."""
+    form = await form_of(request, visitor)
+    query, wrong = _query(parse_qs(str(form.get("filter", ""))))
+    if wrong:
+        raise Problem(problems.INVALID_REQUEST, "the filter of the page is not valid")
+    given = query.model_dump(exclude_unset=True, include=set(JobFilter.model_fields))
+    wanted = JobDeletion.model_validate(given or {"status": sorted(FINISHED)})
+    await api.delete_many(wanted, visitor.caller, session, parts)
+    return see("/" + (f"?{form['filter']}" if given else ""))
 
 
 @router.get("/jobs/{job_id}/events")

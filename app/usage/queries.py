@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, func
+from sqlalchemy import ColumnElement, Select, and_, func
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
-from app.contract.states import FINISHED, JobStatus
-from app.contract.tables import Attempt, Dataset, Job
+from app.contract.tables import Attempt, Dataset, Job, UsageDay
 from app.direct import Transaction
 from app.tenancy import of_tenant, owned
 from app.usage.schemas import By, Period
@@ -21,42 +20,42 @@ CPU = "cpu"
 
 
 async def periods(session: AsyncSession, *, tenant: str, since: datetime, until: datetime, by: By) -> list[Period]:
-    """Those in which anything happened, in order."""
-    jobs = owned(Job, tenant)
+    """Those in which anything happened, in order; of jobs whole days. Flat: what ended jobs used is counted by day."""
 
-    def within(statement: Select[Any], at: InstrumentedAttribute[Any], *sums: ColumnElement[Any]) -> Select[Any]:
+    def by_period(statement: Select[Any], at: InstrumentedAttribute[Any], *sums: ColumnElement[Any]) -> Select[Any]:
         start = func.date_trunc(by.value, at, "UTC").label("start")
-        return statement.where(at >= since, at < until).with_only_columns(start, *sums).group_by("start")
+        return statement.with_only_columns(start, *sums).group_by("start")
 
+    days = owned(UsageDay, tenant).where(UsageDay.day >= _midnight(since), UsageDay.day < until)
+    counted = [func.sum(getattr(UsageDay, name)).label(name) for name in Period.model_fields if name != "start"]
     # A clock that was set back meanwhile makes no time negative.
-    ended = func.coalesce(Attempt.ended_at, func.clock_timestamp())
-    held = func.greatest(func.extract("epoch", ended - Attempt.started_at), 0)
-    statements = (
-        within(jobs, Job.created_at, func.count().label("jobs_created")),
-        within(jobs, Job.finished_at, *(_ended(status) for status in sorted(FINISHED))),
-        within(
-            jobs.join(Attempt, Attempt.job_id == Job.id),
+    held = func.greatest(func.extract("epoch", func.clock_timestamp() - Attempt.started_at), 0)
+    now = owned(Job, tenant).where(Job.lease_until.is_not(None))
+    now = now.join(Attempt, and_(Attempt.job_id == Job.id, Attempt.attempt == Job.attempt, Attempt.ended_at.is_(None)))
+    now = now.where(Attempt.started_at >= _midnight(since), Attempt.started_at < until)
+    datasets = owned(Dataset, tenant).where(Dataset.created_at >= since, Dataset.created_at < until)
+    statements: tuple[Select[Any], ...] = (
+        by_period(days, UsageDay.day, *counted),
+        by_period(
+            now,
             Attempt.started_at,
             func.sum(held).label("worker_seconds"),
             func.coalesce(func.sum(held).filter(Attempt.device != CPU), 0).label("gpu_seconds"),
         ),
-        within(owned(Dataset, tenant), Dataset.created_at, func.sum(Dataset.bytes).label("bytes_added")),
-        within(
-            jobs.where(Job.artifact_bytes.is_not(None)),
-            Job.finished_at,
-            func.sum(Job.artifact_bytes).label("bytes_added"),
-        ),
+        by_period(datasets, Dataset.created_at, func.sum(Dataset.bytes).label("bytes_added")),
     )
     found: dict[datetime, Counter[str]] = defaultdict(Counter)
     for statement in statements:
         for row in (await session.execute(statement)).all():
             values = row._asdict()
             found[values.pop("start")].update({name: float(value) for name, value in values.items()})
-    return [Period.model_validate({"start": start, **found[start]}) for start in sorted(found)]
+    return [
+        Period.model_validate({"start": start, **used}) for start, used in sorted(found.items()) if any(used.values())
+    ]
 
 
-def _ended(status: JobStatus) -> ColumnElement[int]:
-    return func.count().filter(Job.status == status.value).label(f"jobs_{status.value}")
+def _midnight(moment: datetime) -> datetime:
+    return moment.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 DATASET_BYTES = f"SELECT coalesce(sum(bytes), 0)::bigint AS bytes FROM {of_tenant(Dataset)} AND key IS NOT NULL"  # noqa: S608

@@ -21,7 +21,9 @@ class By(StrEnum):
 class UsageQuery(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    since: Moment | None = Field(default=None, description="30 days before `until` when left out.")
+    since: Moment | None = Field(
+        default=None, description="30 days before `until` when left out. Of jobs, whole days in UTC."
+    )
     until: Moment | None = Field(default=None, description="Now when left out.")
     by: By = By.DAY
 

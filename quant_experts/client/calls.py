@@ -134,6 +134,38 @@ def list_jobs(
     return Call("GET", "/v1/jobs", _as(views.Page[kind]), params=params)  # type: ignore[valid-type]
 
 
+def delete_job(job_id: str) -> Call[None]:
+    return Call("DELETE", _job(job_id), _nothing, repeatable=False)
+
+
+def delete_artifacts(job_id: str) -> Call[None]:
+    return Call("DELETE", f"{_job(job_id)}/artifacts", _nothing)
+
+
+def delete_jobs(
+    *,
+    ids: Sequence[str] = (),
+    status: Sequence[str] = (),
+    label: Mapping[str, str | None] | None = None,
+    model: str | None = None,
+    scheme: str | None = None,
+    created_after: datetime | None = None,
+    created_before: datetime | None = None,
+    finished_before: datetime | None = None,
+) -> Call[views.Deleted]:
+    times = {"created_after": created_after, "created_before": created_before, "finished_before": finished_before}
+    body = {
+        "ids": list(ids),
+        "status": list(status),
+        "label": [key if value is None else f"{key}={value}" for key, value in (label or {}).items()],
+        "model": model,
+        "scheme": scheme,
+        **{name: moment and moment.isoformat() for name, moment in times.items()},
+    }
+    given = {name: value for name, value in body.items() if value not in (None, [])}
+    return Call("POST", "/v1/jobs:delete", _as(views.Deleted), json=given)
+
+
 def next_page(call: Call[views.Page[T]], page: views.Page[T]) -> Call[views.Page[T]] | None:
     if page.next_cursor is None:
         return None
@@ -382,6 +414,14 @@ def workers() -> Call[list[views.WorkerView]]:
 def usage(*, since: datetime | None, until: datetime | None, by: str) -> Call[views.Usage]:
     span = _given(since=since and since.isoformat(), until=until and until.isoformat(), by=by)
     return Call("GET", "/v1/usage", _as(views.Usage), params=list(span.items()))
+
+
+def retention() -> Call[views.RetentionView]:
+    return Call("GET", "/v1/retention", _as(views.RetentionView))
+
+
+def set_retention(changes: Mapping[str, int | None]) -> Call[views.RetentionView]:
+    return Call("PATCH", "/v1/retention", _as(views.RetentionView), json=dict(changes))
 
 
 def _as(kind: type[View]) -> Callable[[httpx.Response], View]:

@@ -27,6 +27,7 @@ from quant_experts.client.views import (
 J = TypeVar("J", bound="JobOperations[Any]")
 PL = TypeVar("PL", bound="PlanOperations[Any]")
 Files = list[Path]
+_List = list
 
 
 class Names(TypedDict, total=False):
@@ -37,6 +38,8 @@ class Names(TypedDict, total=False):
     alias: str | None
     labels: Mapping[str, str] | None
     timeout_s: int | None
+    priority: int | None
+    device: str | None
 
 
 class JobFields(Names, total=False):
@@ -67,6 +70,8 @@ class Changes(TypedDict, total=False):
     alias: str | None
     labels: Mapping[str, str | None] | None
     timeout_s: int
+    priority: int
+    device: str | None
 
 
 class JobOperations(Operations, Generic[J]):
@@ -99,6 +104,16 @@ class JobOperations(Operations, Generic[J]):
     def retry(self) -> Steps[J]:
         """Queue a failed or cancelled job again; it goes on after its last finished block."""
         return self._again(calls.retry_job(self._kind(), self.id))
+
+    @operation
+    def delete(self) -> Steps[None]:
+        """Remove it with its files, events and blocks. Raises Conflict while it waits or runs."""
+        return self._send(calls.delete_job(self.id))
+
+    @operation
+    def delete_artifacts(self) -> Steps[None]:
+        """Remove its files; the job stays, with its figures. Raises Conflict while it waits or runs."""
+        return self._send(calls.delete_artifacts(self.id))
 
     @operation
     def fork(self, *, idempotency_key: str | None = None, **changes: Unpack[Changes]) -> Steps[J]:
@@ -276,6 +291,47 @@ class JobsOperations(Operations, Generic[J, PL]):
     def retry(self, job_id: str) -> Steps[J]:
         """Queue a failed or cancelled job again; it goes on after its last finished block."""
         return bound(self, calls.retry_job(self._job, job_id))
+
+    @operation
+    def delete(self, job_id: str) -> Steps[None]:
+        """Remove it with its files, events and blocks. Raises Conflict while it waits or runs."""
+        return self._send(calls.delete_job(job_id))
+
+    @operation
+    def delete_artifacts(self, job_id: str) -> Steps[None]:
+        """Remove its files; the job stays, with its figures. Raises Conflict while it waits or runs."""
+        return self._send(calls.delete_artifacts(job_id))
+
+    @operation
+    def delete_many(
+        self,
+        *,
+        ids: Sequence[str] = (),
+        status: Sequence[str] = (),
+        label: Mapping[str, str | None] | None = None,
+        model: str | None = None,
+        scheme: str | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        finished_before: datetime | None = None,
+    ) -> Steps[_List[str]]:
+        """Remove the finished jobs of ``ids``, or all that the filters let through; the ids of what was removed."""
+        call = calls.delete_jobs(
+            ids=ids,
+            status=status,
+            label=label,
+            model=model,
+            scheme=scheme,
+            created_after=created_after,
+            created_before=created_before,
+            finished_before=finished_before,
+        )
+        deleted: _List[str] = []
+        while True:
+            part = yield from self._send(call)
+            deleted += part.deleted
+            if not part.has_more or not part.deleted:
+                return deleted
 
     @operation
     def fork(self, job_id: str, *, idempotency_key: str | None = None, **changes: Unpack[Changes]) -> Steps[J]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Literal
 
 from quant_experts.client import calls
 from quant_experts.client.operation import Operations, operation
 from quant_experts.client.steps import Steps
-from quant_experts.client.views import ModelList, Schemes, Usage, WorkerView
+from quant_experts.client.views import ModelList, RetentionView, Schemes, Usage, WorkerView
 
 
 class ServiceOperations(Operations):
@@ -26,6 +27,17 @@ class ServiceOperations(Operations):
     def workers(self) -> Steps[list[WorkerView]]:
         """Those that were heard of lately."""
         return self._send(calls.workers())
+
+    @operation
+    def retention(self) -> Steps[RetentionView]:
+        """For how many days jobs, events, blocks, audit entries and deliveries are kept."""
+        return self._send(calls.retention())
+
+    @operation
+    def set_retention(self, changes: Mapping[str, int | None]) -> Steps[RetentionView]:
+        """Change some of ``jobs_days``, ``events_days``, ``layers_days``, ``audit_days``, ``deliveries_days``; None
+        goes back to the service's. What is older goes within minutes."""
+        return self._send(calls.set_retention(changes))
 
     @operation
     def usage(

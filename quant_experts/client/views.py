@@ -53,6 +53,16 @@ class JobError(View):
     retryable: bool = False
 
 
+class Waiting(View):
+    code: str
+    message: str
+
+
+class Deleted(View):
+    deleted: list[str]
+    has_more: bool
+
+
 class JobView(View):
     id: str
     object: Literal["job"] = "job"
@@ -68,11 +78,15 @@ class JobView(View):
     target: dict[str, Any] | None
     accept_if: dict[str, Any] | None
     timeout_s: int
+    priority: int = 0
+    device: str | None = None
     status: JobStatus
     phase: str | None
     progress: Progress
     attempts: int
     worker: str | None
+    waiting: Waiting | None = None
+    """Why no living worker can take it."""
     forked_from: str | None = None
     comparison_id: str | None = None
     summary: dict[str, Any] | None
@@ -568,6 +582,9 @@ class WorkerView(View):
     device: str
     alive: bool
     busy: bool
+    state: str = "ready"
+    """``stopped``: it takes no job until somebody has looked at it."""
+    state_reason: str | None = None
     job_id: str | None
     started_at: datetime
     seen_at: datetime
@@ -575,6 +592,18 @@ class WorkerView(View):
 
 class WorkerList(View):
     data: list[WorkerView]
+
+
+class RetentionView(View):
+    """In days; None: until somebody deletes it."""
+
+    jobs_days: int | None
+    events_days: int | None
+    layers_days: int | None
+    audit_days: int | None
+    deliveries_days: int | None
+    own: list[str]
+    """Fields that the tenant has set; the others are the service's defaults."""
 
 
 class Schemes(View):

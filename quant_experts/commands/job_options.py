@@ -27,6 +27,10 @@ label_option = click.option(
 timeout_option = click.option(
     "--timeout", "timeout_s", type=int, metavar="S", help="Seconds after which it fails.  [default: a day]"
 )
+priority_option = click.option(
+    "--priority", type=click.IntRange(-100, 100), metavar="N", help="Of your own waiting jobs, the highest first."
+)
+device_option = click.option("--device", metavar="CLASS", help='Only on such a device: "cpu", "gpu", or "H100".')
 idempotency_option = click.option(
     "--idempotency-key", metavar="TEXT", help="The same command with the same key is carried out once in 24 hours."
 )
@@ -36,6 +40,8 @@ OPTIONS = (
     click.option("--alias", metavar="OWNER/NAME", help="Under which the Hub protocol serves the finished checkpoint."),
     label_option,
     timeout_option,
+    priority_option,
+    device_option,
     idempotency_option,
     click.option("--watch", "and_watch", is_flag=True, help="Then follow it, and end, as qe watch does."),
 )

@@ -43,6 +43,8 @@ def command(
     alias: str | None,
     labels: tuple[str, ...],
     timeout_s: int | None,
+    priority: int | None,
+    device: str | None,
     idempotency_key: str | None,
     and_watch: bool,
     as_json: bool,
@@ -52,6 +54,7 @@ def command(
     """Queue the quantization of MODEL on a service and print the job's id."""
     body = body_of(**options)
     names: Names = {"name": name, "alias": alias, "labels": labels_of(labels), "timeout_s": timeout_s}
+    names |= {"priority": priority, "device": device}
     if digest is not None:
         _check_nothing_else_decides(context)
     elif model is None or calibration is None:

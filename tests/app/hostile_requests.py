@@ -130,7 +130,7 @@ def _paths() -> list[Hostile]:
         Hostile("method that is none", "BREW", "/v1/jobs", 405),
         Hostile("method of a proxy", "TRACE", "/v1/jobs", 405),
         Hostile("method of another resource", "PATCH", "/v1/jobs/{mine}", 405),
-        Hostile("delete of what cannot be deleted", "DELETE", "/v1/jobs/{mine}", 405),
+        Hostile("delete of what cannot be deleted", "DELETE", "/v1/jobs/{mine}/events", 405),
     ]
     return cases
 

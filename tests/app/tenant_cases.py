@@ -25,6 +25,9 @@ NOBODYS = {
     "GET /v1/schemes": "the contract",
     "GET /v1/models": "what the operator put below the model root, which every tenant's jobs may name",
     "GET /hub/api/whoami-v2": "the caller",
+    "POST /v1/jobs:delete": "what it deletes: test_deletion.py names another's job",
+    "GET /v1/retention": "the caller's tenant",
+    "PATCH /v1/retention": "the caller's tenant",
     "GET /v1/usage": "sums over the caller's tenant: test_usage.py looks at another's",
 }
 """Routes that show no tenant's things, and why."""
@@ -42,6 +45,8 @@ LISTS = (
 
 OBJECTS: dict[str, dict[str, Any]] = {
     "GET /v1/jobs/{job_id}": {},
+    "DELETE /v1/jobs/{job_id}": {},
+    "DELETE /v1/jobs/{job_id}/artifacts": {},
     "POST /v1/jobs/{job_id}/cancel": {},
     "POST /v1/jobs/{job_id}/retry": {},
     "POST /v1/jobs/{job_id}/fork": {"json": {"scheme": "W4A8"}},
@@ -126,6 +131,9 @@ DASHBOARD = {
     "GET /jobs/{job_id}": "object",
     "POST /jobs/{job_id}/cancel": "object",
     "POST /jobs/{job_id}/retry": "object",
+    "POST /jobs/{job_id}/delete": "object",
+    "POST /jobs/delete": "form",
+    "POST /usage/retention": "form",
     "GET /jobs/{job_id}/events": "object",
     "GET /jobs/{job_id}/report": "object",
     "GET /jobs/{job_id}/files/{name:path}": "object",

@@ -16,6 +16,8 @@ ACTS = {
     "POST /v1/jobs": "job.created",
     "POST /v1/jobs/{job_id}/cancel": "job.cancelled",
     "POST /v1/jobs/{job_id}/retry": "job.retried",
+    "DELETE /v1/jobs/{job_id}": "job.deleted",
+    "DELETE /v1/jobs/{job_id}/artifacts": "job.artifacts_deleted",
     "POST /v1/datasets": "dataset.created",
     "PATCH /v1/datasets/{dataset_id}": "dataset.changed",
     "DELETE /v1/datasets/{dataset_id}": "dataset.deleted",
@@ -36,6 +38,8 @@ ACTS = {
 STATUS_BEFORE = {
     "POST /v1/jobs/{job_id}/cancel": "queued",
     "POST /v1/jobs/{job_id}/retry": "failed",
+    "DELETE /v1/jobs/{job_id}": "succeeded",
+    "DELETE /v1/jobs/{job_id}/artifacts": "succeeded",
     "POST /v1/comparisons/{comparison_id}/cancel": "queued",
 }
 

@@ -11,18 +11,21 @@ from tests.app.tenant_cases import CREATES
 async def test_usage_sums_jobs_seconds_and_bytes_by_period(api: Api) -> None:
     dataset = ok(await api.client.post("/v1/datasets", **CREATES["POST /v1/datasets"]), 201)
     for number, status in enumerate(("succeeded", "failed")):
-        job = await api.create_job()
-        api.start(job["id"])
-        api.end(job["id"], status)
+        job_id = "job_" + f"{number}" * 32
         api.execute(
-            "UPDATE jobs SET created_at = '2026-03-04T10:00Z', finished_at = '2026-04-01T10:00Z', artifact_bytes = 1000"
+            "INSERT INTO jobs (id, tenant, spec, model_id, method, scheme, created_at, status, lease_until) VALUES"
+            " (%s, 'default', '{}', 'a/b', 'qe', 'W4A6', '2026-03-04T10:00Z', 'running', now())",
+            [job_id],
+        )
+        api.execute(
+            "UPDATE jobs SET finished_at = '2026-04-01T10:00Z', artifact_bytes = 1000, status = %s, lease_until = NULL"
             " WHERE id = %s",
-            [job["id"]],
+            [status, job_id],
         )
         api.execute(
             "INSERT INTO attempts (job_id, attempt, worker, started_at, ended_at, device)"
             " VALUES (%s, 1, 'w', '2026-03-31T23:59:30Z', '2026-04-01T00:01:00Z', %s)",
-            [job["id"], ("cpu", "NVIDIA H100")[number]],
+            [job_id, ("cpu", "NVIDIA H100")[number]],
         )
     span = {"since": "2026-01-01T00:00:00Z", "until": "2026-05-01T00:00:00Z", "by": "month"}
     usage = ok(await api.client.get("/v1/usage", params=span))

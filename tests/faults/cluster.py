@@ -56,6 +56,8 @@ SHORT = {
     "keeper_interval": 0.1,
     # A fault that hits three times before the first block is the injector's doing, not the job's.
     "barren_attempts": 1000,
+    "retry_delay": 0.0,
+    "sick_after": 0,
 }
 START_SECONDS = 90.0
 

@@ -23,6 +23,7 @@ from app.storage import LocalStorage, Storage
 from tests.services import wait_until
 from worker import claims, ledger
 from worker.hands import Hands
+from worker.health import Health
 from worker.supervisor import work
 
 STANDIN = Path(__file__).with_name("standin.py")
@@ -110,6 +111,7 @@ class Workshop:
             draining=(draining or threading.Event()).is_set,
             ring=self.rung.append,
             runner=(sys.executable, str(STANDIN), str(self.stage)),
+            health=Health(probe=lambda kind, device: 1),
         )
 
     @contextlib.contextmanager
@@ -169,5 +171,6 @@ def workshop(tmp_path: Path, database_url: str) -> Workshop:
         lease=30,
         beat=0.2,
         self_kill=20,
+        retry_delay=0,
     )
     return Workshop(settings, LocalStorage(tmp_path / "home" / "storage"), tmp_path / "stage")

@@ -33,7 +33,7 @@ CHECKED = {
     ("webhook_deliveries", "webhooks"),
     ("webhook_attempts", "webhook_deliveries"),
     # A write of these first locks the job's row, and so does the deletion of a job.
-    *((table, "jobs") for table in ("artifacts", "attempts", "events", "layers")),
+    *((table, "jobs") for table in ("artifacts", "attempts", "events", "job_labels", "layers")),
 }
 
 

@@ -177,7 +177,7 @@ def test_a_damaged_dataset_fails_the_job(workshop: Workshop) -> None:
 def test_a_line_that_is_not_of_the_protocol_fails_the_job_and_spares_the_worker(workshop: Workshop) -> None:
     workshop.direct("garbage")
     job_id = workshop.add_job()
-    assert work(workshop.hands()) == 1
+    assert work(workshop.hands()) == 3
     assert workshop.job(job_id)["error"]["code"] == "internal"
 
 
@@ -393,7 +393,9 @@ def test_a_reaped_worker_stops_computing_and_writes_nothing_more(workshop: Works
     assert kinds(workshop, job_id) == before
 
 
-def test_a_job_of_a_newer_service_ends_with_a_word_and_spares_the_worker(workshop: Workshop) -> None:
+def test_a_spec_that_is_not_understood_is_tried_as_often_as_other_faults_and_spares_the_worker(
+    workshop: Workshop,
+) -> None:
     def failed() -> float:
         return metrics.REGISTRY.get_sample_value("qe_worker_attempts_total", {"status": "failed"}) or 0.0
 
@@ -402,7 +404,7 @@ def test_a_job_of_a_newer_service_ends_with_a_word_and_spares_the_worker(worksho
     with workshop.connect() as connection:
         connection.execute("SET session_replication_role = replica")  # the trigger keeps specs as they are
         connection.execute("UPDATE jobs SET spec = spec || '{\"novelty\": 1}' WHERE id = %s", (newer,))
-    assert work(workshop.hands()) == 2
+    assert work(workshop.hands()) == 4
     assert failed() == before + 1
     assert workshop.job(newer)["error"]["code"] == "invalid_spec"
     assert "novelty" in workshop.job(newer)["error"]["message"]

@@ -17,7 +17,7 @@ from app.contract.secret import Seal, service_secret
 from tests.services import wait_until
 from tests.worker.conftest import TENANT, Workshop
 from tests.worker.endpoint import listening
-from worker import ledger, webhooks
+from worker import ledger, removal, webhooks
 from worker.postman import deliver
 from worker.webhooks import MOST_GIVEN_UP, SCHEDULE, Answer, Due
 
@@ -211,9 +211,9 @@ def test_finished_deliveries_are_forgotten_after_a_month(workshop: Workshop, con
     add_webhook(workshop)
     fail_a_job(workshop)
     webhooks.record(connection, take(connection), TAKEN)
-    assert webhooks.forget_deliveries(connection, days=30) == 0
+    assert removal.retire(connection, workshop.settings) == 0
     connection.execute("UPDATE webhook_deliveries SET finished_at = finished_at - interval '31 days'")
-    assert webhooks.forget_deliveries(connection, days=30) == 1
+    assert removal.retire(connection, workshop.settings) == 1
     assert one(connection, "SELECT count(*) AS n FROM webhook_attempts") == {"n": 0}
 
 

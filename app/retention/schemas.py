@@ -1,0 +1,48 @@
+"""For how long a tenant wants things kept."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.contract.numbers import Whole
+from app.contract.tables import Retention
+from app.settings import Settings
+
+Days = Annotated[Whole, Field(ge=1, le=36_500)]
+FIELDS = ("jobs_days", "events_days", "layers_days", "audit_days", "deliveries_days")
+
+
+class RetentionChanges(BaseModel):
+    """What is left out stays; null goes back to the service's default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    jobs_days: Days | None = Field(
+        default=None,
+        description="Finished jobs, with all that belongs to them, from their end. What an alias serves stays.",
+    )
+    events_days: Days | None = Field(default=None, description="Events of finished jobs but the last.")
+    layers_days: Days | None = Field(default=None, description="Reports of finished jobs' blocks.")
+    audit_days: Annotated[Whole, Field(ge=30, le=36_500)] | None = Field(
+        default=None, description="Entries of the audit log."
+    )
+    deliveries_days: Days | None = Field(default=None, description="Finished deliveries of webhooks.")
+
+
+class RetentionView(BaseModel):
+    """In days; null: until somebody deletes it."""
+
+    jobs_days: int | None
+    events_days: int | None
+    layers_days: int | None
+    audit_days: int | None
+    deliveries_days: int | None
+    own: list[str] = Field(description="Fields that the tenant has set; the others are the service's defaults.")
+
+    @classmethod
+    def of(cls, row: Retention | None, settings: Settings) -> RetentionView:
+        set_here = {name: getattr(row, name) for name in FIELDS if getattr(row, name, None) is not None}
+        defaults = {name: getattr(settings, f"keep_{name}") for name in FIELDS}
+        return cls(**{**defaults, **set_here}, own=sorted(set_here))
