@@ -1,6 +1,6 @@
 """``make compose-test``: build the images, run the stack as docs/deployment.md says, and disturb it.
 
-    python -m tests.compose [--results FILE] [--keep]
+    python -m tests.compose [--results FILE] [--only WORD] [--keep]
 
 Ends with 0 when everything held, 1 when something did not, and 77 where there is no engine to run it on. Variables:
 ``DOCKER_COMPOSE`` (the Compose binary, where `docker compose` is none) and ``COMPOSE_TEST_BUILD`` (more arguments for
@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from demo.model import make_qwen2_vl
@@ -65,6 +66,9 @@ class Record:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, help="write the table there as well")
+    parser.add_argument(
+        "--only", metavar="WORD", help="with the images that are there, the scenes with WORD in their names"
+    )
     parser.add_argument("--keep", action="store_true", help="leave the stack running")
     chosen = parser.parse_args()
     try:
@@ -83,7 +87,7 @@ def main() -> int:
         for path in (directory / "models").rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)  # weights are saved for their owner's eyes alone
         write_jsonl(directory / "rows.jsonl", 8)
-        play(engine, directory, record, keep=chosen.keep)
+        play(engine, directory, record, only=chosen.only, keep=chosen.keep)
     page = f"{heading(engine)}\n\n{record.table()}\n"
     print(page)
     if chosen.results is not None:
@@ -91,33 +95,42 @@ def main() -> int:
     return 1 if record.failed else 0
 
 
-def play(engine: Engine, directory: Path, record: Record, *, keep: bool) -> None:
-    python = engine.python()
-    if not record.step("build the images", lambda: build(engine, ROOT, "latest", python)):
-        return
-    previous = checkout_of_the_previous_release(directory)
-    record.step("stop each container in its first second", lambda: scenes.stopped_at_once(engine, TARGETS))
+def play(engine: Engine, directory: Path, record: Record, *, only: str | None, keep: bool) -> None:
     stack = Stack(engine, ROOT, directory)
     stack.down()
     try:
-        if previous is not None and record.step(
-            f"build the images of the release before ({previous.name})",
-            lambda: build(engine, previous, "previous", python),
-        ):
-            stack.checkout = previous
-            record.step(
-                "the release before: up, one job, one more that waits", lambda: scenes.before_the_upgrade(stack)
-            )
-            stack.checkout = ROOT
-            record.step("upgrade: its files are unchanged, the waiting job runs", lambda: scenes.upgraded(stack))
-            stack.down()
+        if only is None:
+            python = engine.python()
+            if not record.step("build the images", lambda: build(engine, ROOT, "latest", python)):
+                return
+            record.step("stop each container in its first second", lambda: scenes.stopped_at_once(engine, TARGETS))
+            upgrade(stack, record, python)
         for what, scene in scenes.IN_TURN:
-            if not record.step(what, lambda scene=scene: scene(stack)) and what == scenes.FIRST:  # type: ignore[misc]
+            needed = only is None or only in what or what in (scenes.FIRST, scenes.UNDISTURBED)
+            if needed and not record.step(what, partial(scene, stack)) and what == scenes.FIRST:
                 print(stack.compose("logs", "--tail", "40", check=False), file=sys.stderr)
                 break
     finally:
         if not keep:
             stack.down()
+
+
+def upgrade(stack: Stack, record: Record, python: str) -> None:
+    """From the release before, with its compose file, to this one."""
+    previous = checkout_of_the_previous_release(stack.directory)
+    if previous is None or not record.step(
+        f"build the images of the release before ({previous.name})",
+        lambda: build(stack.engine, previous, "previous", python),
+    ):
+        return
+    stack.checkout = previous
+    began = record.step(
+        "the release before: up, one job, one more that waits", lambda: scenes.before_the_upgrade(stack)
+    )
+    stack.checkout = ROOT
+    if began:
+        record.step("upgrade: its files are unchanged, the waiting job runs", lambda: scenes.upgraded(stack))
+    stack.down()
 
 
 def build(engine: Engine, checkout: Path, tag: str, python: str) -> str:

@@ -18,6 +18,7 @@ from tests.compose.stack import Stack, digests, finished, in_the_middle, pulled,
 from worker.servers import free_port
 
 FIRST = "cold start: up to ready"
+UNDISTURBED = "a job over HTTP"
 _kept: dict[str, dict[str, str]] = {}
 """Digests of the undisturbed job, of the job before the upgrade."""
 
@@ -243,7 +244,7 @@ def _same(found: dict[str, str]) -> None:
 
 IN_TURN: list[tuple[str, Callable[[Stack], str]]] = [
     (FIRST, cold_start),
-    ("a job over HTTP", one_job),
+    (UNDISTURBED, one_job),
     ("kill the worker in the middle of a job", worker_killed),
     ("restart PostgreSQL and Redis in the middle of a job", servers_restarted),
     ("stop and start in the middle of a job", stopped_and_started),
