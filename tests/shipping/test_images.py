@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.shipping.environments import ROOT
 from tests.shipping.test_extras import API, KEEPER, WORKER
@@ -101,3 +102,15 @@ def test_health_is_the_age_of_a_file(target: str) -> None:
     assert check
     assert check[1] == 'test -n "$(find "$QE_HEARTBEAT_FILE" -mmin -1)"'
     assert "QE_HEARTBEAT_FILE=/tmp/heartbeat" in stages()[target]
+
+
+def test_what_a_release_publishes_has_the_names_that_compose_and_the_chart_pull() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())["jobs"]["images"]
+    published = {(each["target"], each["name"], each["torch"]) for each in workflow["strategy"]["matrix"]["include"]}
+    assert {(target, target, "cpu") for target in TARGETS} | {("worker", "worker-cuda", "cuda")} == published
+    meta = next(step for step in workflow["steps"] if step.get("id") == "meta")
+    assert meta["with"]["images"] == "ghcr.io/${{ github.repository }}-${{ matrix.name }}"
+    chart = yaml.safe_load((ROOT / "deploy" / "helm" / "quant-experts" / "values.yaml").read_text())
+    example = re.search(r"^# QE_IMAGES=(\S+)$", (ROOT / ".env.example").read_text(), re.M)
+    assert example
+    assert example[1] == chart["image"]["prefix"] == "ghcr.io/quant-experts/quant-experts"
