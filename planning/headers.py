@@ -11,7 +11,7 @@ import math
 import re
 import struct
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from planning.errors import Unreadable
@@ -43,14 +43,20 @@ ITEM_BYTES = {
     "F64": 8,
 }
 FLOATS = ("F32", "F16", "BF16")
+HEADS = ("lm_head.weight", "language_model.lm_head.weight", "language_model.output.weight", "proj_out.weight")
+EMBEDDINGS = ("embed_tokens.weight", "tok_embeddings.weight")
+PIECE, PIECES = 32 * 1024, 4
+"""Of the output head and the embeddings, that are compared: bytes, and how many pieces."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor as a file announces it. ``dtype``: the name that safetensors gives it."""
+    """One tensor as a file announces it. ``dtype``: the name that safetensors gives it. ``start``: its first byte,
+    counted from the end of the header."""
 
     dtype: str
     shape: tuple[int, ...]
+    start: int = field(default=0, compare=False)
 
     @property
     def values(self) -> int:
@@ -64,7 +70,8 @@ class Tensor:
 @dataclass(frozen=True)
 class ModelHeaders:
     """``tensors``: key on disk → tensor, in the order of the index. ``commit``: of a hub model. ``bytes``: of all
-    tensors. ``files``: how many shards."""
+    tensors. ``files``: how many shards. ``own_head``: the files hold an output head that is not the embeddings,
+    whatever config.json says."""
 
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
@@ -72,6 +79,7 @@ class ModelHeaders:
     processor: Mapping[str, Any]
     """preprocessor_config.json over processor_config.json, empty where there is neither that can be read."""
     commit: str | None = None
+    own_head: bool = False
 
     @property
     def bytes(self) -> int:
@@ -83,18 +91,25 @@ def assemble(
     *,
     read_whole: Callable[[str], bytes],
     read_headers: Callable[[list[str]], Mapping[str, bytes]],
+    read_range: Callable[[str, int, int], bytes],
     commit: str | None = None,
 ) -> ModelHeaders:
     """The headers of the model whose files are called ``names``.
 
-    ``read_whole``: the bytes of a small file, at most LARGEST_JSON; ``read_headers``: shard → its safetensors header.
+    ``read_whole``: the bytes of a small file, at most LARGEST_JSON; ``read_headers``: shard → its safetensors header;
+    ``read_range``: shard, first byte, number of bytes → those bytes.
+    As transformers chooses: a single file goes before an index beside it, and of the shards that an index names every
+    tensor counts.
     Raises Unreadable naming the file and what is wrong with it.
     """
     present = set(names)
     if CONFIG not in present:
         raise Unreadable("invalid_model", "the model has no config.json; give a model as a hub repository has it")
     config = json_object(CONFIG, read_whole(CONFIG))
-    if INDEX in present:
+    weight_map: dict[str, str] = {}
+    if SINGLE in present:
+        shards = [SINGLE]
+    elif INDEX in present:
         weight_map = _weight_map(read_whole(INDEX))
         shards = sorted(set(weight_map.values()))
         missing = [name for name in shards if name not in present]
@@ -102,11 +117,6 @@ def assemble(
             raise Unreadable("invalid_model", f"shard {missing[0]} is missing although {INDEX} names it")
         if len(shards) > MOST_SHARDS:
             raise Unreadable("invalid_model", f"{INDEX} names {len(shards)} shards; more than {MOST_SHARDS}")
-        held = {name: parse_header(name, header) for name, header in read_headers(shards).items()}
-        tensors = {key: _promised(held, key, shard) for key, shard in weight_map.items()}
-    elif SINGLE in present:
-        shards = [SINGLE]
-        tensors = parse_header(SINGLE, read_headers(shards)[SINGLE])
     else:
         pickles = sorted(name for name in present if name.endswith(PICKLES))
         reason = (
@@ -115,7 +125,19 @@ def assemble(
             else f"neither {SINGLE} nor {INDEX}"
         )
         raise Unreadable("invalid_model", f"the model holds {reason}; safetensors are needed")
-    return ModelHeaders(config, tensors, len(shards), processor_of(present, read_whole), commit)
+    headers = read_headers(shards)
+    held = {name: parse_header(name, headers[name]) for name in shards}
+    for key, shard in weight_map.items():
+        _check_promised(held, key, shard)
+    where = {key: shard for shard in shards for key in held[shard]}
+    tensors = {key: held[shard][key] for key, shard in where.items()}
+
+    def read(key: str, start: int, size: int) -> bytes:
+        shard = where[key]
+        return read_range(shard, 8 + len(headers[shard]) + tensors[key].start + start, size)
+
+    own_head = has_own_head(tensors, read)
+    return ModelHeaders(config, tensors, len(shards), processor_of(present, read_whole), commit, own_head)
 
 
 def processor_of(present: Collection[str], read_whole: Callable[[str], bytes]) -> dict[str, Any]:
@@ -156,16 +178,34 @@ def _tensor(name: str, key: str, fields: Any) -> Tensor:
         raise Unreadable("invalid_model", f"{name}: tensor {key!r} is not described as safetensors do") from None
     if dtype not in ITEM_BYTES:
         raise Unreadable("invalid_model", f"{name}: tensor {key} has the dtype {dtype!r}, which is not supported")
-    tensor = Tensor(dtype, shape)
+    tensor = Tensor(dtype, shape, start)
     if not natural or len(shape) > 16 or end - start != tensor.bytes:
         raise Unreadable("invalid_model", f"{name}: tensor {key} of shape {list(shape)} does not fill its bytes")
     return tensor
 
 
-def _promised(held: Mapping[str, Mapping[str, Tensor]], key: str, shard: str) -> Tensor:
+def _check_promised(held: Mapping[str, Mapping[str, Tensor]], key: str, shard: str) -> None:
     if key not in held[shard]:
         raise Unreadable("invalid_model", f"{INDEX} says that {shard} holds {key}, but it does not")
-    return held[shard][key]
+
+
+def has_own_head(tensors: Mapping[str, Tensor], read: Callable[[str, int, int], bytes]) -> bool:
+    """Whether the files hold an output head that differs from the embeddings, told from some pieces of both.
+
+    ``read``: key, first byte within the tensor, number of bytes → those bytes.
+    """
+    head = next((key for key in HEADS if key in tensors), None)
+    embeddings = next((key for key in tensors if key.endswith(EMBEDDINGS)), None)
+    if head is None or embeddings is None:
+        return False
+    one, other = tensors[head], tensors[embeddings]
+    if one != other:
+        return True
+    last = max(0, one.bytes - PIECE)
+    return any(
+        read(head, start, min(PIECE, one.bytes)) != read(embeddings, start, min(PIECE, one.bytes))
+        for start in sorted({last * place // (PIECES - 1) for place in range(PIECES)})
+    )
 
 
 def _weight_map(text: bytes) -> dict[str, str]:

@@ -17,6 +17,7 @@ Kind = Literal["model", "dataset"]
 FIRST_READ = 128 * 1024
 """Bytes of a shard that are asked for at once: nearly every header is shorter."""
 PARALLEL = 8
+PARTIAL = 206
 
 
 class HubFiles:
@@ -77,7 +78,7 @@ def read_hub(
             raise Unreadable("invalid_model", f"the headers of all shards exceed {MOST_HEADER_BYTES} bytes")
         return dict(zip(shards, headers, strict=True))
 
-    return assemble(names, read_whole=reader.whole, read_headers=read_headers, commit=commit)
+    return assemble(names, read_whole=reader.whole, read_headers=read_headers, read_range=reader.range, commit=commit)
 
 
 def read_hub_text(
@@ -133,17 +134,26 @@ class _Reader:
             raise Unreadable("invalid_model", f"{name}: truncated within its header")
         return data[8:wanted]
 
-    def _read(self, name: str, size: int) -> bytes:
-        """The first ``size`` bytes; not one more, also of a server that knows no ranges."""
+    def range(self, name: str, start: int, size: int) -> bytes:
+        return self._read(name, size, start)
+
+    def _read(self, name: str, size: int, start: int = 0) -> bytes:
+        """``size`` bytes from ``start``; not many more, also of a server that knows no ranges."""
         from huggingface_hub import get_session, hf_hub_url
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
         url = hf_hub_url(self.repository, name, revision=self.commit, endpoint=self._endpoint)
-        headers = {**build_hf_headers(token=self._token), "Range": f"bytes=0-{size - 1}", "Accept-Encoding": "identity"}
+        headers = {
+            **build_hf_headers(token=self._token),
+            "Range": f"bytes={start}-{start + size - 1}",
+            "Accept-Encoding": "identity",
+        }
         data = bytearray()
         try:
             with get_session().stream("GET", url, headers=headers, timeout=self._left()) as response:
                 hf_raise_for_status(response)
+                if start and response.status_code != PARTIAL:
+                    raise HubUnavailable(f"the hub does not send parts of {name} of {self.repository!r}")
                 for chunk in response.iter_bytes():
                     data += chunk
                     if len(data) >= size:

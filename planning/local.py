@@ -68,7 +68,12 @@ def read_local(directory: Path) -> ModelHeaders:
                 raise Unreadable("invalid_model", f"the headers of all shards exceed {MOST_HEADER_BYTES} bytes")
         return found
 
-    return assemble(names, read_whole=partial(_whole, directory), read_headers=read_headers)
+    def read_range(name: str, start: int, size: int) -> bytes:
+        with (directory / name).open("rb") as reader:
+            reader.seek(start)
+            return reader.read(size)
+
+    return assemble(names, read_whole=partial(_whole, directory), read_headers=read_headers, read_range=read_range)
 
 
 def read_local_text(directory: Path) -> TextFiles:

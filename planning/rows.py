@@ -28,6 +28,8 @@ ASSUMED = {True: 800.0, False: 300.0}
 """Tokens of a row nothing is known about, of a model that takes images or not."""
 ASSUMED_SPREAD, SAMPLED_SPREAD = 3.0, 1.5
 PARQUET_BATCH = 16
+ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
+"""The EXIF tag of a picture's orientation, and its values that swap width and height."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,8 @@ def _picture_size(source: Any) -> tuple[int, int]:
         if isinstance(source, str):
             source = base64.b64decode(source.partition(",")[2])
         with Image.open(io.BytesIO(source), formats=("PNG", "JPEG", "WEBP")) as image:
-            return image.size
+            width, height = image.size
+            turned = image.getexif().get(ORIENTATION) in SIDEWAYS
+            return (height, width) if turned else (width, height)
     except (OSError, ValueError, TypeError, binascii.Error, Image.DecompressionBombError):
         return 448, 448

@@ -11,11 +11,10 @@ from typing import Any
 from planning.blocks import Block, Group, Reads, in_memory, natural, walked_blocks
 from planning.errors import Unreadable
 from planning.families import Family, family_of, text_config
-from planning.headers import FLOATS, ITEM_BYTES, ModelHeaders, Tensor
+from planning.headers import EMBEDDINGS, FLOATS, HEADS, ITEM_BYTES, ModelHeaders, Tensor
 from planning.rows import Rows
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-HEADS = ("lm_head.weight", "language_model.lm_head.weight", "language_model.output.weight", "proj_out.weight")
 PATCHES = ("patch_embed.proj.weight", "patch_embeddings.projection.weight", "patch_embedding.weight", "conv1.weight")
 PATCHES_PER_TOKEN = 4
 """Two by two patches become one image token, in every family whose tower can be quantized."""
@@ -118,12 +117,13 @@ def shapes_of(headers: ModelHeaders, *, vision: str = "keep") -> Shapes:
     walked = walked_blocks(family, tensors, config, vision=vision if family.tower else "keep", dtype=dtype)
     outside = dict(walked.outside)
     head = next((name for name in HEADS if name in outside), None)
-    if head is not None and _is_tied(config, family):
-        del outside[head]
+    embeddings = next((tensor for key, tensor in outside.items() if key.endswith(EMBEDDINGS)), None)
+    if head is not None and _is_tied(config, family) and not headers.own_head:
+        if embeddings is None:  # stored under the name of the head alone
+            embeddings = outside[head]
+        else:
+            del outside[head]
         head = None
-    embeddings = next(
-        (t for key, t in outside.items() if key.endswith(("embed_tokens.weight", "tok_embeddings.weight"))), None
-    )
     if embeddings is None or len(embeddings.shape) != 2:
         raise Unreadable("invalid_model", "no tensor of the model is its token embeddings")
     sizes = {key: in_memory(tensor, dtype) for key, tensor in outside.items()}

@@ -41,6 +41,8 @@ QUANT_METHOD = "quant_experts"
 FORMAT = 1
 UNQUANTIZED_BITS = 16
 ADAPTER_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+OFFLOADS_INTEGERS = (5, 13)
+"""The transformers from which on tensors that are offloaded to disk keep their own dtype."""
 
 
 # --- Packed integers -------------------------------------------------------------------------------------------------
@@ -705,10 +707,14 @@ class QuantExpertsQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers 
         return model
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
-        """Raises ValueError when a layer did not get its tensors; transformers itself would only warn."""
+        """Raises ValueError when a layer did not get its tensors; transformers itself would only warn. And when layers
+        are to be read from disk whenever they run, which transformers before 5.13 does through the model's dtype."""
         for name, module in model.named_modules():
-            if not isinstance(module, QuantizedLinear) or module.weight_shape.device.type == "meta":
-                continue  # on the meta device: offloaded to disk, filled when it runs
+            if not isinstance(module, QuantizedLinear):
+                continue
+            if module.weight_shape.device.type == "meta":  # offloaded to disk, filled when it runs
+                _check_offloads_integers(name)
+                continue
             if module.weight_shape.tolist() != [module.out_features, module.in_features]:
                 raise ValueError(f"{name}: its tensors are missing from the checkpoint, or belong to another layer")
         for entry in self.quantization_config.groups:
@@ -727,6 +733,16 @@ class QuantExpertsQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers 
     @property
     def is_trainable(self) -> bool:
         return False
+
+
+def _check_offloads_integers(name: str) -> None:
+    import transformers
+
+    if tuple(map(int, transformers.__version__.split(".")[:2])) < OFFLOADS_INTEGERS:
+        raise ValueError(
+            f"{name} would be offloaded to disk, where transformers {transformers.__version__} spoils packed integers: "
+            "install transformers 5.13 or later, or choose a device_map without disk"
+        )
 
 
 def _left_random(model: nn.Module, entry: Mapping[str, Any]) -> list[str]:

@@ -48,8 +48,10 @@ from quant_experts.sensitivity.measuring import Measuring
 from quant_experts.several_stacks import about_stacks, audio_tokens, check_rows, check_stacks
 from quant_experts.treatment import decide_treatment
 from quant_experts.walk import calls_behind, walk
-from quant_experts.weights import shards_fingerprint, stream
+from quant_experts.weights import INDEX, SINGLE, shards_fingerprint, stream
 from quant_experts.written_size import about_size, names_beside_the_blocks, written_size
+
+ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,7 @@ def quantize(
         report=report,
         recipe=recipe,
         architecture=blueprint.family.model_class,
+        untied=bool(blueprint.weights.untied),
         check=check,
     )
     on_event(Finished(output, tuple(files)))
@@ -268,10 +271,25 @@ def _fill_language_model(blueprint: Blueprint) -> None:
 
 
 def _observations(blueprint: Blueprint) -> list[str]:
-    unused = blueprint.weights.unused
-    if not unused:
-        return []
-    return [f"{len(unused)} tensors in the model's files belong to no module and are dropped, the first is {unused[0]}"]
+    weights = blueprint.weights
+    observations = [
+        f"config.json ties {target} to {source}, but the model's files hold both with different values: both are kept, "
+        "as transformers does, and the checkpoint's config.json says tie_word_embeddings: false"
+        for target, source in weights.untied.items()
+    ]
+    if weights.unused:
+        observations.append(
+            f"{len(weights.unused)} tensors in the model's files belong to no module and are dropped, the first is "
+            f"{weights.unused[0]}"
+        )
+    if (weights.shards.directory / ADAPTER).is_file():
+        observations.append(
+            f"{ADAPTER} lies beside the model: the adapter is not part of it and is left out; where it belongs to the "
+            "model, merge it first (peft: merge_and_unload)"
+        )
+    if SINGLE in (file.path.name for file in weights.shards.files) and (weights.shards.directory / INDEX).is_file():
+        observations.append(f"{INDEX} lies beside {SINGLE} and is not read, as in transformers")
+    return observations
 
 
 def _warnings_about_rows(blueprint: Blueprint, calls: Calls) -> list[str]:

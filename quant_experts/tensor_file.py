@@ -42,6 +42,8 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 LARGEST_HEADER = 100 << 20
 """Bytes; the format's own bound."""
+PIECE = 16 << 20
+"""Bytes."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,20 @@ class TensorFile:
                 reader.seek(entry.start)
                 _read_into(reader, _bytes(tensor), f"{self.path.name}: tensor {name}")
         return tensor
+
+    def holds_same(self, name: str, other: TensorFile, other_name: str) -> bool:
+        """Whether the bytes of both tensors are the same; a piece of them in memory at a time."""
+        entry, compared = self.entries[name], other.entries[other_name]
+        if (entry.dtype, entry.shape) != (compared.dtype, compared.shape):
+            return False
+        with self.path.open("rb") as first, other.path.open("rb") as second:
+            first.seek(entry.start)
+            second.seek(compared.start)
+            for start in range(0, entry.bytes, PIECE):
+                size = min(PIECE, entry.bytes - start)
+                if first.read(size) != second.read(size):
+                    return False
+        return True
 
 
 class TensorWriter:

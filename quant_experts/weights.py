@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,23 +50,24 @@ class Shards:
 def open_shards(directory: Path) -> Shards:
     """Check the headers of every shard. Nothing but headers is read.
 
+    As transformers chooses: a single file goes before an index beside it, and of the shards that an index names every
+    tensor counts, whether the index lists it or not; of a tensor in two of them the last.
     Raises InvalidModel, naming the file: no safetensors, a missing or truncated shard, an index that does not fit them.
     """
     index = directory / INDEX
+    if (directory / SINGLE).is_file():
+        file = TensorFile(directory / SINGLE)
+        return Shards(directory, (file,), dict.fromkeys(file.entries, file))
     if index.is_file():
         promised = _weight_map(index)
         files = {name: _open(directory, name, index.name) for name in sorted(set(promised.values()))}
-        where: dict[str, TensorFile] = {}
         for key, name in promised.items():
             if key not in files[name].entries:
                 raise InvalidModel(
                     f"{index.name} says that {name} holds {key}, but it does not; download the model again"
                 )
-            where[key] = files[name]
+        where = {key: file for file in files.values() for key in file.entries}
         return Shards(directory, tuple(files.values()), where)
-    if (directory / SINGLE).is_file():
-        file = TensorFile(directory / SINGLE)
-        return Shards(directory, (file,), dict.fromkeys(file.entries, file))
     pickles = sorted(path.name for pattern in PICKLES for path in directory.glob(pattern))
     if pickles:
         raise InvalidModel(
@@ -120,21 +121,28 @@ class _Source:
     cut: Cut | None = None
     """Takes the parameter out of the tensor on disk, where that holds more than one."""
 
+    @property
+    def is_whole(self) -> bool:
+        """One tensor on disk, taken as it is."""
+        return self.converter is None and self.cut is None
+
 
 class Weights:
-    """The tensors of a model under their in-memory names, read when asked for."""
+    """The tensors of a model under their in-memory names, read when asked for.
+
+    ``tied``: parameter → the one that it is. ``untied``: the same, of pairs that the configuration ties although the
+    files hold both with different values; as in transformers, both count.
+    """
 
     def __init__(self, shards: Shards, model: nn.Module) -> None:
         """``model``: the model on the meta device. Raises InvalidModel when a parameter has no tensor in the files."""
         self.shards = shards
         self._model: Any = model
         self._expected: dict[str, Tensor] = dict(model.state_dict())
-        self.tied: dict[str, str] = {
-            target: source
-            for target, source in getattr(model, "all_tied_weights_keys", {}).items()
-            if target in self._expected
-        }
         self._sources, self.unused = _map_sources(shards, self._model, self._expected)
+        self.tied: dict[str, str] = {}
+        self.untied: dict[str, str] = {}
+        self._tie(getattr(model, "all_tied_weights_keys", {}))
         self._check_complete()
         self._check_shapes()
 
@@ -169,6 +177,32 @@ class Weights:
                 raise InvalidModel(f"{name}: {bad} of {tensor.numel()} weights are not finite in {dtype}")
         return tensor
 
+    def _tie(self, pairs: Mapping[str, str]) -> None:
+        for target, source in pairs.items():
+            if target not in self._expected:
+                continue
+            if target in self._sources and source not in self._sources:
+                self._sources[source] = self._sources.pop(target)
+            elif target in self._sources and not self._is_equal(target, source):
+                self.untied[target] = source
+                continue
+            self.tied[target] = source
+
+    def _is_equal(self, one: str, other: str) -> bool:
+        """Whether both parameters hold the same values in the model's dtype."""
+        first, second = self._sources[one], self._sources[other]
+        if first.is_whole and second.is_whole:
+            (key, _), (other_key, _) = first.keys[0], second.keys[0]
+            files = self.shards.where
+            if files[key].holds_same(key, files[other_key], other_key):
+                return True
+            if files[key].entries[key].dtype == files[other_key].entries[other_key].dtype == self._expected[one].dtype:
+                return False
+        return torch.equal(self._in_own_dtype(one), self._in_own_dtype(other))
+
+    def _in_own_dtype(self, name: str) -> Tensor:
+        return self._realize(name).to(self._expected[name].dtype)
+
     def _realize(self, name: str) -> Tensor:
         source = self._sources[name]
         if source.converter is None:
@@ -190,7 +224,13 @@ class Weights:
                 f"{len(missing)} tensors of the model are in none of its files, the first is {missing[0]}; "
                 f"{len(self.unused)} tensors in the files fit nowhere"
                 + (f", the first is {self.unused[0]}" if self.unused else "")
+                + self._stale_single()
             )
+
+    def _stale_single(self) -> str:
+        if self.shards.files[0].path.name != SINGLE or not (self.shards.directory / INDEX).is_file():
+            return ""
+        return f". {SINGLE} was read and not {INDEX}, as in transformers: remove the one that does not belong there"
 
     def _check_shapes(self) -> None:
         """Before hours of work: each tensor that is taken as it is must already have the shape that the model wants."""

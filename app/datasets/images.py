@@ -7,10 +7,13 @@ that what is plainly wrong is refused while the client is still there.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 # Start-of-frame markers; C4, C8 and CC lie between them and mean something else (ITU T.81, table B.1).
 JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+APP1, EXIF = 0xE1, b"Exif\0\0"
+ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
 JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD8)})
 OTHER_FORMATS = {
     b"GIF8": "GIF",
@@ -57,8 +60,9 @@ def _png(data: bytes) -> ImageHeader:
 
 
 def _jpeg(data: bytes) -> ImageHeader:
-    """Walks the marker segments to the start of the frame (ITU T.81, annex B)."""
-    at = 2
+    """Walks the marker segments to the start of the frame (ITU T.81, annex B). Width and height are those of the image
+    as it is shown: a phone that was held upright stores it lying."""
+    at, sideways = 2, False
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
         if marker == 0xFF:  # padding
@@ -66,10 +70,25 @@ def _jpeg(data: bytes) -> ImageHeader:
         elif marker in JPEG_BARE:
             at += 2
         elif marker in JPEG_FRAMES and at + 9 <= len(data):
-            return ImageHeader("JPEG", int.from_bytes(data[at + 7 : at + 9]), int.from_bytes(data[at + 5 : at + 7]))
+            height, width = int.from_bytes(data[at + 5 : at + 7]), int.from_bytes(data[at + 7 : at + 9])
+            return ImageHeader("JPEG", height, width) if sideways else ImageHeader("JPEG", width, height)
         else:
+            if marker == APP1 and data[at + 4 : at + 10] == EXIF:
+                sideways = _is_sideways(data[at + 10 : at + 2 + int.from_bytes(data[at + 2 : at + 4])])
             at += 2 + max(2, int.from_bytes(data[at + 2 : at + 4]))
     raise BadImage("a JPEG without a frame header: corrupt or cut off")
+
+
+def _is_sideways(tiff: bytes) -> bool:
+    """Whether the orientation in a TIFF directory swaps width and height (EXIF 2.32, section 4.6)."""
+    order: Literal["little", "big"] = "little" if tiff[:2] == b"II" else "big"
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(tiff[at : at + size], order)
+
+    first = number(4, 4)
+    entries = range(first + 2, min(first + 2 + 12 * number(first, 2), len(tiff)), 12)
+    return any(number(at, 2) == ORIENTATION and number(at + 8, 2) in SIDEWAYS for at in entries)
 
 
 def _webp(data: bytes) -> ImageHeader:

@@ -1,4 +1,4 @@
-"""The only place that decodes images: three formats, bounded pixels."""
+"""The only place that decodes images: three formats, bounded pixels, what a person sees as eight-bit RGB."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ import struct
 import warnings
 import zlib
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from quant_experts.errors import InvalidCalibration
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 LARGEST = 50_000_000
 """Pixels. A decoded image of this size is 150 MB."""
+CORRUPT = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, struct.error, zlib.error)
+"""What Pillow was seen to raise for bytes that are no image."""
 
 
 def decode(data: bytes, where: str) -> Image.Image:
-    """RGB pixels of a PNG, JPEG or WEBP image. ``where``: row and image, for the message.
+    """RGB pixels of a PNG, JPEG or WEBP image, as :func:`as_rgb` makes them. ``where``: row and image, for the message.
 
     Raises InvalidCalibration for another format, too many pixels, or a file that cannot be decoded.
     """
@@ -29,13 +32,41 @@ def decode(data: bytes, where: str) -> Image.Image:
             width, height = image.size
             if width * height > LARGEST:
                 raise InvalidCalibration(_too_large(where, f"{width}x{height} = {width * height / 1e6:.0f} million"))
-            return image.convert("RGB")
+            return as_rgb(image)
     except UnidentifiedImageError:
         raise InvalidCalibration(f"{where}: not a PNG, JPEG or WEBP image ({_guess(data)})") from None
     except Image.DecompressionBombError:
         raise InvalidCalibration(_too_large(where, "far too many")) from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error, zlib.error) as error:
+    except CORRUPT as error:
         raise InvalidCalibration(f"{where}: the image is corrupt ({' '.join(str(error).split())[:120]})") from error
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """The image as a viewer shows it: turned as its EXIF orientation says, 16-bit greys scaled to eight bits, and on
+    white where it is transparent.
+
+    The first is what ``transformers.image_utils.load_image`` does. Greys it would clip to white, and of transparent
+    pixels it takes the colour that nobody sees, which is mostly black.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        image = _eight_bits(image)
+    if image.mode == "La":  # premultiplied; Pillow converts it to LA alone
+        image = image.convert("LA")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    seen = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """A 16-bit grey as L, or as LA when one of its levels stands for transparent."""
+    levels = np.asarray(image).astype(np.uint32)
+    grey = Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if not isinstance(transparent, int):
+        return grey
+    return Image.merge("LA", (grey, Image.fromarray(np.where(levels == transparent, 0, 255).astype(np.uint8))))
 
 
 def _too_large(where: str, size: str) -> str:

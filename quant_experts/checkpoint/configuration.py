@@ -27,8 +27,9 @@ def loadable_config(
     spec: QuantizationSpec,
     groups: Sequence[Mapping[str, Any]],
     tensors: Mapping[str, TensorSource],
+    untied: bool = False,
 ) -> str:
-    """The text of config.json.
+    """The text of config.json. ``untied``: the output head is not the embeddings, whatever the source's says.
 
     Raises InvalidModel when the source is quantized already or its configuration cannot be read.
     """
@@ -43,6 +44,10 @@ def loadable_config(
     if not config.get("dtype") and not config.get("torch_dtype"):
         # Without it transformers takes the dtype of the first tensor it meets, which may be a float32 scaling vector.
         config["dtype"] = _dtype_name(tensors.values())
+    if untied:
+        for part in (config, config.get("text_config")):
+            if isinstance(part, dict):
+                part["tie_word_embeddings"] = False
     config["auto_map"] = auto_map(architecture)
     config["quantization_config"] = {
         "quant_method": QUANT_METHOD,

@@ -34,7 +34,15 @@ CHECKSUMS = "SHA256SUMS"
 REPORT, REPORT_PAGE, RECIPE, CARD = "quality_report.json", "quality_report.html", "recipe.json", "README.md"
 
 COPIED = (
-    "*.json",
+    "tokenizer*.json",
+    "*tokens*.json",
+    "vocab*.json",
+    "tekken.json",
+    "normalizer.json",
+    "*processor*.json",
+    "*feature_extractor*.json",
+    "chat_template*.json",
+    "generation_config.json",
     "*.jinja",
     "additional_chat_templates/*.jinja",
     "*.txt",
@@ -43,8 +51,8 @@ COPIED = (
     "LICENSE*",
     "NOTICE*",
 )
-"""Tokenizer, processor, chat template, generation config and licence of the source. Never code, never weights."""
-NOT_COPIED = {"config.json", REPORT, RECIPE}
+"""Tokenizer, processor, chat template, generation config and licence of the source. Never code, never weights, and no
+JSON that was left beside them: where peft is installed, an ``adapter_config.json`` would be loaded as well."""
 LARGEST_COPY = 256 << 20
 """Bytes. Tokenizers take a few tens of megabytes; anything larger under these names is not one."""
 
@@ -60,6 +68,7 @@ def write_checkpoint(
     report: QualityReport,
     recipe: Mapping[str, Any],
     architecture: str,
+    untied: bool = False,
     check: Callable[[Path], None] | None = None,
 ) -> list[WrittenFile]:
     """Write the checkpoint and return its files.
@@ -67,7 +76,8 @@ def write_checkpoint(
     ``source``: the model's directory. ``block_files``: one safetensors file per walked block with all of its tensors.
     ``groups``: entries of ``quantization_config["groups"]``. ``other_tensors``: everything outside of the blocks; it is
     consumed once, one tensor in memory at a time. All names are those of modules in memory. ``architecture``: the
-    model's class. ``check``: called with the complete directory before it gets its name; what it raises is passed on,
+    model's class. ``untied``: its output head is not its embeddings, though config.json says so. ``check``: called with
+    the complete directory before it gets its name; what it raises is passed on,
     and nothing is left behind.
 
     Raises InvalidSpec when ``output`` exists and is not empty, InvalidModel when two files hold the same tensor.
@@ -85,7 +95,9 @@ def write_checkpoint(
         (directory / ".spool").unlink()
 
         files += _copy_companions(source, directory)
-        config = loadable_config(source, architecture=architecture, spec=spec, groups=groups, tensors=tensors)
+        config = loadable_config(
+            source, architecture=architecture, spec=spec, groups=groups, tensors=tensors, untied=untied
+        )
         texts = {
             "config.json": config,
             LOADER: (Path(__file__).parent.parent / LOADER).read_text(encoding="utf-8"),
@@ -125,8 +137,7 @@ def _appearing_whole(output: Path) -> Iterator[Path]:
 def companions(source: Path) -> Iterator[Path]:
     """Files of a model's directory that are neither weights nor code: tokenizer, processor, template, licence."""
     for path in sorted({path for pattern in COPIED for path in source.glob(pattern)}):
-        name = path.relative_to(source).as_posix()
-        if path.is_file() and name not in NOT_COPIED and not name.endswith(".safetensors.index.json"):
+        if path.is_file() and not path.name.endswith(".index.json"):
             yield path
 
 
