@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Literal
 
 from planning.errors import HubUnavailable, Unreadable
-from planning.headers import LARGEST_JSON, MOST_HEADER_BYTES, MOST_SHARDS, ModelHeaders, assemble, header_length
+from planning.headers import LARGEST_JSON, MOST_HEADER_BYTES, MOST_SHARDS, PIECE, ModelHeaders, assemble, header_length
 from planning.text_files import LARGEST_TOKENIZER, TextFiles, gather
 
 Kind = Literal["model", "dataset"]
@@ -52,6 +52,9 @@ class HubFiles:
         if self._read > MOST_HEADER_BYTES:
             raise Unreadable("invalid_model", f"the headers of all shards exceed {MOST_HEADER_BYTES} bytes")
         return found
+
+    def range(self, name: str, start: int, size: int) -> bytes:
+        return self._reader.range(self._known(name), max(0, start), min(size, PIECE))
 
     def _known(self, name: str) -> str:
         if name not in self.names:

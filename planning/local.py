@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from planning.errors import Unreadable
-from planning.headers import LARGEST_JSON, MOST_HEADER_BYTES, ModelHeaders, assemble, header_length
+from planning.headers import LARGEST_JSON, MOST_HEADER_BYTES, PIECE, ModelHeaders, assemble, header_length
 from planning.text_files import LARGEST_TOKENIZER, TextFiles, gather
 
 
@@ -47,6 +47,9 @@ class LocalFiles:
             raise Unreadable("invalid_model", f"the headers of all shards exceed {MOST_HEADER_BYTES} bytes")
         return found
 
+    def range(self, name: str, start: int, size: int) -> bytes:
+        return _range(self._directory / self._known(name), start, size)
+
     def _known(self, name: str) -> str:
         if name not in self.names:
             raise Unreadable("invalid_model", f"the model has no file {name!r}")
@@ -69,9 +72,7 @@ def read_local(directory: Path) -> ModelHeaders:
         return found
 
     def read_range(name: str, start: int, size: int) -> bytes:
-        with (directory / name).open("rb") as reader:
-            reader.seek(start)
-            return reader.read(size)
+        return _range(directory / name, start, size)
 
     return assemble(names, read_whole=partial(_whole, directory), read_headers=read_headers, read_range=read_range)
 
@@ -92,6 +93,12 @@ def _whole(directory: Path, name: str, *, most: int = LARGEST_JSON) -> bytes:
     if (directory / name).stat().st_size > most:
         raise Unreadable("invalid_model", f"{name} is larger than {most} bytes")
     return (directory / name).read_bytes()
+
+
+def _range(path: Path, start: int, size: int) -> bytes:
+    with path.open("rb") as reader:
+        reader.seek(max(0, start))
+        return reader.read(min(size, PIECE))
 
 
 def _header(path: Path) -> bytes:

@@ -5,6 +5,7 @@ Nothing is decoded here: format and size are read from the first bytes, and the 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -92,8 +93,10 @@ def _row(number: int, row: dict[str, Any], settings: Settings, wanted: Wanted | 
     waiting = offered_images(row)
     found = Row(number, [])
     for message in row["messages"]:
-        content = message["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        content, calls = message.get("content"), message.get("tool_calls")
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content or ())
+        if calls:  # the chat template writes them; here they are a text
+            parts.append({"type": "text", "text": json.dumps(calls, ensure_ascii=False)})
         found.messages.append(
             {"role": message["role"], "content": [_part(part, waiting, found, settings, wanted) for part in parts]}
         )

@@ -76,6 +76,8 @@ def _check_message(
     if message.get("role") not in ROLES:
         check.refuse(f"{pointer}/role", f"{_shown(message.get('role'))} is not one of {', '.join(ROLES)}")
     content = message.get("content")
+    if content is None and message.get("tool_calls"):
+        return
     if isinstance(content, str):
         _check_text(f"{pointer}/content", content, check)
     elif isinstance(content, list):

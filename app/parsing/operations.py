@@ -173,6 +173,7 @@ def _estimate(job: Job, wanted: ToEstimate) -> Estimated:
         wanted.names,
         read_whole=partial(job.ask, "whole"),
         read_headers=partial(_headers, job),
+        read_range=partial(job.ask, "range"),
     )
     rows = wanted.rows or _rows(job, headers, wanted)
     found = {kind: calibration_of(seen) for kind, seen in wanted.ratios.items()}

@@ -45,7 +45,8 @@ class Model:
     def asked(self) -> Asked:
         """What a child may have of the files."""
         files = self.files
-        return {each.__name__: each for each in (files.whole, files.tokenizer, files.headers, files.header)}
+        served = (files.whole, files.tokenizer, files.headers, files.header, files.range)
+        return {each.__name__: each for each in served}
 
 
 def local_directory(model_id: str, root: Path | None) -> Path | None:

@@ -26,6 +26,9 @@ MOST_TOKENS = 2048
 """Tokens of one sample. A photograph at Qwen2-VL's default bound is 16384; beyond two thousand, calibration costs time
 and learns nothing new."""
 
+REPLACED_BEFORE_EMBEDDING = ("gemma3",)
+"""Model types that put another token in place of an image's before they look tokens up."""
+
 SMALLEST_SIDE = 56
 """Pixels: images are not shrunk below this to make a row fit."""
 
@@ -39,7 +42,29 @@ def open_collator(directory: Path, config: Any, *, dtype: torch.dtype | None = N
     """The function that turns rows into samples for the model in ``directory``. ``dtype``: the model's, of sounds; that
     of its configuration when it is not given. Raises InvalidModel."""
     if config.model_type == "whisper":
-        return open_speech_collator(directory, config, dtype=dtype or config.dtype or torch.float32)
+        collate = open_speech_collator(directory, config, dtype=dtype or config.dtype or torch.float32)
+    else:
+        collate = _open_text_collator(directory, config)
+    vocabulary = config.get_text_config().vocab_size
+    return lambda row: _within(collate(row), vocabulary, config)
+
+
+def _within(sample: Sample, vocabulary: int, config: Any) -> Sample:
+    """The sample itself. Raises InvalidCalibration for a token that the model's embedding has no row for."""
+    ids = sample.input_ids[0]
+    if config.model_type in REPLACED_BEFORE_EMBEDDING:
+        ids = ids[~sample.vision]
+    beyond = ids[ids >= vocabulary]
+    if len(beyond):
+        raise InvalidCalibration(
+            f"calibration row {sample.row}: token {int(beyond[0])} is beyond the model's {vocabulary} embeddings; "
+            "tokens were added to the tokenizer and the model was not resized (resize_token_embeddings), or the "
+            "tokenizer is another model's"
+        )
+    return sample
+
+
+def _open_text_collator(directory: Path, config: Any) -> Collate:
     most = min(MOST_TOKENS, getattr(config.get_text_config(), "max_position_embeddings", MOST_TOKENS))
     if hasattr(config, "vision_config"):
         processor = load_processor(directory, config)
@@ -125,10 +150,15 @@ def _text_only(row: Row, tokenizer: Any, model_type: str, most: int) -> Sample:
     if row.images or row.audio:
         what = "an image" if row.images else "audio"
         raise InvalidCalibration(f"calibration row {row.number}: it has {what}, but {model_type} takes text only")
-    messages = [{"role": message["role"], "content": "".join(texts_of(message))} for message in row.messages]
+    messages = [
+        {**message, "content": None if message["content"] is None else "".join(texts_of(message))}
+        for message in row.messages
+    ]
     # A base model has no chat template; its rows are running text.
     templated = bool(tokenizer.chat_template)
-    text = _render(row, tokenizer, messages) if templated else "\n".join(message["content"] for message in messages)
+    text = (
+        _render(row, tokenizer, messages) if templated else "\n".join(message["content"] or "" for message in messages)
+    )
     # The template has written the special tokens already; twice, the model would see two beginnings.
     encoded = tokenizer([text], return_tensors="pt", return_token_type_ids=False, add_special_tokens=not templated)
     inputs = dict(encoded)
@@ -140,8 +170,10 @@ def _text_only(row: Row, tokenizer: Any, model_type: str, most: int) -> Sample:
 
 def _render(row: Row, template_holder: Any, messages: list[dict[str, Any]]) -> str:
     try:
-        return str(template_holder.apply_chat_template(messages, tokenize=False, add_generation_prompt=False))
-    except (jinja2.TemplateError, ValueError, TypeError, KeyError) as error:
+        return str(
+            template_holder.apply_chat_template(messages, tokenize=False, add_generation_prompt=False, **row.template)
+        )
+    except (jinja2.TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InvalidCalibration(
             f"calibration row {row.number}: the model's chat template refuses it: {reason}"

@@ -35,10 +35,26 @@ def load_processor(directory: Path, config: Any) -> Any:
     """
     try:
         if importlib.util.find_spec("torchvision") is not None:
-            return AutoProcessor.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-        return _image_only(directory, PROCESSOR_MAPPING[type(config)])
+            processor = AutoProcessor.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+        else:
+            processor = _image_only(directory, PROCESSOR_MAPPING[type(config)])
     except LOADING_ERRORS as error:
         raise InvalidModel(f"{directory.name}: its processor cannot be loaded ({_one_line(error)})") from error
+    if config.model_type == "llava" and getattr(processor, "patch_size", None) is None:
+        for name, value in patches_of(config).items():
+            setattr(processor, name, value)
+    return processor
+
+
+def patches_of(config: Any) -> dict[str, Any]:
+    """What LLaVA's processor counts image tokens by, from the model's configuration: old repositories have no
+    processor_config.json."""
+    vision = config.vision_config
+    return {
+        "patch_size": vision.patch_size,
+        "vision_feature_select_strategy": config.vision_feature_select_strategy,
+        "num_additional_image_tokens": 1 if vision.model_type == "clip_vision_model" else 0,  # the class token
+    }
 
 
 def _image_only(directory: Path, kind: type[ProcessorMixin]) -> Any:

@@ -3,7 +3,8 @@
 A row is ``{"messages": [{"role", "content"}], "images"?: [...]}``; other formats are brought to it by
 ``planning.row_formats``. Content is a string or a list of text, image and audio parts. An image part carries its source
 (relative path or data URI), or takes the next one of ``images``, as Hugging Face image datasets have it. An audio part
-carries its source, and may name the ``language`` that is spoken.
+carries its source, and may name the ``language`` that is spoken. Whatever else a message or the row has for the chat
+template goes there as it is: ``tool_calls``, ``name``, ``reasoning_content``; ``tools`` and ``documents`` of the row.
 """
 
 from __future__ import annotations
@@ -13,31 +14,36 @@ import binascii
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from planning.row_files import MOST_MEDIA_BYTES, UnreadableRow, file_beside, shown
-from planning.row_formats import UnknownRow, canonical
+from planning.row_formats import UnknownRow, canonical, kind_of
 from quant_experts.errors import InvalidCalibration
 
 ROLES = ("system", "user", "assistant", "tool")
+OF_TEMPLATES = ("tools", "documents")
+"""Entries of a row that chat templates read beside the messages."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """``messages``: for the chat template; content is a string or a list of ``{"type": "text"|"image"|"audio"}`` parts.
-    ``images``, ``audio``: encoded bytes, in the order of their parts."""
+    """``messages``: for the chat template; content is a string or a list of ``{"type": "text"|"image"|"audio"}`` parts,
+    or None beside ``tool_calls``. ``images``, ``audio``: encoded bytes, in the order of their parts. ``template``: what
+    else the chat template reads, by name."""
 
     number: int
     messages: tuple[dict[str, Any], ...]
     images: tuple[bytes, ...]
     audio: tuple[bytes, ...] = ()
+    template: dict[str, Any] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
         """Tells this row from another, images and audio included."""
-        digest = hashlib.sha256(json.dumps([self.number, self.messages], sort_keys=True).encode())
+        said = [self.number, self.messages, *([self.template] if self.template else [])]
+        digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=repr).encode())
         for file in (*self.images, *self.audio):
             digest.update(hashlib.sha256(file).digest())
         return digest.hexdigest()
@@ -87,15 +93,33 @@ def parse_row(number: int, content: Any, base: Path, *, follow_links: bool = Tru
         _load(f"calibration row {number}, audio {i}", source, base, follow_links)
         for i, source in enumerate(sounds, start=1)
     )
-    return Row(number, tuple(messages), images, audio)
+    return Row(number, tuple(messages), images, audio, _of_template(number, content))
+
+
+def _of_template(number: int, content: dict[str, Any]) -> dict[str, Any]:
+    found = {}
+    for name in OF_TEMPLATES:
+        value = content.get(name)
+        if isinstance(value, str) and value.strip():  # columns of datasets hold them as JSON
+            try:
+                value = json.loads(value)
+            except (ValueError, RecursionError):
+                raise InvalidCalibration(f"calibration row {number}: {name} is a string that is not JSON") from None
+        if not value:
+            continue
+        if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+            raise InvalidCalibration(f"calibration row {number}: {name} is {shown(value)}, expected a list of objects")
+        found[name] = value
+    return found
 
 
 def texts_of(message: dict[str, Any]) -> Iterator[str]:
     """The texts of one checked message."""
-    if isinstance(message["content"], str):
-        yield message["content"]
+    content = message["content"]
+    if isinstance(content, str):
+        yield content
     else:
-        yield from (part["text"] for part in message["content"] if part["type"] == "text")
+        yield from (part["text"] for part in content or () if part["type"] == "text")
 
 
 def _message(where: str, message: Any, waiting: list[Any], sources: list[Any], sounds: list[Any]) -> dict[str, Any]:
@@ -104,13 +128,11 @@ def _message(where: str, message: Any, waiting: list[Any], sources: list[Any], s
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
         raise InvalidCalibration(f"{where}: role {shown(role)} is not one of {', '.join(ROLES)}")
-    if isinstance(content, str):
-        return {"role": role, "content": content}
+    if isinstance(content, str) or (content is None and message.get("tool_calls")):
+        return {**message, "content": content}
     if not isinstance(content, list):
-        raise InvalidCalibration(
-            f"{where}: content is a {type(content).__name__}, expected a string or a list of parts"
-        )
-    return {"role": role, "content": [_part(where, part, waiting, sources, sounds) for part in content]}
+        raise InvalidCalibration(f"{where}: content is a {kind_of(content)}, expected a string or a list of parts")
+    return {**message, "content": [_part(where, part, waiting, sources, sounds) for part in content]}
 
 
 def _part(where: str, part: Any, waiting: list[Any], sources: list[Any], sounds: list[Any]) -> dict[str, str]:

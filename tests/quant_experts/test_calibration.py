@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer
 
 from quant_experts.calibration.collate import MOST_TOKENS, Collate, TooLong, open_collator
 from quant_experts.calibration.images import decode
@@ -231,6 +231,61 @@ def test_an_image_that_the_processor_refuses_names_the_row(collate: Collate, tmp
         collate(parse_row(5, image_row(1, data_uri(picture(size=(2400, 4)))), tmp_path))
 
 
+# --- What a chat template reads ----------------------------------------------------------------------------------
+
+CALLS = [{"type": "function", "function": {"name": "weather", "arguments": {"city": "Paris"}}}]
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}]
+TOOL_TEMPLATE = (
+    "{% if tools %}TOOLS {{ tools | tojson }}\n{% endif %}{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% if message.reasoning_content %}THINKS {{ message.reasoning_content }}\n{% endif %}"
+    "{% if message.name %}NAME {{ message.name }}\n{% endif %}{% if message.content %}{{ message.content }}{% endif %}"
+    "{% for call in message.tool_calls or [] %}CALL {{ call.function.name }}{% endfor %}<|im_end|>\n{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_everything_that_a_chat_template_may_read_reaches_it(content: str | None, tmp_path: Path) -> None:
+    model = make_model("llama", tmp_path / "model")
+    (model / "chat_template.jinja").write_text(TOOL_TEMPLATE)
+    messages = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": content, "tool_calls": CALLS, "reasoning_content": "a tool knows"},
+        {"role": "tool", "content": "rain", "name": "weather"},
+        {"role": "assistant", "content": "It rains."},
+    ]
+    collate = open_collator(model, AutoConfig.from_pretrained(model))
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    for tools in (TOOLS, json.dumps(TOOLS)):
+        found = collate(parse_row(1, {"messages": messages, "tools": tools}, tmp_path)).input_ids
+        expected = tokenizer.apply_chat_template(messages, tools=TOOLS, return_dict=False)
+        assert found[0].tolist() == expected
+        said = tokenizer.decode(found[0])
+        assert all(word in said for word in ("TOOLS", "CALL weather", "THINKS a tool knows", "NAME weather"))
+    without = parse_row(1, {"messages": messages}, tmp_path)
+    assert without.digest != parse_row(1, {"messages": messages, "tools": TOOLS}, tmp_path).digest
+
+
+def test_tools_that_are_no_list_of_objects_are_named(tmp_path: Path) -> None:
+    for tools, said in (
+        ("{", "tools is a string that is not JSON"),
+        ([1], r"tools is \[1\], expected a list of objects"),
+    ):
+        with pytest.raises(InvalidCalibration, match=f"row 4: {said}"):
+            parse_row(4, {"messages": [USER], "tools": tools}, tmp_path)
+
+
+def test_a_token_that_the_model_has_no_embedding_for_names_the_row(tmp_path: Path) -> None:
+    """Tokens were added to the tokenizer, and the model was not resized."""
+    model = make_model("llama", tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens([f"<tool {number}>" for number in range(len(tokenizer), 1025)])
+    tokenizer.save_pretrained(model)
+    collate = open_collator(model, AutoConfig.from_pretrained(model))
+    collate(parse_row(1, {"messages": [USER]}, tmp_path))
+    with pytest.raises(InvalidCalibration, match=r"row 2: token 1024 is beyond the model's 1024 embeddings; .*resize"):
+        collate(parse_row(2, {"messages": [{"role": "user", "content": "use <tool 1024>"}]}, tmp_path))
+
+
 # --- Wrong rows ----------------------------------------------------------------------------------------------------
 
 USER = {"role": "user", "content": "hello"}
@@ -240,7 +295,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "messages a string": ({"messages": "hello"}, "messages"),
     "a message a string": ({"messages": ["hello"]}, "message 1"),
     "unknown role": ({"messages": [{"role": "robot", "content": "x"}]}, "'robot'"),
-    "content a number": ({"messages": [{"role": "user", "content": 3}]}, "content is a int"),
+    "content a number": ({"messages": [{"role": "user", "content": 3}]}, "content is a number"),
     "unknown part": ({"messages": [USER, {"role": "user", "content": [{"type": "video"}]}]}, "message 2.*'video'"),
     "text part without text": ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "without a text"),
     "no text at all": (
