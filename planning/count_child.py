@@ -1,7 +1,8 @@
 """How many tokens each text makes: a program of its own, which may be killed and may take no more than it is given.
 
 What it reads from its standard input: eight bytes with the length of a ``tokenizer.json``, the file, then one JSON line
-``[text, special]`` for each text. What it writes at the end: ``{"counts": […]}``, or ``{"error": "…"}``. A tokenizer
+``[text, special]`` for each text. What it writes at the end: ``{"counts": [[tokens, largest id], …]}``, or
+``{"error": "…"}``. A tokenizer
 file is a program of regular expressions and replacements from a repository that anybody may have written: it can be
 made to run for years, or to fill the memory.
 """
@@ -31,7 +32,7 @@ def main(seconds: int, memory: int) -> None:
 
 def counted(file: bytes, texts: Iterable[Sequence[Any]]) -> dict[str, object]:
     """``texts``: pairs of text and special. Raises nothing."""
-    counts: list[int] = []
+    counts: list[tuple[int, int]] = []
     try:
         from tokenizers import Tokenizer
 
@@ -39,7 +40,8 @@ def counted(file: bytes, texts: Iterable[Sequence[Any]]) -> dict[str, object]:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         for text, special in texts:
-            counts.append(len(tokenizer.encode(text, add_special_tokens=special)))
+            ids = tokenizer.encode(text, add_special_tokens=special).ids
+            counts.append((len(ids), max(ids, default=-1)))
     except BaseException as error:  # noqa: BLE001 -- of the library's own: a panic in it is no Exception
         return {"error": " ".join(f"{error or type(error).__name__}".split())[:200]}
     return {"counts": counts}

@@ -9,7 +9,7 @@ import sys
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self, cast
+from typing import BinaryIO, NamedTuple, Self, cast
 
 from planning.errors import Unreadable
 
@@ -53,8 +53,8 @@ class Counting:
         whole = text if text.isascii() else text.encode("utf-8", "replace").decode()  # no half of a surrogate pair
         self._write(json.dumps([whole, special]).encode() + b"\n")
 
-    def finish(self) -> list[int]:
-        """One number for each text. Raises Unreadable naming the file."""
+    def finish(self) -> list[TextTokens]:
+        """One for each text. Raises Unreadable naming the file."""
         self._close()
         said = cast(BinaryIO, self._process.stdout).read()
         self._process.wait()
@@ -86,7 +86,14 @@ class Counting:
         self._process.kill()
 
 
-def answered(said: bytes) -> list[int]:
+class TextTokens(NamedTuple):
+    """``largest``: of the tokens' ids; -1 for a text without any."""
+
+    tokens: int
+    largest: int
+
+
+def answered(said: bytes) -> list[TextTokens]:
     """What the process wrote. Raises Unreadable naming the file."""
     try:
         answer = json.loads(said)
@@ -94,7 +101,7 @@ def answered(said: bytes) -> list[int]:
         raise bad("counting with it needs too much memory, or ends in a crash") from None
     if "error" in answer:
         raise bad(f"it cannot be used: {answer['error']}")
-    return [int(count) for count in answer["counts"]]
+    return [TextTokens(int(count), int(largest)) for count, largest in answer["counts"]]
 
 
 def bad(reason: str) -> Unreadable:

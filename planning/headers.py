@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from planning.companions import missing_companions
 from planning.errors import Unreadable
 
 CONFIG = "config.json"
@@ -80,6 +81,8 @@ class ModelHeaders:
     """preprocessor_config.json over processor_config.json, empty where there is neither that can be read."""
     commit: str | None = None
     own_head: bool = False
+    missing: tuple[str, ...] = ()
+    """What the run needs beside the weights and does not find."""
 
     @property
     def bytes(self) -> int:
@@ -137,7 +140,8 @@ def assemble(
         return read_range(shard, 8 + len(headers[shard]) + tensors[key].start + start, size)
 
     own_head = has_own_head(tensors, read)
-    return ModelHeaders(config, tensors, len(shards), processor_of(present, read_whole), commit, own_head)
+    lacking = missing_companions(config, present, lambda name: json_object(name, read_whole(name)))
+    return ModelHeaders(config, tensors, len(shards), processor_of(present, read_whole), commit, own_head, lacking)
 
 
 def processor_of(present: Collection[str], read_whole: Callable[[str], bytes]) -> dict[str, Any]:

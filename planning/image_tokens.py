@@ -15,6 +15,8 @@ Size = tuple[int, int]
 """Width and height, in pixels."""
 
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+MOST_RATIO = 200
+"""Of an image's sides; Qwen's processors refuse more."""
 LEAST_PIXELS, MOST_PIXELS = 56 * 56, 28 * 28 * 1280
 """What Qwen's processors keep to where preprocessor_config.json does not say."""
 MOST_TILES = 128
@@ -46,6 +48,11 @@ def image_tokens(sizes: Sequence[Size], config: Mapping[str, Any], processor: Ma
     if kind == "llava_onevision":
         return [_onevision(size, vision, processor, alone=len(sizes) == 1) for size in sizes]
     return [_llava(config, vision, processor) for _ in sizes]
+
+
+def is_too_long(size: Size, config: Mapping[str, Any]) -> bool:
+    """Whether the family's processor refuses an image for its shape."""
+    return config.get("model_type") in QWEN and max(size) > MOST_RATIO * min(size)
 
 
 def _qwen(size: Size, vision: Mapping[str, Any], processor: Mapping[str, Any]) -> int:

@@ -68,7 +68,7 @@ def make_plan(
         for device, rates, count in (("cpu", CORE, cores), ("cuda", GPU, 1))
     }
     disk = disk_of(shapes, recipe, rows, size, from_hub=from_hub, rows_bytes=rows_bytes)
-    refusals = refusals_of(shapes, recipe, rows, size, headers.config)
+    refusals = refusals_of(shapes, recipe, rows, size, headers)
     return Plan(shapes, recipe, rows, size, placements, disk, refusals, cautions_of(shapes, recipe, size))
 
 

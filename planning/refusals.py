@@ -9,6 +9,8 @@ from typing import Any
 from planning.blocks import Group
 from planning.errors import Refusal
 from planning.families import FAMILIES
+from planning.headers import ModelHeaders
+from planning.image_tokens import MOST_RATIO
 from planning.recipe import AUTO, LEVELS, OBQ_WIDTH, Recipe
 from planning.rows import Rows
 from planning.shapes import Shapes
@@ -17,18 +19,17 @@ from planning.sizes import Size, is_named
 FEWEST_ROWS = 3
 
 
-def refusals_of(
-    shapes: Shapes, recipe: Recipe, rows: Rows, size: Size, config: Mapping[str, Any]
-) -> tuple[Refusal, ...]:
-    """Every one of them, not the first alone. ``config``: config.json."""
+def refusals_of(shapes: Shapes, recipe: Recipe, rows: Rows, size: Size, headers: ModelHeaders) -> tuple[Refusal, ...]:
+    """Every one of them, not the first alone."""
     return (
-        *_stacks(shapes, recipe, config),
+        *(Refusal("invalid_model", sentence, "/model/id") for sentence in headers.missing),
+        *_stacks(shapes, recipe, headers.config),
         *_widths(shapes, recipe),
         *_experts(recipe),
         *_sensitive(shapes, recipe),
         *_budget(recipe, size),
         *_target(recipe, size),
-        *_rows(rows),
+        *_rows(rows, shapes),
     )
 
 
@@ -137,7 +138,23 @@ def _target(recipe: Recipe, size: Size) -> Iterator[Refusal]:
         )
 
 
-def _rows(rows: Rows) -> Iterator[Refusal]:
+def _rows(rows: Rows, shapes: Shapes) -> Iterator[Refusal]:
+    token, row = rows.largest_token
+    if token >= shapes.vocabulary:
+        yield Refusal(
+            "invalid_calibration",
+            f"calibration row {row}: token {token} is beyond the model's {shapes.vocabulary} embeddings; tokens were "
+            "added to the tokenizer and the model was not resized (resize_token_embeddings), or the tokenizer is "
+            "another model's",
+            "/model/id",
+        )
+    if rows.too_long is not None:
+        yield Refusal(
+            "invalid_calibration",
+            f"calibration row {rows.too_long}: an image is more than {MOST_RATIO} times as long as wide, which the "
+            "model's processor refuses; crop it, or leave the row out",
+            "/calibration/dataset",
+        )
     if rows.rows is not None and rows.rows < FEWEST_ROWS:
         yield Refusal(
             "invalid_calibration",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
-from planning.counting import Counting
+from planning.counting import Counting, TextTokens
 from planning.families import text_config
 from planning.image_tokens import Size, image_tokens
 from planning.text_files import TextFiles
@@ -31,8 +31,11 @@ TurnsBy = Literal["template", "assumed", "none"]
 
 @dataclass(frozen=True)
 class RowTokens:
+    """``largest``: of the ids of its text's tokens; -1 where they are not known."""
+
     text: int
     image: int
+    largest: int = -1
 
     @property
     def total(self) -> int:
@@ -63,7 +66,7 @@ class Counts(Protocol):
 
     def add(self, text: str, *, special: bool) -> None: ...
 
-    def finish(self) -> list[int]: ...
+    def finish(self) -> list[TextTokens]: ...
 
     def __enter__(self) -> Counts: ...
 
@@ -113,11 +116,13 @@ class RowCounting:
 
     def finish(self) -> Counted:
         """Raises Unreadable naming the file of the model that cannot be used."""
-        texts = self._texts
+        texts = [TextTokens(text, -1) for text in self._texts]
         if self._counting is not None:
-            texts = [max(0, one + more) for one, more in zip(self._counting.finish(), self._more, strict=True)]
+            both = zip(self._counting.finish(), self._more, strict=True)
+            texts = [TextTokens(max(0, text.tokens + more), text.largest) for text, more in both]
+        images = zip(texts, self._images, strict=True)
         return Counted(
-            rows=[RowTokens(*both) for both in zip(texts, self._images, strict=True)],
+            rows=[RowTokens(text.tokens, image, text.largest) for text, image in images],
             counted=self._counting is not None,
             exact_images=self._files is not None,
             turns_by=self._turns_by,

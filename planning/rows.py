@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from planning.counting import Counting
 from planning.errors import Unreadable
+from planning.image_tokens import is_too_long
 from planning.row_files import UnreadableFile, UnreadableRow, opened, raw_rows, unpacked
 from planning.row_formats import COLUMNS, UnknownRow, canonical, of_columns
 from planning.row_tokens import Counted, Counts, RowCounting
@@ -35,7 +36,9 @@ ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
 @dataclass(frozen=True)
 class Rows:
     """``rows``: of the dataset, None where nobody knows before the job runs. ``tokens``: of one row, ``spread`` the
-    factor that it may be off either way. ``images``: per row; ``image_tokens``: of a row, among its tokens."""
+    factor that it may be off either way. ``images``: per row; ``image_tokens``: of a row, among its tokens.
+    ``largest_token``: id, and the row that has it; ``too_long``: the first row with an image that is too long for the
+    model's processor."""
 
     rows: int | None
     tokens: float
@@ -44,6 +47,8 @@ class Rows:
     image_tokens: float = 0.0
     counted: bool = False
     """By the model's tokenizer."""
+    largest_token: tuple[int, int] = (-1, 0)
+    too_long: int | None = None
 
     def used(self, samples: int) -> int:
         return samples if self.rows is None else min(samples, self.rows)
@@ -66,11 +71,12 @@ def sampled_rows(
 
     ``seconds``: of the CPU, for ``counting``.
     """
-    counted, images = _counted(sample, files, seconds, counting)
+    counted, images, too_long = _counted(sample, files, seconds, counting)
+    largest = max(((row.largest, number) for number, row in enumerate(counted.rows, start=1)), default=(-1, 0))
     # One that is too long without its images is skipped; another takes its place.
     usable = [row for row in counted.rows if row.text < counted.limit]
     if not usable:
-        return unknown_rows(vision=files.vision, rows=rows)
+        return replace(unknown_rows(vision=files.vision, rows=rows), largest_token=largest, too_long=too_long)
     tokens = [min(row.total, counted.limit) for row in usable]
     of_images = [min(row.image, counted.limit - row.text) for row in usable]
     return Rows(
@@ -80,22 +86,27 @@ def sampled_rows(
         images / len(sample),
         statistics.fmean(of_images),
         counted=counted.counted,
+        largest_token=largest,
+        too_long=too_long,
     )
 
 
 def _counted(
     sample: Sequence[Mapping[str, Any]], files: TextFiles, seconds: int, counting: Callable[..., Counts]
-) -> tuple[Counted, int]:
-    """And how many images there are. A tokenizer that cannot be used is the job's business to speak of."""
-    images = 0
+) -> tuple[Counted, int, int | None]:
+    """And how many images there are, and the first row with one that is too long. A tokenizer that cannot be used is
+    the job's business to speak of."""
+    images, too_long = 0, None
     with RowCounting(files, seconds=seconds, counting=counting) as row_counting:
-        for row in sample:
+        for number, row in enumerate(sample, start=1):
             sizes = list(_pictures(row)) if files.vision else []
             messages = row.get("messages")
             row_counting.add(messages if isinstance(messages, list) else [], sizes)
             images += len(sizes)
+            if too_long is None and any(is_too_long(size, files.config) for size in sizes):
+                too_long = number
         try:
-            return row_counting.finish(), images
+            return row_counting.finish(), images, too_long
         except Unreadable:
             return _counted(sample, replace(files, tokenizer=None), seconds, counting)
 

@@ -14,11 +14,14 @@ Hidden states are kept verbatim: computing them again would not be bit-identical
 
 from __future__ import annotations
 
+import fcntl
+import functools
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -31,6 +34,9 @@ from quant_experts.tensor_file import TensorFile, TensorWriter, file_digest, wri
 
 FINGERPRINT = "fingerprint.json"
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 
 @dataclass(frozen=True)
 class FinishedBlock:
@@ -42,6 +48,43 @@ class FinishedBlock:
     groups: list[dict[str, Any]]
     bits: tuple[int, int]
     files: tuple[WrittenFile, ...]
+
+
+def one_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
+    """``function`` for one caller of a work directory, its argument ``work``, at a time.
+
+    Raises InvalidSpec that names the other process. The lock goes with the process, however it ends.
+    """
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        work = cast(Path, kwargs["work"])
+        work.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(work, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InvalidSpec(
+                    f"{_holder(work)} works in {work}: wait until it has ended, or choose another work directory"
+                ) from None
+            return function(*args, **kwargs)
+        finally:
+            os.close(descriptor)
+
+    return run
+
+
+def _holder(work: Path) -> str:
+    """The process that holds the lock on the directory, as far as the system tells."""
+    inode = str(work.stat().st_ino)
+    try:
+        locks = [line.split() for line in Path("/proc/locks").read_text(encoding="ascii").splitlines()]
+        pid = next(int(fields[4]) for fields in locks if fields[5].rpartition(":")[2] == inode)
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except (OSError, StopIteration, IndexError, ValueError):
+        return "another process"
+    return f"process {pid} ({command[:80]})"
 
 
 def block_file(block: int) -> str:

@@ -48,6 +48,12 @@ class InvalidCheckpoint(QuantExpertsError):
     code = "invalid_checkpoint"
 
 
+class DiskFull(QuantExpertsError):
+    """There is no room for what the run writes; what is finished so far is kept."""
+
+    code = "disk_full"
+
+
 class Stopped(QuantExpertsError):
     """The caller asked to stop; what is finished so far is on disk and a later run resumes from it."""
 

@@ -32,7 +32,7 @@ from quant_experts.calibration.collate import open_collator
 from quant_experts.calibration.samples import choose, open_rows, rows_fingerprint
 from quant_experts.calibration_quality import NO_IMAGE
 from quant_experts.calls import Calls, read_calls
-from quant_experts.chain import block_file, claim_directory
+from quant_experts.chain import block_file, claim_directory, one_at_a_time
 from quant_experts.checkpoint.verify import verify_in_fresh_process
 from quant_experts.checkpoint.write import write_checkpoint
 from quant_experts.config import AUTO, AcceptIf, QuantizationSpec
@@ -64,6 +64,7 @@ class _Run:
     fingerprint: str
 
 
+@one_at_a_time
 def quantize(
     *,
     model: Path,

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from planning.count_child import counted
-from planning.counting import PATIENCE, answered, bad
+from planning.counting import PATIENCE, TextTokens, answered, bad
 
 
 class CountingHere:
@@ -28,8 +28,8 @@ class CountingHere:
         whole = text if text.isascii() else text.encode("utf-8", "replace").decode()  # no half of a surrogate pair
         self._texts.append((whole, special))
 
-    def finish(self) -> list[int]:
-        """One number for each text. Raises Unreadable naming the file."""
+    def finish(self) -> list[TextTokens]:
+        """One for each text. Raises Unreadable naming the file."""
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:

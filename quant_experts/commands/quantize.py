@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from quant_experts.commands.disk_space import check_room, telling_what_is_kept
 from quant_experts.commands.exit_codes import REJECTED
 from quant_experts.commands.progress_display import ProgressDisplay, say
 from quant_experts.commands.spec_options import spec_of, spec_options
@@ -72,10 +73,13 @@ def command(
     spec, accept_if = spec_of(**options)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise click.UsageError(f"--output: {output} exists and is not an empty directory")
+    work = work or output.with_name(f"{output.name}.work")
+    _check_names(model, calibration)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     display = ProgressDisplay()
     with display, _stopping_softly() as should_stop:
         directory, model_id, commit = _find_model(model, revision, display)
+        check_room(directory, spec, output=output, work=work)
         rows = _find_rows(calibration, display)
         display.note("loading torch and transformers")
         from transformers.utils.logging import disable_progress_bar
@@ -83,22 +87,22 @@ def command(
         from quant_experts.pipeline import quantize
 
         disable_progress_bar()
-        work = work or output.with_name(f"{output.name}.work")
         try:
-            report = quantize(
-                model=directory,
-                calibration=rows,
-                output=output,
-                spec=spec,
-                work=work,
-                model_id=model_id,
-                model_commit=commit,
-                split=split,
-                device=device,
-                accept_if=accept_if,
-                on_event=display.on_event,
-                should_stop=should_stop,
-            )
+            with telling_what_is_kept(work, output):
+                report = quantize(
+                    model=directory,
+                    calibration=rows,
+                    output=output,
+                    spec=spec,
+                    work=work,
+                    model_id=model_id,
+                    model_commit=commit,
+                    split=split,
+                    device=device,
+                    accept_if=accept_if,
+                    on_event=display.on_event,
+                    should_stop=should_stop,
+                )
         except Stopped as stopped:
             raise Stopped(f"finished blocks are kept in {work}; run the same command again to go on") from stopped
     if not keep_work:
@@ -118,13 +122,22 @@ def command(
     return 0
 
 
+def _check_names(model: str, calibration: str) -> None:
+    """Before the first of them is fetched."""
+    if not Path(model).is_dir() and not _is_hub_id(model):
+        raise InvalidModel(f"model {model} is neither a directory nor a hub id owner/name")
+    path = Path(calibration)
+    if not path.exists() and (not _is_hub_id(calibration) or path.suffix in {".jsonl", ".json", ".parquet"}):
+        raise InvalidCalibration(
+            f"calibration {calibration} is neither a file, a directory nor a hub dataset owner/name"
+        )
+
+
 def _find_model(model: str, revision: str | None, display: ProgressDisplay) -> tuple[Path, str | None, str | None]:
-    """Directory, id and commit. Raises InvalidModel, or what the hub answered."""
+    """Directory, id and commit. Raises what the hub answered."""
     directory = Path(model)
     if directory.is_dir():
         return directory, None, None
-    if not _is_hub_id(model):
-        raise InvalidModel(f"model {model} is neither a directory nor a hub id owner/name")
     from quant_experts.hub import download, resolve_commit
 
     display.note(f"fetching {model}")
@@ -136,10 +149,6 @@ def _find_rows(calibration: str, display: ProgressDisplay) -> Path:
     path = Path(calibration)
     if path.exists():
         return path
-    if not _is_hub_id(calibration) or path.suffix in {".jsonl", ".json", ".parquet"}:
-        raise InvalidCalibration(
-            f"calibration {calibration} is neither a file, a directory nor a hub dataset owner/name"
-        )
     from quant_experts.hub import download, resolve_commit
 
     display.note(f"fetching {calibration}")

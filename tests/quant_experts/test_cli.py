@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import click
 import pytest
 
 from demo.rows import write_jsonl
+from quant_experts.chain import one_at_a_time
 from quant_experts.cli import run
 from quant_experts.commands.spec_options import spec_of, spec_options
 from quant_experts.config import AcceptIf, Budget, Sensitive, Target
@@ -241,6 +244,60 @@ def test_an_output_in_use_is_refused_before_anything_runs(
     (tmp_path / "mine.txt").write_text("mine")
     assert run(arguments(inputs, tmp_path)) == 2
     assert "is not an empty directory" in capsys.readouterr().err
+
+
+def test_a_work_directory_in_use_names_the_process_that_works_there(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = tmp_path / "out.work"
+
+    @one_at_a_time
+    def working(*, work: Path) -> int:
+        return run(arguments(inputs, tmp_path / "out"))
+
+    assert working(work=work) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"error invalid_spec: process {os.getpid()} (")
+    assert f"works in {work}: wait until it has ended" in said
+
+
+@contextmanager
+def disk(directory: Path, size: int) -> Iterator[Path]:
+    """A file system of ``size`` bytes."""
+    directory.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode != 0:
+        pytest.skip("this user may not mount a file system")
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", str(directory)], check=True)
+
+
+def test_a_disk_without_room_for_the_checkpoint_is_refused_before_anything_runs(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with disk(tmp_path / "small", 256 << 10) as small:
+        assert run(arguments(inputs, small / "out")) == 1
+        assert not any(small.iterdir())
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"error disk_full: {small} has 256 KiB free, and the run writes ")
+
+
+def test_a_disk_that_becomes_full_says_where_and_the_same_command_goes_on(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with disk(tmp_path / "small", 3 << 20) as small:
+        command = arguments(inputs, tmp_path / "out", "--work", str(small / "work"))
+        filler = small / "filler"
+        filler.write_bytes(bytes(2_000_000))
+        assert run(command) == 1
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.startswith("error disk_full: no space is left at ")
+        assert f"finished blocks are kept in {small / 'work'}" in said
+        assert not (tmp_path / "out").exists()
+        filler.unlink()
+        assert run(command) == 0
 
 
 def test_bad_input_is_one_line_with_its_code_and_exit_code_1(

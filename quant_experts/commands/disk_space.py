@@ -1,0 +1,67 @@
+"""Whether the disk has room for a run: asked before it begins, and told when it turns out that it had not."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from planning.errors import HubUnavailable, Unreadable
+from planning.local import read_local
+from planning.plan import Plan, make_plan
+from planning.recipe import Recipe
+from planning.rows import unknown_rows
+from planning.units import said
+from quant_experts.config import QuantizationSpec
+from quant_experts.errors import DiskFull
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+def check_room(model: Path, spec: QuantizationSpec, *, output: Path, work: Path) -> None:
+    """Raises DiskFull when the checkpoint alone, whose size is exact, does not fit beside what the run keeps.
+
+    What an earlier run left in ``work`` counts as there. Says nothing of a model that cannot be planned: the run will.
+    """
+    try:
+        headers = read_local(model)
+        plan = make_plan(headers, Recipe.of(**spec.model_dump()), unknown_rows(vision=False), from_hub=False)
+    except (Unreadable, HubUnavailable, OSError):
+        return
+    for path, needed in _needed(plan, output, work).items():
+        free = shutil.disk_usage(path).free
+        if free < needed:
+            raise DiskFull(
+                f"{path} has {said(free)} free, and the run writes {said(needed)} there at least: make room, or "
+                "choose another --output and --work"
+            )
+
+
+def _needed(plan: Plan, output: Path, work: Path) -> dict[Path, int]:
+    """Directory that exists → bytes that are certain to be written below it. Blocks are written twice: into ``work``,
+    and from there into the checkpoint."""
+    blocks = sum(plan.size.blocks_after) if plan.size.is_exact else 0
+    there = sum(path.stat().st_size for path in work.glob("blocks/*")) if work.is_dir() else 0
+    needed: dict[Path, int] = {}
+    for path, size in ((output, plan.size.bytes_after_least), (work, max(0, blocks - there))):
+        existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+        needed[existing] = needed.get(existing, 0) + size
+    return needed
+
+
+@contextmanager
+def telling_what_is_kept(work: Path, output: Path) -> Iterator[None]:
+    """Raises DiskFull, which says where, in place of the OSError of a disk that is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        full = Path(error.filename) if error.filename else work
+        existing = next((parent for parent in (full, *full.absolute().parents) if parent.exists()), Path("/"))
+        raise DiskFull(
+            f"no space is left at {full} ({said(shutil.disk_usage(existing).free)} free); finished blocks are kept in "
+            f"{work}: make room and run the same command again, which goes on from there"
+        ) from error
