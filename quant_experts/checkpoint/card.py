@@ -11,23 +11,68 @@ from quant_experts.report_page import numbers
 from quant_experts.report_page.sentences import CALIBRATION, IMAGES, added_bytes, bought, memory, verdict
 from quant_experts.report_page.warning_list import warning_list
 
-LOADING = """\
-```python
-from transformers import AUTO_CLASS, READER
+IMAGE_REPLY = """\
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
-model = AUTO_CLASS.from_pretrained(CHECKPOINT, trust_remote_code=True)
-NAME = READER.from_pretrained(CHECKPOINT)
-```"""
+model = AutoModelForImageTextToText.from_pretrained("CHECKPOINT", trust_remote_code=True)
+processor = AutoProcessor.from_pretrained("CHECKPOINT", trust_remote_code=True)
+
+question = [{"type": "image", "path": "picture.jpg"}, {"type": "text", "text": "What is in the picture?"}]
+messages = [{"role": "user", "content": question}]
+inputs = processor.apply_chat_template(
+    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+).to(model.device, model.dtype)
+tokens = model.generate(**inputs, max_new_tokens=64)
+print(processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+"""
+
+CHAT_REPLY = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("CHECKPOINT", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("CHECKPOINT")
+
+messages = [{"role": "user", "content": "What is the capital of France?"}]
+inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+tokens = model.generate(**inputs.to(model.device), max_new_tokens=64)
+print(tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+"""
+
+CONTINUATION = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("CHECKPOINT", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("CHECKPOINT")
+
+inputs = tokenizer("The capital of France is", return_token_type_ids=False, return_tensors="pt").to(model.device)
+tokens = model.generate(**inputs, max_new_tokens=64)
+print(tokenizer.decode(tokens[0], skip_special_tokens=True))
+"""
+
+TRANSCRIPT = """\
+import wave
+
+import numpy as np
+from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
+
+model = AutoModelForSpeechSeq2Seq.from_pretrained("CHECKPOINT", trust_remote_code=True)
+processor = AutoProcessor.from_pretrained("CHECKPOINT")
+
+with wave.open("speech.wav") as file:  # 16 000 samples per second, 16 bits, one channel
+    samples = np.frombuffer(file.readframes(file.getnframes()), np.int16) / 32768
+inputs = processor(samples, sampling_rate=16000, return_tensors="pt").to(model.device, model.dtype)
+print(processor.batch_decode(model.generate(**inputs), skip_special_tokens=True)[0])
+"""
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """What the card says of one kind of model. ``task``: as model hubs name it."""
+    """What the card says of one kind of model. ``task``: as model hubs name it; ``snippet``: from the checkpoint to a
+    reply; tests run it as it stands."""
 
     auto_class: str
     task: str
-    reader: tuple[str, str]
-    """Name of the variable, and the auto class of what makes the model's inputs."""
+    snippet: str
     quantized: str
     unchanged: str
 
@@ -35,12 +80,12 @@ class _Kind:
 TEXT = _Kind(
     "AutoModelForCausalLM",
     "text-generation",
-    ("tokenizer", "AutoTokenizer"),
+    CHAT_REPLY,
     "The language model's linear layers",
     "Vision tower, embeddings, norms and output head",
 )
 IMAGES_AND_TEXT = replace(
-    TEXT, auto_class="AutoModelForImageTextToText", task="image-text-to-text", reader=("processor", "AutoProcessor")
+    TEXT, auto_class="AutoModelForImageTextToText", task="image-text-to-text", snippet=IMAGE_REPLY
 )
 WITH_TOWER = replace(
     IMAGES_AND_TEXT,
@@ -50,7 +95,7 @@ WITH_TOWER = replace(
 SPEECH = _Kind(
     "AutoModelForSpeechSeq2Seq",
     "automatic-speech-recognition",
-    ("processor", "AutoProcessor"),
+    TRANSCRIPT,
     "The linear layers of encoder and decoder",
     "Convolutions, embeddings, norms and output head",
 )
@@ -64,9 +109,10 @@ def _kind(architecture: str, spec: QuantizationSpec) -> _Kind:
     return WITH_TOWER if spec.vision == "quantize" else IMAGES_AND_TEXT
 
 
-def model_card(report: QualityReport, spec: QuantizationSpec, *, architecture: str) -> str:
-    """Markdown with the metadata block that model hubs read."""
+def model_card(report: QualityReport, spec: QuantizationSpec, *, architecture: str, chats: bool = True) -> str:
+    """Markdown with the metadata block that model hubs read. ``chats``: the model has a chat template."""
     kind = _kind(architecture, spec)
+    snippet = CONTINUATION if kind is TEXT and not chats else kind.snippet
     warnings = warning_list(report)
     sections = [
         _metadata(report, spec, kind),
@@ -77,7 +123,7 @@ def model_card(report: QualityReport, spec: QuantizationSpec, *, architecture: s
         f"reconstruction `{spec.reconstruction}`.",
         _loss(report),
         "## How to load it\n\nWith nothing but transformers 5; the loader is in this directory:\n\n"
-        f"{_loading(kind)}\n\nOr with the package: `pip install quant-experts`, then `import quant_experts` and "
+        f"```python\n{snippet}```\n\nOr with the package: `pip install quant-experts`, then `import quant_experts` and "
         f"`{kind.auto_class}.from_pretrained(CHECKPOINT)`. In a process that does neither, "
         "loading fails with `MISMATCH` for every quantized layer. Choose another dtype with `dtype=`, never with "
         "`.to(dtype)`: that would convert rotary frequencies too.",
@@ -92,11 +138,6 @@ def _behind(report: QualityReport) -> str:
     """What was quantized between the vision tower and the language model."""
     parts = dict.fromkeys(block.part for block in report.blocks if block.part is not None)
     return f" with its {' and '.join(parts)}" if parts else ""
-
-
-def _loading(kind: _Kind) -> str:
-    name, reader = kind.reader
-    return LOADING.replace("AUTO_CLASS", kind.auto_class).replace("READER", reader).replace("NAME", name)
 
 
 def _loss(report: QualityReport) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from quant_experts.checkpoint.card import model_card
 from quant_experts.checkpoint.configuration import loadable_config
+from quant_experts.checkpoint.processor_files import processor_files
 from quant_experts.checkpoint.shards import TensorSource, spool, stored_tensors, write_shards
 from quant_experts.config import QuantizationSpec
 from quant_experts.crash_points import reach
@@ -94,14 +95,16 @@ def write_checkpoint(
         files = write_shards(tensors, directory)
         (directory / ".spool").unlink()
 
-        files += _copy_companions(source, directory)
+        made = processor_files(source)
+        files += _copy_companions(source, directory, leave_out=set(made))
         config = loadable_config(
             source, architecture=architecture, spec=spec, groups=groups, tensors=tensors, untied=untied
         )
         texts = {
             "config.json": config,
             LOADER: (Path(__file__).parent.parent / LOADER).read_text(encoding="utf-8"),
-            CARD: model_card(report, spec, architecture=architecture),
+            CARD: model_card(report, spec, architecture=architecture, chats=has_chat_template(directory)),
+            **made,
             REPORT: report.model_dump_json(indent=2) + "\n",
             REPORT_PAGE: render_report(report, recipe),
             RECIPE: json.dumps(recipe, indent=2, sort_keys=True) + "\n",
@@ -141,11 +144,23 @@ def companions(source: Path) -> Iterator[Path]:
             yield path
 
 
-def _copy_companions(source: Path, directory: Path) -> list[WrittenFile]:
-    """Copy what is not weights, byte for byte. Raises InvalidModel for a file of an implausible size."""
+def has_chat_template(directory: Path) -> bool:
+    """Whether its tokenizer or processor has one, wherever it is kept."""
+    settings = directory / "tokenizer_config.json"
+    kept_apart = any(directory.glob("chat_template.*"))
+    return kept_apart or (settings.is_file() and '"chat_template"' in settings.read_text(encoding="utf-8"))
+
+
+def _copy_companions(source: Path, directory: Path, *, leave_out: Set[str]) -> list[WrittenFile]:
+    """Copy what is not weights, byte for byte; ``leave_out``: files that are made anew.
+
+    Raises InvalidModel for a file of an implausible size.
+    """
     copied = []
     for path in companions(source):
         name = path.relative_to(source).as_posix()
+        if name in leave_out:
+            continue
         if path.stat().st_size > LARGEST_COPY:
             raise InvalidModel(f"{name}: {path.stat().st_size >> 20} MiB is more than a tokenizer or template takes")
         target = directory / name
