@@ -139,7 +139,7 @@ def assemble(
         shard = where[key]
         return read_range(shard, 8 + len(headers[shard]) + tensors[key].start + start, size)
 
-    own_head = has_own_head(tensors, read)
+    own_head = not _is_untied(config) and has_own_head(tensors, read)
     lacking = missing_companions(config, present, lambda name: json_object(name, read_whole(name)))
     return ModelHeaders(config, tensors, len(shards), processor_of(present, read_whole), commit, own_head, lacking)
 
@@ -191,6 +191,13 @@ def _tensor(name: str, key: str, fields: Any) -> Tensor:
 def _check_promised(held: Mapping[str, Mapping[str, Tensor]], key: str, shard: str) -> None:
     if key not in held[shard]:
         raise Unreadable("invalid_model", f"{INDEX} says that {shard} holds {key}, but it does not")
+
+
+def _is_untied(config: Mapping[str, Any]) -> bool:
+    """Whether config.json itself says so: then there is nothing to find out."""
+    parts = (config, config.get("text_config"), config.get("llm_config"))
+    said = (part["tie_word_embeddings"] for part in parts if isinstance(part, dict) and "tie_word_embeddings" in part)
+    return next(said, None) is False
 
 
 def has_own_head(tensors: Mapping[str, Tensor], read: Callable[[str, int, int], bytes]) -> bool:

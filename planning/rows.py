@@ -72,7 +72,8 @@ def sampled_rows(
     ``seconds``: of the CPU, for ``counting``.
     """
     counted, images, too_long = _counted(sample, files, seconds, counting)
-    largest = max(((row.largest, number) for number, row in enumerate(counted.rows, start=1)), default=(-1, 0))
+    known = ((row.largest, number) for number, row in enumerate(counted.rows, start=1) if counted.counted)
+    largest = max(known, default=(-1, 0))
     # One that is too long without its images is skipped; another takes its place.
     usable = [row for row in counted.rows if row.text < counted.limit]
     if not usable:

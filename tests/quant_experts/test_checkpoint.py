@@ -195,7 +195,7 @@ def test_a_changed_a_missing_and_a_strange_file_are_all_named(damaged: Path) -> 
 def test_checksums_that_lead_out_of_the_directory_are_refused(damaged: Path) -> None:
     with (damaged / "SHA256SUMS").open("a") as sums:
         sums.write(f"{'0' * 64}  ../secret\n")
-    with pytest.raises(InvalidCheckpoint, match="line 14"):
+    with pytest.raises(InvalidCheckpoint, match="line 16"):
         verify_checksums(damaged)
 
 

@@ -141,7 +141,7 @@ def test_the_card_says_how_to_load_and_what_it_cannot_do(report: QualityReport) 
     assert "base_model: Qwen/Qwen2-VL-2B-Instruct\n" in model_card(
         hub, spec, architecture="Qwen2VLForConditionalGeneration"
     )
-    assert "AutoModelForImageTextToText.from_pretrained(CHECKPOINT, trust_remote_code=True)" in card
+    assert 'AutoModelForImageTextToText.from_pretrained("CHECKPOINT", trust_remote_code=True)' in card
     assert "no faster than W4A8" in card
     text = model_card(report, QuantizationSpec.preset("rtn", scheme="W4A16"), architecture="LlamaForCausalLM")
     assert "AutoModelForCausalLM" in text
