@@ -107,6 +107,9 @@ class Settings(BaseSettings):
     )
 
     webhook_timeout: float = Field(default=15.0, gt=0, le=45, description="Seconds for one attempt at a webhook.")
+    webhook_rate: float = Field(
+        default=20.0, ge=0, description="Messages a second to the webhooks of one tenant at one host; 0: no bound."
+    )
     webhook_allow_http: bool = Field(default=False, description="For development: webhooks without TLS.")
     webhook_allow_private: bool = Field(
         default=False, description="For development: webhooks to this machine and private networks."

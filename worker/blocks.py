@@ -15,6 +15,8 @@ from worker.ledger import Connection, Hold
 
 NEWEST_WEIGHT = 0.3
 """Weight of the newest block in the moving average of seconds per block."""
+RECENT = 16
+"""Of the last blocks, for the files that a new one supersedes."""
 
 
 def record_block(
@@ -37,7 +39,7 @@ def record_block(
     """
     with connection.transaction():
         ledger.lock(connection, hold)
-        before = _files_by_block(connection, hold.job_id)
+        before = _blocks_with(connection, hold.job_id, {*superseded}, block)
         connection.execute(
             "INSERT INTO layers (job_id, block, attempt, seconds, report, files) VALUES (%s, %s, %s, %s, %s, %s)"
             " ON CONFLICT (job_id, block) DO UPDATE SET attempt = excluded.attempt, seconds = excluded.seconds,"
@@ -66,7 +68,9 @@ def record_block(
             )
             ledger.append_event(connection, hold.job_id, EventType.BLOCK, event)
         reach("layer.before_commit")
-    return sorted(_keys(before) - _keys(after))
+        unused = _keys(before) - _keys(after)
+        # A file is stored by its content: another block may have the same.
+        return sorted(key for key in unused if not _is_named(connection, hold.job_id, key))
 
 
 def record_resumed(connection: Connection, hold: Hold, *, block: int, blocks: int) -> None:
@@ -106,9 +110,31 @@ def files_to_take_over(connection: Connection, job_id: str) -> list[dict[str, An
     ]
 
 
-def _files_by_block(connection: Connection, job_id: str) -> dict[int, list[dict[str, Any]]]:
-    rows = connection.execute("SELECT block, files FROM layers WHERE job_id = %s ORDER BY block", (job_id,)).fetchall()
-    return {row["block"]: row["files"] for row in rows}
+def _blocks_with(connection: Connection, job_id: str, names: set[str], block: int) -> dict[int, list[dict[str, Any]]]:
+    """The files of ``block``, and of the blocks that have one of ``names``: nearly always of the last few, so that a
+    model of ten thousand blocks costs no more than one of ten."""
+    found = _files_by_block(connection, job_id, newest=RECENT)
+    if not names <= {file["name"] for files in found.values() for file in files}:
+        return _files_by_block(connection, job_id)
+    return found | _files_by_block(connection, job_id, only=block)
+
+
+def _is_named(connection: Connection, job_id: str, key: str) -> bool:
+    found = connection.execute(
+        "SELECT 1 FROM layers WHERE job_id = %s AND files @> %s LIMIT 1", (job_id, Jsonb([{"key": key}]))
+    ).fetchone()
+    return found is not None
+
+
+def _files_by_block(
+    connection: Connection, job_id: str, *, newest: int | None = None, only: int | None = None
+) -> dict[int, list[dict[str, Any]]]:
+    rows = connection.execute(
+        "SELECT block, files FROM layers WHERE job_id = %(job)s AND coalesce(block = %(only)s, true)"
+        " ORDER BY block DESC LIMIT %(newest)s",
+        {"job": job_id, "only": only, "newest": newest},
+    ).fetchall()
+    return {row["block"]: row["files"] for row in reversed(rows)}
 
 
 def _keys(files: Mapping[int, Sequence[Mapping[str, Any]]]) -> set[str]:

@@ -70,16 +70,22 @@ async def _deliver_connected(
         seconds=settings.webhook_timeout,
     )
     sending: dict[asyncio.Task[Answer], Due] = {}
+    rate, idle = settings.webhook_rate, IDLE_SECONDS
     try:
         while not stop.is_set():
             busy = list(sending.values())
             room = MOST_AT_ONCE - len(sending)
             # The connection is used by one thread at a time; the loop goes on sending meanwhile.
-            for due in await asyncio.to_thread(webhooks.take_due, connection, busy=busy, limit=room) if room else []:
+            for due in (
+                await asyncio.to_thread(webhooks.take_due, connection, busy=busy, limit=room, rate=rate) if room else []
+            ):
                 sending[asyncio.create_task(attempt(due, seal=seal, policy=policy))] = due
             if not sending:
-                await asyncio.sleep(IDLE_SECONDS)
+                # After a message there may be more that only wait for the rate.
+                idle = min(IDLE_SECONDS, idle * 2)
+                await asyncio.sleep(idle)
                 continue
+            idle = 1 / rate / 2 if rate else IDLE_SECONDS
             done, _ = await asyncio.wait(sending, timeout=IDLE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 due, answer = sending.pop(task), task.result()

@@ -107,16 +107,32 @@ def reconcile(
     return findings
 
 
-def _promises(connection: Connection) -> list[dict[str, Any]]:
+PROMISES = (
+    "SELECT 'artifact' AS what, job_id AS owner, name, key, bytes, sha256, job_id AS first, name AS second"
+    " FROM artifacts WHERE (job_id, name) > (%(first)s, %(second)s) ORDER BY job_id, name LIMIT %(rows)s",
+    "SELECT 'block' AS what, job_id AS owner, file->>'name' AS name, file->>'key' AS key, (file->>'bytes')::bigint AS"
+    " bytes, file->>'sha256' AS sha256, job_id AS first, block::text AS second FROM ("
+    "  SELECT job_id, block, files FROM layers"
+    "  WHERE (job_id, block) > (%(first)s, coalesce(nullif(%(second)s, '')::int, -1))"
+    "  ORDER BY job_id, block LIMIT %(rows)s) AS part LEFT JOIN jsonb_array_elements(files) AS file ON true"
+    " ORDER BY job_id, block",
+    "SELECT 'dataset' AS what, id AS owner, coalesce(name, id) AS name, key, bytes, sha256, id AS first, '' AS second"
+    " FROM datasets WHERE id > %(first)s AND status = 'ready' AND key IS NOT NULL ORDER BY id LIMIT %(rows)s",
+)
+ROWS = 5000
+"""Of one statement: a table of any size is read in parts, each long before its time limit."""
+
+
+def _promises(connection: Connection) -> Iterator[dict[str, Any]]:
     """``what owner name key bytes sha256`` of everything that must be in storage."""
-    return connection.execute(
-        "SELECT 'artifact' AS what, job_id AS owner, name, key, bytes, sha256 FROM artifacts"
-        " UNION ALL SELECT 'dataset', id, coalesce(name, id), key, bytes, sha256 FROM datasets"
-        " WHERE status = 'ready' AND key IS NOT NULL"
-        " UNION ALL SELECT 'block', job_id, file->>'name', file->>'key', (file->>'bytes')::bigint, file->>'sha256'"
-        " FROM layers CROSS JOIN jsonb_array_elements(files) AS file"
-        " ORDER BY 1, 2, 3"
-    ).fetchall()
+    for statement in PROMISES:
+        place = {"first": "", "second": ""}
+        while True:
+            rows = connection.execute(statement.encode(), {**place, "rows": ROWS}).fetchall()
+            if not rows:
+                break
+            yield from (row for row in rows if row["key"] is not None)
+            place = {"first": rows[-1]["first"], "second": rows[-1]["second"]}
 
 
 def _what_is_wrong(storage: Storage, row: dict[str, Any], *, verify: bool) -> str | None:
@@ -139,12 +155,19 @@ def _what_is_wrong(storage: Storage, row: dict[str, Any], *, verify: bool) -> st
 
 def _jobs(connection: Connection) -> dict[str, bool]:
     """Every job, and whether someone may be busy with its files: it has not ended, or has only just."""
-    rows = connection.execute(
-        "SELECT id, status = ANY(%s) OR coalesce((SELECT max(ended_at) FROM attempts WHERE job_id = jobs.id)"
-        " > clock_timestamp() - make_interval(secs => %s), false) AS busy FROM jobs",
-        ([status.value for status in (*LEASED, JobStatus.QUEUED)], DEAD_SECONDS),
-    ).fetchall()
-    return {row["id"]: row["busy"] for row in rows}
+    found: dict[str, bool] = {}
+    last = ""
+    while True:
+        rows = connection.execute(
+            "SELECT id, status = ANY(%s) OR coalesce((SELECT max(ended_at) FROM attempts WHERE job_id = jobs.id)"
+            " > clock_timestamp() - make_interval(secs => %s), false) AS busy FROM jobs WHERE id > %s"
+            " ORDER BY id LIMIT %s",
+            ([status.value for status in (*LEASED, JobStatus.QUEUED)], DEAD_SECONDS, last, ROWS),
+        ).fetchall()
+        if not rows:
+            return found
+        found |= {row["id"]: row["busy"] for row in rows}
+        last = rows[-1]["id"]
 
 
 def _judge(key: str, jobs: dict[str, bool], findings: Findings, *, older_than: float) -> None:

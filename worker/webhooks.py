@@ -24,24 +24,40 @@ MOST_GIVEN_UP = 3
 """Deliveries in a row that used up the whole schedule, about three days each, before the webhook is disabled."""
 
 TAKE = """
+WITH ready AS MATERIALIZED (
+    SELECT id, tenant, split_part(url, '/', 3) AS receiver FROM webhooks AS hook
+    WHERE status = 'enabled' AND id <> ALL(%(busy)s) AND coalesce(busy_until <= clock_timestamp(), true)
+        AND EXISTS (SELECT FROM webhook_deliveries
+            WHERE webhook_id = hook.id AND status = 'pending' AND due_at <= clock_timestamp())
+        AND NOT EXISTS (SELECT FROM webhooks AS other WHERE other.tenant = hook.tenant
+            AND split_part(other.url, '/', 3) = split_part(hook.url, '/', 3)
+            AND other.taken_at > clock_timestamp() - make_interval(secs => %(apart)s))
+    FOR NO KEY UPDATE SKIP LOCKED
+), waiting AS (
+    SELECT next.id, ready.id AS webhook_id, next.due_at, row_number() OVER (PARTITION BY ready.tenant
+            ORDER BY next.due_at) + (SELECT count(*) FROM unnest(%(tenants)s::text[]) AS served
+            WHERE served = ready.tenant) AS turn,
+        row_number() OVER (PARTITION BY ready.tenant, ready.receiver ORDER BY next.due_at) AS of_receiver
+    FROM ready CROSS JOIN LATERAL (
+        SELECT id, due_at FROM webhook_deliveries
+        WHERE webhook_id = ready.id AND status = 'pending' AND due_at <= clock_timestamp()
+        ORDER BY due_at, created_at LIMIT 1 FOR UPDATE SKIP LOCKED
+    ) AS next
+), chosen AS (
+    SELECT id, webhook_id FROM waiting WHERE of_receiver = 1 OR %(apart)s = 0 ORDER BY turn, due_at LIMIT %(limit)s
+), taken AS (
+    UPDATE webhooks SET taken_at = clock_timestamp(), busy_until = clock_timestamp() + make_interval(secs => %(lease)s)
+    FROM chosen WHERE webhooks.id = chosen.webhook_id
+    RETURNING chosen.id AS delivery_id, webhooks.url, webhooks.secret,
+        CASE WHEN webhooks.previous_until > clock_timestamp() THEN webhooks.previous_secret END AS previous_secret
+)
 UPDATE webhook_deliveries AS delivery
 SET attempts = attempts + 1, due_at = clock_timestamp() + make_interval(secs => %(lease)s)
-FROM webhooks WHERE webhooks.id = delivery.webhook_id AND delivery.id IN (
-    SELECT id FROM (
-        SELECT next.id, next.due_at, row_number() OVER (PARTITION BY ready.tenant ORDER BY next.due_at)
-            + (SELECT count(*) FROM unnest(%(tenants)s::text[]) AS served WHERE served = ready.tenant) AS turn
-        FROM webhooks AS ready CROSS JOIN LATERAL (
-            SELECT id, due_at FROM webhook_deliveries
-            WHERE webhook_id = ready.id AND status = 'pending' AND due_at <= clock_timestamp()
-            ORDER BY due_at, created_at LIMIT 1 FOR UPDATE SKIP LOCKED
-        ) AS next
-        WHERE ready.status = 'enabled' AND ready.id <> ALL(%(busy)s)
-    ) AS waiting ORDER BY turn, due_at LIMIT %(limit)s
-)
+FROM taken WHERE delivery.id = taken.delivery_id
 RETURNING delivery.id, delivery.webhook_id, delivery.tenant, delivery.attempts, delivery.step, delivery.message_id,
-    delivery.payload, webhooks.url, webhooks.secret,
-    CASE WHEN webhooks.previous_until > clock_timestamp() THEN webhooks.previous_secret END AS previous_secret
+    delivery.payload, taken.url, taken.secret, taken.previous_secret
 """
+"""The webhook's row is locked and marked: another keeper passes it over until the answer is recorded."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +89,9 @@ class Answer:
         return self.status is not None and 200 <= self.status < 300
 
 
-def take_due(connection: Connection, *, busy: Collection[Due], limit: int) -> list[Due]:
-    """Up to ``limit`` deliveries that are due, the oldest of each webhook that is not ``busy``.
+def take_due(connection: Connection, *, busy: Collection[Due], limit: int, rate: float = 0.0) -> list[Due]:
+    """Up to ``limit`` deliveries that are due, the oldest of each webhook that is not ``busy`` here or at another
+    keeper. ``rate``: so many a second to the receivers of one tenant at one host; 0: as many as are due.
 
     Tenants take turns, those first of whom least is on its way: the slow endpoints of one delay no other's messages.
     """
@@ -83,6 +100,7 @@ def take_due(connection: Connection, *, busy: Collection[Due], limit: int) -> li
         "busy": [due.webhook_id for due in busy],
         "tenants": [due.tenant for due in busy],
         "limit": limit,
+        "apart": 1 / rate if rate else 0.0,
     }
     rows = connection.execute(TAKE, values).fetchall()
     return [Due(**row) for row in rows]
@@ -92,7 +110,12 @@ def record(connection: Connection, due: Due, answer: Answer) -> None:
     """Log the attempt, and decide what is next: done, another attempt, or the end of the delivery or the webhook."""
     with connection.transaction():
         # First the webhook, then the delivery, as the owner's requests lock them.
-        connection.execute("SELECT FROM webhooks WHERE id = %s FOR NO KEY UPDATE", (due.webhook_id,))
+        connection.execute(
+            # Unless the delivery was taken again meanwhile: its webhook is then busy with that.
+            "UPDATE webhooks SET busy_until = CASE WHEN EXISTS (SELECT FROM webhook_deliveries WHERE id = %s"
+            " AND attempts = %s) THEN NULL ELSE busy_until END WHERE id = %s",
+            (due.id, due.attempts, due.webhook_id),
+        )
         connection.execute(
             "INSERT INTO webhook_attempts (delivery_id, number, tenant, status_code, error, milliseconds)"
             # Locked: the sweep may be forgetting a delivery that another keeper ended.

@@ -376,6 +376,10 @@ class Webhook(Base):
     """Until then the secret before the last rotation signs too."""
     given_up_in_a_row: Mapped[int] = mapped_column(Integer, server_default="0")
     """Deliveries that failed on every attempt since one last got through."""
+    busy_until: Mapped[datetime | None]
+    """A keeper is sending one of its messages, or died while it did."""
+    taken_at: Mapped[datetime | None]
+    """When a message was last taken to be sent."""
     created_at: Mapped[datetime] = _now()
     updated_at: Mapped[datetime] = _now()
 

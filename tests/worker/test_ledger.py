@@ -188,3 +188,34 @@ def test_a_message_that_postgresql_cannot_store_is_cleaned(workshop: Workshop) -
     message = workshop.job(job_id)["error"]["message"]
     assert message.startswith("ab c")
     assert len(message) == 2000
+
+
+def test_the_thousandth_block_reads_no_more_of_the_ones_before_than_the_tenth(workshop: Workshop) -> None:
+    job_id = workshop.add_job()
+    hold = workshop.claim().hold
+    with workshop.connect() as connection:
+        connection.execute(
+            "INSERT INTO layers (job_id, block, attempt, seconds, report, files) SELECT %s, n, 1, 1, '{}',"
+            " jsonb_build_array(jsonb_build_object('name', 'chain/' || n, 'bytes', 1, 'sha256', '0', 'key', 'k' || n))"
+            " FROM generate_series(0, 999) AS n",
+            (job_id,),
+        )
+        read: list[int] = []
+        real = blocks._files_by_block
+
+        def counted(*arguments: Any, **options: Any) -> dict[int, Any]:
+            found = real(*arguments, **options)
+            read.append(len(found))
+            return found
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(blocks, "_files_by_block", counted)
+            dropped = blocks.record_block(
+                connection, hold, **{**BLOCK, "block": 1000, "blocks": 2000, "superseded": ["chain/998"]}
+            )
+            assert dropped == ["k998"]
+            assert sum(read) <= 2 * blocks.RECENT
+            # One of long ago is found all the same.
+            assert blocks.record_block(
+                connection, hold, **{**BLOCK, "block": 1001, "blocks": 2000, "superseded": ["chain/3"]}
+            ) == ["k3"]

@@ -22,6 +22,11 @@ OLD_DATASET = "datasets/ds_00000000000170008000000000000000/rows.jsonl"
 """By its uuid7, made in 1970."""
 
 
+@pytest.fixture(autouse=True)
+def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.reconcile.ROWS", 2)
+
+
 @pytest.fixture
 def done(workshop: Workshop) -> str:
     """A finished job, long enough ago that nobody can be busy with its files."""

@@ -179,6 +179,7 @@ def test_two_keepers_take_one_delivery_once_and_a_dead_one_loses_nothing(
         first = take(connection)
         assert webhooks.take_due(other, busy=(), limit=10) == []
     connection.execute("UPDATE webhook_deliveries SET due_at = due_at - interval '61 s'")  # its lease ran out
+    connection.execute("UPDATE webhooks SET busy_until = busy_until - interval '61 s'")
     second = take(connection)
     assert (second.id, second.attempts) == (first.id, 2)
     webhooks.record(connection, second, TAKEN)
@@ -194,6 +195,8 @@ def test_one_message_of_a_webhook_is_on_its_way_at_a_time(workshop: Workshop, co
     assert sorted(due.webhook_id for due in taken) == ["wh_1", "wh_2"]
     assert webhooks.take_due(connection, busy=taken, limit=10) == []
     busy = [due for due in taken if due.webhook_id == "wh_1"]
+    assert webhooks.take_due(connection, busy=busy, limit=10) == []  # another keeper's, for all that we know
+    connection.execute("UPDATE webhooks SET busy_until = busy_until - interval '61 s'")
     assert [due.webhook_id for due in webhooks.take_due(connection, busy=busy, limit=10)] == ["wh_2"]
 
 
@@ -281,6 +284,7 @@ def test_a_tenant_with_many_webhooks_leaves_room_for_others(workshop: Workshop, 
     first = webhooks.take_due(connection, busy=(), limit=4)
     assert sorted(due.tenant for due in first) == ["another", "another", TENANT, TENANT]
     connection.execute("UPDATE webhook_deliveries SET due_at = clock_timestamp() WHERE webhook_id = 'wh_7'")
+    connection.execute("UPDATE webhooks SET busy_until = NULL WHERE id = 'wh_7'")
     busy = [due for due in first if due.webhook_id != "wh_7"]
     assert [due.webhook_id for due in webhooks.take_due(connection, busy=busy, limit=1)] == ["wh_7"]
 
@@ -304,3 +308,37 @@ def test_the_postman_survives_what_nobody_thought_of(workshop: Workshop, monkeyp
     finally:
         stop.set()
         postman.join(20)
+
+
+def test_two_keepers_send_one_message_of_a_webhook_at_a_time(workshop: Workshop, connection: ledger.Connection) -> None:
+    add_webhook(workshop)
+    fail_a_job(workshop)  # two messages
+    with workshop.connect() as other:
+        first = take(connection)
+        assert webhooks.take_due(other, busy=(), limit=10) == []
+        webhooks.record(connection, first, TAKEN)
+        second = take(other)
+        assert webhooks.take_due(connection, busy=(), limit=10) == []
+        webhooks.record(other, second, TAKEN)
+    assert one(connection, "SELECT count(*) AS n FROM webhook_deliveries WHERE status = 'delivered'") == {"n": 2}
+
+
+def test_a_webhook_whose_keeper_died_is_served_again(workshop: Workshop, connection: ledger.Connection) -> None:
+    add_webhook(workshop)
+    fail_a_job(workshop)
+    take(connection)
+    connection.execute("UPDATE webhooks SET busy_until = clock_timestamp()")
+    take(connection)
+
+
+def test_a_tenants_messages_to_one_host_keep_apart(workshop: Workshop, connection: ledger.Connection) -> None:
+    for number, host in enumerate(("one", "one", "other")):
+        add_webhook(workshop, f"https://{host}.example.com/{number}", number)
+    fail_a_job(workshop)
+    taken = webhooks.take_due(connection, busy=(), limit=10, rate=0.1)
+    assert sorted(due.url.split("/")[2] for due in taken) == ["one.example.com", "other.example.com"]
+    for due in taken:
+        webhooks.record(connection, due, TAKEN)
+    assert webhooks.take_due(connection, busy=(), limit=10, rate=0.1) == []
+    connection.execute("UPDATE webhooks SET taken_at = taken_at - interval '11 s'")
+    assert len(webhooks.take_due(connection, busy=(), limit=10, rate=0.1)) == 2
