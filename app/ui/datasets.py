@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -14,8 +15,10 @@ from app.auth import Scope
 from app.contract.spec import ModelRef
 from app.datasets import router as api
 from app.datasets.schemas import DatasetChanges, DatasetQuery, DatasetView, FiguresView
+from app.datasets.upload import EndFields
 from app.deps import Service, ServiceDep, SessionDep
 from app.problems import Problem
+from app.settings import Settings
 from app.ui import forms, keeping
 from app.ui.pages import Page, local_path, render, see
 from app.ui.visitor import DatasetsReader, DatasetsWriter, Visitor, check_csrf, check_origin, form_of
@@ -42,18 +45,29 @@ async def upload(
     visitor: DatasetsWriter,
     session: SessionDep,
     parts: ServiceDep,
-    csrf: Annotated[str, Query(max_length=200)] = "",
     next: Annotated[str, Query(max_length=200)] = "/datasets",  # noqa: A002 -- the name of the query parameter
 ) -> Response:
-    """The body is the file, straight to disk, so the form's token stands in its address."""
+    """The body is the file, straight to disk; the form's token comes with it, and without it nothing is kept."""
     check_origin(request)
-    check_csrf(visitor, csrf)
     typed: dict[str, str] = {}
     try:
-        made = await api.take(request, visitor.caller, session, parts, end=keeping.of_an_upload(typed))
+        made = await api.take(request, visitor.caller, session, parts, end=_of_this_session(visitor, typed))
     except Problem as problem:
+        if problem.kind is problems.FORGED_FORM:
+            raise
         return await _page(request, visitor, session, parts, DatasetQuery(), refused=problem, typed=typed)
     return see(local_path(next), dataset=made.id)
+
+
+def _of_this_session(visitor: Visitor, typed: dict[str, str]) -> EndFields:
+    """Raises Problem 403 for a form that another page made."""
+    keeps = keeping.of_an_upload(typed)
+
+    def meant(fields: Mapping[str, str], settings: Settings) -> datetime | None:
+        check_csrf(visitor, fields.get("csrf", ""))
+        return keeps.meant(fields, settings)
+
+    return EndFields((*keeps.names, "csrf"), meant)
 
 
 @router.get("/datasets/{dataset_id}")

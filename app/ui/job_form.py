@@ -88,7 +88,7 @@ def body_of(values: Mapping[str, str]) -> dict[str, Any]:
 def changes_of(values: Mapping[str, str], spec: Mapping[str, Any]) -> dict[str, Any]:
     """What the filled-in fields change of a job's spec, as the body of its fork; null takes a field away. What the form
     has no field for stays as it is."""
-    before = values_of_spec(spec) | {"name": ""}  # is not inherited
+    before = values_of_spec(spec)
     if values.get(HUB):
         values = {**values, UPLOADED: ""}
     differing = {name for name in FIELDS if values.get(name, "") != before[name]}

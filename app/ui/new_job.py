@@ -11,18 +11,28 @@ from fastapi import APIRouter, Request, Response
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.contract import spec as contract
+from app.database import release
 from app.datasets.schemas import DatasetView
 from app.deps import DoorbellDep, Service, ServiceDep, SessionDep
 from app.jobs import queries
 from app.jobs import router as api
+from app.models.service import local_models
 from app.plans import router as plans
 from app.plans.schemas import JobRequest, PlanView
 from app.problems import Problem
+from app.threads import aside
 from app.ui import job_form
 from app.ui.datasets import usable_datasets
 from app.ui.pages import Page, render, see
 from app.ui.visitor import JobsWriter, Visitor, form_of
 
+PRESETS = [
+    ("Best quality", "W4A16, qe-gptq", {"scheme": "W4A16", "method": "qe-gptq", "options.adapter_dtype": "int8"}),
+    ("Balanced", "W4A8, gptq", {"scheme": "W4A8", "method": "gptq", "options.adapter_dtype": ""}),
+    ("Smallest", "W3A16, gptq", {"scheme": "W3A16", "method": "gptq", "options.adapter_dtype": ""}),
+]
+"""Title, what it sets, and the fields: where somebody begins who does not know the options yet."""
+LIVE = "live"
 DIGEST = re.compile(r"[0-9a-f]{64}")
 router = APIRouter(route_class=Page)
 
@@ -47,10 +57,11 @@ async def create(
     form = await form_of(request, visitor)
     values = job_form.values_of(form)
     spec, wrong = job_form.checked(values)
+    live = form.get("do") == LIVE
     if spec is None:
-        return await _form(request, visitor, session, parts, values=values, wrong=wrong)
+        return await _form(request, visitor, session, parts, values=values, wrong=wrong, live=live)
     try:
-        if form.get("do") == "plan":
+        if form.get("do") in ("plan", LIVE):
             plan = await plans.plan(spec, request, visitor.caller, session, parts)
             return await _form(request, visitor, session, parts, values=values, plan=plan)
         # The token makes a second click, or a reload of the answer, the same job.
@@ -58,7 +69,8 @@ async def create(
         wanted = JobRequest.model_validate({**spec.model_dump(), "plan": digest if DIGEST.fullmatch(digest) else None})
         made = await api.create(wanted, request, visitor.caller, parts, doorbell, Response(), idempotency_key=once)
     except Problem as problem:
-        return await _form(request, visitor, session, parts, values=values, wrong=job_form.refused(problem))
+        wrong = job_form.refused(problem)
+        return await _form(request, visitor, session, parts, values=values, wrong=wrong, live=live)
     return see(f"/jobs/{made_id(made)}")
 
 
@@ -84,6 +96,14 @@ def choices(parts: Service, datasets: Sequence[DatasetView]) -> dict[str, Any]:
     }
 
 
+def _suggested(parts: Service) -> list[str]:
+    """Local models that a job can have; none where they cannot be listed."""
+    try:
+        return [model.id for model in local_models(parts.settings).data if model.problem is None]
+    except OSError:
+        return []
+
+
 async def _form(
     request: Request,
     visitor: Visitor,
@@ -93,9 +113,13 @@ async def _form(
     values: Mapping[str, str],
     wrong: Mapping[str, str] | None = None,
     plan: PlanView | None = None,
+    live: bool = False,
 ) -> Response:
+    """``live``: asked for by the page itself, to which a refusal is nothing unusual."""
     datasets = await usable_datasets(session, visitor, parts)
+    await release(session)
+    models = await aside(lambda: _suggested(parts))
     return render(
-        request, "job_new.html", visitor, status=422 if wrong else 200, values=values, wrong=wrong or {}, plan=plan,
-        once=secrets.token_urlsafe(16), **choices(parts, datasets),
+        request, "job_new.html", visitor, status=422 if wrong and not live else 200, values=values, wrong=wrong or {},
+        plan=plan, once=secrets.token_urlsafe(16), models=models, presets=PRESETS, **choices(parts, datasets),
     )  # fmt: skip

@@ -113,7 +113,7 @@ async def test_a_form_that_is_not_of_this_session_changes_nothing(
     before = api.execute(EVERYTHING)
     for path in (form.format(**names) for form in FORMS):
         if path == "/datasets":
-            response = await browser.post(path, params={"csrf": token}, files=rows, headers=headers)
+            response = await browser.post(path, data={"csrf": token}, files=rows, headers=headers)
         else:
             fields = {"csrf": token, "name": "x", "scopes": "jobs:read", "keep": "days", "days": "9"}
             response = await browser.post(path, data=fields, headers=headers)

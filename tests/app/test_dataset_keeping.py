@@ -25,7 +25,7 @@ async def end_of(api: Api) -> datetime | None:
 
 
 async def uploaded(browser: httpx.AsyncClient, token: str, fields: dict[str, Any]) -> httpx.Response:
-    return await browser.post("/datasets", params={"csrf": token}, files={"file": ("rows.jsonl", ROW)}, data=fields)
+    return await browser.post("/datasets", files={"file": ("rows.jsonl", ROW)}, data={"csrf": token, **fields})
 
 
 async def test_an_upload_says_how_long_it_is_kept_and_it_is_changed_afterwards(
@@ -86,7 +86,7 @@ async def test_a_file_that_is_no_dataset_is_refused_once_and_in_words(browser: h
     token = await sign_in(browser, BOOTSTRAP_KEY)
     for content, says in ((b"", "the file has no rows"), (b"x", "row 1: not JSON")):
         files = {"file": ("rows.jsonl", content)}
-        refused = await browser.post("/datasets", params={"csrf": token}, files=files)
+        refused = await browser.post("/datasets", data={"csrf": token}, files=files)
         assert refused.status_code == 422
         assert refused.text.count(says) == 1
     assert (await browser.get("/datasets")).text.count("No rows yet.") == 1

@@ -119,7 +119,8 @@ async def _commands_do_what_they_say(dashboard: Dashboard, stage: Path, job_id: 
     """Each is copied from the page and run as it is, by who has nothing but ``$KEY``."""
     await dashboard.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     environment = {"KEY": BOOTSTRAP_KEY, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": "."}
-    commands = dashboard.page.locator("[data-part=files] .command")
+    compile(await dashboard.page.locator("#use pre").inner_text(), "snippet", "exec")
+    commands = dashboard.page.locator("[data-part=files] section > .command")
     await expect(commands).to_have_count(3)
     for number, place in enumerate(("checkpoint", job_id, job_id)):
         button = commands.nth(number).get_by_role("button", name="Copy")
