@@ -11,7 +11,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 AUTO = "auto"
-DEFAULT_GROUP_SIZE = 128
+AUTO_GROUP_SIZES = (128, 64, 32)
+METHOD_VERSION = 2
+DEFAULTS: Mapping[int, Mapping[str, Any]] = {1: {}, 2: {"weight_grid": "searched"}}
 OBQ_WIDTH = 1024
 """Input channels beyond which ``obq`` refuses a group."""
 LEVELS = (6, 8)
@@ -29,7 +31,13 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "aser": {"smoothing": "none", "rounding": "rtn", "reconstruction": "aser"},
     "qe": {"smoothing": "search", "rounding": "rtn", "reconstruction": "qe"},
     "qe-gptq": {"smoothing": "search", "rounding": "gptq", "reconstruction": "qe"},
-    "qe-paper": {"smoothing": "outlier", "rounding": "rtn", "reconstruction": "qe", "lloyd_rounds": 0},
+    "qe-paper": {
+        "smoothing": "outlier",
+        "rounding": "rtn",
+        "reconstruction": "qe",
+        "lloyd_rounds": 0,
+        "weight_grid": "max",
+    },
 }
 
 
@@ -38,12 +46,14 @@ class Recipe:
     """``scheme``: ``"auto"`` has the bits of no scheme; sizes then are bounds. ``sensitive``, ``budget``,
     ``target``: as in the body of a job."""
 
+    method_version: int = 1
     scheme: str = "W4A6"
     method: str = "qe"
     smoothing: str = "search"
     rounding: str = "rtn"
     reconstruction: str = "qe"
     group_size: int | str = "auto"
+    weight_grid: str = "max"
     shared_rank: int = 32
     routed_rank: int = 32
     experts: int = 8
@@ -65,7 +75,8 @@ class Recipe:
         """The recipe of a named method with ``options`` laid over it; None means the default, unknown names nothing."""
         known = {field.name for field in fields(cls)}
         given = {name: value for name, value in options.items() if value is not None and name in known}
-        return cls(**{"method": method, **PRESETS[method], **given})
+        version = given.get("method_version", METHOD_VERSION)
+        return cls(**{"method": method, "method_version": version, **DEFAULTS[version], **PRESETS[method], **given})
 
     @property
     def bits(self) -> tuple[int, int]:
@@ -77,7 +88,8 @@ class Recipe:
 
     @property
     def is_rounding_alone(self) -> bool:
-        return (self.smoothing, self.rounding, self.reconstruction) == ("none", "rtn", "none")
+        slots = (self.smoothing, self.rounding, self.reconstruction)
+        return (*slots, self.weight_grid) == ("none", "rtn", "none", "max")
 
     @property
     def measures_sensitivity(self) -> bool:
@@ -92,5 +104,11 @@ class Recipe:
     def group_size_for(self, width: int) -> int:
         if self.group_size == "channel":
             return width
-        size = DEFAULT_GROUP_SIZE if self.group_size == "auto" else int(self.group_size)
-        return size if width % size == 0 else width
+        if self.group_size != "auto":
+            return int(self.group_size)
+        sizes = AUTO_GROUP_SIZES if self.method_version > 1 else AUTO_GROUP_SIZES[:1]
+        return next((size for size in sizes if width % size == 0), width)
+
+    def scale_bits(self, item: int) -> int:
+        """Of a weight scale in a model whose values have ``item`` bytes."""
+        return 8 * (min(item, 2) if self.method_version > 1 else item)

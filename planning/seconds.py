@@ -24,6 +24,8 @@ OVERSAMPLING, ITERATIONS, NEAR = 16, 6, 4
 """Of the low-rank solver: columns, and applications of its operator from scratch and near a known answer."""
 PASSES = 14
 """Times that rounding a matrix once reads or writes it as float32."""
+SEARCH, SEARCH_ON_TRIAL = 65, 17
+"""As many more where the weight grid is searched, in full and for a scale on trial."""
 REFINE_STEPS = 1600
 
 FEWEST_MEASURED = 3
@@ -130,6 +132,8 @@ def _fit_work(group: Group, recipe: Recipe, fit: float, held: float) -> tuple[fl
     tried = min(SUBSAMPLE, kept)
     work = 2.0 * group.weights * tried * (trials + bool(trials))
     moved = matrix * PASSES * (trials + 2) + 4.0 * fit * d * 8
+    if recipe.weight_grid == "searched":
+        moved += matrix * (SEARCH + SEARCH_ON_TRIAL * trials)
     if recipe.rounding == "gptq":
         work += 4.0 * d**3 + 2.0 * out * d**2
         moved += matrix * 128

@@ -98,7 +98,10 @@ def group_bits(group: Group, recipe: Recipe, bits: int, shapes: Shapes) -> int:
     """Integers, scales, shapes, smoothing, adapters and router; biases do not count."""
     words = -(-group.width * bits // 32)
     scales = group.width // recipe.group_size_for(group.width)
-    base = group.rows * (32 * words + scales * 8 * ITEM_BYTES[shapes.dtype]) + len(group.layers) * SHAPE_BITS
+    base = (
+        group.rows * (32 * words + scales * recipe.scale_bits(ITEM_BYTES[shapes.dtype]))
+        + len(group.layers) * SHAPE_BITS
+    )
     smooth = 0 if recipe.smoothing == "none" else group.width * SMOOTH_BITS
     return base + smooth + _adapter_bits(group, recipe)
 

@@ -27,7 +27,7 @@ from quant_experts.schemes import UNQUANTIZED
 
 def is_baseline(spec: QuantizationSpec) -> bool:
     """Whether the method is rounding to nearest itself, so that its own figures are the baseline's."""
-    return (spec.smoothing, spec.rounding, spec.reconstruction) == ("none", "rtn", "none")
+    return (spec.smoothing, spec.rounding, spec.reconstruction, spec.weight_grid) == ("none", "rtn", "none", "max")
 
 
 def baseline_error(

@@ -30,13 +30,22 @@ PRESETS: dict[str, dict[str, Any]] = {
         "reconstruction": "qe",
         "router": "norm",
         "lloyd_rounds": 0,
+        "weight_grid": "max",
     },
 }
-"""Named methods: each is a choice for the three slots (method.md, section 6)."""
+"""Named methods: each is a choice for the three slots (docs/method.md, section 6)."""
 
+METHOD_VERSION = 2
+DEFAULTS: dict[int, dict[str, Any]] = {1: {}, 2: {"weight_grid": "searched"}}
+"""Version of the method → what every preset lays over the fields' own defaults.
+
+A field's own default is what a spec that was recorded without the field meant. A default that changes gets a new
+version, so that a resumed run, a queued job and a recipe go on meaning what they meant.
+"""
 
 AUTO = "auto"
 """The scheme that stands for a search."""
+AUTO_GROUP_SIZES = (128, 64, 32)
 
 
 class _Frozen(BaseModel):
@@ -104,8 +113,14 @@ class AcceptIf(_Frozen):
 class QuantizationSpec(BaseModel):
     """What to do to a model. Field names are those of the command line and of a job's ``options``.
 
+    ``method_version``: which rules hold where no option chooses. Version 1 is that of specs recorded without the
+    field. Version 2: ``group_size`` ``"auto"`` tries 128, 64 and 32; no more columns are exempt than ``shared_rank``;
+    scales of a float32 model are stored in bfloat16, which they were rounded to before.
     ``group_size``: input channels that share one weight scale; ``"channel"`` means one scale per output row, ``"auto"``
-    means 128, and ``"channel"`` for the layers whose width 128 does not divide. A number must divide every width.
+    the largest of 128, 64 and 32 that divides the width (version 1: 128), and ``"channel"`` where none does. A number
+    must divide every width.
+    ``weight_grid``: ``"max"`` puts each group's largest weight on the largest code; ``"searched"`` uses the code
+    -2^(b-1) too and searches for the scale that leaves the smallest error on the calibration tokens.
     ``important_channels``: k, the channels counted as important per token.
     ``shared_rank``, ``routed_rank``: ranks of the shared expert and of each routed expert; larger than the layer
     allows, they are clamped and the report says so. ``shared_rank`` 0: no shared expert, and no column is exempt.
@@ -119,6 +134,8 @@ class QuantizationSpec(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method_version: Literal[1, 2] = 1
 
     scheme: str = "W4A6"
     method: str = "qe"
@@ -134,6 +151,7 @@ class QuantizationSpec(BaseModel):
     experts: Annotated[int, Field(ge=0, le=64)] = 8
     important_channels: Annotated[int, Field(ge=1, le=1024)] = 32
 
+    weight_grid: Literal["max", "searched"] = "max"
     exempt: bool = True
     clustering: Literal["npmi", "random"] = "npmi"
     router: Literal["ridge", "norm", "random"] = "ridge"
@@ -188,12 +206,26 @@ class QuantizationSpec(BaseModel):
         """Raises ValueError for ``"auto"``, which has none before its search."""
         return parse_scheme(self.scheme)
 
+    @property
+    def group_sizes(self) -> tuple[int, ...]:
+        """The sizes that ``"auto"`` tries, largest first."""
+        return AUTO_GROUP_SIZES if self.method_version > 1 else AUTO_GROUP_SIZES[:1]
+
+    def group_size_for(self, width: int) -> int:
+        """Input channels that share a weight scale in a group of this input width; a number has been seen to divide
+        it."""
+        if isinstance(self.group_size, int):
+            return self.group_size
+        sizes = self.group_sizes if self.group_size == "auto" else ()
+        return next((size for size in sizes if width % size == 0), width)
+
     @classmethod
-    def preset(cls, method: str = "qe", **options: Any) -> QuantizationSpec:
+    def preset(cls, method: str = "qe", *, method_version: int = METHOD_VERSION, **options: Any) -> QuantizationSpec:
         """The spec of a named method, with ``options`` (any field) laid over it.
 
-        Raises ValueError for an unknown method, an unknown option or a value out of bounds.
+        Raises ValueError for an unknown method or version, an unknown option or a value out of bounds.
         """
         if method not in PRESETS:
             raise ValueError(f"method {method!r} is not known; choose one of {', '.join(PRESETS)}")
-        return cls(method=method, **{**PRESETS[method], **options})
+        defaults = DEFAULTS.get(method_version, {})
+        return cls(method=method, method_version=method_version, **{**defaults, **PRESETS[method], **options})

@@ -23,8 +23,6 @@ from quant_experts.problem import EQUAL_WEIGHTS, GroupProblem, ModalityWeights
 from quant_experts.quantizer import dequantize
 from quant_experts.statistics import Observation, channel_importance, important_channels
 
-DEFAULT_GROUP_SIZE = 128
-
 __all__ = ["FittedGroup", "GroupErrors", "evaluate_group", "fit_group"]
 
 
@@ -102,16 +100,15 @@ def _stored_scale(spec: QuantizationSpec, scale: Tensor | None, weight: Tensor) 
 
 def _resolve_group_size(name: str, spec: QuantizationSpec, width: int) -> tuple[int, tuple[str, ...]]:
     """Raises InvalidSpec when a size that was asked for does not divide the width."""
-    if spec.group_size == "channel":
-        return width, ()
-    size = DEFAULT_GROUP_SIZE if spec.group_size == "auto" else spec.group_size
-    if width % size == 0:
-        return size, ()
-    if spec.group_size == "auto":
-        return width, (f"{name}: group size {size} does not divide the input width {width}; one scale per row used",)
-    raise InvalidSpec(
-        f"{name}: group size {size} does not divide the input width {width}; use a size that does, or leave it out"
-    )
+    size = spec.group_size_for(width)
+    if width % size:
+        raise InvalidSpec(
+            f"{name}: group size {size} does not divide the input width {width}; use a size that does, or leave it out"
+        )
+    if spec.group_size == "auto" and size not in spec.group_sizes:
+        tried = " or ".join(map(str, spec.group_sizes))
+        return size, (f"{name}: group size {tried} does not divide the input width {width}; one scale per row used",)
+    return size, ()
 
 
 def _resolve_important(name: str, spec: QuantizationSpec, width: int) -> tuple[int, tuple[str, ...]]:

@@ -5,12 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from quant_experts.baseline import baseline_error, is_baseline
 from quant_experts.blueprint import Blueprint
 from quant_experts.channel_statistics import describe_channels
-from quant_experts.checkpoint.layout import adapter_dtype, group_config, group_tensors, stored_bits
+from quant_experts.checkpoint.layout import (
+    adapter_dtype,
+    group_config,
+    group_tensors,
+    stored_bits,
+    weight_scale_dtype,
+)
 from quant_experts.fit import FittedGroup, evaluate_group, fit_group
 from quant_experts.groups import GroupPlan
 from quant_experts.observe import Observed, group_weights
@@ -44,10 +51,11 @@ def fit_in_block(blueprint: Blueprint, plan: GroupPlan, observed: Observed, trea
         scale_dtype=adapter_dtype(blueprint.dtype),
         modality_weights=treatment.modality_weights.get(plan.name, EQUAL_WEIGHTS),
     )
-    tensors = group_tensors(fitted, plan, dtype=blueprint.dtype)
+    scale_dtype = weight_scale_dtype(spec, blueprint.dtype)
+    tensors = group_tensors(fitted, plan, dtype=blueprint.dtype, scale_dtype=scale_dtype)
     bits = stored_bits(tensors)
     errors = evaluate_group(fitted, weights, observed.tokens, observed.vision)
-    error_bf16, bits_bf16 = _with_adapters_in_bf16(blueprint, plan, fitted, weights, observed)
+    error_bf16, bits_bf16 = _with_adapters_in_bf16(blueprint, plan, fitted, weights, observed, scale_dtype)
     report = GroupReport(
         name=plan.name,
         block=plan.block,
@@ -76,11 +84,17 @@ def fit_in_block(blueprint: Blueprint, plan: GroupPlan, observed: Observed, trea
 
 
 def _with_adapters_in_bf16(
-    blueprint: Blueprint, plan: GroupPlan, fitted: FittedGroup, weights: dict[str, Tensor], observed: Observed
+    blueprint: Blueprint,
+    plan: GroupPlan,
+    fitted: FittedGroup,
+    weights: dict[str, Tensor],
+    observed: Observed,
+    scale_dtype: torch.dtype,
 ) -> tuple[float | None, float | None]:
     """Error and stored bits per weight of the same group without int8 adapters; None where it has none."""
     other = fitted.in_bf16
     if other is None:
         return None, None
     error = evaluate_group(other, weights, observed.tokens, observed.vision).error.routed
-    return error, stored_bits(group_tensors(other, plan, dtype=blueprint.dtype))[0] / plan.weights
+    tensors = group_tensors(other, plan, dtype=blueprint.dtype, scale_dtype=scale_dtype)
+    return error, stored_bits(tensors)[0] / plan.weights

@@ -179,7 +179,7 @@ def _check_budget(spec: QuantizationSpec, budget: Budget, groups: Sequence[Group
 
 
 def _stored(groups: Iterable[GroupPlan], spec: QuantizationSpec, dtype: torch.dtype) -> int:
-    return sum(stored_group_bits(plan, spec, scale_bits=8 * dtype.itemsize) for plan in groups)
+    return sum(stored_group_bits(plan, spec, dtype) for plan in groups)
 
 
 def _near(name: str, groups: Sequence[GroupPlan]) -> str:

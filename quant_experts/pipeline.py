@@ -52,6 +52,8 @@ from quant_experts.weights import INDEX, SINGLE, shards_fingerprint, stream
 from quant_experts.written_size import about_size, names_beside_the_blocks, written_size
 
 ADAPTER = "adapter_config.json"
+LATER_FIELDS = {"vision": "keep", "method_version": 1, "weight_grid": "max"}
+"""Fields of the spec that came later → what runs begun before did."""
 
 
 @dataclass(frozen=True)
@@ -317,9 +319,8 @@ def _environment(blueprint: Blueprint) -> dict[str, str]:
 
 
 def _identity(spec: QuantizationSpec) -> dict[str, Any]:
-    """What of the spec makes a run another run. Runs begun before a tower could be quantized go on after."""
-    fields = spec.model_dump(mode="json")
-    return {name: value for name, value in fields.items() if (name, value) != ("vision", "keep")}
+    """What of the spec makes a run another run. Runs begun before a field was there go on after."""
+    return {name: value for name, value in spec.model_dump(mode="json").items() if LATER_FIELDS.get(name) != value}
 
 
 def _digest(content: Any) -> str:

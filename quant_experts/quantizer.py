@@ -1,7 +1,8 @@
 """Symmetric integer quantization: weights in groups of input channels, activations per token.
 
-Integers are signed and lie in [-(2^(b-1)-1), 2^(b-1)-1]: zero is exact, the range is the same on both sides, and every
-value fits the ``pack-quantized`` layout of compressed-tensors, which adds 2^(b-1) before packing.
+Activations, and weights on the ``max`` grid, take integers in [-(2^(b-1)-1), 2^(b-1)-1]. Weights on the ``searched``
+grid (weight_grid.py) take -2^(b-1) as well. Zero is exact in both, and every value fits the ``pack-quantized`` layout
+of compressed-tensors, which adds 2^(b-1) before packing.
 """
 
 from __future__ import annotations
@@ -34,22 +35,24 @@ def weight_scales(w: Tensor, bits: int, group_size: int, scale_dtype: torch.dtyp
     return torch.where(scales > 0, scales, torch.ones_like(scales))
 
 
-def encode(w: Tensor, scales: Tensor, bits: int, group_size: int) -> Tensor:
-    """Round to nearest on the grid of ``scales``. w: (out, d); scales: (out, d/g); returns (out, d) int8."""
+def encode(w: Tensor, scales: Tensor, low: int, high: int, group_size: int) -> Tensor:
+    """Round to nearest on the grid of ``scales``, integers from low to high.
+
+    w: (out, d); scales: (out, d/g); returns (out, d) int8.
+    """
     out, d = w.shape
-    bound = largest_integer(bits)
     grid = w.float().reshape(out, d // group_size, group_size) / scales.float().unsqueeze(-1)
-    return grid.round_().clamp_(-bound, bound).to(torch.int8).reshape(out, d)
+    return grid.round_().clamp_(low, high).to(torch.int8).reshape(out, d)
 
 
 def quantize(w: Tensor, bits: int, group_size: int, scale_dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Round-to-nearest quantization of a weight.
+    """Round-to-nearest quantization of a weight on the ``max`` grid.
 
     w: (out, d) float; returns codes (out, d) int8 and scales (out, d/g) float32, rounded to ``scale_dtype``.
     Raises ValueError when ``group_size`` does not divide d.
     """
-    scales = weight_scales(w, bits, group_size, scale_dtype)
-    return encode(w, scales, bits, group_size), scales
+    scales, bound = weight_scales(w, bits, group_size, scale_dtype), largest_integer(bits)
+    return encode(w, scales, -bound, bound, group_size), scales
 
 
 def dequantize(codes: Tensor, scales: Tensor, group_size: int) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
+
+from quant_experts.checkpoint.layout import weight_scale_dtype
 from quant_experts.config import QuantizationSpec
-from quant_experts.fit import DEFAULT_GROUP_SIZE
 from quant_experts.groups import GroupPlan
 
 ADAPTER_BITS = 16
@@ -12,22 +14,15 @@ SHAPE_BITS = 2 * 64
 """Of a layer's ``weight_shape``."""
 
 
-def group_size(spec: QuantizationSpec, width: int) -> int:
-    """Input channels that share a weight scale in a group of this input width. A number has been seen to divide it."""
-    if spec.group_size == "channel":
-        return width
-    size = DEFAULT_GROUP_SIZE if spec.group_size == "auto" else spec.group_size
-    return size if width % size == 0 else width
-
-
-def stored_group_bits(plan: GroupPlan, spec: QuantizationSpec, *, scale_bits: int) -> int:
+def stored_group_bits(plan: GroupPlan, spec: QuantizationSpec, dtype: torch.dtype) -> int:
     """At most this much is stored: integers, scales, shapes, smoothing, adapters, router; biases do not count.
 
-    ``scale_bits``: of the model's dtype. A fit may end below it, with no scaling or with fewer experts than asked for
+    ``dtype``: the model's. A fit may end below it, with no scaling or with fewer experts than asked for
     because a group has too few token-dependent channels; it never ends above.
     """
     words = -(-plan.width * spec.bits.weight_bits // 32)
-    scales = plan.width // group_size(spec, plan.width)
+    scales = plan.width // spec.group_size_for(plan.width)
+    scale_bits = 8 * weight_scale_dtype(spec, dtype).itemsize
     rows = sum(plan.outs)
     base = rows * (32 * words + scales * scale_bits) + len(plan.layers) * SHAPE_BITS
     smooth = 0 if spec.smoothing == "none" else plan.width * SMOOTH_BITS

@@ -40,14 +40,25 @@ def test_the_options_of_a_job_are_fields_of_the_librarys_spec_with_the_same_boun
             config.QuantizationSpec.model_validate({name: least - 1})
 
 
+@pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("method", contract.METHODS)
-def test_an_option_that_is_left_out_means_what_the_library_does(method: str) -> None:
+def test_an_option_that_is_left_out_means_what_the_library_does(method: str, version: int) -> None:
+    options = {"method_version": version}
     body = {"model": {"id": "a/b"}, "calibration": {"dataset": "a/b"}, "scheme": "W4A6", "method": method}
-    full = contract.JobSpec.model_validate(body).options_in_full()
-    spec = config.QuantizationSpec.preset(method).model_dump()
+    full = contract.JobSpec.model_validate({**body, "options": options}).options_in_full()
+    spec = config.QuantizationSpec.preset(method, method_version=version).model_dump()
     assert {name: "auto" if name == "group_size" and value is None else value for name, value in full.items()} == {
         name: spec[name] for name in contract.Options.model_fields
     }
+
+
+def test_a_job_keeps_the_version_that_its_defaults_have_when_it_is_made() -> None:
+    body = {"model": {"id": "a/b"}, "calibration": {"dataset": "a/b"}, "scheme": "W4A6"}
+    made = contract.JobSpec.model_validate(body)
+    assert made.kept()["options"]["method_version"] == config.METHOD_VERSION == contract.METHOD_VERSION
+    assert made.options_in_full()["method_version"] == 1  # as read from a row that is older than versions
+    asked = contract.JobSpec.model_validate({**body, "options": {"method_version": 1}})
+    assert asked.kept()["options"]["method_version"] == 1
 
 
 @pytest.mark.parametrize("weight_bits", range(1, 10))

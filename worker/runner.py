@@ -171,7 +171,9 @@ def wanted(job: protocol.RunnerJob) -> tuple[QuantizationSpec, AcceptIf | None]:
     from quant_experts.errors import InvalidSpec
 
     try:
-        spec = QuantizationSpec.preset(job.method, scheme=job.scheme, target=job.target, **job.options)
+        # A job without a version is older than the field; a new one carries the version of its defaults.
+        options = {"method_version": 1, **job.options}
+        spec = QuantizationSpec.preset(job.method, scheme=job.scheme, target=job.target, **options)
         return spec, None if job.accept_if is None else AcceptIf(**job.accept_if)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]

@@ -36,6 +36,10 @@ METHODS: dict[str, tuple[str, str, str]] = {
     "qe-paper": ("outlier", "rtn", "qe"),
 }
 """Preset → (smoothing, rounding, reconstruction)."""
+PUBLISHED = "qe-paper"
+"""The preset without our additions to the method."""
+METHOD_VERSION = 2
+"""The newest version of the method: what a job that is made now has, unless it asks for another."""
 DEFAULTS: dict[str, Any] = {
     "shared_rank": 32, "routed_rank": 32, "experts": 8, "important_channels": 32, "adapter_dtype": "bf16",
     "refine": "none", "smoothquant_alpha": 0.5, "vision": "keep", "samples": 128, "seed": 0,
@@ -135,6 +139,11 @@ class AcceptIf(_Strict):
 class Options(_Strict):
     """Parameters of the method; every one has the method's default."""
 
+    method_version: Literal[1, 2] | None = Field(
+        default=None,
+        description="Whose defaults the other options have; the newest when the job is made. 1 repeats a job from "
+        "before there were versions.",
+    )
     group_size: GroupSize | None = None
     shared_rank: Annotated[Whole, Field(ge=0, le=1024)] | None = None
     routed_rank: Annotated[Whole, Field(ge=1, le=1024)] | None = None
@@ -142,6 +151,11 @@ class Options(_Strict):
     important_channels: Annotated[Whole, Field(ge=1, le=1024)] | None = None
     samples: Annotated[Whole, Field(ge=1, le=100_000)] | None = None
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] | None = None
+    weight_grid: Literal["max", "searched"] | None = Field(
+        default=None,
+        description="`searched`, the default, looks for the weight scales that leave the smallest error on the "
+        "calibration rows; `max` takes the largest weight of each group.",
+    )
     refine: Literal["none", "routed", "all"] | None = None
     smoothing: Literal["none", "outlier", "smoothquant", "awq", "mbq", "search"] | None = None
     smoothquant_alpha: Annotated[float, Field(strict=True, ge=0, le=1)] | None = None
@@ -229,7 +243,12 @@ class JobSpec(_Strict):
         return self
 
     def options_in_full(self) -> dict[str, Any]:
-        """Every option with its value, also where it is left out; None where nothing says the default."""
+        """Every option of a stored job with its value, also where it is left out; None where nothing says the default.
+
+        A job without a version is older than the field.
+        """
         slots = dict(zip(("smoothing", "rounding", "reconstruction"), METHODS[self.method], strict=True))
-        given = self.options.model_dump(mode="json", exclude_none=True)
-        return dict.fromkeys(Options.model_fields) | DEFAULTS | slots | given
+        given = {"method_version": 1} | self.options.model_dump(mode="json", exclude_none=True)
+        searched = given["method_version"] > 1 and self.method != PUBLISHED
+        grid = {"weight_grid": "searched" if searched else "max"}
+        return dict.fromkeys(Options.model_fields) | DEFAULTS | grid | slots | given

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.contract.spec import JobSpec
+from app.contract.spec import METHOD_VERSION, JobSpec
 
-UNDERSTOOD = 1
+UNDERSTOOD = 2
 """The newest version that this code understands."""
-SINCE: dict[str, int] = {}
+SINCE: dict[str, int] = {"options.method_version": 2, "options.weight_grid": 2}
 """``options.field``, or ``method=value`` for a new value of an old field, with the version that it came with. A new
 field is None where it is not used."""
 KEPT = set(JobSpec.model_fields) - {"alias", "priority", "device"}
@@ -23,6 +23,10 @@ KEPT = set(JobSpec.model_fields) - {"alias", "priority", "device"}
 def stored(spec: JobSpec) -> tuple[dict[str, Any], int]:
     """What a job's row keeps of its spec, and the version that a worker must understand."""
     kept = spec.model_dump(mode="json", include=KEPT)
+    # The version that options left out are read by, so that a default that changes later changes no job. The first
+    # is what a job without one has.
+    chosen = spec.options.method_version or METHOD_VERSION
+    kept["options"]["method_version"] = chosen if chosen > 1 else None
     needed = 1
     for name, since in SINCE.items():
         path, _, value = name.partition("=")

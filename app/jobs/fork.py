@@ -51,7 +51,9 @@ class ForkRequest(BaseModel):
 async def forked(session: AsyncSession, *, tenant: str, job_id: str, request: ForkRequest) -> tuple[Job, JobSpec]:
     """The job and the spec of its fork. Raises Problem 404, and RequestValidationError for a spec that is not one."""
     parent = await get_job(session, tenant=tenant, job_id=job_id)
-    inherited = {**parent.spec, "priority": parent.priority, "device": parent.device}
+    # A fork is read by the same defaults; a job without a version of the method is older than the field.
+    options = {"method_version": 1, **(parent.spec.get("options") or {})}
+    inherited = {**parent.spec, "options": options, "priority": parent.priority, "device": parent.device}
     merged = merge(inherited, request.changes)
     try:
         return parent, JobSpec.model_validate(merged)

@@ -106,8 +106,5 @@ def _adapters(spec: QuantizationSpec) -> list[tuple[str, dict[str, Any]]]:
 def _stored(
     spec: QuantizationSpec, groups: Sequence[GroupPlan], weight_bits: Mapping[str, int], dtype: torch.dtype
 ) -> int:
-    scale_bits = 8 * dtype.itemsize
     raised = at_bits(spec, SENSITIVE_BITS)
-    return sum(
-        stored_group_bits(plan, raised if plan.name in weight_bits else spec, scale_bits=scale_bits) for plan in groups
-    )
+    return sum(stored_group_bits(plan, raised if plan.name in weight_bits else spec, dtype) for plan in groups)

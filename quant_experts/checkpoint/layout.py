@@ -5,9 +5,10 @@ Names are those of modules in memory. Of a group with parent ``P``, label ``L`` 
     P.q.weight_packed int32 · .weight_scale (out, d/g) · .weight_shape int64 · .bias · .shared_up · .routed_up
     P.L_input_group.smooth (d,) float32 · .shared_down (r_s, d) · .routed_down (N_r, r_r, d) · .router (N_r, d)
 
-Scales have the model's dtype. Adapters and router are bfloat16, also of float32 models (half the bytes; the correction
-itself is small), and float16 of float16 models, whose range they share. A loaded model keeps them so. Adapters in int8
-come with ``<name>_scale``, one scale per row in that same 16-bit dtype.
+Scales, adapters and router are bfloat16, also of float32 models (half the bytes; the fit has rounded them already), and
+float16 of float16 models, whose range they share. A loaded model keeps adapters and router so. Checkpoints of version 1
+of the method have scales in the model's dtype. Adapters in int8 come with ``<name>_scale``, one scale per row in that
+same 16-bit dtype.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from quant_experts.checkpoint.pack import pack
+from quant_experts.config import QuantizationSpec
 from quant_experts.errors import InvalidCheckpoint, NumericalFailure
 from quant_experts.fitted import FittedGroup
 from quant_experts.groups import GroupPlan
@@ -33,11 +35,17 @@ def adapter_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def group_tensors(
-    fitted: FittedGroup, plan: GroupPlan, *, dtype: torch.dtype, biases: Mapping[str, Tensor] | None = None
+    fitted: FittedGroup,
+    plan: GroupPlan,
+    *,
+    dtype: torch.dtype,
+    scale_dtype: torch.dtype | None = None,
+    biases: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Everything that is stored of a group, by full name, on the CPU.
 
-    ``dtype``: the model's, for scales and biases. ``biases``: layer name → (out,), of the layers that have one.
+    ``dtype``: the model's, for biases. ``scale_dtype``: for the scales of weights; None means ``dtype``. ``biases``:
+    layer name → (out,), of the layers that have one.
     Raises NumericalFailure naming the tensor when a value does not survive the stored dtype.
     """
     adapters = adapter_dtype(dtype)
@@ -47,7 +55,7 @@ def group_tensors(
         prefix = f"{plan.parent}.{layer}"
         codes = fitted.codes[j]
         tensors[f"{prefix}.weight_packed"] = pack(codes.cpu(), fitted.weight_bits)
-        tensors[f"{prefix}.weight_scale"] = _stored(f"{prefix}.weight_scale", fitted.scales[j], dtype)
+        tensors[f"{prefix}.weight_scale"] = _stored(f"{prefix}.weight_scale", fitted.scales[j], scale_dtype or dtype)
         tensors[f"{prefix}.weight_shape"] = torch.tensor(codes.shape, dtype=torch.int64)
         if biases and layer in biases:
             tensors[f"{prefix}.bias"] = _stored(f"{prefix}.bias", biases[layer], dtype)
@@ -80,6 +88,11 @@ def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if not bool(torch.isfinite(stored).all()):
         raise NumericalFailure(f"{name}: values up to {tensor.abs().max().item():.3g} cannot be stored as {dtype}")
     return stored
+
+
+def weight_scale_dtype(spec: QuantizationSpec, dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which the weight scales of a model of ``dtype`` are stored."""
+    return adapter_dtype(dtype) if spec.method_version > 1 else dtype
 
 
 def group_config(fitted: FittedGroup, plan: GroupPlan, *, dtype: torch.dtype) -> dict[str, Any]:

@@ -88,7 +88,17 @@ REFINEMENTS = (
     click.option(
         "--group-size",
         metavar="32|64|128|channel",
-        help="Input channels per weight scale.  [default: 128 where it divides]",
+        help="Input channels per weight scale.  [default: the largest of 128, 64, 32 that divides]",
+    ),
+    click.option(
+        "--weight-grid",
+        type=click.Choice(["max", "searched"]),
+        help="How the scales of weights are found.  [default: searched; qe-paper: max]",
+    ),
+    click.option(
+        "--method-version",
+        type=click.Choice(["1", "2"]),
+        help="Whose defaults the other options have; 1 repeats a run of an older release.  [default: 2]",
     ),
     click.option("--shared-rank", type=int, metavar="R", help="Rank of the shared expert.  [default: 32]"),
     click.option("--routed-rank", type=int, metavar="R", help="Rank of each routed expert.  [default: 32]"),
@@ -182,12 +192,13 @@ def spec_of(method: str, **options: Any) -> tuple[QuantizationSpec, AcceptIf | N
     size = given.get("group_size", "")
     if size.isdecimal():
         given["group_size"] = int(size)
-    if "sensitive_bits" in given:
-        given["sensitive_bits"] = int(given["sensitive_bits"])
+    for name in ("sensitive_bits", "method_version"):
+        if name in given:
+            given[name] = int(given[name])
     limits = _taken(given, LIMITS)
-    parts = {field: part for field, flags in PARTS.items() if (part := _taken(given, flags))}
+    given |= {field: part for field, flags in PARTS.items() if (part := _taken(given, flags))}
     try:
-        spec = QuantizationSpec.preset(method, **given, **parts)
+        spec = QuantizationSpec.preset(method, **given)
         accept_if = AcceptIf(**limits) if limits else None
     except ValidationError as error:
         raise _usage_error(error) from error
@@ -212,8 +223,9 @@ def changes_of(**given: Any) -> dict[str, Any]:
     size = given.get("group_size", "")
     if size.isdecimal():
         given["group_size"] = int(size)
-    if "sensitive_bits" in given:
-        given["sensitive_bits"] = int(given["sensitive_bits"])
+    for name in ("sensitive_bits", "method_version"):
+        if name in given:
+            given[name] = int(given[name])
     if "sensitive_groups" in given:
         given["sensitive_groups"] = list(given["sensitive_groups"])
     fields: dict[str, Any] = {name: given.pop(name) for name in ("scheme", "method") if name in given}

@@ -20,10 +20,16 @@ from quant_experts.seeding import generator
 
 
 def exempt_columns(problem: GroupProblem) -> Tensor:
-    """The token-independent channels, unless the spec keeps them in the base or has no shared expert for them."""
+    """The token-independent channels, unless the spec keeps them in the base or has no shared expert for them.
+
+    No more than the shared expert's rank, which alone can carry a column whole: of any other, part is lost.
+    """
     if not problem.spec.exempt or problem.spec.shared_rank == 0:
         return no_columns(problem)
-    return channel_mask(problem.partition.independent, problem.width)
+    exempt = problem.partition.independent
+    if problem.spec.method_version > 1:
+        exempt = exempt[: problem.spec.shared_rank]
+    return channel_mask(exempt, problem.width)
 
 
 def reconstruct(problem: GroupProblem, base: Tensor) -> Adapters:

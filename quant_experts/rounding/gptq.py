@@ -12,8 +12,8 @@ from torch import Tensor
 
 from quant_experts.linalg import cholesky
 from quant_experts.problem import GroupProblem
-from quant_experts.quantizer import largest_integer, weight_scales
 from quant_experts.rounding import Rounded
+from quant_experts.weight_grid import grid_of
 
 BLOCK = 128
 
@@ -21,15 +21,14 @@ BLOCK = 128
 def round_weights(problem: GroupProblem, exempt: Tensor) -> Rounded:
     """Raises NumericalFailure naming the group when the second moment cannot be factorised."""
     weight = problem.weight.masked_fill(exempt, 0)
-    bits, group_size = problem.spec.bits.weight_bits, problem.group_size
-    scales = weight_scales(weight, bits, group_size, problem.scale_dtype)
+    grid = grid_of(problem, weight)
     order = _order(problem.second_moment.diagonal(), exempt)
     factor = _inverse_factor(problem, order)
     work = weight[:, order].contiguous()
-    step = scales[:, order // group_size]
+    step = grid.scales[:, order // problem.group_size]
     codes = torch.zeros_like(weight, dtype=torch.int8)
-    codes[:, order] = _round_in_order(work, step, factor, largest_integer(bits)).to(torch.int8)
-    return Rounded(codes, scales)
+    codes[:, order] = _round_in_order(work, step, factor, grid.low, grid.high).to(torch.int8)
+    return Rounded(codes, grid.scales)
 
 
 def _order(diagonal: Tensor, exempt: Tensor) -> Tensor:
@@ -46,7 +45,7 @@ def _inverse_factor(problem: GroupProblem, order: Tensor) -> Tensor:
     return factor.float()
 
 
-def _round_in_order(work: Tensor, step: Tensor, factor: Tensor, bound: int) -> Tensor:
+def _round_in_order(work: Tensor, step: Tensor, factor: Tensor, low: int, high: int) -> Tensor:
     """work, step: (out, d) in processing order; ``work`` is used up. Returns integers (out, d) float32."""
     d = work.shape[1]
     codes = torch.empty_like(work)
@@ -56,7 +55,7 @@ def _round_in_order(work: Tensor, step: Tensor, factor: Tensor, bound: int) -> T
         errors = torch.empty_like(block)
         for i in range(end - begin):
             column = block[:, i]
-            code = (column / steps[:, i]).round_().clamp_(-bound, bound)
+            code = (column / steps[:, i]).round_().clamp_(low, high)
             error = (column - code * steps[:, i]) / upper[i, i]
             block[:, i:] -= error.unsqueeze(1) * upper[i, i:]
             codes[:, begin + i] = code

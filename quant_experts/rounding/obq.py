@@ -15,8 +15,8 @@ from torch import Tensor
 from quant_experts.errors import InvalidSpec
 from quant_experts.linalg import cholesky
 from quant_experts.problem import GroupProblem
-from quant_experts.quantizer import largest_integer, weight_scales
 from quant_experts.rounding import Rounded
+from quant_experts.weight_grid import grid_of
 
 WIDTH_LIMIT = 1024
 
@@ -44,19 +44,19 @@ def round_weights(problem: GroupProblem, exempt: Tensor) -> Rounded:
     """
     check(problem.width, problem.name)
     weight = problem.weight.masked_fill(exempt, 0)
-    bits, group_size = problem.spec.bits.weight_bits, problem.group_size
-    scales = weight_scales(weight, bits, group_size, problem.scale_dtype)
+    grid = grid_of(problem, weight)
     columns = (~exempt).nonzero().flatten()
     codes = torch.zeros_like(weight, dtype=torch.int8)
     if len(columns):
         inverse = _inverse(problem, columns, exempt)
         rows = max(1, WORKSPACE // (8 * len(columns) ** 2))
         work = torch.split(weight[:, columns].double(), rows)
-        steps = torch.split(scales[:, columns // group_size].double(), rows)
-        bound = largest_integer(bits)
-        rounded = [_round_rows(part, step, inverse, bound) for part, step in zip(work, steps, strict=True)]
+        steps = torch.split(grid.scales[:, columns // problem.group_size].double(), rows)
+        rounded = [
+            _round_rows(part, step, inverse, grid.low, grid.high) for part, step in zip(work, steps, strict=True)
+        ]
         codes[:, columns] = torch.cat(rounded).to(torch.int8)
-    return Rounded(codes, scales)
+    return Rounded(codes, grid.scales)
 
 
 def _inverse(problem: GroupProblem, columns: Tensor, exempt: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ def _inverse(problem: GroupProblem, columns: Tensor, exempt: Tensor) -> Tensor:
     return inverse
 
 
-def _round_rows(work: Tensor, step: Tensor, inverse: Tensor, bound: int) -> Tensor:
+def _round_rows(work: Tensor, step: Tensor, inverse: Tensor, low: int, high: int) -> Tensor:
     """work, step: (rows, n) float64, ``work`` is used up; inverse: (n, n). Returns integers (rows, n) float64."""
     rows, n = work.shape
     codes = torch.zeros_like(work)
@@ -79,7 +79,7 @@ def _round_rows(work: Tensor, step: Tensor, inverse: Tensor, bound: int) -> Tens
     pivots = work.new_empty(rows, n, n)
     everyone = torch.arange(rows, device=work.device)
     for done in range(n):
-        nearest = (work / step).round_().clamp_(-bound, bound)
+        nearest = (work / step).round_().clamp_(low, high)
         error = work - nearest * step
         chosen = _cheapest(error, step, diagonal, open_)
         at = (everyone, chosen)
@@ -101,6 +101,6 @@ def _cheapest(error: Tensor, step: Tensor, diagonal: Tensor, open_: Tensor) -> T
     One that was pushed outside of the grid goes first (the paper's section 5): waiting only pushes it further.
     """
     cost = error.square() / diagonal
-    outside = error.abs() > step * (0.5 * OUTSIDE)
+    outside = error.abs() > step.abs() * (0.5 * OUTSIDE)
     cost = torch.where(outside, -error.abs(), cost)
     return cost.masked_fill(~open_, float("inf")).argmin(-1)

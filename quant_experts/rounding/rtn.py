@@ -1,14 +1,15 @@
-"""Round to nearest: no calibration data is looked at."""
+"""Round to nearest. Calibration data is looked at by the search for a grid alone."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from quant_experts.problem import GroupProblem
-from quant_experts.quantizer import quantize
 from quant_experts.rounding import Rounded
+from quant_experts.weight_grid import grid_of
 
 
 def round_weights(problem: GroupProblem, exempt: Tensor) -> Rounded:
     weight = problem.weight.masked_fill(exempt, 0)
-    return Rounded(*quantize(weight, problem.spec.bits.weight_bits, problem.group_size, problem.scale_dtype))
+    grid = grid_of(problem, weight)
+    return Rounded(grid.encode(weight), grid.scales)

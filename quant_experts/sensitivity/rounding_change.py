@@ -44,7 +44,6 @@ from quant_experts.sensitivity.border import (
 )
 from quant_experts.sensitivity.rows import few_rows
 from quant_experts.state_file import StateFile, temporary_states
-from quant_experts.stored_size import group_size
 
 CHUNK = 256
 """Positions whose logits are in memory at a time, of two streams."""
@@ -190,7 +189,7 @@ def rounded_to_nearest(blueprint: Blueprint, plan: GroupPlan, spec: Quantization
     parent = blueprint.model.get_submodule(plan.parent)
     layers = [parent.get_submodule(layer) for layer in plan.layers]
     originals = [layer.weight for layer in layers]
-    size, bits = group_size(spec, plan.width), spec.bits
+    size, bits = spec.group_size_for(plan.width), spec.bits
 
     def round_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (fake_quantize_tokens(args[0], bits.activation_bits), *args[1:])

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from quant_experts.problem import GroupProblem
-from quant_experts.quantizer import dequantize, fake_quantize_tokens, quantize
+from quant_experts.quantizer import dequantize, fake_quantize_tokens
 from quant_experts.seeding import generator
 from quant_experts.smoothing import Smoothing, storable
+from quant_experts.weight_grid import COARSE, grid_of
 
 SUBSAMPLE = 512
 GRID = 20
@@ -26,11 +27,10 @@ def subsample(problem: GroupProblem, purpose: str) -> Tensor:
 
 def output_error(problem: GroupProblem, scale: Tensor | None, x: Tensor, exact: Tensor) -> Tensor:
     """``W x - W_q Q(x/s)`` with W diag(s) rounded to nearest. x: (n, d); exact: (n, out), W x; returns (n, out)."""
-    bits = problem.spec.bits
     weight, scaled = (problem.weight, x) if scale is None else (problem.weight * scale, x / scale)
-    codes, scales = quantize(weight, bits.weight_bits, problem.group_size, problem.scale_dtype)
-    rounded = dequantize(codes, scales, problem.group_size)
-    return exact - fake_quantize_tokens(scaled, bits.activation_bits) @ rounded.T
+    grid = grid_of(problem, weight, scale, COARSE)
+    rounded = dequantize(grid.encode(weight), grid.scales, problem.group_size)
+    return exact - fake_quantize_tokens(scaled, problem.spec.bits.activation_bits) @ rounded.T
 
 
 def by_magnitude(problem: GroupProblem, alpha: float) -> Tensor | None:

@@ -16,6 +16,7 @@ import pytest
 from fastapi import Request, Response
 from rich.console import Console
 
+from app.contract.spec import METHOD_VERSION
 from quant_experts import cli
 from quant_experts.client import ComparisonView
 from quant_experts.client.retrying import RetryPolicy
@@ -74,7 +75,7 @@ async def test_submit_sends_the_options_of_quantize(qe: Qe, api: Api) -> None:
     spec = api.execute("SELECT spec FROM jobs WHERE id = %s", [job_id])[0][0]
     given = {name: value for name, value in spec["options"].items() if value is not None}
     sensitive = {"groups": ["a.down"], "share": None, "weight_bits": 6}
-    assert given == {"group_size": 64, "seed": 3, "sensitive": sensitive}
+    assert given == {"group_size": 64, "seed": 3, "sensitive": sensitive, "method_version": METHOD_VERSION}
     assert (spec["scheme"], spec["method"], spec["accept_if"]["max_kl"]) == ("W4A8", "qe", 0.1)
     assert (spec["name"], spec["labels"], spec["timeout_s"]) == ("n", {"team": "vision"}, 600)
     auto = await submitted(qe, "--scheme", "auto", "--max-bytes", "2.5GB")
@@ -283,7 +284,8 @@ async def test_fork_sends_what_was_said_and_no_defaults(qe: Qe, api: Api) -> Non
     assert code == 0, err
     [(spec, parent)] = api.execute("SELECT spec, forked_from FROM jobs WHERE id = %s", [out.strip()])
     given = {name: value for name, value in spec["options"].items() if value is not None}
-    assert (parent, spec["scheme"], spec["method"], given) == (job_id, "W4A8", "gptq", {"seed": 0})
+    assert given == {"seed": 0, "method_version": METHOD_VERSION}
+    assert (parent, spec["scheme"], spec["method"]) == (job_id, "W4A8", "gptq")
     assert (spec.get("accept_if"), spec["labels"]) == (None, {"a": "b", "c": "d"})
     code, _, err = await qe("fork", job_id, "--seed", "1", "--unset", "options.seed")
     assert (code, "another option gives it" in err) == (2, True)

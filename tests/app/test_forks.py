@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.contract.block_files import CALLS_FILES
-from app.contract.spec import JobSpec
+from app.contract.spec import METHOD_VERSION, JobSpec
 from app.contract.tables import Job
 from app.database import tenant_session
 from app.jobs.fork import Takeover, merge, takeover
@@ -41,6 +41,7 @@ async def test_a_fork_is_the_same_job_but_for_what_was_changed(api: Api) -> None
     assert {name: value for name, value in child["options"].items() if value is not None} == {
         "seed": 3,
         "group_size": 64,
+        "method_version": METHOD_VERSION,
     }
     assert child["labels"] == {"team": "vision", "run": "2"}
     assert (child["accept_if"], child["name"], child["forked_from"]) == (None, "first", parent["id"])
@@ -48,6 +49,18 @@ async def test_a_fork_is_the_same_job_but_for_what_was_changed(api: Api) -> None
     assert (child["resolved"]["model_commit"], child["resolved"]["dataset_commit"]) == ("c0", "d0")
     events = ok(await api.client.get(f"/v1/jobs/{child['id']}/events"))["data"]
     assert events[0]["data"]["forked_from"] == parent["id"]
+
+
+async def test_a_job_from_before_versions_and_its_forks_keep_their_defaults(api: Api) -> None:
+    parent = await api.create_job(options={"seed": 3})
+    api.execute("ALTER TABLE jobs DISABLE TRIGGER guard_job")  # the spec of a job never changes
+    api.execute("UPDATE jobs SET spec = spec #- '{options,method_version}' #- '{options,weight_grid}'")
+    api.execute("ALTER TABLE jobs ENABLE TRIGGER guard_job")
+    assert ok(await api.client.get(f"/v1/jobs/{parent['id']}"))["options"]["method_version"] is None
+    child = await fork(api, parent["id"], options={"seed": 4})
+    assert (child["options"]["method_version"], child["options"]["seed"]) == (1, 4)
+    newest = await fork(api, parent["id"], options={"method_version": METHOD_VERSION})
+    assert newest["options"]["method_version"] == METHOD_VERSION
 
 
 async def test_a_fork_to_another_model_or_dataset_is_pinned_to_nothing_of_the_first(api: Api) -> None:

@@ -6,6 +6,7 @@ import json
 
 from playwright.async_api import expect
 
+from app.contract.spec import METHOD_VERSION
 from tests.app.conftest import Api, ok
 from tests.app.test_forks import leave_blocks
 from tests.browser.dashboard import Dashboard
@@ -49,7 +50,13 @@ async def test_a_fork_says_what_it_takes_over_and_keeps_what_the_form_does_not_h
     fork = ok(await api.client.get("/v1/jobs"))["data"][0]
     assert (fork["forked_from"], fork["scheme"], fork["name"]) == (job, "W4A8", None)
     options = {name: value for name, value in fork["options"].items() if value is not None}
-    assert options == {"experts": 2, "smoothing": "awq", "vision": "quantize", "shared_rank": 32}
+    assert options == {
+        "experts": 2,
+        "smoothing": "awq",
+        "vision": "quantize",
+        "shared_rank": 32,
+        "method_version": METHOD_VERSION,
+    }
     assert fork["accept_if"]["max_kl"] == 0.25
     dashboard.faults[:] = [fault for fault in dashboard.faults if "status of 422" not in fault]
 

@@ -25,7 +25,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Qual
     rows = write_rows(directory / "rows.jsonl", [image_row(i) for i in range(6)])
     found = {}
     for method in ("qe", "rtn"):
-        spec = QuantizationSpec.preset(method, **OPTIONS)
+        grid = {"weight_grid": "max"} if method == "rtn" else {}
+        spec = QuantizationSpec.preset(method, **OPTIONS, **grid)
         found[method] = (directory / method / "work", run(directory / method, model=model, rows=rows, spec=spec))
     return found
 

@@ -81,7 +81,7 @@ def bits_per_weight(spec: QuantizationSpec, weight_bits: dict[str, int]) -> floa
     total = 0
     for plan in flat(TWELVE):
         own = spec.model_copy(update={"scheme": f"W{weight_bits.get(plan.name, spec.bits.weight_bits)}A{activations}"})
-        total += stored_group_bits(plan, own, scale_bits=16)
+        total += stored_group_bits(plan, own, torch.bfloat16)
     return total / sum(plan.weights for plan in flat(TWELVE))
 
 
@@ -251,7 +251,7 @@ def test_a_budget_holds_with_adapters_included(runs: Runs) -> None:
     spec = QuantizationSpec.preset("qe", **{**OPTIONS, "scheme": "W3A8"})
     by_name = groups_of(plain)
     for plan in flat(measuring(runs.directory / "plans", "qwen2_vl", blocks=2).plans):
-        predicted = stored_group_bits(plan, spec, scale_bits=16) / plan.weights
+        predicted = stored_group_bits(plan, spec, torch.bfloat16) / plan.weights
         group = by_name[plan.name]
         assert group.effective_bits <= predicted
         if group.smoothing != "none" and not any("fitted" in warning for warning in group.warnings):
@@ -281,7 +281,7 @@ def test_bytes_are_known_before_the_fit(runs: Runs, method: str, dtype: str, tmp
             should_stop=stop.is_set,
         )
     for plan, group in zip(measuring(tmp_path, "qwen2_vl").plans[0], seen, strict=True):
-        predicted = stored_group_bits(plan, spec, scale_bits=16)
+        predicted = stored_group_bits(plan, spec, torch.bfloat16)
         if not any("fitted" in warning for warning in group.warnings):
             assert group.effective_bits * plan.weights == pytest.approx(predicted)
         assert group.effective_bits * plan.weights <= predicted + 1e-6

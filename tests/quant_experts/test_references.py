@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -16,9 +17,11 @@ from quant_experts.problem import GroupProblem, ModalityWeights
 from quant_experts.quantizer import dequantize, fake_quantize_tokens, quantize
 from quant_experts.rounding.obq import WIDTH_LIMIT
 from quant_experts.seeding import generator
-from tests.quant_experts.problems import problem_of
+from tests.quant_experts import problems
 from tests.quant_experts.tokens import mixture, weights
 
+problem_of = partial(problems.problem_of, weight_grid="max")
+"""The papers' grid; the searched one is in test_weight_grid.py."""
 NONE = torch.zeros(64, dtype=torch.bool)
 
 

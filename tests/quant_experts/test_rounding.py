@@ -7,7 +7,7 @@ import torch
 
 from quant_experts import rounding
 from quant_experts.problem import GroupProblem
-from quant_experts.quantizer import dequantize, largest_integer
+from quant_experts.quantizer import dequantize
 from quant_experts.rounding.gptq import BLOCK
 from tests.quant_experts.problems import problem_of
 from tests.quant_experts.tokens import mixture, weights
@@ -28,7 +28,8 @@ def test_codes_stay_on_the_grid_and_exempt_columns_are_zero(choice: str, group_s
     exempt[[0, 1, 33]] = True
     rounded = rounding.get(choice).round_weights(problem, exempt)
     assert rounded.codes.dtype == torch.int8
-    assert int(rounded.codes.abs().max()) <= largest_integer(bits)
+    assert int(rounded.codes.min()) == -(2 ** (bits - 1))
+    assert int(rounded.codes.max()) < 2 ** (bits - 1)
     assert int(rounded.codes[:, exempt].abs().max()) == 0
     assert rounded.scales.shape == (problem.weight.shape[0], problem.width // group_size)
 
@@ -75,7 +76,7 @@ def test_blocked_gptq_equals_one_column_at_a_time() -> None:
     remaining = order.tolist()
     for column in order.tolist():
         step = rounded.scales[:, 0].double()
-        codes[:, column] = (work[:, column] / step).round().clamp(-7, 7)
+        codes[:, column] = (work[:, column] / step).round().clamp(-8, 7)
         error = (work[:, column] - codes[:, column] * step) / inverse[column, column]
         remaining.remove(column)
         work[:, remaining] -= error.unsqueeze(1) * inverse[column, remaining]

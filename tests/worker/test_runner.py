@@ -147,6 +147,16 @@ def test_a_target_and_limits_reach_the_spec_or_are_refused(tmp_path: Path, chang
         runner.wanted(protocol.RunnerJob.model_validate(body))
 
 
+@pytest.mark.parametrize(("options", "grid"), [({}, "max"), ({"method_version": 2}, "searched")])
+def test_a_job_from_before_versions_is_read_by_the_defaults_of_its_time(options: dict[str, Any], grid: str) -> None:
+    body = {
+        "model": "/nowhere", "model_id": "local/x", "model_commit": None, "calibration": "/nowhere", "split": "train",
+        "output": "/nowhere/out", "work": "/nowhere/work", "scheme": "W4A6", "method": "gptq", "options": options,
+    }  # fmt: skip
+    spec, _ = runner.wanted(protocol.RunnerJob.model_validate(body))
+    assert (spec.method_version, spec.weight_grid) == (options.get("method_version", 1), grid)
+
+
 def test_no_block_begins_before_the_last_is_kept_or_a_stop_is_asked() -> None:
     orders, said = runner.Orders(), queue.SimpleQueue[bytes]()
     threading.Thread(target=orders.listen, args=(iter(said.get, b""),), daemon=True).start()
