@@ -44,6 +44,7 @@ PER_TASK = 50
 FIT_SOURCES = (
     *("smoothing", "rounding", "reconstruction", "experts"),
     *("fit.py", "linalg.py", "quantizer.py", "statistics.py", "seeding.py", "modeling_quant_experts.py"),
+    "weight_grid.py",
 )
 """Below the package: a change here makes every kept result stale."""
 

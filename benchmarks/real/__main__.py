@@ -1,0 +1,102 @@
+"""Our presets beside plain rounding to nearest, on the real model; writes benchmarks/results/real.md.
+
+python -m benchmarks.real                              # hours on two cores; goes on where it was interrupted
+python -m benchmarks.real --only "W4A16 gptq" --only "W4A16 rtn"
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from benchmarks.real.prepare import PACKAGES
+from benchmarks.real.runs import Bench, open_bench, result
+from quant_experts.config import QuantizationSpec
+
+HOLDOUT = 0.0625
+"""Two of 32 rows: the report needs them; the benchmark measures on other text."""
+OUT = Path(__file__).parents[1] / "results" / "real"
+PLAIN: dict[str, Any] = {"method": "rtn", "weight_grid": "max"}
+"""Rounding to nearest as everybody has it."""
+RUNS: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "W4A16": [
+        ("gptq", {"method": "gptq"}),
+        ("rtn, plain", PLAIN),
+        ("rtn", {"method": "rtn"}),
+        ("gptq, version 1", {"method": "gptq", "method_version": 1}),
+    ],
+    "W5A16": [("rtn, plain", PLAIN)],
+    "W6A16": [("rtn, plain", PLAIN)],
+    "W8A16": [("rtn, plain", PLAIN)],
+    "W4A8": [
+        ("gptq", {"method": "gptq"}),
+        ("search + gptq", {"method": "gptq", "smoothing": "search"}),
+        ("qe-gptq", {"method": "qe-gptq"}),
+        ("qe-gptq, version 1", {"method": "qe-gptq", "method_version": 1}),
+    ],
+    "W4A6": [
+        ("gptq", {"method": "gptq"}),
+        ("search + gptq", {"method": "gptq", "smoothing": "search"}),
+        ("qe-gptq", {"method": "qe-gptq"}),
+    ],
+    "W3A16": [("gptq", {"method": "gptq"})],
+}
+"""Scheme → (label, options over the preset)."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", metavar="SCHEME LABEL", help="these runs; repeatable")
+    parser.add_argument("--out", type=Path, default=OUT, help="without the ending")
+    arguments = parser.parse_args()
+    bench = open_bench()
+    cells = []
+    for scheme, runs in RUNS.items():
+        for label, options in runs:
+            if arguments.only and f"{scheme} {label}" not in arguments.only:
+                continue
+            spec = QuantizationSpec.preset(**{"scheme": scheme, "samples": 32, "holdout": HOLDOUT, **options})
+            found = result(bench, label, spec)
+            cells.append({"scheme": scheme, **found})
+            print(
+                f"{scheme} {label}: {found['effective_bits']:.2f} bits, KL {found['kl']:.4f}",
+                file=sys.stderr,
+                flush=True,
+            )
+            write(arguments.out, bench, cells)
+
+
+def write(out: Path, bench: Bench, cells: list[dict[str, Any]]) -> None:
+    from benchmarks.real.tables import page
+    from benchmarks.real.yardstick import of_full
+
+    environment = {
+        "command": "python -m benchmarks.real",
+        "package": PACKAGES[0],
+        "rows": len(bench.prepared.calibration.read_text(encoding="utf-8").splitlines()),
+        "tokens": len(bench.yardstick.full),
+        "kinds": ", ".join(
+            f"{count} rows of {kind}"
+            for kind, count in collections.Counter(row["kind"] for row in bench.yardstick.rows).items()
+        ),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    full = of_full(bench.yardstick)
+    out.with_suffix(".md").write_text(page(cells, full, environment), encoding="utf-8")
+    content = {"environment": environment, "full_precision": full, "runs": cells}
+    out.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
