@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 MODEL ?=
 TESTS ?= tests
 SEED ?= 1
-BENCH ?= layers memory peers.llm_compressor accuracy
+BENCH ?= layers real.quick memory peers.llm_compressor accuracy
 ARGS ?=
 BUILD_ARGS ?=
 
@@ -60,7 +60,7 @@ format: setup ## rewrite the code as the linters want it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup ## print the benchmark tables; BENCH="layers memory peers.llm_compressor accuracy" (hours); ARGS goes to each
+bench: setup ## print the benchmark tables; BENCH="layers real.quick memory peers.llm_compressor accuracy" (hours); ARGS goes to each
 	@set -e; for each in $(BENCH); do echo "== $$each"; $(BIN)/python -m benchmarks.$$each $(ARGS); done
 
 fuzz: setup ## schemathesis against the served API for MINUTES (10); the suite has a short, seeded run

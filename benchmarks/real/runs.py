@@ -34,7 +34,7 @@ def open_bench(work: Path = WORK) -> Bench:
 
 def result(bench: Bench, label: str, spec: QuantizationSpec) -> dict[str, Any]:
     """The figures of one run, from the work directory or made now; a run belongs to its spec and to the code."""
-    content = json.dumps([spec.model_dump(mode="json"), _source()], sort_keys=True)
+    content = json.dumps([spec.model_dump(mode="json"), source()], sort_keys=True)
     path = bench.results / f"{hashlib.sha256(content.encode()).hexdigest()[:24]}.json"
     if not path.is_file():
         found = _run(bench, spec)
@@ -91,7 +91,7 @@ def _processor_seconds() -> float:
     )
 
 
-def _source() -> str:
+def source() -> str:
     """Digest of what decides a fit: a change there makes every kept result stale."""
     package = Path(quant_experts.__file__).parent
     files = sorted(file for name in FIT_SOURCES for file in _python(package / name))
