@@ -2,7 +2,8 @@
 
 - ``max``: the weight of largest magnitude falls on the largest integer; codes are symmetric.
 - ``searched``: scales are signed, so that the weight of largest magnitude falls on -2^(b-1), the one code without a
-  counterpart; and they are shrunk by the factor that leaves the smallest weighted error (docs/method.md, section 3).
+  counterpart; and they are shrunk by the factor that leaves the smallest weighted error (docs/method.md, section 4,
+  step 3).
 """
 
 from __future__ import annotations
