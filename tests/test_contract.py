@@ -55,10 +55,14 @@ def test_an_option_that_is_left_out_means_what_the_library_does(method: str, ver
 def test_a_job_keeps_the_version_that_its_defaults_have_when_it_is_made() -> None:
     body = {"model": {"id": "a/b"}, "calibration": {"dataset": "a/b"}, "scheme": "W4A6"}
     made = contract.JobSpec.model_validate(body)
-    assert made.kept()["options"]["method_version"] == config.METHOD_VERSION == contract.METHOD_VERSION
+    kept, needed = versions.stored(made)
+    assert kept["options"]["method_version"] == config.METHOD_VERSION == contract.METHOD_VERSION
+    assert needed == versions.SINCE["options.method_version"]  # an old worker would fit it by its own defaults
     assert made.options_in_full()["method_version"] == 1  # as read from a row that is older than versions
     asked = contract.JobSpec.model_validate({**body, "options": {"method_version": 1}})
-    assert asked.kept()["options"]["method_version"] == 1
+    kept, needed = versions.stored(asked)
+    assert needed == 1
+    assert contract.JobSpec.model_validate(kept).options_in_full()["method_version"] == 1
 
 
 @pytest.mark.parametrize("weight_bits", range(1, 10))
@@ -73,7 +77,7 @@ def test_both_accept_the_same_schemes(weight_bits: int, activation_bits: int) ->
     assert (contract.SCHEME_PATTERN.fullmatch(text) is not None) == known
 
 
-FINGERPRINTS = {1: "04e607055fa14cc4"}
+FINGERPRINTS = {1: "04e607055fa14cc4", 2: "5c77ae5c21e8c3e8"}
 """Version of the spec → what it may say."""
 
 
@@ -109,7 +113,8 @@ def test_a_job_needs_the_version_of_what_it_says_and_keeps_nothing_newer(monkeyp
     body = {"model": {"id": "a/b"}, "calibration": {"dataset": "a/b"}, "scheme": "W4A6"}
 
     def stored(**changes: Any) -> tuple[dict[str, Any], int]:
-        return versions.stored(contract.JobSpec.model_validate({**body, **changes}))
+        options = {"method_version": 1, **changes.pop("options", {})}
+        return versions.stored(contract.JobSpec.model_validate({**body, "options": options, **changes}))
 
     kept, needed = stored()
     assert needed == 1
