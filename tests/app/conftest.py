@@ -18,6 +18,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.contract.tables import Base
+from app.contract.versions import UNDERSTOOD
 from app.deps import Service
 from app.kernel_copy import FileProtocol
 from app.main import create_app
@@ -53,7 +54,8 @@ class Api:
     def execute(self, statement: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """What a worker's or an operator's own connection would do."""
         assert self.settings.database_url is not None
-        with psycopg.connect(self.settings.database_url, autocommit=True) as connection:
+        understood = f"-c qe.spec_version={UNDERSTOOD}"
+        with psycopg.connect(self.settings.database_url, autocommit=True, options=understood) as connection:
             cursor = connection.execute(statement.encode(), parameters)
             return cursor.fetchall() if cursor.description else []
 

@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from app.contract.bell import QUEUE
+from app.contract.versions import UNDERSTOOD
 from app.settings import Settings
 from tests.app.conftest import Api, job_body, ok, problem, started
 from tests.services import wait_until
@@ -253,7 +254,8 @@ async def test_a_worker_and_a_cancel_at_once_leave_a_legal_job(api: Api) -> None
 
     job = await api.create_job()
     assert api.settings.database_url is not None
-    with psycopg.connect(api.settings.database_url) as worker:
+    understood = f"-c qe.spec_version={UNDERSTOOD}"
+    with psycopg.connect(api.settings.database_url, options=understood) as worker:
         worker.execute(
             "UPDATE jobs SET status = 'running', attempt = 1, lease_until = clock_timestamp() + interval '1 min'"
         )
