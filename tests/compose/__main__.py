@@ -76,7 +76,7 @@ def main() -> int:
     except Absent as absent:
         print(f"not run: {absent}. docs/deployment.md says what is needed.", file=sys.stderr)
         return NO_ENGINE
-    record = Record()
+    record, title = Record(), heading(engine)
     with tempfile.TemporaryDirectory(prefix="qe-compose-") as name:
         directory = Path(name)
         (directory / "models").mkdir()
@@ -88,7 +88,7 @@ def main() -> int:
             path.chmod(0o755 if path.is_dir() else 0o644)  # weights are saved for their owner's eyes alone
         write_jsonl(directory / "rows.jsonl", 8)
         play(engine, directory, record, only=chosen.only, keep=chosen.keep)
-    page = f"{heading(engine)}\n\n{record.table()}\n"
+    page = f"{title}\n\n{record.table()}\n"
     print(page)
     if chosen.results is not None:
         chosen.results.write_text(page)

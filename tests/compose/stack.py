@@ -58,14 +58,14 @@ class Stack:
         return Client(self.url, api_key=self.settings["QE_API_KEY"])
 
     def compose(self, *arguments: str, check: bool = True, **other: str) -> str:
-        """One Compose command; ``other``: settings that differ for it. Returns all that it said."""
+        """One Compose command; ``other``: settings that differ for it. Returns all that it said, its output last."""
         file = self.directory / "env"
         file.write_text("".join(f"{name}='{value}'\n" for name, value in {**self.settings, **other}.items()))
         base = ["--project-name", "qe-compose-test", "--project-directory", str(self.checkout), "--env-file", str(file)]
         base += ["--file", str(self._file), "--ansi", "never"]
         base += [word for profile in self.profiles for word in ("--profile", profile)]
         done = run(*self.engine.compose, *base, *arguments, check=check)
-        return done.stdout + done.stderr
+        return done.stderr + done.stdout
 
     def up(self, **other: str) -> float:
         """Seconds until it is ready."""
