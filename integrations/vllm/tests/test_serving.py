@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -103,9 +104,9 @@ def served(checkpoint: Path, log: Path) -> Iterator[str]:
     (named / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")
     environment["PYTHONPATH"] = str(named.parent)
     with log.open("w") as out:
-        server = subprocess.Popen([*command, *options], env=environment, stdout=out, stderr=out)
+        server = subprocess.Popen([*command, *options], env=environment, stdout=out, stderr=out, start_new_session=True)
         try:
-            deadline = time.monotonic() + 400
+            deadline = time.monotonic() + 900
             while True:
                 assert server.poll() is None, log.read_text()[-4000:]
                 assert time.monotonic() < deadline, log.read_text()[-4000:]
@@ -115,8 +116,8 @@ def served(checkpoint: Path, log: Path) -> Iterator[str]:
                 time.sleep(1)
             yield f"http://127.0.0.1:{port}"
         finally:
-            server.terminate()
-            server.wait(60)
+            os.killpg(server.pid, signal.SIGKILL)  # its engine is a process of its own
+            server.wait()
 
 
 def test_vllm_serve_answers_a_question_about_an_image(tmp_path: Path) -> None:
