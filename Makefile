@@ -63,7 +63,7 @@ format: setup ## rewrite the code as the linters want it
 bench: setup ## print the benchmark tables; BENCH="layers real.quick memory peers.llm_compressor accuracy" (hours); ARGS goes to each
 	@set -e; for each in $(BENCH); do echo "== $$each"; $(BIN)/python -m benchmarks.$$each $(ARGS); done
 
-fuzz: setup ## schemathesis against the served API for MINUTES (10); the suite has a short, seeded run
+fuzz: setup ## schemathesis against the served API for MINUTES (10); QE_FUZZ_SEED repeats a run; the suite has a short one
 	QE_FUZZ_MINUTES=$(or $(MINUTES),10) $(BIN)/python -m pytest --timeout 0 tests/app/test_contract_fuzzing.py
 
 faults: setup ## the long fault run: hundreds of jobs and kills; prints each fault, writes benchmarks/results/faults.md (ARGS="--only storm")

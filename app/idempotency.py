@@ -21,6 +21,7 @@ from psycopg.types.json import Jsonb
 from pydantic import BaseModel
 
 from app import problems
+from app.contract.secret import Seal
 from app.contract.tables import IdempotencyRecord
 from app.database import Sessions
 from app.direct import Statement, Transaction, columns_of, read
@@ -28,6 +29,7 @@ from app.problems import Problem
 from app.tenancy import of_tenant
 
 KEPT = timedelta(hours=24)
+SEALED = "sealed"
 KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
@@ -55,7 +57,7 @@ class _Answer:
     request_digest: str
     status_code: int
     response: dict[str, Any]
-    location: str
+    location: str | None
 
 
 LOCK = "SELECT pg_try_advisory_xact_lock(hashtextextended(%(name)s, 0)) AS mine"
@@ -77,10 +79,11 @@ IdempotencyKey = Annotated[str | None, Header(description="Makes a repeated requ
 
 @dataclass(frozen=True)
 class Made:
-    """What a request made, and where it is."""
+    """What a request made, and where it is, if that is another place than before."""
 
     view: BaseModel
-    location: str
+    location: str | None
+    status: int = 201
 
 
 @dataclass(frozen=True)
@@ -90,11 +93,16 @@ class Once:
     tenant: str
     key: str | None
     digest: str
+    seal: Seal | None = None
+    """For an answer with a secret in it: what is kept of that opens nothing for who reads the database."""
 
     @classmethod
-    def of(cls, tenant: str, key: str | None, operation: str, body: Mapping[str, Any]) -> Once:
+    def of(
+        cls, tenant: str, key: str | None, operation: str, body: Mapping[str, Any], *, seal: Seal | None = None
+    ) -> Once:
         """Raises Problem 422 for a key that is none."""
-        return cls(tenant, None, "") if key is None else cls(tenant, checked_key(key), digest_of(operation, body))
+        digest = "" if key is None else digest_of(operation, body)
+        return cls(tenant, None if key is None else checked_key(key), digest, seal)
 
     async def kept(self, sessions: Sessions) -> JSONResponse | None:
         """The answer, if it was given before: a look, for who has work to do before the transaction begins."""
@@ -110,31 +118,50 @@ class Once:
         Raises Problem: 409 while another transaction works on the same key, 422 when the key was used for another
         request.
         """
-        if self.key is not None:
-            locked, found = await transaction.run(
-                Statement(LOCK, {"name": f"{self.tenant}\x1f{self.key}"}, _Lock),
-                Statement(RECALL, self._values, _Answer),
-            )
-            if not locked[0].mine:
-                raise Problem(
-                    problems.IDEMPOTENCY_IN_PROGRESS,
-                    "the first request with this Idempotency-Key is still being answered; repeat this one in a second",
-                    headers={"Retry-After": "1"},
-                )
-            replay = self._replay(found)
-            if replay is not None:
-                return replay
+        replay = await self._recalled(transaction)
+        if replay is not None:
+            return replay
         made = await make()
-        if self.key is not None:
-            answer = {
-                "request_digest": self.digest,
-                "status_code": 201,
-                "response": Jsonb(made.view.model_dump(mode="json")),
-                "location": made.location,
-            }
-            await transaction.run(Statement(REMEMBER, self._values | answer))
-        response.headers["Location"] = made.location
+        await self._remember(transaction, made)
+        if made.location is not None:
+            response.headers["Location"] = made.location
         return made.view
+
+    async def remember(self, transaction: Transaction, made: Made) -> None:
+        """For who has made it already, in this transaction. Raises Problem 409 when another request with the key was
+        quicker: what was made is then to be undone, and the client's next try gets the other's answer."""
+        if await self._recalled(transaction) is not None:
+            raise _in_progress()
+        await self._remember(transaction, made)
+
+    async def _recalled(self, transaction: Transaction) -> JSONResponse | None:
+        if self.key is None:
+            return None
+        locked, found = await transaction.run(
+            Statement(LOCK, {"name": f"{self.tenant}\x1f{self.key}"}, _Lock),
+            Statement(RECALL, self._values, _Answer),
+        )
+        if not locked[0].mine:
+            raise _in_progress()
+        return self._replay(found)
+
+    async def _remember(self, transaction: Transaction, made: Made) -> None:
+        if self.key is None:
+            return
+        said = made.view.model_dump(mode="json")
+        if self.seal is not None:
+            said = {SEALED: self.seal.seal(json.dumps(said), row=self._row)}
+        answer = {
+            "request_digest": self.digest,
+            "status_code": made.status,
+            "response": Jsonb(said),
+            "location": made.location,
+        }
+        await transaction.run(Statement(REMEMBER, self._values | answer))
+
+    @property
+    def _row(self) -> str:
+        return f"idempotency {self.tenant} {self.key}"
 
     @property
     def _values(self) -> dict[str, Any]:
@@ -150,5 +177,18 @@ class Once:
                 "this Idempotency-Key was sent to another route or with another body in the last 24 hours: "
                 "use a new key for a new request",
             )
-        headers = {"Location": first.location, "Idempotency-Replayed": "true"}
-        return JSONResponse(first.response, status_code=first.status_code, headers=headers)
+        headers = {"Idempotency-Replayed": "true"}
+        headers |= {} if first.location is None else {"Location": first.location}
+        said = first.response
+        if self.seal is not None:
+            said = json.loads(self.seal.open(said[SEALED], row=self._row))
+            headers["Cache-Control"] = "no-store"
+        return JSONResponse(said, status_code=first.status_code, headers=headers)
+
+
+def _in_progress() -> Problem:
+    return Problem(
+        problems.IDEMPOTENCY_IN_PROGRESS,
+        "the first request with this Idempotency-Key is still being answered; repeat this one in a second",
+        headers={"Retry-After": "1"},
+    )

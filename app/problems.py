@@ -155,6 +155,8 @@ class Problem(HTTPException):
         self.errors = [dict(error) for error in errors]
 
 
+REPEATED = (IDEMPOTENCY_IN_PROGRESS, IDEMPOTENCY_MISMATCH)
+"""What may be answered to any request with an ``Idempotency-Key``."""
 CREATION_REFUSED = (
     DATASET_NOT_FOUND,
     DATASET_EXPIRED,

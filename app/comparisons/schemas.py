@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from app.contract import patterns
-from app.contract.numbers import Whole
+from app.contract.numbers import WHOLE
 from app.contract.spec import AcceptIf, Calibration, JobSpec, ModelRef, Options, Target
 from app.contract.states import FINISHED, JobStatus
 from app.contract.tables import Comparison, Job
@@ -49,8 +49,8 @@ class NewComparison(_Strict):
     accept_if: AcceptIf | None = None
     name: Label | None = None
     labels: dict[str, str] = Field(default_factory=dict, max_length=32)
-    timeout_s: Whole = Field(default=24 * 3600, ge=60, le=7 * 24 * 3600)
-    priority: Whole = Field(default=0, ge=-100, le=100)
+    timeout_s: Annotated[int, Field(strict=True, ge=60, le=7 * 24 * 3600), WHOLE] = 24 * 3600
+    priority: Annotated[int, Field(strict=True, ge=-100, le=100), WHOLE] = 0
 
     @model_validator(mode="after")
     def _every_candidate_is_a_job_and_has_a_name_of_its_own(self) -> Self:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator
 
 
 def _whole(value: Any) -> Any:
     return int(value) if type(value) is float and value.is_integer() else value
 
 
-Whole = Annotated[int, BeforeValidator(_whole), Field(strict=True)]
-"""A whole number, and neither ``true`` nor ``"60"``."""
+WHOLE = BeforeValidator(_whole)
+"""Behind the bounds of a strict ``int``: before them it would hide them from the schema."""

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, WithJsonSc
 
 from app.contract import patterns
 from app.contract.alias import Alias
-from app.contract.numbers import Whole
+from app.contract.numbers import WHOLE
 
 SCHEME_PATTERN = re.compile(r"W([2-8])A([4-8]|16)")
 AUTO = "auto"
@@ -103,7 +103,7 @@ class Budget(_Strict):
 class Target(_Strict):
     """What scheme `auto` searches for: the best model within a size, or the smallest within a KL."""
 
-    max_bytes: Annotated[Whole, Field(gt=0)] | None = Field(
+    max_bytes: Annotated[int, Field(strict=True, gt=0), WHOLE] | None = Field(
         default=None, description="Of all tensors of the checkpoint."
     )
     max_kl: Annotated[float, Field(strict=True, gt=0)] | None = Field(
@@ -145,12 +145,12 @@ class Options(_Strict):
         "before there were versions.",
     )
     group_size: GroupSize | None = None
-    shared_rank: Annotated[Whole, Field(ge=0, le=1024)] | None = None
-    routed_rank: Annotated[Whole, Field(ge=1, le=1024)] | None = None
-    experts: Annotated[Whole, Field(ge=0, le=64)] | None = None
-    important_channels: Annotated[Whole, Field(ge=1, le=1024)] | None = None
-    samples: Annotated[Whole, Field(ge=1, le=100_000)] | None = None
-    seed: Annotated[Whole, Field(ge=0, lt=2**63)] | None = None
+    shared_rank: Annotated[int, Field(strict=True, ge=0, le=1024), WHOLE] | None = None
+    routed_rank: Annotated[int, Field(strict=True, ge=1, le=1024), WHOLE] | None = None
+    experts: Annotated[int, Field(strict=True, ge=0, le=64), WHOLE] | None = None
+    important_channels: Annotated[int, Field(strict=True, ge=1, le=1024), WHOLE] | None = None
+    samples: Annotated[int, Field(strict=True, ge=1, le=100_000), WHOLE] | None = None
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**63), WHOLE] | None = None
     weight_grid: Literal["max", "searched"] | None = Field(
         default=None,
         description="`searched`, the default, looks for the weight scales that leave the smallest error on the "
@@ -193,10 +193,10 @@ class JobSpec(_Strict):
         dict[str, Annotated[str, StringConstraints(max_length=120, pattern=patterns.LINE_OR_NOTHING)]],
         Field(max_length=32),
     ] = Field(default_factory=dict)
-    timeout_s: Annotated[Whole, Field(ge=60, le=7 * 24 * 3600)] = Field(
+    timeout_s: Annotated[int, Field(strict=True, ge=60, le=7 * 24 * 3600), WHOLE] = Field(
         default=24 * 3600, description="Seconds that workers may hold it, all attempts together; waiting is not in it."
     )
-    priority: Annotated[Whole, Field(ge=-100, le=100)] = Field(
+    priority: Annotated[int, Field(strict=True, ge=-100, le=100), WHOLE] = Field(
         default=0, description="Of your waiting jobs those with the highest are taken first; nobody else's wait longer."
     )
     device: Annotated[str, StringConstraints(min_length=1, max_length=60, pattern=patterns.LINE)] | None = Field(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi import Path as PathParameter
@@ -19,6 +19,8 @@ from app.datasets import service
 from app.datasets.schemas import DatasetChanges, DatasetQuery, DatasetView, FiguresView, RowPage, RowView
 from app.datasets.upload import WRITTEN_OUT, EndFields, received
 from app.deps import DatasetsReader, DatasetsWriter, Service, ServiceDep, SessionDep
+from app.direct import joined
+from app.idempotency import IdempotencyKey, Made, Once
 from app.paging import Page, page_of
 from app.parsing.operations import AUDIO, IMAGE, PAGE
 from app.problems import Problem, documented
@@ -74,21 +76,37 @@ router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
         problems.STORAGE_FULL,
         problems.STORAGE_UNAVAILABLE,
         problems.BUSY,
+        *problems.REPEATED,
     ),
+    response_model=DatasetView,
 )
 async def upload(
-    request: Request, caller: DatasetsWriter, session: SessionDep, parts: ServiceDep, response: Response
-) -> DatasetView:
+    request: Request,
+    caller: DatasetsWriter,
+    session: SessionDep,
+    parts: ServiceDep,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> Any:
     """Upload rows. Every row is checked before the answer; a bad one refuses the file and is named."""
-    dataset = await take(request, caller, session, parts)
+    dataset = await take(request, caller, session, parts, idempotency_key=idempotency_key)
+    if isinstance(dataset, Response):
+        return dataset
     response.headers["Location"] = f"/v1/datasets/{dataset.id}"
     return DatasetView.of(dataset)
 
 
 async def take(
-    request: Request, caller: Caller, session: AsyncSession, parts: Service, *, end: EndFields = WRITTEN_OUT
-) -> Dataset:
-    """The body of an upload, kept. Raises Problem when there is no room, or when the file is not a dataset."""
+    request: Request,
+    caller: Caller,
+    session: AsyncSession,
+    parts: Service,
+    *,
+    end: EndFields = WRITTEN_OUT,
+    idempotency_key: str | None = None,
+) -> Dataset | Response:
+    """The body of an upload, kept; or the answer that an earlier request with the same key and body got. Raises Problem
+    when there is no room, or when the file is not a dataset."""
     announced = request.headers.get("content-length", "")
     uploads = await parts.meter.unfinished(caller.tenant, fresh=True)
     async with parts.sessions_of(caller)() as before:  # not held while the bytes come in
@@ -96,6 +114,15 @@ async def take(
         room = await room_of(before, tenant=caller.tenant, settings=parts.settings, meter=parts.meter, uploads=uploads)
         room.check(max(0, more - FORM_BYTES))
     async with received(request, parts.settings, end) as file:
+        body = {"sha256": file.sha256, "name": file.name}  # its end may be counted from now
+        once = Once.of(caller.tenant, idempotency_key, "POST /v1/datasets", body)
+        kept = await once.kept(parts.sessions)
+        if kept is not None:
+            return kept
+
+        async def remember(dataset: Dataset) -> None:
+            await once.remember(await joined(session), Made(DatasetView.of(dataset), f"/v1/datasets/{dataset.id}"))
+
         async with parts.reading(request, caller):
             contents = await service.checked(file, parts.settings)
         return await service.keep_upload(
@@ -103,6 +130,7 @@ async def take(
             tenant=caller.tenant,
             upload=file,
             contents=contents,
+            remember=remember,
             storage=parts.storage,
             settings=parts.settings,
             meter=parts.meter,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -141,9 +142,10 @@ async def keep_upload(
     meter: StorageMeter,
     replaced: int = 0,
     dataset_id: str | None = None,
+    remember: Callable[[Dataset], Awaitable[None]] | None = None,
 ) -> Dataset:
     """``replaced``: bytes of the parts that the file was made of; ``dataset_id``: which may be there already, when they
-    were completed twice at once, and is then returned.
+    were completed twice at once, and is then returned; ``remember``: part of the transaction that makes it.
 
     Raises Problem 403 when there is no room for it; then nothing is kept.
     """
@@ -184,6 +186,8 @@ async def keep_upload(
                 await session.flush()
                 await note(session, Action.DATASET_CREATED, dataset_id, bytes=upload.bytes, sha256=upload.sha256)
                 await session.refresh(dataset)
+                if remember is not None:
+                    await remember(dataset)
             committing = there is None
             await session.commit()
     except BaseException:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 
 from app import problems
 from app.contract.tables import ApiKey
 from app.deps import KeysAdmin, ServiceDep, SessionDep
+from app.direct import joined
+from app.idempotency import IdempotencyKey, Made, Once
 from app.keys import service
 from app.keys.schemas import OTHERS, CreatedKey, KeyQuery, KeyRotation, KeyView, NewKey, Tenant
 from app.paging import Page, page_of
@@ -20,15 +22,31 @@ OfTenant = Annotated[Tenant | None, Query(description=OTHERS)]
 router = APIRouter(prefix="/v1/keys", tags=["keys"])
 
 
-@router.post("", status_code=201, responses=documented(problems.MALFORMED_REQUEST))
+@router.post(
+    "",
+    status_code=201,
+    response_model=CreatedKey,
+    responses=documented(problems.MALFORMED_REQUEST, *problems.REPEATED),
+)
 async def create(
-    wanted: NewKey, caller: KeysAdmin, session: SessionDep, parts: ServiceDep, response: Response
-) -> CreatedKey:
+    wanted: NewKey,
+    caller: KeysAdmin,
+    session: SessionDep,
+    parts: ServiceDep,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> Any:
     """Make a key. The answer is the only place where it ever stands."""
-    row, key = await service.create_key(session, caller=caller, wanted=wanted, keyring=parts.keyring)
-    response.headers["Location"] = f"/v1/keys/{row.id}"
+
+    async def make() -> Made:
+        row, key = await service.create_key(session, caller=caller, wanted=wanted, keyring=parts.keyring)
+        return Made(CreatedKey(**KeyView.of(row).model_dump(), key=key), f"/v1/keys/{row.id}")
+
     response.headers["Cache-Control"] = "no-store"
-    return CreatedKey(**KeyView.of(row).model_dump(), key=key)
+    owner = await service.enter(session, caller=caller, tenant=wanted.tenant)
+    body = wanted.model_dump(mode="json")
+    once = Once.of(owner, idempotency_key, f"POST /v1/keys {caller.key_id}", body, seal=parts.seal)
+    return await once.answer(await joined(session), response, make)
 
 
 @router.get("", responses=documented(problems.INVALID_CURSOR))
@@ -44,7 +62,14 @@ async def list_keys(
 @router.post(
     "/{key_id}/rotate",
     status_code=201,
-    responses=documented(problems.NOT_FOUND, problems.CONFLICT, problems.MALFORMED_REQUEST, problems.BODY_TOO_LARGE),
+    response_model=CreatedKey,
+    responses=documented(
+        problems.NOT_FOUND,
+        problems.CONFLICT,
+        problems.MALFORMED_REQUEST,
+        problems.BODY_TOO_LARGE,
+        *problems.REPEATED,
+    ),
 )
 async def rotate(
     key_id: str,
@@ -54,15 +79,23 @@ async def rotate(
     response: Response,
     rotation: KeyRotation | None = None,
     tenant: OfTenant = None,
-) -> CreatedKey:
+    idempotency_key: IdempotencyKey = None,
+) -> Any:
     """A new key that does what this one does; this one ends after a while. The new one is shown this once."""
     keep_previous = timedelta(seconds=(rotation or KeyRotation()).keep_previous_s)
-    row, key = await service.rotate_key(
-        session, caller=caller, key_id=key_id, keep_previous=keep_previous, keyring=parts.keyring, tenant=tenant
-    )
-    response.headers["Location"] = f"/v1/keys/{row.id}"
+
+    async def make() -> Made:
+        row, key = await service.rotate_key(
+            session, caller=caller, key_id=key_id, keep_previous=keep_previous, keyring=parts.keyring, tenant=tenant
+        )
+        return Made(CreatedKey(**KeyView.of(row).model_dump(), key=key), f"/v1/keys/{row.id}")
+
     response.headers["Cache-Control"] = "no-store"
-    return CreatedKey(**KeyView.of(row).model_dump(), key=key)
+    owner = await service.enter(session, caller=caller, tenant=tenant)
+    body = {"keep_previous_s": keep_previous.total_seconds()}
+    operation = f"POST /v1/keys/{key_id}/rotate {caller.key_id}"
+    once = Once.of(owner, idempotency_key, operation, body, seal=parts.seal)
+    return await once.answer(await joined(session), response, make)
 
 
 @router.delete("/{key_id}", responses=documented(problems.NOT_FOUND))

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.auth import Scope
 from app.contract import patterns
-from app.contract.numbers import Whole
+from app.contract.numbers import WHOLE
 from app.contract.tables import ApiKey
 from app.moments import Moment
 from app.paging import PageQuery
@@ -36,7 +36,7 @@ class KeyQuery(PageQuery):
 class KeyRotation(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    keep_previous_s: Annotated[Whole, Field(ge=0, le=30 * 24 * 3600)] = Field(
+    keep_previous_s: Annotated[int, Field(strict=True, ge=0, le=30 * 24 * 3600), WHOLE] = Field(
         default=24 * 3600, description="For so long the key before opens the same."
     )
 

@@ -23,7 +23,7 @@ from app.parsing.operations import OPERATIONS, Job, Refused
 
 MOST_FILES = 16
 FORK, KILL = b"f", b"k"
-NICENESS = 10
+NICENESS = 15
 """The API's own threads go first: who waits for a file can wait a little longer."""
 REAP_SECONDS = 1.0
 
@@ -70,6 +70,7 @@ def _load() -> None:
     pa.set_cpu_count(1)
     gc.collect()
     gc.freeze()  # the children share these pages as long as nobody writes on them
+    gc.disable()  # they live for one job
 
 
 def _reap(children: set[int]) -> None:

@@ -6,11 +6,11 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.contract.numbers import Whole
+from app.contract.numbers import WHOLE
 from app.contract.tables import Retention
 from app.settings import Settings
 
-Days = Annotated[Whole, Field(ge=1, le=36_500)]
+Days = Annotated[int, Field(strict=True, ge=1, le=36_500), WHOLE]
 FIELDS = ("jobs_days", "events_days", "layers_days", "audit_days", "deliveries_days")
 
 
@@ -25,7 +25,7 @@ class RetentionChanges(BaseModel):
     )
     events_days: Days | None = Field(default=None, description="Events of finished jobs but the last.")
     layers_days: Days | None = Field(default=None, description="Reports of finished jobs' blocks.")
-    audit_days: Annotated[Whole, Field(ge=30, le=36_500)] | None = Field(
+    audit_days: Annotated[int, Field(strict=True, ge=30, le=36_500), WHOLE] | None = Field(
         default=None, description="Entries of the audit log."
     )
     deliveries_days: Days | None = Field(default=None, description="Finished deliveries of webhooks.")

@@ -52,6 +52,7 @@ async def upload(
     typed: dict[str, str] = {}
     try:
         made = await api.take(request, visitor.caller, session, parts, end=_of_this_session(visitor, typed))
+        assert not isinstance(made, Response)  # only a key of idempotency recalls one
     except Problem as problem:
         if problem.kind is problems.FORGED_FORM:
             raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request, Response
 
@@ -12,6 +12,8 @@ from app.datasets.service import checked
 from app.datasets.upload import Upload
 from app.datasets.validation import Contents
 from app.deps import DatasetsWriter, ServiceDep, SessionDep
+from app.direct import joined
+from app.idempotency import IdempotencyKey, Made, Once
 from app.problems import documented
 from app.uploads import service
 from app.uploads.schemas import MOST_PARTS, CompleteUpload, NewUpload, PartView, UploadView
@@ -26,14 +28,33 @@ STORAGE = (problems.STORAGE_FULL, problems.STORAGE_UNAVAILABLE)
 router = APIRouter(prefix="/v1/datasets/uploads", tags=["datasets"])
 
 
-@router.post("", status_code=201, responses=documented(problems.STORAGE_QUOTA_EXCEEDED, *STORAGE))
-async def begin(new: NewUpload, caller: DatasetsWriter, parts: ServiceDep, response: Response) -> UploadView:
+@router.post(
+    "",
+    status_code=201,
+    response_model=UploadView,
+    responses=documented(problems.STORAGE_QUOTA_EXCEEDED, *problems.REPEATED, *STORAGE),
+)
+async def begin(
+    new: NewUpload,
+    caller: DatasetsWriter,
+    session: SessionDep,
+    parts: ServiceDep,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> Any:
     """Begin an upload in parts. Send them in any order, and at once if you like, then complete it within a day."""
+    once = Once.of(caller.tenant, idempotency_key, "POST /v1/datasets/uploads", new.model_dump(mode="json"))
+    kept = await once.kept(parts.sessions)
+    if kept is not None:
+        return kept
     upload_id = await service.begin_upload(
         tenant=caller.tenant, name=new.name, storage=parts.storage, settings=parts.settings
     )
-    response.headers["Location"] = f"/v1/datasets/uploads/{upload_id}"
-    return UploadView.of(upload_id, new.name, [], most_bytes=parts.settings.max_dataset_bytes)
+    view = UploadView.of(upload_id, new.name, [], most_bytes=parts.settings.max_dataset_bytes)
+    location = response.headers["Location"] = f"/v1/datasets/uploads/{upload_id}"
+    # One that was begun twice at once is not named to anybody, and expires.
+    await once.remember(await joined(session), Made(view, location))
+    return view
 
 
 @router.get("/{upload_id}", responses=documented(problems.NOT_FOUND, *STORAGE))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 
 from app import problems
 from app.contract.tables import Webhook, WebhookDelivery
 from app.deps import ServiceDep, SessionDep, WebhooksReader, WebhooksWriter
+from app.direct import joined
+from app.idempotency import IdempotencyKey, Made, Once
 from app.paging import Page, PageQuery, page_of
 from app.problems import documented
 from app.tenancy import owned
@@ -32,20 +34,36 @@ router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
 @router.post(
     "",
     status_code=201,
+    response_model=WebhookWithSecret,
     responses=documented(
-        problems.WEBHOOK_URL_REFUSED, problems.TOO_MANY_WEBHOOKS, problems.MALFORMED_REQUEST, problems.BODY_TOO_LARGE
+        problems.WEBHOOK_URL_REFUSED,
+        problems.TOO_MANY_WEBHOOKS,
+        problems.MALFORMED_REQUEST,
+        problems.BODY_TOO_LARGE,
+        *problems.REPEATED,
     ),
 )
 async def create(
-    wanted: NewWebhook, caller: WebhooksWriter, session: SessionDep, parts: ServiceDep, response: Response
-) -> WebhookWithSecret:
+    wanted: NewWebhook,
+    caller: WebhooksWriter,
+    session: SessionDep,
+    parts: ServiceDep,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> Any:
     """Tell a URL of jobs. The answer is the only place where the secret ever stands."""
-    webhook, secret = await service.create_webhook(
-        session, tenant=caller.tenant, wanted=wanted, seal=parts.seal, settings=parts.settings
-    )
-    response.headers["Location"] = f"/v1/webhooks/{webhook.id}"
+
+    async def make() -> Made:
+        webhook, secret = await service.create_webhook(
+            session, tenant=caller.tenant, wanted=wanted, seal=parts.seal, settings=parts.settings
+        )
+        view = WebhookWithSecret(**WebhookView.of(webhook).model_dump(), secret=secret)
+        return Made(view, f"/v1/webhooks/{webhook.id}")
+
     response.headers["Cache-Control"] = "no-store"
-    return WebhookWithSecret(**WebhookView.of(webhook).model_dump(), secret=secret)
+    body = wanted.model_dump(mode="json")
+    once = Once.of(caller.tenant, idempotency_key, "POST /v1/webhooks", body, seal=parts.seal)
+    return await once.answer(await joined(session), response, make)
 
 
 @router.get("", responses=documented(problems.INVALID_CURSOR))
@@ -88,7 +106,8 @@ async def remove(webhook_id: str, caller: WebhooksWriter, session: SessionDep) -
 
 @router.post(
     "/{webhook_id}/rotate-secret",
-    responses=documented(problems.NOT_FOUND, problems.MALFORMED_REQUEST, problems.BODY_TOO_LARGE),
+    response_model=WebhookWithSecret,
+    responses=documented(problems.NOT_FOUND, problems.MALFORMED_REQUEST, problems.BODY_TOO_LARGE, *problems.REPEATED),
 )
 async def rotate_secret(
     webhook_id: str,
@@ -97,14 +116,21 @@ async def rotate_secret(
     parts: ServiceDep,
     response: Response,
     rotation: Rotation | None = None,
-) -> WebhookWithSecret:
+    idempotency_key: IdempotencyKey = None,
+) -> Any:
     """A new secret, shown this once. For a while the one before signs too, so that receivers can change over."""
     keep_previous = timedelta(seconds=(rotation or Rotation()).keep_previous_s)
-    webhook, secret = await service.rotate_secret(
-        session, tenant=caller.tenant, webhook_id=webhook_id, keep_previous=keep_previous, seal=parts.seal
-    )
+
+    async def make() -> Made:
+        webhook, secret = await service.rotate_secret(
+            session, tenant=caller.tenant, webhook_id=webhook_id, keep_previous=keep_previous, seal=parts.seal
+        )
+        return Made(WebhookWithSecret(**WebhookView.of(webhook).model_dump(), secret=secret), None, status=200)
+
     response.headers["Cache-Control"] = "no-store"
-    return WebhookWithSecret(**WebhookView.of(webhook).model_dump(), secret=secret)
+    operation, body = f"POST /v1/webhooks/{webhook_id}/rotate-secret", {"s": keep_previous.total_seconds()}
+    once = Once.of(caller.tenant, idempotency_key, operation, body, seal=parts.seal)
+    return await once.answer(await joined(session), response, make)
 
 
 @router.post("/{webhook_id}/ping", status_code=202, responses=documented(problems.NOT_FOUND, problems.WEBHOOK_DISABLED))

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from app.contract import patterns
-from app.contract.numbers import Whole
+from app.contract.numbers import WHOLE
 from app.contract.outbox import ANNOUNCED
 from app.contract.tables import Webhook, WebhookAttempt, WebhookDelivery
 from app.contract.webhook_url import MOST_CHARACTERS
@@ -64,7 +64,7 @@ class WebhookChanges(_Strict):
 
 
 class Rotation(_Strict):
-    keep_previous_s: Annotated[Whole, Field(ge=0, le=7 * DAY)] = Field(
+    keep_previous_s: Annotated[int, Field(strict=True, ge=0, le=7 * DAY), WHOLE] = Field(
         default=DAY, description="For so long both secrets sign."
     )
 

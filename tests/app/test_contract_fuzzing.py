@@ -1,64 +1,105 @@
 """Schemathesis reads ``/openapi.json`` of the served API and tries to catch it at breaking its own contract.
 
-Valid and invalid requests to every operation, and walks along the links from what was made to what can be done with it.
-While it tries, a worker takes the jobs that it makes, so that finished ones and their files are met too. Seeded: the
-same requests every time. ``make fuzz`` is the long version.
+Valid and invalid requests to every operation, and walks along the links from what was made to what can be done with it,
+with real things to meet (``fuzzing_supply``). Each run has a new seed, which it prints: ``QE_FUZZ_SEED`` repeats one.
+``make fuzz`` is the long version.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
+import random
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.app.conftest import BOOTSTRAP_KEY, Api, served
+import pytest
 
+from app.settings import Settings
+from tests.app.conftest import BOOTSTRAP_KEY, Api, ok, served, started
+from tests.app.fuzzing_supply import finish, supply
+
+ROOT = Path(__file__).parent.parent.parent
 CONFIG = Path(__file__).parent / "schemathesis.toml"
 MINUTES = float(os.environ.get("QE_FUZZ_MINUTES", "0"))
-"""0: the short, seeded run of the suite."""
-SEEDED = ["--max-examples", "1", "--seed", "1", "--generation-deterministic"]
+"""0: the short run of the suite."""
+SEED = os.environ.get("QE_FUZZ_SEED") or str(random.SystemRandom().randrange(10**9))
 LEFT_OUT = ["--exclude-path", "/metrics"]
 """Its body is Prometheus text, which has no schema."""
+READY_SECONDS = 60
 
 
-async def finish_jobs(api: Api, directory: Path) -> None:
-    """A worker that needs no time: every queued job becomes a finished one with files."""
-    report = json.dumps({"quality": {"kl": 0.01}}).encode()
-    files = {"quality_report.json": report, "quality_report.html": b"<p>", "config.json": b"{}"}
-    types = {"json": "application/json", "html": "text/html"}
+async def finish_jobs(api: Api) -> None:
+    """A worker that needs no time: some of the queued jobs become finished ones with files."""
     while True:
-        for (job_id,) in await asyncio.to_thread(api.execute, "SELECT id FROM jobs WHERE status = 'queued' LIMIT 5"):
-            await asyncio.to_thread(api.start, job_id)
-            for name, content in files.items():
-                kind = types[name.rpartition(".")[2]]
-                await asyncio.to_thread(api.publish, job_id, name, content, directory, kind)
-            await asyncio.to_thread(api.end, job_id, "succeeded")
-        await asyncio.sleep(0.2)
+        queued = (
+            "SELECT id FROM jobs WHERE status = 'queued' AND queued_at < clock_timestamp() - interval '10 s' LIMIT 5"
+        )
+        for (job_id,) in await asyncio.to_thread(api.execute, queued):
+            await asyncio.to_thread(finish, api, job_id)
+        await asyncio.sleep(0.5)
 
 
-async def test_the_service_keeps_its_own_contract(api: Api, tmp_path: Path) -> None:
-    (tmp_path / "files").mkdir()
-    async with served(api) as client:
-        worker = asyncio.create_task(finish_jobs(api, tmp_path / "files"))
+def never_reached(api: Api, document: dict[str, object]) -> set[str]:
+    """Operations that answered nothing but errors."""
+    paths = document["paths"]
+    assert isinstance(paths, dict)
+    every = {f"{method.upper()} {path}" for path, operations in paths.items() for method in operations}
+    reached = {
+        f"{sample.labels['method']} {re.sub(r':path}', '}', sample.labels['route'])}"
+        for metric in api.service.telemetry.requests.collect()
+        for sample in metric.samples
+        if sample.name.endswith("_total") and sample.labels["status"] < "400"
+    }
+    return every - reached - {"GET /metrics"}
+
+
+@pytest.mark.timeout(0)
+async def test_the_service_keeps_its_own_contract(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with capsys.disabled():
+        print(f"\nschemathesis: QE_FUZZ_SEED={SEED} repeats this run")
+    made = tmp_path / "supply.json"
+    async with started(settings.model_copy(update={"requests_per_minute": 0})) as api, served(api) as client:
+        document = ok(await client.get("/openapi.json"))
+        helpers = [asyncio.create_task(finish_jobs(api)), asyncio.create_task(supply(api, made))]
+        for _ in range(READY_SECONDS * 10):
+            if made.exists() or helpers[1].done():
+                break
+            await asyncio.sleep(0.1)
         command = [
             str(Path(sys.executable).with_name("st")),
             *("--config-file", str(CONFIG)),
             *("run", f"{client.base_url}/openapi.json"),
             *("--header", f"Authorization: Bearer {BOOTSTRAP_KEY}"),
             *("--phases", "examples,coverage,fuzzing,stateful"),
-            *(["--max-time", str(int(MINUTES * 60))] if MINUTES else SEEDED),
+            *("--seed", SEED),
+            *(["--max-time", str(int(MINUTES * 60))] if MINUTES else ["--max-examples", "1"]),
             *LEFT_OUT,
             *("--no-color", "--continue-on-failure"),
         ]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "SCHEMATHESIS_HOOKS": "tests.app.fuzzing_hooks",
+            "QE_FUZZ_SUPPLY": str(made),
+            "QE_FUZZ_SEED": SEED,
+        }
         done = await asyncio.to_thread(
-            subprocess.run, command, cwd=tmp_path, capture_output=True, text=True, check=False
+            subprocess.run, command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
         )
-        worker.cancel()
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr
+        for helper in helpers:
+            if helper.done():
+                helper.result()
+            helper.cancel()
+        missed = never_reached(api, document)
+    print(f"answered with an error alone: {sorted(missed) or 'nothing'}")
+    assert done.returncode == 0, f"seed {SEED}\n" + done.stdout[-12000:] + done.stderr
     tried = re.search(r"(\d+) generated", done.stdout)
     assert tried is not None
     assert int(tried[1]) > 1000, "it tried hardly anything"
+    # The short run has an example of each, which may come to meet nothing that is real.
+    assert not (MINUTES and missed), f"seed {SEED}: never answered but with an error: {sorted(missed)}"

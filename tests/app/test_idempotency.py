@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import psycopg
 import pytest
 
 from tests.app.conftest import Api, job_body, ok, problem
+from tests.app.test_datasets import jsonl, row
 
 KEY = {"Idempotency-Key": "d5f1"}
 
@@ -71,3 +73,39 @@ async def test_keys_of_two_tenants_do_not_meet(api: Api) -> None:
 async def test_an_unusable_key_is_refused(api: Api, key: str | bytes) -> None:
     response = await api.client.post("/v1/jobs", json=job_body(), headers=[("Idempotency-Key", key)])  # type: ignore[list-item]
     assert problem(response, 422, "invalid-request")["errors"][0]["pointer"] == "/header/Idempotency-Key"
+
+
+WEBHOOK = {"url": "https://example.com/hook", "event_types": ["job.succeeded"]}
+CREATES: dict[str, tuple[str, dict[str, Any]]] = {
+    "key": ("/v1/keys", {"json": {"name": "k", "scopes": ["jobs:read"]}}),
+    "key of another tenant": ("/v1/keys", {"json": {"name": "k", "scopes": ["jobs:read"], "tenant": "acme"}}),
+    "webhook": ("/v1/webhooks", {"json": WEBHOOK}),
+    "upload in parts": ("/v1/datasets/uploads", {"json": {"name": "rows"}}),
+    "dataset": ("/v1/datasets", {"files": {"file": ("r.jsonl", jsonl(row()))}}),
+}
+
+
+@pytest.mark.parametrize("what", CREATES)
+async def test_every_create_is_carried_out_once(api: Api, what: str) -> None:
+    path, sent = CREATES[what]
+    headers = {"Idempotency-Key": f"once {what}".replace(" ", "-")}
+    first = await api.client.post(path, headers=headers, **sent)
+    again = await api.client.post(path, headers=headers, **sent)
+    assert (again.status_code, again.json()) == (201, ok(first, 201))
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert again.headers["Location"] == first.headers["Location"]
+    assert ok(await api.client.post(path, **sent), 201)["id"] != first.json()["id"]
+    stored = str(api.execute("SELECT response FROM idempotency"))
+    for secret in {"key", "secret"} & set(first.json()):
+        assert first.json()[secret] not in stored
+
+
+async def test_a_rotation_is_carried_out_once(api: Api) -> None:
+    webhook = ok(await api.client.post("/v1/webhooks", json=WEBHOOK), 201)["id"]
+    key = ok(await api.client.post("/v1/keys", json={"name": "k", "scopes": ["jobs:read"]}), 201)["id"]
+    for path in (f"/v1/webhooks/{webhook}/rotate-secret", f"/v1/keys/{key}/rotate"):
+        headers = {"Idempotency-Key": path.replace("/", "-")}
+        first, again = [await api.client.post(path, headers=headers, json={}) for _ in range(2)]
+        assert (again.status_code, again.json()) == (first.status_code, first.json())
+        assert again.headers["Idempotency-Replayed"] == "true"
+        problem(await api.client.post(path, headers=headers, json={"keep_previous_s": 60}), 422, "idempotency-mismatch")

@@ -221,3 +221,13 @@ def test_tokens_come_back_evenly_and_no_more_than_the_bucket_holds() -> None:
     assert sum(buckets.take("a").allowed for _ in range(100)) == 10
     now = 10_000.0
     assert sum(buckets.take("a").allowed for _ in range(100)) == 60
+
+
+async def test_whole_numbers_may_have_a_point_and_keep_their_bounds(api: Api) -> None:
+    made = ok(await api.client.post("/v1/jobs", json=job_body(timeout_s=3600.0)), 201)
+    assert made["timeout_s"] == 3600
+    for wrong in (3600.5, "3600", True, 59.0):
+        problem(await api.client.post("/v1/jobs", json=job_body(timeout_s=wrong)), 422, "invalid-request")
+    schemas = ok(await api.client.get("/openapi.json"))["components"]["schemas"]
+    bounds = {"type": "integer", "minimum": 60, "maximum": 604800}
+    assert bounds.items() <= schemas["JobRequest"]["properties"]["timeout_s"].items()
