@@ -282,13 +282,13 @@ def test_a_runner_that_gets_nowhere_is_killed_and_the_job_goes_on_elsewhere(work
         sign.unlink()
     workshop.direct("hold-2")
     job_id = workshop.add_job(dataset=dataset)
-    with workshop.working(workshop.hands("worker-1", **{limit: 1.0})):
+    with workshop.working(workshop.hands("worker-1", **{limit: 3.0})):
         workshop.wait_for("at-2")
         os.kill(workshop.runner_pid(), signal.SIGSTOP)
         wait_until(lambda: workshop.attempts(job_id)[0]["outcome"] == "runner_died", what="the end of the attempt")
         (workshop.stage / "hold-2").unlink(missing_ok=True)
         wait_until(lambda: workshop.job(job_id)["status"] == "succeeded", what="the next attempt")
-    (requeued,) = (event for event in workshop.events(job_id) if event["type"] == "job.requeued")
+    requeued = next(event for event in workshop.events(job_id) if event["type"] == "job.requeued")
     assert "fitting" in requeued["data"]["reason"]
     assert workshop.artifact(job_id) == expected
 
