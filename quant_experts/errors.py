@@ -51,7 +51,7 @@ class InvalidCheckpoint(QuantExpertsError):
 class DiskFull(QuantExpertsError):
     """There is no room for what the run writes; what is finished so far is kept."""
 
-    code = "disk_full"
+    code = "out_of_disk"
 
 
 class Stopped(QuantExpertsError):

@@ -29,7 +29,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from quant_experts.errors import QuantExpertsError
+from quant_experts.errors import DiskFull, QuantExpertsError
 
 Kind = Literal["model", "dataset"]
 T = TypeVar("T")
@@ -55,12 +55,6 @@ class RepositoryMissing(QuantExpertsError):
     def __init__(self, kind: Kind, message: str) -> None:
         super().__init__(message)
         self.code = f"{kind}_not_found"
-
-
-class DiskFull(QuantExpertsError):
-    """The files do not fit here."""
-
-    code = "out_of_disk"
 
 
 class HubUnavailable(QuantExpertsError):

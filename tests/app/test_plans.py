@@ -81,13 +81,14 @@ async def test_a_plan_warns_of_a_checkpoint_larger_than_the_model_and_a_job_is_m
     found = await plan(api, body)
     (warning,) = found["warnings"]
     assert (found["accepted"], warning["code"]) == (True, "larger_than_model")
-    assert warning["pointer"] == "/options/routed_rank"
+    assert warning["pointer"] == "/options/reconstruction"
     assert found["estimate"]["size"]["bytes_after"] > found["estimate"]["size"]["bytes_before"]
     assert ok(await api.client.get(f"/v1/plans/{found['digest']}"))["warnings"] == found["warnings"]
     job = ok(await api.client.post("/v1/jobs", json={**body, "plan": found["digest"]}), 201)
     assert job["plan"]["warnings"] == found["warnings"]
-    smaller = await plan(api, {**body, "options": {"routed_rank": 4, "shared_rank": 4}})
-    assert smaller["warnings"] == []
+    advised = await plan(api, {**body, "options": {"reconstruction": "none"}})
+    assert advised["estimate"]["size"]["bytes_after"] < advised["estimate"]["size"]["bytes_before"]
+    assert "larger_than_model" not in [warning["code"] for warning in advised["warnings"]]
 
 
 async def test_rows_of_a_hub_model_are_counted_once_for_its_commit(
