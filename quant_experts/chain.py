@@ -14,6 +14,7 @@ Hidden states are kept verbatim: computing them again would not be bit-identical
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import json
@@ -59,6 +60,7 @@ def one_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         work = cast(Path, kwargs["work"])
+        new = not work.exists()
         work.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(work, os.O_RDONLY)
         try:
@@ -70,6 +72,9 @@ def one_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
                 ) from None
             return function(*args, **kwargs)
         finally:
+            if new:
+                with contextlib.suppress(OSError):  # it holds something: a later run goes on from there
+                    work.rmdir()
             os.close(descriptor)
 
     return run

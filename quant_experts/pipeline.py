@@ -16,7 +16,7 @@ import json
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +54,6 @@ from quant_experts.written_size import about_size, names_beside_the_blocks, writ
 ADAPTER = "adapter_config.json"
 LATER_FIELDS = {"vision": "keep", "method_version": 1, "weight_grid": "max"}
 """Fields of the spec that came later → what runs begun before did."""
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What preparing settles. ``parts``: name → digest of what makes this run this run."""
-
-    blueprint: Blueprint
-    plans: list[list[GroupPlan]]
-    parts: dict[str, str]
-    fingerprint: str
 
 
 @one_at_a_time
