@@ -210,7 +210,7 @@ def test_a_forms_changes_are_a_merge_patch(fields: dict[str, str], patch: dict[s
     options = {"experts": 4, "smoothing": "awq"}
     body = job_body(options=options, labels={"team": "a"}, accept_if={"max_kl": 0.1}, name="n")
     spec = JobSpec.model_validate(body).model_dump(mode="json")
-    values = job_form.values_of_spec(spec) | {"name": ""} | fields
+    values = job_form.values_of_spec(spec) | fields
     assert job_form.changes_of(values, spec) == patch
 
 
