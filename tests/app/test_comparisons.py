@@ -108,7 +108,7 @@ async def test_the_plot_is_a_drawing_that_holds_nothing_but_text(api: Api) -> No
     assert len([element for element in drawing.iter() if element.tag.endswith("polyline")]) == 1
     texts = list(drawing.itertext())
     assert "<eight> & more" in "".join(texts)
-    assert [text for text in texts if text.endswith("GiB")] == ["5 GiB", "6 GiB", "7 GiB", "8 GiB"]
+    assert [text for text in texts if text.endswith("GiB")] == ["0 GiB", "2 GiB", "4 GiB", "6 GiB", "8 GiB"]
     assert "5.03 GiB, KL 0.02" in "".join(texts)  # as the table of the dashboard has it
     assert not [element for element in drawing.iter() if element.tag.endswith(("script", "image", "foreignObject"))]
     problem(await api.client.get(path, headers={"Accept": "image/png"}), 406, "not-acceptable")
