@@ -244,7 +244,9 @@ def _judge(hands: Hands, claim: claims.Claim, ending: Ending, status: JobStatus)
     """Remember what the attempt says of this worker."""
     if status == JobStatus.SUCCEEDED:
         hands.health.went_well()
-    elif isinstance(ending, partial) and ending.keywords.get("code") in OWN_FAULTS:
+    elif (
+        isinstance(ending, partial) and ending.func is ledger.give_up_attempt and ending.keywords["code"] in OWN_FAULTS
+    ):
         reason = ending.keywords["reason"]
         hands.health.failed(hands.settings, hands.device, job_id=claim.hold.job_id, tenant=claim.tenant, reason=reason)
 

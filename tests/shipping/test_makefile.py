@@ -107,7 +107,7 @@ def pins_what_is_installed(clone: Path) -> None:
 def knows_its_benchmarks(clone: Path) -> None:
     """They take minutes to hours; the nightly workflow runs two of them."""
     said = ok(clone, "bench", "ARGS=--help")
-    assert said.count("usage: ") == len(re.findall(r"^== ", said, re.M)) == 4
+    assert said.count("usage: ") == len(re.findall(r"^== ", said, re.M)) > 3
 
 
 def storms(clone: Path) -> None:
