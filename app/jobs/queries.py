@@ -79,9 +79,11 @@ async def page_of_jobs(
         conditions.append("(created_at, id) < (%(last_time)s, %(last_id)s)")
         values |= {"last_time": last[0], "last_id": last[1]}
     page = " ORDER BY created_at DESC, id DESC LIMIT %(limit)s"
-    statuses = [status.value for status in query.status]
-    walks = [f"({' AND '.join([JOBS, *conditions, f'status = {_status(each)}'])}{page})" for each in statuses]
-    text = " UNION ALL ".join(walks) if walks else " AND ".join([JOBS, *conditions])
+    walks = [" AND ".join([JOBS, *conditions, f"status = {_status(status.value)}"]) for status in query.status]
+    if len(walks) > 1:
+        text = " UNION ALL ".join(f"({walk}{page})" for walk in walks)
+    else:  # one walk in brackets with an order of its own cannot be ordered again
+        text = walks[0] if walks else " AND ".join([JOBS, *conditions])
     values |= {"tenant": tenant, "limit": query.limit + 1}
     return cut(await read(sessions, text + page, values, of=JobRow, tenant=tenant), query, keyring, Job.__tablename__)
 
