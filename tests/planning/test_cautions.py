@@ -76,7 +76,7 @@ def test_what_saves_too_little_is_told_with_what_to_choose_instead(options: dict
 def test_where_nothing_saves_half_it_says_what_is_never_quantized(toy: Path) -> None:
     (caution,) = planned(read_local(toy), "rtn").cautions
     assert caution.message == (
-        "the checkpoint saves less than half: 637 KiB after, 993.2 KiB before; 513.2 KiB of it are never quantized, "
+        "the checkpoint saves less than half: 638 KiB after, 993.2 KiB before; 513.2 KiB of it are never quantized, "
         "and no other setting saves more"
     )
 
