@@ -89,12 +89,18 @@ def _search(w: Tensor, bits: int, factor: Tensor, scale_dtype: torch.dtype, shri
     high = largest_integer(bits)
     low = -high - 1
     extreme = w.gather(-1, w.abs().argmax(-1, keepdim=True)).squeeze(-1) / low
-    best, smallest = torch.ones_like(extreme), torch.full_like(extreme, float("inf"))
+    # Where no error is finite the unshrunk scale stands, and the caller sees when that one is not finite either.
+    best, smallest = _stored(extreme, scale_dtype), torch.full_like(extreme, float("inf"))
     for shrink in shrinks:
-        scale = (extreme * shrink).to(scale_dtype).float()
-        scale = torch.where(scale != 0, scale, torch.ones_like(scale))
+        scale = _stored(extreme * shrink, scale_dtype)
         wide = scale.unsqueeze(-1)
         error = (w / wide).round_().clamp_(low, high).mul_(wide).sub_(w).square_().mul_(factor).sum(-1)
         best = torch.where(error < smallest, scale, best)
         smallest = torch.minimum(error, smallest)
     return best
+
+
+def _stored(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The scale as ``dtype`` holds it, in float32; 1 where that is 0."""
+    stored = scale.to(dtype).float()
+    return torch.where(stored != 0, stored, torch.ones_like(stored))

@@ -281,7 +281,7 @@ def test_a_disk_without_room_for_the_checkpoint_is_refused_before_anything_runs(
         assert run(arguments(inputs, small / "out")) == 1
         assert not any(small.iterdir())
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith(f"error disk_full: {small} has 256 KiB free, and the run writes ")
+    assert said.startswith(f"error out_of_disk: {small} has 256 KiB free, and the run writes ")
 
 
 def test_a_disk_that_becomes_full_says_where_and_the_same_command_goes_on(
@@ -293,7 +293,7 @@ def test_a_disk_that_becomes_full_says_where_and_the_same_command_goes_on(
         filler.write_bytes(bytes(2_000_000))
         assert run(command) == 1
         said = capsys.readouterr().err.splitlines()[-1]
-        assert said.startswith("error disk_full: no space is left at ")
+        assert said.startswith("error out_of_disk: no space is left at ")
         assert f"finished blocks are kept in {small / 'work'}" in said
         assert not (tmp_path / "out").exists()
         filler.unlink()

@@ -86,6 +86,13 @@ def test_groups_that_say_nothing_get_a_scale() -> None:
     assert bool(torch.isfinite(unseen).all())
 
 
+def test_weights_whose_squared_errors_overflow_keep_the_unshrunk_scale() -> None:
+    w = torch.randn(3, 64) * 1e25
+    grouped = w.reshape(3, 2, 32)
+    extreme = grouped.gather(-1, grouped.abs().argmax(-1, keepdim=True)).squeeze(-1)
+    assert torch.equal(searched_scales(w, 4, 32, torch.ones(64)), extreme / -8)
+
+
 def test_a_scale_on_trial_is_searched_for_the_inputs_that_it_leaves() -> None:
     problem = problem_of(group_size=32)
     scale = torch.rand(problem.width, generator=torch.Generator().manual_seed(1)) * 8 + 0.1
