@@ -30,6 +30,7 @@ from app.deps import Service
 from app.head import HeadMiddleware
 from app.heartbeat import keep_touching
 from app.hub.router import router as hub
+from app.hub_tokens.router import router as hub_tokens
 from app.jobs.feed import Feed
 from app.jobs.router import router as jobs
 from app.keys.router import router as keys
@@ -128,6 +129,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         audit,
         usage,
         retention,
+        hub_tokens,
         models,
         system,
     )

@@ -62,6 +62,8 @@ JOB_NOT_RETRYABLE = ProblemType("job-not-retryable", 409, "Only a failed or canc
 REPORT_NOT_READY = ProblemType("report-not-ready", 409, "The job has no report yet", retryable=True)
 WEBHOOK_DISABLED = ProblemType("webhook-disabled", 409, "The webhook is disabled")
 TOO_MANY_WEBHOOKS = ProblemType("too-many-webhooks", 409, "No more webhooks are possible")
+NO_HUB_TOKENS = ProblemType("no-hub-tokens", 409, "This service keeps no hub tokens of tenants")
+HUB_TOKEN_UNREADABLE = ProblemType("hub-token-unreadable", 409, "The tenant's hub token cannot be opened")
 DATASET_IN_USE = ProblemType("dataset-in-use", 409, "A job still needs the dataset", retryable=True)
 UPLOAD_INCOMPLETE = ProblemType("upload-incomplete", 409, "The parts are not the whole file yet")
 IDEMPOTENCY_IN_PROGRESS = ProblemType(

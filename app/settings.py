@@ -46,7 +46,12 @@ class Settings(BaseSettings):
         default=False, description="Send clients to the object store for files, by links that are good for an hour."
     )
     workers: int = Field(default=1, ge=0, le=64, description="Celery workers of the embedded service.")
-    hub_token: str | None = Field(default=None, description="Hugging Face token used to fetch gated models.")
+    hub_token: str | None = Field(
+        default=None, description="Hugging Face token for all tenants that have not set one of their own."
+    )
+    hub_key: str | None = Field(
+        default=None, description="Secret of API and workers under which tenants' own hub tokens are kept."
+    )
 
     stall_seconds: float = Field(
         default=3600.0,
@@ -138,7 +143,7 @@ class Settings(BaseSettings):
     max_image_pixels: int = 50_000_000
     max_audio_bytes: int = 20 * 1024 * 1024
 
-    @field_validator("api_key", "secret")
+    @field_validator("api_key", "secret", "hub_key")
     @classmethod
     def _long_enough_to_be_safe(cls, value: str | None) -> str | None:
         if value is None or len(value) >= MIN_SECRET:

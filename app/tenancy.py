@@ -18,6 +18,7 @@ from app.contract.tables import (
     AuditEntry,
     Comparison,
     Dataset,
+    HubToken,
     IdempotencyRecord,
     Job,
     JobEvent,
@@ -47,6 +48,7 @@ Named = TypeVar(
     AuditEntry,
     TenantLimits,
     Retention,
+    HubToken,
     UsageDay,
     JobLabel,
 )

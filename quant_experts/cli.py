@@ -42,6 +42,7 @@ CLIENT = (
     "datasets",
     "webhooks",
     "keys",
+    "hub-token",
     "usage",
     "delete",
     "retention",
@@ -69,7 +70,7 @@ class Commands(click.Group):
         if name in CLIENT and importlib.util.find_spec("httpx") is None:
             return _unavailable(name, "client", "httpx is not installed")
         if name in (*OWN, *CLIENT):
-            found = importlib.import_module(f"quant_experts.commands.{name}").command
+            found = importlib.import_module(f"quant_experts.commands.{name.replace('-', '_')}").command
             assert isinstance(found, click.Command)
             return found
         for entry in entry_points(group=ENTRY_POINTS, name=name):

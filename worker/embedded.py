@@ -26,6 +26,7 @@ from pathlib import Path
 import click
 from pydantic import ValidationError
 
+from app.contract.secret import hub_key
 from app.migrate import migrate
 from app.settings import Settings, complaints
 from worker import device, process
@@ -109,6 +110,7 @@ def run(settings: Settings) -> None:
         try:
             environment = _start_servers(settings, parts, interrupts)
             made, environment["QE_API_KEY"] = _api_key(settings, home)
+            environment["QE_HUB_KEY"] = hub_key(settings)
             _start_service(settings, parts, environment, interrupts)
             address = f"http://{settings.host}:{settings.port}"
             click.echo(f"Quant Experts listens on {address}  (dashboard at /, API at /v1, its docs at /docs)")
@@ -158,7 +160,7 @@ def _start_servers(settings: Settings, parts: list[Part], interrupts: Interrupts
 def _start_service(settings: Settings, parts: list[Part], environment: dict[str, str], interrupts: Interrupts) -> None:
     logs = settings.resolved_home / "logs"
     # Only the API and the workers are told what only they need. A heartbeat file is one process's.
-    private = {"QE_API_KEY", "QE_SECRET", "QE_HUB_TOKEN", "QE_HEARTBEAT_FILE"}
+    private = {"QE_API_KEY", "QE_SECRET", "QE_HUB_KEY", "QE_HUB_TOKEN", "QE_HEARTBEAT_FILE"}
     common = {name: value for name, value in environment.items() if name not in private}
 
     def part(name: str, command: list[str], *needs: str, nth: int = 0, **more: str) -> Part:
@@ -173,13 +175,14 @@ def _start_service(settings: Settings, parts: list[Part], environment: dict[str,
     api += ["--no-proxy-headers"]  # the app has QE_TRUSTED_PROXIES
     worker = [python, "-m", "worker.command", "--name"]
     service = [
-        part("api", api, "QE_API_KEY", "QE_SECRET"),
+        part("api", api, "QE_API_KEY", "QE_SECRET", "QE_HUB_KEY", "QE_HUB_TOKEN"),
         part("keeper", [python, "-m", "worker.keeper"], "QE_SECRET"),
     ]
     gpus = _gpus_by_worker(settings.workers)
     for number in range(1, settings.workers + 1):
         name = f"worker-{number}"
-        service.append(part(name, [*worker, f"{name}@%h"], "QE_HUB_TOKEN", nth=number, **gpus[number - 1]))
+        command = [*worker, f"{name}@%h"]
+        service.append(part(name, command, "QE_HUB_KEY", "QE_HUB_TOKEN", nth=number, **gpus[number - 1]))
     for each in service:
         parts.append(each)
         each.child = each.start()

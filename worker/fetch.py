@@ -7,6 +7,7 @@ dataset from storage, or a hub dataset. Hub downloads run in a child that can be
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ from typing import Any
 from app.contract.errors import FailureCode
 from app.contract.ids import new_id
 from app.contract.local_model import model_fingerprint
+from app.contract.secret import BadSeal, hub_seal
 from app.settings import Settings
 from app.storage import ObjectMissing, sha256_file
 from worker import process
@@ -143,6 +145,34 @@ class Draining(Exception):
 
 
 @dataclass(frozen=True)
+class Access:
+    """With which token the hub is asked, and whose copies are used: with a token of its own a tenant may see what
+    others may not."""
+
+    token: str | None
+    owner: str | None = None
+    """The tenant whose own token it is; None: the service's, and copies are everybody's."""
+
+    @classmethod
+    def of(cls, tenant: str, sealed: str | None, settings: Settings) -> Access:
+        """``sealed``: the tenant's own token, if it has one. Raises ValueError when it cannot be opened here."""
+        if sealed is None:
+            return cls(settings.hub_token)
+        seal = hub_seal(settings)
+        try:
+            if seal is not None:
+                return cls(seal.open(sealed, row=tenant), owner=tenant)
+        except BadSeal:
+            pass
+        raise ValueError(f"the hub token of {tenant} cannot be opened: this worker lacks the API's QE_HUB_KEY")
+
+    def shelf(self, repository: str) -> str:
+        """The directory's name. No repository's has an ``@``."""
+        own = "" if self.owner is None else "@" + hashlib.sha256(self.owner.encode()).hexdigest()[:16]
+        return repository.replace("/", "--") + own
+
+
+@dataclass(frozen=True)
 class Hub:
     """Downloads from the hub, kept in ``settings.home`` by commit, so that a second job finds them."""
 
@@ -150,6 +180,7 @@ class Hub:
     lease: Lease
     log: Path
     draining: Callable[[], bool]
+    access: Callable[[], Access]
     command: tuple[str, ...] = (sys.executable, "-m", "quant_experts.hub")
 
     def bring(
@@ -159,7 +190,8 @@ class Hub:
 
         Raises FetchFailed, or what the lease raises when it is disturbed.
         """
-        shelf = self.settings.resolved_home / f"{kind}s" / repository.replace("/", "--")
+        access = self.access()
+        shelf = self.settings.resolved_home / f"{kind}s" / access.shelf(repository)
         shelf.mkdir(parents=True, exist_ok=True)
         if revision is not None and COMMIT.fullmatch(revision) and (shelf / revision).is_dir():
             os.utime(shelf / revision)  # used now: see sweep.drop_unused_copies
@@ -177,7 +209,7 @@ class Hub:
                 raise _Here(commit)
 
         try:
-            commit = self._run(kind, repository, revision, arriving, learned)
+            commit = self._run(kind, repository, revision, arriving, learned, access.token)
             whole = shelf / commit
             if not whole.is_dir():
                 _sync(arriving)
@@ -197,11 +229,19 @@ class Hub:
         finally:
             shutil.rmtree(arriving, ignore_errors=True)
 
-    def _run(self, kind: str, repository: str, revision: str | None, to: Path, resolved: Callable[[str], None]) -> str:
-        token = {"HF_TOKEN": self.settings.hub_token} if self.settings.hub_token else {}
+    def _run(
+        self,
+        kind: str,
+        repository: str,
+        revision: str | None,
+        to: Path,
+        resolved: Callable[[str], None],
+        token: str | None,
+    ) -> str:
+        secret = {"HF_TOKEN": token} if token else {}
         mirror = {name: os.environ[name] for name in ("HF_ENDPOINT",) if os.environ.get(name)}
         environment = process.scrubbed_environment(
-            self.settings.resolved_home / "hub", {**mirror, **token, "HF_HUB_OFFLINE": "0"}, downloads=True
+            self.settings.resolved_home / "hub", {**mirror, **secret, "HF_HUB_OFFLINE": "0"}, downloads=True
         )
         command = [*self.command, kind, repository, "--to", str(to)]
         if revision is not None:

@@ -126,6 +126,12 @@ def dataset(connection: Connection, *, tenant: str, dataset_id: str) -> dict[str
     ).fetchone()
 
 
+def hub_token(connection: Connection, *, tenant: str) -> str | None:
+    """The tenant's own token for the hub, as it is kept: sealed."""
+    row = connection.execute("SELECT sealed FROM hub_tokens WHERE tenant = %s", (tenant,)).fetchone()
+    return row["sealed"] if row else None
+
+
 def succeed(
     connection: Connection, hold: Hold, *, summary: Mapping[str, Any], artifacts: Sequence[Mapping[str, Any]]
 ) -> JobStatus:

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from app.contract.spec import JobSpec
+from app.settings import Settings
 from worker import claims, fetch, ledger, protocol
 from worker.hands import Hands
 from worker.lease import Lease
@@ -31,7 +32,7 @@ def prepare(
     """Bring model and rows, each at the commit that the first attempt found. Raises FetchFailed, Draining, and what the
     lease raises."""
     settings = hands.settings
-    hub = fetch.Hub(settings, lease, log, hands.draining)
+    hub = fetch.Hub(settings, lease, log, hands.draining, partial(_access, pen, claim, settings))
     commit: str | None = None
     if spec.model.id.startswith(fetch.LOCAL):
         model = fetch.local_model(spec.model.id, settings.model_root)
@@ -62,6 +63,10 @@ def prepare(
         confinement=settings.runner_confinement,
         accept_if=_given(spec.accept_if) if spec.accept_if else None,
     )
+
+
+def _access(pen: Pen, claim: claims.Claim, settings: Settings) -> fetch.Access:
+    return fetch.Access.of(claim.tenant, pen.read(ledger.hub_token, tenant=claim.tenant), settings)
 
 
 def _given(part: BaseModel) -> dict[str, Any]:

@@ -76,7 +76,11 @@ async def download(
     response_class=Response,
     responses={
         **documented(
-            problems.NOT_FOUND, problems.PRECONDITION_FAILED, problems.RANGE_NOT_SATISFIABLE, problems.OBJECT_MISSING
+            problems.NOT_FOUND,
+            problems.JOB_NOT_FINISHED,
+            problems.PRECONDITION_FAILED,
+            problems.RANGE_NOT_SATISFIABLE,
+            problems.OBJECT_MISSING,
         ),
         200: {"content": {"application/x-tar": {}}},
         206: {"description": "The bytes of the `Range`.", "content": {"application/x-tar": {}}},
@@ -90,7 +94,8 @@ async def archive(
     job = await queries.get_job(session, tenant=caller.tenant, job_id=job_id)
     artifacts = await queries.artifacts_of(session, job_id=job_id)
     if not artifacts:
-        raise Problem(problems.NOT_FOUND, f"job {job_id} is {job.status} and has no artifacts")
+        kind = problems.NOT_FOUND if job.finished_at else problems.JOB_NOT_FINISHED
+        raise Problem(kind, f"job {job_id} is {job.status} and has no artifacts")
     await release(session)
     for artifact in artifacts:
         await check_stored(parts.storage, artifact)

@@ -27,6 +27,8 @@ class Action(StrEnum):
     JOB_DELETED = "job.deleted"
     ARTIFACTS_DELETED = "job.artifacts_deleted"
     RETENTION_CHANGED = "retention.changed"
+    HUB_TOKEN_SET = "hub_token.set"  # noqa: S105 -- an action
+    HUB_TOKEN_DELETED = "hub_token.deleted"  # noqa: S105
     DATASET_CREATED = "dataset.created"
     DATASET_CHANGED = "dataset.changed"
     DATASET_DELETED = "dataset.deleted"

@@ -12,6 +12,7 @@ SPLIT = r"^[A-Za-z0-9_.-]{1,64}$"
 ALIAS = rf"^{_ALIAS_SEGMENT}/{_ALIAS_SEGMENT}$"
 TENANT = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 SHA256 = r"^[0-9a-f]{64}$"
+HUB_TOKEN = r"^[!-~]{8,500}$"  # noqa: S105 -- of any
 WORD = r"^[a-z0-9_.]+$"
 LINE = r"^[^\x00-\x1f\x7f-\x9f]+$"
 LINE_OR_NOTHING = r"^[^\x00-\x1f\x7f-\x9f]*$"
@@ -23,6 +24,7 @@ SAYS = {
     SPLIT: "letters, digits, '.', '_' and '-', at most 64",
     ALIAS: "write team/name: letters, digits, '.', '_' and '-', neither part beginning or ending with '.' or '-'",
     TENANT: "small letters, digits and '-' between them, at most 63",
+    HUB_TOKEN: "8 to 500 letters, digits and signs, without spaces",
     SHA256: "64 hexadecimal digits, small letters",
     WORD: "small letters, digits, '.' and '_'",
     LINE: "one line of text, not empty and without control characters",

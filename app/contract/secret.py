@@ -1,4 +1,8 @@
-"""The service's secret, and what is sealed under it: values that must be read again, such as webhook secrets."""
+"""The service's secrets, and what is sealed under them: values that must be read again.
+
+Webhook secrets are sealed under QE_SECRET, tenants' hub tokens under QE_HUB_KEY: workers open those, and QE_SECRET is
+not theirs.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +19,21 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from app.settings import Settings
 
-PURPOSE = b"quant-experts: webhook secrets, 1"
+WEBHOOKS = b"quant-experts: webhook secrets, 1"
+HUB_TOKENS = b"quant-experts: hub tokens, 1"
+HUB_KEY = b"quant-experts: QE_HUB_KEY, 1"
 NONCE_BYTES = 12
 
 
 class BadSeal(Exception):
-    """The value was sealed under another QE_SECRET or for another row, or was changed."""
+    """The value was sealed under another secret or for another row, or was changed."""
 
 
 class Seal:
-    """AES-256-GCM under a key derived from the service's secret. A value opens only for the row it was sealed for."""
+    """AES-256-GCM under a key derived from ``secret``. A value opens only for the row it was sealed for."""
 
-    def __init__(self, secret: str) -> None:
-        key = HKDF(algorithm=SHA256(), length=32, salt=None, info=PURPOSE).derive(secret.encode())
-        self._cipher = AESGCM(key)
+    def __init__(self, secret: str, *, purpose: bytes = WEBHOOKS) -> None:
+        self._cipher = AESGCM(_derived(secret, purpose))
 
     def seal(self, value: str, *, row: str) -> str:
         nonce = os.urandom(NONCE_BYTES)
@@ -40,7 +45,21 @@ class Seal:
             raw = base64.b64decode(sealed, validate=True)
             return self._cipher.decrypt(raw[:NONCE_BYTES], raw[NONCE_BYTES:], row.encode()).decode()
         except (InvalidTag, binascii.Error, ValueError):
-            raise BadSeal(f"what was sealed for {row} cannot be opened: has QE_SECRET changed?") from None
+            raise BadSeal(f"what was sealed for {row} cannot be opened: has its secret changed?") from None
+
+
+def hub_seal(settings: Settings) -> Seal | None:
+    """What tenants' hub tokens are sealed with; None without QE_HUB_KEY: this service keeps none."""
+    return Seal(settings.hub_key, purpose=HUB_TOKENS) if settings.hub_key is not None else None
+
+
+def hub_key(settings: Settings) -> str:
+    """QE_HUB_KEY, or where one machine is all of the service, one derived from its secret."""
+    return settings.hub_key or _derived(service_secret(settings), HUB_KEY).hex()
+
+
+def _derived(secret: str, purpose: bytes) -> bytes:
+    return HKDF(algorithm=SHA256(), length=32, salt=None, info=purpose).derive(secret.encode())
 
 
 def service_secret(settings: Settings) -> str:

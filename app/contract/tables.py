@@ -512,6 +512,16 @@ class Retention(Base):
     layers_until: Mapped[datetime | None]
 
 
+class HubToken(Base):
+    """A tenant's own token for the Hugging Face Hub, sealed under QE_HUB_KEY: ``app.contract.secret``."""
+
+    __tablename__ = "hub_tokens"
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    sealed: Mapped[str]
+    set_at: Mapped[datetime] = _now()
+
+
 class StorageRemoval(Base):
     """Objects that no row names any more: the keeper removes all below the prefix, then this row."""
 

@@ -21,6 +21,7 @@ from app.datasets.expiry import still_to_come, what_is_wrong
 from app.datasets.figures import Figures
 from app.datasets.upload import Upload, draft
 from app.datasets.validation import Contents, InvalidRows
+from app.hub_tokens.service import token_of
 from app.jobs.queries import jobs_needing
 from app.parsing import Died, parse
 from app.parsing.children import Asked
@@ -92,15 +93,16 @@ async def statistics_of(
 ) -> tuple[Figures, str | None]:
     """Figures over all rows, and the commit of the hub model that its tokens were counted by.
 
-    Raises Problem: 422 for a model that cannot be read, or whose tokenizer cannot be used; 503 when the hub does not
-    answer.
+    Raises Problem: 422 for a model that cannot be read, or whose tokenizer cannot be used; 409 when the tenant's hub
+    token cannot be opened; 503 when the hub does not answer.
     """
     await get_dataset(session, tenant=tenant, dataset_id=dataset_id)
+    token = await token_of(session, tenant=tenant, settings=settings) if model is not None else None
     await release(session)
     read: Model | None = None
     try:
         if model is not None:
-            read = await aside(lambda: read_model(model, settings))
+            read = await aside(lambda: read_model(model, settings, token=token))
             if read is None:
                 raise Problem(problems.INVALID_MODEL, f"{model.id} is where the workers are, and cannot be read here")
         found = await look_into(

@@ -65,9 +65,9 @@ def local_directory(model_id: str, root: Path | None) -> Path | None:
     return directory
 
 
-def read_model(model: ModelRef, settings: Settings) -> Model | None:
-    """Blocks, and opens nothing of what is in the files: children parse them. None for a local model that only the
-    workers see. Raises Unreadable, HubUnavailable."""
+def read_model(model: ModelRef, settings: Settings, *, token: str | None = None) -> Model | None:
+    """Blocks, and opens nothing of what is in the files: children parse them. ``token``: for the hub. None for a local
+    model that only the workers see. Raises Unreadable, HubUnavailable."""
     if model.id.startswith(LOCAL):
         directory = local_directory(model.id, settings.model_root)
         if directory is None:
@@ -77,15 +77,13 @@ def read_model(model: ModelRef, settings: Settings) -> Model | None:
             return Model(files, f"{files.stamp} {model.id}", fingerprint=model_fingerprint(directory))
         except OSError as error:
             raise Unreadable("invalid_model", f"the model's files cannot be read: {error.strerror}") from None
-    hub = HubFiles(
-        model.id, revision=model.revision, token=settings.hub_token, endpoint=_endpoint(), seconds=HUB_SECONDS
-    )
+    hub = HubFiles(model.id, revision=model.revision, token=token, endpoint=_endpoint(), seconds=HUB_SECONDS)
     return Model(hub, f"{model.id} {hub.commit}", commit=hub.commit)
 
 
-def dataset_commit(repository: str, settings: Settings) -> str:
+def dataset_commit(repository: str, *, token: str | None) -> str:
     """Blocks. Raises Unreadable, HubUnavailable."""
-    return resolve_dataset(repository, token=settings.hub_token, endpoint=_endpoint(), seconds=HUB_SECONDS)
+    return resolve_dataset(repository, token=token, endpoint=_endpoint(), seconds=HUB_SECONDS)
 
 
 def _endpoint() -> str | None:

@@ -16,7 +16,13 @@ router = APIRouter(tags=["jobs"])
 
 @router.post(
     "/v1/jobs:plan",
-    responses=documented(problems.MALFORMED_REQUEST, problems.BODY_TOO_LARGE, problems.HUB_UNAVAILABLE, problems.BUSY),
+    responses=documented(
+        problems.MALFORMED_REQUEST,
+        problems.BODY_TOO_LARGE,
+        problems.HUB_TOKEN_UNREADABLE,
+        problems.HUB_UNAVAILABLE,
+        problems.BUSY,
+    ),
 )
 async def plan(spec: JobSpec, request: Request, caller: JobsWriter, session: SessionDep, parts: ServiceDep) -> PlanView:
     """What this job would take, and every reason it would be refused; nothing is run.

@@ -18,6 +18,7 @@ from app.contract.tables import Dataset, Worker
 from app.contract.tables import Plan as KeptPlan
 from app.database import release
 from app.datasets.expiry import what_is_wrong
+from app.hub_tokens.service import token_of
 from app.plans import inputs
 from app.plans.fitting import fits_of, memory_refusal
 from app.plans.inputs import UPLOADED, Model
@@ -67,16 +68,18 @@ def deciding(spec: JobSpec) -> dict[str, Any]:
 async def plan_job(
     session: AsyncSession, *, tenant: str, spec: JobSpec, settings: Settings, storage: Storage
 ) -> Planned:
-    """Raises Problem 503 when the hub does not answer; what is wrong with the job itself is among the refusals."""
+    """Raises Problem 503 when the hub does not answer, 409 when the tenant's hub token cannot be opened; what is wrong
+    with the job itself is among the refusals."""
     refusals: list[Refusal] = []
     model, commit = None, None
     dataset: Dataset | None = None
     if spec.calibration.dataset.startswith(UPLOADED):
         dataset = await uploaded_dataset(session, tenant=tenant, dataset_id=spec.calibration.dataset)
     fleet = await fleet_of(session, tenant=tenant, settings=settings)
+    token = await token_of(session, tenant=tenant, settings=settings)
     await release(session)
     try:
-        model = await aside(lambda: inputs.read_model(spec.model, settings))
+        model = await aside(lambda: inputs.read_model(spec.model, settings, token=token))
     except Unreadable as error:
         refusals.append(error.refusal)
     except HubUnavailable as error:
@@ -88,7 +91,7 @@ async def plan_job(
             refusals.append(Refusal("dataset_expired", wrong, "/calibration/dataset"))
     else:
         try:
-            commit = await aside(lambda: inputs.dataset_commit(spec.calibration.dataset, settings))
+            commit = await aside(lambda: inputs.dataset_commit(spec.calibration.dataset, token=token))
         except Unreadable as error:
             refusals.append(error.refusal)
         except HubUnavailable as error:

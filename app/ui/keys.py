@@ -1,4 +1,4 @@
-"""The dashboard's page of API keys."""
+"""The dashboard's page of API keys, and of the tenant's token for the hub."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth import Scope
 from app.deps import Service, ServiceDep, SessionDep
+from app.hub_tokens import service as hub_tokens
+from app.hub_tokens.schemas import NewHubToken
 from app.keys import router as api
 from app.keys.schemas import CreatedKey, KeyQuery, NewKey
 from app.problems import Problem
@@ -60,6 +62,26 @@ async def create(request: Request, visitor: KeysAdmin, session: SessionDep, part
     return await _page(request, visitor, session, parts, made=made)
 
 
+@router.post("/keys/hub-token")
+async def set_hub_token(request: Request, visitor: KeysAdmin, session: SessionDep, parts: ServiceDep) -> Response:
+    form = await form_of(request, visitor)
+    try:
+        wanted = NewHubToken(token=str(form.get("token", "")).strip())
+        await hub_tokens.keep(session, tenant=visitor.caller.tenant, token=wanted.token, settings=parts.settings)
+    except ValidationError as error:
+        return await _page(request, visitor, session, parts, wrong=forms.invalid(error.errors()))
+    except Problem as problem:
+        return await _page(request, visitor, session, parts, wrong={"token": problem.detail})
+    return see("/keys#hub")
+
+
+@router.post("/keys/hub-token/delete")
+async def delete_hub_token(request: Request, visitor: KeysAdmin, session: SessionDep) -> Response:
+    await form_of(request, visitor)
+    await hub_tokens.drop(session, tenant=visitor.caller.tenant)
+    return see("/keys#hub")
+
+
 @router.post("/keys/{key_id}/revoke")
 async def revoke(request: Request, key_id: str, visitor: KeysAdmin, session: SessionDep) -> Response:
     await form_of(request, visitor)
@@ -79,8 +101,9 @@ async def _page(
     wrong: Mapping[str, str] | None = None,
 ) -> Response:
     page = await api.list_keys(KeyQuery(cursor=cursor), visitor.caller, session, parts)
+    hub_token = await hub_tokens.view(session, tenant=visitor.caller.tenant, settings=parts.settings)
     return render(
         request, "keys.html", visitor, status=422 if wrong else 200, keys=page.data, next_cursor=page.next_cursor,
-        made=made, values=values, wrong=wrong or {}, lifetimes=LIFETIMES, now=datetime.now(UTC),
+        made=made, hub_token=hub_token, values=values, wrong=wrong or {}, lifetimes=LIFETIMES, now=datetime.now(UTC),
         scopes=[(scope.value, scope.value) for scope in Scope if scope in visitor.caller.scopes],
     )  # fmt: skip

@@ -424,6 +424,18 @@ def set_retention(changes: Mapping[str, int | None]) -> Call[views.RetentionView
     return Call("PATCH", "/v1/retention", _as(views.RetentionView), json=dict(changes))
 
 
+def hub_token() -> Call[views.HubTokenView]:
+    return Call("GET", "/v1/hub-token", _as(views.HubTokenView))
+
+
+def set_hub_token(token: str) -> Call[views.HubTokenView]:
+    return Call("PUT", "/v1/hub-token", _as(views.HubTokenView), json={"token": token})
+
+
+def delete_hub_token() -> Call[views.HubTokenView]:
+    return Call("DELETE", "/v1/hub-token", _as(views.HubTokenView))
+
+
 def _as(kind: type[View]) -> Callable[[httpx.Response], View]:
     assert issubclass(kind, BaseModel)
     return lambda response: kind.model_validate_json(response.content)

@@ -9,7 +9,7 @@ from typing import Literal
 from quant_experts.client import calls
 from quant_experts.client.operation import Operations, operation
 from quant_experts.client.steps import Steps
-from quant_experts.client.views import ModelList, RetentionView, Schemes, Usage, WorkerView
+from quant_experts.client.views import HubTokenView, ModelList, RetentionView, Schemes, Usage, WorkerView
 
 
 class ServiceOperations(Operations):
@@ -38,6 +38,21 @@ class ServiceOperations(Operations):
         """Change some of ``jobs_days``, ``events_days``, ``layers_days``, ``audit_days``, ``deliveries_days``; None
         goes back to the service's. What is older goes within minutes."""
         return self._send(calls.set_retention(changes))
+
+    @operation
+    def hub_token(self) -> Steps[HubTokenView]:
+        """Whose token models and datasets of the hub are fetched with; never the token."""
+        return self._send(calls.hub_token())
+
+    @operation
+    def set_hub_token(self, token: str) -> Steps[HubTokenView]:
+        """Set or replace the tenant's own token for gated and private repositories of the hub."""
+        return self._send(calls.set_hub_token(token))
+
+    @operation
+    def delete_hub_token(self) -> Steps[HubTokenView]:
+        """Forget the tenant's own token; the service's is used again, if it has one."""
+        return self._send(calls.delete_hub_token())
 
     @operation
     def usage(

@@ -606,6 +606,15 @@ class RetentionView(View):
     """Fields that the tenant has set; the others are the service's defaults."""
 
 
+class HubTokenView(View):
+    """Whose token models and datasets of the hub are fetched with."""
+
+    source: str
+    """``tenant``: its own; ``service``: the operator's, for all tenants without one; ``none``."""
+    set_at: datetime | None
+    """When the tenant's own was set."""
+
+
 class Schemes(View):
     """What a job may ask for."""
 

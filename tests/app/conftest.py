@@ -125,6 +125,7 @@ def settings(database_url: str, redis_url: str, tmp_path: Path) -> Settings:
         home=tmp_path / "home",
         api_key=BOOTSTRAP_KEY,
         secret="s" * 40,
+        hub_key="h" * 40,
         database_url=database_url,
         redis_url=redis_url,
         model_root=tmp_path / "models",

@@ -28,6 +28,9 @@ NOBODYS = {
     "POST /v1/jobs:delete": "what it deletes: test_deletion.py names another's job",
     "GET /v1/retention": "the caller's tenant",
     "PATCH /v1/retention": "the caller's tenant",
+    "GET /v1/hub-token": "the caller's tenant",
+    "PUT /v1/hub-token": "the caller's tenant",
+    "DELETE /v1/hub-token": "the caller's tenant",
     "GET /v1/usage": "sums over the caller's tenant: test_usage.py looks at another's",
 }
 """Routes that show no tenant's things, and why."""
@@ -144,6 +147,8 @@ DASHBOARD = {
     "POST /datasets/{dataset_id}/keep": "object",
     "GET /keys": "list",
     "POST /keys": "form",
+    "POST /keys/hub-token": "form",
+    "POST /keys/hub-token/delete": "form",
     "POST /keys/{key_id}/revoke": "object",
     "GET /workers": "list",
     "GET /jobs/{job_id}/fork": "object",

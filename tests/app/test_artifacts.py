@@ -170,9 +170,10 @@ async def test_nginx_is_told_where_the_file_is_when_it_stands_in_front(settings:
 async def test_an_unfinished_job_has_neither_files_nor_report(api: Api) -> None:
     job_id = (await api.create_job())["id"]
     assert ok(await api.client.get(f"/v1/jobs/{job_id}/artifacts")) == {"data": []}
-    problem(await api.client.get(f"/v1/jobs/{job_id}/archive"), 404, "not-found")
+    problem(await api.client.get(f"/v1/jobs/{job_id}/archive"), 409, "job-not-finished")
     problem(await api.client.get(f"/v1/jobs/{job_id}/report"), 409, "report-not-ready")
     ok(await api.client.post(f"/v1/jobs/{job_id}/cancel"))
+    problem(await api.client.get(f"/v1/jobs/{job_id}/archive"), 404, "not-found")
     problem(await api.client.get(f"/v1/jobs/{job_id}/report"), 404, "not-found")
 
 

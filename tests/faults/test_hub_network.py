@@ -115,7 +115,8 @@ def test_a_model_that_does_not_fit_on_the_disk_says_so_and_leaves_the_space(work
     # A quota that everyone can set: no file beyond 4 MiB.
     quota = ("sh", "-c", 'ulimit -f 8192; exec "$@"', "sh", sys.executable, "-m", "quant_experts.hub")
     with kept(workshop.settings, workshop.claim().hold, seconds_left=60) as lease:
-        bringing = fetch.Hub(workshop.settings, lease, workshop.stage / "log", threading.Event().is_set, command=quota)
+        log, draining = workshop.stage / "log", threading.Event().is_set
+        bringing = fetch.Hub(workshop.settings, lease, log, draining, lambda: fetch.Access(None), command=quota)
         with pytest.raises(fetch.FetchFailed, match="does not fit on this machine's disk") as caught:
             bringing.bring("model", "team/model", "main", [].append)
     assert caught.value.code == FailureCode.OUT_OF_DISK

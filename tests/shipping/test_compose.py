@@ -25,7 +25,7 @@ SETTABLE_OTHERWISE = {"QE_HOST": "ports", "QE_PORT": "ports", "QE_WORKERS": "sca
 IN_THE_IMAGE = {"QE_HEARTBEAT_FILE"}
 FIXED = {"QE_HOME", "QE_MODEL_ROOT"}
 """Places in the container. QE_MODELS of .env says which directory of the host is there."""
-SECRETS = {"QE_API_KEY", "QE_HUB_TOKEN", "QE_SECRET"}
+SECRETS = {"QE_API_KEY", "QE_HUB_KEY", "QE_HUB_TOKEN", "QE_SECRET"}
 
 
 def documented() -> set[str]:
@@ -63,7 +63,8 @@ def test_the_settings_of_qe_serve_shape_the_services_here() -> None:
 
 def test_a_secret_goes_only_to_who_needs_it() -> None:
     has = {name: SECRETS & set(SERVICES[name]["environment"]) for name in PROCESSES}
-    assert has == {"migrate": SECRETS, "api": SECRETS, "worker": {"QE_HUB_TOKEN"}, "keeper": {"QE_SECRET"}}
+    hub = {"QE_HUB_KEY", "QE_HUB_TOKEN"}
+    assert has == {"migrate": SECRETS, "api": SECRETS, "worker": hub, "keeper": {"QE_SECRET"}}
 
 
 def test_the_password_is_in_no_url() -> None:

@@ -12,12 +12,14 @@ import pytest
 
 from app.contract.errors import FailureCode
 from app.contract.local_model import model_fingerprint
+from app.contract.secret import HUB_TOKENS, Seal
 from app.storage import LocalStorage
 from tests.services import wait_until
 from tests.worker.conftest import Workshop, alive
 from worker import fetch, ledger
 from worker.lease import CancelRequested, kept
 
+KEY = "k" * 32
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 HUB = """
@@ -51,15 +53,22 @@ class HubStage:
         self.resolved: list[str] = []
 
     def bring(
-        self, mode: str, revision: str | None = None, *, draining: threading.Event | None = None
+        self,
+        mode: str,
+        revision: str | None = None,
+        *,
+        draining: threading.Event | None = None,
+        access: fetch.Access | None = None,
     ) -> tuple[Path, str]:
         self.script.with_suffix(".mode").write_text(mode)
         self.workshop.add_job()
-        settings = self.workshop.settings.model_copy(update={"hub_token": "hf_secret"})
+        settings = self.workshop.settings
         with kept(settings, self.workshop.claim().hold, seconds_left=60) as lease:
             log = self.script.with_suffix(".log")
             asked = (draining or threading.Event()).is_set
-            hub = fetch.Hub(settings, lease, log, asked, command=(sys.executable, str(self.script)))
+            allowed = access or fetch.Access("hf_secret")
+            command = (sys.executable, str(self.script))
+            hub = fetch.Hub(settings, lease, log, asked, lambda: allowed, command=command)
             return hub.bring("model", "a/b", revision, self.resolved.append)
 
     def seen(self) -> dict[str, object]:
@@ -84,6 +93,27 @@ def test_a_hub_model_is_kept_by_its_commit(hub: HubStage) -> None:
     assert hub.shelf() == [COMMIT]
     again, _ = hub.bring("error", COMMIT)  # the hub is not asked: it would say no
     assert again == directory
+
+
+def test_what_a_tenants_own_token_opened_is_that_tenants_alone(hub: HubStage) -> None:
+    """Also at a commit that the hub need not be asked for."""
+    sealed = Seal(KEY, purpose=HUB_TOKENS).seal("hf_own", row="a")
+    settings = hub.workshop.settings.model_copy(update={"hub_key": KEY, "hub_token": "hf_secret"})
+    own, all_others = fetch.Access.of("a", sealed, settings), fetch.Access.of("b", None, settings)
+    directory, _ = hub.bring("good", COMMIT, access=own)
+    assert hub.seen()["token"] == "hf_own"
+    with pytest.raises(fetch.FetchFailed, match="not on the hub"):
+        hub.bring("error", COMMIT, access=all_others)
+    assert hub.seen()["token"] == "hf_secret"
+    assert hub.bring("error", COMMIT, access=own)[0] == directory  # ours is here
+
+
+def test_a_token_that_cannot_be_opened_here_is_not_replaced_by_the_workers(workshop: Workshop) -> None:
+    sealed = Seal(KEY, purpose=HUB_TOKENS).seal("hf_own", row="a")
+    for key, tenant in ((None, "a"), ("another" * 8, "a"), (KEY, "b")):
+        settings = workshop.settings.model_copy(update={"hub_key": key, "hub_token": "hf_secret"})
+        with pytest.raises(ValueError, match="lacks the API's QE_HUB_KEY"):
+            fetch.Access.of(tenant, sealed, settings)
 
 
 def test_an_error_of_the_hub_keeps_its_code(hub: HubStage) -> None:

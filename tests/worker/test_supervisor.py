@@ -131,7 +131,7 @@ def test_what_libraries_print_does_not_reach_the_channel(workshop: Workshop) -> 
 
 
 def test_the_runner_knows_no_secret(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("QE_DATABASE_URL", "QE_HUB_TOKEN", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"):
+    for name in ("QE_DATABASE_URL", "QE_HUB_TOKEN", "QE_HUB_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "do-not-tell")
     workshop.direct("environment")
     workshop.add_job()

@@ -29,7 +29,7 @@ spec:
       env:
         {{- $settings := merge (dict "QE_METRICS_PORT" .root.Values.metrics.port) .worker.settings }}
         {{- $secrets := list "QE_DATABASE_URL" "QE_REDIS_URL" }}
-        {{- $optional := list "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY" "QE_HUB_TOKEN" }}
+        {{- $optional := list "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY" "QE_HUB_TOKEN" "QE_HUB_KEY" }}
         {{- include "qe.env" (dict "root" .root "secrets" $secrets "optional" $optional "settings" $settings) | nindent 8 }}
       {{- if .root.Values.metrics.port }}
       ports:

@@ -1,0 +1,65 @@
+"""A tenant's token for the Hugging Face Hub: kept sealed, opened only to ask the hub."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import problems
+from app.audit.service import Action, note
+from app.contract.secret import BadSeal, hub_seal
+from app.contract.tables import HubToken
+from app.hub_tokens.schemas import HubTokenView
+from app.problems import Problem
+from app.quotas import one_at_a_time
+from app.settings import Settings
+from app.tenancy import owned
+
+
+async def view(session: AsyncSession, *, tenant: str, settings: Settings) -> HubTokenView:
+    return HubTokenView.of(await session.scalar(owned(HubToken, tenant)), settings)
+
+
+async def keep(session: AsyncSession, *, tenant: str, token: str, settings: Settings) -> None:
+    """In the place of the one before, if there was one. Raises Problem 409 when this service keeps none."""
+    seal = hub_seal(settings)
+    if seal is None:
+        raise Problem(problems.NO_HUB_TOKENS, "tenants' hub tokens need QE_HUB_KEY: ask who runs the service to set it")
+    await one_at_a_time(session, tenant)
+    row = await session.scalar(owned(HubToken, tenant))
+    if row is None:
+        row = HubToken(tenant=tenant)
+        session.add(row)
+    row.sealed, row.set_at = seal.seal(token, row=tenant), datetime.now(UTC)
+    await note(session, Action.HUB_TOKEN_SET, tenant)
+    await session.flush()
+
+
+async def drop(session: AsyncSession, *, tenant: str) -> None:
+    """Of one that is not there, too."""
+    await one_at_a_time(session, tenant)
+    row = await session.scalar(owned(HubToken, tenant))
+    if row is not None:
+        await session.delete(row)
+        await note(session, Action.HUB_TOKEN_DELETED, tenant)
+        await session.flush()
+
+
+async def token_of(session: AsyncSession, *, tenant: str, settings: Settings) -> str | None:
+    """The one that the tenant's models and datasets are fetched with: its own, else the service's.
+
+    Raises Problem 409 when its own cannot be opened; the service's would open other repositories.
+    """
+    row = await session.scalar(owned(HubToken, tenant))
+    if row is None:
+        return settings.hub_token
+    seal = hub_seal(settings)
+    try:
+        if seal is not None:
+            return seal.open(row.sealed, row=tenant)
+    except BadSeal:
+        pass
+    raise Problem(
+        problems.HUB_TOKEN_UNREADABLE, "the tenant's hub token was kept under another QE_HUB_KEY: set it again"
+    )
