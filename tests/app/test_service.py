@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import gzip
 import json
@@ -20,6 +21,7 @@ from app.main import COLLECTING, create_app
 from app.openapi import document
 from app.problems import CATALOGUE
 from app.settings import Settings
+from app.system.router import FIGURES_SECONDS
 from tests.app.conftest import Api, job_body, ok, problem, served, started
 from tests.app.tenant_cases import CREATES, DASHBOARD, LISTS, NOBODYS, OBJECTS, route_table
 
@@ -100,8 +102,10 @@ async def test_while_the_database_is_away_metrics_say_that_they_do_not_know(api:
     with psycopg.connect(api.settings.database_url or "", dbname="postgres", autocommit=True) as connection:
         connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false".encode())
         connection.execute("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = %s", [name])
+        await asyncio.sleep(FIGURES_SECONDS)
         away = (await api.client.get("/metrics")).text
         connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true".encode())
+    await asyncio.sleep(FIGURES_SECONDS)
     assert "qe_jobs{" not in away
     assert "qe_oldest_queued_seconds NaN" in away
     assert "qe_workers_alive NaN" in away

@@ -28,6 +28,7 @@ from quant_experts.config import QuantizationSpec
 from quant_experts.errors import InvalidCalibration, InvalidSpec, Stopped
 from quant_experts.evaluation import evaluate, text_positions
 from quant_experts.groups import FAMILIES, GroupPlan, plan_groups
+from quant_experts.modeling_quant_experts import InputGroup, QuantizedLinear
 from quant_experts.pipeline import quantize
 from quant_experts.progress import Advanced, BlockFinished, Event, GroupFitted, PhaseStarted, Warned
 from quant_experts.report import GroupReport, QualityReport
@@ -265,7 +266,8 @@ def test_the_warning_is_in_report_and_card_and_what_stays_is_said(tower: Undistu
     stored = load_file(tower.output / "model-00001-of-00001.safetensors")
     original = load_file(tower.model / "model.safetensors")
     assert torch.equal(stored["model.visual.patch_embed.proj.weight"], original["model.visual.patch_embed.proj.weight"])
-    assert not [name for name in stored if "visual" in name and name.endswith(("fc1.weight", "qkv.weight"))]
+    whole = {name for name, tensor in stored.items() if tensor.numel() and name.endswith(("fc1.weight", "qkv.weight"))}
+    assert not [name for name in whole if "visual" in name]
 
 
 # --- Stopping and going on -----------------------------------------------------------------------------------------
@@ -382,6 +384,9 @@ def test_the_decoder_reads_what_the_quantized_encoder_puts_out(speech: Undisturb
         assert new.shape[1] >= 4
         outputs: list[Tensor] = []
         model.model.decoder.layers[-1].register_forward_hook(lambda _, args, output, to=outputs: to.append(output))
+        for module in model.modules():  # as the walk runs it: the integer product of a few tokens sums otherwise
+            if isinstance(module, InputGroup | QuantizedLinear):
+                module.accelerated = False
         with torch.no_grad():
             model(**inputs, use_cache=False)
         assert torch.equal(outputs[0], state)
