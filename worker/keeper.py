@@ -3,6 +3,7 @@
     python -m worker.keeper
 
 Each duty is one sentence: *ring again* for queued jobs that nobody took, *reap* jobs whose worker was not heard of,
+*end the wait* of jobs that waited for as long as they may,
 *sweep* away what is not needed any more. The sweeps have a thread of their own, so that no slow store delays a reaping,
 and so has the keeper that *delivers webhooks*, for slow endpoints.
 """
@@ -33,7 +34,7 @@ from worker.ledger import Connection, Hold
 from worker.postman import deliver
 from worker.ring import ring_quietly
 from worker.spans import attempt_span
-from worker.waiting import explain_waiting
+from worker.waiting import end_waiting, explain_waiting
 
 logger = logging.getLogger(__name__)
 
@@ -183,6 +184,7 @@ def _keep_connected(
             reap(connection, ring, grace=settings.grace, budget=budget, delay=delay, tracing=tracing)
             if time.monotonic() >= next_explained:
                 explain_waiting(connection, alive=settings.lease)
+                end_waiting(connection)
                 next_explained = time.monotonic() + EXPLAIN_SECONDS
             ring_again(connection, ring, after=settings.ring_again)
         stop.wait(settings.keeper_interval)

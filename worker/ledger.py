@@ -175,6 +175,14 @@ def fail(connection: Connection, hold: Hold, *, code: FailureCode, message: str)
     return JobStatus.FAILED
 
 
+def fail_waiting(connection: Connection, hold: Hold, *, message: str) -> None:
+    """End a job that no worker holds, inside the caller's transaction, which holds the lock on its row. ``hold``: its
+    last attempt; 0 for none."""
+    error = _error(FailureCode.NO_WORKER, message)
+    _end_job(connection, hold, JobStatus.FAILED, error=error)
+    append_event(connection, hold.job_id, EventType.FAILED, {"attempt": hold.attempt, "error": error})
+
+
 def cancel(connection: Connection, hold: Hold) -> JobStatus:
     """End a job that someone asked to stop. Raises NotHeld when nobody did."""
     with connection.transaction():
@@ -271,10 +279,14 @@ def clean(message: str) -> str:
 
 
 def _fail(connection: Connection, hold: Hold, outcome: AttemptOutcome, code: FailureCode, message: str) -> None:
-    error = {"code": code.value, "message": clean(message), "retryable": code in RETRYABLE}
+    error = _error(code, message)
     _end_job(connection, hold, JobStatus.FAILED, error=error)
     _end_attempt(connection, hold, outcome, error=error)
     append_event(connection, hold.job_id, EventType.FAILED, {"attempt": hold.attempt, "error": error})
+
+
+def _error(code: FailureCode, message: str) -> dict[str, Any]:
+    return {"code": code.value, "message": clean(message), "retryable": code in RETRYABLE}
 
 
 def _cancel(connection: Connection, hold: Hold, outcome: AttemptOutcome) -> None:

@@ -1,4 +1,4 @@
-"""Why a job waits that no living worker can take: written to its row, for its owner to read.
+"""Why a job waits that no living worker can take: written to its row, for its owner to read; and the end of its wait.
 
 Jobs that only wait for their turn have no such reason, nor has any job while no worker lives: that is said once, of the
 service, and not of every job.
@@ -6,10 +6,18 @@ service, and not of every job.
 
 from __future__ import annotations
 
-from worker.ledger import Connection
+import logging
+
+from worker.ledger import Connection, Hold, fail_waiting
 from worker.place import fits, fits_worker
 
+logger = logging.getLogger(__name__)
+
 AT_ONCE = 5000
+WAITED_ENOUGH = """
+SELECT id, attempt, max_wait_s, waiting FROM jobs WHERE status = 'queued' AND max_wait_s IS NOT NULL
+    AND greatest(queued_at, run_after) < clock_timestamp() - make_interval(secs => max_wait_s)
+LIMIT %(at_once)s FOR UPDATE SKIP LOCKED"""
 CLASS = fits(
     "kinds", device="alive.device", memory="NULL::bigint", device_memory="NULL::bigint", free_disk="NULL::bigint"
 )
@@ -59,3 +67,15 @@ UPDATE jobs SET waiting = found.reason FROM (
 def explain_waiting(connection: Connection, *, alive: float) -> int:
     """Set or clear the reason of every job that waits; workers not heard of for ``alive`` seconds do not count."""
     return connection.execute(EXPLAIN, {"alive": alive, "at_once": AT_ONCE}).rowcount
+
+
+def end_waiting(connection: Connection) -> list[str]:
+    """Fail every job that has waited for longer than its ``max_wait_s``; returns their ids."""
+    with connection.transaction():
+        rows = connection.execute(WAITED_ENOUGH, {"at_once": AT_ONCE}).fetchall()
+        for row in rows:
+            reason = f": {row['waiting']['message']}" if row["waiting"] else ""
+            message = f"no worker took it within {row['max_wait_s']} seconds{reason}"
+            fail_waiting(connection, Hold(row["id"], row["attempt"]), message=message)
+            logger.warning("%s: %s", row["id"], message)
+    return [row["id"] for row in rows]

@@ -50,6 +50,7 @@ class NewComparison(_Strict):
     name: Label | None = None
     labels: dict[str, str] = Field(default_factory=dict, max_length=32)
     timeout_s: Annotated[int, Field(strict=True, ge=60, le=7 * 24 * 3600), WHOLE] = 24 * 3600
+    max_wait_s: Annotated[int, Field(strict=True, ge=60, le=7 * 24 * 3600), WHOLE] | None = None
     priority: Annotated[int, Field(strict=True, ge=-100, le=100), WHOLE] = 0
 
     @model_validator(mode="after")
@@ -82,6 +83,7 @@ class NewComparison(_Strict):
             name=named[:120],
             labels=self.labels,
             timeout_s=self.timeout_s,
+            max_wait_s=self.max_wait_s,
             priority=self.priority,
         )
 

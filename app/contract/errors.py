@@ -21,6 +21,8 @@ class FailureCode(StrEnum):
     STORAGE_UNAVAILABLE = "storage_unavailable"
     """The store of datasets, blocks and artifacts did not take or give a file; worth a retry when it works again."""
     TIMEOUT = "timeout"
+    NO_WORKER = "no_worker"
+    """No worker took it within its ``max_wait_s``."""
     NO_PROGRESS = "no_progress"
     """Three attempts in a row ended without a new block."""
     INTERNAL = "internal"
@@ -34,6 +36,7 @@ RETRYABLE = frozenset(
         FailureCode.OUT_OF_DISK,
         FailureCode.STORAGE_UNAVAILABLE,
         FailureCode.TIMEOUT,
+        FailureCode.NO_WORKER,
         FailureCode.NO_PROGRESS,
         FailureCode.INTERNAL,
     }

@@ -196,6 +196,11 @@ class JobSpec(_Strict):
     timeout_s: Annotated[int, Field(strict=True, ge=60, le=7 * 24 * 3600), WHOLE] = Field(
         default=24 * 3600, description="Seconds that workers may hold it, all attempts together; waiting is not in it."
     )
+    max_wait_s: Annotated[int, Field(strict=True, ge=60, le=7 * 24 * 3600), WHOLE] | None = Field(
+        default=None,
+        description="Seconds that it may wait for a worker, each time that it waits; after that it fails with "
+        "`no_worker`. Without it a job waits until somebody cancels it.",
+    )
     priority: Annotated[int, Field(strict=True, ge=-100, le=100), WHOLE] = Field(
         default=0, description="Of your waiting jobs those with the highest are taken first; nobody else's wait longer."
     )

@@ -84,6 +84,7 @@ class Job(Base):
             postgresql_where=text("status = 'queued' AND waiting IS NULL"),
         ),
         Index("ix_jobs_waiting_since", "queued_at", postgresql_where=text("status = 'queued'")),
+        Index("ix_jobs_max_wait", "id", postgresql_where=text("status = 'queued' AND max_wait_s IS NOT NULL")),
         Index("ix_jobs_dataset_queued", "tenant", "dataset", postgresql_where=text("status = 'queued'")),
         Index("ix_jobs_dataset_held", "tenant", "dataset", postgresql_where=text("lease_until IS NOT NULL")),
         Index("ix_jobs_finished", "tenant", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
@@ -125,6 +126,8 @@ class Job(Base):
     phase: Mapped[str | None]
     priority: Mapped[int] = mapped_column(Integer, server_default="0")
     run_after: Mapped[datetime] = _now()
+    max_wait_s: Mapped[int | None] = mapped_column(Integer)
+    """Seconds that it may wait, each time, before the keeper fails it."""
     rung_at: Mapped[datetime | None]
     """When the bell was last rung for it; the keeper rings again after a while."""
 

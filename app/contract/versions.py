@@ -16,7 +16,7 @@ UNDERSTOOD = 2
 SINCE: dict[str, int] = {"options.method_version": 2, "options.weight_grid": 2}
 """``options.field``, or ``method=value`` for a new value of an old field, with the version that it came with. A new
 field is None where it is not used."""
-KEPT = set(JobSpec.model_fields) - {"alias", "priority", "device"}
+KEPT = set(JobSpec.model_fields) - {"alias", "max_wait_s", "priority", "device"}
 """Of a spec, in the job's row: the others are columns of their own, and decide nothing of what a worker computes."""
 
 

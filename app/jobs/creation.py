@@ -31,11 +31,12 @@ LOCAL = "local/"
 UPLOADED = "ds_"
 CREATE = f"""
 INSERT INTO jobs (id, tenant, name, alias, labels, spec, spec_version, progress, plan, forked_from, comparison_id,
-    model_id, method, scheme, trace_context, priority, device, needs_host_cpu, needs_host_cuda, needs_device,
-    needs_disk, event_seq)
+    model_id, method, scheme, trace_context, max_wait_s, priority, device, needs_host_cpu, needs_host_cuda,
+    needs_device, needs_disk, event_seq)
 VALUES (%(job_id)s, %(tenant)s, %(name)s, %(alias)s, %(labels)s, %(spec)s, %(spec_version)s, %(progress)s, %(plan)s,
     %(forked_from)s, %(comparison_id)s, %(model_id)s, %(method)s, %(scheme)s, %(trace_context)s,
-    %(priority)s, %(device)s, %(needs_host_cpu)s, %(needs_host_cuda)s, %(needs_device)s, %(needs_disk)s, 1)
+    %(max_wait_s)s, %(priority)s, %(device)s, %(needs_host_cpu)s, %(needs_host_cuda)s, %(needs_device)s,
+    %(needs_disk)s, 1)
 RETURNING {columns_of(JobRow)}
 """  # noqa: S608 -- every part is ours
 FIRST_EVENT = f"""
@@ -87,6 +88,7 @@ async def create_job(
         "method": spec.method,
         "scheme": spec.scheme,
         "trace_context": _or_null(trace.carrier),
+        "max_wait_s": spec.max_wait_s,
         "priority": spec.priority,
         "device": spec.device,
         **_needs(plan),

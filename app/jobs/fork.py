@@ -19,6 +19,8 @@ from app.jobs.queries import get_job
 from app.tenancy import of_job
 
 MOST_OPTIONS = 64
+DECIDES_NOTHING = {"accept_if", "alias", "name", "labels", "timeout_s", "max_wait_s", "priority", "device"}
+"""Fields of a spec that change no byte of the result."""
 BEFORE_THE_BLOCKS = ("model", "calibration", "options.samples", "options.seed", "options.vision")
 """What the calls of the language model depend on: ``quant_experts.reuse`` has the same list in its own terms."""
 
@@ -40,6 +42,7 @@ class ForkRequest(BaseModel):
     alias: str | None = None
     labels: dict[str, Any] | None = Field(default=None, max_length=MOST_OPTIONS)
     timeout_s: int | None = None
+    max_wait_s: int | None = None
     priority: int | None = None
     device: str | None = None
 
@@ -53,13 +56,17 @@ async def forked(session: AsyncSession, *, tenant: str, job_id: str, request: Fo
     parent = await get_job(session, tenant=tenant, job_id=job_id)
     # A fork is read by the same defaults; a job without a version of the method is older than the field.
     options = {"method_version": 1, **(parent.spec.get("options") or {})}
-    inherited = {**parent.spec, "options": options, "priority": parent.priority, "device": parent.device}
-    merged = merge(inherited, request.changes)
+    merged = merge({**asked_of(parent), "options": options}, request.changes)
     try:
         return parent, JobSpec.model_validate(merged)
     except ValidationError as error:
         errors = [{**item, "loc": ("body", *item["loc"])} for item in error.errors(include_url=False)]
         raise RequestValidationError(errors) from None
+
+
+def asked_of(job: Job) -> dict[str, Any]:
+    """The job's spec with what is kept beside it, but for the alias, which serves one job."""
+    return {**job.spec, **{name: getattr(job, name) for name in ("max_wait_s", "priority", "device")}}
 
 
 @dataclass(frozen=True)
@@ -103,9 +110,7 @@ def _changed(first: JobSpec, fork: JobSpec) -> list[str]:
 
 def _computed(spec: JobSpec) -> dict[str, Any]:
     """Pointer → value of what decides the bytes of the result. A default that is written out is no other value."""
-    parts = spec.model_dump(
-        mode="json", exclude={"accept_if", "alias", "name", "labels", "timeout_s", "options", "priority", "device"}
-    )
+    parts = spec.model_dump(mode="json", exclude={*DECIDES_NOTHING, "options"})
     return parts | {f"options.{name}": value for name, value in spec.options_in_full().items()}
 
 

@@ -19,6 +19,7 @@ class JobRow:
     model_id: str
     method: str
     scheme: str
+    max_wait_s: int | None
     priority: int
     device: str | None
     status: str

@@ -116,6 +116,7 @@ class JobView(BaseModel):
     target: Target | None = Field(description="What scheme `auto` searches for.")
     accept_if: AcceptIf | None
     timeout_s: int
+    max_wait_s: int | None = Field(description="Seconds that it may wait for a worker, each time.")
     priority: int
     device: str | None = Field(description="The class of device that it asks for.")
     status: JobStatus
@@ -155,6 +156,7 @@ class JobView(BaseModel):
                 "id": job.id,
                 "alias": job.alias,
                 "resolved": job.progress,
+                "max_wait_s": job.max_wait_s,
                 "priority": job.priority,
                 "device": job.device,
                 "status": job.status,

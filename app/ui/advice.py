@@ -33,6 +33,10 @@ ADVICE: dict[str, str] = {
     FailureCode.OUT_OF_DISK: "Retry when the worker's disk has room; a plan says how much it takes.",
     FailureCode.STORAGE_UNAVAILABLE: "Retry when the store works again; finished blocks are kept.",
     FailureCode.TIMEOUT: "Retry: it goes on after the last finished block. Or make it again with a longer timeout_s.",
+    FailureCode.NO_WORKER: (
+        "Retry when workers are there that can take it, or fork the job with a longer wait, a smaller model or another "
+        "class of device."
+    ),
     FailureCode.NO_PROGRESS: (
         "Look at the attempts below and at the worker's log; retry when the cause is gone. Finished blocks are kept."
     ),

@@ -14,7 +14,7 @@ from app.contract.tables import Job
 from app.deps import DoorbellDep, Service, ServiceDep, SessionDep
 from app.jobs import queries
 from app.jobs import router as api
-from app.jobs.fork import ForkRequest, Takeover, forked, takeover
+from app.jobs.fork import ForkRequest, Takeover, asked_of, forked, takeover
 from app.problems import Problem
 from app.ui import job_form
 from app.ui.datasets import usable_datasets
@@ -28,7 +28,7 @@ router = APIRouter(route_class=Page)
 @router.get("/jobs/{job_id}/fork")
 async def start(request: Request, job_id: str, visitor: JobsWriter, session: SessionDep, parts: ServiceDep) -> Response:
     parent = await queries.get_job(session, tenant=visitor.caller.tenant, job_id=job_id)
-    values = job_form.values_of_spec(parent.spec)
+    values = job_form.values_of_spec(asked_of(parent))
     found = await _found(session, visitor, parent, values)
     return await _page(request, visitor, session, parts, parent=parent, values=values, found=found)
 
@@ -59,7 +59,7 @@ async def fork(
 
 
 def _request(parent: Job, values: Mapping[str, str]) -> ForkRequest:
-    return ForkRequest.model_validate(job_form.changes_of(values, parent.spec))
+    return ForkRequest.model_validate(job_form.changes_of(values, asked_of(parent)))
 
 
 async def _found(session: AsyncSession, visitor: Visitor, parent: Job, values: Mapping[str, str]) -> Takeover:

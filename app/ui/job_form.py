@@ -20,7 +20,7 @@ FIELDS = (
     *("options.samples", "options.seed", "options.group_size", "options.shared_rank", "options.routed_rank"),
     *("options.experts", "options.important_channels", "options.adapter_dtype", "options.refine", "options.vision"),
     *("target.max_bytes", "target.max_kl", "accept_if.max_kl", "accept_if.min_top1_agreement"),
-    *("accept_if.max_perplexity_increase", "accept_if.min_image_sensitivity"),
+    *("accept_if.max_perplexity_increase", "accept_if.min_image_sensitivity", "priority", "device", "max_wait_s"),
 )
 TITLES = {
     "model.id": "Model",
@@ -32,6 +32,7 @@ TITLES = {
     "name": "Name",
     "alias": "Alias",
     "labels": "Labels",
+    "max_wait_s": "Longest wait",
     "candidates": "Schemes and methods",
     "target": "Target of the search",
     "": "The job",
@@ -43,9 +44,11 @@ SENTENCES = {
     (UPLOADED, "string_pattern_mismatch"): "write owner/name, as on the hub",
 }
 """Where the contract's own words help nobody at a form."""
-NUMBERED = ("options", "target", "accept_if")
-"""Parts whose fields are numbers or words; elsewhere ``2026`` is a name."""
-INTEGER, DECIMAL = re.compile(r"[0-9]{1,20}"), re.compile(r"[0-9]{0,20}\.?[0-9]{1,20}(e-?[0-9]{1,2})?")
+NUMBERED = ("options", "target", "accept_if", "priority", "max_wait_s")
+"""Parts, and fields of none, whose fields are numbers or words; elsewhere ``2026`` is a name."""
+INTEGER, DECIMAL = re.compile(r"-?[0-9]{1,20}"), re.compile(r"[0-9]{0,20}\.?[0-9]{1,20}(e-?[0-9]{1,2})?")
+WORDS = ("scheme", "method", "name", "alias", "priority", "device", "max_wait_s")
+"""Fields of no part."""
 DEFAULTS = {"scheme": "W4A6", "method": "qe", "calibration.split": "train"}
 
 
@@ -54,14 +57,15 @@ def values_of(form: FormData) -> dict[str, str]:
 
 
 def values_of_spec(spec: Mapping[str, Any]) -> dict[str, str]:
-    """A job that exists as the start of another. What the form has no field for is left out."""
+    """A job that exists as the start of another, as ``fork.asked_of`` has it. What the form has no field for is left
+    out."""
     flat = {
         f"{part}.{name}": str(value)
         for part in ("model", "calibration", "options", "target", "accept_if")
         for name, value in (spec.get(part) or {}).items()
         if value is not None
     }
-    flat |= {name: str(spec[name]) for name in ("scheme", "method", "name", "alias") if spec.get(name)}
+    flat |= {name: str(spec[name]) for name in WORDS if spec.get(name)}
     flat["labels"] = ", ".join(f"{key}={value}" for key, value in (spec.get("labels") or {}).items())
     if not flat.get(UPLOADED, "").startswith("ds_"):
         flat[HUB] = flat.pop(UPLOADED, "")
@@ -75,7 +79,7 @@ def body_of(values: Mapping[str, str]) -> dict[str, Any]:
         if not value or name in (HUB, "labels"):
             continue
         part, _, field = name.rpartition(".")
-        (body.setdefault(part, {}) if part else body)[field] = _number(value) if part in NUMBERED else value
+        (body.setdefault(part, {}) if part else body)[field] = _number(value) if (part or name) in NUMBERED else value
     hub = values.get(HUB, "")
     if hub:
         body.setdefault("calibration", {})["dataset"] = hub

@@ -16,6 +16,7 @@ from app.datasets.schemas import DatasetView
 from app.deps import DoorbellDep, Service, ServiceDep, SessionDep
 from app.jobs import queries
 from app.jobs import router as api
+from app.jobs.fork import asked_of
 from app.models.service import local_models
 from app.plans import router as plans
 from app.plans.schemas import JobRequest, PlanView
@@ -43,9 +44,8 @@ async def blank(request: Request, visitor: JobsWriter, session: SessionDep, part
     values = dict.fromkeys(job_form.FIELDS, "") | job_form.DEFAULTS
     source = request.query_params.get("from")
     if source is not None:
-        values = job_form.values_of_spec(
-            (await queries.get_job(session, tenant=visitor.caller.tenant, job_id=source)).spec
-        )
+        job = await queries.get_job(session, tenant=visitor.caller.tenant, job_id=source)
+        values = job_form.values_of_spec(asked_of(job))
     values[job_form.UPLOADED] = request.query_params.get("dataset", values[job_form.UPLOADED])
     return await _form(request, visitor, session, parts, values=values)
 

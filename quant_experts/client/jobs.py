@@ -38,6 +38,7 @@ class Names(TypedDict, total=False):
     alias: str | None
     labels: Mapping[str, str] | None
     timeout_s: int | None
+    max_wait_s: int | None
     priority: int | None
     device: str | None
 
@@ -70,6 +71,7 @@ class Changes(TypedDict, total=False):
     alias: str | None
     labels: Mapping[str, str | None] | None
     timeout_s: int
+    max_wait_s: int | None
     priority: int
     device: str | None
 

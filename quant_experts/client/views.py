@@ -78,6 +78,8 @@ class JobView(View):
     target: dict[str, Any] | None
     accept_if: dict[str, Any] | None
     timeout_s: int
+    max_wait_s: int | None = None
+    """Seconds that it may wait for a worker, each time."""
     priority: int = 0
     device: str | None = None
     status: JobStatus

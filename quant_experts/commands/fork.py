@@ -37,6 +37,7 @@ def command(
     alias: str | None,
     labels: tuple[str, ...],
     timeout_s: int | None,
+    max_wait_s: int | None,
     priority: int | None,
     device: str | None,
     idempotency_key: str | None,
@@ -53,7 +54,7 @@ def command(
     given = {option: value for option, value in options.items() if is_given(context, option)}
     changes: dict[str, Any] = changes_of(**given)
     fields = {"name": name, "alias": alias, "timeout_s": timeout_s, "labels": labels_of(labels) or None}
-    fields |= {"priority": priority, "device": device}
+    fields |= {"max_wait_s": max_wait_s, "priority": priority, "device": device}
     changes.update({field: value for field, value in fields.items() if value is not None})
     for path in unset:
         _take_away(changes, path)

@@ -27,6 +27,9 @@ label_option = click.option(
 timeout_option = click.option(
     "--timeout", "timeout_s", type=int, metavar="S", help="Seconds after which it fails.  [default: a day]"
 )
+max_wait_option = click.option(
+    "--max-wait", "max_wait_s", type=int, metavar="S", help="Seconds that it may wait for a worker.  [default: any]"
+)
 priority_option = click.option(
     "--priority", type=click.IntRange(-100, 100), metavar="N", help="Of your own waiting jobs, the highest first."
 )
@@ -40,6 +43,7 @@ OPTIONS = (
     click.option("--alias", metavar="OWNER/NAME", help="Under which the Hub protocol serves the finished checkpoint."),
     label_option,
     timeout_option,
+    max_wait_option,
     priority_option,
     device_option,
     idempotency_option,

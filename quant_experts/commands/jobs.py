@@ -55,7 +55,7 @@ def _table(jobs: list[JobView]) -> None:
         (
             job.id,
             job.status if job.verdict != "rejected" else "rejected",
-            readable(ended_how(job) or progress_of(job)),
+            readable(ended_how(job) or (job.waiting.code if job.waiting else progress_of(job))),
             readable(job.name or job.model.id),
             readable(job.alias or ""),
             job.scheme,
@@ -85,6 +85,7 @@ def _show(job: JobView) -> None:
         "labels": ", ".join(f"{key}={value}" for key, value in job.labels.items()),
         "attempts": str(job.attempts),
         "worker": job.worker,
+        "waits": job.waiting.message if job.waiting else None,
         "alias": job.alias,
         "verdict": ": ".join(filter(None, (job.verdict, ended_how(job) if job.verdict else ""))),
         "warnings": "; ".join(job.warnings),

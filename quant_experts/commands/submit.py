@@ -43,6 +43,7 @@ def command(
     alias: str | None,
     labels: tuple[str, ...],
     timeout_s: int | None,
+    max_wait_s: int | None,
     priority: int | None,
     device: str | None,
     idempotency_key: str | None,
@@ -54,7 +55,7 @@ def command(
     """Queue the quantization of MODEL on a service and print the job's id."""
     body = body_of(**options)
     names: Names = {"name": name, "alias": alias, "labels": labels_of(labels), "timeout_s": timeout_s}
-    names |= {"priority": priority, "device": device}
+    names |= {"max_wait_s": max_wait_s, "priority": priority, "device": device}
     if digest is not None:
         _check_nothing_else_decides(context)
     elif model is None or calibration is None:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from psycopg.types.json import Jsonb
 
 from tests.app.conftest import MODEL, Api
 from tests.app.cutting import Cuts
@@ -31,7 +32,16 @@ async def test_of_a_job(qe: Qe, api: Api) -> None:  # noqa: F811
     assert (fork["forked_from"], fork["name"], fork["options"]["seed"]) == (made["id"], "n", 1)
     again = (await qe("fork", made["id"], "--seed", "1", "--json", "--idempotency-key", "two", "--name", "n"))[1]
     assert json.loads(again)["id"] == fork["id"]
-    other = await qe("submit", "--model", "acme/other", "--calibration", "acme/rows")
+    queue = ("--max-wait", "600", "--priority", "-5", "--device", "H100")
+    other = await qe("submit", "--model", "acme/other", "--calibration", "acme/rows", *queue)
+    forked = json.loads((await qe("fork", other[1].strip(), "--seed", "2", "--json"))[1])
+    assert (forked["max_wait_s"], forked["priority"], forked["device"]) == (600, -5, "H100")
+    await qe("cancel", forked["id"])
+    await qe("delete", forked["id"])
+    says = {"code": "no_such_device", "message": "a device of class H100 is asked for, and no worker alive has one"}
+    api.execute("UPDATE jobs SET waiting = %s WHERE id = %s", [Jsonb(says), other[1].strip()])
+    assert "no_such_device" in (await qe("jobs", "--model", "acme/other"))[1]
+    assert f"waits        {says['message']}" in (await qe("jobs", other[1].strip()))[1]
     assert (await qe("jobs", "--model", "acme/other", "--json"))[1].count("\n") == 1
     listed = (await qe("jobs", "--model", "acme/other"))[1].splitlines()[1]
     assert listed.split()[0] == other[1].strip()

@@ -347,3 +347,28 @@ async def test_pages_count_as_requests_of_their_key(settings: Settings) -> None:
             refused = await browser.get("/")
             assert refused.status_code == 429
             assert "at most 3 requests a minute" in refused.text
+
+
+async def test_how_a_job_waits_is_asked_by_its_form_and_shown_in_the_next(browser: httpx.AsyncClient, api: Api) -> None:
+    queue = {"priority": "-5", "device": "H100", "max_wait_s": "600"}
+    csrf = await sign_in(browser, BOOTSTRAP_KEY)
+    inputs = {"once": "x", "model.id": "acme/m", "calibration.hub": "acme/rows", "scheme": "W4A6", "method": "qe"}
+    made = await browser.post("/jobs/new", data={"csrf": csrf, **inputs, **queue})
+    path = made.headers["location"]
+    assert api.execute("SELECT priority, device, max_wait_s FROM jobs") == [(-5, "H100", 600)]
+    for page in (f"/jobs/new?from={path.rpartition('/')[2]}", f"{path}/fork"):
+        text = (await browser.get(page)).text
+        assert all(re.search(f'name="{name}"[^>]* value="{value}"', text) for name, value in queue.items())
+    refused = await browser.post("/jobs/new", data={"csrf": csrf, **inputs, **queue, "max_wait_s": "1"})
+    assert (refused.status_code, 'href="#max_wait_s"' in refused.text) == (422, True)
+
+
+async def test_the_hub_token_is_set_and_deleted_on_the_page_of_keys(browser: httpx.AsyncClient, api: Api) -> None:
+    csrf = await sign_in(browser, BOOTSTRAP_KEY)
+    refused = await browser.post("/keys/hub-token", data={"csrf": csrf, "token": "too hort"})
+    assert (refused.status_code, "too hort" in refused.text) == (422, False)
+    await browser.post("/keys/hub-token", data={"csrf": csrf, "token": "hf_ofthetenant"})
+    page = (await browser.get("/keys")).text
+    assert ("with your own token" in page, "hf_ofthetenant" in page) == (True, False)
+    await browser.post("/keys/hub-token/delete", data={"csrf": csrf})
+    assert api.execute("SELECT count(*) FROM hub_tokens") == [(0,)]

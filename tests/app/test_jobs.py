@@ -77,6 +77,7 @@ async def test_a_number_too_large_to_be_one_is_pointed_at(api: Api, path: str) -
         ({"labels": {"UPPER": "x"}}, "/labels"),
         ({"surprise": True}, "/surprise"),
         ({"timeout_s": 1}, "/timeout_s"),
+        ({"max_wait_s": 59}, "/max_wait_s"),
         ({"calibration": {"dataset": "acme/rows/../../x"}}, "/calibration/dataset"),
         ({"accept_if": {"max_kl": 0}}, "/accept_if/max_kl"),
         ({"accept_if": {}}, "/accept_if"),

@@ -41,7 +41,7 @@ from app.storage import LocalStorage
 from tests.faults.invariants import check
 from tests.faults.safeguards_off import drop_the_fence
 from tests.worker.conftest import Workshop, workshop  # noqa: F401 -- a fixture
-from worker import blocks, claims, keeper, ledger
+from worker import blocks, claims, keeper, ledger, waiting
 from worker.ledger import Hold, NotHeld
 
 TENANT = "default"
@@ -247,6 +247,18 @@ class LedgerMachine(RuleBasedStateMachine):
         expected = {job_id: job.die() for job_id, job in self.model.items() if job.expired}
         assert reaped == expected
         assert sorted(rung) == sorted(job_id for job_id, status in expected.items() if status == "queued")
+
+    @rule(job_id=jobs)
+    def wait_for_too_long(self, job_id: str) -> None:
+        self.connection.execute(
+            "UPDATE jobs SET max_wait_s = 60, queued_at = queued_at - interval '1 h',"
+            " run_after = run_after - interval '1 h' WHERE id = %s",
+            (job_id,),
+        )
+        waits = self.model[job_id].status == "queued"
+        assert waiting.end_waiting(self.connection) == ([job_id] if waits else [])
+        if waits:
+            self.model[job_id].end("failed")
 
     # What must hold after every step
 

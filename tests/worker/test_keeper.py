@@ -15,7 +15,7 @@ from app.contract.errors import FailureCode
 from app.contract.ids import new_id
 from tests.services import wait_until
 from tests.worker.conftest import Workshop
-from worker import blocks, keeper, ledger, metrics, sweep, workers
+from worker import blocks, keeper, ledger, metrics, sweep, waiting, workers
 from worker.ring import ring_quietly
 from worker.supervisor import work
 
@@ -68,6 +68,26 @@ def test_the_third_barren_lease_fails_the_job(workshop: Workshop) -> None:
             expire(connection, 31)
         assert reap(workshop) == {job_id: expected}
     assert workshop.job(job_id)["error"]["code"] == "no_progress"
+
+
+def test_a_job_that_waited_for_longer_than_it_may_fails_and_says_why(workshop: Workshop) -> None:
+    never, late, first, again, anew = (workshop.add_job() for _ in range(5))
+    with workshop.connect() as connection:
+        connection.execute("UPDATE jobs SET max_wait_s = 60 WHERE id <> %s", (never,))
+        long_ago = "clock_timestamp() - interval '61 s'"
+        connection.execute(f"UPDATE jobs SET queued_at = {long_ago}, run_after = {long_ago}".encode())
+        reason = ledger.Jsonb({"code": "no_such_device", "message": "no worker alive has one"})
+        connection.execute("UPDATE jobs SET waiting = %s WHERE id = %s", (reason, first))
+        # Each wait counts by itself: of one that was handed back, the one since then.
+        connection.execute("UPDATE jobs SET run_after = clock_timestamp() WHERE id = %s", (again,))
+        connection.execute("UPDATE jobs SET queued_at = clock_timestamp() WHERE id = %s", (anew,))
+        assert sorted(waiting.end_waiting(connection)) == sorted([late, first])
+        assert waiting.end_waiting(connection) == []
+    assert [workshop.job(job_id)["status"] for job_id in (never, again, anew)] == ["queued"] * 3
+    message = "no worker took it within 60 seconds"
+    assert workshop.job(late)["error"] == {"code": "no_worker", "message": message, "retryable": True}
+    assert workshop.job(first)["error"]["message"] == f"{message}: no worker alive has one"
+    assert [event["type"] for event in workshop.events(late)][-1] == "job.failed"
 
 
 def test_a_waiting_job_is_rung_again_after_a_while_and_not_before(workshop: Workshop) -> None:
