@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults import campaign, kill_matrix, recovery, results, silent_workers
+from tests.faults.neighbours import storm_among_neighbours
 from tests.services import ROOT
 
 Part = Callable[[int, campaign.Say], dict[str, Any]]
@@ -28,6 +29,13 @@ SCALE = float(os.environ.get("QE_FAULTS_SCALE", "1"))
 def storm(seed: int, say: campaign.Say) -> dict[str, Any]:
     jobs, kills, outages = (max(1, round(number * SCALE)) for number in (300, 340, 21))
     return campaign.storm(seed=seed, say=say, jobs=jobs, kills=kills, outages=outages, workers=4, clients=8)
+
+
+def neighbours(seed: int, say: campaign.Say) -> dict[str, Any]:
+    jobs, kills, outages, stalls = (max(1, round(number * SCALE)) for number in (300, 120, 6, 20))
+    return storm_among_neighbours(
+        seed=seed, say=say, jobs=jobs, kills=kills, outages=outages, stalls=stalls, workers=3, clients=8
+    )
 
 
 def real(seed: int, say: campaign.Say) -> dict[str, Any]:
@@ -55,6 +63,7 @@ def controls(seed: int, say: campaign.Say) -> dict[str, Any]:
 
 PARTS: dict[str, Part] = {
     "storm": storm,
+    "neighbours": neighbours,
     "real": real,
     "matrix": matrix,
     "recovery": short_leases,

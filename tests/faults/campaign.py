@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,12 +79,20 @@ def schedule(draw: random.Random, *, kills: int, outages: int) -> list[str]:
     return faults
 
 
-def rage(cluster: Cluster, storm: Storm, draw: random.Random, faults: list[str]) -> None:
-    """Inject every fault, and start again what died, until the list is used up."""
+def rage(
+    cluster: Cluster,
+    storm: Storm,
+    draw: random.Random,
+    faults: list[str],
+    others: Mapping[str, Callable[[], None]] = {},
+) -> None:
+    """Inject every fault, and start again what died, until the list is used up. ``others``: faults of the caller's."""
     signs: set[str] = set()
     for fault in faults:
         time.sleep(draw.expovariate(1 / MEAN_PAUSE))
-        if fault in ("postgres", "redis"):
+        if fault in others:
+            others[fault]()
+        elif fault in ("postgres", "redis"):
             _outage(cluster, storm, draw, fault)
         elif fault in POINTS:
             (cluster.crash_points / f"kill-{fault}").touch()
@@ -135,10 +143,13 @@ class Clients:
     """People with jobs: each creates one, looks at it until it has ended, and creates the next.
 
     Every fifth sends its request twice at once under one key, every fifteenth cancels the job and retries it.
+    ``specs``: what the jobs ask for, in turn.
     """
 
-    def __init__(self, cluster: Cluster, *, count: int, jobs: int) -> None:
+    def __init__(self, cluster: Cluster, *, count: int, jobs: int, specs: Sequence[Mapping[str, Any]] = ({},)) -> None:
         self._cluster = cluster
+        self._specs = specs
+        self._begun = 0
         self._numbers = itertools.count()
         self._jobs = jobs
         self._over = threading.Event()
@@ -154,6 +165,11 @@ class Clients:
         self._over.set()
         for thread in self._threads:
             thread.join(300)
+
+    def wait_begun(self) -> None:
+        """Until the last job that was asked for has been begun, or a client failed."""
+        while self._begun < self._jobs and not self.errors:
+            time.sleep(0.1)
 
     def finish(self) -> None:
         """No further job beyond the number that was asked for; wait for those under way."""
@@ -171,14 +187,15 @@ class Clients:
             self.errors.append(error)
 
     def _one_job(self, number: int) -> None:
-        key = f"job-{number}"
+        self._begun = max(self._begun, number)
+        wanted = {"key": f"job-{number}", "seconds": PATIENCE, **self._specs[number % len(self._specs)]}
         if number % 5 == 0:
-            twin = threading.Thread(target=self._cluster.submit, kwargs={"key": key, "seconds": PATIENCE}, daemon=True)
+            twin = threading.Thread(target=self._cluster.submit, kwargs=wanted, daemon=True)
             twin.start()
-            job_id = self._cluster.submit(key=key, seconds=PATIENCE)
+            job_id = self._cluster.submit(**wanted)
             twin.join()
         else:
-            job_id = self._cluster.submit(key=key, seconds=PATIENCE)
+            job_id = self._cluster.submit(**wanted)
         if number % 15 == 7:
             self._ask(job_id, "cancel")
             self._until_ended(job_id)
@@ -214,7 +231,7 @@ def storm(
             people.finish()
         cluster.wait_ended(seconds=PATIENCE)
         violations = cluster.violations(reclaim=True)
-        figures = dict(_figures(cluster))
+        figures = dict(figures_of(cluster))
     return {
         "seed": seed,
         "seconds": round(time.monotonic() - record.started),
@@ -227,7 +244,7 @@ def storm(
     }
 
 
-def _figures(cluster: Cluster) -> Iterator[tuple[str, Any]]:
+def figures_of(cluster: Cluster) -> Iterator[tuple[str, Any]]:
     one = cluster.rows(
         "SELECT count(*) AS jobs, count(*) FILTER (WHERE status = 'succeeded') AS succeeded,"
         " count(*) FILTER (WHERE attempt > 1) AS disturbed, coalesce(sum(attempt), 0)::int AS attempts,"

@@ -184,7 +184,7 @@ class Cluster:
                 self.redis.wait(child)
             elif name == "api":
                 wait_until(self._answers, seconds=START_SECONDS, what=f"the API, whose log is {self.log / 'api.log'},")
-            elif name == "keeper":
+            elif name.startswith("keeper"):  # of several one has it
                 wait_until(
                     lambda: self.rows("SELECT 1 FROM pg_locks WHERE locktype = 'advisory'"),
                     seconds=START_SECONDS,
@@ -304,7 +304,7 @@ class Cluster:
         """Every violation so far. ``reclaim``: stop the workers, and look at what a sweep leaves on the disk (I10)."""
         evidence = self.evidence()
         if reclaim:
-            for name in [name for name in self.parts if name.startswith("worker-") or name in ("keeper", "api")]:
+            for name in [name for name in self.parts if name.partition("-")[0] in ("worker", "keeper", "api")]:
                 self.stop(name)
         with self.connect() as connection:
             work = self.settings.work_directory if reclaim else None

@@ -18,7 +18,7 @@ from app.contract.events import TERMINAL, EventType
 from app.contract.states import FINISHED, LEASED, AttemptOutcome, JobStatus
 from app.storage import LocalStorage
 from tests.faults.process_table import Overlap
-from worker import sweep
+from worker import removal, sweep
 from worker.ledger import Connection
 
 MEANING = {
@@ -145,11 +145,13 @@ def _attempts_in_turn(connection: Connection, jobs: Mapping[str, Any]) -> Found:
 
 
 def _webhooks_once(connection: Connection) -> Found:
-    """Every message tells of an event that is there, and of each event a webhook is told under one id."""
+    """Every message tells of an event that is there, and of each event a webhook is told under one id. With a deleted
+    job its events go; what was told of it stays."""
     told = (
         "SELECT d.webhook_id, e.job_id, e.seq, min(d.message_id) AS message, count(DISTINCT d.message_id) AS ids"
         " FROM webhook_deliveries d LEFT JOIN events e ON e.job_id = d.payload#>>'{data,job,id}'"
         " AND e.seq = (d.payload#>>'{data,seq}')::bigint AND e.type = d.event_type"
+        " WHERE NOT EXISTS (SELECT FROM audit WHERE action = 'job.deleted' AND object_id = d.payload#>>'{data,job,id}')"
         " GROUP BY d.webhook_id, e.job_id, e.seq HAVING e.seq IS NULL OR count(DISTINCT d.message_id) > 1"
     )
     for row in connection.execute(told.encode()).fetchall():
@@ -220,6 +222,8 @@ def _artifacts_whole(connection: Connection, storage: LocalStorage, jobs: Mappin
         if (job["status"], job["attempt"]) != (JobStatus.SUCCEEDED, row["attempt"]):
             yield Violation("I7", f"{where} is of attempt {row['attempt']} of a job that is {job['status']}.")
         path = storage.local_path(row["key"])
+        if job["deleted_at"] is not None:
+            continue
         if not path.is_file():
             yield Violation("I7", f"{where} has no object {row['key']}.")
             continue
@@ -246,6 +250,8 @@ def _reclaimed(connection: Connection, storage: LocalStorage, work: Path) -> Fou
     sweep.drop_unnamed_uploads(connection, storage, hours=0)
     sweep.drop_unfinished_puts(storage, hours=0)
     while sweep.drop_block_files(connection, storage):
+        continue
+    while removal.remove_deleted_jobs(connection, storage) or removal.remove_objects(connection, storage):
         continue
     for path in sorted(work.glob("*/*")):
         yield Violation("I10", f"the scratch directory {path.relative_to(work)} is of no living attempt.")

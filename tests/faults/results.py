@@ -7,11 +7,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from tests.faults import neighbours
 from tests.faults.invariants import MEANING
 
 Figures = Mapping[str, Any]
 NAMES = {
     "storm": "storm",
+    "neighbours": "neighbours",
     "real": "killed real runs",
     "matrix": "kill matrix",
     "recovery": "recovery",
@@ -54,6 +56,23 @@ def _storm(figures: Figures) -> str:
         f" {figures['database_outages']} database outages, {figures['broker_outages']} broker outages in"
         f" {figures['seconds']} s. Recorded blocks that an attempt with progress computed again:"
         f" {figures['computed_again']}.\n\n" + _table(["fault", "times"], rows)
+    )
+
+
+def _neighbours(figures: Figures) -> str:
+    counts = Counter(line[:2] for line in figures["violations"])
+    rows = [[number, meaning, str(counts[number])] for number, meaning in neighbours.MEANING.items()]
+    faults = ", ".join(f"{name} {count}" for name, count in figures["faults"].items())
+    deleted = ", ".join(f"{count} {kind}s" for kind, count in figures["deleted"].items())
+    return (
+        f"## Storm among neighbours, seed {figures['seed']}\n\n"
+        "A tenant that floods, a sick worker, an old worker, runners that stall, things that are deleted as jobs end,"
+        f" two keepers. {figures['jobs']} jobs, {figures['succeeded']} succeeded, the others are the flood's, whose"
+        f" wait was ended; {figures['attempts']} attempts, {figures['old_attempts']} of them by the old worker."
+        f" {figures['kills']} SIGKILLs, {figures['stalls']} runners stalled, {deleted} deleted,"
+        f" {figures['messages']} webhook messages in {figures['seconds']} s. Claims: {figures['claims']['default']} of"
+        f" the quiet tenant, {figures['claims'].get('loud', 0)} of the loud one. Faults: {faults}.\n\n"
+        + _table(["", "what must hold besides", "violations"], rows)
     )
 
 
@@ -117,4 +136,4 @@ def _line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-SECTIONS = {"storm": _storm, "real": _real, "matrix": _matrix}
+SECTIONS = {"storm": _storm, "neighbours": _neighbours, "real": _real, "matrix": _matrix}
