@@ -14,7 +14,7 @@ from planning.blocks import Block, Group
 from planning.memory import HELD_OUT_TOKENS
 from planning.recipe import Recipe
 from planning.rows import Rows
-from planning.shapes import Shapes
+from planning.shapes import PATCHES_PER_TOKEN, Shapes
 from planning.sizes import experts_of
 
 SUBSAMPLE = 512
@@ -33,6 +33,12 @@ FEWEST_MEASURED = 3
 
 VARIANTS = 16
 """Held-out rows with other images, at most."""
+ROW = 0.01
+"""Seconds of the processor for one row."""
+DISK = 400e6
+"""Bytes per second."""
+UNPACKED = 16
+"""Bytes moved for a weight that is dequantized before it is multiplied with."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,18 @@ class Rates:
 
 CORE = Rates(solve=40e9, forward=20e9, bytes=4e9, group=0.15, run=15.0, spread=(0.3, 3.0))
 GPU = Rates(solve=15e12, forward=60e12, bytes=700e9, group=0.15, run=60.0, spread=(0.25, 4.0))
+
+
+@dataclass(frozen=True)
+class PhaseSeconds:
+    """``starting``: until a process has loaded torch and transformers; ``working``: what it does then."""
+
+    starting: float
+    working: float
+
+    @property
+    def seconds(self) -> float:
+        return self.starting + self.working
 
 
 @dataclass(frozen=True)
@@ -96,12 +114,12 @@ def seconds_of(
     shapes: Shapes, recipe: Recipe, rows: Rows, *, rates: Rates, cores: int = 1, calibration: Calibration | None = None
 ) -> Seconds:
     """``cores``: that the computing process may use; of a GPU's rates, 1."""
-    rates = _on(rates, cores)
+    rates = on_cores(rates, cores)
     blocks = [block_seconds(shapes, block, recipe, rows, rates) for block in shapes.blocks]
     factor = calibration.factor if calibration else 1.0
     around = calibration.spread if calibration else rates.spread
     walk = sum(blocks) * factor * (2.0 if recipe.measures_sensitivity or recipe.smoothing == "mbq" else 1.0)
-    rest = _rest(shapes, recipe, rows, rates)
+    rest = sum(phase.seconds for phase in phases_of(shapes, recipe, rows, rates).values())
     low = walk * around[0] / (1 + (rows.spread - 1) / 2) + rest / 2
     high = walk * around[1] * (1 + (rows.spread - 1) / 2) + rest * 3
     measured = len(calibration.ratios) if calibration else 0
@@ -171,16 +189,25 @@ def _routed_work(group: Group, recipe: Recipe, kept: float) -> float:
     return prepared + first + again + router + 10.0 * channels**3
 
 
-def _rest(shapes: Shapes, recipe: Recipe, rows: Rows, rates: Rates) -> float:
-    """Starting, calibrating, evaluating, packing, verifying."""
+def phases_of(shapes: Shapes, recipe: Recipe, rows: Rows, rates: Rates) -> dict[str, PhaseSeconds]:
+    """What a run does but fitting blocks, by the name of its phase."""
     used = rows.used(recipe.samples)
-    tower = 2.0 * shapes.vision_parameters * 4 * rows.tokens * min(rows.images, 1) * (used + VARIANTS)
-    head = 2.0 * shapes.hidden * shapes.vocabulary * rows.tokens * recipe.held_out(used) * 3
-    disk = 4.0 * shapes.others + 3.0 * shapes.bytes_before
-    return rates.run + (tower + head) / rates.forward + disk / 400e6
+    tower = 2.0 * shapes.vision_parameters * PATCHES_PER_TOKEN * rows.tokens * min(rows.images, 1)
+    head = 2.0 * shapes.hidden * shapes.vocabulary * rows.tokens
+    probe = tower + head + 2.0 * shapes.weights * rows.tokens
+    return {
+        "preparing": PhaseSeconds(0.4 * rates.run, 0.0),
+        "calibrating": PhaseSeconds(0.0, tower * (used + VARIANTS) / rates.forward + ROW * used),
+        "evaluating": PhaseSeconds(0.0, head * recipe.held_out(used) * 3 / rates.forward),
+        "packing": PhaseSeconds(0.0, (4.0 * shapes.others + 2.0 * shapes.bytes_before) / DISK),
+        "verifying": PhaseSeconds(
+            0.6 * rates.run,
+            shapes.bytes_before / DISK + probe / rates.forward + UNPACKED * shapes.weights / rates.bytes,
+        ),
+    }
 
 
-def _on(rates: Rates, cores: int) -> Rates:
+def on_cores(rates: Rates, cores: int) -> Rates:
     """More cores help, each a little less."""
     many = max(1, cores) ** 0.8
     return Rates(

@@ -15,7 +15,7 @@ from quant_experts.blueprint import Blueprint, around_blocks, empty, fill
 from quant_experts.calibration.collate import Collate, Sample, TooLong
 from quant_experts.calibration.rows import BadRow, Row
 from quant_experts.calibration.samples import FEWEST_HELD_OUT, Choice, RowFile, refuse_too_many_bad
-from quant_experts.calls import Calls, CallWriter
+from quant_experts.calls import Calls, CallWriter, tokens_of
 from quant_experts.errors import InvalidCalibration, NumericalFailure, Stopped
 from quant_experts.families.family import Vision
 from quant_experts.families.stack import Stack
@@ -75,7 +75,7 @@ def gather_calls(
                     to_vary.append((len(writer.rows), row))
                     tokens[len(writer.rows)] = sample.input_ids
                 writer.add(sample, _call(blueprint, stacks, sample), held_out=held_out)
-                on_event(Advanced("calibrating", len(writer.rows), choice.wanted))
+                on_event(Advanced("calibrating", len(writer.rows), choice.wanted, tokens=tokens_of(writer.rows)))
             for variant in image_variants(to_vary):
                 if should_stop():
                     raise Stopped("stopped while calibrating; a later run begins anew")

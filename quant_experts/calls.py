@@ -178,6 +178,11 @@ class CallWriter:
         return names
 
 
+def tokens_of(rows: Sequence[Call]) -> tuple[int, int]:
+    """Of all rows together, and how many of them are images'."""
+    return sum(call.tokens for call in rows), sum(call.tokens_vision for call in rows)
+
+
 def call_files(stem: str) -> tuple[str, str]:
     """Names of the tensors and of the description, within the work directory."""
     return f"{stem}.safetensors", f"{stem}.json"

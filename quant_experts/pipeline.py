@@ -39,6 +39,7 @@ from quant_experts.config import AUTO, AcceptIf, QuantizationSpec
 from quant_experts.errors import InvalidSpec, Stopped
 from quant_experts.evaluating import measure_run
 from quant_experts.families.internvl_chat import native_directory
+from quant_experts.forecast import Forecaster, expecting, seconds_to_start
 from quant_experts.groups import GroupPlan, plan_groups
 from quant_experts.mixed_precision import check_mixed_precision
 from quant_experts.progress import Finished, OnEvent, PhaseStarted, ShouldStop, Warned, ignore, never
@@ -89,6 +90,7 @@ def quantize(
     """
     started = time.monotonic()
     warnings: list[str] = []
+    on_event = forecaster = Forecaster(on_event, started=seconds_to_start())
 
     def warn(message: str) -> None:
         warnings.append(message)
@@ -112,6 +114,7 @@ def quantize(
     }
     fingerprint = _digest(parts)
     claim_directory(work, parts)
+    forecaster.expect(expecting(source, spec, blueprint.device))
     for message in (
         *about_size(source, spec),
         *_observations(blueprint),
@@ -137,10 +140,12 @@ def quantize(
     for message in _warnings_about_rows(blueprint, calls):
         warn(message)
 
+    forecaster.expect(expecting(source, spec, blueprint.device), calls)
     measuring = Measuring(blueprint, plans, calls, work, fingerprint, on_event, should_stop)
     found: AutoSearch | None = None
     if spec.scheme == AUTO:
         spec, found = search(spec, measuring, open_model=lambda: _without_blocks(blueprint))
+        forecaster.expect(expecting(source, spec, blueprint.device), calls)
     treatment = decide_treatment(spec, measuring)
     calls = replace(calls, files=(*calls.files, *measuring.files.values()))
 

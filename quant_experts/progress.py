@@ -31,11 +31,13 @@ class PhaseStarted:
 
 @dataclass(frozen=True)
 class Advanced:
-    """``done`` of ``total`` units of the current phase are finished."""
+    """``done`` of ``total`` units of the current phase are finished. ``tokens``: where rows are calibrated, of the
+    ``done`` rows, and how many of them are images'."""
 
     phase: Phase
     done: int
     total: int
+    tokens: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,13 +90,27 @@ class Warned:
 
 
 @dataclass(frozen=True)
+class Forecast:
+    """The whole run in seconds, all phases together: ``done`` so far, earlier runs' finished blocks included, and
+    ``left`` as predicted. It comes before the event that it goes with."""
+
+    done: float
+    left: float
+
+    @property
+    def fraction(self) -> float:
+        """0 to 1."""
+        return self.done / max(self.done + self.left, 1e-9)
+
+
+@dataclass(frozen=True)
 class Finished:
     output: Path
     files: tuple[WrittenFile, ...] = field(default_factory=tuple)
     """Every file of the checkpoint directory, ``name`` relative to ``output``."""
 
 
-Event = PhaseStarted | Advanced | GroupFitted | BlockFinished | Warned | Finished
+Event = PhaseStarted | Advanced | GroupFitted | BlockFinished | Warned | Forecast | Finished
 OnEvent = Callable[[Event], None]
 ShouldStop = Callable[[], bool]
 

@@ -94,11 +94,12 @@ def peek(connection: Connection, hold: Hold) -> JobStatus:
     return JobStatus(row["status"])
 
 
-def set_phase(connection: Connection, hold: Hold, phase: str) -> None:
+def set_phase(connection: Connection, hold: Hold, phase: str, *, forecast: Mapping[str, Any] | None = None) -> None:
+    """``forecast``: of the whole job, as ``app.contract.forecast`` has it, for who follows the events."""
     with connection.transaction():
         lock(connection, hold)
         connection.execute("UPDATE jobs SET phase = %s WHERE id = %s", (phase, hold.job_id))
-        append_event(connection, hold.job_id, EventType.PHASE, {"phase": phase})
+        append_event(connection, hold.job_id, EventType.PHASE, {"phase": phase, **(forecast or {})})
 
 
 def set_progress(connection: Connection, hold: Hold, progress: Mapping[str, Any], *, blocks: int | None = None) -> None:

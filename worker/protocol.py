@@ -92,6 +92,14 @@ class BlockLine(_Message):
     """When the block was finished, as above."""
 
 
+class ForecastLine(_Message):
+    """The whole run in seconds; it comes before the line that it goes with."""
+
+    type: Literal["forecast"] = "forecast"
+    done: float
+    left: float
+
+
 class WarningLine(_Message):
     type: Literal["warning"] = "warning"
     message: str
@@ -117,7 +125,17 @@ class ErrorLine(_Message):
     message: str
 
 
-Line = PhaseLine | AdvancedLine | GroupLine | BlockLine | WarningLine | FinishedLine | StoppedLine | ErrorLine
+Line = (
+    PhaseLine
+    | AdvancedLine
+    | GroupLine
+    | BlockLine
+    | ForecastLine
+    | WarningLine
+    | FinishedLine
+    | StoppedLine
+    | ErrorLine
+)
 LastWord = FinishedLine | StoppedLine | ErrorLine
 _LINE: TypeAdapter[Line] = TypeAdapter(Annotated[Line, Field(discriminator="type")])
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from app.contract.crash_points import reach
+from app.contract.forecast import FORECAST, Forecast
 from app.tracing import OFF, Span, part
 from worker import blocks, ledger, metrics, process, protocol
 from worker.lease import monotonic
@@ -82,6 +84,7 @@ class Relay:
         self._spans = RunnerSpans(span)
         self._phase: str | None = None
         self._progress: dict[str, Any] = {}
+        self._forecast: Forecast | None = None
         self._unwritten = False
         self._written_at = 0.0
 
@@ -149,9 +152,10 @@ class Relay:
                 self._spans.phase(line)
                 self._phase = phase
                 self._progress = {"phase": phase, "done": 0, "total": total, "group": None, "error": None}
+                self._progress[FORECAST] = self._forecast.as_json() if self._forecast else None
                 self._unwritten = True
                 if phase != "preparing":  # the claim has said that
-                    self._pen.write(ledger.set_phase, phase)
+                    self._pen.write(ledger.set_phase, phase, forecast=self._said())
                 self._write_progress(now=True, blocks=total if phase == "fitting" else None)
             case protocol.AdvancedLine(phase=phase, done=done, total=total):
                 self._progress |= {"phase": phase, "done": done, "total": total}
@@ -163,6 +167,10 @@ class Relay:
                 self._write_progress()
             case protocol.BlockLine() as block:
                 self._take_block(block)
+            case protocol.ForecastLine(done=done, left=left):
+                self._forecast = Forecast(done, left, time.time())
+                self._progress[FORECAST] = self._forecast.as_json()
+                self._unwritten = True
             case protocol.WarningLine(message=text):
                 self._pen.write(ledger.add_warning, text)
 
@@ -196,6 +204,7 @@ class Relay:
                 "seconds": round(block.seconds, 3),
                 "error": errors,
                 **place,
+                **self._said(),
             },
         )
         span.end()
@@ -209,6 +218,10 @@ class Relay:
             self._storage.delete(key)
         for name in block.superseded:
             (self._work / name).unlink(missing_ok=True)
+
+    def _said(self) -> dict[str, Any]:
+        """What an event tells of the whole job."""
+        return self._forecast.as_of(time.time()) if self._forecast else {}
 
     def _write_progress(self, *, now: bool = False, blocks: int | None = None) -> None:
         if not self._unwritten or not (now or monotonic() - self._written_at >= PROGRESS_SECONDS):

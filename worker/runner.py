@@ -209,6 +209,8 @@ def translate(event: object) -> protocol.Line:
                 part=event.part,
                 at=time.time(),
             )
+        case progress.Forecast():
+            return protocol.ForecastLine(done=event.done, left=event.left)
         case progress.Warned():
             return protocol.WarningLine(message=event.message)
         case progress.Finished():

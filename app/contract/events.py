@@ -10,6 +10,8 @@ class EventType(StrEnum):
     STARTED = "job.started"
     """An attempt began: ``{"attempt", "worker", "resumed_from_block"}``."""
     PHASE = "job.phase"
+    """``{"phase"}``; this and the next also have ``"fraction"`` and ``"eta_seconds"`` of the whole job where they are
+    known, as in the job's ``progress``."""
     BLOCK = "job.block"
     """A block is fitted and durable: ``{"block", "blocks", "seconds", "error"}``; of a model with several stacks of
     blocks also ``"stack"`` (``vision``, ``encoder`` …) and ``"index"`` in it, null behind its blocks, where ``"part"``

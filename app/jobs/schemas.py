@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 from app.contract import patterns
 from app.contract.events import EventType
+from app.contract.forecast import FORECAST, Forecast
 from app.contract.spec import AcceptIf, Calibration, JobSpec, ModelRef, Options, Target
 from app.contract.states import LEASED, AttemptOutcome, JobStatus, Phase
 from app.contract.tables import Attempt, Job, JobEvent, Layer
@@ -67,8 +69,11 @@ class Progress(BaseModel):
     blocks_done: int
     blocks_total: int | None = Field(description="Blocks that are walked; null until the model is opened.")
     seconds_per_block: float | None = Field(description="Moving average over this job's finished blocks.")
+    fraction: float | None = Field(
+        description="Of the job's time, all phases together: 0 to 1. Null while it is not known."
+    )
     eta_seconds: float | None = Field(
-        description="For the blocks that are left; packing and verification come on top. Null when not known yet."
+        description="Until the end of the job, all phases together. Null while it is not known."
     )
     current: dict[str, Any] = Field(
         description="What the runner last said, for example the input group in hand; empty when none runs."
@@ -195,14 +200,14 @@ _SPEC_DEFAULTS = {
 
 
 def _progress(job: Job | JobRow) -> Progress:
-    left = None
-    if job.status == JobStatus.RUNNING and job.blocks_total is not None and job.block_seconds is not None:
-        left = max(0, job.blocks_total - job.blocks_done) * job.block_seconds
+    forecast = Forecast.of(job.progress) if job.status == JobStatus.RUNNING else None
+    of_all = forecast.as_of(time.time()) if forecast else {}
     return Progress(
         blocks_done=job.blocks_done,
         blocks_total=job.blocks_total,
         seconds_per_block=job.block_seconds,
-        eta_seconds=left,
+        fraction=1.0 if job.status == JobStatus.SUCCEEDED else of_all.get("fraction"),
+        eta_seconds=of_all.get("eta_seconds"),
         current=_current(job),
     )
 
@@ -210,7 +215,7 @@ def _progress(job: Job | JobRow) -> Progress:
 def _current(job: Job | JobRow) -> dict[str, Any]:
     if job.status not in LEASED:
         return {}
-    return {name: value for name, value in job.progress.items() if name not in Resolved.model_fields}
+    return {name: value for name, value in job.progress.items() if name not in (*Resolved.model_fields, FORECAST)}
 
 
 class EventView(BaseModel):

@@ -100,8 +100,9 @@ def _show(job: JobView) -> None:
 
 
 def progress_of(job: JobView) -> str:
-    """``fitting 7/28, 4 min left``."""
+    """``fitting 7/28, 25 %, 4 min left``."""
     progress = job.progress
     parts = [job.phase or "", f"{progress.blocks_done}/{progress.blocks_total}" if progress.blocks_total else ""]
     left = f", {max(1, round(progress.eta_seconds / 60))} min left" if progress.eta_seconds else ""
-    return " ".join(part for part in parts if part) + left
+    share = f", {progress.fraction:.0%}" if left and progress.fraction is not None else ""
+    return " ".join(part for part in parts if part) + share + left

@@ -58,9 +58,10 @@ class LiveLine:
         if self._live.is_started:
             self._live.stop()
 
-    def show(self, text: str, *, done: int = 0, total: int | None = None, detail: str = "") -> None:
-        """What the line says now. ``detail``: parts between ``·``, the most wanted last, as the time that is left."""
-        self._line.say(readable(text), done, total, readable(detail))
+    def show(self, text: str, *, detail: str = "", forecast: tuple[float, float] | None = None) -> None:
+        """What the line says now. ``detail``: parts between ``·``, the most wanted last. ``forecast``: seconds of the
+        whole that are done and left now, which it counts on by itself."""
+        self._line.say(readable(text), readable(detail), forecast)
 
     def plain(self, line: str) -> None:
         """A step, for who sees no line that changes."""
@@ -102,6 +103,17 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"
 
 
+def later(forecast: tuple[float, float], seconds: float) -> tuple[float, float]:
+    """What is done and left after as many seconds more."""
+    done, left = forecast
+    return done + seconds, max(0.0, left - seconds)
+
+
+def time_left(seconds: float) -> str:
+    """``about 25:38 left``."""
+    return f"about {clock(seconds)} left" if seconds >= 1 else "nearly done"
+
+
 class _Amount(ProgressColumn):
     """``1.5/2.0 MiB``."""
 
@@ -133,14 +145,18 @@ class _Line:
 
     def __init__(self, text: str) -> None:
         self._began = time.monotonic()
-        self.say(text, 0, None, "")
+        self.say(text, "", None)
 
-    def say(self, text: str, done: int, total: int | None, detail: str) -> None:
-        self._said = (text, done, total, detail.split(" · ") if detail else [])
+    def say(self, text: str, detail: str, forecast: tuple[float, float] | None) -> None:
+        self._said = (text, detail.split(" · ") if detail else [], forecast)
+        self._said_at = time.monotonic()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        text, done, total, details = self._said
-        passed = time.monotonic() - self._began
+        text, details, forecast = self._said
+        now = time.monotonic()
+        done, left = later(forecast, now - self._said_at) if forecast else (0.0, 0.0)
+        details = [*details, *([time_left(left)] if forecast else [])]
+        passed = now - self._began
         frame, elapsed, width = FRAMES[int(passed / EVERY) % len(FRAMES)], clock(passed), options.max_width
         for bar, shown in _choices(details, elapsed):
             behind = "".join(f" {part}" for part in shown)
@@ -148,6 +164,7 @@ class _Line:
             if room >= bar:
                 yield Text(f"{frame} {text}" + (" " if bar else ""), end="")
                 if bar:
+                    total = done + left if forecast else None
                     yield ProgressBar(total, done, width=min(BAR, room), pulse=total is None)
                 yield Text(behind, end="")
                 return

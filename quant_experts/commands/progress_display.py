@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from quant_experts.commands.live_line import LiveLine, clock
-from quant_experts.progress import Advanced, BlockFinished, Event, Finished, GroupFitted, Phase, PhaseStarted, Warned
+from quant_experts.commands.live_line import LiveLine, time_left
+from quant_experts.progress import (
+    Advanced,
+    BlockFinished,
+    Event,
+    Finished,
+    Forecast,
+    GroupFitted,
+    Phase,
+    PhaseStarted,
+    Warned,
+)
 
 TITLES: dict[Phase, str] = {
     "preparing": "checking the model",
@@ -41,15 +51,14 @@ def say(text: str) -> None:
 class ProgressDisplay(LiveLine):
     """A context manager whose ``on_event`` a run calls.
 
-    While fitting it shows n of N blocks, the block and group in hand, the mean held-out error so far and the time left,
-    taken from the blocks that were computed in this run.
+    The bar and the time left are of the whole run. While fitting it shows n of N blocks, the block and group in hand
+    and the mean held-out error so far.
     """
 
     def __init__(self) -> None:
         super().__init__("starting")
         self._errors: list[float] = []
-        self._seconds: list[float] = []
-        self._blocks = 0
+        self._forecast: Forecast | None = None
         self._done = 0
 
     def note(self, text: str) -> None:
@@ -58,22 +67,18 @@ class ProgressDisplay(LiveLine):
 
     def on_event(self, event: Event) -> None:
         match event:
-            case PhaseStarted(phase, total):
-                self.show(TITLES[phase], done=0, total=total, detail="")
-                self._blocks = total or 0 if phase == "fitting" else self._blocks
-                self.plain(TITLES[phase])
+            case Forecast():
+                self._forecast = event
+            case PhaseStarted(phase):
+                self._show(TITLES[phase])
+                self.plain(" · ".join((TITLES[phase], *self._time_left())))
             case Advanced(phase, done, total):
-                self.show(TITLES[phase], done=done, total=total, detail=f"{done} of {total}")
+                self._show(TITLES[phase], f"{done} of {total}")
             case GroupFitted(block, blocks, group, stack, index, part):
                 self._errors.append(group.error.routed)
                 short = ".".join(group.name.split(".")[-2:])
                 where = f"{block_name(block, stack, index, part)} · {short}"
-                self.show(
-                    blocks_counted(self._done, blocks),
-                    done=self._done,
-                    total=blocks,
-                    detail=f"{where} · error so far {self._mean_error():.3%}{self._time_left(blocks)}",
-                )
+                self._show(blocks_counted(self._done, blocks), f"{where} · error so far {self._mean_error():.3%}")
             case BlockFinished():
                 self._finish(event)
             case Warned(message):
@@ -85,20 +90,19 @@ class ProgressDisplay(LiveLine):
         self._done += 1
         if event.resumed:
             self._errors += [group.error.routed for group in event.groups]
-        else:
-            self._seconds.append(event.seconds)
-        detail = f"error so far {self._mean_error():.3%}{self._time_left(event.blocks)}"
+        detail = f"error so far {self._mean_error():.3%}"
         counted = blocks_counted(self._done, event.blocks)
         name = block_name(event.block, event.stack, event.index, event.part)
-        self.show(counted, done=self._done, total=event.blocks, detail=f"{name} · {detail}")
+        self._show(counted, f"{name} · {detail}")
         how = "found finished" if event.resumed else f"{event.seconds:.1f} s"
-        self.plain(f"{counted} · {name} · {how} · {detail}")
+        self.plain(" · ".join((counted, name, how, detail, *self._time_left())))
+
+    def _show(self, text: str, detail: str = "") -> None:
+        forecast = (self._forecast.done, self._forecast.left) if self._forecast else None
+        self.show(text, detail=detail, forecast=forecast)
 
     def _mean_error(self) -> float:
         return sum(self._errors) / max(1, len(self._errors))
 
-    def _time_left(self, blocks: int) -> str:
-        if not self._seconds:
-            return ""
-        left = sum(self._seconds) / len(self._seconds) * (blocks - self._done)
-        return f" · about {clock(left)} left"
+    def _time_left(self) -> list[str]:
+        return [time_left(self._forecast.left)] if self._forecast else []

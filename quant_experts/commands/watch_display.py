@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from quant_experts.client import EventView
-from quant_experts.commands.live_line import LiveLine, clock
+from quant_experts.commands.live_line import LiveLine, later, time_left
 from quant_experts.commands.progress_display import TITLES, block_name, blocks_counted
-
-NEWEST_WEIGHT = 0.3
 
 
 class WatchDisplay(LiveLine):
@@ -16,13 +15,12 @@ class WatchDisplay(LiveLine):
 
     def __init__(self, job_id: str) -> None:
         super().__init__(f"{job_id} queued")
-        self._seconds: float | None = None
 
     def on_event(self, event: EventView) -> None:
         data = event.data
         match event.type:
             case "job.created" | "job.retried":
-                self._step("queued", done=None)
+                self._step("queued", event)
             case "job.started":
                 resumed = data.get("resumed_from_block") or 0
                 at = f", resumed at block {resumed}" if resumed else ""
@@ -30,33 +28,37 @@ class WatchDisplay(LiveLine):
             case "job.phase":
                 phase = str(data.get("phase"))
                 titles: dict[Any, str] = dict(TITLES)
-                self._step(titles.get(phase, phase), done=None)
+                self._step(titles.get(phase, phase), event)
             case "job.block":
-                self._block(data)
+                self._block(event)
             case "job.warning":
                 self.keep(f"warning: {data.get('message')}")
             case "job.requeued":
                 self.keep(f"attempt {data.get('attempt')} ended: {data.get('reason')}; the job waits again")
             case "job.cancel_requested":
-                self._step("cancelling", done=None)
+                self._step("cancelling", event)
             case "job.succeeded" | "job.failed" | "job.cancelled":
-                self._step(event.type.removeprefix("job."), done=None)
+                self._step(event.type.removeprefix("job."), event)
 
-    def _block(self, data: dict[str, Any]) -> None:
+    def _block(self, event: EventView) -> None:
+        data = event.data
         done, blocks, seconds = int(data["block"]) + 1, int(data["blocks"]), float(data["seconds"])
-        weight = 1.0 if self._seconds is None else NEWEST_WEIGHT
-        self._seconds = (self._seconds or 0.0) * (1 - weight) + seconds * weight
         error = (data.get("error") or {}).get("routed")
         shown = f" · error {error:.3%}" if isinstance(error, float) else ""
         name = block_name(done - 1, data.get("stack"), data.get("index"), data.get("part"))
-        left = clock((blocks - done) * self._seconds)
-        self._step(
-            blocks_counted(done, blocks),
-            done=done,
-            total=blocks,
-            detail=f"{name} · {seconds:.1f} s{shown} · {left} left",
-        )
+        self._step(blocks_counted(done, blocks), event, detail=f"{name} · {seconds:.1f} s{shown}")
 
-    def _step(self, text: str, *, done: int | None, total: int | None = None, detail: str = "") -> None:
-        self.show(text, done=done or 0, total=total, detail=detail)
-        self.plain(" · ".join(part for part in (text, detail) if part))
+    def _step(self, text: str, event: EventView, *, detail: str = "") -> None:
+        forecast = _forecast(event)
+        left = time_left(forecast[1]) if forecast else ""
+        age = max(0.0, (datetime.now(UTC) - event.created_at).total_seconds())
+        self.show(text, detail=detail, forecast=later(forecast, age) if forecast else None)
+        self.plain(" · ".join(part for part in (text, detail, left) if part))
+
+
+def _forecast(event: EventView) -> tuple[float, float] | None:
+    """Seconds of the whole job that were done and left at the event, where that was known."""
+    left, fraction = event.data.get("eta_seconds"), event.data.get("fraction")
+    if left is None or fraction is None:
+        return None
+    return (fraction * left / (1 - fraction), left) if fraction < 1 else (1.0, 0.0)

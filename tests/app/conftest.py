@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
+from app.contract.forecast import FORECAST, Forecast
 from app.contract.tables import Base
 from app.contract.versions import UNDERSTOOD
 from app.deps import Service
@@ -75,6 +77,11 @@ class Api:
             [status, json.dumps(error) if error else None, job_id],
         )
         self.append_event(job_id, f"job.{status}", {"error": error} if error else None)
+
+    def forecast(self, job_id: str, *, done: float, left: float, ago: float = 0.0) -> None:
+        """What a runner said ``ago`` seconds before now: seconds of the whole job."""
+        said = {FORECAST: Forecast(done, left, time.time() - ago).as_json()}
+        self.execute("UPDATE jobs SET progress = progress || %s::jsonb WHERE id = %s", [json.dumps(said), job_id])
 
     def append_event(self, job_id: str, kind: str, data: dict[str, Any] | None = None) -> None:
         self.execute(

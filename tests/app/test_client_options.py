@@ -90,9 +90,10 @@ async def test_watch_ends_as_the_job_is_then_and_not_as_it_was(qe: Qe, api: Api,
 async def test_a_job_that_runs_is_listed_with_its_progress_and_shown_whole(qe: Qe, api: Api) -> None:  # noqa: F811
     job_id = await submitted(qe, "--name", "nightly", "--label", "team=a")
     api.start(job_id)
-    api.execute("UPDATE jobs SET blocks_done = 7, blocks_total = 28, block_seconds = 60 WHERE id = %s", [job_id])
+    api.execute("UPDATE jobs SET blocks_done = 7, blocks_total = 28 WHERE id = %s", [job_id])
+    api.forecast(job_id, done=420, left=1260)
     line = (await qe("jobs"))[1].splitlines()[1]
-    assert "fitting 7/28, 21 min left" in line
+    assert "fitting 7/28, 25%, 21 min left" in line
     shown = (await qe("jobs", job_id))[1]
     for title, value in (("name", "nightly"), ("labels", "team=a"), ("worker", "w1"), ("attempts", "1")):
         assert f"{title:<12} {value}" in shown

@@ -29,7 +29,8 @@ async def test_a_created_job_is_queued_whole_and_rung_for(api: Api, redis_url: s
     assert job["options"]["experts"] == 4
     assert job["attempts"] == 0
     assert job["progress"] == {
-        "blocks_done": 0, "blocks_total": None, "seconds_per_block": None, "eta_seconds": None, "current": {}
+        "blocks_done": 0, "blocks_total": None, "seconds_per_block": None, "fraction": None, "eta_seconds": None,
+        "current": {},
     }  # fmt: skip
     assert ok(await api.client.get(response.headers["location"])) == job
     with redis.Redis.from_url(redis_url) as client:
@@ -245,8 +246,17 @@ async def test_the_time_left_is_said_only_when_it_is_known(api: Api) -> None:
     job = await api.create_job()
     api.start(job["id"])
     assert ok(await api.client.get(f"/v1/jobs/{job['id']}"))["progress"]["eta_seconds"] is None
-    api.execute("UPDATE jobs SET blocks_done = 3, blocks_total = 8, block_seconds = 2.5")
-    assert ok(await api.client.get(f"/v1/jobs/{job['id']}"))["progress"]["eta_seconds"] == 12.5
+    for ago, left, fraction in ((0, 30, 0.25), (10, 20, 0.5), (100, 0, 1.0)):
+        api.forecast(job["id"], done=10, left=30, ago=ago)
+        progress = ok(await api.client.get(f"/v1/jobs/{job['id']}"))["progress"]
+        assert (progress["eta_seconds"], progress["fraction"]) == (
+            pytest.approx(left, abs=1),
+            pytest.approx(fraction, abs=0.03),
+        )
+        assert progress["current"] == {}
+    api.end(job["id"], "succeeded")
+    progress = ok(await api.client.get(f"/v1/jobs/{job['id']}"))["progress"]
+    assert (progress["fraction"], progress["eta_seconds"]) == (1, None)
 
 
 async def test_a_worker_and_a_cancel_at_once_leave_a_legal_job(api: Api) -> None:

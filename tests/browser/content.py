@@ -180,6 +180,7 @@ def _blocks(
     api.execute(
         "UPDATE jobs SET blocks_done = %s, blocks_total = %s, block_seconds = 21.5 WHERE id = %s", [done, total, job]
     )
+    api.forecast(job, done=40 + 21.5 * done, left=60 + 21.5 * (total - done))
 
 
 def _attempt(

@@ -71,6 +71,19 @@ function successor(held, newer) {
   return [...newer.querySelectorAll(held.localName)].find(one => says(one) === says(held));
 }
 
+// What is left of a job shrinks while a page is open, as app/contract/forecast.py has it.
+function countDown(seconds) {
+  for (const part of document.querySelectorAll("[data-left]")) {
+    const before = Number(part.dataset.left), fraction = Number(part.dataset.fraction);
+    const whole = before / Math.max(1 - fraction, 1e-6), left = Math.max(0, before - seconds);
+    if (fraction >= 1) continue;
+    part.dataset.left = left;
+    part.dataset.fraction = part.querySelector("progress").value = 1 - left / whole;
+    const says = left >= 1 ? `about ${duration(left)} left` : "nearly done";
+    part.querySelector(".figures").textContent = `${Math.floor(100 * (1 - left / whole))} % · ${says}`;
+  }
+}
+
 function renew(fresh) {
   tell(document);
   tell(fresh);
@@ -125,6 +138,7 @@ const back = () => { tell(document); if (main.dataset.again !== undefined) look(
 document.addEventListener("visibilitychange", () => { if (!document.hidden) back(); });
 window.addEventListener("pageshow", event => { if (event.persisted) back(); });
 setInterval(() => tell(document), 15000);
+setInterval(() => countDown(1), 1000);
 tell(document);
 goOn();
 
