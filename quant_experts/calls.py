@@ -54,6 +54,9 @@ class Call:
     change: Change | None = None
     streams: dict[str, Any] | None = None
     """Stream → arguments, of a stack behind another one; ``tree`` is that of the quantized stream then."""
+    question: str = ""
+    reply: int = 0
+    """As in Sample."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,8 @@ class CallWriter:
         self._spool.add(f"{index}.input_ids", sample.input_ids[0])
         tree = None if called is None else dismantle(self._spool, f"{index}.arguments", called[0])
         vision = int(sample.vision.sum())
-        return Call(index, sample.row, False, sample.tokens, vision, tree, _digest(sample.inputs))
+        call = Call(index, sample.row, False, sample.tokens, vision, tree, _digest(sample.inputs))
+        return replace(call, question=sample.question, reply=sample.reply)
 
     def finish(self, *, fingerprint: str, skipped: Mapping[str, int], resized: int) -> Calls:
         return finish_calls(

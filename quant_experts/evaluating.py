@@ -16,7 +16,8 @@ from quant_experts.errors import NumericalFailure
 from quant_experts.evaluation import evaluate
 from quant_experts.groups import GroupPlan
 from quant_experts.image_sensitivity import measure_image_sensitivity, warning_about
-from quant_experts.report import BlockReport, CalibrationQuality, ImageSensitivity, ModelQuality
+from quant_experts.replies import compare_replies
+from quant_experts.report import BlockReport, CalibrationQuality, ImageSensitivity, ModelQuality, Reply
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Measured:
     images: ImageSensitivity | None
     calibration: CalibrationQuality
     warnings: tuple[str, ...]
+    replies: list[Reply]
 
 
 def measure_run(
@@ -51,7 +53,7 @@ def measure_run(
         takes_images=blueprint.family.vision is not None,
     )
     found = (*calibration.reasons, *warnings, *((about_images,) if about_images else ()))
-    return Measured(quality, probe, baseline, images, calibration, found)
+    return Measured(quality, probe, baseline, images, calibration, found, compare_replies(blueprint, calls, work))
 
 
 def _evaluate_baseline(blueprint: Blueprint, calls: Calls, work: Path) -> tuple[ModelQuality | None, tuple[str, ...]]:

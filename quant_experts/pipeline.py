@@ -183,6 +183,7 @@ def quantize(
         baseline=measured.baseline,
         calibration=measured.calibration,
         images=measured.images,
+        replies=measured.replies,
         mixed_precision=treatment.mixed_precision,
         auto=found,
         size=written_size(blueprint, plans, blocks, work),

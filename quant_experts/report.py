@@ -109,6 +109,11 @@ class BlockReport(_Frozen):
     groups: list[GroupReport]
 
 
+FEWEST_TOKENS = 1000
+"""Held-out tokens from which a perplexity is shown. One token's log-likelihood varies by two or three nats, so that of
+fewer the mean is not known to a tenth, and the perplexity to no better."""
+
+
 class ModelQuality(_Frozen):
     """Next-token behaviour on held-out rows, the quantized model against the full-precision one."""
 
@@ -121,6 +126,10 @@ class ModelQuality(_Frozen):
     perplexity_quantized: float
     kl_standard_error: float | None = None
     """Of the mean over rows; None for fewer than two rows."""
+
+    @property
+    def tells_perplexity(self) -> bool:
+        return self.tokens >= FEWEST_TOKENS
 
 
 class Reaction(_Frozen):
@@ -145,6 +154,20 @@ class ImageSensitivity(_Frozen):
     verdict: Literal["keeps_looking", "looks_less", "looks_away", "never_looked"]
     """``looks_less``: under 80 % of the full-precision reaction; ``looks_away``: under 50 %; ``never_looked``: the
     full-precision model itself does not react on these rows."""
+
+
+class Reply(_Frozen):
+    """A held-out row in words. ``full`` and ``quantized``: at each place of the row's own ``answer`` the token that the
+    model finds most likely after the words before it; nothing is generated."""
+
+    row: int
+    """Number of the calibration row."""
+    question: str
+    answer: str
+    full: str
+    quantized: str
+    agreement: float
+    """Share of places where both say the same token."""
 
 
 class CalibrationQuality(_Frozen):
@@ -240,6 +263,8 @@ class QualityReport(_Frozen):
     calibration: CalibrationQuality | None = None
     images: ImageSensitivity | None = None
     """None for text-only models and when no held-out row has an image."""
+    replies: list[Reply] = Field(default_factory=list)
+    """Of a few held-out rows: their words, and those of both models."""
     acceptance: Acceptance | None = None
     mixed_precision: MixedPrecision | None = None
     auto: AutoSearch | None = None

@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 
 from quant_experts.report import GroupReport, QualityReport
 from quant_experts.report_page import bars, numbers, sentences
-from quant_experts.report_page.advice import Context, advice
+from quant_experts.report_page.advice import Advice, Context, advice, grouped
 from quant_experts.report_page.error_chart import error_chart, modality_charts
 from quant_experts.report_page.figures import Figures
 from quant_experts.report_page.frequency_chart import frequency_panels
@@ -42,7 +42,7 @@ class Row:
     path: str
     group: GroupReport
     short: str
-    advice: list[str]
+    advice: list[Advice]
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Limit:
 def render_report(report: QualityReport, recipe: Mapping[str, Any] | None = None) -> str:
     """The HTML text. Everything that came from the outside (model name, warnings, recipe) is escaped."""
     rows = _rows(report, recipe or {})
+    worst = sorted(rows, key=lambda row: row.group.error.routed, reverse=True)[:WORST_GROUPS]
     return _template().render(
         report=report,
         figure=Figures(report.model_dump(mode="json")),
@@ -68,7 +69,9 @@ def render_report(report: QualityReport, recipe: Mapping[str, Any] | None = None
         chart=error_chart(report),
         modalities=modality_charts(report),
         rows=rows,
-        worst=sorted(rows, key=lambda row: row.group.error.routed, reverse=True)[:WORST_GROUPS],
+        worst=worst,
+        advised=grouped([(row.short, row.advice) for row in worst]),
+        few_tokens=sentences.few_tokens(report.quality),
         frequency=frequency_panels(report),
         usage=usage_chart(report),
         image_ratio=sentences.image_ratio(report.images),

@@ -80,7 +80,8 @@ def summary_of(output: Path) -> dict[str, Any]:
         "verdict": acceptance.get("verdict"),
         "missed": acceptance.get("missed") or [],
         "error": mean_errors(groups),
-        **{name: quality.get(name) for name in ("kl", "top1_agreement", "perplexity_full", "perplexity_quantized")},
+        **{name: quality.get(name) for name in ("kl", "top1_agreement")},
+        **_perplexities(quality),
         **{name: size.get(name) for name in SIZES},
         "baseline_kl": (report.get("baseline") or {}).get("kl"),
         "calibration_verdict": (report.get("calibration") or {}).get("verdict"),
@@ -92,6 +93,14 @@ def summary_of(output: Path) -> dict[str, Any]:
         "warning_list": warnings[:MOST_WARNINGS],
         "seconds": report.get("seconds"),
     }
+
+
+def _perplexities(quality: Mapping[str, Any]) -> dict[str, Any]:
+    """None where the tokens are too few for a perplexity to mean anything."""
+    from quant_experts.report import FEWEST_TOKENS
+
+    few = (quality.get("tokens") or 0) < FEWEST_TOKENS
+    return {name: None if few else quality.get(name) for name in ("perplexity_full", "perplexity_quantized")}
 
 
 def _warnings(report: Mapping[str, Any]) -> list[str]:

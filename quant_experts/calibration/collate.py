@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ and learns nothing new."""
 
 REPLACED_BEFORE_EMBEDDING = ("gemma3",)
 """Model types that put another token in place of an image's before they look tokens up."""
+
+LONGEST_QUESTION = 200
+"""Characters that are kept."""
 
 SMALLEST_SIDE = 56
 """Pixels: images are not shrunk below this to make a row fit."""
@@ -89,7 +93,8 @@ def _with_images(row: Row, processor: Any, image_token: int, most: int) -> Sampl
         vision = inputs["input_ids"][0] == image_token
         tokens, seen = vision.shape[0], int(vision.sum())
         if tokens <= most:
-            return Sample(row.number, inputs, vision, resized)
+            sample = Sample(row.number, inputs, vision, resized)
+            return _with_reply(sample, row, text, processor, list(row.messages))
         if not images or tokens - seen >= most:
             raise TooLong(f"{tokens} tokens, at most {most}")
         if hasattr(processor.image_processor, "max_patches"):
@@ -165,13 +170,37 @@ def _text_only(row: Row, tokenizer: Any, model_type: str, most: int) -> Sample:
     tokens = inputs["input_ids"].shape[1]
     if tokens > most:
         raise TooLong(f"{tokens} tokens, at most {most}")
-    return Sample(row.number, inputs, torch.zeros(tokens, dtype=torch.bool), False)
+    sample = Sample(row.number, inputs, torch.zeros(tokens, dtype=torch.bool), False)
+    return _with_reply(sample, row, text, tokenizer, messages) if templated else sample
 
 
-def _render(row: Row, template_holder: Any, messages: list[dict[str, Any]]) -> str:
+def _with_reply(sample: Sample, row: Row, text: str, holder: Any, messages: list[dict[str, Any]]) -> Sample:
+    """Where its last answer begins, if the tokens before it are those of the conversation without it. ``holder``: of
+    the template, the processor or the tokenizer."""
+    if len(messages) < 2 or messages[-1]["role"] != "assistant":
+        return sample
+    try:
+        before = _render(row, holder, messages[:-1], answer_follows=True)
+    except InvalidCalibration:  # a template may refuse a conversation without its end
+        return sample
+    tokenizer = getattr(holder, "tokenizer", holder)
+    reply = tokenizer(text.removeprefix(before), add_special_tokens=False)["input_ids"]
+    if not text.startswith(before) or sample.input_ids[0, -len(reply) :].tolist() != reply:
+        return sample
+    question = " ".join(" ".join(texts_of(messages[-2])).split())
+    return replace(sample, question=shortened(question), reply=len(reply))
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_QUESTION else f"{text[: LONGEST_QUESTION - 1]}…"
+
+
+def _render(row: Row, template_holder: Any, messages: list[dict[str, Any]], *, answer_follows: bool = False) -> str:
     try:
         return str(
-            template_holder.apply_chat_template(messages, tokenize=False, add_generation_prompt=False, **row.template)
+            template_holder.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=answer_follows, **row.template
+            )
         )
     except (jinja2.TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -12,13 +12,16 @@ class Sample:
     """What the model is called with for one row.
 
     ``inputs``: of the processor, batch of one; ``vision``: (tokens,) bool, the image placeholders; ``resized``: whether
-    images were made smaller to fit.
+    images were made smaller to fit. ``question``: the words before the row's last answer; ``reply``: how many tokens at
+    the end are that answer, 0 where a row has none that can be told from what is before it.
     """
 
     row: int
     inputs: dict[str, Tensor]
     vision: Tensor
     resized: bool
+    question: str = ""
+    reply: int = 0
 
     @property
     def tokens(self) -> int:

@@ -8,7 +8,7 @@ from quant_experts.checkpoint.configuration import auto_map
 from quant_experts.config import QuantizationSpec
 from quant_experts.report import ModelQuality, QualityReport
 from quant_experts.report_page import numbers
-from quant_experts.report_page.sentences import CALIBRATION, IMAGES, added_bytes, bought, memory, verdict
+from quant_experts.report_page.sentences import CALIBRATION, IMAGES, added_bytes, bought, few_tokens, memory, verdict
 from quant_experts.report_page.warning_list import warning_list
 
 IMAGE_REPLY = """\
@@ -146,7 +146,7 @@ def _loss(report: QualityReport) -> str:
     rows = [
         ("", "KL to full precision, nats per token", "next token agrees", "perplexity", "bits per weight", "bytes"),
         ("---",) * 6,
-        ("full precision", "0", "100 %", numbers.perplexity(quality.perplexity_full), "", f"{size.bytes_before:,}"),
+        ("full precision", "0", "100 %", _perplexity(quality, quality.perplexity_full), "", f"{size.bytes_before:,}"),
     ]
     if baseline is not None:
         rounded = size.bytes_after - added_bytes(size)
@@ -156,6 +156,7 @@ def _loss(report: QualityReport) -> str:
     against = bought(report)
     sentences = [
         f"Measured on {quality.rows} held-out calibration rows ({quality.tokens} tokens), never used to fit.",
+        few_tokens(quality),
         table,
         "" if against is None else against.sentence,
         memory(report.size),
@@ -170,7 +171,11 @@ def _loss(report: QualityReport) -> str:
 def _measured(quality: ModelQuality) -> tuple[str, str, str]:
     spread = quality.kl_standard_error
     kl = numbers.number(quality.kl) + ("" if spread is None else f" ± {numbers.deviation(spread)}")
-    return kl, numbers.percent(quality.top1_agreement), numbers.perplexity(quality.perplexity_quantized)
+    return kl, numbers.percent(quality.top1_agreement), _perplexity(quality, quality.perplexity_quantized)
+
+
+def _perplexity(quality: ModelQuality, value: float) -> str:
+    return numbers.perplexity(value) if quality.tells_perplexity else numbers.MISSING
 
 
 def _metadata(report: QualityReport, spec: QuantizationSpec, kind: _Kind) -> str:

@@ -12,6 +12,7 @@ import click
 from planning.units import said
 from quant_experts.commands.readable import readable
 from quant_experts.commands.service_client import connected, json_option, save, say_warnings, url_option
+from quant_experts.report import FEWEST_TOKENS
 from quant_experts.report_page import numbers
 
 FIGURES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
@@ -56,7 +57,10 @@ def command(job_id: str, *, html: Path | None, as_json: bool, url: str | None) -
 
 def _lines(report: dict[str, Any]) -> Iterator[str]:
     for title, (part, name, form) in FIGURES.items():
-        value = (report.get(part) or {}).get(name)
+        figures = report.get(part) or {}
+        value = figures.get(name)
+        if form is numbers.perplexity and figures.get("tokens", FEWEST_TOKENS) < FEWEST_TOKENS:
+            continue
         if value is not None:
             yield f"{title:<22} {form(value)}"
     for sentence in (report.get("acceptance") or {}).get("missed") or []:

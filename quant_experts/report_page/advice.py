@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from quant_experts.report import GroupReport, MixedPrecision, QualityReport
 from quant_experts.report_page.kinds import short_name
@@ -59,14 +59,41 @@ class Context:
 Rule = Callable[[GroupReport, Context], str | None]
 
 
-def advice(group: GroupReport, context: Context) -> list[str]:
-    """At most three sentences, the ones with the likeliest gain first; one that says so when nothing stands out."""
-    found = [sentence for rule in RULES if (sentence := rule(group, context)) is not None]
+class Advice(NamedTuple):
+    """``action``: what to do, in the same words for every group that is advised so; ``reason``: with this one's
+    figures."""
+
+    action: str
+    reason: str
+
+
+def advice(group: GroupReport, context: Context) -> list[Advice]:
+    """At most three, the ones with the likeliest gain first; one that says so when nothing stands out."""
+    found = [Advice(action, reason) for action, rule in RULES if (reason := rule(group, context)) is not None]
     if found:
         return found[:MOST]
     times = group.error.routed / context.median_error if context.median_error else 1.0
     comparison = f"it loses {number(times, 2)} times what the middle group does"
-    return [f"No single cause stands out; {comparison}. {_keep(group, context)}"]
+    return [Advice(MORE_BITS, f"No single cause stands out; {comparison}. {_keep(group, context)}")]
+
+
+class Advised(NamedTuple):
+    """``groups``: short names; ``reason``: of the first of them."""
+
+    action: str
+    groups: list[str]
+    reason: str
+
+
+def grouped(groups: Sequence[tuple[str, Sequence[Advice]]]) -> list[Advised]:
+    """Each action once, the ones that most groups are advised first. ``groups``: short name and advice of each, the
+    one with the largest error first."""
+    by_action: dict[str, dict[str, str]] = {}
+    for name, found in groups:
+        for action, reason in found:
+            by_action.setdefault(action, {}).setdefault(name, reason)
+    listed = [Advised(action, list(reasons), next(iter(reasons.values()))) for action, reasons in by_action.items()]
+    return sorted(listed, key=lambda one: len(one.groups), reverse=True)
 
 
 def _worse_than_rounding(group: GroupReport, context: Context) -> str | None:
@@ -189,15 +216,16 @@ def _cheap_adapters(group: GroupReport, context: Context) -> str | None:
     return f"Adapters in int8 cost {percent(cost)} more error here than in bfloat16: --adapter-dtype bf16."
 
 
-RULES: tuple[Rule, ...] = (
-    _worse_than_rounding,
-    _sensitive,
-    _lopsided,
-    _disagreeing_halves,
-    _unseen,
-    _idle_experts,
-    _idle_routing,
-    _strongest_smoothing,
-    _cheap_adapters,
-    _more_rank,
+MORE_ROWS, MORE_BITS = "Calibrate with more rows", "Keep groups at more bits"
+RULES: tuple[tuple[str, Rule], ...] = (
+    (MORE_ROWS, _worse_than_rounding),
+    (MORE_BITS, _sensitive),
+    ("Balance images and text in the rows", _lopsided),
+    (MORE_ROWS, _disagreeing_halves),
+    ("Calibrate with more varied rows", _unseen),
+    ("Take fewer experts", _idle_experts),
+    ("Take fewer experts, or more rows to fit them on", _idle_routing),
+    ("Relieve the activations", _strongest_smoothing),
+    ("Store adapters in bfloat16", _cheap_adapters),
+    ("Give the routed experts more rank", _more_rank),
 )

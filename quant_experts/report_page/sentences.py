@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from quant_experts.report import ImageSensitivity, ModelQuality, QualityReport, Size
+from quant_experts.report import FEWEST_TOKENS, ImageSensitivity, ModelQuality, QualityReport, Size
 from quant_experts.report_page import numbers
 
 NOTHING = 1e-9
@@ -47,15 +47,30 @@ class Bought(NamedTuple):
 def verdict(report: QualityReport) -> str:
     """One sentence: how far the quantized model is from the full-precision one, and what it weighs."""
     quality, size = report.quality, report.size
-    change = quality.perplexity_quantized / quality.perplexity_full - 1
     share = size.bytes_after / size.bytes_before
     agreement = numbers.percent(quality.top1_agreement)
     return (
         f"{_judgement(report)}n held-out rows the quantized model picks the same next token {agreement} of the time; "
+        f"{_perplexity(quality)}it takes {100 * share:.0f} % of the bytes, {size.effective_bits:.2f} bits per "
+        "quantized weight."
+    )
+
+
+def _perplexity(quality: ModelQuality) -> str:
+    if not quality.tells_perplexity:
+        return ""
+    change = quality.perplexity_quantized / quality.perplexity_full - 1
+    return (
         f"perplexity goes from {numbers.number(quality.perplexity_full, 4)} to "
         f"{numbers.number(quality.perplexity_quantized, 4)} ({numbers.change(change)}); "
-        f"it takes {100 * share:.0f} % of the bytes, {size.effective_bits:.2f} bits per quantized weight."
     )
+
+
+def few_tokens(quality: ModelQuality) -> str:
+    """Why no perplexity is shown; empty where it is."""
+    if quality.tells_perplexity:
+        return ""
+    return f"Perplexity is not shown: it means something from {FEWEST_TOKENS:,} tokens on."
 
 
 def _judgement(report: QualityReport) -> str:

@@ -233,9 +233,9 @@ def test_the_live_line_is_one_line_that_fits(
 
 def test_of_the_details_the_last_ones_stay_the_longest() -> None:
     line = _Line("")
-    line.say("block 1 of 2", "1.5 s · error 1%", (2.0, 100.4))
+    line.say("block 1 of 2", "1.5 s · error 1%", (100.0, 100.4))
     shown = []
-    for width in (80, 50, 36, 16):
+    for width in (80, 52, 36, 16):
         printed = io.StringIO()
         Console(width=width, file=printed).print(line, end="")
         shown.append(printed.getvalue()[2:])

@@ -134,7 +134,7 @@ def made_up_report(groups: list[dict[str, Any]], **changes: Any) -> QualityRepor
         for n, found in by_block.items()
     ]
     quality = ModelQuality(
-        rows=4, tokens=200, kl=0.01, top1_agreement=0.93, perplexity_full=9.0, perplexity_quantized=9.2
+        rows=4, tokens=2000, kl=0.01, top1_agreement=0.93, perplexity_full=9.0, perplexity_quantized=9.2
     )
     size = Size(bytes_before=10**9, bytes_after=4 * 10**8, effective_bits=6.5, base_bits=4.5, quantized_weights=10**8)
     values = {

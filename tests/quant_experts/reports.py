@@ -21,6 +21,7 @@ from quant_experts.report import (
     ModelQuality,
     QualityReport,
     Reaction,
+    Reply,
     Size,
     StageErrors,
 )
@@ -105,6 +106,18 @@ def rich_report(blocks: int = 28, **changes: Any) -> QualityReport:
             idle_experts=idle,
             experts=EXPERTS * len(groups),
         ),
+        "replies": [
+            Reply(
+                row=7, question="What is the woman at the counter holding?",
+                answer="She is holding a cup of coffee and a folded newspaper.",
+                full="She is holding a cup of coffee and a newspaper newspaper.",
+                quantized="She is holding a cup of coffee and a book newspaper.", agreement=0.923,
+            ),
+            Reply(
+                row=31, question="How many boats are there?", answer="Three boats lie in the harbour.",
+                full="There boats are in the water.", quantized="There boats are in the water.", agreement=1.0,
+            ),
+        ],
         "images": ImageSensitivity(
             rows=13, tokens=1020, swapped=Reaction(full=1.874, quantized=1.622),
             blanked=Reaction(full=2.41, quantized=2.188),

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from quant_experts import chain, modeling_quant_experts, passage
 from quant_experts.calls import Call, read_calls
@@ -27,7 +27,16 @@ from quant_experts.checkpoint.layout import adapter_dtype
 from quant_experts.config import AcceptIf, QuantizationSpec
 from quant_experts.errors import InvalidCalibration, InvalidModel, InvalidSpec, QuantExpertsError, Stopped
 from quant_experts.pipeline import quantize
-from quant_experts.progress import Advanced, BlockFinished, Event, Finished, GroupFitted, PhaseStarted, Warned
+from quant_experts.progress import (
+    Advanced,
+    BlockFinished,
+    Event,
+    Finished,
+    Forecast,
+    GroupFitted,
+    PhaseStarted,
+    Warned,
+)
 from quant_experts.report import QualityReport
 from quant_experts.tensor_file import file_digest
 from tests.models import make_model
@@ -144,6 +153,34 @@ def test_a_run_tells_its_phases_blocks_and_files_in_order(vision: Undisturbed) -
     for file in finished.files:
         assert (vision.output / file.name).stat().st_size == file.bytes
         assert file_digest(vision.output / file.name) == file.sha256
+
+
+def test_replies_of_full_precision_are_what_stock_transformers_foretells(text: Undisturbed) -> None:
+    replies = text.report.replies
+    assert len(replies) == 2
+    model = AutoModelForCausalLM.from_pretrained(text.model)
+    tokenizer = AutoTokenizer.from_pretrained(text.model)
+    rows = [json.loads(line)["messages"] for line in text.rows.read_text().splitlines()]
+    for reply in replies:
+        messages = rows[reply.row - 1]
+        assert (reply.question, reply.answer) == (messages[0]["content"], messages[1]["content"])
+        ids, before = (
+            tokenizer.apply_chat_template(part, return_tensors="pt", return_dict=True, add_generation_prompt=begin)
+            for part, begin in ((messages, False), (messages[:1], True))
+        )
+        logits = model(**ids).logits[0, before["input_ids"].shape[1] - 1 : -1]
+        assert reply.full == tokenizer.decode(logits.argmax(-1), skip_special_tokens=True).strip()
+        assert 0 <= reply.agreement <= 1
+        assert (reply.agreement == 1) <= (reply.full == reply.quantized)
+
+
+def test_the_whole_run_is_forecast_before_every_event_from_the_first_row_on(vision: Undisturbed) -> None:
+    kinds = [type(event) for event in vision.events]
+    first = kinds.index(Forecast)
+    assert kinds[:first].count(Advanced) == 0
+    assert kinds[first::2] == [Forecast] * len(kinds[first::2])
+    said = [event.fraction for event in vision.of(Forecast)]
+    assert 0 < said[0] < said[-1] <= 1
 
 
 def test_the_report_measures_held_out_rows_and_modalities(vision: Undisturbed) -> None:

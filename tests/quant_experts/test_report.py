@@ -10,7 +10,7 @@ import pytest
 
 from quant_experts.checkpoint.card import model_card
 from quant_experts.config import QuantizationSpec
-from quant_experts.report import ModelQuality, QualityReport, StageErrors
+from quant_experts.report import ModelQuality, QualityReport, Reply, StageErrors
 from quant_experts.report_html import render_report, verdict
 from quant_experts.report_page.error_chart import error_chart
 from quant_experts.report_page.kinds import short_name
@@ -126,11 +126,38 @@ def test_a_method_without_experts_has_a_page_too(report: QualityReport) -> None:
 
 def test_the_verdict_does_not_hide_a_bad_result(report: QualityReport) -> None:
     quality = ModelQuality(
-        rows=2, tokens=9, kl=4.0, top1_agreement=0.03, perplexity_full=8.0, perplexity_quantized=800.0
+        rows=2, tokens=1000, kl=4.0, top1_agreement=0.03, perplexity_full=8.0, perplexity_quantized=800.0
     )
     assert "3.00 % of the time; perplexity goes from 8.000 to 800.0 (+9,900 %)" in verdict(
         report.model_copy(update={"quality": quality})
     )
+
+
+def test_a_perplexity_of_few_tokens_is_shown_nowhere(report: QualityReport) -> None:
+    few = report.model_copy(update={"quality": report.quality.model_copy(update={"tokens": 999}), "baseline": None})
+    page = render_report(few)
+    assert "erplexity goes" not in verdict(few)
+    assert "<dt>Perplexity</dt>" not in page
+    assert 'scope="col">perplexity' not in page
+    assert page.count("9.000") == page.count("9.200") == 0
+    assert "Perplexity is not shown: it means something from 1,000 tokens on." in page
+    assert "<dt>Perplexity</dt>" in render_report(report)
+
+
+def test_the_summary_has_the_replies_before_and_after(report: QualityReport) -> None:
+    replies = [
+        Reply(row=3, question="What <b>is</b> it?", answer="a cat", full="a cat", quantized="a cot", agreement=0.5),
+        Reply(row=9, question="And here?", answer="a dog", full="a hound", quantized="a hound", agreement=1.0),
+    ]
+    page = render_report(report.model_copy(update={"replies": replies}))
+    summary = page[: page.index("<nav")]
+    for said in (
+        "What &lt;b&gt;is&lt;/b&gt; it?",
+        "<dt>quantized</dt><dd>a cot",
+        "<dt>both models</dt><dd>a hound",
+    ):
+        assert said in summary
+    assert 'id="replies"' not in render_report(report)
 
 
 def test_the_card_says_how_to_load_and_what_it_cannot_do(report: QualityReport) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from quant_experts.report import ChannelStatistics, GroupReport, GroupSensitivity, MixedPrecision, StageErrors
-from quant_experts.report_page.advice import Context, advice
+from quant_experts.report_page.advice import Advice, Context, advice, grouped
 
 
 def group(**changes: Any) -> GroupReport:
@@ -58,7 +58,7 @@ def channels(**changes: Any) -> ChannelStatistics:
 )
 def test_advice_follows_from_the_figures(changes: dict[str, Any], said: Sequence[str]) -> None:
     context = Context(128, routed_rank=32, kls=[0.5, 0.1, 0.01], median_error=0.01, mixed=None, bits=6.0)
-    text = " ".join(advice(group(**changes), context))
+    text = " ".join(one.reason for one in advice(group(**changes), context))
     for part in said:
         assert part in text
     if changes and changes != {"weight_bits": 8}:
@@ -77,7 +77,7 @@ def test_advice_follows_from_the_figures(changes: dict[str, Any], said: Sequence
 def test_advice_on_more_bits_speaks_the_option_that_the_run_used(decided_by: Any, names: list[str], said: str) -> None:
     mixed = MixedPrecision(weight_bits=6, groups=names, share=0.1, decided_by=decided_by)
     context = Context(128, routed_rank=32, kls=[], median_error=0.01, mixed=mixed, bits=6.0)
-    assert said in advice(group(), context)[0]
+    assert said in advice(group(), context)[0].reason
 
 
 def test_a_group_gets_at_most_three_sentences() -> None:
@@ -87,3 +87,16 @@ def test_a_group_gets_at_most_three_sentences() -> None:
         smoothing="smoothquant(0.75)", error_bf16=0.001,
     )  # fmt: skip
     assert len(advice(ill, context)) == 3
+
+
+def test_each_action_is_listed_once_with_the_groups_it_is_for() -> None:
+    listed = grouped(
+        [
+            ("a", [Advice("More rows", "halves of a disagree"), Advice("More rows", "a is unseen")]),
+            ("b", [Advice("More bits", "b is sensitive"), Advice("More rows", "halves of b disagree")]),
+        ]
+    )
+    assert [(one.action, one.groups, one.reason) for one in listed] == [
+        ("More rows", ["a", "b"], "halves of a disagree"),
+        ("More bits", ["b"], "b is sensitive"),
+    ]
