@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -38,6 +39,21 @@ class Scope(StrEnum):
     WEBHOOKS_WRITE = "webhooks:write"
     WORKERS_READ = "workers:read"
     KEYS_ADMIN = "keys:admin"
+
+
+EXPLAINED: Mapping[Scope, str] = {
+    Scope.JOBS_READ: "see jobs, their events, reports and files; download checkpoints, also through the hub",
+    Scope.JOBS_WRITE: "make, cancel, retry, fork and delete jobs and comparisons",
+    Scope.DATASETS_READ: "see datasets and their rows",
+    Scope.DATASETS_WRITE: "upload datasets, change and delete them",
+    Scope.AUDIT_READ: "see who changed what",
+    Scope.USAGE_READ: "see what was used and what the limits are",
+    Scope.WEBHOOKS_READ: "see webhooks and their deliveries",
+    Scope.WEBHOOKS_WRITE: "make, change, try and delete webhooks",
+    Scope.WORKERS_READ: "see the workers and what they do",
+    Scope.KEYS_ADMIN: "make, rotate and revoke keys, with no more scopes than its own",
+}
+"""What a key with the scope may do."""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from app.database import create_engine, create_sessions
 from app.datasets.router import router as datasets
 from app.datasets.upload import sweep_abandoned
 from app.deps import Service
+from app.examples import add_examples
 from app.head import HeadMiddleware
 from app.heartbeat import keep_touching
 from app.hub.router import router as hub
@@ -51,6 +52,7 @@ from app.system.router import router as system
 from app.telemetry import BodyLimitMiddleware, Telemetry, TelemetryMiddleware
 from app.tracing import OFF, open_tracing
 from app.turns import Turns
+from app.ui import pages
 from app.ui.router import router as dashboard
 from app.uploads.router import router as uploads
 from app.uploads.schemas import MOST_PART_BYTES
@@ -116,6 +118,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # Here, and not by uvicorn's options: however the API is started, the setting holds.
     app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=settings.trusted_proxies)
     problems.register(app)
+    pages.register(app)
     routers = (
         plans,
         jobs,
@@ -207,6 +210,7 @@ def _describe_problems(app: FastAPI) -> None:
         _describe_bodies(document)
         add_links(document)
         add_summaries(document)
+        add_examples(document)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -30,6 +30,15 @@ def cautions_of(shapes: Shapes, recipe: Recipe, size: Size) -> tuple[Caution, ..
     return tuple(_costly(shapes, recipe, size))
 
 
+def cautions_of_scheme(recipe: Recipe) -> tuple[Caution, ...]:
+    """What holds whatever the model is, for who has no plan: integers of 8 bits and their scales are more than 8."""
+    if recipe.scheme == AUTO or recipe.bits[0] < MOST_BITS:
+        return ()
+    fewer = f"W{FEWER_BITS[-1]}A{recipe.bits[1]}"
+    what = f"the checkpoint holds more than {MOST_BITS} bits per quantized weight, and saves less than half of 16"
+    return (Caution("saves_little", f"{what}; scheme {fewer} about halves it: plan it for its figures", "/scheme"),)
+
+
 def _costly(shapes: Shapes, recipe: Recipe, size: Size) -> Iterator[Caution]:
     """Adapters of a fixed rank weigh the more the narrower a model is; of a toy they weigh more than its weights."""
     larger = size.bytes_after_most > size.bytes_before

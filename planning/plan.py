@@ -14,7 +14,7 @@ from planning.errors import Refusal
 from planning.headers import ModelHeaders
 from planning.memory import Memory, memory_of
 from planning.recipe import Recipe
-from planning.refusals import refusals_of
+from planning.refusals import refusals_of, skipped_rows
 from planning.rows import Rows
 from planning.seconds import CORE, GPU, Calibration, Seconds, seconds_of
 from planning.shapes import Shapes, shapes_of
@@ -69,7 +69,8 @@ def make_plan(
     }
     disk = disk_of(shapes, recipe, rows, size, from_hub=from_hub, rows_bytes=rows_bytes)
     refusals = refusals_of(shapes, recipe, rows, size, headers)
-    return Plan(shapes, recipe, rows, size, placements, disk, refusals, cautions_of(shapes, recipe, size))
+    cautions = (*cautions_of(shapes, recipe, size), *skipped_rows(rows, shapes))
+    return Plan(shapes, recipe, rows, size, placements, disk, refusals, cautions)
 
 
 def digest_of(content: Mapping[str, Any]) -> str:

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from planning.blocks import Group
+from planning.cautions import Caution
 from planning.errors import Refusal
 from planning.families import FAMILIES
 from planning.headers import ModelHeaders
 from planning.image_tokens import MOST_RATIO
 from planning.recipe import AUTO, LEVELS, OBQ_WIDTH, Recipe
-from planning.rows import Rows
+from planning.rows import MOST_BAD, Rows
 from planning.shapes import Shapes
 from planning.sizes import Size, is_named
 
@@ -139,25 +140,45 @@ def _target(recipe: Recipe, size: Size) -> Iterator[Refusal]:
 
 
 def _rows(rows: Rows, shapes: Shapes) -> Iterator[Refusal]:
-    token, row = rows.largest_token
-    if token >= shapes.vocabulary:
-        yield Refusal(
-            "invalid_calibration",
-            f"calibration row {row}: token {token} is beyond the model's {shapes.vocabulary} embeddings; tokens were "
-            "added to the tokenizer and the model was not resized (resize_token_embeddings), or the tokenizer is "
-            "another model's",
-            "/model/id",
+    bad = bad_rows(rows, shapes)
+    if len(bad) > MOST_BAD * rows.sampled:
+        more = (
+            f"; {len(bad)} of {rows.sampled} rows cannot be used, at most {MOST_BAD:.0%} may be" if len(bad) > 1 else ""
         )
-    if rows.too_long is not None:
-        yield Refusal(
-            "invalid_calibration",
-            f"calibration row {rows.too_long}: an image is more than {MOST_RATIO} times as long as wide, which the "
-            "model's processor refuses; crop it, or leave the row out",
-            "/calibration/dataset",
-        )
+        yield Refusal("invalid_calibration", f"{bad[0].message}{more}", bad[0].pointer)
     if rows.rows is not None and rows.rows < FEWEST_ROWS:
         yield Refusal(
             "invalid_calibration",
             f"{rows.rows} calibration rows, of which 2 are held out to measure: give at least {FEWEST_ROWS}",
             "/calibration/dataset",
         )
+
+
+def skipped_rows(rows: Rows, shapes: Shapes) -> Iterator[Caution]:
+    """What a run does with a few rows that are of no use."""
+    bad = bad_rows(rows, shapes)
+    if bad and len(bad) <= MOST_BAD * rows.sampled:
+        of = f"{len(bad)} of {rows.sampled} rows will be skipped"
+        yield Caution("rows_skipped", f"{bad[0].message}; {of}", bad[0].pointer)
+
+
+def bad_rows(rows: Rows, shapes: Shapes) -> list[Refusal]:
+    """Of those that were looked at, what each is refused for."""
+    beyond = {number: token for number, token in rows.largest_tokens if token >= shapes.vocabulary}
+    return [
+        Refusal(
+            "invalid_calibration",
+            f"calibration row {number}: token {beyond[number]} is beyond the model's {shapes.vocabulary} embeddings; "
+            "tokens were added to the tokenizer and the model was not resized (resize_token_embeddings), or the "
+            "tokenizer is another model's",
+            "/model/id",
+        )
+        if number in beyond
+        else Refusal(
+            "invalid_calibration",
+            f"calibration row {number}: an image is more than {MOST_RATIO} times as long as wide, which the model's "
+            "processor refuses; crop it, or leave the row out",
+            "/calibration/dataset",
+        )
+        for number in sorted({*beyond, *rows.too_long})
+    ]

@@ -14,6 +14,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +28,8 @@ from planning.text_files import TextFiles
 
 ASSUMED = {True: 800.0, False: 300.0}
 """Tokens of a row nothing is known about, of a model that takes images or not."""
+MOST_BAD = 0.1
+"""Share of the rows that may be of no use: a run skips them. With more, the file itself is suspect."""
 ASSUMED_SPREAD, SAMPLED_SPREAD = 3.0, 1.5
 PARQUET_BATCH = 16
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
@@ -37,8 +40,8 @@ ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
 class Rows:
     """``rows``: of the dataset, None where nobody knows before the job runs. ``tokens``: of one row, ``spread`` the
     factor that it may be off either way. ``images``: per row; ``image_tokens``: of a row, among its tokens.
-    ``largest_token``: id, and the row that has it; ``too_long``: the first row with an image that is too long for the
-    model's processor."""
+    ``sampled``: rows that were looked at; ``largest_tokens``: of each of them its number and largest token id;
+    ``too_long``: numbers of those with an image that is too long for the model's processor."""
 
     rows: int | None
     tokens: float
@@ -47,8 +50,9 @@ class Rows:
     image_tokens: float = 0.0
     counted: bool = False
     """By the model's tokenizer."""
-    largest_token: tuple[int, int] = (-1, 0)
-    too_long: int | None = None
+    sampled: int = 0
+    largest_tokens: tuple[tuple[int, int], ...] = ()
+    too_long: tuple[int, ...] = ()
 
     def used(self, samples: int) -> int:
         return samples if self.rows is None else min(samples, self.rows)
@@ -72,42 +76,41 @@ def sampled_rows(
     ``seconds``: of the CPU, for ``counting``.
     """
     counted, images, too_long = _counted(sample, files, seconds, counting)
-    known = ((row.largest, number) for number, row in enumerate(counted.rows, start=1) if counted.counted)
-    largest = max(known, default=(-1, 0))
+    largest = tuple((number, row.largest) for number, row in enumerate(counted.rows, start=1) if counted.counted)
+    seen = partial(replace, sampled=len(sample), largest_tokens=largest, too_long=too_long)
     # One that is too long without its images is skipped; another takes its place.
     usable = [row for row in counted.rows if row.text < counted.limit]
     if not usable:
-        return replace(unknown_rows(vision=files.vision, rows=rows), largest_token=largest, too_long=too_long)
+        return seen(unknown_rows(vision=files.vision, rows=rows))
     tokens = [min(row.total, counted.limit) for row in usable]
     of_images = [min(row.image, counted.limit - row.text) for row in usable]
-    return Rows(
+    judged = Rows(
         rows,
         statistics.fmean(tokens),
         _spread(tokens, counted, whole=rows == len(sample)),
         images / len(sample),
         statistics.fmean(of_images),
         counted=counted.counted,
-        largest_token=largest,
-        too_long=too_long,
     )
+    return seen(judged)
 
 
 def _counted(
     sample: Sequence[Mapping[str, Any]], files: TextFiles, seconds: int, counting: Callable[..., Counts]
-) -> tuple[Counted, int, int | None]:
-    """And how many images there are, and the first row with one that is too long. A tokenizer that cannot be used is
+) -> tuple[Counted, int, tuple[int, ...]]:
+    """And how many images there are, and the rows with one that is too long. A tokenizer that cannot be used is
     the job's business to speak of."""
-    images, too_long = 0, None
+    images, too_long = 0, list[int]()
     with RowCounting(files, seconds=seconds, counting=counting) as row_counting:
         for number, row in enumerate(sample, start=1):
             sizes = list(_pictures(row)) if files.vision else []
             messages = row.get("messages")
             row_counting.add(messages if isinstance(messages, list) else [], sizes)
             images += len(sizes)
-            if too_long is None and any(is_too_long(size, files.config) for size in sizes):
-                too_long = number
+            if any(is_too_long(size, files.config) for size in sizes):
+                too_long.append(number)
         try:
-            return row_counting.finish(), images, too_long
+            return row_counting.finish(), images, tuple(too_long)
         except Unreadable:
             return _counted(sample, replace(files, tokenizer=None), seconds, counting)
 

@@ -18,6 +18,8 @@ from app.contract.tables import Attempt, Job, JobEvent, Layer
 from app.jobs.rows import JobRow
 from app.moments import Moment
 from app.paging import PageQuery
+from planning.cautions import cautions_of_scheme
+from planning.recipe import Recipe
 
 Printable = Annotated[str, StringConstraints(max_length=200, pattern=patterns.LINE)]
 
@@ -141,7 +143,8 @@ class JobView(BaseModel):
     summary: dict[str, Any] | None = Field(description="Figures of a finished run; the report has all of them.")
     warnings: list[str] = Field(
         default=[],
-        description="Of a finished run, grouped, as in its report; before that, those of its plan.",
+        description="Of a finished run, grouped, as in its report; before that, those of its plan, or without one what "
+        "is certain of its scheme.",
     )
     verdict: Verdict | None = Field(
         description="Of a finished job with `accept_if`; its artifacts are there either way. Null without limits."
@@ -188,7 +191,10 @@ class JobView(BaseModel):
 def _warnings(job: Job | JobRow) -> list[str]:
     if job.summary is not None:
         return list(job.summary.get("warning_list") or [])
-    return [str(each["detail"]) for each in (job.plan or {}).get("warnings", [])]
+    if job.plan is None:
+        scheme, method = job.spec["scheme"], job.spec.get("method", "qe")
+        return [caution.message for caution in cautions_of_scheme(Recipe.of(method, scheme=scheme))]
+    return [str(each["detail"]) for each in job.plan.get("warnings", [])]
 
 
 _SPEC_DEFAULTS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from app.contract.events import EventType
@@ -9,6 +10,7 @@ from app.contract.states import AttemptOutcome
 from app.jobs.schemas import AttemptView, EventView
 from app.system.schemas import WorkerView
 from app.ui.words import duration, percent, plural
+from planning.alike import and_more, kind_of
 
 
 def attempts(held: Sequence[AttemptView]) -> list[str]:
@@ -94,6 +96,20 @@ def event(happened: EventView) -> str:
             return f"Failed: {(data.get('error') or {}).get('message', 'no reason given')}"
         case EventType.CANCELLED:
             return "Cancelled"
+
+
+def one_of_a_kind(events: Sequence[EventView]) -> list[EventView]:
+    """Of warnings that say the same of different places only the first, with their number."""
+    kinds = Counter(_kind(one) for one in events)
+    kept: dict[str, EventView] = {}
+    for one in events:
+        said = and_more(str(one.data.get("message")), kinds[_kind(one)]) if one.type == EventType.WARNING else None
+        kept.setdefault(_kind(one), one if said is None else one.model_copy(update={"data": {"message": said}}))
+    return list(kept.values())
+
+
+def _kind(one: EventView) -> str:
+    return kind_of(str(one.data.get("message"))) if one.type == EventType.WARNING else str(one.seq)
 
 
 FILTERS: dict[str, Callable[..., str]] = {"event": event, "block_name": block_name}

@@ -77,12 +77,13 @@ async def job(request: Request, job_id: str, visitor: JobsReader, session: Sessi
     held = [AttemptView.of(one) for one in await queries.attempts_of(session, job_id=job_id)]
     first = max(0, row.event_seq - LATEST_EVENTS)
     happened = await events_after(session, job_id=job_id, seq=first, limit=LATEST_EVENTS + 1)
+    told = history.one_of_a_kind([EventView.of(one) for one in reversed(happened)])
     files = [ArtifactView.of(one) for one in await queries.artifacts_of(session, job_id=job_id)]
     waits = view.status == JobStatus.QUEUED and visitor.may(Scope.WORKERS_READ)
     workers = (await system.workers(visitor.caller, session, parts)).data if waits else []
     return render(
         request, "job.html", visitor, job=view, spec=row.spec, blocks=blocks, held=held, files=files,
-        sentences=history.attempts(held), happened=[EventView.of(one) for one in reversed(happened)], earlier=first,
+        sentences=history.attempts(held), happened=told, earlier=first,
         chart=error_chart(blocks, view.progress.blocks_total), last_event=row.event_seq,
         live=view.status not in FINISHED, has_report=any(file.name == REPORT for file in files),
         base=_base(request), queue=history.queue(workers) if waits else None,

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.auth import Scope
+from app.auth import EXPLAINED, Scope
 from app.deps import Service, ServiceDep, SessionDep
 from app.hub_tokens import service as hub_tokens
 from app.hub_tokens.schemas import NewHubToken
@@ -106,4 +106,5 @@ async def _page(
         request, "keys.html", visitor, status=422 if wrong else 200, keys=page.data, next_cursor=page.next_cursor,
         made=made, hub_token=hub_token, values=values, wrong=wrong or {}, lifetimes=LIFETIMES, now=datetime.now(UTC),
         scopes=[(scope.value, scope.value) for scope in Scope if scope in visitor.caller.scopes],
+        explained=EXPLAINED,
     )  # fmt: skip

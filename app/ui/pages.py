@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from fastapi import Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.routing import APIRoute
@@ -18,8 +18,10 @@ from fastapi_swagger import resources as swagger_resources
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
 
 from app import problems
+from app.negotiation import choose
 from app.problems import Problem
 from app.ui import history, words
 from app.ui.navigation import menu
@@ -84,6 +86,21 @@ def problem_page(request: Request, problem: Problem) -> HTMLResponse:
     page = render(request, "problem.html", request.scope.get(VISITOR), status=problem.kind.status, problem=problem)
     page.headers.update(problem.headers or {})
     return page
+
+
+def register(app: FastAPI) -> None:
+    """An address that is not there is a page for a browser; for programs nothing changes."""
+    answer: Callable[[Request, Exception], Awaitable[Response]] = app.exception_handlers[HTTPException]  # type: ignore[assignment]
+
+    async def handle(request: Request, error: Exception) -> Response:
+        wanted = choose(request.headers.get("accept"), (problems.MEDIA_TYPE, "application/json", "text/html"))
+        if not isinstance(error, HTTPException) or error.status_code != 404 or wanted != "text/html":
+            return await answer(request, error)
+        page = problem_page(request, Problem(problems.NOT_FOUND, f"there is no page at {request.url.path}"))
+        page.headers.update(HEADERS)
+        return page
+
+    app.add_exception_handler(HTTPException, handle)
 
 
 def local_path(target: str) -> str:

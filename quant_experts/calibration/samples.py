@@ -21,13 +21,12 @@ import torch
 
 from planning.row_files import RawRow, UnreadableFile, UnreadableRow, is_packed, opened, raw_rows
 from planning.row_formats import COLUMNS, TURNS, WANTED, UnknownRow, kind_of, of_columns, what_it_is
+from planning.rows import MOST_BAD
 from quant_experts.calibration.rows import BadRow, Row, parse_row
 from quant_experts.errors import InvalidCalibration
 from quant_experts.seeding import generator
 
 FEWEST_HELD_OUT = 2
-MOST_BAD = 0.1
-"""Share of the rows that may be unusable: they are skipped and told. With more, it is the file that is wrong."""
 POOL = 10_000
 """Rows that the seeded choice is made from; what follows in a larger file is not looked at."""
 

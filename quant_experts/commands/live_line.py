@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
+from planning.alike import kind_of
 from planning.units import said, unit_of
 from quant_experts.commands.readable import readable
 
@@ -37,6 +38,7 @@ class LiveLine:
     def __init__(self, text: str) -> None:
         self.console = live_console()
         self._line = _Line(text)
+        self._said: dict[str, int] = {}
         # What others print while it is there goes where they print it: stdout may lead to a file.
         self._live = Live(
             self._line,
@@ -57,6 +59,8 @@ class LiveLine:
     ) -> None:
         if self._live.is_started:
             self._live.stop()
+        if more := sum(self._said.values()) - len(self._said):
+            self.keep(f"and {more} more like {'it' if len(self._said) == 1 else 'these'}")
 
     def show(self, text: str, *, detail: str = "", forecast: tuple[float, float] | None = None) -> None:
         """What the line says now. ``detail``: parts between ``·``, the most wanted last. ``forecast``: seconds of the
@@ -71,6 +75,13 @@ class LiveLine:
     def keep(self, line: str) -> None:
         """Something to read that stays."""
         self.console.print(readable(line), markup=False, soft_wrap=True)
+
+    def keep_one_of_a_kind(self, line: str) -> None:
+        """As :meth:`keep`, but of lines that say the same of different places only the first; the end has the count."""
+        kind = kind_of(line)
+        self._said[kind] = self._said.get(kind, 0) + 1
+        if self._said[kind] == 1:
+            self.keep(line)
 
 
 def bytes_bar() -> Progress:

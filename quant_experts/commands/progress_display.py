@@ -82,7 +82,7 @@ class ProgressDisplay(LiveLine):
             case BlockFinished():
                 self._finish(event)
             case Warned(message):
-                self.keep(f"note: {message}")  # the run's warnings are listed at its end, grouped
+                self.keep_one_of_a_kind(f"note: {message}")  # the run's warnings are listed at its end, grouped
             case Finished(_, files):
                 self.plain(f"{len(files)} files, {sum(file.bytes for file in files):,} bytes")
 

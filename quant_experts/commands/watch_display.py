@@ -32,7 +32,7 @@ class WatchDisplay(LiveLine):
             case "job.block":
                 self._block(event)
             case "job.warning":
-                self.keep(f"warning: {data.get('message')}")
+                self.keep_one_of_a_kind(f"warning: {data.get('message')}")
             case "job.requeued":
                 self.keep(f"attempt {data.get('attempt')} ended: {data.get('reason')}; the job waits again")
             case "job.cancel_requested":

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
+from planning.alike import and_more, kind_of
 from quant_experts.report import QualityReport
 from quant_experts.report_page.kinds import short_name
 
 NAMED_GROUPS = 3
-NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
 
 def warning_list(report: QualityReport) -> list[str]:
@@ -26,7 +25,7 @@ def warning_list(report: QualityReport) -> list[str]:
             about.setdefault(warning, []).append(short_name(group.name))
     kinds: dict[str, list[str]] = {}
     for warning in about:
-        kinds.setdefault(NUMBER.sub("#", warning), []).append(warning)
+        kinds.setdefault(kind_of(warning), []).append(warning)
     return [_line(alike, [name for warning in alike for name in about[warning]]) for alike in kinds.values()]
 
 
@@ -37,4 +36,4 @@ def _line(alike: Sequence[str], groups: Sequence[str]) -> str:
         more = len(groups) - NAMED_GROUPS
         named = few if more <= 0 else f"{few} and {more} more input groups"
         return f"{named}: {alike[0]}"
-    return alike[0] if len(alike) == 1 else f"{alike[0]} (and {len(alike) - 1} more like it)"
+    return and_more(alike[0], len(alike))

@@ -155,6 +155,18 @@ async def test_rows_and_names_of_others_do_nothing_to_a_terminal(qe: Qe, api: Ap
         assert not {"\x1b", "\x9b", "\x07"} & set(out + err), command
 
 
+async def test_warnings_of_one_kind_are_one_line_while_a_job_is_watched(qe: Qe, api: Api) -> None:  # noqa: F811
+    job_id = await submitted(qe)
+    api.start(job_id)
+    for number in range(90):
+        message = f"model.layers.{number}.mlp.down: {number} of 8 experts got no token"
+        api.append_event(job_id, "job.warning", {"message": message})
+    api.end(job_id, "succeeded")
+    err = (await qe("watch", job_id))[2]
+    assert err.count("experts got no token") == 1
+    assert "and 89 more like it" in err
+
+
 @pytest.mark.parametrize(
     ("named", "words"),
     [

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.auth import Scope
+from app.auth import EXPLAINED, Scope
 from app.contract.errors import FailureCode
 from app.settings import Settings
 from app.ui import session
@@ -267,6 +267,25 @@ async def test_a_job_that_waits_says_what_the_workers_do(browser: httpx.AsyncCli
 def test_every_failure_has_a_sentence_about_what_to_do() -> None:
     assert set(ADVICE) == set(FailureCode)
     assert all(sentence.endswith(".") and "  " not in sentence for sentence in ADVICE.values())
+
+
+async def test_many_warnings_of_one_kind_are_one_event_of_the_page(browser: httpx.AsyncClient, api: Api) -> None:
+    job = (await api.create_job())["id"]
+    for number in range(9):
+        api.append_event(job, "job.warning", {"message": f"layers.{number}.mlp.down: clipped {number} weights"})
+    api.append_event(job, "job.warning", {"message": "the rows are few"})
+    await sign_in(browser, BOOTSTRAP_KEY)
+    page = (await browser.get(f"/jobs/{job}")).text
+    assert page.count("mlp.down: clipped") == 1
+    assert "Warning: layers.8.mlp.down: clipped 8 weights (and 8 more like it)" in page
+    assert "Warning: the rows are few<" in page
+
+
+async def test_every_scope_says_what_a_key_with_it_may_do(browser: httpx.AsyncClient) -> None:
+    await sign_in(browser, BOOTSTRAP_KEY)
+    page = (await browser.get("/keys")).text
+    assert set(EXPLAINED) == set(Scope)
+    assert all(f'{scope.value}<span class="under">{says}</span>' in page for scope, says in EXPLAINED.items())
 
 
 async def test_static_files_are_named_and_nothing_else_is_served(browser: httpx.AsyncClient) -> None:

@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import psycopg
 import pytest
 
 from app.contract.patterns import SAYS
+from app.examples import EXAMPLES, FILES
 from app.main import COLLECTING, create_app
 from app.openapi import document
 from app.problems import CATALOGUE
@@ -261,3 +263,28 @@ def test_the_api_loads_neither_torch_nor_the_library_nor_the_worker() -> None:
     )
     found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_every_operation_with_a_body_has_an_example_that_its_schema_takes() -> None:
+    described = json.loads(document())
+    bodies = [
+        (f"{method} {path}", media_type, content)
+        for path, operations in described["paths"].items()
+        for method, operation in operations.items()
+        for media_type, content in operation.get("requestBody", {}).get("content", {}).items()
+        if media_type not in FILES
+    ]
+    assert {name for name, _, _ in bodies} == set(EXAMPLES)
+    for name, media_type, content in bodies:
+        schema = {**content["schema"], "components": described["components"]}
+        assert jsonschema_rs.validator_for(schema).is_valid(content["example"]), (name, media_type)
+
+
+async def test_an_address_that_is_not_there_is_a_page_for_a_browser_and_a_problem_for_programs(api: Api) -> None:
+    browsers = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+    page = await api.client.get("/jbos", headers=browsers)
+    assert (page.status_code, page.headers["content-type"]) == (404, "text/html; charset=utf-8")
+    assert "there is no page at /jbos" in page.text
+    assert "frame-ancestors" in page.headers["content-security-policy"]
+    for accept in ("*/*", "application/json", "application/problem+json, text/html;q=0.5"):
+        problem(await api.client.get("/jbos", headers={"Accept": accept}), 404, "not-found")

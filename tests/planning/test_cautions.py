@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from planning.cautions import Caution
+from planning.cautions import Caution, cautions_of_scheme
 from planning.headers import ModelHeaders
 from planning.local import read_local
 from planning.plan import Plan, make_plan
@@ -101,3 +101,11 @@ def test_the_command_line_says_it_and_goes_on(toy: Path, capsys: pytest.CaptureF
     assert [each["code"] for each in json.loads(capsys.readouterr().out)["warnings"]] == ["larger_than_model"]
     assert run(["plan", "--model", str(toy), "--method", "rtn"]) == 0
     assert "larger" not in capsys.readouterr().out
+
+
+def test_what_is_certain_of_a_scheme_needs_no_model() -> None:
+    said = cautions_of_scheme(Recipe.of("qe", scheme="W8A8"))
+    assert [(caution.code, caution.pointer) for caution in said] == [("saves_little", "/scheme")]
+    assert "scheme W4A8" in said[0].message
+    for scheme in ("W4A16", "W6A8", "auto"):
+        assert not cautions_of_scheme(Recipe.of("qe", scheme=scheme))

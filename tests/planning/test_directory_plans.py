@@ -70,6 +70,19 @@ def test_rows_that_the_run_refuses_are_refused_by_the_plan(source: Path, tmp_pat
     files = read_local_text(directory)
     assert not plan_of(directory, sampled_rows([text_row(0), image_row(1), text_row(2)], rows=3, files=files)).refusals
     refusals = plan_of(directory, sampled_rows([text_row(0), added, long], rows=3, files=files)).refusals
-    assert [refusal.code for refusal in refusals] == ["invalid_calibration"] * 2
+    assert [refusal.code for refusal in refusals] == ["invalid_calibration"]
     assert "calibration row 2: token 1024 is beyond the model's 1024 embeddings" in refusals[0].message
-    assert "calibration row 3: an image is more than 200 times as long as wide" in refusals[1].message
+    assert "2 of 3 rows cannot be used, at most 10% may be" in refusals[0].message
+    refusals = plan_of(directory, sampled_rows([text_row(0), image_row(1), long], rows=3, files=files)).refusals
+    assert "calibration row 3: an image is more than 200 times as long as wide" in refusals[0].message
+
+
+def test_a_few_rows_that_the_run_skips_are_a_warning_of_the_plan(source: Path) -> None:
+    long = image_row(1, data_uri(picture(size=(2400, 4))))
+    sample = [long, *(image_row(number) for number in range(9))]
+    plan = plan_of(source, sampled_rows(sample, rows=10, files=read_local_text(source)))
+    assert not plan.refusals
+    told = [caution for caution in plan.cautions if caution.code == "rows_skipped"]
+    assert [caution.pointer for caution in told] == ["/calibration/dataset"]
+    assert "calibration row 1: an image is more than 200 times" in told[0].message
+    assert told[0].message.endswith("1 of 10 rows will be skipped")

@@ -68,6 +68,7 @@ def main(stage: Path, job_file: Path) -> None:
     say(protocol.PhaseLine(phase="preparing"))
     say(protocol.PhaseLine(phase="calibrating", total=2))
     say(protocol.AdvancedLine(phase="calibrating", done=2, total=2))
+    say(protocol.ForecastLine(done=10.0, left=30.0))
     say(protocol.PhaseLine(phase="fitting", total=BLOCKS))
     chain = hashlib.sha256(Path(job.calibration).read_bytes()).hexdigest()
     finished = resumable(work)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import queue
+import re
 import subprocess
 import sys
 import threading
@@ -14,8 +15,9 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
-from app.contract.errors import FailureCode
+from app.contract.errors import RETRYABLE, FailureCode
 from quant_experts import errors, progress
 from quant_experts.report import GroupReport, StageErrors
 from tests.models import make_model
@@ -41,6 +43,7 @@ EVENTS: list[progress.Event] = [
     progress.BlockFinished(1, 4, 1.5, {}, (GROUP,), (FILE,), stack="vision", index=1),
     progress.BlockFinished(2, 4, 1.5, {}, (GROUP,), (FILE,), stack="vision", part="projector"),
     progress.Warned("careful"),
+    progress.Forecast(3.0, 9.0),
     progress.Finished(Path("/out"), (FILE,)),
 ]
 
@@ -126,6 +129,23 @@ def test_a_link_out_of_the_rows_of_others_is_not_followed(tmp_path: Path) -> Non
     )  # fmt: skip
     with pytest.raises(errors.InvalidCalibration, match=r"'a\.png' leaves the directory of the calibration file"):
         runner._quantize(job, lambda line: None, runner.Orders())
+
+
+def test_a_token_beyond_the_embedding_is_the_rows_fault_and_no_reason_to_try_again(tmp_path: Path) -> None:
+    model = make_model("llama", tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens([f"<tool {number}>" for number in range(2000)])
+    tokenizer.save_pretrained(model)
+    rows = write_rows(tmp_path / "rows.jsonl", [{"messages": [{"role": "user", "content": "<tool 1999>"}]}] * 4)
+    job = protocol.RunnerJob(
+        model=str(model), model_id="local/x", model_commit=None, calibration=str(rows), split="train",
+        output=str(tmp_path / "out"), work=str(tmp_path / "work"), scheme="W4A6", method="rtn", options={},
+    )  # fmt: skip
+    with pytest.raises(errors.InvalidCalibration) as raised:
+        runner._quantize(job, lambda line: None, runner.Orders())
+    said = runner.explain(raised.value)
+    assert FailureCode(said.code) not in RETRYABLE
+    assert re.match(r"calibration row [1-4]: token \d+ is beyond the model's \d+ embeddings", said.message)
 
 
 @pytest.mark.parametrize(
