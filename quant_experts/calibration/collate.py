@@ -184,8 +184,11 @@ def _with_reply(sample: Sample, row: Row, text: str, holder: Any, messages: list
     except InvalidCalibration:  # a template may refuse a conversation without its end
         return sample
     tokenizer = getattr(holder, "tokenizer", holder)
-    reply = tokenizer(text.removeprefix(before), add_special_tokens=False)["input_ids"]
-    if not text.startswith(before) or sample.input_ids[0, -len(reply) :].tolist() != reply:
+    answer = text.removeprefix(before)
+    # Behind what a template writes before an answer, even where it was not asked to.
+    answer = answer[max(0, answer.find("".join(texts_of(messages[-1])).strip())) :]
+    reply = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    if not reply or not text.startswith(before) or sample.input_ids[0, -len(reply) :].tolist() != reply:
         return sample
     question = " ".join(" ".join(texts_of(messages[-2])).split())
     return replace(sample, question=shortened(question), reply=len(reply))

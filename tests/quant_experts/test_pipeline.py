@@ -164,11 +164,10 @@ def test_replies_of_full_precision_are_what_stock_transformers_foretells(text: U
     for reply in replies:
         messages = rows[reply.row - 1]
         assert (reply.question, reply.answer) == (messages[0]["content"], messages[1]["content"])
-        ids, before = (
-            tokenizer.apply_chat_template(part, return_tensors="pt", return_dict=True, add_generation_prompt=begin)
-            for part, begin in ((messages, False), (messages[:1], True))
-        )
-        logits = model(**ids).logits[0, before["input_ids"].shape[1] - 1 : -1]
+        ids = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)
+        rendered = tokenizer.apply_chat_template(messages, tokenize=False)
+        answer = tokenizer(rendered[rendered.index(reply.answer) :], add_special_tokens=False)["input_ids"]
+        logits = model(**ids).logits[0, -len(answer) - 1 : -1]
         assert reply.full == tokenizer.decode(logits.argmax(-1), skip_special_tokens=True).strip()
         assert 0 <= reply.agreement <= 1
         assert (reply.agreement == 1) <= (reply.full == reply.quantized)
