@@ -24,6 +24,7 @@ EXAMPLES: dict[str, Any] = {
     "patch /v1/datasets/{dataset_id}": {"expires_at": "2027-01-01T00:00:00Z"},
     "post /v1/keys": {"name": "ci", "scopes": ["jobs:read", "jobs:write", "datasets:write"]},
     "post /v1/keys/{key_id}/rotate": {"keep_previous_s": 3600},
+    "put /v1/hub-token": {"token": "hf_xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"},
     "patch /v1/retention": {"jobs_days": 90, "events_days": None},
     "post /v1/webhooks": {"url": "https://example.com/hook", "event_types": ["job.succeeded", "job.failed"]},
     "patch /v1/webhooks/{webhook_id}": {"event_types": ["job.failed"]},
@@ -35,9 +36,9 @@ FILES = ("multipart/form-data", "application/octet-stream")
 
 
 def add_examples(document: dict[str, Any]) -> None:
-    """Raises KeyError for an operation that has none."""
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             for media_type, content in operation.get("requestBody", {}).get("content", {}).items():
-                if media_type not in FILES:
-                    content["example"] = EXAMPLES[f"{method} {path}"]
+                example = EXAMPLES.get(f"{method} {path}")
+                if example is not None and media_type not in FILES:
+                    content["example"] = example

@@ -212,7 +212,7 @@ def test_a_plan_judges_rows_by_the_tokenizer_and_is_surer_of_them(tmp_path: Path
 
 def test_a_plan_makes_do_with_a_tokenizer_that_cannot_be_used(text_model: Path) -> None:
     files = replace(read_local_text(text_model), tokenizer=b"{")
-    assert sampled_rows([text_row(0)], rows=1, files=files) == Rows(1, 29.0, 1.5, 0.0, 0.0)
+    assert sampled_rows([text_row(0)], rows=1, files=files) == Rows(1, 29.0, 1.5, 0.0, 0.0, sampled=1)
 
 
 def test_rows_of_a_parquet_file_are_looked_at_as_well(tmp_path: Path) -> None:
