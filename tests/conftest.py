@@ -8,12 +8,36 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import redis
 
 from tests.services import TEMPLATE, ObjectStore, Postgres, running_object_store, running_postgres, running_redis
+
+TEMPORARY_ROOT = "PYTEST_DEBUG_TEMPROOT"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each run a root of its own for temporary folders; a run that passes removes it.
+
+    Whenever it starts, pytest closes its usual root, ``/tmp/pytest-of-USER``, to other users. Started by root,
+    PostgreSQL runs as another user, so a second run, such as that of ``make test`` in tests/shipping, would stop the
+    servers of the first.
+    """
+    if not hasattr(config, "workerinput"):
+        root = tempfile.mkdtemp(prefix="qe-tests-", dir=os.environ.get(TEMPORARY_ROOT))
+        Path(root).chmod(0o755)
+        os.environ[TEMPORARY_ROOT] = root
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if exitstatus == pytest.ExitCode.OK and not hasattr(session.config, "workerinput"):
+        shutil.rmtree(os.environ[TEMPORARY_ROOT], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -205,6 +206,18 @@ SHORT: dict[str, Callable[[Path], None]] = {
 @pytest.mark.parametrize("target", SHORT)
 def test_a_target_does_what_it_says(target: str, clone: Path) -> None:
     SHORT[target](clone)
+
+
+def test_a_run_of_the_tests_leaves_the_folders_of_another_open(tmp_path: Path) -> None:
+    """Servers of the outer run, started as another user, stand in them."""
+    root = tmp_path.parents[1]
+    root.chmod(0o711)
+    inner = tmp_path / "test_inner.py"
+    inner.write_text("def test_it(tmp_path):\n    pass\n")
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", f"--rootdir={tmp_path}", str(inner)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert stat.S_IMODE(root.stat().st_mode) == 0o711
 
 
 def test_every_target_is_run_by_a_test_or_by_ci() -> None:
