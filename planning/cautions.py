@@ -91,9 +91,10 @@ def _settings(recipe: Recipe) -> Iterator[Mapping[str, Any]]:
     if recipe.reconstruction != "none":
         routed = recipe.reconstruction == "qe" and recipe.experts
         names = ("routed_rank", "shared_rank") if routed else ("shared_rank",)
+        asked = {name: value for name in names if isinstance(value := getattr(recipe, name), int)}
         for rank in RANKS:
             for dtype in dict.fromkeys((recipe.adapter_dtype, "int8")):
-                wanted = {**{name: min(rank, getattr(recipe, name)) for name in names}, "adapter_dtype": dtype}
+                wanted = {**{name: min(rank, value) for name, value in asked.items()}, "adapter_dtype": dtype}
                 changes = {name: value for name, value in wanted.items() if value != getattr(recipe, name)}
                 if changes:
                     yield changes

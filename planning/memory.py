@@ -12,7 +12,7 @@ from planning.blocks import Block, Group
 from planning.recipe import Recipe
 from planning.rows import Rows
 from planning.shapes import Shapes
-from planning.sizes import Size, group_bits, weight_bits
+from planning.sizes import Size, group_bits, ranks_in, weight_bits
 
 INTERPRETER = 430_000_000
 """Python with torch and transformers imported (CPU build)."""
@@ -53,7 +53,7 @@ def memory_of(shapes: Shapes, recipe: Recipe, rows: Rows, size: Size, *, cuda: b
     widest = max(phases, key=phases.__getitem__)
     python = INTERPRETER + WORKING
     python += IMAGES if rows.images else 0
-    python += CLUSTERING if recipe.reconstruction == "qe" and recipe.experts else 0
+    python += CLUSTERING if any(ranks_in(group, recipe).experts for group in shapes.groups) else 0
     if cuda:
         peak = max(phases[widest], verifying)
         host = CUDA_HOST + VERIFIER + shapes.largest_other
@@ -104,7 +104,7 @@ def _fit(group: Group, recipe: Recipe, kept: int, held: int) -> int:
     adapters = 0.0
     if recipe.reconstruction != "none":
         adapters = matrix
-        if recipe.reconstruction == "qe" and recipe.experts:
+        if ranks_in(group, recipe).experts:
             inner = min(group.rows, group.width)
             adapters += matrix * 1.5 + 4 * inner * (group.width + kept) + 8 * min(group.width, kept) ** 2 + 2 * sample
     measuring = matrix * 2 + 4 * 4 * min(1024, max(held, 1)) * (group.rows + group.width)

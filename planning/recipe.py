@@ -10,35 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from planning.methods import DEFAULTS, GROUP_SIZES, METHOD_VERSION, PRESETS
+from planning.ranks import Ranks, ranks_of
+
 AUTO = "auto"
-AUTO_GROUP_SIZES = (128, 64, 32)
-METHOD_VERSION = 2
-DEFAULTS: Mapping[int, Mapping[str, Any]] = {1: {}, 2: {"weight_grid": "searched"}}
 OBQ_WIDTH = 1024
 """Input channels beyond which ``obq`` refuses a group."""
 LEVELS = (6, 8)
 """Weight bits that ``budget`` may raise a group to."""
-
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "rtn": {"smoothing": "none", "rounding": "rtn", "reconstruction": "none"},
-    "smoothquant": {"smoothing": "smoothquant", "rounding": "rtn", "reconstruction": "none"},
-    "awq": {"smoothing": "awq", "rounding": "rtn", "reconstruction": "none"},
-    "mbq": {"smoothing": "mbq", "rounding": "rtn", "reconstruction": "none"},
-    "gptq": {"smoothing": "none", "rounding": "gptq", "reconstruction": "none"},
-    "obq": {"smoothing": "none", "rounding": "obq", "reconstruction": "none"},
-    "svd": {"smoothing": "none", "rounding": "rtn", "reconstruction": "svd"},
-    "lqer": {"smoothing": "none", "rounding": "rtn", "reconstruction": "lqer"},
-    "aser": {"smoothing": "none", "rounding": "rtn", "reconstruction": "aser"},
-    "qe": {"smoothing": "search", "rounding": "rtn", "reconstruction": "qe"},
-    "qe-gptq": {"smoothing": "search", "rounding": "gptq", "reconstruction": "qe"},
-    "qe-paper": {
-        "smoothing": "outlier",
-        "rounding": "rtn",
-        "reconstruction": "qe",
-        "lloyd_rounds": 0,
-        "weight_grid": "max",
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -54,9 +33,9 @@ class Recipe:
     reconstruction: str = "qe"
     group_size: int | str = "auto"
     weight_grid: str = "max"
-    shared_rank: int = 32
-    routed_rank: int = 32
-    experts: int = 8
+    shared_rank: int | str = 32
+    routed_rank: int | str = 32
+    experts: int | str = 8
     important_channels: int = 32
     lloyd_rounds: int = 3
     refine: str = "none"
@@ -76,7 +55,8 @@ class Recipe:
         known = {field.name for field in fields(cls)}
         given = {name: value for name, value in options.items() if value is not None and name in known}
         version = given.get("method_version", METHOD_VERSION)
-        return cls(**{"method": method, "method_version": version, **DEFAULTS[version], **PRESETS[method], **given})
+        meant = {"method": method, "method_version": version, **DEFAULTS[version], **PRESETS[method], **given}
+        return cls(**{name: value for name, value in meant.items() if name in known})
 
     @property
     def bits(self) -> tuple[int, int]:
@@ -85,6 +65,10 @@ class Recipe:
         if found is None:
             raise ValueError(f"scheme {self.scheme!r} has no bits")
         return int(found[1]), int(found[2])
+
+    def ranks_for(self, *, rows: int, width: int, layers: int) -> Ranks:
+        """Of the experts of an input group; what its widths do not allow is clamped later."""
+        return ranks_of(self, rows=rows, width=width, layers=layers)
 
     @property
     def is_rounding_alone(self) -> bool:
@@ -106,7 +90,7 @@ class Recipe:
             return width
         if self.group_size != "auto":
             return int(self.group_size)
-        sizes = AUTO_GROUP_SIZES if self.method_version > 1 else AUTO_GROUP_SIZES[:1]
+        sizes = GROUP_SIZES if self.method_version > 1 else GROUP_SIZES[:1]
         return next((size for size in sizes if width % size == 0), width)
 
     def scale_bits(self, item: int) -> int:

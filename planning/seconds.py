@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 from planning.blocks import Block, Group
 from planning.memory import HELD_OUT_TOKENS
+from planning.ranks import Ranks
 from planning.recipe import Recipe
 from planning.rows import Rows
 from planning.shapes import PATCHES_PER_TOKEN, Shapes
-from planning.sizes import experts_of
+from planning.sizes import ranks_in
 
 SUBSAMPLE = 512
 """Tokens that a smoothing search tries its scales on."""
@@ -158,10 +159,11 @@ def _fit_work(group: Group, recipe: Recipe, fit: float, held: float) -> tuple[fl
     elif recipe.rounding == "obq":
         work += 2.0 * out * d**3
         moved += matrix * d
-    if recipe.reconstruction != "none" and recipe.shared_rank:
-        work += ITERATIONS * _apply(d, out, min(recipe.shared_rank, d, out) + OVERSAMPLING)
-    if recipe.reconstruction == "qe" and recipe.experts:
-        work += _routed_work(group, recipe, kept)
+    ranks = ranks_in(group, recipe)
+    if ranks.shared:
+        work += ITERATIONS * _apply(d, out, min(ranks.shared, d, out) + OVERSAMPLING)
+    if ranks.experts:
+        work += _routed_work(group, recipe, ranks, kept)
     seen = min(HELD_OUT_TOKENS, held)
     measured = 2 if recipe.is_rounding_alone else 4
     work += 2.0 * group.weights * seen * measured
@@ -176,9 +178,9 @@ def _apply(d: int, out: int, columns: int) -> float:
     return 4.0 * d * out * columns + 2.0 * d**2 * columns + 4.0 * out * columns**2
 
 
-def _routed_work(group: Group, recipe: Recipe, kept: float) -> float:
+def _routed_work(group: Group, recipe: Recipe, ranks: Ranks, kept: float) -> float:
     d, out, inner = group.width, group.rows, min(group.width, group.rows)
-    experts, columns = experts_of(group, recipe), min(recipe.routed_rank, inner) + OVERSAMPLING
+    experts, columns = ranks.experts, min(ranks.routed, inner) + OVERSAMPLING
     prepared = 2.0 * kept * d * inner + 2.0 * inner * d * (d + inner) + (2.0 * out * d**2 if out > d else 0.0)
     own_tokens = 4.0 * columns * kept
     first = experts * ITERATIONS * (inner * own_tokens + 2.0 * inner**2 * columns)

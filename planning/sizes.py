@@ -6,17 +6,14 @@ The one exception is a group so small or so dull that fewer channels than expert
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from planning.blocks import Group
 from planning.headers import ITEM_BYTES
+from planning.ranks import SHAPE_BITS, SMOOTH_BITS, Ranks, adapter_bits
 from planning.recipe import AUTO, LEVELS, Recipe
 from planning.shapes import Shapes
 
-ADAPTER_BITS = 16
-SMOOTH_BITS = 32
-SHAPE_BITS = 2 * 64
-"""Of a layer's ``weight_shape``."""
 SMALLEST, LARGEST = 2, 8
 """Weight bits that a search may end at."""
 
@@ -103,30 +100,13 @@ def group_bits(group: Group, recipe: Recipe, bits: int, shapes: Shapes) -> int:
         + len(group.layers) * SHAPE_BITS
     )
     smooth = 0 if recipe.smoothing == "none" else group.width * SMOOTH_BITS
-    return base + smooth + _adapter_bits(group, recipe)
+    ranks, int8 = ranks_in(group, recipe), recipe.adapter_dtype == "int8"
+    return base + smooth + adapter_bits(group.rows, group.width, ranks, int8=int8)
 
 
-def _adapter_bits(group: Group, recipe: Recipe) -> int:
-    if recipe.reconstruction == "none":
-        return 0
-    shared = _expert_bits(group, recipe, recipe.shared_rank)
-    if recipe.reconstruction != "qe" or recipe.experts == 0:
-        return shared
-    experts = experts_of(group, recipe)
-    return shared + experts * (_expert_bits(group, recipe, recipe.routed_rank) + group.width * ADAPTER_BITS)
-
-
-def experts_of(group: Group, recipe: Recipe) -> int:
-    """Routed experts: no more than there are channels left for them when the most important ones are taken."""
+def ranks_in(group: Group, recipe: Recipe) -> Ranks:
+    """Ranks and routed experts: no more than there are channels left when the most important ones are taken."""
+    ranks = recipe.ranks_for(rows=group.rows, width=group.width, layers=len(group.layers))
     left = group.width - min(recipe.important_channels, max(group.width // 2, 1))
-    count = min(recipe.experts, left)
-    return count if count >= 2 else 1
-
-
-def _expert_bits(group: Group, recipe: Recipe, wanted: int) -> int:
-    """Up and down of one expert; in int8 each row has a scale."""
-    rank = min(wanted, group.rows, group.width)
-    values = rank * (group.rows + group.width)
-    if recipe.adapter_dtype == "int8" and rank:
-        return 8 * values + ADAPTER_BITS * (group.rows + rank)
-    return ADAPTER_BITS * values
+    count = min(ranks.experts, left)
+    return replace(ranks, experts=count if count >= 2 else min(ranks.experts, 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from planning.ranks import COUNTS, Ranks
 from quant_experts.config import QuantizationSpec
 from quant_experts.experts.partition import partition_channels
 from quant_experts.report import ChannelStatistics, FrequencyPoint
@@ -17,13 +18,13 @@ CHUNK = 1024
 
 @torch.no_grad()
 def describe_channels(
-    observation: Observation, importance: Tensor, held_out: Tensor, spec: QuantizationSpec
+    observation: Observation, importance: Tensor, held_out: Tensor, spec: QuantizationSpec, ranks: Ranks
 ) -> ChannelStatistics:
     """importance: (d,), of the group's weights; held_out: (T, d), any float dtype, tokens that were never fitted on."""
     counts = observation.counts
     width = counts.shape[0]
     k = min(spec.important_channels, max(width // 2, 1))  # as the fit resolves it
-    partition = partition_channels(counts, observation.mean_abs * importance, k=k, experts=spec.experts)
+    partition = partition_channels(counts, observation.mean_abs * importance, k=k, experts=_experts(spec, ranks))
     first = observation.counts_first_half
     return ChannelStatistics(
         independent=len(partition.independent),
@@ -32,6 +33,11 @@ def describe_channels(
         split_half=rank_correlation(first, counts - first),
         unseen_share=_unseen_share(counts, importance, held_out, spec.important_channels),
     )
+
+
+def _experts(spec: QuantizationSpec, ranks: Ranks) -> int:
+    """That there are or, in a group without any, could be."""
+    return spec.experts if isinstance(spec.experts, int) else ranks.experts or COUNTS[0]
 
 
 def frequency_curve(counts: Tensor, tokens: int) -> list[FrequencyPoint]:

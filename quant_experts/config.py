@@ -10,42 +10,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from planning.methods import DEFAULTS, GROUP_SIZES, METHOD_VERSION, PRESETS
+from planning.ranks import Ranks, ranks_of
 from quant_experts.schemes import Scheme, parse_scheme
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "rtn": {"smoothing": "none", "rounding": "rtn", "reconstruction": "none"},
-    "smoothquant": {"smoothing": "smoothquant", "rounding": "rtn", "reconstruction": "none"},
-    "awq": {"smoothing": "awq", "rounding": "rtn", "reconstruction": "none"},
-    "mbq": {"smoothing": "mbq", "rounding": "rtn", "reconstruction": "none"},
-    "gptq": {"smoothing": "none", "rounding": "gptq", "reconstruction": "none"},
-    "obq": {"smoothing": "none", "rounding": "obq", "reconstruction": "none"},
-    "svd": {"smoothing": "none", "rounding": "rtn", "reconstruction": "svd"},
-    "lqer": {"smoothing": "none", "rounding": "rtn", "reconstruction": "lqer"},
-    "aser": {"smoothing": "none", "rounding": "rtn", "reconstruction": "aser"},
-    "qe": {"smoothing": "search", "rounding": "rtn", "reconstruction": "qe"},
-    "qe-gptq": {"smoothing": "search", "rounding": "gptq", "reconstruction": "qe"},
-    "qe-paper": {
-        "smoothing": "outlier",
-        "rounding": "rtn",
-        "reconstruction": "qe",
-        "router": "norm",
-        "lloyd_rounds": 0,
-        "weight_grid": "max",
-    },
-}
-"""Named methods: each is a choice for the three slots (docs/method.md, section 6)."""
-
-METHOD_VERSION = 2
-DEFAULTS: dict[int, dict[str, Any]] = {1: {}, 2: {"weight_grid": "searched"}}
-"""Version of the method → what every preset lays over the fields' own defaults.
-
-A field's own default is what a spec that was recorded without the field meant. A default that changes gets a new
-version, so that a resumed run, a queued job and a recipe go on meaning what they meant.
-"""
+__all__ = ["AUTO", "METHOD_VERSION", "PRESETS", "AcceptIf", "Budget", "QuantizationSpec", "Sensitive", "Target"]
 
 AUTO = "auto"
 """The scheme that stands for a search."""
-AUTO_GROUP_SIZES = (128, 64, 32)
 
 
 class _Frozen(BaseModel):
@@ -115,7 +87,8 @@ class QuantizationSpec(BaseModel):
 
     ``method_version``: which rules hold where no option chooses. Version 1 is that of specs recorded without the
     field. Version 2: ``group_size`` ``"auto"`` tries 128, 64 and 32; no more columns are exempt than ``shared_rank``;
-    scales of a float32 model are stored in bfloat16, which they were rounded to before.
+    scales of a float32 model are stored in bfloat16, which they were rounded to before. Version 3: ranks and number of
+    experts are ``"auto"``, and experts are stored in int8.
     ``group_size``: input channels that share one weight scale; ``"channel"`` means one scale per output row, ``"auto"``
     the largest of 128, 64 and 32 that divides the width (version 1: 128), and ``"channel"`` where none does. A number
     must divide every width.
@@ -124,7 +97,8 @@ class QuantizationSpec(BaseModel):
     ``important_channels``: k, the channels counted as important per token.
     ``shared_rank``, ``routed_rank``: ranks of the shared expert and of each routed expert; larger than the layer
     allows, they are clamped and the report says so. ``shared_rank`` 0: no shared expert, and no column is exempt.
-    ``experts``: routed experts; 0 leaves the shared one alone.
+    ``experts``: routed experts; 0 leaves the shared one alone. All three ``"auto"``: as much as fits into 0.8 bits per
+    weight together with scales and smoothing (planning/ranks.py).
     ``reservoir``: tokens kept per input group for clustering, expert assignment and the router.
     ``damping``: share of the mean diagonal added to a second moment before its Cholesky factorisation.
     ``adapter_dtype``: how experts and routers are stored; ``int8`` has one scale per row.
@@ -135,7 +109,7 @@ class QuantizationSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method_version: Literal[1, 2] = 1
+    method_version: Literal[1, 2, 3] = 1
 
     scheme: str = "W4A6"
     method: str = "qe"
@@ -146,9 +120,9 @@ class QuantizationSpec(BaseModel):
     reconstruction: str = "qe"
 
     group_size: Literal["auto", 32, 64, 128, "channel"] = "auto"
-    shared_rank: Annotated[int, Field(ge=0, le=1024)] = 32
-    routed_rank: Annotated[int, Field(ge=1, le=1024)] = 32
-    experts: Annotated[int, Field(ge=0, le=64)] = 8
+    shared_rank: Annotated[int, Field(ge=0, le=1024)] | Literal["auto"] = 32
+    routed_rank: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = 32
+    experts: Annotated[int, Field(ge=0, le=64)] | Literal["auto"] = 8
     important_channels: Annotated[int, Field(ge=1, le=1024)] = 32
 
     weight_grid: Literal["max", "searched"] = "max"
@@ -209,7 +183,7 @@ class QuantizationSpec(BaseModel):
     @property
     def group_sizes(self) -> tuple[int, ...]:
         """The sizes that ``"auto"`` tries, largest first."""
-        return AUTO_GROUP_SIZES if self.method_version > 1 else AUTO_GROUP_SIZES[:1]
+        return GROUP_SIZES if self.method_version > 1 else GROUP_SIZES[:1]
 
     def group_size_for(self, width: int) -> int:
         """Input channels that share a weight scale in a group of this input width; a number has been seen to divide
@@ -218,6 +192,11 @@ class QuantizationSpec(BaseModel):
             return self.group_size
         sizes = self.group_sizes if self.group_size == "auto" else ()
         return next((size for size in sizes if width % size == 0), width)
+
+    def ranks_for(self, *, rows: int, width: int, layers: int) -> Ranks:
+        """Of the experts of an input group with ``rows`` outputs of all its ``layers``; none without a
+        reconstruction, and no routed ones without ``qe``."""
+        return ranks_of(self, rows=rows, width=width, layers=layers)
 
     @classmethod
     def preset(cls, method: str = "qe", *, method_version: int = METHOD_VERSION, **options: Any) -> QuantizationSpec:

@@ -48,10 +48,11 @@ def fit_group(
     group_size, warned_size = _resolve_group_size(name, spec, weight.shape[1])
     importance = channel_importance(weight)
     k, warned_k = _resolve_important(name, spec, weight.shape[1])
-    partition = partition_channels(observation.counts, observation.mean_abs * importance, k=k, experts=spec.experts)
+    ranks = spec.ranks_for(rows=weight.shape[0], width=weight.shape[1], layers=len(weights))
+    partition = partition_channels(observation.counts, observation.mean_abs * importance, k=k, experts=ranks.experts)
     important = important_channels(observation.tokens_kept, importance, k)
     original = GroupProblem.of(
-        weight, observation, important, partition, spec, group_size, scale_dtype, modality_weights
+        weight, observation, important, partition, spec, ranks, group_size, scale_dtype, modality_weights
     )
     scaling = smoothing.get(spec.smoothing).smooth(original)
     problem = original.scaled(scaling.scale)

@@ -52,6 +52,7 @@ def fit_in_block(blueprint: Blueprint, plan: GroupPlan, observed: Observed, trea
         modality_weights=treatment.modality_weights.get(plan.name, EQUAL_WEIGHTS),
     )
     scale_dtype = weight_scale_dtype(spec, blueprint.dtype)
+    ranks = spec.ranks_for(rows=sum(plan.outs), width=plan.width, layers=len(plan.layers))
     tensors = group_tensors(fitted, plan, dtype=blueprint.dtype, scale_dtype=scale_dtype)
     bits = stored_bits(tensors)
     errors = evaluate_group(fitted, weights, observed.tokens, observed.vision)
@@ -76,7 +77,7 @@ def fit_in_block(blueprint: Blueprint, plan: GroupPlan, observed: Observed, trea
         ),
         error_bf16=error_bf16,
         effective_bits_bf16=bits_bf16,
-        channels=describe_channels(observed.observation, observed.importance, observed.tokens, spec),
+        channels=describe_channels(observed.observation, observed.importance, observed.tokens, spec, ranks),
         sensitivity=treatment.sensitivity.get(plan.name),
         warnings=list(fitted.warnings),
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from planning.ranks import Ranks
 from quant_experts.config import QuantizationSpec
 from quant_experts.experts.partition import Partition
 from quant_experts.statistics import Observation
@@ -30,7 +31,7 @@ class GroupProblem:
     ``weight``: (out, d) float32, the group's layers stacked. ``second_moment``: (d, d) float32, a sum over ``tokens``.
     ``mean_abs``, ``max_abs``: (d,). ``samples``: (R, d) float32, the reservoir. ``important``: (R, d) bool, the
     important channels of each reservoir token, which do not change with the scale because |x_c| w_c does not.
-    ``group_size``: already resolved, divides d. ``vision``: (R,) bool, the reservoir's image tokens.
+    ``ranks``, ``group_size``: resolved; the size divides d. ``vision``: (R,) bool, the reservoir's image tokens.
     ``modality_weights``: what an error on a vision and on a text token counts; equal unless the method measures them.
     """
 
@@ -44,6 +45,7 @@ class GroupProblem:
     important: Tensor
     partition: Partition
     spec: QuantizationSpec
+    ranks: Ranks
     group_size: int
     scale_dtype: torch.dtype
     vision: Tensor
@@ -57,6 +59,7 @@ class GroupProblem:
         important: Tensor,
         partition: Partition,
         spec: QuantizationSpec,
+        ranks: Ranks,
         group_size: int,
         scale_dtype: torch.dtype,
         modality_weights: ModalityWeights,
@@ -72,6 +75,7 @@ class GroupProblem:
             important=important,
             partition=partition,
             spec=spec,
+            ranks=ranks,
             group_size=group_size,
             scale_dtype=scale_dtype,
             vision=observation.kept_vision,

@@ -40,24 +40,24 @@ def test_the_options_of_a_job_are_fields_of_the_librarys_spec_with_the_same_boun
             config.QuantizationSpec.model_validate({name: least - 1})
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 @pytest.mark.parametrize("method", contract.METHODS)
 def test_an_option_that_is_left_out_means_what_the_library_does(method: str, version: int) -> None:
     options = {"method_version": version}
     body = {"model": {"id": "a/b"}, "calibration": {"dataset": "a/b"}, "scheme": "W4A6", "method": method}
     full = contract.JobSpec.model_validate({**body, "options": options}).options_in_full()
     spec = config.QuantizationSpec.preset(method, method_version=version).model_dump()
-    assert {name: "auto" if name == "group_size" and value is None else value for name, value in full.items()} == {
-        name: spec[name] for name in contract.Options.model_fields
-    }
+    assert full == {name: None if (value := spec[name]) == "auto" else value for name in contract.Options.model_fields}
 
 
 def test_a_job_keeps_the_version_that_its_defaults_have_when_it_is_made() -> None:
     body = {"model": {"id": "a/b"}, "calibration": {"dataset": "a/b"}, "scheme": "W4A6"}
     made = contract.JobSpec.model_validate(body)
     kept, needed = versions.stored(made)
-    assert kept["options"]["method_version"] == config.METHOD_VERSION == contract.METHOD_VERSION
-    assert needed == versions.SINCE["options.method_version"]  # an old worker would fit it by its own defaults
+    assert kept["options"]["method_version"] == config.METHOD_VERSION
+    assert (
+        needed == versions.SINCE[f"options.method_version={config.METHOD_VERSION}"]
+    )  # an old worker would fit it by its own defaults
     assert made.options_in_full()["method_version"] == 1  # as read from a row that is older than versions
     asked = contract.JobSpec.model_validate({**body, "options": {"method_version": 1}})
     kept, needed = versions.stored(asked)
@@ -77,7 +77,7 @@ def test_both_accept_the_same_schemes(weight_bits: int, activation_bits: int) ->
     assert (contract.SCHEME_PATTERN.fullmatch(text) is not None) == known
 
 
-FINGERPRINTS = {1: "04e607055fa14cc4", 2: "1074e618878dea4e"}
+FINGERPRINTS = {1: "04e607055fa14cc4", 2: "1074e618878dea4e", 3: "012b45d240fbf992"}
 """Version of the spec → what it may say."""
 
 

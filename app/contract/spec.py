@@ -1,7 +1,7 @@
 """What a client asks for: the body of ``POST /v1/jobs``, stored with the job and read by the worker.
 
-The names of ``options`` are those of ``qe quantize``. The tables of methods and slots repeat what the library
-registers, because the API must not import it; ``tests/test_contract.py`` holds the two together.
+The names of ``options`` are those of ``qe quantize``. The slots repeat what the library registers, because the API must
+not import it; ``tests/test_contract.py`` holds the two together.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, WithJsonSc
 from app.contract import patterns
 from app.contract.alias import Alias
 from app.contract.numbers import WHOLE
+from planning.methods import DEFAULTS, PRESETS
 
 SCHEME_PATTERN = re.compile(r"W([2-8])A([4-8]|16)")
 AUTO = "auto"
@@ -22,30 +23,16 @@ SMOOTHINGS = ("none", "outlier", "smoothquant", "awq", "mbq", "search")
 ROUNDINGS = ("rtn", "gptq", "obq")
 RECONSTRUCTIONS = ("none", "svd", "lqer", "aser", "qe")
 METHODS: dict[str, tuple[str, str, str]] = {
-    "rtn": ("none", "rtn", "none"),
-    "smoothquant": ("smoothquant", "rtn", "none"),
-    "awq": ("awq", "rtn", "none"),
-    "mbq": ("mbq", "rtn", "none"),
-    "gptq": ("none", "gptq", "none"),
-    "obq": ("none", "obq", "none"),
-    "svd": ("none", "rtn", "svd"),
-    "lqer": ("none", "rtn", "lqer"),
-    "aser": ("none", "rtn", "aser"),
-    "qe": ("search", "rtn", "qe"),
-    "qe-gptq": ("search", "gptq", "qe"),
-    "qe-paper": ("outlier", "rtn", "qe"),
+    name: (options["smoothing"], options["rounding"], options["reconstruction"]) for name, options in PRESETS.items()
 }
 """Preset → (smoothing, rounding, reconstruction)."""
-PUBLISHED = "qe-paper"
-"""The preset without our additions to the method."""
-METHOD_VERSION = 2
-"""The newest version of the method: what a job that is made now has, unless it asks for another."""
-DEFAULTS: dict[str, Any] = {
+FIRST: dict[str, Any] = {
     "shared_rank": 32, "routed_rank": 32, "experts": 8, "important_channels": 32, "adapter_dtype": "bf16",
-    "refine": "none", "smoothquant_alpha": 0.5, "vision": "keep", "samples": 128, "seed": 0,
+    "refine": "none", "smoothquant_alpha": 0.5, "vision": "keep", "samples": 128, "seed": 0, "weight_grid": "max",
 }  # fmt: skip
-"""What an option that is left out means. Group size, sensitive groups and budget have no value that says it; the slots'
-are the method's."""
+"""What an option that is left out means in a job of the method's first version; the slots' are the method's."""
+UNSAID = ("auto", None)
+"""What no value of an option says: group size, sensitive groups and budget, and of newer versions ranks and experts."""
 
 ModelId = Annotated[str, StringConstraints(pattern=patterns.MODEL, max_length=200)]
 DatasetRef = Annotated[str, StringConstraints(pattern=patterns.DATASET, min_length=1, max_length=200)]
@@ -139,10 +126,10 @@ class AcceptIf(_Strict):
 class Options(_Strict):
     """Parameters of the method; every one has the method's default."""
 
-    method_version: Literal[1, 2] | None = Field(
+    method_version: Literal[1, 2, 3] | None = Field(
         default=None,
         description="Whose defaults the other options have; the newest when the job is made. 1 repeats a job from "
-        "before there were versions.",
+        "before there were versions, 2 one with ranks of a fixed size.",
     )
     group_size: GroupSize | None = None
     shared_rank: Annotated[int, Field(strict=True, ge=0, le=1024), WHOLE] | None = None
@@ -252,8 +239,6 @@ class JobSpec(_Strict):
 
         A job without a version is older than the field.
         """
-        slots = dict(zip(("smoothing", "rounding", "reconstruction"), METHODS[self.method], strict=True))
         given = {"method_version": 1} | self.options.model_dump(mode="json", exclude_none=True)
-        searched = given["method_version"] > 1 and self.method != PUBLISHED
-        grid = {"weight_grid": "searched" if searched else "max"}
-        return dict.fromkeys(Options.model_fields) | DEFAULTS | grid | slots | given
+        meant = {**FIRST, **DEFAULTS[given["method_version"]], **PRESETS[self.method], **given}
+        return {name: None if meant.get(name) in UNSAID else meant[name] for name in Options.model_fields}

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.contract.spec import METHOD_VERSION, JobSpec
+from app.contract.spec import JobSpec
+from planning.methods import METHOD_VERSION
 
-UNDERSTOOD = 2
+UNDERSTOOD = 3
 """The newest version that this code understands."""
-SINCE: dict[str, int] = {"options.method_version": 2, "options.weight_grid": 2}
+SINCE: dict[str, int] = {"options.method_version": 2, "options.weight_grid": 2, "options.method_version=3": 3}
 """``options.field``, or ``method=value`` for a new value of an old field, with the version that it came with. A new
 field is None where it is not used."""
 KEPT = set(JobSpec.model_fields) - {"alias", "max_wait_s", "priority", "device"}
@@ -36,8 +37,8 @@ def stored(spec: JobSpec) -> tuple[dict[str, Any], int]:
             holder = (holder or {}).get(folder)
         if holder is None:
             continue
-        if str(holder[field]) == value or (not value and holder[field] is not None):
+        if str(holder.get(field)) == value or (not value and holder.get(field) is not None):
             needed = max(needed, since)
         elif not value:
-            del holder[field]
+            holder.pop(field, None)
     return kept, needed

@@ -28,9 +28,9 @@ from app.ui.pages import Page, render, see
 from app.ui.visitor import JobsWriter, Visitor, form_of
 
 PRESETS = [
-    ("Best quality", "W4A16, qe-gptq", {"scheme": "W4A16", "method": "qe-gptq", "options.adapter_dtype": "int8"}),
-    ("Balanced", "W4A8, gptq", {"scheme": "W4A8", "method": "gptq", "options.adapter_dtype": ""}),
-    ("Smallest", "W3A16, gptq", {"scheme": "W3A16", "method": "gptq", "options.adapter_dtype": ""}),
+    ("Best quality", "W4A16, qe-gptq", {"scheme": "W4A16", "method": "qe-gptq"}),
+    ("Balanced", "W4A8, gptq", {"scheme": "W4A8", "method": "gptq"}),
+    ("Smallest", "W3A16, gptq", {"scheme": "W3A16", "method": "gptq"}),
 ]
 """Title, what it sets, and the fields: where somebody begins who does not know the options yet."""
 LIVE = "live"

@@ -1,7 +1,8 @@
 """The configurations that a search chooses from, with what each will take in bytes before anything is fitted.
 
-Weight bits 3, 4, 6, 8 x experts or ranks x the most sensitive tenth of the weights at 8 bits or not. Activations have
-8 bits throughout: they take no bytes, so that fewer bits could only lose, and 16 bits would be another kind of kernel.
+Weight bits 3, 4, 6, 8 x with adapters or without x the most sensitive tenth of the weights at 8 bits or not.
+Activations have 8 bits throughout: they take no bytes, so that fewer bits could only lose, and 16 bits would be another
+kind of kernel.
 """
 
 from __future__ import annotations
@@ -94,6 +95,8 @@ def _adapters(spec: QuantizationSpec) -> list[tuple[str, dict[str, Any]]]:
     if spec.reconstruction == "none":
         return [("", {})]
     without: tuple[str, dict[str, Any]] = ("no adapters", {"reconstruction": "none"})
+    if spec.method_version > 2:
+        return [without, ("experts" if spec.reconstruction == "qe" else "adapter", {})]
     if spec.reconstruction != "qe":
         return [without, *((f"rank {rank}", {"shared_rank": rank}) for rank in ADAPTER_RANKS)]
     experts = [

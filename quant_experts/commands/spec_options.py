@@ -14,6 +14,7 @@ from typing import Any
 import click
 from pydantic import ValidationError
 
+from planning.methods import DEFAULTS, METHOD_VERSION
 from quant_experts.config import AUTO, PRESETS, AcceptIf, QuantizationSpec
 from quant_experts.registry import names
 
@@ -97,12 +98,13 @@ REFINEMENTS = (
     ),
     click.option(
         "--method-version",
-        type=click.Choice(["1", "2"]),
-        help="Whose defaults the other options have; 1 repeats a run of an older release.  [default: 2]",
+        type=click.Choice([str(version) for version in DEFAULTS]),
+        help="Whose defaults the other options have; 1 and 2 repeat runs of older releases.  "
+        f"[default: {METHOD_VERSION}]",
     ),
-    click.option("--shared-rank", type=int, metavar="R", help="Rank of the shared expert.  [default: 32]"),
-    click.option("--routed-rank", type=int, metavar="R", help="Rank of each routed expert.  [default: 32]"),
-    click.option("--experts", type=int, metavar="N", help="Number of routed experts.  [default: 8]"),
+    click.option("--shared-rank", type=int, metavar="R", help="Rank of the shared expert.  [default: what fits]"),
+    click.option("--routed-rank", type=int, metavar="R", help="Rank of each routed expert.  [default: what fits]"),
+    click.option("--experts", type=int, metavar="N", help="Number of routed experts.  [default: what fits]"),
     click.option(
         "--important-channels", type=int, metavar="K", help="Channels counted as important per token.  [default: 32]"
     ),
@@ -112,7 +114,7 @@ REFINEMENTS = (
         help="Train the experts after the fit.  [default: none]",
     ),
     click.option(
-        "--adapter-dtype", type=click.Choice(["bf16", "int8"]), help="How experts are stored.  [default: bf16]"
+        "--adapter-dtype", type=click.Choice(["bf16", "int8"]), help="How experts are stored.  [default: int8]"
     ),
     click.option(
         "--vision",
@@ -267,7 +269,8 @@ def _usage_error(error: ValidationError) -> click.UsageError:
     if not first["loc"]:
         return click.UsageError(message)
     flags: Mapping[str, str] = LIMITS if error.title == AcceptIf.__name__ else PARTS.get(str(first["loc"][0]), {})
-    field = str(first["loc"][1] if len(first["loc"]) > 1 else first["loc"][0])
+    whole, *parts = map(str, first["loc"])
+    field = parts[0] if parts and whole in PARTS else whole  # of a number or a word, parts say which it is not
     return click.UsageError(f"{_flag(flags.get(field, field))} {first['input']}: {message}")
 
 

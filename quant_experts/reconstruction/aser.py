@@ -12,6 +12,6 @@ exempt_columns = no_columns
 
 
 def reconstruct(problem: GroupProblem, base: Tensor) -> Adapters:
-    rank, warnings = clamped_rank(problem, problem.spec.shared_rank, "shared_rank")
+    rank, warnings = clamped_rank(problem, problem.ranks.shared, "shared_rank")
     up, down = fit_shared(problem, problem.weight - base, rank)
     return Adapters(shared_up=up, shared_down=down, warnings=warnings)

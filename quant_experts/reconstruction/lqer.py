@@ -14,7 +14,7 @@ exempt_columns = no_columns
 
 def reconstruct(problem: GroupProblem, base: Tensor) -> Adapters:
     """The truncated SVD of E diag(mean|x|), undone on the right: the same solve with a diagonal moment mean|x|²."""
-    rank, warnings = clamped_rank(problem, problem.spec.shared_rank, "shared_rank")
+    rank, warnings = clamped_rank(problem, problem.ranks.shared, "shared_rank")
     diagonal = problem.mean_abs.square().unsqueeze(-1)
     source = generator(problem.spec.seed, problem.name, "shared")
     up, down = low_rank(problem.weight - base, lambda v: diagonal * v, rank, source)

@@ -24,37 +24,37 @@ def exempt_columns(problem: GroupProblem) -> Tensor:
 
     No more than the shared expert's rank, which alone can carry a column whole: of any other, part is lost.
     """
-    if not problem.spec.exempt or problem.spec.shared_rank == 0:
+    if not problem.spec.exempt or problem.ranks.shared == 0:
         return no_columns(problem)
     exempt = problem.partition.independent
     if problem.spec.method_version > 1:
-        exempt = exempt[: problem.spec.shared_rank]
+        exempt = exempt[: problem.ranks.shared]
     return channel_mask(exempt, problem.width)
 
 
 def reconstruct(problem: GroupProblem, base: Tensor) -> Adapters:
     """Either kind of expert may be left out, as in the paper's ablation: ``shared_rank`` 0 or ``experts`` 0."""
-    spec = problem.spec
     left = problem.weight - base
     adapters = Adapters()
-    if spec.shared_rank:
+    if problem.ranks.shared:
         adapters = _shared_expert(problem, left)
         assert adapters.shared_up is not None
         assert adapters.shared_down is not None
         left = left - adapters.shared_up @ adapters.shared_down
-    if spec.experts:
+    if problem.ranks.experts:
         adapters = _with_routed_experts(problem, left, adapters)
-    return adapters if spec.refine == "none" else refine(problem, base, adapters)
+    trains = problem.spec.refine != "none" and adapters.routed_up is not None
+    return refine(problem, base, adapters) if trains else adapters
 
 
 def _shared_expert(problem: GroupProblem, error: Tensor) -> Adapters:
-    rank, warnings = clamped_rank(problem, problem.spec.shared_rank, "shared_rank")
+    rank, warnings = clamped_rank(problem, problem.ranks.shared, "shared_rank")
     up, down = fit_shared(problem, error, rank)
     return Adapters(shared_up=up, shared_down=down, warnings=warnings)
 
 
 def _with_routed_experts(problem: GroupProblem, error: Tensor, adapters: Adapters) -> Adapters:
-    rank, warned = clamped_rank(problem, problem.spec.routed_rank, "routed_rank")
+    rank, warned = clamped_rank(problem, problem.ranks.routed, "routed_rank")
     errors = output_errors(problem, error)
     experts, warned_experts = _routed_experts(problem, errors, rank)
     return replace(
@@ -67,24 +67,24 @@ def _with_routed_experts(problem: GroupProblem, error: Tensor, adapters: Adapter
 
 
 def _routed_experts(problem: GroupProblem, errors: OutputErrors, rank: int) -> tuple[RoutedExperts, tuple[str, ...]]:
-    dependent, spec = problem.partition.dependent, problem.spec
-    count = min(spec.experts, len(dependent))
+    dependent, spec, wanted = problem.partition.dependent, problem.spec, problem.ranks.experts
+    count = min(wanted, len(dependent))
     if count < 2:
-        warned = () if spec.experts < 2 else (_too_few(problem, 1),)
+        warned = () if wanted < 2 else (_too_few(problem, 1),)
         return fit_everywhere(problem, errors, rank), warned
     if spec.clustering == "random":
         labels = cluster_at_random(len(dependent), count, generator(spec.seed, problem.name, "clusters"))
     else:
         labels = cluster_by_co_occurrence(problem.important[:, dependent], count)
     experts = fit_on_clusters(problem, errors, labels, rank)
-    warned = (_too_few(problem, count),) if count < spec.experts else ()
+    warned = (_too_few(problem, count),) if count < wanted else ()
     return reassign(problem, errors, experts, rank, spec.lloyd_rounds), warned
 
 
 def _too_few(problem: GroupProblem, count: int) -> str:
     return (
         f"{problem.name}: {len(problem.partition.dependent)} token-dependent channels are too few for "
-        f"{problem.spec.experts} experts; {count} fitted"
+        f"{problem.ranks.experts} experts; {count} fitted"
     )
 
 

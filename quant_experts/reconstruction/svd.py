@@ -13,7 +13,7 @@ exempt_columns = no_columns
 
 
 def reconstruct(problem: GroupProblem, base: Tensor) -> Adapters:
-    rank, warnings = clamped_rank(problem, problem.spec.shared_rank, "shared_rank")
+    rank, warnings = clamped_rank(problem, problem.ranks.shared, "shared_rank")
     source = generator(problem.spec.seed, problem.name, "shared")
     up, down = low_rank(problem.weight - base, lambda v: v, rank, source)
     return Adapters(shared_up=up, shared_down=down, warnings=warnings)

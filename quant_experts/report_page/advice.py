@@ -36,6 +36,7 @@ class Context:
 
     samples: int
     routed_rank: int | None
+    """None where a budget of bytes has decided it."""
     kls: list[float]
     median_error: float
     mixed: MixedPrecision | None
@@ -48,7 +49,7 @@ class Context:
         spec = recipe.get("spec") or {}
         return cls(
             samples=report.rows_used + report.rows_held_out,
-            routed_rank=spec.get("routed_rank"),
+            routed_rank=rank if isinstance(rank := spec.get("routed_rank"), int) else None,
             kls=sorted((group.sensitivity.kl for group in groups if group.sensitivity), reverse=True),
             median_error=median([group.error.routed for group in groups] or [0.0]),
             mixed=report.mixed_precision,

@@ -16,7 +16,7 @@ import pytest
 from fastapi import Request, Response
 from rich.console import Console
 
-from app.contract.spec import METHOD_VERSION
+from planning.methods import METHOD_VERSION
 from quant_experts import cli
 from quant_experts.client import ComparisonView
 from quant_experts.client.retrying import RetryPolicy

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from app.contract.block_files import CALLS_FILES
-from app.contract.spec import METHOD_VERSION, JobSpec
+from app.contract.spec import JobSpec
 from app.contract.tables import Job
 from app.database import tenant_session
 from app.jobs.fork import Takeover, merge, takeover
 from app.ui import job_form
+from planning.methods import METHOD_VERSION
 from tests.app.conftest import Api, job_body, ok, problem
 
 
@@ -152,8 +153,8 @@ async def test_what_a_fork_takes_over_is_known_before_it_is_made(api: Api) -> No
 @pytest.mark.parametrize(
     ("changes", "changed"),
     [
-        ({"options": {"experts": 8, "shared_rank": 32, "samples": 128, "seed": 0, "refine": "none"}}, []),
-        ({"options": {"adapter_dtype": "bf16", "vision": "keep", "smoothquant_alpha": 0.5}}, []),
+        ({"options": {"important_channels": 32, "samples": 128, "seed": 0, "refine": "none"}}, []),
+        ({"options": {"adapter_dtype": "int8", "vision": "keep", "smoothquant_alpha": 0.5}}, []),
         ({"options": {"smoothing": "search", "rounding": "rtn", "reconstruction": "qe"}}, []),
         ({"method": "qe", "calibration": {"split": "train"}, "model": {"revision": None}}, []),
         ({"options": {"sensitive": {"share": 0.1, "weight_bits": 8}}}, []),
@@ -161,6 +162,7 @@ async def test_what_a_fork_takes_over_is_known_before_it_is_made(api: Api) -> No
         ({"options": {"sensitive": {"share": 0.1, "weight_bits": 6}}}, ["options.sensitive"]),
         ({"options": {"experts": 9, "rounding": "gptq"}}, ["options.experts", "options.rounding"]),
         ({"options": {"group_size": 128}}, ["options.group_size"]),  # left out: 128 where it divides
+        ({"options": {"experts": 8}}, ["options.experts"]),  # left out: what fits
         ({"method": "qe-gptq"}, ["method"]),
         ({"method": "qe-gptq", "options": {"rounding": "rtn"}}, ["method"]),
         ({"model": {"revision": "v2"}}, ["model"]),

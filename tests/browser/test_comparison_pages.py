@@ -6,7 +6,7 @@ import json
 
 from playwright.async_api import expect
 
-from app.contract.spec import METHOD_VERSION
+from planning.methods import METHOD_VERSION
 from tests.app.conftest import Api, ok
 from tests.app.test_forks import leave_blocks
 from tests.browser.dashboard import Dashboard
@@ -32,7 +32,7 @@ async def test_a_fork_says_what_it_takes_over_and_keeps_what_the_form_does_not_h
     found = page.locator("#found")
     await expect(found).to_contain_text("yes 3 finished blocks: it goes on after them.")
     await page.get_by_text("Options, queue, target, limits").click()
-    await page.get_by_label("Shared rank").fill("32")  # the default, written out
+    await page.get_by_label("Important channels").fill("32")  # the default, written out
     await page.get_by_role("button", name="What would it take over?").click()
     await expect(found).to_contain_text("yes 3 finished blocks: it goes on after them.")
     await page.get_by_label("Scheme").select_option("W4A8")
@@ -54,7 +54,7 @@ async def test_a_fork_says_what_it_takes_over_and_keeps_what_the_form_does_not_h
         "experts": 2,
         "smoothing": "awq",
         "vision": "quantize",
-        "shared_rank": 32,
+        "important_channels": 32,
         "method_version": METHOD_VERSION,
     }
     assert fork["accept_if"]["max_kl"] == 0.25

@@ -227,7 +227,7 @@ async def test_a_plan_is_shown_before_anything_is_made_and_the_job_keeps_to_it(d
     plan = page.get_by_role("region", name="Plan")
     await expect(plan).to_contain_text("Nothing is known that would refuse this job.")
     await expect(plan).to_contain_text("exact")
-    await expect(plan).to_contain_text("the checkpoint would be larger than the model")
+    await expect(plan).to_contain_text("the checkpoint saves less than half")
     await assert_nothing_cut_or_overlapping(page)
     await assert_accessible(page)
     await assert_one_unit(page)

@@ -11,6 +11,7 @@ import pytest
 from planning.cautions import Caution, cautions_of_scheme
 from planning.headers import ModelHeaders
 from planning.local import read_local
+from planning.methods import METHOD_VERSION
 from planning.plan import Plan, make_plan
 from planning.recipe import Recipe
 from planning.rows import unknown_rows
@@ -26,7 +27,9 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def planned(model: ModelHeaders, method: str = "qe", **options: Any) -> Plan:
-    return make_plan(model, Recipe.of(method, **options), unknown_rows(vision=False), from_hub=False)
+    """By the method's second version, whose ranks are of a fixed size."""
+    recipe = Recipe.of(method, **{"method_version": 2, **options})
+    return make_plan(model, recipe, unknown_rows(vision=False), from_hub=False)
 
 
 @pytest.mark.parametrize(
@@ -89,15 +92,23 @@ def test_where_only_bounds_are_known_it_may_be_larger(toy: Path) -> None:
     assert "; with reconstruction none it is " in caution.message
 
 
-def test_a_real_size_is_told_nothing(tmp_path: Path) -> None:
-    assert planned(read_local(write_72b(tmp_path / "big"))).cautions == ()
+@pytest.mark.parametrize("version", [2, METHOD_VERSION])
+def test_a_real_size_is_told_nothing(version: int, tmp_path: Path) -> None:
+    assert planned(read_local(write_72b(tmp_path / "big")), method_version=version).cautions == ()
+
+
+@pytest.mark.parametrize("method", ["qe", "aser"])
+def test_ranks_that_nobody_named_never_make_a_checkpoint_larger_than_the_model(method: str, toy: Path) -> None:
+    plan = planned(read_local(toy), method, method_version=METHOD_VERSION)
+    assert plan.size.bytes_after_most < plan.size.bytes_before
+    assert plan.size.bits_most <= 4.8
 
 
 def test_the_command_line_says_it_and_goes_on(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["plan", "--model", str(toy)]) == 0
+    assert run(["plan", "--model", str(toy), "--method-version", "2"]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
     assert "larger than the model" in line
-    assert run(["plan", "--json", "--model", str(toy)]) == 0
+    assert run(["plan", "--json", "--model", str(toy), "--method-version", "2"]) == 0
     assert [each["code"] for each in json.loads(capsys.readouterr().out)["warnings"]] == ["larger_than_model"]
     assert run(["plan", "--model", str(toy), "--method", "rtn"]) == 0
     assert "larger" not in capsys.readouterr().out

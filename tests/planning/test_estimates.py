@@ -36,7 +36,7 @@ def planned(headers: Any, method: str = "qe", rows: Rows = ROWS, **options: Any)
         ({"method": "rtn"}, {"method": "qe"}),
         ({"method": "smoothquant"}, {"method": "awq"}),
         ({"samples": 32}, {"samples": 128}),
-        ({"experts": 2}, {"experts": 16}),
+        ({"experts": 2, "routed_rank": 8}, {"experts": 16, "routed_rank": 8}),
         ({"lloyd_rounds": 0}, {"lloyd_rounds": 5}),
         ({"rows": Rows(20, 800, 1.5, 1)}, {"rows": ROWS}),
         ({"rows": Rows(None, 100, 1.5, 1)}, {"rows": ROWS}),

@@ -29,12 +29,14 @@ def problem_of(
     weight = torch.cat(list(layers.values()))
     importance = channel_importance(weight)
     k = chosen.important_channels
+    ranks = chosen.ranks_for(rows=weight.shape[0], width=weight.shape[1], layers=len(layers))
     return GroupProblem.of(
         weight,
         observation,
         important_channels(observation.tokens_kept, importance, k),
-        partition_channels(observation.counts, observation.mean_abs * importance, k=k, experts=chosen.experts),
+        partition_channels(observation.counts, observation.mean_abs * importance, k=k, experts=ranks.experts),
         chosen,
+        ranks,
         group_size or weight.shape[1],
         torch.float32,
         modality_weights,

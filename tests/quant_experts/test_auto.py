@@ -29,8 +29,8 @@ from tests.rows import text_row, write_rows
 SENSITIVITY = {plan.name: 1.0 + number for number, plan in enumerate(flat(TWELVE))}
 
 
-def points_of(method: str) -> list[Point]:
-    spec = QuantizationSpec.preset(method, scheme="auto", target={"max_kl": 1.0}, group_size=32)
+def points_of(method: str, version: int = 2) -> list[Point]:
+    spec = QuantizationSpec.preset(method, method_version=version, scheme="auto", target={"max_kl": 1.0}, group_size=32)
     return grid(spec, TWELVE, SENSITIVITY, kept_bytes=10_000, dtype=torch.bfloat16)
 
 
@@ -49,9 +49,10 @@ def falling(costs: tuple[float, float, float]) -> dict[str, float]:
 # --- The grid ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("method", PRESETS)
-def test_each_method_has_a_grid_of_specs_that_are_no_search(method: str) -> None:
-    points = points_of(method)
+def test_each_method_has_a_grid_of_specs_that_are_no_search(method: str, version: int) -> None:
+    points = points_of(method, version)
     assert [point.bytes for point in points] == sorted(point.bytes for point in points)
     assert len({point.label for point in points}) == len(points)
     assert {point.spec.scheme for point in points} == set(SCHEMES)
@@ -71,6 +72,16 @@ def test_labels_are_for_people_and_bytes_grow_with_what_is_added() -> None:
     assert raised.options["sensitive"]["groups"] == list(raised.weight_bits)
     assert "W8A8 · no adapters · 10 % at 8 bits" not in by_label
     assert len(POINTS) == 3 * 3 * 2 + 3
+
+
+@pytest.mark.parametrize(("method", "added"), [("qe", "experts"), ("aser", "adapter")])
+def test_the_third_version_adds_what_fits(method: str, added: str) -> None:
+    by_label = {point.label: point for point in points_of(method, 3)}
+    assert len(by_label) == 3 * 2 * 2 + 2
+    for bits in (3, 4, 6, 8):
+        plain, more = by_label[f"W{bits}A8 · no adapters"], by_label[f"W{bits}A8 · {added}"]
+        assert plain.richness < more.richness
+        assert plain.bytes <= more.bytes
 
 
 # --- What is tried, and what is taken ------------------------------------------------------------------------------

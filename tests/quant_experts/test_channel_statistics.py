@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
+from planning.ranks import Ranks
 from quant_experts.channel_statistics import describe_channels, frequency_curve, rank_correlation
 from quant_experts.statistics import GroupStatistics, Observation, channel_importance
 from tests.quant_experts.tokens import mixture, spec, weights
 
 SPEC = spec("qe")
+RANKS = Ranks(shared=4, routed=4, experts=4)
 
 
 def _observe(*halves: torch.Tensor) -> Observation:
@@ -40,13 +42,13 @@ def test_the_rank_correlation_is_spearmans_ties_included(pairs: list[tuple[int, 
 def test_halves_of_the_same_kind_agree_and_halves_of_different_kinds_do_not() -> None:
     x, vision = mixture(4000)
     importance = channel_importance(torch.cat(list(weights().values())))
-    alike = describe_channels(_observe(x[::2], x[1::2]), importance, x, SPEC).split_half
-    apart = describe_channels(_observe(x[vision], x[~vision]), importance, x, SPEC).split_half
+    alike = describe_channels(_observe(x[::2], x[1::2]), importance, x, SPEC, RANKS).split_half
+    apart = describe_channels(_observe(x[vision], x[~vision]), importance, x, SPEC, RANKS).split_half
     assert alike is not None
     assert apart is not None
     assert alike > 0.9
     assert apart < 0.6
-    assert describe_channels(_observe(x), importance, x, SPEC).split_half is None
+    assert describe_channels(_observe(x), importance, x, SPEC, RANKS).split_half is None
 
 
 def test_a_held_out_token_with_a_new_important_channel_is_unseen() -> None:
@@ -56,8 +58,8 @@ def test_a_held_out_token_with_a_new_important_channel_is_unseen() -> None:
     held_out = torch.zeros(10, 64)
     held_out[:, 0] = 5
     held_out[:3, 40] = 5
-    assert describe_channels(_observe(seen), importance, held_out, SPEC).unseen_share == pytest.approx(0.3)
-    assert describe_channels(_observe(seen), importance, held_out[:0], SPEC).unseen_share is None
+    assert describe_channels(_observe(seen), importance, held_out, SPEC, RANKS).unseen_share == pytest.approx(0.3)
+    assert describe_channels(_observe(seen), importance, held_out[:0], SPEC, RANKS).unseen_share is None
 
 
 def test_the_curve_falls_from_the_first_channel_to_the_last_in_at_most_64_points() -> None:
@@ -81,6 +83,6 @@ def test_a_narrow_group_has_every_channel_at_most_once_on_its_curve(width: int) 
 
 def test_the_counts_are_those_of_the_partition_that_is_fitted() -> None:
     x, _ = mixture(500)
-    found = describe_channels(_observe(x), channel_importance(torch.cat(list(weights().values()))), x, SPEC)
+    found = describe_channels(_observe(x), channel_importance(torch.cat(list(weights().values()))), x, SPEC, RANKS)
     assert found.independent == 4
-    assert 0 < found.dependent <= 4 * SPEC.experts
+    assert 0 < found.dependent <= 4 * RANKS.experts

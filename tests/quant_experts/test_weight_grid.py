@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from planning.methods import GROUP_SIZES, PRESETS
 from quant_experts import reconstruction, rounding
 from quant_experts.checkpoint.pack import pack
-from quant_experts.config import AUTO_GROUP_SIZES, PRESETS, QuantizationSpec
+from quant_experts.config import QuantizationSpec
 from quant_experts.fit import fit_group
 from quant_experts.modeling_quant_experts import dequantize as dequantize_as_served
 from quant_experts.modeling_quant_experts import unpack
@@ -120,7 +121,7 @@ def test_the_automatic_group_size_is_the_largest_that_divides_the_width(width: i
     before = 128 if width % 128 == 0 else width
     assert QuantizationSpec.preset("rtn").group_size_for(width) == size
     assert QuantizationSpec.preset("rtn", method_version=1).group_size_for(width) == before
-    assert size in AUTO_GROUP_SIZES or width % min(AUTO_GROUP_SIZES)
+    assert size in GROUP_SIZES or width % min(GROUP_SIZES)
 
 
 def test_no_more_columns_are_exempt_than_the_shared_expert_can_carry() -> None:

@@ -34,8 +34,9 @@ def weights(*, seed: int = 1, width: int = WIDTH) -> dict[str, Tensor]:
 
 def spec(method: str = "qe", **options: object) -> QuantizationSpec:
     """Small ranks and one scale per row, so that the tests are quick."""
-    small = {"group_size": "channel", "important_channels": 4, "experts": 4, "shared_rank": 4, "routed_rank": 4}
-    return QuantizationSpec.preset(method, **{**small, **options})
+    small = {"group_size": "channel", "important_channels": 4, "adapter_dtype": "bf16"}
+    ranks = {"experts": 4, "shared_rank": 4, "routed_rank": 4}
+    return QuantizationSpec.preset(method, **{**small, **ranks, **options})
 
 
 def observe(

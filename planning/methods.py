@@ -1,0 +1,51 @@
+"""The named methods and what their options mean where they are left out: one table for library, planner and API.
+
+A method is a choice for the three slots (docs/method.md, section 6) with what it lays over the defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "rtn": {"smoothing": "none", "rounding": "rtn", "reconstruction": "none"},
+    "smoothquant": {"smoothing": "smoothquant", "rounding": "rtn", "reconstruction": "none"},
+    "awq": {"smoothing": "awq", "rounding": "rtn", "reconstruction": "none"},
+    "mbq": {"smoothing": "mbq", "rounding": "rtn", "reconstruction": "none"},
+    "gptq": {"smoothing": "none", "rounding": "gptq", "reconstruction": "none"},
+    "obq": {"smoothing": "none", "rounding": "obq", "reconstruction": "none"},
+    "svd": {"smoothing": "none", "rounding": "rtn", "reconstruction": "svd"},
+    "lqer": {"smoothing": "none", "rounding": "rtn", "reconstruction": "lqer"},
+    "aser": {"smoothing": "none", "rounding": "rtn", "reconstruction": "aser"},
+    "qe": {"smoothing": "search", "rounding": "rtn", "reconstruction": "qe"},
+    "qe-gptq": {"smoothing": "search", "rounding": "gptq", "reconstruction": "qe"},
+    "qe-paper": {
+        "smoothing": "outlier",
+        "rounding": "rtn",
+        "reconstruction": "qe",
+        "router": "norm",
+        "lloyd_rounds": 0,
+        "weight_grid": "max",
+    },
+}
+
+METHOD_VERSION = 3
+"""The newest version of the method: what a run that is made now has, unless it asks for another."""
+_SECOND: Mapping[str, Any] = {"weight_grid": "searched"}
+_THIRD: Mapping[str, Any] = {
+    **_SECOND,
+    "shared_rank": "auto",
+    "routed_rank": "auto",
+    "experts": "auto",
+    "adapter_dtype": "int8",
+}
+DEFAULTS: Mapping[int, Mapping[str, Any]] = {1: {}, 2: _SECOND, 3: _THIRD}
+"""Version of the method → what every preset lays over the fields' own defaults.
+
+A field's own default is what a spec that was recorded without the field meant. A default that changes gets a new
+version, so that a resumed run, a queued job and a recipe go on meaning what they meant (docs/adr/0030).
+"""
+
+GROUP_SIZES = (128, 64, 32)
+"""That ``group_size`` "auto" tries, largest first."""
