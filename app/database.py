@@ -14,6 +14,8 @@ from sqlalchemy import Connection, ExceptionContext, event, make_url
 from sqlalchemy.exc import DataError, DisconnectionError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
+from app.contract import pooler
+
 READ_ONLY = "25006"
 """SQLSTATE of a write to a replica: a failover is under way."""
 Sessions = async_sessionmaker[AsyncSession]
@@ -40,7 +42,7 @@ def create_engine(database_url: str, *, connections: int = CONNECTIONS, more: in
 
     Raises ValueError for anything that is not PostgreSQL.
     """
-    url = make_url(database_url)
+    url = make_url(pooler.plain(database_url))
     if url.get_backend_name() != "postgresql":
         raise ValueError(f"QE_DATABASE_URL: only postgresql://… is supported, not {url.get_backend_name()}://")
     engine = create_async_engine(
@@ -53,7 +55,7 @@ def create_engine(database_url: str, *, connections: int = CONNECTIONS, more: in
         connect_args={
             "autocommit": True,  # for the driver: `_begin` says BEGIN, and what goes with it, in one round trip
             "connect_timeout": 5,
-            "options": "-c timezone=utc -c statement_timeout=30s",
+            **pooler.of_session(database_url, "-c timezone=utc -c statement_timeout=30s"),
         },
     )
     event.listen(engine.sync_engine, "checkout", _refuse_broken)

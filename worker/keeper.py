@@ -22,6 +22,7 @@ from typing import Any
 import psycopg
 
 from app import preflight
+from app.contract import pooler
 from app.contract.crash_points import reach
 from app.contract.states import LEASED, AttemptOutcome, JobStatus
 from app.heartbeat import touch
@@ -230,6 +231,7 @@ def main() -> None:
     configure_logging(settings.log_format)
     if settings.redis_url is None or settings.database_url is None:
         raise SystemExit("the keeper needs QE_DATABASE_URL and QE_REDIS_URL (`qe serve` brings its own servers)")
+    pooler.refuse(settings.database_url, "the keeper, which holds its lock in it,")
     preflight.check(settings, models=False, secret=True)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

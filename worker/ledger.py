@@ -16,6 +16,7 @@ import psycopg
 from psycopg.rows import DictRow, dict_row
 from psycopg.types.json import Jsonb
 
+from app.contract import pooler
 from app.contract.crash_points import reach
 from app.contract.errors import RETRYABLE, FailureCode
 from app.contract.events import EventType
@@ -57,8 +58,10 @@ def connect(database_url: str) -> Connection:
 
     Raises psycopg.OperationalError.
     """
+    limits = f"-c statement_timeout={STATEMENT_SECONDS}s -c lock_timeout={STATEMENT_SECONDS}s"
+    limits += " -c idle_in_transaction_session_timeout=60s"
     return psycopg.connect(
-        database_url,
+        pooler.plain(database_url),
         row_factory=dict_row,
         autocommit=True,
         connect_timeout=CONNECT_SECONDS,
@@ -66,8 +69,7 @@ def connect(database_url: str) -> Connection:
         keepalives_interval=5,
         keepalives_count=3,
         tcp_user_timeout=STATEMENT_SECONDS * 1000,
-        options=f"-c statement_timeout={STATEMENT_SECONDS}s -c lock_timeout={STATEMENT_SECONDS}s "
-        "-c idle_in_transaction_session_timeout=60s",
+        **pooler.of_session(database_url, limits),
     )
 
 

@@ -1,0 +1,32 @@
+"""``?pgbouncer=true`` in QE_DATABASE_URL: PostgreSQL is reached through a pooler in transaction mode.
+
+A session is then another one with each transaction. Nothing may be kept in it: no prepared statements, and the limits
+that a connection is opened with must be the role's (docs/scaling.md).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+POOLED = re.compile(r"(?<=[?&])pgbouncer=(?:true|1)(?:&|$)")
+
+
+def is_pooled(database_url: str | None) -> bool:
+    return POOLED.search(database_url or "") is not None
+
+
+def plain(database_url: str) -> str:
+    """As libpq understands it."""
+    return POOLED.sub("", database_url).rstrip("?&")
+
+
+def of_session(database_url: str, options: str) -> dict[str, Any]:
+    """What a connection is opened with; ``options``: settings of the session, which a pooler does not take."""
+    return {"prepare_threshold": None} if is_pooled(database_url) else {"options": options}
+
+
+def refuse(database_url: str | None, who: str) -> None:
+    """Raises SystemExit for what needs a session of its own."""
+    if is_pooled(database_url):
+        raise SystemExit(f"{who} needs a session of its own: give it a QE_DATABASE_URL that leads to PostgreSQL itself")
