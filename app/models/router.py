@@ -9,7 +9,6 @@ from app.deps import AnyCaller, ServiceDep
 from app.models.schemas import ModelList
 from app.models.service import local_models
 from app.problems import documented
-from app.threads import aside
 
 router = APIRouter(prefix="/v1/models", tags=["service"])
 
@@ -18,4 +17,4 @@ router = APIRouter(prefix="/v1/models", tags=["service"])
 async def list_models(request: Request, caller: AnyCaller, parts: ServiceDep) -> ModelList:
     """Local models, and the families that can be quantized."""
     async with parts.planning(request, caller):
-        return await aside(lambda: local_models(parts.settings))
+        return await local_models(parts.settings)

@@ -19,6 +19,7 @@ from app.parsing import frames
 from app.parsing.counting import CountingHere
 from app.settings import Settings
 from planning.errors import HubUnavailable, Unreadable
+from planning.families import family_of
 from planning.headers import ModelHeaders, assemble
 from planning.plan import Plan, make_plan
 from planning.recipe import Recipe
@@ -212,6 +213,33 @@ def _rows(job: Job, headers: ModelHeaders, wanted: ToEstimate) -> Rows:
     return sampled_rows(sample, rows=dataset.rows, files=files, counting=CountingHere)
 
 
+@dataclass(frozen=True)
+class Config:
+    """What a model's config.json says: ``problem`` is why a job would refuse it."""
+
+    model_type: str | None
+    problem: str | None
+
+
+def _configs(job: Job, names: list[str]) -> list[Config]:
+    """Of each model: its config.json is asked for by its name."""
+    return [_config(job, name) for name in names]
+
+
+def _config(job: Job, name: str) -> Config:
+    kind: object = None
+    problem: str | None = None
+    try:
+        config = json.loads(job.ask("config", name))
+        kind = config.get("model_type")
+        family_of(config)
+    except Unreadable as unreadable:
+        problem = str(unreadable)
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        problem = "config.json is not a JSON object"
+    return Config(kind if isinstance(kind, str) else None, problem)
+
+
 def _operation(name: str, work: Callable[..., Found], kind: Any, config: ConfigDict | None = None) -> Operation[Found]:
     return Operation(name, _refusing(work), TypeAdapter(kind, config=config))
 
@@ -232,4 +260,7 @@ IMAGE: Operation[contents.Image | None] = _operation("image", _image, contents.I
 AUDIO: Operation[contents.Audio | None] = _operation("audio", _audio, contents.Audio | None, BYTES)
 FIGURES: Operation[Figures] = _operation("figures", _figures, Figures)
 ESTIMATE: Operation[Estimated] = _operation("estimate", _estimate, Estimated)
-OPERATIONS: Mapping[str, Operation[Any]] = {each.name: each for each in (CHECK, PAGE, IMAGE, AUDIO, FIGURES, ESTIMATE)}
+CONFIGS: Operation[list[Config]] = _operation("configs", _configs, list[Config])
+OPERATIONS: Mapping[str, Operation[Any]] = {
+    each.name: each for each in (CHECK, PAGE, IMAGE, AUDIO, FIGURES, ESTIMATE, CONFIGS)
+}

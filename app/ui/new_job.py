@@ -21,7 +21,6 @@ from app.models.service import local_models
 from app.plans import router as plans
 from app.plans.schemas import JobRequest, PlanView
 from app.problems import Problem
-from app.threads import aside
 from app.ui import job_form
 from app.ui.datasets import usable_datasets
 from app.ui.pages import Page, render, see
@@ -96,10 +95,12 @@ def choices(parts: Service, datasets: Sequence[DatasetView]) -> dict[str, Any]:
     }
 
 
-def _suggested(parts: Service) -> list[str]:
+async def _suggested(request: Request, visitor: Visitor, parts: Service) -> list[str]:
     """Local models that a job can have; none where they cannot be listed."""
     try:
-        return [model.id for model in local_models(parts.settings).data if model.problem is None]
+        async with parts.planning(request, visitor.caller):
+            found = await local_models(parts.settings)
+        return [model.id for model in found.data if model.problem is None]
     except OSError:
         return []
 
@@ -118,7 +119,7 @@ async def _form(
     """``live``: asked for by the page itself, to which a refusal is nothing unusual."""
     datasets = await usable_datasets(session, visitor, parts)
     await release(session)
-    models = await aside(lambda: _suggested(parts))
+    models = await _suggested(request, visitor, parts)
     return render(
         request, "job_new.html", visitor, status=422 if wrong and not live else 200, values=values, wrong=wrong or {},
         plan=plan, once=secrets.token_urlsafe(16), models=models, presets=PRESETS, **choices(parts, datasets),

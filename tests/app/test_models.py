@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from app.settings import Settings
 from tests.app.conftest import ok, started
 
@@ -40,6 +42,17 @@ async def test_models_are_listed_as_a_job_names_them_with_what_it_would_refuse(
         assert "qwen2_vl" in listed["families"]
         assert listed["note"] is None
         assert str(tmp_path) not in json.dumps(listed)
+
+
+async def test_the_api_itself_parses_no_config(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child does, which was forked from elsewhere and knows nothing of this."""
+    monkeypatch.setattr("app.parsing.operations.family_of", lambda config: 1 / 0)
+    put(tmp_path / "below", "good", json.dumps({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}))
+    async with started(settings.model_copy(update={"model_root": tmp_path / "below"})) as api:
+        (model,) = ok(await api.client.get("/v1/models"))["data"]
+    assert model["problem"] is None
 
 
 async def test_where_no_local_models_can_be_listed_it_says_why(settings: Settings, tmp_path: Path) -> None:

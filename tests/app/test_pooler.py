@@ -1,0 +1,43 @@
+"""``?pgbouncer=true``: nothing is kept in a session, because the next transaction has another one."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.contract import pooler
+from app.settings import Settings
+from tests.app.conftest import ok, started
+from worker import ledger
+
+
+def pooled(url: str) -> str:
+    return f"{url}&pgbouncer=true"
+
+
+@pytest.mark.parametrize("url", ["postgresql://h/d", "postgresql://h/d?host=/tmp&sslmode=require"])
+def test_libpq_never_sees_the_mark(url: str) -> None:
+    assert not pooler.is_pooled(url)
+    for marked in (f"{url}{'&' if '?' in url else '?'}pgbouncer=true", url.replace("?", "?pgbouncer=true&")):
+        assert pooler.plain(marked) == url
+        assert pooler.is_pooled(marked) is ("pgbouncer" in marked)
+
+
+async def test_api_and_worker_prepare_nothing_and_ask_for_nothing_of_the_session(settings: Settings) -> None:
+    url = pooled(str(settings.database_url))
+    async with started(settings.model_copy(update={"database_url": url})) as api:
+        for _ in range(10):
+            ok(await api.client.get("/v1/jobs"))
+        async with api.service.engine.connect() as connection:
+            for table in ("pg_prepared_statements", "pg_settings WHERE source = 'client' AND name LIKE '%timeout'"):
+                assert (await connection.exec_driver_sql(f"SELECT count(*) FROM {table}")).scalar() == 0
+    with ledger.connect(url) as ours:
+        for _ in range(10):
+            ours.execute("SELECT 1 AS one")
+        row = ours.execute("SELECT count(*) AS prepared FROM pg_prepared_statements").fetchone()
+        assert row == {"prepared": 0}
+
+
+def test_who_needs_a_session_of_its_own_says_so() -> None:
+    pooler.refuse("postgresql://h/d", "the keeper")
+    with pytest.raises(SystemExit, match="the keeper needs a session of its own"):
+        pooler.refuse("postgresql://h/d?pgbouncer=true", "the keeper")
