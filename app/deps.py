@@ -49,9 +49,9 @@ class Service:
     """Requests that each key has left; None: they are not counted."""
     meter: StorageMeter
     readers: Turns
-    """At files of datasets, which take a core."""
+    """At files of datasets and local models, which take a core."""
     planners: Turns
-    """At looking at models, which may wait for the hub."""
+    """At plans that wait for the hub."""
     probes: ThreadPoolExecutor
     """The thread of readiness, which must not wait behind others'."""
     telemetry: Telemetry
@@ -62,11 +62,11 @@ class Service:
         return lambda: tenant_session(self.sessions, lambda: caller.tenant)
 
     def reading(self, request: Request, caller: Caller) -> AbstractAsyncContextManager[None]:
-        """The caller's turn at files of datasets. Raises Problem 429, and ClientDisconnect."""
+        """The caller's turn at files of datasets and local models. Raises Problem 429, and ClientDisconnect."""
         return turn_of(request, self.readers, caller.tenant)
 
     def planning(self, request: Request, caller: Caller) -> AbstractAsyncContextManager[None]:
-        """The caller's turn at looking at models. Raises as ``reading``."""
+        """The caller's turn at plans that wait for the hub. Raises as ``reading``."""
         return turn_of(request, self.planners, caller.tenant)
 
 

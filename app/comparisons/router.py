@@ -48,7 +48,7 @@ async def create(
     kept = await once.kept(parts.sessions)
     if kept is not None:
         return kept
-    async with parts.planning(request, caller):
+    async with parts.reading(request, caller):
         agreed = await service.agreed_on(
             session, tenant=tenant, wanted=wanted, settings=settings, storage=parts.storage
         )

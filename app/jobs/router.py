@@ -74,7 +74,7 @@ async def create(
         kept = await once.kept(parts.sessions)
         if kept is not None:
             return kept
-        async with parts.planning(request, caller), parts.sessions_of(caller)() as session:
+        async with parts.reading(request, caller), parts.sessions_of(caller)() as session:
             agreed = await agree(session, tenant=tenant, spec=spec, settings=settings, storage=parts.storage)
     uploads = await parts.meter.unfinished(tenant)
 
@@ -121,7 +121,7 @@ async def fork(
     kept = await once.kept(parts.sessions)
     if kept is not None:
         return kept
-    async with parts.planning(request, caller):
+    async with parts.reading(request, caller):
         parent, spec = await forked(session, tenant=tenant, job_id=job_id, request=wanted)
         agreed = await guard_creation(session, tenant=tenant, spec=spec, settings=settings, storage=parts.storage)
     await release(session)

@@ -16,5 +16,5 @@ router = APIRouter(prefix="/v1/models", tags=["service"])
 @router.get("", responses=documented(problems.BUSY))
 async def list_models(request: Request, caller: AnyCaller, parts: ServiceDep) -> ModelList:
     """Local models, and the families that can be quantized."""
-    async with parts.planning(request, caller):
+    async with parts.reading(request, caller):
         return await local_models(parts.settings)

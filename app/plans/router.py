@@ -30,7 +30,8 @@ async def plan(spec: JobSpec, request: Request, caller: JobsWriter, session: Ses
     Reads config.json and the headers of the model's files only. Bytes are exact; memory and time are estimates. The
     plan is kept for 24 hours: `POST /v1/jobs` with the same body and `plan: <digest>` runs exactly it.
     """
-    async with parts.planning(request, caller):
+    turn = parts.planning if service.asks_the_hub(spec) else parts.reading
+    async with turn(request, caller):
         planned = await service.plan_job(
             session, tenant=caller.tenant, spec=spec, settings=parts.settings, storage=parts.storage
         )

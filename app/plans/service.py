@@ -61,6 +61,11 @@ class Planned:
         return digest_of({"spec": deciding(self.spec), "resolved": self.resolved.model_dump()})
 
 
+def asks_the_hub(spec: JobSpec) -> bool:
+    """Does its plan wait for the hub? Otherwise it takes a core from its beginning to its end."""
+    return not (spec.model.id.startswith(inputs.LOCAL) and spec.calibration.dataset.startswith(UPLOADED))
+
+
 def deciding(spec: JobSpec) -> dict[str, Any]:
     return spec.model_dump(mode="json", include=set(DECIDES))
 

@@ -98,7 +98,7 @@ def choices(parts: Service, datasets: Sequence[DatasetView]) -> dict[str, Any]:
 async def _suggested(request: Request, visitor: Visitor, parts: Service) -> list[str]:
     """Local models that a job can have; none where they cannot be listed."""
     try:
-        async with parts.planning(request, visitor.caller):
+        async with parts.reading(request, visitor.caller):
             found = await local_models(parts.settings)
         return [model.id for model in found.data if model.problem is None]
     except OSError:
