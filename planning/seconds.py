@@ -198,12 +198,12 @@ def phases_of(shapes: Shapes, recipe: Recipe, rows: Rows, rates: Rates) -> dict[
     head = 2.0 * shapes.hidden * shapes.vocabulary * rows.tokens
     probe = tower + head + 2.0 * shapes.weights * rows.tokens
     return {
-        "preparing": PhaseSeconds(0.45 * rates.run, 0.0),
+        "preparing": PhaseSeconds(0.5 * rates.run, 0.0),
         "calibrating": PhaseSeconds(0.0, tower * (used + VARIANTS) / rates.forward + ROW * used),
         "evaluating": PhaseSeconds(0.0, head * recipe.held_out(used) * 3 / rates.forward),
         "packing": PhaseSeconds(0.0, (4.0 * shapes.others + 2.0 * shapes.bytes_before) / DISK),
         "verifying": PhaseSeconds(
-            0.55 * rates.run,
+            0.5 * rates.run,
             shapes.bytes_before / DISK + probe / rates.forward + UNPACKED * shapes.weights / rates.bytes,
         ),
     }
