@@ -70,7 +70,7 @@ async def fill(api: Api, directory: Path) -> dict[str, str]:
     api.append_event(jobs["running"], "job.started", {"attempt": 2, "worker": "gpu-b2:3", "resumed_from_block": 17})
     _attempt(api, jobs["running"], 1, "lease_expired", 0, 17)
     api.execute(
-        "UPDATE jobs SET progress = %s WHERE id = %s",
+        "UPDATE jobs SET progress = progress || %s::jsonb WHERE id = %s",
         [json.dumps({"group": "model.language_model.layers.19.self_attn.qkv"}), jobs["running"]],
     )
     _blocks(api, jobs["cancelling"], 5)
