@@ -17,6 +17,8 @@ from worker.patient_storage import PatientStorage
 from worker.pen import Pen
 from worker.spans import RunnerSpans, last_error
 
+AFTERWARDS = 0.25
+"""Of the seconds that a runner took to start: until it has ended and its files are stored and counted."""
 PROGRESS_SECONDS = 1.0
 """Between two writes of progress that is only to be looked at."""
 
@@ -85,6 +87,7 @@ class Relay:
         self._phase: str | None = None
         self._progress: dict[str, Any] = {}
         self._forecast: Forecast | None = None
+        self._began = self._starting = 0.0
         self._unwritten = False
         self._written_at = 0.0
 
@@ -119,6 +122,7 @@ class Relay:
         drain_seconds: float | None,
     ) -> protocol.LastWord | None:
         assert child.stdout is not None
+        self._began = monotonic()
         last: protocol.LastWord | None = None
         asked_at: float | None = None
         for line in process.lines(child.stdout, limit=protocol.MAX_LINE):
@@ -140,6 +144,7 @@ class Relay:
                     last = word
                 case message:
                     came = monotonic()
+                    self._starting = self._starting or came - self._began
                     self._take(message)
                     progress.heard(message, taken=monotonic() - came)
                     if isinstance(message, protocol.BlockLine):
@@ -168,7 +173,7 @@ class Relay:
             case protocol.BlockLine() as block:
                 self._take_block(block)
             case protocol.ForecastLine(done=done, left=left):
-                self._forecast = Forecast(done, left, time.time())
+                self._forecast = Forecast(done, left + AFTERWARDS * self._starting, time.time())
                 self._progress[FORECAST] = self._forecast.as_json()
                 self._unwritten = True
             case protocol.WarningLine(message=text):

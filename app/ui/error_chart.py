@@ -18,6 +18,8 @@ from app.ui.words import percent
 WIDTH, HEIGHT = 600, 250
 LEFT, RIGHT, TOP, BOTTOM = 84, 12, 12, 44
 STAGES = {"base": "base alone", "shared": "+ shared expert", "routed": "+ routed experts"}
+ALONE = "error"
+"""Of a method without experts."""
 MOST_TICKS = 12
 
 
@@ -68,9 +70,11 @@ def error_chart(blocks: Sequence[BlockErrors], total: int | None) -> Chart | Non
         return round(TOP + (HEIGHT - TOP - BOTTOM) * (high - math.log10(value)) / (high - low), 1)
 
     curves = []
-    for stage, title in STAGES.items():
+    own = [stage for stage in STAGES if stage == "routed" or not _same_as_next(blocks, stage)]
+    for stage in own:
+        title = STAGES[stage] if len(own) > 1 else ALONE
         known = [(b, b.errors[stage]) for b in blocks if b.errors.get(stage, 0) > 0]
-        if not known or (stage != "routed" and _same_as_next(blocks, stage)):
+        if not known:
             continue
         dots = [Dot(x(b.block), y(value), f"{_named(b)}, {title}: {percent(value)}") for b, value in known]
         points = " ".join(f"{dot.x},{dot.y}" for dot in dots)

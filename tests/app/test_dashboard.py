@@ -269,6 +269,20 @@ def test_every_failure_has_a_sentence_about_what_to_do() -> None:
     assert all(sentence.endswith(".") and "  " not in sentence for sentence in ADVICE.values())
 
 
+async def test_a_method_without_experts_has_one_curve_called_error(browser: httpx.AsyncClient, api: Api) -> None:
+    job = (await api.create_job())["id"]
+    report = {"groups": [{"error": {"base": 0.05, "shared": 0.05, "routed": 0.05}}]}
+    api.execute(
+        "INSERT INTO layers (job_id, block, attempt, seconds, report, files) VALUES (%s, 0, 1, 2.0, %s, '[]')",
+        [job, json.dumps(report)],
+    )
+    api.execute("UPDATE jobs SET blocks_done = 1, blocks_total = 1 WHERE id = %s", [job])
+    await sign_in(browser, BOOTSTRAP_KEY)
+    page = (await browser.get(f"/jobs/{job}")).text
+    assert "block 0, error: 5 %" in page
+    assert "routed experts" not in page
+
+
 async def test_many_warnings_of_one_kind_are_one_event_of_the_page(browser: httpx.AsyncClient, api: Api) -> None:
     job = (await api.create_job())["id"]
     for number in range(9):

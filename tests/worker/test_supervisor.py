@@ -43,7 +43,7 @@ def test_a_job_runs_to_success_and_its_artifacts_appear(workshop: Workshop) -> N
     assert phases == ["preparing", "calibrating", "fitting", "packing", "publishing"]
     told = [event["data"] for event in workshop.events(job_id) if "eta_seconds" in event["data"]]
     assert [data.get("phase", data.get("block")) for data in told] == ["fitting", 0, 1, 2, 3, "packing"]
-    assert all(20 < data["eta_seconds"] <= 30 and 0.25 <= data["fraction"] < 0.5 for data in told)
+    assert all(20 < data["eta_seconds"] <= 35 and 0.2 < data["fraction"] < 0.5 for data in told)
     assert [event["seq"] for event in workshop.events(job_id)] == list(range(1, len(kinds(workshop, job_id)) + 1))
     assert kinds(workshop, job_id)[-1] == "job.succeeded"
     assert [attempt["outcome"] for attempt in workshop.attempts(job_id)] == ["succeeded"]
