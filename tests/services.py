@@ -182,7 +182,7 @@ def running_object_store() -> Iterator[ObjectStore]:
             shutil.rmtree(each, ignore_errors=True)
 
 
-def wait_until(condition: Callable[[], object], *, seconds: float = 20.0, what: str = "the condition") -> None:
+def wait_until(condition: Callable[[], object], *, seconds: float = 60.0, what: str = "the condition") -> None:
     """Poll until ``condition`` is true. Fails with ``what`` when it is not within ``seconds``."""
     deadline = time.monotonic() + seconds
     while not condition():
