@@ -54,6 +54,7 @@ FOLLOWERS = 10
 READS_A_SECOND = 2
 """Of each replica: a list of jobs, and one job."""
 WORKERS_OF_A_PROCESS = 50
+FILL_SECONDS, NEARLY = 90.0, 0.9
 MODEL, DATASET = "acme/vl", "acme/rows"
 
 
@@ -270,7 +271,7 @@ def step(servers: Servers, *, count: int, block_seconds: float, seconds: float) 
                 env=environment, text=True,
             )
         )  # fmt: skip
-    time.sleep(min(block_seconds, 5) + 3)
+    filled = _filled(direct, count)
     broker = redis.Redis.from_url(servers.redis)
     watched: dict[str, int] = {"connections": 0, "active": 0}
     over = threading.Event()
@@ -288,7 +289,7 @@ def step(servers: Servers, *, count: int, block_seconds: float, seconds: float) 
     rates = {name: (after[name] - before[name]) / lasted for name in before if name != "at"}
     direct.close()
     what = {"workers": count, "block_seconds": block_seconds, "asked": jobs_a_second}
-    return {**what, **watched, **rates, "times": times}
+    return {**what, **watched, **rates, "filled": filled, "times": times}
 
 
 def _stock(connection: psycopg.Connection[Any], jobs: int) -> None:
@@ -299,6 +300,21 @@ def _stock(connection: psycopg.Connection[Any], jobs: int) -> None:
         " FROM unnest(%s::text[]) AS id",
         (ledger.Jsonb(spec), MODEL, [new_id("job") for _ in range(jobs)]),
     )
+
+
+def _filled(connection: psycopg.Connection[Any], count: int) -> float:
+    """Seconds from the first claim until nearly all workers hold a job; infinite when it takes too long."""
+    began: float | None = None
+    deadline = time.perf_counter() + FILL_SECONDS
+    while time.perf_counter() < deadline:
+        row = connection.execute("SELECT count(*) FROM jobs WHERE lease_until IS NOT NULL").fetchone()
+        assert row is not None
+        if row[0] and began is None:
+            began = time.perf_counter()
+        if began is not None and row[0] >= NEARLY * count:
+            return time.perf_counter() - began
+        time.sleep(0.1)
+    return float("inf")
 
 
 def _watch(servers: Servers, watched: dict[str, int], over: threading.Event) -> None:
@@ -378,9 +394,14 @@ def table(found: Sequence[dict[str, Any]]) -> list[str]:
         ("workers", lambda f: str(f["workers"])),
         ("block, s", lambda f: f"{f['block_seconds']:g}"),
         ("jobs/s asked, ended", lambda f: f"{f['asked']:.1f}, {f['ended']:.1f}"),
+        ("workers busy after, s", lambda f: f"{f['filled']:.1f}"),
         ("events/s", lambda f: f"{f['events']:.0f}"),
         ("transactions/s", lambda f: f"{f['transactions']:.0f}"),
         ("new sessions/s", lambda f: f"{f['sessions']:.1f}"),
+        (
+            "PostgreSQL, ms of a core for an event",
+            lambda f: f"{1000 * f['postgres_cores'] / max(f['events'], 0.1):.1f}",
+        ),
         ("connections, busy", lambda f: f"{f['connections']}, {f['active']}"),
         ("claim p50, p99, ms", lambda f: _ms(f["times"], "claim")),
         ("block p50, p99, ms", lambda f: _ms(f["times"], "block")),
