@@ -113,11 +113,18 @@ def _worker(settings: Settings, name: str, block_seconds: float, over: threading
         with contextlib.suppress(psycopg.Error):
             claim = _claim(settings, name, times)
             if claim is None:
-                with contextlib.suppress(redis.RedisError):
-                    bells.brpop([QUEUE], timeout=1)  # Celery asks every second
+                while not over.is_set() and not _heard(bells):
+                    continue
                 continue
             with contextlib.suppress(Lost, CancelRequested):
                 _attempt(settings, claim, block_seconds, over, times)
+
+
+def _heard(bells: redis.Redis) -> bool:
+    """Celery asks every second; nobody claims without a bell."""
+    with contextlib.suppress(redis.RedisError):
+        return bells.brpop([QUEUE], timeout=1) is not None
+    return False
 
 
 def _claim(settings: Settings, name: str, times: Times) -> claims.Claim | None:
