@@ -26,7 +26,7 @@ OLDER_WEIGHT = 0.7
 WARM_UP = 0.25
 """Of the seconds that the process took to start, what the first block takes more than the next: seen to be 0.22 to 0.33
 on the demo's model."""
-LONGEST_START = 120.0
+LONGEST_START = 60.0
 """Seconds. A process that is older has done something else before."""
 MEASURING = "measuring"
 """Looking at the whole model before blocks are fitted: a part of the phase ``calibrating`` that counts anew."""
