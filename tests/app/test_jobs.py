@@ -242,6 +242,12 @@ async def test_a_failed_job_can_be_retried_and_keeps_its_blocks(api: Api, redis_
     problem(await api.client.post(f"/v1/jobs/{job['id']}/retry"), 409, "job-not-retryable")
 
 
+async def test_a_hub_model_without_a_plan_is_warned_of_what_is_certain_of_its_scheme(api: Api) -> None:
+    (warning,) = (await api.create_job(scheme="W8A8"))["warnings"]
+    assert "more than 8 bits per quantized weight" in warning
+    assert (await api.create_job())["warnings"] == []
+
+
 async def test_the_time_left_is_said_only_when_it_is_known(api: Api) -> None:
     job = await api.create_job()
     api.start(job["id"])
