@@ -145,6 +145,7 @@ async def test_watch_ends_as_the_job_ends_over_broken_connections(qe: Qe, api: A
         api.start(job_id)
         api.append_event(job_id, "job.phase", {"phase": "fitting"})
         data = {"block": 0, "blocks": 2, "seconds": 1.5, "error": {"routed": 0.0125}}
+        data |= {"fraction": 0.5, "eta_seconds": 2.4}
         api.append_event(job_id, "job.block", data)
         if status == "rejected":
             api.execute("UPDATE jobs SET verdict = 'rejected' WHERE id = %s", [job_id])
@@ -155,7 +156,7 @@ async def test_watch_ends_as_the_job_ends_over_broken_connections(qe: Qe, api: A
         if status == "succeeded":
             network.after = [10**9, 800]
         codes[status], out, err = await qe("watch", job_id)
-        assert "1 of 2 blocks · block 0 · 1.5 s · error 1.250% · 00:02 left" in err
+        assert "1 of 2 blocks · block 0 · 1.5 s · error 1.250% · about 00:02 left" in err
         assert out == ""
         assert err.count("1 of 2 blocks") == 1
     assert codes == {"succeeded": 0, "failed": 3, "cancelled": 4, "rejected": 5}
@@ -173,7 +174,7 @@ async def test_a_block_is_named_with_its_stack_where_there_are_several(qe: Qe, a
         api.append_event(job_id, "job.block", {"block": block, "blocks": 4, "seconds": 1.0, **place})
     api.end(job_id, "succeeded")
     _, _, err = await qe("watch", job_id)
-    titles = [line.rsplit(" · ", 2)[0] for line in err.splitlines() if " of 4 blocks" in line]
+    titles = [line.rsplit(" · ", 1)[0] for line in err.splitlines() if " of 4 blocks" in line]
     assert titles == [
         *("1 of 4 blocks · vision block 0", "2 of 4 blocks · vision projector"),
         *("3 of 4 blocks · vision, behind its blocks", "4 of 4 blocks · block 3"),
