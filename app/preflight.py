@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import logging
 import re
+from importlib import metadata
 from urllib.parse import urlsplit
 
 import psycopg
@@ -25,6 +26,8 @@ VOID = (
     " `qe migrate --accept-new-secret` (with Docker"
     " `docker compose run --rm migrate python -m app.migrate --accept-new-secret`), then make new keys and webhooks"
 )
+EXTRA = re.compile(r"([\w.-]+)[^;]*; extra == ['\"](\w+)['\"]")
+"""A requirement of the distribution, with the extra that alone brings it."""
 logger = logging.getLogger(__name__)
 
 
@@ -51,6 +54,25 @@ def check(settings: Settings, *, models: bool, secret: bool) -> None:
         raise SystemExit(f"QE_DATABASE_URL: {_line(error)}") from None
     except psycopg.OperationalError as error:
         _refuse_for_good(_line(error))
+
+
+def check_packages(*extras: str) -> None:
+    """Raises SystemExit where a distribution that these extras name is not installed."""
+    if not _installed("quant-experts"):
+        return  # a checkout on the path: nothing says what it needs
+    parts = [EXTRA.fullmatch(each) for each in metadata.requires("quant-experts") or ()]
+    needed = {part[1] for part in parts if part and part[2] in extras}
+    missing = sorted(each for each in needed if not _installed(each))
+    if missing:
+        raise SystemExit(f"not installed: {', '.join(missing)}. pip install 'quant-experts[{','.join(extras)}]'")
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def accept_secret(settings: Settings) -> None:

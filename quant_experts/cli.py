@@ -78,7 +78,7 @@ class Commands(click.Group):
             try:
                 brought = entry.load()
             except ImportError as error:
-                return _unavailable(name, "app,worker,embedded", str(error))
+                return _unavailable(name, "app,worker,engine,embedded", str(error))
             return brought if isinstance(brought, click.Command) else None
         return None
 

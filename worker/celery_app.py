@@ -46,6 +46,7 @@ def create_celery(settings: Settings | None = None, *, runner: tuple[str, ...] =
     if settings.redis_url is None or settings.database_url is None:
         raise SystemExit("a worker needs QE_DATABASE_URL and QE_REDIS_URL (`qe serve` brings its own servers)")
     if asked:
+        preflight.check_packages("worker", "engine")
         preflight.check(settings, models=True, secret=settings.secret is not None)
     devices = own_devices()
     celery = Celery("quant_experts", broker=settings.redis_url, set_as_current=False)

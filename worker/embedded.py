@@ -26,6 +26,7 @@ from pathlib import Path
 import click
 from pydantic import ValidationError
 
+from app import preflight
 from app.contract.secret import hub_key
 from app.migrate import migrate
 from app.settings import Settings, complaints
@@ -101,6 +102,7 @@ def _given(options: dict[str, object]) -> dict[str, object]:
 
 def run(settings: Settings) -> None:
     """Serve until somebody interrupts. Raises ServiceFailed or ServerFailed; nothing is left running in any case."""
+    preflight.check_packages("app", "worker", *(["engine"] if settings.workers else []))
     interrupts = Interrupts()
     home = settings.resolved_home
     (home / "logs").mkdir(parents=True, exist_ok=True)

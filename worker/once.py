@@ -25,6 +25,7 @@ def work_once(name: str | None = None, *, runner: tuple[str, ...] = RUNNER) -> i
     if settings.database_url is None:
         raise SystemExit("a worker needs QE_DATABASE_URL (`qe serve` brings its own servers)")
     configure_logging(settings.log_format)
+    preflight.check_packages("worker", "engine")
     preflight.check(settings, models=True, secret=settings.secret is not None)
     confinement.check(settings)
     draining = Draining()

@@ -69,7 +69,7 @@ class EmbeddedPostgres:
                     return
             except psycopg.OperationalError as error:
                 if server.poll() is not None or time.monotonic() > deadline:
-                    raise ServerFailed(f"PostgreSQL did not start; its log is {self.log}") from error
+                    raise ServerFailed(f"PostgreSQL did not start: {last_words(self.log)}") from error
             time.sleep(0.05)
 
     def migrate(self) -> None:
@@ -156,12 +156,18 @@ class EmbeddedRedis:
                     return
                 except redis.ConnectionError as error:
                     if server.poll() is not None or time.monotonic() > deadline:
-                        raise ServerFailed(f"Redis did not start; its log is {self.log}") from error
+                        raise ServerFailed(f"Redis did not start: {last_words(self.log)}") from error
                 time.sleep(0.02)
 
 
 def embedded_redis(home: Path) -> EmbeddedRedis:
     return EmbeddedRedis(port=free_port(), password=secrets.token_urlsafe(32), log=home / "logs" / "redis.log")
+
+
+def last_words(log: Path, lines: int = 2) -> str:
+    """The end of ``log`` in one line, and where the rest is."""
+    said = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()][-lines:]
+    return f"{' '.join(said)} (log: {log})"
 
 
 def free_port() -> int:

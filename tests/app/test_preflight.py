@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -103,6 +104,16 @@ def test_a_wrong_password_says_what_a_volume_remembers(capsys: pytest.CaptureFix
 def test_a_database_that_is_away_or_starts_is_waited_for() -> None:
     for answer in ("connection refused", "FATAL:  the database system is starting up", "too many clients already"):
         preflight._refuse_for_good(answer)
+
+
+def test_packages_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    preflight.check_packages("app", "worker", "engine")
+    monkeypatch.setattr(
+        metadata, "requires", lambda _: ["torch>=2", "nowhere[a,b]>=2; extra == 'engine'", "x; extra == 'dev'"]
+    )
+    preflight.check_packages("worker")
+    with pytest.raises(SystemExit, match=r"^not installed: nowhere\. pip install 'quant-experts\[worker,engine\]'$"):
+        preflight.check_packages("worker", "engine")
 
 
 @pytest.mark.parametrize("process", ["worker", "worker --once"])  # of the API another machine's may be meant

@@ -6,6 +6,7 @@ What our own development environment has beside it hid three faults from every o
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import subprocess
 import urllib.request
@@ -114,9 +115,22 @@ def test_keeper(environment: MakeEnvironment, extras: tuple[str, ...]) -> None:
     assert keeper.run("-c", "import torch").returncode != 0
 
 
-@pytest.mark.parametrize("extras", [("worker",), WORKER], ids=["worker", "image"])
-def test_worker(environment: MakeEnvironment, extras: tuple[str, ...]) -> None:
-    worker = as_in_the_image(environment(*extras))
+def test_what_computes_without_its_packages_says_which(environment: MakeEnvironment) -> None:
+    """Such a worker failed every job; now it does not start."""
+    installed = environment("app", "worker")
+    for command, extras in {
+        "worker": "worker,engine",
+        "worker --once": "worker,engine",
+        "serve": "app,worker,engine",
+    }.items():
+        done = installed.run(*QE, *command.split(), **NOBODY)
+        assert done.returncode == 1, done.stderr
+        (line,) = done.stderr.splitlines()
+        assert re.fullmatch(rf"not installed: .*transformers.*\. pip install 'quant-experts\[{extras}\]'", line), line
+
+
+def test_worker(environment: MakeEnvironment) -> None:
+    worker = as_in_the_image(environment(*WORKER))
     with started(worker, *QE, "worker") as process:
         wait_until(lambda: says(worker, process, "Cannot connect to redis"), seconds=60, what="the worker")
         process.send_signal(signal.SIGTERM)
@@ -124,7 +138,8 @@ def test_worker(environment: MakeEnvironment, extras: tuple[str, ...]) -> None:
     for module in (
         "worker.fetch",
         "worker.supervisor",
-        *(("worker.runner", "quant_experts.pipeline") if extras == WORKER else ()),
+        "worker.runner",
+        "quant_experts.pipeline",
     ):
         assert worker.run("-c", f"import {module}").returncode == 0, module
 

@@ -21,7 +21,7 @@ from app.settings import Settings
 from tests.services import ROOT, wait_until
 from tests.worker.conftest import alive
 from worker import embedded
-from worker.servers import free_port
+from worker.servers import EmbeddedPostgres, EmbeddedRedis, ServerFailed, free_port
 
 START = 90.0
 
@@ -148,6 +148,22 @@ def test_a_home_in_use_is_one_clear_line(tmp_path: Path) -> None:
             assert serve.process.wait(30) == 1
             assert len(serve.said().splitlines()) == 1
             assert "another `qe serve` uses" in serve.said()
+
+
+@pytest.mark.parametrize(
+    ("server", "line"), [("PostgreSQL", "FATAL:  data directory has wrong permissions"), ("Redis", "# Bad directive")]
+)
+def test_a_server_that_does_not_start_says_why(server: str, line: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text(f"before\n{line}\nand why\n")
+    dead = subprocess.Popen(["false"])
+    dead.wait()
+    made = {
+        "PostgreSQL": EmbeddedPostgres(data=tmp_path, sockets=tmp_path, log=log, program=tmp_path, user=None),
+        "Redis": EmbeddedRedis(port=free_port(), password="", log=log),
+    }
+    with pytest.raises(ServerFailed, match=rf"^{server} did not start: {line} and why \(log: {log}\)$"):
+        made[server].wait(dead)
 
 
 def test_a_key_that_was_not_written_to_the_end_is_made_anew(tmp_path: Path) -> None:
