@@ -6,9 +6,12 @@ A method is a choice for the three slots (docs/method.md, section 6) with what i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "fast": {"smoothing": "none", "rounding": "rtn", "reconstruction": "none"},
+    "balanced": {"smoothing": "search", "rounding": "gptq", "reconstruction": "qe", "exempt": False},
     "rtn": {"smoothing": "none", "rounding": "rtn", "reconstruction": "none"},
     "smoothquant": {"smoothing": "smoothquant", "rounding": "rtn", "reconstruction": "none"},
     "awq": {"smoothing": "awq", "rounding": "rtn", "reconstruction": "none"},
@@ -29,6 +32,31 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "weight_grid": "max",
     },
 }
+
+DEFAULT_METHOD = "balanced"
+"""Of a run that names none."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """``bits``: stored per quantized weight. ``kl``: nats per token. ``cpu_seconds``: of the fit."""
+
+    scheme: str
+    bits: float
+    kl: float
+    cpu_seconds: int
+
+    @property
+    def said(self) -> str:
+        return f"{self.scheme} KL {self.kl:.2f} at {self.bits:.2f} bits in {self.cpu_seconds} s"
+
+
+MEASURED_ON = "SmolLM2-135M-Instruct"
+PLACES: Mapping[str, tuple[Place, ...]] = {
+    "fast": (Place("W4A16", 4.25, 0.24, 15),),
+    "balanced": (Place("W4A16", 4.79, 0.10, 60),),
+}
+"""Where methods that are named for what people want stand: benchmarks/results/real_quick.md, real_ranks.md."""
 
 METHOD_VERSION = 3
 """The newest version of the method: what a run that is made now has, unless it asks for another."""

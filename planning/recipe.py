@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from planning.methods import DEFAULTS, GROUP_SIZES, METHOD_VERSION, PRESETS
+from planning.methods import DEFAULT_METHOD, DEFAULTS, GROUP_SIZES, METHOD_VERSION, PRESETS
 from planning.ranks import Ranks, ranks_of
 
 AUTO = "auto"
@@ -50,7 +50,7 @@ class Recipe:
     seed: int = 0
 
     @classmethod
-    def of(cls, method: str = "qe", **options: Any) -> Recipe:
+    def of(cls, method: str = DEFAULT_METHOD, **options: Any) -> Recipe:
         """The recipe of a named method with ``options`` laid over it; None means the default, unknown names nothing."""
         known = {field.name for field in fields(cls)}
         given = {name: value for name, value in options.items() if value is not None and name in known}

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from planning.methods import DEFAULTS, GROUP_SIZES, METHOD_VERSION, PRESETS
+from planning.methods import DEFAULT_METHOD, DEFAULTS, GROUP_SIZES, METHOD_VERSION, PRESETS
 from planning.ranks import Ranks, ranks_of
 from quant_experts.schemes import Scheme, parse_scheme
 
@@ -199,7 +199,9 @@ class QuantizationSpec(BaseModel):
         return ranks_of(self, rows=rows, width=width, layers=layers)
 
     @classmethod
-    def preset(cls, method: str = "qe", *, method_version: int = METHOD_VERSION, **options: Any) -> QuantizationSpec:
+    def preset(
+        cls, method: str = DEFAULT_METHOD, *, method_version: int = METHOD_VERSION, **options: Any
+    ) -> QuantizationSpec:
         """The spec of a named method, with ``options`` (any field) laid over it.
 
         Raises ValueError for an unknown method or version, an unknown option or a value out of bounds.

@@ -51,7 +51,7 @@ def test_an_option_that_is_left_out_means_what_the_library_does(method: str, ver
 
 
 def test_a_job_keeps_the_version_that_its_defaults_have_when_it_is_made() -> None:
-    body = {"model": {"id": "a/b"}, "calibration": {"dataset": "a/b"}, "scheme": "W4A6"}
+    body = {"model": {"id": "a/b"}, "calibration": {"dataset": "a/b"}, "scheme": "W4A6", "method": "qe"}
     made = contract.JobSpec.model_validate(body)
     kept, needed = versions.stored(made)
     assert kept["options"]["method_version"] == config.METHOD_VERSION
@@ -77,7 +77,7 @@ def test_both_accept_the_same_schemes(weight_bits: int, activation_bits: int) ->
     assert (contract.SCHEME_PATTERN.fullmatch(text) is not None) == known
 
 
-FINGERPRINTS = {1: "04e607055fa14cc4", 2: "1074e618878dea4e", 3: "012b45d240fbf992"}
+FINGERPRINTS = {1: "04e607055fa14cc4", 2: "1074e618878dea4e", 3: "012b45d240fbf992", 4: "05aa5a272f4f16dd"}
 """Version of the spec → what it may say."""
 
 

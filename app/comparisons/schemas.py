@@ -16,6 +16,7 @@ from app.contract.tables import Comparison, Job
 from app.jobs.fork import merge
 from app.jobs.rows import JobRow
 from app.jobs.schemas import JobError, Verdict
+from planning.methods import DEFAULT_METHOD
 
 MOST_CANDIDATES = 16
 Label = Annotated[str, StringConstraints(min_length=1, max_length=80, pattern=patterns.LINE)]
@@ -29,7 +30,7 @@ class Candidate(_Strict):
     """One way to quantize the model. ``options`` are laid over those of the comparison."""
 
     scheme: str
-    method: str = "qe"
+    method: str = DEFAULT_METHOD
     options: Options = Options()
     target: Target | None = None
     label: Label | None = Field(default=None, description="`scheme method` when absent.")

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, WithJsonSc
 from app.contract import patterns
 from app.contract.alias import Alias
 from app.contract.numbers import WHOLE
-from planning.methods import DEFAULTS, PRESETS
+from planning.methods import DEFAULT_METHOD, DEFAULTS, PRESETS
 
 SCHEME_PATTERN = re.compile(r"W([2-8])A([4-8]|16)")
 AUTO = "auto"
@@ -166,7 +166,7 @@ class JobSpec(_Strict):
     model: ModelRef
     calibration: Calibration
     scheme: str = Field(examples=list(NAMED_SCHEMES))
-    method: str = Field(default="qe", examples=list(METHODS))
+    method: str = Field(default=DEFAULT_METHOD, examples=list(METHODS))
     options: Options = Options()
     target: Target | None = Field(default=None, description='Goes with scheme "auto", and only with it.')
     accept_if: AcceptIf | None = None

@@ -12,9 +12,11 @@ from typing import Any
 from app.contract.spec import JobSpec
 from planning.methods import METHOD_VERSION
 
-UNDERSTOOD = 3
+UNDERSTOOD = 4
 """The newest version that this code understands."""
-SINCE: dict[str, int] = {"options.method_version": 2, "options.weight_grid": 2, "options.method_version=3": 3}
+SINCE: dict[str, int] = {"options.method_version": 2, "options.weight_grid": 2, "options.method_version=3": 3} | {
+    f"method={name}": 4 for name in ("fast", "balanced")
+}
 """``options.field``, or ``method=value`` for a new value of an old field, with the version that it came with. A new
 field is None where it is not used."""
 KEPT = set(JobSpec.model_fields) - {"alias", "max_wait_s", "priority", "device"}

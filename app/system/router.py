@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import time
+from dataclasses import asdict
 from datetime import timedelta
 from math import nan
 
@@ -17,7 +18,8 @@ from app.deps import AnyCaller, Service, ServiceDep, SessionDep, WorkersReader
 from app.problems import CATALOGUE, Problem, documented
 from app.system import queries
 from app.system.readiness import check_readiness
-from app.system.schemas import Health, MethodView, ProblemEntry, Readiness, Schemes, SchemeView, WorkerList
+from app.system.schemas import Health, MethodView, PlaceView, ProblemEntry, Readiness, Schemes, SchemeView, WorkerList
+from planning.methods import MEASURED_ON, PLACES
 
 FIGURES_SECONDS = 1.0
 """For so long what the ledger said is told again: anybody may ask, and counting a long queue costs something."""
@@ -97,9 +99,16 @@ async def schemes(caller: AnyCaller) -> Schemes:
         ],
         group_sizes=[32, 64, 128, "channel"],
         methods=[
-            MethodView(name=name, smoothing=smoothing, rounding=rounding, reconstruction=reconstruction)
+            MethodView(
+                name=name,
+                smoothing=smoothing,
+                rounding=rounding,
+                reconstruction=reconstruction,
+                measured=[PlaceView(**asdict(place)) for place in PLACES.get(name, ())],
+            )
             for name, (smoothing, rounding, reconstruction) in spec.METHODS.items()
         ],
+        measured_on=MEASURED_ON,
         smoothings=list(spec.SMOOTHINGS),
         roundings=list(spec.ROUNDINGS),
         reconstructions=list(spec.RECONSTRUCTIONS),

@@ -23,11 +23,19 @@ class SchemeView(BaseModel):
     activation_bits: int
 
 
+class PlaceView(BaseModel):
+    scheme: str
+    bits: float = Field(description="Stored per quantized weight.")
+    kl: float = Field(description="To the full-precision model, nats per token.")
+    cpu_seconds: int = Field(description="Of the fit.")
+
+
 class MethodView(BaseModel):
     name: str
     smoothing: str
     rounding: str
     reconstruction: str
+    measured: list[PlaceView] = Field(description="On `measured_on`; empty where it was not.")
 
 
 class Schemes(BaseModel):
@@ -36,6 +44,7 @@ class Schemes(BaseModel):
     schemes: list[SchemeView] = Field(description="The named ones; any W<2..8>A<4..8 or 16> works.")
     group_sizes: list[int | str]
     methods: list[MethodView]
+    measured_on: str = Field(description="The model of the methods' figures.")
     smoothings: list[str]
     roundings: list[str]
     reconstructions: list[str]

@@ -9,11 +9,12 @@ from pydantic import ValidationError
 
 from app.comparisons.schemas import MOST_CANDIDATES, NewComparison
 from app.ui import job_form
+from planning.methods import DEFAULT_METHOD
 
 NOT_SHARED = ("scheme", "method", "alias", "target.max_bytes", "target.max_kl")
 FIELDS = tuple(name for name in job_form.FIELDS if name not in NOT_SHARED)
 OTHER = "other_schemes"
-SCHEMES, METHODS = ("W4A6", "W4A8"), ("qe",)
+SCHEMES, METHODS = ("W4A6", "W4A8"), (DEFAULT_METHOD,)
 """Ticked in an empty form."""
 OF_A_CANDIDATE = re.compile(r"candidates/\d+/(?P<where>[^:]+): (?P<what>.*)", re.DOTALL)
 

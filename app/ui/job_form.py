@@ -13,6 +13,7 @@ from starlette.datastructures import FormData
 from app.contract.spec import JobSpec
 from app.problems import Problem
 from app.ui import forms
+from planning.methods import DEFAULT_METHOD
 
 UPLOADED, HUB = "calibration.dataset", "calibration.hub"
 FIELDS = (
@@ -49,7 +50,7 @@ NUMBERED = ("options", "target", "accept_if", "priority", "max_wait_s")
 INTEGER, DECIMAL = re.compile(r"-?[0-9]{1,20}"), re.compile(r"[0-9]{0,20}\.?[0-9]{1,20}(e-?[0-9]{1,2})?")
 WORDS = ("scheme", "method", "name", "alias", "priority", "device", "max_wait_s")
 """Fields of no part."""
-DEFAULTS = {"scheme": "W4A6", "method": "qe", "calibration.split": "train"}
+DEFAULTS = {"scheme": "W4A6", "method": DEFAULT_METHOD, "calibration.split": "train"}
 
 
 def values_of(form: FormData) -> dict[str, str]:

@@ -25,11 +25,12 @@ from app.ui import job_form
 from app.ui.datasets import usable_datasets
 from app.ui.pages import Page, render, see
 from app.ui.visitor import JobsWriter, Visitor, form_of
+from planning.methods import PLACES
 
 PRESETS = [
-    ("Best quality", "W4A16, qe-gptq", {"scheme": "W4A16", "method": "qe-gptq"}),
-    ("Balanced", "W4A8, gptq", {"scheme": "W4A8", "method": "gptq"}),
-    ("Smallest", "W3A16, gptq", {"scheme": "W3A16", "method": "gptq"}),
+    ("Best quality", "W4A16, balanced", {"scheme": "W4A16", "method": "balanced"}),
+    ("Balanced", "W4A8, balanced", {"scheme": "W4A8", "method": "balanced"}),
+    ("Smallest", "W3A16, balanced", {"scheme": "W3A16", "method": "balanced"}),
 ]
 """Title, what it sets, and the fields: where somebody begins who does not know the options yet."""
 LIVE = "live"
@@ -79,9 +80,10 @@ def made_id(made: Any) -> str:
 
 
 def _said(method: str, slots: Sequence[str]) -> str:
-    """``qe: search + rtn + qe``, and the name alone where it says the same."""
+    """``qe: search + rtn + qe``, with a figure where one was measured; the name alone where it says the same."""
     steps = " + ".join(slot for slot in slots if slot != "none")
-    return method if steps == method else f"{method}: {steps}"
+    place = next((f" ({place.said})" for place in PLACES.get(method, ())), "")
+    return method if steps == method else f"{method}: {steps}{place}"
 
 
 def choices(parts: Service, datasets: Sequence[DatasetView]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import click
 from pydantic import ValidationError
 
-from planning.methods import DEFAULTS, METHOD_VERSION
+from planning.methods import DEFAULT_METHOD, DEFAULTS, MEASURED_ON, METHOD_VERSION, PLACES
 from quant_experts.config import AUTO, PRESETS, AcceptIf, QuantizationSpec
 from quant_experts.registry import names
 
@@ -64,6 +64,11 @@ class Finite(click.ParamType[float]):
         return number
 
 
+METHOD_HELP = (
+    f"Preset of the three slots. Measured on {MEASURED_ON}: "
+    + "; ".join(f"{name} {places[0].said}" for name, places in PLACES.items())
+    + "."
+)
 CHOICE = (
     click.option(
         "--scheme",
@@ -75,7 +80,7 @@ CHOICE = (
     click.option("--max-bytes", type=Bytes(), metavar="SIZE", help="With auto: the best within this size, as 2.5GB."),
     click.option("--max-kl", type=Finite(), metavar="F", help="With auto: the smallest within this KL, nats a token."),
     click.option(
-        "--method", default="qe", show_default=True, type=click.Choice(list(PRESETS)), help="Preset of the three slots."
+        "--method", default=DEFAULT_METHOD, show_default=True, type=click.Choice(list(PRESETS)), help=METHOD_HELP
     ),
 )
 """How it is quantized at all."""

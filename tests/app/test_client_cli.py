@@ -76,7 +76,7 @@ async def test_submit_sends_the_options_of_quantize(qe: Qe, api: Api) -> None:
     given = {name: value for name, value in spec["options"].items() if value is not None}
     sensitive = {"groups": ["a.down"], "share": None, "weight_bits": 6}
     assert given == {"group_size": 64, "seed": 3, "sensitive": sensitive, "method_version": METHOD_VERSION}
-    assert (spec["scheme"], spec["method"], spec["accept_if"]["max_kl"]) == ("W4A8", "qe", 0.1)
+    assert (spec["scheme"], spec["method"], spec["accept_if"]["max_kl"]) == ("W4A8", "balanced", 0.1)
     assert (spec["name"], spec["labels"], spec["timeout_s"]) == ("n", {"team": "vision"}, 600)
     auto = await submitted(qe, "--scheme", "auto", "--max-bytes", "2.5GB")
     target = api.execute("SELECT spec->'target' FROM jobs WHERE id = %s", [auto])[0][0]
@@ -310,7 +310,7 @@ async def test_compare_shows_one_table_with_what_nothing_beats(qe: Qe, api: Api,
     )
     assert code == 0, err
     made = json.loads(out)
-    assert [job["label"] for job in made["jobs"]] == ["W4A6 qe", "small", "W8A8 rtn"]
+    assert [job["label"] for job in made["jobs"]] == ["W4A6 balanced", "small", "W8A8 rtn"]
     specs = [api.execute("SELECT spec FROM jobs WHERE id = %s", [job["job_id"]])[0][0] for job in made["jobs"]]
     assert [spec["options"]["seed"] for spec in specs] == [5, 5, 5]
     assert (specs[1]["options"]["experts"], specs[1]["options"]["group_size"]) == (4, 64)
@@ -323,10 +323,10 @@ async def test_compare_shows_one_table_with_what_nothing_beats(qe: Qe, api: Api,
     rows = [line.split() for line in out.splitlines()]
     assert rows[0] == ["candidate", "status", "KL", "same", "token", "bits", "size", "seconds", "job"]
     first, second, third = (job["job_id"] for job in made["jobs"])
-    assert rows[1] == ["★", "W4A6", "qe", "succeeded", "0.02", "90.0%", "4.50", "977", "KiB", "61", first]
+    assert rows[1] == ["★", "W4A6", "balanced", "succeeded", "0.02", "90.0%", "4.50", "977", "KiB", "61", first]
     assert rows[2] == ["small", "succeeded", "0.03", "90.0%", "4.50", "1.05", "MiB", "61", second]
     assert rows[3] == ["★", "W8A8", "rtn", "succeeded", "0", "90.0%", "4.50", "1.91", "MiB", "61", third]
-    assert out.splitlines()[4].endswith("smallest first: W4A6 qe, W8A8 rtn")
+    assert out.splitlines()[4].endswith("smallest first: W4A6 balanced, W8A8 rtn")
     assert "<svg" in Path("plot.svg").read_text()
     code, out, _ = await qe("compare")
     assert out.splitlines()[1].split()[:4] == [made["id"], "3", "of", "3"]
@@ -342,7 +342,7 @@ async def test_compare_ends_with_a_code_when_a_job_did_not_succeed(qe: Qe, api: 
     api.start(first)
     api.end(first, "failed", {"code": "out_of_memory", "message": "no room", "retryable": True})
     code, out, err = await qe("compare", made["id"])
-    assert (code, "W4A6 qe: error out_of_memory: no room" in err) == (3, True)
+    assert (code, "W4A6 balanced: error out_of_memory: no room" in err) == (3, True)
     assert "–" in out
 
 
@@ -381,7 +381,7 @@ async def test_ctrl_c_leaves_a_comparison_running_and_says_how_to_come_back(qe: 
     made = json.loads((await qe(*COMPARE, "W4A6", "W4A8", "--no-wait", "--json"))[1])
     process = await asyncio.to_thread(interruptible, "compare", made["id"])
     assert process.stderr is not None
-    assert await asyncio.to_thread(process.stderr.readline) == "W4A6 qe · queued\n"
+    assert await asyncio.to_thread(process.stderr.readline) == "W4A6 balanced · queued\n"
     process.send_signal(signal.SIGINT)
     _, err = await asyncio.to_thread(process.communicate)
     assert process.returncode == 130

@@ -150,7 +150,7 @@ async def test_a_comparison_is_watched_to_its_end_over_broken_connections(
     hasty = Client(network.url, BOOTSTRAP_KEY, retry=RetryPolicy(retries=0))
     comparison = await run(hasty.comparisons.get, made.id)
     assert (network.made, len(api.execute("SELECT id FROM jobs"))) == (1, 2)
-    assert [entry.label for entry in comparison.jobs] == ["W4A6 qe", "eight"]
+    assert [entry.label for entry in comparison.jobs] == ["W4A6 balanced", "eight"]
     seen: list[Comparison] = []
     first, second = (entry.job_id for entry in comparison.jobs)
 

@@ -49,11 +49,11 @@ async def test_a_comparison_queues_one_job_per_candidate(api: Api) -> None:
     found = await compare(
         api, name="sizes", options={"seed": 5, "experts": 2}, labels={"team": "a"}, accept_if={"max_kl": 1}
     )
-    assert [row["label"] for row in found["jobs"]] == ["W4A6 qe", "W4A6 gptq", "<eight> & more"]
+    assert [row["label"] for row in found["jobs"]] == ["W4A6 balanced", "W4A6 gptq", "<eight> & more"]
     assert not found["finished"]
     assert found["frontier"] == []
     jobs = [ok(await api.client.get(f"/v1/jobs/{row['job_id']}")) for row in found["jobs"]]
-    assert [(job["scheme"], job["method"]) for job in jobs] == [("W4A6", "qe"), ("W4A6", "gptq"), ("W8A8", "rtn")]
+    assert [(job["scheme"], job["method"]) for job in jobs] == [("W4A6", "balanced"), ("W4A6", "gptq"), ("W8A8", "rtn")]
     for job in jobs:
         assert (job["comparison_id"], job["options"]["seed"], job["labels"]) == (found["id"], 5, {"team": "a"})
         assert job["accept_if"]["max_kl"] == 1
@@ -79,7 +79,7 @@ async def test_the_table_has_the_figures_and_says_what_nothing_beats(api: Api) -
         "job_id": "",
         "status": "succeeded",
         "scheme": "W4A6",
-        "method": "qe",
+        "method": "balanced",
         "kl": 0.02,
         "top1_agreement": 0.9,
         "effective_bits": 4.5,

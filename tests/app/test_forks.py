@@ -155,16 +155,16 @@ async def test_what_a_fork_takes_over_is_known_before_it_is_made(api: Api) -> No
     [
         ({"options": {"important_channels": 32, "samples": 128, "seed": 0, "refine": "none"}}, []),
         ({"options": {"adapter_dtype": "int8", "vision": "keep", "smoothquant_alpha": 0.5}}, []),
-        ({"options": {"smoothing": "search", "rounding": "rtn", "reconstruction": "qe"}}, []),
-        ({"method": "qe", "calibration": {"split": "train"}, "model": {"revision": None}}, []),
+        ({"options": {"smoothing": "search", "rounding": "gptq", "reconstruction": "qe"}}, []),
+        ({"method": "balanced", "calibration": {"split": "train"}, "model": {"revision": None}}, []),
         ({"options": {"sensitive": {"share": 0.1, "weight_bits": 8}}}, []),
         ({"model": {"revision": "c0ffee"}}, []),  # the commit that the branch stood for
         ({"options": {"sensitive": {"share": 0.1, "weight_bits": 6}}}, ["options.sensitive"]),
-        ({"options": {"experts": 9, "rounding": "gptq"}}, ["options.experts", "options.rounding"]),
+        ({"options": {"experts": 9, "rounding": "rtn"}}, ["options.experts", "options.rounding"]),
         ({"options": {"group_size": 128}}, ["options.group_size"]),  # left out: 128 where it divides
         ({"options": {"experts": 8}}, ["options.experts"]),  # left out: what fits
         ({"method": "qe-gptq"}, ["method"]),
-        ({"method": "qe-gptq", "options": {"rounding": "rtn"}}, ["method"]),
+        ({"method": "qe-gptq", "options": {"rounding": "gptq"}}, ["method"]),
         ({"model": {"revision": "v2"}}, ["model"]),
     ],
 )

@@ -24,7 +24,7 @@ async def test_a_created_job_is_queued_whole_and_rung_for(api: Api, redis_url: s
     job = ok(response, 201)
     assert response.headers["location"] == f"/v1/jobs/{job['id']}"
     assert job["status"] == "queued"
-    assert job["method"] == "qe"
+    assert job["method"] == "balanced"
     assert job["labels"] == {"team": "vision"}
     assert job["options"]["experts"] == 4
     assert job["attempts"] == 0

@@ -24,6 +24,7 @@ from app.openapi import document
 from app.problems import CATALOGUE
 from app.settings import Settings
 from app.system.router import FIGURES_SECONDS
+from planning.methods import DEFAULT_METHOD
 from tests.app.conftest import Api, job_body, ok, problem, served, started
 from tests.app.tenant_cases import CREATES, DASHBOARD, LISTS, NOBODYS, OBJECTS, route_table
 
@@ -120,6 +121,10 @@ async def test_schemes_list_what_a_job_may_ask_for(api: Api) -> None:
     method = body["methods"][0]
     for scheme in body["schemes"]:
         await api.create_job(scheme=scheme["name"], method=method["name"])
+    measured = {each["name"]: each["measured"] for each in body["methods"]}
+    assert measured["rtn"] == []
+    assert measured[DEFAULT_METHOD][0].keys() == {"scheme", "bits", "kl", "cpu_seconds"}
+    assert (await api.create_job())["method"] == DEFAULT_METHOD
 
 
 async def test_workers_are_listed_with_the_job_they_hold(api: Api) -> None:

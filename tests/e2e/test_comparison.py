@@ -89,4 +89,8 @@ def test_what_is_printed_is_what_the_service_says(compared: Compared) -> None:
         assert -1 not in places
         assert places == sorted(places)
     steps = [line for line in compared.said.splitlines() if " · " in line]
-    assert steps.index("W4A6 qe · queued") < steps.index("W4A6 qe · succeeded") < steps.index("eight · succeeded")
+    assert (
+        steps.index("W4A6 balanced · queued")
+        < steps.index("W4A6 balanced · succeeded")
+        < steps.index("eight · succeeded")
+    )

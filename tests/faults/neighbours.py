@@ -50,7 +50,7 @@ STALLED_MOST = 45.0
 FAIR_SHARE = 1 / 3
 FLOOD = 24
 """Jobs of the loud tenant that wait at any time."""
-OLDER = {"options": {"method_version": 1}}
+OLDER = {"method": "qe", "options": {"method_version": 1}}
 """Of a job that old workers understand."""
 LOOK_SECONDS = 0.2
 TROUBLES = (httpx.TransportError, psycopg.OperationalError)
