@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
 import hmac
 import logging
+import os
 import re
+from collections.abc import Iterable
 from importlib import metadata
 from urllib.parse import urlsplit
 
@@ -36,6 +40,7 @@ def check(settings: Settings, *, models: bool, secret: bool) -> None:
 
     A database that is away is no fault of the setup: every process waits for it.
     """
+    _warn_of_misspelt()
     if models and settings.model_root is not None and not settings.model_root.is_dir():
         raise SystemExit(f"QE_MODEL_ROOT: {settings.model_root} is not a directory: make it, or name another")
     try:
@@ -54,6 +59,21 @@ def check(settings: Settings, *, models: bool, secret: bool) -> None:
         raise SystemExit(f"QE_DATABASE_URL: {_line(error)}") from None
     except psycopg.OperationalError as error:
         _refuse_for_good(_line(error))
+
+
+@functools.cache
+def _warn_of_misspelt() -> None:
+    """Once in a process."""
+    for name, meant in misspelt(os.environ).items():
+        logger.warning("%s is no setting and changes nothing; %s is one", name, meant)
+
+
+def misspelt(names: Iterable[str]) -> dict[str, str]:
+    """Those of ``names`` that look like a setting and are none, each with the setting that it looks like."""
+    settings = [f"QE_{name.upper()}" for name in Settings.model_fields]
+    strangers = (name for name in names if name.startswith("QE_") and name not in settings)
+    near = {name: difflib.get_close_matches(name, settings, n=1, cutoff=0.9) for name in strangers}
+    return {name: found[0] for name, found in near.items() if found}
 
 
 def check_packages(*extras: str) -> None:

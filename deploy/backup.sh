@@ -4,6 +4,7 @@
 set -eu
 
 save() {
+  umask 077  # every tenant's rows and files
   name=$(date -u +%Y%m%dT%H%M%SZ)
   part=/backups/$name.part
   mkdir -p "$part"

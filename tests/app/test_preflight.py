@@ -106,6 +106,18 @@ def test_a_database_that_is_away_or_starts_is_waited_for() -> None:
         preflight._refuse_for_good(answer)
 
 
+def test_a_misspelt_setting_is_named(home: str, database_url: str) -> None:
+    said = start("migrate", QE_MAX_RUNING_JOBS="3", QE_HOME=home, QE_DATABASE_URL=database_url).stderr
+    assert said.count("QE_MAX_RUNING_JOBS is no setting and changes nothing; QE_MAX_RUNNING_JOBS is one") == 1
+
+
+def test_names_of_the_example_and_of_the_client_are_no_misspelt_settings() -> None:
+    example = (Path(__file__).parent.parent.parent / ".env.example").read_text()
+    assert (
+        preflight.misspelt([*re.findall(r"^#? ?(QE_\w+)=", example, re.M), "QE_URL", "QE_CHROMIUM", "QE_KERNELS"]) == {}
+    )
+
+
 def test_packages_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     preflight.check_packages("app", "worker", "engine")
     monkeypatch.setattr(

@@ -77,7 +77,10 @@ def test_every_variable_of_the_compose_files_is_a_setting_or_explained_in_the_ex
     used = set(re.findall(r"(?<!\$)\$\{(\w+)", TEXT + (ROOT / "docker-compose.gpu.yml").read_text()))
     explained = set(re.findall(r"^(?:# )?(\w+)=", EXAMPLE, re.M))
     assert used - documented() - {"OTEL_EXPORTER_OTLP_ENDPOINT"} <= explained
-    assert explained <= used | documented() | {name for each in PROCESSES for name in SERVICES[each]["environment"]}
+    composes_own = {"COMPOSE_PROJECT_NAME"}
+    assert explained <= used | composes_own | documented() | {
+        name for each in PROCESSES for name in SERVICES[each]["environment"]
+    }
 
 
 def test_the_example_leaves_no_variable_empty_but_the_three_to_fill_in() -> None:
