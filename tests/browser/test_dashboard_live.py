@@ -30,7 +30,7 @@ async def test_a_job_and_the_list_go_on_when_the_service_is_back(chromium: Brows
         await expect(page.locator("#connection")).to_have_text("Connection lost, trying again")
         await expect(listed.locator("#connection")).to_have_text("Connection lost, trying again")
         api.execute("UPDATE jobs SET blocks_done = 1, blocks_total = 4 WHERE id = %s", [job])
-        api.forecast(job, done=250, left=750)
+        api.forecast(job, done=2500, left=7500)
         api.append_event(job, "job.block", {"block": 0, "blocks": 4, "seconds": 1.0})
         await api.create_job(name="another")
         with serving(api.settings, port):
@@ -38,8 +38,8 @@ async def test_a_job_and_the_list_go_on_when_the_service_is_back(chromium: Brows
             await expect(page.locator("#connection")).to_have_text("Live")
             assert await page.title() == "25 % · first: running · Quant Experts"
             # It counts on by itself, between events.
-            await expect(page.locator("[data-part=state]")).to_contain_text("25 % · about 12 minutes left")
-            await page.wait_for_function("Number(document.querySelector('[data-left]').dataset.left) < 748")
+            await expect(page.locator("[data-part=state]")).to_contain_text("25 % · about 2 hours")
+            await page.wait_for_function("Number(document.querySelector('[data-left]').dataset.left) < 7498")
             await expect(listed.get_by_role("row", name="another")).to_be_visible()
             await expect(listed.locator("#connection")).to_be_hidden()
             await page.goto("about:blank")
