@@ -67,8 +67,8 @@ def _neighbours(figures: Figures) -> str:
     return (
         f"## Storm among neighbours, seed {figures['seed']}\n\n"
         "A tenant that floods, a sick worker, an old worker, runners that stall, things that are deleted as jobs end,"
-        f" two keepers. {figures['jobs']} jobs, {figures['succeeded']} succeeded, the others are the flood's, whose"
-        f" wait was ended; {figures['attempts']} attempts, {figures['old_attempts']} of them by the old worker."
+        f" two keepers. {figures['jobs']} jobs of both tenants, {figures['succeeded']} succeeded; {figures['attempts']}"
+        f" attempts, {figures['old_attempts']} of them by the old worker."
         f" {figures['kills']} SIGKILLs, {figures['stalls']} runners stalled, {deleted} deleted,"
         f" {figures['messages']} webhook messages in {figures['seconds']} s. Claims: {figures['claims']['default']} of"
         f" the quiet tenant, {figures['claims'].get('loud', 0)} of the loud one. Faults: {faults}.\n\n"
