@@ -87,7 +87,9 @@ wheel: setup ## build dist/: the wheel and the source archive
 	$(BIN)/hatchling build -d dist
 
 images: ## build the images api, keeper and worker for the CPU (BUILD_ARGS="--build-arg TORCH=cuda" for NVIDIA GPUs)
-	@set -e; for each in api keeper worker; do docker build --target $$each --tag quant-experts-$$each $(BUILD_ARGS) .; done
+	@set -e; for each in api keeper worker; do docker build --target $$each --tag quant-experts-$$each \
+	    --build-arg VERSION=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' quant_experts/__init__.py) \
+	    --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) $(BUILD_ARGS) .; done
 
 release: lint test docs ## check version, changelog and tree, build dist/ and tag it; pushing the tag is left to you
 	@BIN=$(BIN) .ci/release
