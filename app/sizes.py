@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from planning.units import UNITS, said, unit_of
+from quant_experts.planning.units import UNITS, said, unit_of
 
 __all__ = ["UNITS", "said", "ticks"]
 

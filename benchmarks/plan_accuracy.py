@@ -24,10 +24,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from planning.local import read_local, read_local_text
-from planning.plan import Plan, make_plan
-from planning.recipe import Recipe
-from planning.rows import parsed_text, sampled_rows
+from quant_experts.planning.local import read_local, read_local_text
+from quant_experts.planning.plan import Plan, make_plan
+from quant_experts.planning.recipe import Recipe
+from quant_experts.planning.rows import parsed_text, sampled_rows
 
 RESULT = "result: "
 ROWS = 16

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from planning.ranks import COUNTS, Ranks
 from quant_experts.config import QuantizationSpec
 from quant_experts.experts.partition import partition_channels
+from quant_experts.planning.ranks import COUNTS, Ranks
 from quant_experts.report import ChannelStatistics, FrequencyPoint
 from quant_experts.statistics import Observation, important_channels
 

@@ -148,7 +148,7 @@ def run(arguments: Sequence[str]) -> int:
         _complain(f"error {error.code}", str(error))
         return UNREACHED if error.code == "connection_failed" else BAD_INPUT
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in ("quant_experts", "planning", "app", "worker"):
+        if (error.name or "").partition(".")[0] in ("quant_experts", "app", "worker"):
             raise
         _complain("qe", f"this needs more packages ({error}): pip install 'quant-experts[engine]'")
         return BAD_ARGUMENTS

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from planning.methods import DEFAULT_METHOD, DEFAULTS, GROUP_SIZES, METHOD_VERSION, PRESETS
-from planning.ranks import Ranks, ranks_of
+from quant_experts.planning.methods import DEFAULT_METHOD, DEFAULTS, GROUP_SIZES, METHOD_VERSION, PRESETS
+from quant_experts.planning.ranks import Ranks, ranks_of
 from quant_experts.schemes import Scheme, parse_scheme
 
 __all__ = ["AUTO", "METHOD_VERSION", "PRESETS", "AcceptIf", "Budget", "QuantizationSpec", "Sensitive", "Target"]
@@ -98,7 +98,7 @@ class QuantizationSpec(BaseModel):
     ``shared_rank``, ``routed_rank``: ranks of the shared expert and of each routed expert; larger than the layer
     allows, they are clamped and the report says so. ``shared_rank`` 0: no shared expert, and no column is exempt.
     ``experts``: routed experts; 0 leaves the shared one alone. All three ``"auto"``: as much as fits into 0.8 bits per
-    weight together with scales and smoothing (planning/ranks.py).
+    weight together with scales and smoothing (quant_experts/planning/ranks.py).
     ``reservoir``: tokens kept per input group for clustering, expert assignment and the router.
     ``damping``: share of the mean diagonal added to a second moment before its Cholesky factorisation.
     ``adapter_dtype``: how experts and routers are stored; ``int8`` has one scale per row.

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 
-from planning.errors import Unreadable
-from planning.local import read_local
-from planning.recipe import Recipe
-from planning.rows import Rows
-from planning.seconds import CORE, GPU, PhaseSeconds, block_seconds, on_cores, phases_of
-from planning.shapes import shapes_of
 from quant_experts.calls import Calls, tokens_of
 from quant_experts.config import QuantizationSpec
+from quant_experts.planning.errors import Unreadable
+from quant_experts.planning.local import read_local
+from quant_experts.planning.recipe import Recipe
+from quant_experts.planning.rows import Rows
+from quant_experts.planning.seconds import CORE, GPU, PhaseSeconds, block_seconds, on_cores, phases_of
+from quant_experts.planning.shapes import shapes_of
 from quant_experts.progress import Advanced, BlockFinished, Event, Forecast, OnEvent, PhaseStarted
 
 OLDER_WEIGHT = 0.7

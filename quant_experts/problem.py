@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from planning.ranks import Ranks
 from quant_experts.config import QuantizationSpec
 from quant_experts.experts.partition import Partition
+from quant_experts.planning.ranks import Ranks
 from quant_experts.statistics import Observation
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from planning.ranks import SHAPE_BITS, SMOOTH_BITS, adapter_bits
 from quant_experts.checkpoint.layout import weight_scale_dtype
 from quant_experts.config import QuantizationSpec
 from quant_experts.groups import GroupPlan
+from quant_experts.planning.ranks import SHAPE_BITS, SMOOTH_BITS, adapter_bits
 
 
 def stored_group_bits(plan: GroupPlan, spec: QuantizationSpec, dtype: torch.dtype) -> int:

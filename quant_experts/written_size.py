@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from planning.cautions import cautions_of
-from planning.errors import Unreadable
-from planning.local import read_local
-from planning.recipe import Recipe
-from planning.shapes import shapes_of
-from planning.sizes import size_of
 from quant_experts.blueprint import Blueprint
 from quant_experts.chain import FinishedBlock, block_file
 from quant_experts.config import QuantizationSpec
 from quant_experts.groups import GroupPlan, walked_modules
+from quant_experts.planning.cautions import cautions_of
+from quant_experts.planning.errors import Unreadable
+from quant_experts.planning.local import read_local
+from quant_experts.planning.recipe import Recipe
+from quant_experts.planning.shapes import shapes_of
+from quant_experts.planning.sizes import size_of
 from quant_experts.report import Size
 from quant_experts.tensor_file import TensorFile
 

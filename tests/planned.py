@@ -10,14 +10,14 @@ from statistics import fmean
 
 import pytest
 
-from planning.disk import VARIANTS_EACH, disk_by_phase
-from planning.local import read_local
-from planning.recipe import Recipe
-from planning.rows import Rows
-from planning.shapes import shapes_of
-from planning.sizes import Size, size_of
 from quant_experts.calls import read_calls
 from quant_experts.config import QuantizationSpec
+from quant_experts.planning.disk import VARIANTS_EACH, disk_by_phase
+from quant_experts.planning.local import read_local
+from quant_experts.planning.recipe import Recipe
+from quant_experts.planning.rows import Rows
+from quant_experts.planning.shapes import shapes_of
+from quant_experts.planning.sizes import Size, size_of
 from quant_experts.report import QualityReport
 
 

@@ -58,7 +58,7 @@ def confine(*, directory: Path, read: Iterable[Path] = (), write: Iterable[Path]
     """Around this process: it writes in ``directory`` and ``write``, reads ``read`` and the programs of this machine,
     and no more."""
     # Found before the walls stand: beneath them Python cannot look through the directory that they lie in.
-    packages = [Path(import_module(name).__path__[0]) for name in ("app", "planning", "quant_experts", "worker")]
+    packages = [Path(import_module(name).__path__[0]) for name in ("app", "quant_experts", "worker")]
     libraries = [each for each in os.environ.get("LD_LIBRARY_PATH", "").split(":") if each]
     return raise_walls(
         readable=[*map(Path, ABOUT_SYSTEM), *packages, *read],

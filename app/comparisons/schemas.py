@@ -16,7 +16,7 @@ from app.contract.tables import Comparison, Job
 from app.jobs.fork import merge
 from app.jobs.rows import JobRow
 from app.jobs.schemas import JobError, Verdict
-from planning.methods import DEFAULT_METHOD
+from quant_experts.planning.methods import DEFAULT_METHOD
 
 MOST_CANDIDATES = 16
 Label = Annotated[str, StringConstraints(min_length=1, max_length=80, pattern=patterns.LINE)]

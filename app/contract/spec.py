@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, WithJsonSc
 from app.contract import patterns
 from app.contract.alias import Alias
 from app.contract.numbers import WHOLE
-from planning.methods import DEFAULT_METHOD, DEFAULTS, PRESETS
+from quant_experts.planning.methods import DEFAULT_METHOD, DEFAULTS, PRESETS
 
 SCHEME_PATTERN = re.compile(r"W([2-8])A([4-8]|16)")
 AUTO = "auto"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from app.contract.spec import JobSpec
-from planning.methods import METHOD_VERSION
+from quant_experts.planning.methods import METHOD_VERSION
 
 UNDERSTOOD = 4
 """The newest version that this code understands."""

@@ -18,7 +18,7 @@ from app.datasets.images import ImageHeader, read_header
 from app.datasets.rows import audio_bytes, image_bytes, offered_images
 from app.datasets.validation import rows_of
 from app.settings import Settings
-from planning.row_formats import canonical
+from quant_experts.planning.row_formats import canonical
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from app.datasets.contents import Row, all_rows
 from app.settings import Settings
-from planning.counting import Counting
-from planning.row_tokens import MOST_CHARACTERS, Counted, Counts, RowCounting, TurnsBy
-from planning.text_files import TextFiles
+from quant_experts.planning.counting import Counting
+from quant_experts.planning.row_tokens import MOST_CHARACTERS, Counted, Counts, RowCounting, TurnsBy
+from quant_experts.planning.text_files import TextFiles
 
 NO_MODEL = (
     "an estimate: 3.6 characters to a token, 5 tokens around a message, images as Qwen2-VL's processor cuts them; name "

@@ -2,7 +2,7 @@
 
 The rules are those of ``quant_experts.calibration.rows``, which reads the same rows when the job runs, less what cannot
 be in an upload: paths and URLs. Here all problems of a row are gathered; there the first one ends it. Both have the row
-from ``planning.row_formats``, in the form of the chat convention.
+from ``quant_experts.planning.row_formats``, in the form of the chat convention.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from app.datasets.audio import BadAudio
 from app.datasets.audio import read_header as read_audio_header
 from app.datasets.images import BadImage, read_header
 from app.settings import Settings
-from planning.row_formats import UnknownRow, canonical, kind_of
+from quant_experts.planning.row_formats import UnknownRow, canonical, kind_of
 
 EXAMPLES = {"image": "image/png", "audio": "audio/wav"}
 NAMED = {"image": "image", "audio": "audio file"}

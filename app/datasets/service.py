@@ -33,7 +33,7 @@ from app.settings import Settings
 from app.storage import ObjectMissing, Storage
 from app.tenancy import owned
 from app.threads import aside
-from planning.errors import HubUnavailable, Unreadable
+from quant_experts.planning.errors import HubUnavailable, Unreadable
 
 Found = TypeVar("Found")
 DATASET_ID = re.compile(r"ds_[0-9a-f]{32}")

@@ -9,9 +9,9 @@ from typing import Any
 
 from app.datasets.rows import check_row
 from app.settings import Settings
-from planning.complaints import Complaints
-from planning.row_files import UnreadableFile, UnreadableRow, opened, raw_rows
-from planning.row_formats import COLUMNS, TURNS, UnknownRow, of_columns, what_it_is
+from quant_experts.planning.complaints import Complaints
+from quant_experts.planning.row_files import UnreadableFile, UnreadableRow, opened, raw_rows
+from quant_experts.planning.row_formats import COLUMNS, TURNS, UnknownRow, of_columns, what_it_is
 
 MOST_ROW_BYTES = 64 << 20
 PARQUET_MAGIC = b"PAR1"

@@ -18,8 +18,8 @@ from app.contract.tables import Attempt, Job, JobEvent, Layer
 from app.jobs.rows import JobRow
 from app.moments import Moment
 from app.paging import PageQuery
-from planning.cautions import cautions_of_scheme
-from planning.recipe import Recipe
+from quant_experts.planning.cautions import cautions_of_scheme
+from quant_experts.planning.recipe import Recipe
 
 Printable = Annotated[str, StringConstraints(max_length=200, pattern=patterns.LINE)]
 

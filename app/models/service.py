@@ -15,8 +15,8 @@ from app.parsing.operations import CONFIGS, Config
 from app.plans.inputs import LOCAL, local_directory
 from app.settings import Settings
 from app.threads import aside
-from planning.errors import Unreadable
-from planning.families import FAMILIES, ORIGINALS
+from quant_experts.planning.errors import Unreadable
+from quant_experts.planning.families import FAMILIES, ORIGINALS
 
 MOST_MODELS = 500
 MOST_CONFIG_BYTES = 1 << 20

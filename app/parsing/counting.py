@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from planning.count_child import counted
-from planning.counting import PATIENCE, TextTokens, answered, bad
+from quant_experts.planning.count_child import counted
+from quant_experts.planning.counting import PATIENCE, TextTokens, answered, bad
 
 
 class CountingHere:
-    """As ``planning.counting.Counting``."""
+    """As ``quant_experts.planning.counting.Counting``."""
 
     def __init__(self, tokenizer: bytes, *, seconds: int) -> None:
         self._tokenizer = tokenizer

@@ -18,14 +18,14 @@ from app.datasets.validation import Contents, InvalidRows, validate
 from app.parsing import frames
 from app.parsing.counting import CountingHere
 from app.settings import Settings
-from planning.errors import HubUnavailable, Unreadable
-from planning.families import family_of
-from planning.headers import ModelHeaders, assemble
-from planning.plan import Plan, make_plan
-from planning.recipe import Recipe
-from planning.rows import Rows, parsed_parquet, parsed_text, sampled_rows, unknown_rows
-from planning.seconds import calibration_of
-from planning.text_files import TextFiles, gather
+from quant_experts.planning.errors import HubUnavailable, Unreadable
+from quant_experts.planning.families import family_of
+from quant_experts.planning.headers import ModelHeaders, assemble
+from quant_experts.planning.plan import Plan, make_plan
+from quant_experts.planning.recipe import Recipe
+from quant_experts.planning.rows import Rows, parsed_parquet, parsed_text, sampled_rows, unknown_rows
+from quant_experts.planning.seconds import calibration_of
+from quant_experts.planning.text_files import TextFiles, gather
 
 Found = TypeVar("Found")
 SAMPLED_ROWS = 48

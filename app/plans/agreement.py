@@ -21,7 +21,7 @@ from app.problems import Problem
 from app.settings import Settings
 from app.storage import Storage
 from app.threads import aside
-from planning.errors import Refusal, Unreadable
+from quant_experts.planning.errors import Refusal, Unreadable
 
 
 @dataclass(frozen=True)

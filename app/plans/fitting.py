@@ -8,8 +8,8 @@ from app.contract.tables import Worker
 from app.plans.queries import kind_of
 from app.plans.schemas import WorkerFit
 from app.sizes import said
-from planning.errors import Refusal
-from planning.plan import Plan
+from quant_experts.planning.errors import Refusal
+from quant_experts.planning.plan import Plan
 
 ROOM = 0.95
 """Share of a machine's memory that a job may be expected to need: the rest is the system's."""

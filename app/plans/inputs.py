@@ -17,12 +17,12 @@ from app.parsing.operations import ESTIMATE, Sampled, ToEstimate
 from app.settings import Settings
 from app.storage import ObjectMissing, Storage
 from app.threads import aside
-from planning.errors import Unreadable
-from planning.hub import HubFiles, resolve_dataset
-from planning.local import LocalFiles
-from planning.plan import Plan
-from planning.recipe import Recipe
-from planning.rows import Rows
+from quant_experts.planning.errors import Unreadable
+from quant_experts.planning.hub import HubFiles, resolve_dataset
+from quant_experts.planning.local import LocalFiles
+from quant_experts.planning.plan import Plan
+from quant_experts.planning.recipe import Recipe
+from quant_experts.planning.rows import Rows
 
 LOCAL, UPLOADED = "local/", "ds_"
 HUB_SECONDS = 30.0

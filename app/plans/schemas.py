@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.contract import patterns
 from app.contract.spec import JobSpec
-from planning.plan import Placement, Plan
-from planning.shapes import Shapes
+from quant_experts.planning.plan import Placement, Plan
+from quant_experts.planning.shapes import Shapes
 
 Digest = Annotated[str, StringConstraints(pattern=patterns.SHA256)]
 

@@ -37,9 +37,9 @@ from app.settings import Settings
 from app.storage import Storage
 from app.tenancy import owned
 from app.threads import aside
-from planning.errors import HubUnavailable, Refusal, Unreadable
-from planning.plan import Plan, digest_of
-from planning.recipe import Recipe
+from quant_experts.planning.errors import HubUnavailable, Refusal, Unreadable
+from quant_experts.planning.plan import Plan, digest_of
+from quant_experts.planning.recipe import Recipe
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 DECIDES = ("model", "calibration", "scheme", "method", "options", "target")

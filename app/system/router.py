@@ -19,7 +19,7 @@ from app.problems import CATALOGUE, Problem, documented
 from app.system import queries
 from app.system.readiness import check_readiness
 from app.system.schemas import Health, MethodView, PlaceView, ProblemEntry, Readiness, Schemes, SchemeView, WorkerList
-from planning.methods import MEASURED_ON, PLACES
+from quant_experts.planning.methods import MEASURED_ON, PLACES
 
 FIGURES_SECONDS = 1.0
 """For so long what the ledger said is told again: anybody may ask, and counting a long queue costs something."""

@@ -10,7 +10,7 @@ from app.contract.states import AttemptOutcome
 from app.jobs.schemas import AttemptView, EventView
 from app.system.schemas import WorkerView
 from app.ui.words import duration, percent, plural
-from planning.alike import and_more, kind_of
+from quant_experts.planning.alike import and_more, kind_of
 
 
 def attempts(held: Sequence[AttemptView]) -> list[str]:

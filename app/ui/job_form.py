@@ -13,7 +13,7 @@ from starlette.datastructures import FormData
 from app.contract.spec import JobSpec
 from app.problems import Problem
 from app.ui import forms
-from planning.methods import DEFAULT_METHOD
+from quant_experts.planning.methods import DEFAULT_METHOD
 
 UPLOADED, HUB = "calibration.dataset", "calibration.hub"
 FIELDS = (

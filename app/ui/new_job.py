@@ -25,7 +25,7 @@ from app.ui import job_form
 from app.ui.datasets import usable_datasets
 from app.ui.pages import Page, render, see
 from app.ui.visitor import JobsWriter, Visitor, form_of
-from planning.methods import PLACES
+from quant_experts.planning.methods import PLACES
 
 PRESETS = [
     ("Best quality", "W4A16, balanced", {"scheme": "W4A16", "method": "balanced"}),

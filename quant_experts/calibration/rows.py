@@ -1,10 +1,11 @@
 """One calibration row in the chat convention: checked, with its images and audio found but not decoded.
 
 A row is ``{"messages": [{"role", "content"}], "images"?: [...]}``; other formats are brought to it by
-``planning.row_formats``. Content is a string or a list of text, image and audio parts. An image part carries its source
-(relative path or data URI), or takes the next one of ``images``, as Hugging Face image datasets have it. An audio part
-carries its source, and may name the ``language`` that is spoken. Whatever else a message or the row has for the chat
-template goes there as it is: ``tool_calls``, ``name``, ``reasoning_content``; ``tools`` and ``documents`` of the row.
+``quant_experts.planning.row_formats``. Content is a string or a list of text, image and audio parts. An image part
+carries its source (relative path or data URI), or takes the next one of ``images``, as Hugging Face image datasets have
+it. An audio part carries its source, and may name the ``language`` that is spoken. Whatever else a message or the row
+has for the chat template goes there as it is: ``tool_calls``, ``name``, ``reasoning_content``; ``tools`` and
+``documents`` of the row.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from planning.row_files import MOST_MEDIA_BYTES, UnreadableRow, file_beside, shown
-from planning.row_formats import UnknownRow, canonical, kind_of
 from quant_experts.errors import InvalidCalibration
+from quant_experts.planning.row_files import MOST_MEDIA_BYTES, UnreadableRow, file_beside, shown
+from quant_experts.planning.row_formats import UnknownRow, canonical, kind_of
 
 ROLES = ("system", "user", "assistant", "tool")
 OF_TEMPLATES = ("tools", "documents")

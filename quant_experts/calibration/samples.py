@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from planning.row_files import RawRow, UnreadableFile, UnreadableRow, is_packed, opened, raw_rows
-from planning.row_formats import COLUMNS, TURNS, WANTED, UnknownRow, kind_of, of_columns, what_it_is
-from planning.rows import MOST_BAD
 from quant_experts.calibration.rows import BadRow, Row, parse_row
 from quant_experts.errors import InvalidCalibration
+from quant_experts.planning.row_files import RawRow, UnreadableFile, UnreadableRow, is_packed, opened, raw_rows
+from quant_experts.planning.row_formats import COLUMNS, TURNS, WANTED, UnknownRow, kind_of, of_columns, what_it_is
+from quant_experts.planning.rows import MOST_BAD
 from quant_experts.seeding import generator
 
 FEWEST_HELD_OUT = 2

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from planning.complaints import Complaints
-from planning.row_files import RawRow, UnreadableFile, UnreadableRow, file_beside, opened, raw_rows, shown
-from planning.row_formats import UnknownRow, canonical
 from quant_experts.client.errors import ClientError, Stopped
+from quant_experts.planning.complaints import Complaints
+from quant_experts.planning.row_files import RawRow, UnreadableFile, UnreadableRow, file_beside, opened, raw_rows, shown
+from quant_experts.planning.row_formats import UnknownRow, canonical
 
 PARQUET = b"PAR1"
 MEDIA = {

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from planning.units import said
 from quant_experts.client import ComparedJob, ComparisonView
 from quant_experts.commands.readable import readable
 from quant_experts.commands.table import print_rows, stdout_console
+from quant_experts.planning.units import said
 
 UNKNOWN = "–"
 BEST = "★"

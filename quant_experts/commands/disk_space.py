@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from planning.errors import HubUnavailable, Unreadable
-from planning.local import read_local
-from planning.plan import Plan, make_plan
-from planning.recipe import Recipe
-from planning.rows import unknown_rows
-from planning.units import said
 from quant_experts.config import QuantizationSpec
 from quant_experts.errors import DiskFull
+from quant_experts.planning.errors import HubUnavailable, Unreadable
+from quant_experts.planning.local import read_local
+from quant_experts.planning.plan import Plan, make_plan
+from quant_experts.planning.recipe import Recipe
+from quant_experts.planning.rows import unknown_rows
+from quant_experts.planning.units import said
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 

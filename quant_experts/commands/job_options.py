@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from planning.units import said
 from quant_experts.client import Client, Embedded, InvalidRequest, Job, Sent
 from quant_experts.client.views import DatasetView
 from quant_experts.commands.live_line import bytes_bar
 from quant_experts.commands.service_client import print_json, say_warnings
 from quant_experts.commands.watch import watch
+from quant_experts.planning.units import said
 
 FILES = (".jsonl", ".parquet", ".json", ".ndjson", ".csv", ".tsv", ".txt", ".gz", ".zip")
 """What ends so was meant as a file, and is no dataset of the hub."""

@@ -20,9 +20,9 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
-from planning.alike import kind_of
-from planning.units import said, unit_of
 from quant_experts.commands.readable import readable
+from quant_experts.planning.alike import kind_of
+from quant_experts.planning.units import said, unit_of
 
 BAR, SHORTEST_BAR = 28, 8
 KEPT_FREE = len("^C") + 1

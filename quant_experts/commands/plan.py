@@ -11,21 +11,21 @@ from typing import Any
 
 import click
 
-from planning.blocks import Block
-from planning.errors import HubUnavailable, Unreadable
-from planning.headers import ModelHeaders
-from planning.hub import read_hub, read_hub_text
-from planning.local import read_local, read_local_text
-from planning.plan import Placement, Plan, make_plan
-from planning.recipe import Recipe
-from planning.rows import Rows, counted_text, parsed_parquet, sampled_rows, unknown_rows
-from planning.shapes import Shapes
-from planning.text_files import TextFiles
 from quant_experts.commands.exit_codes import BAD_INPUT
 from quant_experts.commands.models import ID, check_is_of_a_service
 from quant_experts.commands.plan_table import Kind, Left, Placed, Tokens, Told, refusal, sentences, stack_title, warning
 from quant_experts.commands.spec_options import body_of, spec_of, spec_options
 from quant_experts.errors import InvalidModel, QuantExpertsError
+from quant_experts.planning.blocks import Block
+from quant_experts.planning.errors import HubUnavailable, Unreadable
+from quant_experts.planning.headers import ModelHeaders
+from quant_experts.planning.hub import read_hub, read_hub_text
+from quant_experts.planning.local import read_local, read_local_text
+from quant_experts.planning.plan import Placement, Plan, make_plan
+from quant_experts.planning.recipe import Recipe
+from quant_experts.planning.rows import Rows, counted_text, parsed_parquet, sampled_rows, unknown_rows
+from quant_experts.planning.shapes import Shapes
+from quant_experts.planning.text_files import TextFiles
 
 SAMPLED_ROWS = 64
 LOCAL = "local/"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from planning.units import said
+from quant_experts.planning.units import said
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from planning.units import said
 from quant_experts.commands.readable import readable
 from quant_experts.commands.service_client import connected, json_option, save, say_warnings, url_option
+from quant_experts.planning.units import said
 from quant_experts.report import FEWEST_TOKENS
 from quant_experts.report_page import numbers
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from planning.units import said
 from quant_experts.client import Plan, PlanView
 from quant_experts.client.views import Estimate, GroupKind, WorkerFit
 from quant_experts.commands.job_options import rows_of
@@ -24,6 +23,7 @@ from quant_experts.commands.plan_table import (
     warning,
 )
 from quant_experts.commands.service_client import connected, print_json
+from quant_experts.planning.units import said
 
 
 def plan_on_service(

@@ -14,8 +14,8 @@ from typing import Any
 import click
 from pydantic import ValidationError
 
-from planning.methods import DEFAULT_METHOD, DEFAULTS, MEASURED_ON, METHOD_VERSION, PLACES
 from quant_experts.config import AUTO, PRESETS, AcceptIf, QuantizationSpec
+from quant_experts.planning.methods import DEFAULT_METHOD, DEFAULTS, MEASURED_ON, METHOD_VERSION, PLACES
 from quant_experts.registry import names
 
 PARTS = {

@@ -8,12 +8,12 @@ from typing import Literal
 
 import click
 
-from planning.units import said
 from quant_experts.client import Usage
 from quant_experts.client.views import Period
 from quant_experts.commands.dates import Moment
 from quant_experts.commands.service_client import connected, json_option, print_json, url_option
 from quant_experts.commands.table import print_rows
+from quant_experts.planning.units import said
 
 COUNTS = ("jobs_created", "jobs_succeeded", "jobs_failed", "jobs_cancelled")
 TITLES = ("created", "succeeded", "failed", "cancelled", "workers h:m:s", "GPUs h:m:s", "bytes added")

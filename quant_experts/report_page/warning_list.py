@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from planning.alike import and_more, kind_of
+from quant_experts.planning.alike import and_more, kind_of
 from quant_experts.report import QualityReport
 from quant_experts.report_page.kinds import short_name
 

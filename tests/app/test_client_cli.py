@@ -16,11 +16,11 @@ import pytest
 from fastapi import Request, Response
 from rich.console import Console
 
-from planning.methods import METHOD_VERSION
 from quant_experts import cli
 from quant_experts.client import ComparisonView
 from quant_experts.client.retrying import RetryPolicy
 from quant_experts.commands.comparison_table import table_of
+from quant_experts.planning.methods import METHOD_VERSION
 from tests.app.conftest import BOOTSTRAP_KEY, MODEL, Api, ok, served
 from tests.app.cutting import Cuts, cutting
 from tests.rows import picture

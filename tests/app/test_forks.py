@@ -13,7 +13,7 @@ from app.contract.tables import Job
 from app.database import tenant_session
 from app.jobs.fork import Takeover, merge, takeover
 from app.ui import job_form
-from planning.methods import METHOD_VERSION
+from quant_experts.planning.methods import METHOD_VERSION
 from tests.app.conftest import Api, job_body, ok, problem
 
 

@@ -24,7 +24,7 @@ from app.openapi import document
 from app.problems import CATALOGUE
 from app.settings import Settings
 from app.system.router import FIGURES_SECONDS
-from planning.methods import DEFAULT_METHOD
+from quant_experts.planning.methods import DEFAULT_METHOD
 from tests.app.conftest import Api, job_body, ok, problem, served, started
 from tests.app.tenant_cases import CREATES, DASHBOARD, LISTS, NOBODYS, OBJECTS, route_table
 

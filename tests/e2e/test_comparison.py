@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from planning.units import said
 from quant_experts.client import Comparison, Job
+from quant_experts.planning.units import said
 from tests.e2e.conftest import Site
 
 pytestmark = pytest.mark.slow

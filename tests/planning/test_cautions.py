@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from planning.cautions import Caution, cautions_of_scheme
-from planning.headers import ModelHeaders
-from planning.local import read_local
-from planning.methods import METHOD_VERSION
-from planning.plan import Plan, make_plan
-from planning.recipe import Recipe
-from planning.rows import unknown_rows
-from planning.units import said
 from quant_experts.cli import run
+from quant_experts.planning.cautions import Caution, cautions_of_scheme
+from quant_experts.planning.headers import ModelHeaders
+from quant_experts.planning.local import read_local
+from quant_experts.planning.methods import METHOD_VERSION
+from quant_experts.planning.plan import Plan, make_plan
+from quant_experts.planning.recipe import Recipe
+from quant_experts.planning.rows import unknown_rows
+from quant_experts.planning.units import said
 from tests.models import make_model
 from tests.planning.big import write_72b
 

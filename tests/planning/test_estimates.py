@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from planning.local import read_local
-from planning.plan import make_plan
-from planning.recipe import Recipe
-from planning.rows import Rows, sampled_rows
-from planning.seconds import Calibration, calibration_of
-from planning.text_files import TextFiles
+from quant_experts.planning.local import read_local
+from quant_experts.planning.plan import make_plan
+from quant_experts.planning.recipe import Recipe
+from quant_experts.planning.rows import Rows, sampled_rows
+from quant_experts.planning.seconds import Calibration, calibration_of
+from quant_experts.planning.text_files import TextFiles
 from tests.models import make_model
 from tests.planning.big import write_72b
 from tests.rows import image_row, text_row

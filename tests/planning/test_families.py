@@ -10,19 +10,19 @@ import pytest
 import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from planning import families
-from planning.errors import Unreadable
-from planning.headers import ModelHeaders
-from planning.local import read_local
-from planning.plan import make_plan
-from planning.recipe import Recipe
-from planning.rows import unknown_rows
-from planning.shapes import shapes_of
 from quant_experts.blueprint import open_blueprint
 from quant_experts.families.family import Vision
 from quant_experts.families.internvl_chat import native_directory
 from quant_experts.families.table import FAMILIES, ORIGINALS
 from quant_experts.groups import plan_groups, skipped_layers, walked_modules
+from quant_experts.planning import families
+from quant_experts.planning.errors import Unreadable
+from quant_experts.planning.headers import ModelHeaders
+from quant_experts.planning.local import read_local
+from quant_experts.planning.plan import make_plan
+from quant_experts.planning.recipe import Recipe
+from quant_experts.planning.rows import unknown_rows
+from quant_experts.planning.shapes import shapes_of
 from tests.models import FAMILIES as MADE
 from tests.models import make_model
 from tests.models_internvl_chat import make_internvl_chat

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from planning.errors import HubUnavailable, Unreadable
-from planning.hub import read_hub, resolve_dataset
-from planning.local import read_local
+from quant_experts.planning.errors import HubUnavailable, Unreadable
+from quant_experts.planning.hub import read_hub, resolve_dataset
+from quant_experts.planning.local import read_local
 from tests.models import make_model
 from tests.planning.big import write_72b
 from tests.planning.directory_hub import DirectoryHub, directory_hub

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from transformers import AutoConfig
 
-from planning.headers import processor_of
-from planning.image_tokens import image_tokens
 from quant_experts.calibration.processor import load_processor
 from quant_experts.families.internvl_chat import native_directory
+from quant_experts.planning.headers import processor_of
+from quant_experts.planning.image_tokens import image_tokens
 from tests.models import make_model
 from tests.models_internvl_chat import make_internvl_chat
 from tests.models_vision import VISION_FAMILIES

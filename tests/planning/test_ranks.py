@@ -7,11 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planning.methods import DEFAULTS, PRESETS
-from planning.ranks import LEAST_RANK, ROOM, Ranks, adapter_bits
-from planning.recipe import Recipe
 from quant_experts.config import QuantizationSpec
 from quant_experts.groups import GroupPlan
+from quant_experts.planning.methods import DEFAULTS, PRESETS
+from quant_experts.planning.ranks import LEAST_RANK, ROOM, Ranks, adapter_bits
+from quant_experts.planning.recipe import Recipe
 from quant_experts.stored_size import stored_group_bits
 
 SMOLLM2 = {"qkv": (576, (576, 192, 192)), "o": (576, (576,)), "gate_up": (576, (1536, 1536)), "down": (1536, (576,))}

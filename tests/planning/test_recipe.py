@@ -6,12 +6,12 @@ import dataclasses
 
 import pytest
 
-from planning import disk, memory, recipe, row_tokens, seconds
-from planning.recipe import Recipe
 from quant_experts import evaluation, image_variants, mixed_precision, observe, route
 from quant_experts.auto import search as auto_search
 from quant_experts.calibration import collate
 from quant_experts.config import PRESETS, QuantizationSpec
+from quant_experts.planning import disk, memory, recipe, row_tokens, seconds
+from quant_experts.planning.recipe import Recipe
 from quant_experts.rounding import obq
 from quant_experts.sensitivity import rows as sensitivity_rows
 from quant_experts.smoothing import _trial, search

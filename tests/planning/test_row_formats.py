@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from app.datasets.rows import check_row
 from app.datasets.validation import InvalidRows, validate
 from app.settings import Settings
-from planning.row_files import UnreadableFile, raw_rows
-from planning.row_formats import UnknownRow, canonical
-from planning.rows import counted_text, parsed_parquet
 from quant_experts.calibration.rows import BadRow, Row, parse_row
 from quant_experts.calibration.samples import open_rows
 from quant_experts.errors import InvalidCalibration
+from quant_experts.planning.row_files import UnreadableFile, raw_rows
+from quant_experts.planning.row_formats import UnknownRow, canonical
+from quant_experts.planning.rows import counted_text, parsed_parquet
 from tests.rows import data_uri, picture, text_row
 
 PNG = picture(seed=1)

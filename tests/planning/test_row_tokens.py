@@ -16,14 +16,14 @@ import pytest
 from PIL import Image
 from transformers import AutoConfig, AutoTokenizer
 
-from planning.counting import Counting
-from planning.errors import Unreadable
-from planning.local import read_local_text
-from planning.row_tokens import TOKENS_PER_MESSAGE, Counted, RowCounting
-from planning.rows import Rows, parsed_parquet, sampled_rows
-from planning.text_files import TextFiles
 from quant_experts.calibration.collate import open_collator
 from quant_experts.calibration.rows import parse_row
+from quant_experts.planning.counting import Counting
+from quant_experts.planning.errors import Unreadable
+from quant_experts.planning.local import read_local_text
+from quant_experts.planning.row_tokens import TOKENS_PER_MESSAGE, Counted, RowCounting
+from quant_experts.planning.rows import Rows, parsed_parquet, sampled_rows
+from quant_experts.planning.text_files import TextFiles
 from tests.models import FAMILIES, make_model
 from tests.models_speech import audio_row
 from tests.models_vision import VISION_FAMILIES

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from planning.recipe import Recipe
-from planning.shapes import Shapes, shapes_of
-from planning.sizes import size_of
 from quant_experts.chain import block_file
 from quant_experts.config import QuantizationSpec
 from quant_experts.errors import Stopped
 from quant_experts.pipeline import quantize
+from quant_experts.planning.recipe import Recipe
+from quant_experts.planning.shapes import Shapes, shapes_of
+from quant_experts.planning.sizes import size_of
 from quant_experts.progress import Event, PhaseStarted
 from quant_experts.tensor_file import TensorFile
 from tests.models import VISION_FAMILIES, make_model
@@ -73,7 +73,7 @@ def test_the_bytes_of_every_block_are_those_that_were_planned(
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Shapes:
-    from planning.local import read_local
+    from quant_experts.planning.local import read_local
 
     return shapes_of(read_local(make_model("llama", tmp_path_factory.mktemp("llama"))))
 

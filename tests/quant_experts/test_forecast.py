@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from planning.rows import Rows
-from planning.seconds import PhaseSeconds
 from quant_experts.config import QuantizationSpec
 from quant_experts.forecast import Expected, Forecaster, expecting
+from quant_experts.planning.rows import Rows
+from quant_experts.planning.seconds import PhaseSeconds
 from quant_experts.progress import Advanced, BlockFinished, Event, Forecast, PhaseStarted
 from tests.models import make_model
 

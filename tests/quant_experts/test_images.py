@@ -12,9 +12,9 @@ from PIL import Image
 from transformers.image_utils import load_image
 
 from app.datasets.images import read_header
-from planning.rows import sampled_rows
-from planning.text_files import TextFiles
 from quant_experts.calibration.images import as_rgb, decode
+from quant_experts.planning.rows import sampled_rows
+from quant_experts.planning.text_files import TextFiles
 from tests.rows import data_uri, image_row
 
 ORIENTATION = 0x0112

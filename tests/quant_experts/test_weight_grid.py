@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from planning.methods import GROUP_SIZES, PRESETS
 from quant_experts import reconstruction, rounding
 from quant_experts.checkpoint.pack import pack
 from quant_experts.config import QuantizationSpec
 from quant_experts.fit import fit_group
 from quant_experts.modeling_quant_experts import dequantize as dequantize_as_served
 from quant_experts.modeling_quant_experts import unpack
+from quant_experts.planning.methods import GROUP_SIZES, PRESETS
 from quant_experts.quantizer import dequantize
 from quant_experts.weight_grid import SHRINKS, grid_of, searched_scales
 from tests.quant_experts.problems import problem_of

@@ -70,7 +70,7 @@ def test_the_wheel_alone_makes_neither_app_nor_worker_importable(environment: Ma
             "NAMES", "('quant_experts', 'app', 'worker', 'planning', 'migrations', 'quant_experts_service.app')"
         ),
     )
-    assert found.stdout.strip() == "['quant_experts', 'planning', 'quant_experts_service.app']", found.stderr
+    assert found.stdout.strip() == "['quant_experts', 'quant_experts_service.app']", found.stderr
 
 
 def test_client(environment: MakeEnvironment) -> None:

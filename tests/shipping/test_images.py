@@ -39,7 +39,7 @@ def test_every_path_that_the_dockerfile_copies_exists_and_is_in_the_build_contex
     for source in copied:
         assert (ROOT / source).exists(), source
         assert source == "." or any(source == each or source.startswith(f"{each}/") for each in sent), source
-    assert {"quant_experts", "planning", "app", "worker", "migrations"} <= set(sent)
+    assert {"quant_experts", "app", "worker", "migrations"} <= set(sent)
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from planning.headers import Tensor
+from quant_experts.planning.headers import Tensor
 
 Groups = tuple[tuple[str, str, tuple[str, ...]], ...]
 """(parent within the block, label, layers), in the order in which a block runs them."""

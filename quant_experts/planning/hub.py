@@ -8,9 +8,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Literal
 
-from planning.errors import HubUnavailable, Unreadable
-from planning.headers import LARGEST_JSON, MOST_HEADER_BYTES, MOST_SHARDS, PIECE, ModelHeaders, assemble, header_length
-from planning.text_files import LARGEST_TOKENIZER, TextFiles, gather
+from quant_experts.planning.errors import HubUnavailable, Unreadable
+from quant_experts.planning.headers import (
+    LARGEST_JSON,
+    MOST_HEADER_BYTES,
+    MOST_SHARDS,
+    PIECE,
+    ModelHeaders,
+    assemble,
+    header_length,
+)
+from quant_experts.planning.text_files import LARGEST_TOKENIZER, TextFiles, gather
 
 Kind = Literal["model", "dataset"]
 

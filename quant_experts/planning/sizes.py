@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from planning.blocks import Group
-from planning.headers import ITEM_BYTES
-from planning.ranks import SHAPE_BITS, SMOOTH_BITS, Ranks, adapter_bits
-from planning.recipe import AUTO, LEVELS, Recipe
-from planning.shapes import Shapes
+from quant_experts.planning.blocks import Group
+from quant_experts.planning.headers import ITEM_BYTES
+from quant_experts.planning.ranks import SHAPE_BITS, SMOOTH_BITS, Ranks, adapter_bits
+from quant_experts.planning.recipe import AUTO, LEVELS, Recipe
+from quant_experts.planning.shapes import Shapes
 
 SMALLEST, LARGEST = 2, 8
 """Weight bits that a search may end at."""

@@ -10,11 +10,11 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from planning.blocks import Block
-from planning.recipe import AUTO, Recipe
-from planning.rows import Rows
-from planning.shapes import Shapes
-from planning.sizes import Size
+from quant_experts.planning.blocks import Block
+from quant_experts.planning.recipe import AUTO, Recipe
+from quant_experts.planning.rows import Rows
+from quant_experts.planning.shapes import Shapes
+from quant_experts.planning.sizes import Size
 
 KEPT_CHAINS = 3
 """Files of hidden states at once: two kept ones and the one being written."""

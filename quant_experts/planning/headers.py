@@ -14,8 +14,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from planning.companions import missing_companions
-from planning.errors import Unreadable
+from quant_experts.planning.companions import missing_companions
+from quant_experts.planning.errors import Unreadable
 
 CONFIG = "config.json"
 IMAGE_PROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"

@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from planning.counting import TOKENIZER
-from planning.errors import Unreadable
-from planning.headers import CONFIG, json_object, processor_of
+from quant_experts.planning.counting import TOKENIZER
+from quant_experts.planning.errors import Unreadable
+from quant_experts.planning.headers import CONFIG, json_object, processor_of
 
 SETTINGS, GENERATION = "tokenizer_config.json", "generation_config.json"
 TEMPLATE, WRAPPED_TEMPLATE = "chat_template.jinja", "chat_template.json"

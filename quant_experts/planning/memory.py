@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from planning.blocks import Block, Group
-from planning.recipe import Recipe
-from planning.rows import Rows
-from planning.shapes import Shapes
-from planning.sizes import Size, group_bits, ranks_in, weight_bits
+from quant_experts.planning.blocks import Block, Group
+from quant_experts.planning.recipe import Recipe
+from quant_experts.planning.rows import Rows
+from quant_experts.planning.shapes import Shapes
+from quant_experts.planning.sizes import Size, group_bits, ranks_in, weight_bits
 
 INTERPRETER = 430_000_000
 """Python with torch and transformers imported (CPU build)."""

@@ -18,13 +18,13 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from planning.counting import Counting
-from planning.errors import Unreadable
-from planning.image_tokens import is_too_long
-from planning.row_files import UnreadableFile, UnreadableRow, opened, raw_rows, unpacked
-from planning.row_formats import COLUMNS, UnknownRow, canonical, of_columns
-from planning.row_tokens import Counted, Counts, RowCounting
-from planning.text_files import TextFiles
+from quant_experts.planning.counting import Counting
+from quant_experts.planning.errors import Unreadable
+from quant_experts.planning.image_tokens import is_too_long
+from quant_experts.planning.row_files import UnreadableFile, UnreadableRow, opened, raw_rows, unpacked
+from quant_experts.planning.row_formats import COLUMNS, UnknownRow, canonical, of_columns
+from quant_experts.planning.row_tokens import Counted, Counts, RowCounting
+from quant_experts.planning.text_files import TextFiles
 
 ASSUMED = {True: 800.0, False: 300.0}
 """Tokens of a row nothing is known about, of a model that takes images or not."""

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from planning.recipe import AUTO, Recipe
-from planning.shapes import Shapes
-from planning.sizes import Size, size_of
-from planning.units import said
+from quant_experts.planning.recipe import AUTO, Recipe
+from quant_experts.planning.shapes import Shapes
+from quant_experts.planning.sizes import Size, size_of
+from quant_experts.planning.units import said
 
 RANKS = (32, 16, 8, 4, 2, 1)
 FEWER_BITS = (6, 4)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
-from planning.counting import Counting, TextTokens
-from planning.families import text_config
-from planning.image_tokens import Size, image_tokens
-from planning.text_files import TextFiles
-from planning.turns import CHATML, Turns, turns_of
+from quant_experts.planning.counting import Counting, TextTokens
+from quant_experts.planning.families import text_config
+from quant_experts.planning.image_tokens import Size, image_tokens
+from quant_experts.planning.text_files import TextFiles
+from quant_experts.planning.turns import CHATML, Turns, turns_of
 
 MOST_TOKENS = 2048
 """Of one row; the library makes images smaller, or skips the row, beyond that."""

@@ -10,13 +10,13 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from planning.blocks import Block, Group
-from planning.memory import HELD_OUT_TOKENS
-from planning.ranks import Ranks
-from planning.recipe import Recipe
-from planning.rows import Rows
-from planning.shapes import PATCHES_PER_TOKEN, Shapes
-from planning.sizes import ranks_in
+from quant_experts.planning.blocks import Block, Group
+from quant_experts.planning.memory import HELD_OUT_TOKENS
+from quant_experts.planning.ranks import Ranks
+from quant_experts.planning.recipe import Recipe
+from quant_experts.planning.rows import Rows
+from quant_experts.planning.shapes import PATCHES_PER_TOKEN, Shapes
+from quant_experts.planning.sizes import ranks_in
 
 SUBSAMPLE = 512
 """Tokens that a smoothing search tries its scales on."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, NamedTuple, Self, cast
 
-from planning.errors import Unreadable
+from quant_experts.planning.errors import Unreadable
 
 TOKENIZER = "tokenizer.json"
 CHILD = Path(__file__).with_name("count_child.py")

@@ -8,17 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from planning.cautions import Caution, cautions_of
-from planning.disk import disk_of
-from planning.errors import Refusal
-from planning.headers import ModelHeaders
-from planning.memory import Memory, memory_of
-from planning.recipe import Recipe
-from planning.refusals import refusals_of, skipped_rows
-from planning.rows import Rows
-from planning.seconds import CORE, GPU, Calibration, Seconds, seconds_of
-from planning.shapes import Shapes, shapes_of
-from planning.sizes import Size, size_of
+from quant_experts.planning.cautions import Caution, cautions_of
+from quant_experts.planning.disk import disk_of
+from quant_experts.planning.errors import Refusal
+from quant_experts.planning.headers import ModelHeaders
+from quant_experts.planning.memory import Memory, memory_of
+from quant_experts.planning.recipe import Recipe
+from quant_experts.planning.refusals import refusals_of, skipped_rows
+from quant_experts.planning.rows import Rows
+from quant_experts.planning.seconds import CORE, GPU, Calibration, Seconds, seconds_of
+from quant_experts.planning.shapes import Shapes, shapes_of
+from quant_experts.planning.sizes import Size, size_of
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from planning.errors import Unreadable
-from planning.headers import LARGEST_JSON, MOST_HEADER_BYTES, PIECE, ModelHeaders, assemble, header_length
-from planning.text_files import LARGEST_TOKENIZER, TextFiles, gather
+from quant_experts.planning.errors import Unreadable
+from quant_experts.planning.headers import LARGEST_JSON, MOST_HEADER_BYTES, PIECE, ModelHeaders, assemble, header_length
+from quant_experts.planning.text_files import LARGEST_TOKENIZER, TextFiles, gather
 
 
 class LocalFiles:
-    """A model's files as bytes, as ``planning.hub.HubFiles``. Methods raise Unreadable and OSError."""
+    """A model's files as bytes, as ``quant_experts.planning.hub.HubFiles``. Methods raise Unreadable and OSError."""
 
     commit: str | None = None
 

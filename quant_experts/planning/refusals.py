@@ -6,16 +6,16 @@ import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from planning.blocks import Group
-from planning.cautions import Caution
-from planning.errors import Refusal
-from planning.families import FAMILIES
-from planning.headers import ModelHeaders
-from planning.image_tokens import MOST_RATIO
-from planning.recipe import AUTO, LEVELS, OBQ_WIDTH, Recipe
-from planning.rows import MOST_BAD, Rows
-from planning.shapes import Shapes
-from planning.sizes import Size, is_named
+from quant_experts.planning.blocks import Group
+from quant_experts.planning.cautions import Caution
+from quant_experts.planning.errors import Refusal
+from quant_experts.planning.families import FAMILIES
+from quant_experts.planning.headers import ModelHeaders
+from quant_experts.planning.image_tokens import MOST_RATIO
+from quant_experts.planning.recipe import AUTO, LEVELS, OBQ_WIDTH, Recipe
+from quant_experts.planning.rows import MOST_BAD, Rows
+from quant_experts.planning.shapes import Shapes
+from quant_experts.planning.sizes import Size, is_named
 
 FEWEST_ROWS = 3
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from planning.errors import Unreadable
-from planning.families import STACKS, Family, text_config
-from planning.headers import ITEM_BYTES, Tensor
-from planning.stacks import Stack, native
+from quant_experts.planning.errors import Unreadable
+from quant_experts.planning.families import STACKS, Family, text_config
+from quant_experts.planning.headers import ITEM_BYTES, Tensor
+from quant_experts.planning.stacks import Stack, native
 
 DECODER_KEY = re.compile(rf"(?:{'|'.join(re.escape(stack) for stack in STACKS)})layers\.(\d+)\.(.+)")
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from planning.blocks import Block, Group, Reads, in_memory, natural, walked_blocks
-from planning.errors import Unreadable
-from planning.families import Family, family_of, text_config
-from planning.headers import EMBEDDINGS, FLOATS, HEADS, ITEM_BYTES, ModelHeaders, Tensor
-from planning.rows import Rows
+from quant_experts.planning.blocks import Block, Group, Reads, in_memory, natural, walked_blocks
+from quant_experts.planning.errors import Unreadable
+from quant_experts.planning.families import Family, family_of, text_config
+from quant_experts.planning.headers import EMBEDDINGS, FLOATS, HEADS, ITEM_BYTES, ModelHeaders, Tensor
+from quant_experts.planning.rows import Rows
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 PATCHES = ("patch_embed.proj.weight", "patch_embeddings.projection.weight", "patch_embedding.weight", "conv1.weight")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
-from planning.errors import Unreadable
+from quant_experts.planning.errors import Unreadable
 
 TOKENIZERS = ("tokenizer.json", "tekken.json", "vocab.json", "vocab.txt")
 TOKENIZER_ENDS = (".model", ".tiktoken")

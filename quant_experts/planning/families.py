@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from planning import stacks
-from planning.errors import Unreadable
-from planning.stacks import Groups, Stack
+from quant_experts.planning import stacks
+from quant_experts.planning.errors import Unreadable
+from quant_experts.planning.stacks import Groups, Stack
 
 DECODER: Groups = (
     ("self_attn", "qkv", ("q_proj", "k_proj", "v_proj")),
