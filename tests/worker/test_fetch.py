@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import sys
 import threading
 from pathlib import Path
@@ -173,8 +174,9 @@ def test_a_model_that_the_worker_may_not_read_says_which_file_and_what_to_do(tmp
     (tmp_path / "a" / "model.safetensors").touch(mode=0o600)
     me, stranger = os.geteuid(), 65534
     if me == 0:
-        for folder in (tmp_path, *tmp_path.parents[:2]):
-            folder.chmod(0o755)
+        for folder in (tmp_path, *tmp_path.parents):
+            if stat.S_IMODE(folder.stat().st_mode) == 0o700:
+                folder.chmod(0o755)
         os.seteuid(stranger)
     else:
         (tmp_path / "a" / "model.safetensors").chmod(0)
