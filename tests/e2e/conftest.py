@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,11 +35,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     make_qwen2_vl(directory / "models" / "tiny", hidden=64, blocks=2, intermediate=96, vision_depth=1, vision_width=32)
     rows = directory / "rows.jsonl"
     write_jsonl(rows, 8)
-    with running_collector() as collector, pytest.MonkeyPatch.context() as patch:
-        for name, value in collector.environment.items():
-            patch.setenv(name, value)
-        with running_service(directory) as service:
-            yield Site(service, directory / "models", rows, collector)
+    with running_collector() as collector, ExitStack() as running:
+        with pytest.MonkeyPatch.context() as patch:  # for the service alone: it stays up while other files are tested
+            for name, value in collector.environment.items():
+                patch.setenv(name, value)
+            service = running.enter_context(running_service(directory))
+        yield Site(service, directory / "models", rows, collector)
 
 
 @pytest.fixture(scope="session")
