@@ -139,7 +139,7 @@ def finish(api: Api, job_id: str) -> None:
 
 
 def _finish(api: Api, job_id: str) -> None:
-    directory = Path(str(api.settings.home)) / "made"
+    directory = Path(str(api.settings.home)) / "made" / job_id  # two threads finish jobs
     directory.mkdir(parents=True, exist_ok=True)
     report = json.dumps({"quality": {"kl": 0.01}}).encode()
     api.start(job_id)
