@@ -23,7 +23,7 @@ from typing import Any
 from app.contract.errors import FailureCode
 from app.contract.ids import new_id
 from app.contract.local_model import model_fingerprint
-from app.contract.secret import BadSeal, hub_seal
+from app.contract.secret import BadSeal, open_hub_token
 from app.settings import Settings
 from app.storage import ObjectMissing, sha256_file
 from worker import process
@@ -158,13 +158,11 @@ class Access:
         """``sealed``: the tenant's own token, if it has one. Raises ValueError when it cannot be opened here."""
         if sealed is None:
             return cls(settings.hub_token)
-        seal = hub_seal(settings)
         try:
-            if seal is not None:
-                return cls(seal.open(sealed, row=tenant), owner=tenant)
+            return cls(open_hub_token(sealed, tenant=tenant, settings=settings), owner=tenant)
         except BadSeal:
-            pass
-        raise ValueError(f"the hub token of {tenant} cannot be opened: this worker lacks the API's QE_HUB_KEY")
+            message = f"the hub token of {tenant} cannot be opened: this worker lacks the API's QE_HUB_KEY"
+            raise ValueError(message) from None
 
     def shelf(self, repository: str) -> str:
         """The directory's name. No repository's has an ``@``."""

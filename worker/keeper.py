@@ -3,9 +3,9 @@
     python -m worker.keeper
 
 Each duty is one sentence: *ring again* for queued jobs that nobody took, *reap* jobs whose worker was not heard of,
-*end the wait* of jobs that waited for as long as they may,
-*sweep* away what is not needed any more. The sweeps have a thread of their own, so that no slow store delays a reaping,
-and so has the keeper that *delivers webhooks*, for slow endpoints.
+*end the wait* of jobs that waited for as long as they may, *sweep* away what is not needed any more. The sweeps have a
+thread of their own, so that no slow store delays a reaping, and so has the keeper that *delivers webhooks*, for slow
+endpoints.
 """
 
 from __future__ import annotations

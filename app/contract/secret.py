@@ -21,6 +21,8 @@ from app.settings import Settings
 
 WEBHOOKS = b"quant-experts: webhook secrets, 1"
 HUB_TOKENS = b"quant-experts: hub tokens, 1"
+SETTINGS = {WEBHOOKS: "QE_SECRET", HUB_TOKENS: "QE_HUB_KEY"}
+"""Purpose → the setting that holds the secret."""
 HUB_KEY = b"quant-experts: QE_HUB_KEY, 1"
 NONCE_BYTES = 12
 
@@ -34,6 +36,7 @@ class Seal:
 
     def __init__(self, secret: str, *, purpose: bytes = WEBHOOKS) -> None:
         self._cipher = AESGCM(_derived(secret, purpose))
+        self._setting = SETTINGS[purpose]
 
     def seal(self, value: str, *, row: str) -> str:
         nonce = os.urandom(NONCE_BYTES)
@@ -45,12 +48,20 @@ class Seal:
             raw = base64.b64decode(sealed, validate=True)
             return self._cipher.decrypt(raw[:NONCE_BYTES], raw[NONCE_BYTES:], row.encode()).decode()
         except (InvalidTag, binascii.Error, ValueError):
-            raise BadSeal(f"what was sealed for {row} cannot be opened: has its secret changed?") from None
+            raise BadSeal(f"what was sealed for {row} cannot be opened: has {self._setting} changed?") from None
 
 
 def hub_seal(settings: Settings) -> Seal | None:
     """What tenants' hub tokens are sealed with; None without QE_HUB_KEY: this service keeps none."""
     return Seal(settings.hub_key, purpose=HUB_TOKENS) if settings.hub_key is not None else None
+
+
+def open_hub_token(sealed: str, *, tenant: str, settings: Settings) -> str:
+    """A tenant's own hub token. Raises BadSeal when these settings cannot open it."""
+    seal = hub_seal(settings)
+    if seal is None:
+        raise BadSeal(f"the hub token of {tenant} cannot be opened: QE_HUB_KEY is not set")
+    return seal.open(sealed, row=tenant)
 
 
 def hub_key(settings: Settings) -> str:

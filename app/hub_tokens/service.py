@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import problems
 from app.audit.service import Action, note
-from app.contract.secret import BadSeal, hub_seal
+from app.contract.secret import BadSeal, hub_seal, open_hub_token
 from app.contract.tables import HubToken
 from app.hub_tokens.schemas import HubTokenView
 from app.problems import Problem
@@ -54,12 +54,9 @@ async def token_of(session: AsyncSession, *, tenant: str, settings: Settings) ->
     row = await session.scalar(owned(HubToken, tenant))
     if row is None:
         return settings.hub_token
-    seal = hub_seal(settings)
     try:
-        if seal is not None:
-            return seal.open(row.sealed, row=tenant)
+        return open_hub_token(row.sealed, tenant=tenant, settings=settings)
     except BadSeal:
-        pass
-    raise Problem(
-        problems.HUB_TOKEN_UNREADABLE, "the tenant's hub token was kept under another QE_HUB_KEY: set it again"
-    )
+        raise Problem(
+            problems.HUB_TOKEN_UNREADABLE, "the tenant's hub token was kept under another QE_HUB_KEY: set it again"
+        ) from None

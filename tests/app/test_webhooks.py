@@ -43,7 +43,7 @@ async def test_a_secret_is_shown_once_and_sealed_at_rest(api: Api) -> None:
 async def test_a_sealed_secret_opens_for_its_own_row_only(api: Api) -> None:
     await make(api)
     ((sealed,),) = api.execute("SELECT secret FROM webhooks")
-    with pytest.raises(BadSeal, match="wh_other cannot be opened"):
+    with pytest.raises(BadSeal, match="wh_other cannot be opened: has QE_SECRET changed"):
         api.service.seal.open(sealed, row="wh_other")
 
 
