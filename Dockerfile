@@ -56,7 +56,7 @@ FROM api-packages AS api
 RUN --mount=type=bind,from=wheel,source=/dist,target=/dist pip --python /opt/venv/bin/python install --no-deps --no-index /dist/*.whl
 USER 10001
 EXPOSE 8000
-CMD ["uvicorn", "--factory", "app.main:create_app", "--host", "0.0.0.0", "--port", "8000", "--http", "app.kernel_copy:FileProtocol", "--no-proxy-headers", "--timeout-graceful-shutdown", "10"]
+CMD ["uvicorn", "--factory", "app.main:create_app", "--host", "0.0.0.0", "--port", "8000", "--http", "app.web.kernel_copy:FileProtocol", "--no-proxy-headers", "--timeout-graceful-shutdown", "10"]
 ARG VERSION=unknown REVISION=unknown
 LABEL org.opencontainers.image.version=$VERSION org.opencontainers.image.revision=$REVISION
 

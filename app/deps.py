@@ -12,19 +12,19 @@ from fastapi import BackgroundTasks, Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from app import problems
-from app.auth import Actor, Caller, Keyring, Scope, identify
-from app.contract.secret import Seal
-from app.database import OpenSession, Sessions, tenant_session
+from app.access.auth import Actor, Caller, Keyring, Scope, identify
+from app.access.quotas import StorageMeter
+from app.db.engine import OpenSession, Sessions, tenant_session
 from app.jobs.feed import Feed
-from app.problems import Problem
-from app.quotas import StorageMeter
-from app.rate_limit import TokenBuckets
-from app.ringing import Doorbell, Ringer
-from app.settings import Settings
-from app.storage import Storage
-from app.telemetry import HEADERS, Telemetry
-from app.turns import Turns, turn_of
+from app.jobs.notify import Doorbell, Ringer
+from app.web import problems
+from app.web.problems import Problem
+from app.web.rate_limit import TokenBuckets
+from app.web.telemetry import HEADERS, Telemetry
+from app.web.turns import Turns, turn_of
+from core.secret import Seal
+from core.settings import Settings
+from core.storage import Storage
 
 CALLER = "qe.caller"
 bearer = HTTPBearer(auto_error=False, scheme_name="ApiKey", description="`Authorization: Bearer qe_…`")

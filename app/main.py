@@ -16,48 +16,49 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from app import preflight, problems
+from app.access.auth import load_keyring
+from app.access.quotas import StorageMeter
 from app.artifacts.router import router as artifacts
 from app.audit.router import router as audit
-from app.auth import load_keyring
 from app.comparisons.router import router as comparisons
-from app.contract.bell import RedisBell
-from app.contract.secret import Seal, service_secret
-from app.database import create_engine, create_sessions
 from app.datasets.router import router as datasets
 from app.datasets.upload import sweep_abandoned
+from app.db.engine import create_engine, create_sessions
 from app.deps import Service
-from app.examples import add_examples
-from app.head import HeadMiddleware
-from app.heartbeat import keep_touching
 from app.hub.router import router as hub
 from app.hub_tokens.router import router as hub_tokens
 from app.jobs.feed import Feed
+from app.jobs.notify import Ringer
 from app.jobs.router import router as jobs
 from app.keys.router import router as keys
-from app.links import add_links
-from app.logs import configure_logging
 from app.models.router import router as models
 from app.parsing import warm_up
 from app.plans.router import router as plans
-from app.problems import ProblemDetails, documented
-from app.quotas import StorageMeter
-from app.rate_limit import TokenBuckets
 from app.retention.router import router as retention
-from app.ringing import Ringer
-from app.settings import Settings, read_settings
-from app.storage import storage_from_url
-from app.summaries import add_summaries
 from app.system.router import router as system
-from app.telemetry import BodyLimitMiddleware, Telemetry, TelemetryMiddleware
-from app.tracing import OFF, open_tracing
-from app.turns import Turns
 from app.ui import pages
 from app.ui.router import router as dashboard
 from app.uploads.router import router as uploads
 from app.uploads.schemas import MOST_PART_BYTES
 from app.usage.router import router as usage
+from app.web import problems
+from app.web.examples import add_examples
+from app.web.head import HeadMiddleware
+from app.web.links import add_links
+from app.web.problems import ProblemDetails, documented
+from app.web.rate_limit import TokenBuckets
+from app.web.summaries import add_summaries
+from app.web.telemetry import BodyLimitMiddleware, Telemetry, TelemetryMiddleware
+from app.web.turns import Turns
 from app.webhooks.router import router as webhooks
+from core import preflight
+from core.heartbeat import keep_touching
+from core.logs import configure_logging
+from core.secret import Seal, service_secret
+from core.settings import Settings, read_settings
+from core.storage import storage_from_url
+from core.tracing import OFF, open_tracing
+from core.wakeup import RedisBell
 
 COLLECTING = (10_000, 20, 20)
 """New objects before the collector looks at the young ones, and how many such looks before it looks further."""

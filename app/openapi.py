@@ -6,7 +6,7 @@ import json
 import sys
 
 from app.main import create_app
-from app.settings import Settings
+from core.settings import Settings
 
 
 def document() -> str:

@@ -1,7 +1,7 @@
 """Accuracy of every method on a trained vision-language model: methods x schemes, on two variants of it.
 
 The model (benchmarks/digits) reads handwritten digits on coloured boards. Each run goes through
-``quant_experts.pipeline.quantize`` with rows of training digits; the written checkpoint is loaded with transformers and
+``quant_experts.run.quantize`` with rows of training digits; the written checkpoint is loaded with transformers and
 asked about held-out digits, the same ones for all. First measure is KL of answer tokens to the full-precision model.
 Results are kept below ``--work`` run by run: an interrupted benchmark, started again, goes on.
 
@@ -31,7 +31,7 @@ from benchmarks.digits import REPOSITORY
 from benchmarks.digits.methods import SCHEMES, STRESS, Method, ablations, methods
 from benchmarks.digits.runs import HOLDOUT, PER_TASK, ROWS, VARIANTS, Bench
 from benchmarks.digits.tables import ablation_tables, method_tables
-from quant_experts.config import QuantizationSpec
+from quant_experts.spec.specification import QuantizationSpec
 
 OUT = Path(__file__).parent / "results" / "accuracy"
 WORK = Path(".qe") / "accuracy"

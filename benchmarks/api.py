@@ -29,8 +29,8 @@ import psutil
 import psycopg
 
 from tests.services import TEMPLATE, running_postgres, running_redis
+from worker.embedded.servers import free_port
 from worker.process import reap, start
-from worker.servers import free_port
 
 RESULTS = Path(__file__).parent / "results" / "api.md"
 KEY = "qe_benchmark_key_0123456789_0123456789"
@@ -80,7 +80,7 @@ def served(application: str, environment: dict[str, str], *, processes: int, log
     """Port and process id."""
     port = free_port()
     command = [sys.executable, "-m", "uvicorn", "--factory", application, "--port", str(port), "--no-access-log"]
-    command += ["--http", "app.kernel_copy:FileProtocol"]  # as we serve
+    command += ["--http", "app.web.kernel_copy:FileProtocol"]  # as we serve
     child = start([*command, "--workers", str(processes)], environment={**os.environ, **environment}, log=log)
     try:
         deadline = time.monotonic() + 90

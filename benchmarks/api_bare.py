@@ -20,11 +20,11 @@ from psycopg_pool import AsyncConnectionPool
 from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
-from app.contract.tables import Job
-from app.direct import columns_of
+from app.db.pipeline import columns_of
 from app.jobs.creation import CREATE
 from app.jobs.rows import JobRow
 from app.jobs.schemas import JobView
+from core.ledger.tables import Job
 
 COLUMNS = columns_of(JobRow)
 EMPTY = dict.fromkeys(("name", "alias", "plan", "forked_from", "comparison_id", "trace_context"))

@@ -31,10 +31,10 @@ from pathlib import Path
 import psutil
 import psycopg
 
-from app.storage import LocalStorage
+from core.storage import LocalStorage
 from demo.service import Service, running_service
+from worker.embedded.servers import embedded_postgres, free_port
 from worker.process import start
-from worker.servers import embedded_postgres, free_port
 
 RESULTS = Path(__file__).parent / "results" / "downloads.md"
 NAME = "model.safetensors"
@@ -169,7 +169,7 @@ def serving(directory: Path, service: Service, nginx: Path, job_id: str) -> Iter
         api = next(
             psutil.Process(child.pid)
             for child in psutil.Process().children(recursive=True)
-            if "app.main:create_app" in child.cmdline() and "app.kernel_copy:FileProtocol" in child.cmdline()
+            if "app.main:create_app" in child.cmdline() and "app.web.kernel_copy:FileProtocol" in child.cmdline()
         )
         processes = {name: psutil.Process(child.pid) for name, child in started.items()}
         base = f"http://127.0.0.1:{front}"

@@ -30,8 +30,8 @@ import psutil
 from tests.app.test_datasets import jsonl, row
 from tests.app.test_parsing import dictionary_bomb
 from tests.services import TEMPLATE, running_postgres, running_redis
+from worker.embedded.servers import free_port
 from worker.process import reap, start
-from worker.servers import free_port
 
 RESULTS = Path(__file__).parent / "results" / "flood.md"
 KEY = "qe_benchmark_key_0123456789_0123456789"
@@ -58,7 +58,7 @@ def served(home: Path) -> Iterator[tuple[str, int]]:
             "QE_REQUESTS_PER_MINUTE": "0",
         }
         command = [sys.executable, "-m", "uvicorn", "--factory", "app.main:create_app", "--port", str(port)]
-        command += ["--http", "app.kernel_copy:FileProtocol", "--no-access-log"]
+        command += ["--http", "app.web.kernel_copy:FileProtocol", "--no-access-log"]
         api = start(command, environment=environment, log=home / "api.log")
         address = f"http://127.0.0.1:{port}"
         try:

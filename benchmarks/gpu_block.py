@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from quant_experts.config import QuantizationSpec
-from quant_experts.fit import evaluate_group, fit_group
-from quant_experts.statistics import GroupStatistics, channel_importance
+from quant_experts.fit.fit_group import evaluate_group, fit_group
+from quant_experts.fit.statistics import GroupStatistics, channel_importance
+from quant_experts.spec.specification import QuantizationSpec
 
 GROUPS = {
     "self_attn.qkv": (3584, {"q_proj": 3584, "k_proj": 512, "v_proj": 512}),

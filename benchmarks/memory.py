@@ -27,8 +27,8 @@ RESULT = "result: "
 
 def quantize_and_measure(model: Path, rows: Path, output: Path, samples: int) -> dict[str, Any]:
     """Run in a child process: quantize ``model`` and say what the process needed. Sizes in bytes, times in seconds."""
-    from quant_experts.config import QuantizationSpec
-    from quant_experts.pipeline import quantize
+    from quant_experts.run.quantize import quantize
+    from quant_experts.spec.specification import QuantizationSpec
 
     before = _resident_peak()
     spec = QuantizationSpec.preset("qe", scheme="W4A6", samples=samples)

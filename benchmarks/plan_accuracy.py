@@ -88,8 +88,8 @@ CASES = (
 
 def run_child(model: str, rows: str, output: str, case: str) -> None:
     """In a process of its own: quantize, and say what came of it."""
-    from quant_experts.config import QuantizationSpec
-    from quant_experts.pipeline import quantize
+    from quant_experts.run.quantize import quantize
+    from quant_experts.spec.specification import QuantizationSpec
 
     chosen = json.loads(case)
     spec = QuantizationSpec.preset(chosen["method"], scheme=chosen["scheme"], samples=ROWS, **chosen["options"])

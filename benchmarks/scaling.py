@@ -3,8 +3,8 @@
     python -m benchmarks.scaling [--seconds 20] [--steps 200:10 200:2] [--pgbouncer PATH]
 
 Workers are threads of a few processes, without torch: each claims, keeps its lease, and records phases, progress,
-blocks and the end through the product's own functions (``worker.claims``, ``kept``, ``Pen``, ``worker.blocks``,
-``worker.ledger``), with blocks that take a given time; it waits for bells with BRPOP as Celery does. API replicas are
+blocks and the end through the product's own functions (``worker.ledger``, ``kept``, ``Pen``),
+with blocks that take a given time; it waits for bells with BRPOP as Celery does. API replicas are
 the real application, each with its own pools, in one process without sockets: clients make jobs as fast as workers end
 them, list and read jobs, and follow events. A step is WORKERS:SECONDS of a block.
 """
@@ -33,16 +33,17 @@ import psutil
 import psycopg
 import redis
 
-from app.contract.bell import QUEUE
-from app.contract.ids import new_id
 from app.main import create_app
-from app.settings import Settings
+from core.contract.ids import new_id
+from core.settings import Settings
+from core.wakeup import QUEUE
 from tests.services import TEMPLATE, Postgres, running_postgres, running_redis
-from worker import blocks, claims, ledger
-from worker.lease import CancelRequested, Lost, kept
-from worker.pen import Pen
+from worker.embedded.servers import free_port
+from worker.ledger import attempts as ledger
+from worker.ledger import blocks, claims
 from worker.process import start
-from worker.servers import free_port
+from worker.supervisor.fenced_writer import Pen
+from worker.supervisor.lease import CancelRequested, Lost, kept
 
 RESULTS = Path(__file__).parent / "results" / "scaling.md"
 KEY = "qe_benchmark_key_0123456789_0123456789"
@@ -225,7 +226,7 @@ async def _reads(client: httpx.AsyncClient, times: Times) -> None:
 async def _follows(app: Any, times: Times) -> None:
     """A follower of running jobs through the feed of its replica, as the stream of events reads it."""
     service = app.state.service
-    from app.auth import DEFAULT_TENANT, Caller
+    from app.access.auth import DEFAULT_TENANT, Caller
 
     sessions = service.sessions_of(Caller("bootstrap", DEFAULT_TENANT, frozenset()))
     while True:

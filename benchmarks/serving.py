@@ -28,11 +28,11 @@ import transformers
 from torch import Tensor, nn
 
 from quant_experts.checkpoint.layout import group_config, group_tensors, install_group
-from quant_experts.fitted import FittedGroup
-from quant_experts.groups import GroupPlan, family_of, plan_groups
-from quant_experts.modeling_quant_experts import QuantizedLinear
-from quant_experts.quantizer import quantize
-from quant_experts.schemes import Scheme, parse_scheme
+from quant_experts.fit.fitted import FittedGroup
+from quant_experts.fit.quantizer import quantize
+from quant_experts.forward.modeling_quant_experts import QuantizedLinear
+from quant_experts.model.groups import GroupPlan, family_of, plan_groups
+from quant_experts.spec.schemes import Scheme, parse_scheme
 
 GROUP_SIZE, EXPERTS = 64, 8
 DECODED, PROMPT, PREFILLS = 24, 16, (64, 512)

@@ -12,8 +12,8 @@ from alembic import context
 from sqlalchemy import Engine, NullPool, create_engine, text
 from sqlalchemy.exc import OperationalError
 
-from app.contract.tables import Base
-from app.settings import Settings
+from core.ledger.tables import Base
+from core.settings import Settings
 
 LOCK = 0x7165_6D69  # "qemi": any number that nothing else locks
 LOCK_SECONDS = 2

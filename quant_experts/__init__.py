@@ -31,7 +31,7 @@ class _RegisterAfter(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
-        importlib.import_module("quant_experts.modeling_quant_experts")
+        importlib.import_module("quant_experts.forward.modeling_quant_experts")
 
 
 class _TableFinder(importlib.abc.MetaPathFinder):
@@ -50,6 +50,6 @@ class _TableFinder(importlib.abc.MetaPathFinder):
 
 
 if _TABLE in sys.modules:
-    importlib.import_module("quant_experts.modeling_quant_experts")
+    importlib.import_module("quant_experts.forward.modeling_quant_experts")
 else:
     sys.meta_path.insert(0, _TableFinder())

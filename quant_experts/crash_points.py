@@ -1,7 +1,7 @@
 """Steps of a run at which its process may die and a later run must go on, told to whoever listens.
 
 Nobody does, unless a fault test has the runner kill itself exactly there; the names are listed in
-``app/contract/crash_points.py``.
+``core/crash_points.py``.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from quant_experts.errors import Stopped
-from quant_experts.report import GroupReport
+from quant_experts.report.data import GroupReport
 
 Phase = Literal["preparing", "calibrating", "fitting", "packing", "verifying", "evaluating", "publishing"]
 PHASES: tuple[Phase, ...] = (
@@ -50,7 +50,7 @@ class GroupFitted:
     stack: str | None = None
     index: int | None = None
     part: str | None = None
-    """As in :class:`quant_experts.report.BlockReport`."""
+    """As in :class:`quant_experts.report.data.BlockReport`."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class BlockFinished:
     stack: str | None = None
     index: int | None = None
     part: str | None = None
-    """As in :class:`quant_experts.report.BlockReport`."""
+    """As in :class:`quant_experts.report.data.BlockReport`."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Where an installed wheel keeps the service: ``app``, ``worker`` and ``migrations``.
+"""Where an installed wheel keeps the service: ``app``, ``worker``, ``core`` and ``migrations``.
 
 They lie in one directory beside this package, on nobody's import path: names as common as ``app`` are not taken from
 whoever installs the client. ``qe`` adds the directory for itself and the processes that it starts. A checkout has no

@@ -10,15 +10,15 @@ from statistics import fmean
 
 import pytest
 
-from quant_experts.calls import read_calls
-from quant_experts.config import QuantizationSpec
+from quant_experts.calibration.captured_inputs import read_calls
 from quant_experts.planning.disk import VARIANTS_EACH, disk_by_phase
 from quant_experts.planning.local import read_local
 from quant_experts.planning.recipe import Recipe
 from quant_experts.planning.rows import Rows
 from quant_experts.planning.shapes import shapes_of
 from quant_experts.planning.sizes import Size, size_of
-from quant_experts.report import QualityReport
+from quant_experts.report.data import QualityReport
+from quant_experts.spec.specification import QuantizationSpec
 
 
 def planned_size(model: Path, spec: QuantizationSpec) -> Size:
@@ -64,7 +64,7 @@ def disk_peaks(directory: Path) -> Iterator[dict[str, int]]:
         peaks[phase] = max(peaks.get(phase, 0), sum(path.stat().st_size for path in own.values()))
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("quant_experts.tensor_file.reach", look)
+        patched.setattr("quant_experts.model.tensor_file.reach", look)
         yield peaks
 
 

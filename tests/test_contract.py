@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from app.contract import spec as contract
-from app.contract import versions
-from app.contract.errors import FailureCode
-from app.contract.states import FINISHED, TRANSITIONS, JobStatus, Phase
-from quant_experts import config, errors, progress, reconstruction, rounding, schemes, smoothing
+from core.contract import spec as contract
+from core.contract import versions
+from core.contract.errors import FailureCode
+from core.ledger.states import FINISHED, TRANSITIONS, JobStatus, Phase
+from quant_experts import errors, progress
+from quant_experts.fit import reconstruction, rounding, smoothing
+from quant_experts.spec import schemes
+from quant_experts.spec import specification as config
 
 
 def test_the_api_offers_the_slots_that_the_library_registers() -> None:
@@ -89,7 +92,7 @@ def test_who_changes_what_a_spec_may_say_raises_its_version() -> None:
     }
     fingerprint = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
     assert fingerprint == FINGERPRINTS.get(versions.UNDERSTOOD), (
-        "old workers refuse what they do not know: raise UNDERSTOOD in app/contract/versions.py, name what is new in"
+        "old workers refuse what they do not know: raise UNDERSTOOD in core/contract/versions.py, name what is new in"
         f" SINCE, and note the fingerprint {fingerprint} here. If every old worker understands the change, note it only"
     )
     assert all(1 < since <= versions.UNDERSTOOD for since in versions.SINCE.values())

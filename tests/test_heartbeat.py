@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from app import heartbeat
 from app.main import create_app
-from app.settings import Settings
+from core import heartbeat
+from core.settings import Settings
 from tests.services import wait_until
-from worker import keeper
-from worker.presence import present
+from worker.keeper import loop as keeper
+from worker.machine.presence import present
 
 CHECK = re.findall(r"^    (test .*)$", heartbeat.__doc__ or "", re.M)[0]
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from app.telemetry import Telemetry
+from app.web.telemetry import Telemetry
 from worker import metrics
 
 FILES = Path(__file__).parent.parent / "observability"

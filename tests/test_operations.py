@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from app.contract.errors import FailureCode
-from app.contract.events import EventType
-from app.contract.states import AttemptOutcome
-from app.problems import CATALOGUE
-from app.telemetry import Telemetry
+from app.web.problems import CATALOGUE
+from app.web.telemetry import Telemetry
+from core.contract.errors import FailureCode
+from core.contract.events import EventType
+from core.ledger.states import AttemptOutcome
 from worker import metrics
 
 ROOT = Path(__file__).parent.parent
@@ -51,6 +51,6 @@ def test_named_metrics_events_codes_and_problems_exist() -> None:
 
 
 def test_every_retryable_failure_has_its_line() -> None:
-    from app.contract.errors import RETRYABLE
+    from core.contract.errors import RETRYABLE
 
     assert {code.value for code in RETRYABLE} - {"internal"} <= set(re.findall(r"`(\w+)`", RUNBOOK))

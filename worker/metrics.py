@@ -13,8 +13,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from app.contract.states import JobStatus
-from worker.device import ask_gpus
+from core.ledger.states import JobStatus
+from worker.machine.device import ask_gpus
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from app.contract import crash_points
+from core import crash_points
 
 PR_SET_PDEATHSIG = 1
 INHERITED = (

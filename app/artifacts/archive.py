@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from app.artifacts.content import Piece, Stored
-from app.contract.tables import Artifact
+from core.ledger.tables import Artifact
 
 END = b"\0" * tarfile.RECORDSIZE
 

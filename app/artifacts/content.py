@@ -1,7 +1,7 @@
 """A body of immutable pieces, literal bytes and parts of stored objects, any range of which can be sent.
 
-A stored object that is a local file goes by the kernel where the server can (``app.kernel_copy``), else it is read in a
-thread, a megabyte at a time.
+The kernel sends a stored object that is a local file, where the server can (``app.web.kernel_copy``). Otherwise
+a thread reads it, a megabyte at a time.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from app.kernel_copy import SendFile, sender_of
-from app.storage import LocalStorage, ObjectMissing, Storage
+from app.web.kernel_copy import SendFile, sender_of
+from core.storage import LocalStorage, ObjectMissing, Storage
 
 CHUNK = 1 << 20
 

@@ -7,17 +7,17 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request, Response
 
-from app import problems
 from app.artifacts.archive import archive_digest, archive_pieces
 from app.artifacts.ranges import etag
 from app.artifacts.schemas import ArtifactList, ArtifactView
 from app.artifacts.sending import BINARY, check_stored, decide, send_artifact
-from app.contract.states import FINISHED, JobStatus
-from app.database import release
+from app.db.engine import release
 from app.deps import JobsReader, JobsWriter, ServiceDep, SessionDep
 from app.jobs import deletion, queries
-from app.negotiation import choose
-from app.problems import Problem, documented
+from app.web import problems
+from app.web.negotiation import choose
+from app.web.problems import Problem, documented
+from core.ledger.states import FINISHED, JobStatus
 
 REPORTS = {"application/json": "quality_report.json", "text/html": "quality_report.html"}
 FORMATS = {"json": "application/json", "html": "text/html"}

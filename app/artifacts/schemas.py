@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel
 
-from app.contract.tables import Artifact
+from core.ledger.tables import Artifact
 
 
 class ArtifactView(BaseModel):

@@ -8,13 +8,13 @@ from urllib.parse import quote
 
 from fastapi import Request, Response
 
-from app import problems
 from app.artifacts import ranges
 from app.artifacts.content import Piece, PiecesResponse, Stored, cut, length_of
-from app.contract.tables import Artifact
 from app.deps import Service
-from app.problems import Problem
-from app.storage import LocalStorage, ObjectMissing, Presentation, Storage
+from app.web import problems
+from app.web.problems import Problem
+from core.ledger.tables import Artifact
+from core.storage import LocalStorage, ObjectMissing, Presentation, Storage
 
 BINARY = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}, "*/*": {}}}
 FOREVER = "private, max-age=31536000, immutable"

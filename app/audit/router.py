@@ -6,13 +6,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from app import problems
 from app.audit.schemas import AuditQuery, AuditView
 from app.audit.service import entries_matching
-from app.contract.tables import AuditEntry
 from app.deps import AuditReader, ServiceDep, SessionDep
-from app.paging import Page, page_of
-from app.problems import documented
+from app.web import problems
+from app.web.paging import Page, page_of
+from app.web.problems import documented
+from core.ledger.tables import AuditEntry
 
 router = APIRouter(prefix="/v1/audit", tags=["audit"])
 

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, StringConstraints
 
-from app.contract import patterns
-from app.contract.tables import AuditEntry
-from app.paging import PageQuery
+from app.web.paging import PageQuery
+from core.contract import patterns
+from core.ledger.tables import AuditEntry
 
 Word = Annotated[str, StringConstraints(max_length=80, pattern=patterns.WORD)]
 

@@ -10,12 +10,12 @@ from psycopg.types.json import Jsonb
 from sqlalchemy import Select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.access.auth import Actor
 from app.audit.schemas import AuditQuery
-from app.auth import Actor
-from app.contract.ids import new_id
-from app.contract.tables import AuditEntry
-from app.direct import Statement, joined
-from app.tenancy import act_for, owned
+from app.db.pipeline import Statement, joined
+from app.db.tenancy import act_for, owned
+from core.contract.ids import new_id
+from core.ledger.tables import AuditEntry
 
 
 class Action(StrEnum):

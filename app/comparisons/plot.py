@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from html import escape
 
 from app.comparisons.schemas import ComparedJob, ComparisonView
-from app.figures import number
-from app.sizes import said, ticks
+from app.web.figures import number
+from app.web.sizes import said, ticks
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 880, 420, 84, 28, 52, 56
 LEAST_KL = 1e-9

@@ -6,10 +6,10 @@ import re
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import problems
-from app.contract.tables import Comparison, Job
-from app.problems import Problem
-from app.tenancy import owned
+from app.db.tenancy import owned
+from app.web import problems
+from app.web.problems import Problem
+from core.ledger.tables import Comparison, Job
 
 COMPARISON_ID = re.compile(r"cmp_[0-9a-f]{32}")
 

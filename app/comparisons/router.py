@@ -6,20 +6,20 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from app import problems
+from app.access.quotas import admit
 from app.comparisons import service
 from app.comparisons.plot import draw
 from app.comparisons.queries import jobs_of
 from app.comparisons.schemas import ComparisonView, NewComparison
-from app.contract.tables import Comparison
+from app.db.pipeline import joined
+from app.db.tenancy import owned
 from app.deps import DoorbellDep, JobsReader, JobsWriter, ServiceDep, SessionDep, actor_of
-from app.direct import joined
-from app.idempotency import IdempotencyKey, Made, Once
-from app.negotiation import choose
-from app.paging import Page, PageQuery, page_of
-from app.problems import Problem, documented
-from app.quotas import admit
-from app.tenancy import owned
+from app.web import problems
+from app.web.idempotency import IdempotencyKey, Made, Once
+from app.web.negotiation import choose
+from app.web.paging import Page, PageQuery, page_of
+from app.web.problems import Problem, documented
+from core.ledger.tables import Comparison
 
 SVG = "image/svg+xml"
 router = APIRouter(prefix="/v1/comparisons", tags=["comparisons"])

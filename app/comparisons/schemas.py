@@ -8,15 +8,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from app.contract import patterns
-from app.contract.numbers import WHOLE
-from app.contract.spec import AcceptIf, Calibration, JobSpec, ModelRef, Options, Target
-from app.contract.states import FINISHED, JobStatus
-from app.contract.tables import Comparison, Job
 from app.jobs.fork import merge
 from app.jobs.rows import JobRow
 from app.jobs.schemas import JobError, Verdict
-from quant_experts.planning.methods import DEFAULT_METHOD
+from core.contract import patterns
+from core.contract.numbers import WHOLE
+from core.contract.spec import AcceptIf, Calibration, JobSpec, ModelRef, Options, Target
+from core.ledger.states import FINISHED, JobStatus
+from core.ledger.tables import Comparison, Job
+from quant_experts.spec.methods import DEFAULT_METHOD
 
 MOST_CANDIDATES = 16
 Label = Annotated[str, StringConstraints(min_length=1, max_length=80, pattern=patterns.LINE)]

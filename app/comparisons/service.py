@@ -6,22 +6,22 @@ from collections.abc import Sequence
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.access.auth import Actor
 from app.audit.service import Action, note
-from app.auth import Actor
 from app.comparisons.queries import get_comparison, jobs_of
 from app.comparisons.schemas import ComparisonView, NewComparison
-from app.contract.ids import new_id
-from app.contract.states import FINISHED
-from app.contract.tables import Comparison
-from app.database import release
-from app.direct import joined
+from app.db.engine import release
+from app.db.pipeline import joined
 from app.jobs.creation import create_job
 from app.jobs.queries import get_job
 from app.jobs.rows import JobRow
 from app.jobs.service import cancel_job
 from app.plans.agreement import Agreed, guard_creation
-from app.settings import Settings
-from app.storage import Storage
+from core.contract.ids import new_id
+from core.ledger.states import FINISHED
+from core.ledger.tables import Comparison
+from core.settings import Settings
+from core.storage import Storage
 
 
 async def agreed_on(

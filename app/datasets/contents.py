@@ -17,7 +17,7 @@ from app.datasets.audio import read_header as read_audio_header
 from app.datasets.images import ImageHeader, read_header
 from app.datasets.rows import audio_bytes, image_bytes, offered_images
 from app.datasets.validation import rows_of
-from app.settings import Settings
+from core.settings import Settings
 from quant_experts.planning.row_formats import canonical
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Literal, Protocol
 
-from app import problems
-from app.problems import Problem
-from app.settings import Settings
+from app.web import problems
+from app.web.problems import Problem
+from core.settings import Settings
 
 State = Literal["ready", "expired", "invalid"]
 LONGEST = timedelta(days=36_525)

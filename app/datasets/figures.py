@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.datasets.contents import Row, all_rows
-from app.settings import Settings
+from core.settings import Settings
 from quant_experts.planning.counting import Counting
 from quant_experts.planning.row_tokens import MOST_CHARACTERS, Counted, Counts, RowCounting, TurnsBy
 from quant_experts.planning.text_files import TextFiles

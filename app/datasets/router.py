@@ -9,23 +9,23 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi import Path as PathParameter
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import problems
+from app.access.auth import Caller
+from app.access.quotas import room_of
 from app.artifacts import ranges
 from app.artifacts.sending import FOREVER, decide
-from app.auth import Caller
-from app.contract.spec import ModelId, ModelRef, Revision
-from app.contract.tables import Dataset
 from app.datasets import service
 from app.datasets.schemas import DatasetChanges, DatasetQuery, DatasetView, FiguresView, RowPage, RowView
 from app.datasets.upload import WRITTEN_OUT, EndFields, received
+from app.db.pipeline import joined
+from app.db.tenancy import owned
 from app.deps import DatasetsReader, DatasetsWriter, Service, ServiceDep, SessionDep
-from app.direct import joined
-from app.idempotency import IdempotencyKey, Made, Once
-from app.paging import Page, page_of
 from app.parsing.operations import AUDIO, IMAGE, PAGE
-from app.problems import Problem, documented
-from app.quotas import room_of
-from app.tenancy import owned
+from app.web import problems
+from app.web.idempotency import IdempotencyKey, Made, Once
+from app.web.paging import Page, page_of
+from app.web.problems import Problem, documented
+from core.contract.spec import ModelId, ModelRef, Revision
+from core.ledger.tables import Dataset
 
 FORM = {
     "requestBody": {

@@ -15,7 +15,7 @@ from typing import Any
 from app.datasets.audio import BadAudio
 from app.datasets.audio import read_header as read_audio_header
 from app.datasets.images import BadImage, read_header
-from app.settings import Settings
+from core.settings import Settings
 from quant_experts.planning.row_formats import UnknownRow, canonical, kind_of
 
 EXAMPLES = {"image": "image/png", "audio": "audio/wav"}

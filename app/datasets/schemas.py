@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from app.contract import patterns
-from app.contract.tables import Dataset
 from app.datasets.contents import Row
 from app.datasets.expiry import State, state_of
 from app.datasets.figures import Figures, TokenFigures
-from app.moments import Moment
-from app.paging import PageQuery
+from app.web.moments import Moment
+from app.web.paging import PageQuery
+from core.contract import patterns
+from core.ledger.tables import Dataset
 
 
 class DatasetQuery(PageQuery):

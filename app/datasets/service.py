@@ -10,29 +10,29 @@ from typing import Any, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import problems
+from app.access.quotas import StorageMeter, room_of
 from app.audit.service import Action, note
-from app.contract.crash_points import reach
-from app.contract.ids import new_id
-from app.contract.spec import ModelRef
-from app.contract.tables import Dataset
-from app.database import release
 from app.datasets.expiry import still_to_come, what_is_wrong
 from app.datasets.figures import Figures
 from app.datasets.upload import Upload, draft
 from app.datasets.validation import Contents, InvalidRows
+from app.db.engine import release
+from app.db.tenancy import owned
 from app.hub_tokens.service import token_of
 from app.jobs.queries import jobs_needing
 from app.parsing import Died, parse
 from app.parsing.children import Asked
 from app.parsing.operations import CHECK, FIGURES, Operation, bounds_of
 from app.plans.inputs import Model, read_model
-from app.problems import Problem
-from app.quotas import StorageMeter, room_of
-from app.settings import Settings
-from app.storage import ObjectMissing, Storage
-from app.tenancy import owned
-from app.threads import aside
+from app.web import problems
+from app.web.problems import Problem
+from app.web.threads import aside
+from core.contract.ids import new_id
+from core.contract.spec import ModelRef
+from core.crash_points import reach
+from core.ledger.tables import Dataset
+from core.settings import Settings
+from core.storage import ObjectMissing, Storage
 from quant_experts.planning.errors import HubUnavailable, Unreadable
 
 Found = TypeVar("Found")
@@ -194,7 +194,7 @@ async def keep_upload(
             await session.commit()
     except BaseException:
         # When the connection breaks at COMMIT the row may be there, and then it needs its object. An object without a
-        # row does no harm, and `worker.reconcile` finds it.
+        # row does no harm, and `worker.keeper.reconcile` finds it.
         if not committing:
             await session.rollback()
             await asyncio.to_thread(storage.delete, key)

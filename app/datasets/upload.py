@@ -24,11 +24,11 @@ from pydantic import TypeAdapter, ValidationError
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from app import problems
 from app.datasets.expiry import end_of_new
-from app.moments import Moment
-from app.problems import Problem
-from app.settings import Settings
+from app.web import problems
+from app.web.moments import Moment
+from app.web.problems import Problem
+from core.settings import Settings
 
 FLUSH = 1 << 20
 MOST_FIELD_BYTES = 1024

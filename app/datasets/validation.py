@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from app.datasets.rows import check_row
-from app.settings import Settings
+from core.settings import Settings
 from quant_experts.planning.complaints import Complaints
 from quant_experts.planning.row_files import UnreadableFile, UnreadableRow, opened, raw_rows
 from quant_experts.planning.row_formats import COLUMNS, TURNS, UnknownRow, of_columns, what_it_is

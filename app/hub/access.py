@@ -7,10 +7,10 @@ from typing import Annotated
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials
 
-from app.auth import Caller, Scope
+from app.access.auth import Caller, Scope
 from app.deps import ServiceDep, bearer, require
 from app.hub.problems import BAD_TOKEN, REPOSITORY, error_headers
-from app.problems import UNAUTHENTICATED, Problem
+from app.web.problems import UNAUTHENTICATED, Problem
 
 jobs_reader = require(Scope.JOBS_READ)
 

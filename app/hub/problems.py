@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from app.problems import NOT_FOUND, Problem
+from app.web.problems import NOT_FOUND, Problem
 
 REPOSITORY, REVISION, ENTRY = "RepoNotFound", "RevisionNotFound", "EntryNotFound"
 BAD_TOKEN = "Invalid credentials in Authorization header"  # noqa: S105 -- the words by which the client knows it

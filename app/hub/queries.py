@@ -16,13 +16,13 @@ from sqlalchemy import ColumnElement, Text, cast, func, or_, select
 from sqlalchemy.dialects.postgresql import BYTEA, aggregate_order_by
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.contract.alias import JOB_NAMESPACE
-from app.contract.states import JobStatus
-from app.contract.tables import Artifact, Job
+from app.db.tenancy import owned
 from app.hub.problems import repository_not_found, revision_not_found
 from app.jobs.queries import JOB_ID, artifacts_of
 from app.jobs.schemas import Verdict
-from app.tenancy import owned
+from core.contract.alias import JOB_NAMESPACE
+from core.ledger.states import JobStatus
+from core.ledger.tables import Artifact, Job
 
 MAIN = "main"
 COMMIT = re.compile(r"[0-9a-f]{40}")

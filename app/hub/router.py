@@ -8,9 +8,8 @@ from urllib.parse import parse_qs, quote
 
 from fastapi import APIRouter, Query, Request, Response
 
-from app import problems
 from app.artifacts.sending import BINARY, send_artifact
-from app.database import release
+from app.db.engine import release
 from app.deps import ServiceDep, SessionDep
 from app.hub import tree
 from app.hub.access import HubReader
@@ -28,7 +27,8 @@ from app.hub.schemas import (
     WhoAmI,
     title_of,
 )
-from app.problems import Problem, documented
+from app.web import problems
+from app.web.problems import Problem, documented
 
 MOST_PATHS = 1000
 PATHS = {

@@ -9,8 +9,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from app.contract.tables import Artifact
 from app.hub.queries import Commit
+from core.ledger.tables import Artifact
 
 
 class LfsTree(BaseModel):

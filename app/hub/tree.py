@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from app.contract.tables import Artifact
 from app.hub.schemas import LastCommit, TreeFile, TreeFolder
+from core.ledger.tables import Artifact
 
 Entry = TreeFile | TreeFolder
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from app import problems
 from app.deps import KeysAdmin, ServiceDep, SessionDep
 from app.hub_tokens import service
 from app.hub_tokens.schemas import HubTokenView, NewHubToken
-from app.problems import documented
+from app.web import problems
+from app.web.problems import documented
 
 router = APIRouter(prefix="/v1/hub-token", tags=["keys"])
 

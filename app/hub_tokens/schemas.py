@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from app.contract import patterns
-from app.contract.tables import HubToken
-from app.settings import Settings
+from core.contract import patterns
+from core.ledger.tables import HubToken
+from core.settings import Settings
 
 
 class NewHubToken(BaseModel):

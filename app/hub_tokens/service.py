@@ -6,15 +6,15 @@ from datetime import UTC, datetime
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import problems
+from app.access.quotas import one_at_a_time
 from app.audit.service import Action, note
-from app.contract.secret import BadSeal, hub_seal, open_hub_token
-from app.contract.tables import HubToken
+from app.db.tenancy import owned
 from app.hub_tokens.schemas import HubTokenView
-from app.problems import Problem
-from app.quotas import one_at_a_time
-from app.settings import Settings
-from app.tenancy import owned
+from app.web import problems
+from app.web.problems import Problem
+from core.ledger.tables import HubToken
+from core.secret import BadSeal, hub_seal, open_hub_token
+from core.settings import Settings
 
 
 async def view(session: AsyncSession, *, tenant: str, settings: Settings) -> HubTokenView:

@@ -11,21 +11,22 @@ from typing import Any
 
 from psycopg.types.json import Jsonb
 
-from app import problems, tracing
+from app.access.auth import Actor
 from app.audit.service import Action, noted
-from app.auth import Actor
-from app.contract.events import EventType
-from app.contract.ids import new_id
-from app.contract.spec import JobSpec
-from app.contract.tables import Dataset
-from app.contract.versions import stored
 from app.datasets.expiry import state_of, what_is_wrong
-from app.direct import Statement, Transaction, columns_of
+from app.db.pipeline import Statement, Transaction, columns_of
+from app.db.tenancy import of_tenant
 from app.jobs.rows import JobRow
-from app.logs import EXTRA
-from app.problems import Problem
-from app.settings import Settings
-from app.tenancy import of_tenant
+from app.web import problems
+from app.web.problems import Problem
+from core import tracing
+from core.contract.events import EventType
+from core.contract.ids import new_id
+from core.contract.spec import JobSpec
+from core.contract.versions import stored
+from core.ledger.tables import Dataset
+from core.logs import EXTRA
+from core.settings import Settings
 
 LOCAL = "local/"
 UPLOADED = "ds_"
@@ -42,7 +43,7 @@ RETURNING {columns_of(JobRow)}
 FIRST_EVENT = f"""
 INSERT INTO events (job_id, seq, type, data) VALUES (%(job_id)s, 1, '{EventType.CREATED}', %(data)s)
 """  # noqa: S608 -- every part is ours
-"""Simpler than ``app.contract.outbox``: the number is known, and no webhook can ask for it."""
+"""Simpler than ``core.ledger.outbox``: the number is known, and no webhook can ask for it."""
 log = logging.getLogger(__name__)
 
 
@@ -58,7 +59,7 @@ async def create_job(
     comparison_id: str | None = None,
 ) -> JobRow:
     """``progress``: commits that the job is to keep to; ``plan``: what was estimated; ``forked_from``,
-    ``comparison_id``: whose files the job may take over. ``app.quotas.admit`` has let the tenant in.
+    ``comparison_id``: whose files the job may take over. ``app.access.quotas.admit`` has let the tenant in.
 
     Raises Problem 422 for a local model or an uploaded dataset that is not there, or not any more. Hub ids are left to
     the worker.

@@ -1,4 +1,4 @@
-"""Deleting finished jobs, one or many, and the artifacts of one. The keeper removes the bytes (``worker.removal``).
+"""Deleting finished jobs, one or many, and the artifacts of one. ``worker.keeper.removal`` removes the bytes.
 
 A job goes from sight at once. What unfinished forks and jobs of its comparison may still take over from it stays in
 storage until they have ended.
@@ -10,14 +10,14 @@ from sqlalchemy import cast, func, select
 from sqlalchemy.dialects.postgresql import ARRAY, TEXT
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import problems
 from app.audit.service import Action, actor_of, note, noted
-from app.contract.states import FINISHED
-from app.contract.tables import StorageRemoval
-from app.direct import joined
+from app.db.pipeline import joined
 from app.jobs.queries import artifacts_of, get_job, ids_of_finished
 from app.jobs.schemas import JobDeletion
-from app.problems import Problem
+from app.web import problems
+from app.web.problems import Problem
+from core.ledger.states import FINISHED
+from core.ledger.tables import StorageRemoval
 
 AT_ONCE = 1000
 

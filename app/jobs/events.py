@@ -1,6 +1,6 @@
 """A job's events: the API's way to append one, and the reads behind JSON pages and streams.
 
-Who sees an event sees every one before it: see ``app.contract.outbox``.
+Who sees an event sees every one before it: see ``core.ledger.outbox``.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any
 from psycopg.types.json import Jsonb
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.contract.events import EventType
-from app.contract.outbox import APPEND_EVENT
-from app.contract.tables import JobEvent
-from app.tenancy import of_job
+from app.db.tenancy import of_job
+from core.contract.events import EventType
+from core.ledger.outbox import APPEND_EVENT
+from core.ledger.tables import JobEvent
 
 
 async def append_event(session: AsyncSession, *, job_id: str, kind: EventType, data: dict[str, Any]) -> None:

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.contract.events import TERMINAL
-from app.contract.tables import Job, JobEvent
-from app.database import OpenSession
+from app.db.engine import OpenSession
+from app.db.tenancy import owned
 from app.jobs.events import events_after
 from app.jobs.schemas import EventView
-from app.tenancy import owned
+from core.contract.events import TERMINAL
+from core.ledger.tables import Job, JobEvent
 
 POLL_SECONDS = 0.25
 BATCH = 200

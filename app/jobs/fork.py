@@ -12,17 +12,17 @@ from sqlalchemy import cast, func
 from sqlalchemy.dialects.postgresql import JSONPATH
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.contract.block_files import CALLS_FILES
-from app.contract.spec import JobSpec
-from app.contract.tables import Job, Layer
+from app.db.tenancy import of_job
 from app.jobs.queries import get_job
-from app.tenancy import of_job
+from core.contract.block_files import CALLS_FILES
+from core.contract.spec import JobSpec
+from core.ledger.tables import Job, Layer
 
 MOST_OPTIONS = 64
 DECIDES_NOTHING = {"accept_if", "alias", "name", "labels", "timeout_s", "max_wait_s", "priority", "device"}
 """Fields of a spec that change no byte of the result."""
 BEFORE_THE_BLOCKS = ("model", "calibration", "options.samples", "options.seed", "options.vision")
-"""What the calls of the language model depend on: ``quant_experts.reuse`` has the same list in its own terms."""
+"""What the calls of the language model depend on: ``quant_experts.run.reuse`` has the same list in its own terms."""
 
 
 class ForkRequest(BaseModel):

@@ -11,17 +11,17 @@ from sqlalchemy import cast, func, literal_column
 from sqlalchemy.dialects.postgresql import JSONPATH
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import problems
-from app.auth import Keyring
-from app.contract.states import FINISHED, JobStatus
-from app.contract.tables import Artifact, Attempt, Job, JobLabel, Layer
-from app.database import Sessions
-from app.direct import columns_of, joined, read
+from app.access.auth import Keyring
+from app.db.engine import Sessions
+from app.db.pipeline import columns_of, joined, read
+from app.db.tenancy import of_job, of_tenant, owned
 from app.jobs.rows import JobRow
 from app.jobs.schemas import JobDeletion, JobFilter, JobQuery
-from app.paging import cut, last_seen
-from app.problems import Problem
-from app.tenancy import of_job, of_tenant, owned
+from app.web import problems
+from app.web.paging import cut, last_seen
+from app.web.problems import Problem
+from core.ledger.states import FINISHED, JobStatus
+from core.ledger.tables import Artifact, Attempt, Job, JobLabel, Layer
 
 JOB_ID = re.compile(r"job_[0-9a-f]{32}")
 

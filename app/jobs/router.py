@@ -7,13 +7,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 
-from app import direct, problems
-from app.auth import is_valid
-from app.contract.crash_points import reach
-from app.contract.events import TERMINAL
-from app.database import release
+from app.access.auth import is_valid
+from app.access.quotas import admit
+from app.db import pipeline as direct
+from app.db.engine import release
 from app.deps import DoorbellDep, JobsReader, JobsWriter, ServiceDep, SessionDep, actor_of
-from app.idempotency import IdempotencyKey, Made, Once
 from app.jobs import deletion, queries, service
 from app.jobs.creation import create_job
 from app.jobs.events import events_after
@@ -32,12 +30,15 @@ from app.jobs.schemas import (
 )
 from app.jobs.stream import stream_events
 from app.jobs.text_log import lines_of
-from app.negotiation import choose
-from app.paging import Page
 from app.plans.agreement import NOTHING_AGREED, agree, guard_creation, needs_reading
 from app.plans.schemas import JobRequest
-from app.problems import Problem, documented
-from app.quotas import admit
+from app.web import problems
+from app.web.idempotency import IdempotencyKey, Made, Once
+from app.web.negotiation import choose
+from app.web.paging import Page
+from app.web.problems import Problem, documented
+from core.contract.events import TERMINAL
+from core.crash_points import reach
 
 EVENT_STREAM = "text/event-stream"
 MAX_SEQ = 2**63 - 1

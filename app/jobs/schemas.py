@@ -9,15 +9,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from app.contract import patterns
-from app.contract.events import EventType
-from app.contract.forecast import FORECAST, Forecast
-from app.contract.spec import AcceptIf, Calibration, JobSpec, ModelRef, Options, Target
-from app.contract.states import LEASED, AttemptOutcome, JobStatus, Phase
-from app.contract.tables import Attempt, Job, JobEvent, Layer
 from app.jobs.rows import JobRow
-from app.moments import Moment
-from app.paging import PageQuery
+from app.web.moments import Moment
+from app.web.paging import PageQuery
+from core.contract import patterns
+from core.contract.events import EventType
+from core.contract.forecast import FORECAST, Forecast
+from core.contract.spec import AcceptIf, Calibration, JobSpec, ModelRef, Options, Target
+from core.ledger.states import LEASED, AttemptOutcome, JobStatus, Phase
+from core.ledger.tables import Attempt, Job, JobEvent, Layer
 from quant_experts.planning.cautions import cautions_of_scheme
 from quant_experts.planning.recipe import Recipe
 

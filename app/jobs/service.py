@@ -5,18 +5,19 @@ from __future__ import annotations
 from sqlalchemy import func
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import problems, tracing
+from app.access.quotas import admit_to_queue
 from app.audit.service import Action, note
-from app.contract.events import EventType
-from app.contract.states import FINISHED, TRANSITIONS, JobStatus
-from app.contract.tables import Job
-from app.direct import joined
+from app.db.pipeline import joined
 from app.jobs.creation import check_dataset
 from app.jobs.events import append_event
 from app.jobs.queries import get_job
-from app.problems import Problem
-from app.quotas import admit_to_queue
-from app.settings import Settings
+from app.web import problems
+from app.web.problems import Problem
+from core import tracing
+from core.contract.events import EventType
+from core.ledger.states import FINISHED, TRANSITIONS, JobStatus
+from core.ledger.tables import Job
+from core.settings import Settings
 
 
 async def cancel_job(session: AsyncSession, *, tenant: str, job_id: str) -> Job:

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import psycopg
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.database import OpenSession
+from app.db.engine import OpenSession
 from app.jobs.feed import Feed
 
 KEEPALIVE_SECONDS = 15.0

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from datetime import UTC
 from typing import Any
 
-from app.contract.tables import JobEvent
+from core.ledger.tables import JobEvent
 
 
 def lines_of(events: Iterable[JobEvent]) -> str:

@@ -7,16 +7,16 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 
-from app import problems
-from app.contract.tables import ApiKey
+from app.db.pipeline import joined
+from app.db.tenancy import owned
 from app.deps import KeysAdmin, ServiceDep, SessionDep
-from app.direct import joined
-from app.idempotency import IdempotencyKey, Made, Once
 from app.keys import service
 from app.keys.schemas import OTHERS, CreatedKey, KeyQuery, KeyRotation, KeyView, NewKey, Tenant
-from app.paging import Page, page_of
-from app.problems import documented
-from app.tenancy import owned
+from app.web import problems
+from app.web.idempotency import IdempotencyKey, Made, Once
+from app.web.paging import Page, page_of
+from app.web.problems import documented
+from core.ledger.tables import ApiKey
 
 OfTenant = Annotated[Tenant | None, Query(description=OTHERS)]
 router = APIRouter(prefix="/v1/keys", tags=["keys"])

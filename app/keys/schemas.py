@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from app.auth import Scope
-from app.contract import patterns
-from app.contract.numbers import WHOLE
-from app.contract.tables import ApiKey
-from app.moments import Moment
-from app.paging import PageQuery
+from app.access.auth import Scope
+from app.web.moments import Moment
+from app.web.paging import PageQuery
+from core.contract import patterns
+from core.contract.numbers import WHOLE
+from core.ledger.tables import ApiKey
 
 KeyName = Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=patterns.LINE)]
 Tenant = Annotated[str, StringConstraints(pattern=patterns.TENANT)]

@@ -8,14 +8,14 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import problems
+from app.access.auth import Caller, Keyring, Scope, new_api_key
 from app.audit.service import Action, note
-from app.auth import Caller, Keyring, Scope, new_api_key
-from app.contract.ids import new_id
-from app.contract.tables import ApiKey
+from app.db.tenancy import act_for, owned
 from app.keys.schemas import NewKey
-from app.problems import Problem
-from app.tenancy import act_for, owned
+from app.web import problems
+from app.web.problems import Problem
+from core.contract.ids import new_id
+from core.ledger.tables import ApiKey
 
 KEY_ID = re.compile(r"key_[0-9a-f]{32}")
 

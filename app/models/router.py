@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
-from app import problems
 from app.deps import AnyCaller, ServiceDep
 from app.models.schemas import ModelList
 from app.models.service import local_models
-from app.problems import documented
+from app.web import problems
+from app.web.problems import documented
 
 router = APIRouter(prefix="/v1/models", tags=["service"])
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from app.confinement import Limits
-from app.contract.spec import ModelId
 from app.models.schemas import LocalModel, ModelList
 from app.parsing import Died, parse
 from app.parsing.operations import CONFIGS, Config
 from app.plans.inputs import LOCAL, local_directory
-from app.settings import Settings
-from app.threads import aside
+from app.web.threads import aside
+from core.confinement import Limits
+from core.contract.spec import ModelId
+from core.settings import Settings
 from quant_experts.planning.errors import Unreadable
 from quant_experts.planning.families import FAMILIES, ORIGINALS
 

@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from app.confinement import Limits
 from app.parsing import frames
 from app.parsing.operations import Operation, raised
-from app.threads import aside
+from app.web.threads import aside
+from core.confinement import Limits
 
 Found = TypeVar("Found")
 LIMITS = Limits(memory=2 << 30, cpu=90)

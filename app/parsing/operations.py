@@ -17,7 +17,7 @@ from app.datasets.figures import Figures, figures
 from app.datasets.validation import Contents, InvalidRows, validate
 from app.parsing import frames
 from app.parsing.counting import CountingHere
-from app.settings import Settings
+from core.settings import Settings
 from quant_experts.planning.errors import HubUnavailable, Unreadable
 from quant_experts.planning.families import family_of
 from quant_experts.planning.headers import ModelHeaders, assemble

@@ -17,9 +17,9 @@ import signal
 import socket
 import sys
 
-from app.confinement import Limits, raise_walls
 from app.parsing import frames
 from app.parsing.operations import OPERATIONS, Job, Refused
+from core.confinement import Limits, raise_walls
 
 MOST_FILES = 16
 FORK, KILL = b"f", b"k"

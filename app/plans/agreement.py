@@ -8,19 +8,19 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import problems
-from app.contract.spec import JobSpec
-from app.contract.tables import Dataset
-from app.database import release
+from app.db.engine import release
 from app.plans import inputs
 from app.plans.inputs import UPLOADED
 from app.plans.queries import kept_plan
 from app.plans.schemas import JobRequest, ResolvedInputs, errors_of
 from app.plans.service import DECIDES, Planned, deciding, estimate_to_keep, estimated, fleet_of, uploaded_dataset
-from app.problems import Problem
-from app.settings import Settings
-from app.storage import Storage
-from app.threads import aside
+from app.web import problems
+from app.web.problems import Problem
+from app.web.threads import aside
+from core.contract.spec import JobSpec
+from core.ledger.tables import Dataset
+from core.settings import Settings
+from core.storage import Storage
 from quant_experts.planning.errors import Refusal, Unreadable
 
 

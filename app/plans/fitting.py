@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from app.contract.tables import Worker
 from app.plans.queries import kind_of
 from app.plans.schemas import WorkerFit
-from app.sizes import said
+from app.web.sizes import said
+from core.ledger.tables import Worker
 from quant_experts.planning.errors import Refusal
 from quant_experts.planning.plan import Plan
 
@@ -51,7 +51,10 @@ def _fits(worker: Worker, plan: Plan | None) -> tuple[bool | None, str | None]:
     )
     for needed, there, what in needs:
         if there is not None and needed > ROOM * there:
-            return False, f"the job needs {said(needed)} {what} ({memory.phase}), {worker.device} has {said(there)}"
+            return (
+                False,
+                f"the job needs {said(needed)} {what} ({memory.phase}), {worker.device} has {said(there)}",
+            )
     if worker.memory_bytes is None:
         return None, "the worker does not say how much memory it has"
     return True, None

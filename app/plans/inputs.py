@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.contract.local_model import model_fingerprint
-from app.contract.spec import ModelRef
-from app.contract.tables import Dataset
 from app.datasets.upload import draft
 from app.parsing import Died, parse
 from app.parsing.children import Asked
 from app.parsing.operations import ESTIMATE, Sampled, ToEstimate
-from app.settings import Settings
-from app.storage import ObjectMissing, Storage
-from app.threads import aside
+from app.web.threads import aside
+from core.contract.local_model import model_fingerprint
+from core.contract.spec import ModelRef
+from core.ledger.tables import Dataset
+from core.settings import Settings
+from core.storage import ObjectMissing, Storage
 from quant_experts.planning.errors import Unreadable
 from quant_experts.planning.hub import HubFiles, resolve_dataset
 from quant_experts.planning.local import LocalFiles

@@ -8,9 +8,9 @@ from datetime import timedelta
 from sqlalchemy import and_, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.contract.states import JobStatus
-from app.contract.tables import Attempt, Job, Layer, Plan, Worker
-from app.tenancy import owned
+from app.db.tenancy import owned
+from core.ledger.states import JobStatus
+from core.ledger.tables import Attempt, Job, Layer, Plan, Worker
 
 KEPT = timedelta(hours=24)
 MOST_BLOCKS = 500

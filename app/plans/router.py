@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
-from app import problems
-from app.contract.spec import JobSpec
 from app.deps import JobsReader, JobsWriter, ServiceDep, SessionDep
 from app.plans import service
 from app.plans.schemas import KeptPlanView, PlanView
-from app.problems import documented
+from app.web import problems
+from app.web.problems import documented
+from core.contract.spec import JobSpec
 
 router = APIRouter(tags=["jobs"])
 

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from app.contract import patterns
-from app.contract.spec import JobSpec
+from core.contract import patterns
+from core.contract.spec import JobSpec
 from quant_experts.planning.plan import Placement, Plan
 from quant_experts.planning.shapes import Shapes
 

@@ -12,31 +12,23 @@ from sqlalchemy import func
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import problems
-from app.contract.spec import JobSpec
-from app.contract.tables import Dataset, Worker
-from app.contract.tables import Plan as KeptPlan
-from app.database import release
 from app.datasets.expiry import what_is_wrong
+from app.db.engine import release
+from app.db.tenancy import owned
 from app.hub_tokens.service import token_of
 from app.plans import inputs
 from app.plans.fitting import fits_of, memory_refusal
 from app.plans.inputs import UPLOADED, Model
 from app.plans.queries import KEPT, kept_plan, measured_ratios, workers_alive
-from app.plans.schemas import (
-    Estimate,
-    KeptPlanView,
-    PlanView,
-    RefusalView,
-    ResolvedInputs,
-    WarningView,
-    WorkerFit,
-)
-from app.problems import Problem
-from app.settings import Settings
-from app.storage import Storage
-from app.tenancy import owned
-from app.threads import aside
+from app.plans.schemas import Estimate, KeptPlanView, PlanView, RefusalView, ResolvedInputs, WarningView, WorkerFit
+from app.web import problems
+from app.web.problems import Problem
+from app.web.threads import aside
+from core.contract.spec import JobSpec
+from core.ledger.tables import Dataset, Worker
+from core.ledger.tables import Plan as KeptPlan
+from core.settings import Settings
+from core.storage import Storage
 from quant_experts.planning.errors import HubUnavailable, Refusal, Unreadable
 from quant_experts.planning.plan import Plan, digest_of
 from quant_experts.planning.recipe import Recipe

@@ -5,14 +5,14 @@ from __future__ import annotations
 from fastapi import APIRouter
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.access.quotas import one_at_a_time
 from app.audit.service import Action, note
-from app.contract.tables import Retention
+from app.db.tenancy import owned
 from app.deps import KeysAdmin, ServiceDep, SessionDep, UsageReader
-from app.problems import documented
-from app.quotas import one_at_a_time
 from app.retention.schemas import RetentionChanges, RetentionView
-from app.settings import Settings
-from app.tenancy import owned
+from app.web.problems import documented
+from core.ledger.tables import Retention
+from core.settings import Settings
 
 router = APIRouter(prefix="/v1/retention", tags=["usage"])
 

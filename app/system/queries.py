@@ -7,11 +7,11 @@ from datetime import timedelta
 from sqlalchemy import and_, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.contract.states import FINISHED, JobStatus
-from app.contract.tables import Job, Worker
-from app.database import API_ROLE
-from app.quotas import QUEUED
+from app.access.quotas import QUEUED
+from app.db.engine import API_ROLE
 from app.system.schemas import WorkerView
+from core.ledger.states import FINISHED, JobStatus
+from core.ledger.tables import Job, Worker
 
 
 async def ledger_is_there(session: AsyncSession) -> bool:

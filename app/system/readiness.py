@@ -13,11 +13,11 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.database import API_ROLE
+from app.db.engine import API_ROLE
 from app.deps import Service
-from app.storage import Storage
 from app.system.queries import ledger_is_there, wall_is_there
 from app.system.schemas import Readiness
+from core.storage import Storage
 
 CHECK_SECONDS = 3.0
 OK = "ok"

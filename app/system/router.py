@@ -12,14 +12,14 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sqlalchemy.exc import SQLAlchemyError
 
-from app import problems
-from app.contract import spec
 from app.deps import AnyCaller, Service, ServiceDep, SessionDep, WorkersReader
-from app.problems import CATALOGUE, Problem, documented
 from app.system import queries
 from app.system.readiness import check_readiness
 from app.system.schemas import Health, MethodView, PlaceView, ProblemEntry, Readiness, Schemes, SchemeView, WorkerList
-from quant_experts.planning.methods import MEASURED_ON, PLACES
+from app.web import problems
+from app.web.problems import CATALOGUE, Problem, documented
+from core.contract import spec
+from quant_experts.spec.methods import MEASURED_ON, PLACES
 
 FIGURES_SECONDS = 1.0
 """For so long what the ledger said is told again: anybody may ask, and counting a long queue costs something."""

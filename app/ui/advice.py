@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.contract.errors import FailureCode
+from core.contract.errors import FailureCode
 
 ADVICE: dict[str, str] = {
     FailureCode.UNSUPPORTED_MODEL: (

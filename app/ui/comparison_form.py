@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from app.comparisons.schemas import MOST_CANDIDATES, NewComparison
 from app.ui import job_form
-from quant_experts.planning.methods import DEFAULT_METHOD
+from quant_experts.spec.methods import DEFAULT_METHOD
 
 NOT_SHARED = ("scheme", "method", "alias", "target.max_bytes", "target.max_kl")
 FIELDS = tuple(name for name in job_form.FIELDS if name not in NOT_SHARED)

@@ -12,16 +12,16 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.comparisons import router as api
 from app.comparisons.plot import draw
-from app.contract import spec as contract
 from app.deps import DoorbellDep, Service, ServiceDep, SessionDep
 from app.jobs import queries
-from app.paging import PageQuery
-from app.problems import Problem
 from app.ui import comparison_form, job_form
 from app.ui.datasets import usable_datasets
 from app.ui.new_job import choices, made_id
 from app.ui.pages import Page, render, see
 from app.ui.visitor import JobsReader, JobsWriter, Visitor, form_of
+from app.web.paging import PageQuery
+from app.web.problems import Problem
+from core.contract import spec as contract
 
 router = APIRouter(prefix="/comparisons", route_class=Page)
 

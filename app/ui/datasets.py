@@ -10,18 +10,18 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import problems
-from app.auth import Scope
-from app.contract.spec import ModelRef
+from app.access.auth import Scope
 from app.datasets import router as api
 from app.datasets.schemas import DatasetChanges, DatasetQuery, DatasetView, FiguresView
 from app.datasets.upload import EndFields
 from app.deps import Service, ServiceDep, SessionDep
-from app.problems import Problem
-from app.settings import Settings
 from app.ui import forms, keeping
 from app.ui.pages import Page, local_path, render, see
 from app.ui.visitor import DatasetsReader, DatasetsWriter, Visitor, check_csrf, check_origin, form_of
+from app.web import problems
+from app.web.problems import Problem
+from core.contract.spec import ModelRef
+from core.settings import Settings
 
 MOST_OFFERED = 100
 ROWS = 10

@@ -10,17 +10,17 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.contract.tables import Job
 from app.deps import DoorbellDep, Service, ServiceDep, SessionDep
 from app.jobs import queries
 from app.jobs import router as api
 from app.jobs.fork import ForkRequest, Takeover, asked_of, forked, takeover
-from app.problems import Problem
 from app.ui import job_form
 from app.ui.datasets import usable_datasets
 from app.ui.new_job import choices, made_id
 from app.ui.pages import Page, render, see
 from app.ui.visitor import JobsWriter, Visitor, form_of
+from app.web.problems import Problem
+from core.ledger.tables import Job
 
 router = APIRouter(route_class=Page)
 

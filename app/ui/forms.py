@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from app.problems import Problem, sentence
+from app.web.problems import Problem, sentence
 
 
 def _first_step(pointer: str) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from app.contract.events import EventType
-from app.contract.states import AttemptOutcome
 from app.jobs.schemas import AttemptView, EventView
 from app.system.schemas import WorkerView
 from app.ui.words import duration, percent, plural
+from core.contract.events import EventType
+from core.ledger.states import AttemptOutcome
 from quant_experts.planning.alike import and_more, kind_of
 
 

@@ -10,10 +10,10 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.datastructures import FormData
 
-from app.contract.spec import JobSpec
-from app.problems import Problem
 from app.ui import forms
-from quant_experts.planning.methods import DEFAULT_METHOD
+from app.web.problems import Problem
+from core.contract.spec import JobSpec
+from quant_experts.spec.methods import DEFAULT_METHOD
 
 UPLOADED, HUB = "calibration.dataset", "calibration.hub"
 FIELDS = (

@@ -10,18 +10,15 @@ from urllib.parse import parse_qs, urlencode
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import ValidationError
 
-from app import problems
+from app.access.auth import Scope
+from app.access.quotas import standing
 from app.artifacts import router as artifacts
 from app.artifacts.schemas import ArtifactView
-from app.auth import Scope
-from app.contract.states import FINISHED, JobStatus
 from app.deps import DoorbellDep, ServiceDep, SessionDep
 from app.jobs import queries
 from app.jobs import router as api
 from app.jobs.events import events_after
 from app.jobs.schemas import AttemptView, EventView, JobDeletion, JobFilter, JobQuery, JobView
-from app.problems import Problem
-from app.quotas import standing
 from app.system import router as system
 from app.ui import forms, history, outcome
 from app.ui.advice import advice
@@ -29,6 +26,9 @@ from app.ui.error_chart import error_chart
 from app.ui.navigation import first_page
 from app.ui.pages import Page, render, see
 from app.ui.visitor import AnyVisitor, JobsReader, JobsWriter, form_of
+from app.web import problems
+from app.web.problems import Problem
+from core.ledger.states import FINISHED, JobStatus
 
 LATEST_EVENTS = 200
 FIELDS = ("model", "scheme", "label", "alias")

@@ -8,11 +8,11 @@ from datetime import UTC, date, datetime, time, timedelta
 
 from starlette.datastructures import FormData
 
-from app import problems
 from app.datasets.expiry import end_of_new
 from app.datasets.upload import EndFields
-from app.problems import Problem
-from app.settings import Settings
+from app.web import problems
+from app.web.problems import Problem
+from core.settings import Settings
 
 NAMES = ("keep", "days", "until")
 FOR_EVER = {"keep": "forever", "days": "30", "until": ""}

@@ -10,16 +10,16 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.auth import EXPLAINED, Scope
+from app.access.auth import EXPLAINED, Scope
 from app.deps import Service, ServiceDep, SessionDep
 from app.hub_tokens import service as hub_tokens
 from app.hub_tokens.schemas import NewHubToken
 from app.keys import router as api
 from app.keys.schemas import CreatedKey, KeyQuery, NewKey
-from app.problems import Problem
 from app.ui import forms
 from app.ui.pages import Page, render, see
 from app.ui.visitor import KeysAdmin, Visitor, form_of
+from app.web.problems import Problem
 
 LIFETIMES = {"": "never", "7": "in 7 days", "30": "in 30 days", "90": "in 90 days", "365": "in a year"}
 USUAL = (Scope.JOBS_READ, Scope.JOBS_WRITE, Scope.DATASETS_READ, Scope.DATASETS_WRITE)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from app.auth import identify
+from app.access.auth import identify
 from app.deps import ServiceDep
 from app.ui import session
 from app.ui.pages import Page, local_path, render, see

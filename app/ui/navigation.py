@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app import problems
-from app.auth import Caller, Scope
-from app.problems import Problem
+from app.access.auth import Caller, Scope
+from app.web import problems
+from app.web.problems import Problem
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,8 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.contract import spec as contract
-from app.database import release
 from app.datasets.schemas import DatasetView
+from app.db.engine import release
 from app.deps import DoorbellDep, Service, ServiceDep, SessionDep
 from app.jobs import queries
 from app.jobs import router as api
@@ -20,12 +19,13 @@ from app.jobs.fork import asked_of
 from app.models.service import local_models
 from app.plans import router as plans
 from app.plans.schemas import JobRequest, PlanView
-from app.problems import Problem
 from app.ui import job_form
 from app.ui.datasets import usable_datasets
 from app.ui.pages import Page, render, see
 from app.ui.visitor import JobsWriter, Visitor, form_of
-from quant_experts.planning.methods import PLACES
+from app.web.problems import Problem
+from core.contract import spec as contract
+from quant_experts.spec.methods import PLACES
 
 PRESETS = [
     ("Best quality", "W4A16, balanced", {"scheme": "W4A16", "method": "balanced"}),

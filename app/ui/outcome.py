@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from app.figures import number, percent
 from app.jobs.schemas import JobView
-from app.sizes import said
+from app.web.figures import number, percent
+from app.web.sizes import said
 
 SNIPPET = """\
 from huggingface_hub import snapshot_download

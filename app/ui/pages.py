@@ -20,12 +20,12 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
-from app import problems
-from app.negotiation import choose
-from app.problems import Problem
 from app.ui import history, words
 from app.ui.navigation import menu
 from app.ui.visitor import VISITOR, SignInNeeded, Visitor
+from app.web import problems
+from app.web.negotiation import choose
+from app.web.problems import Problem
 
 HERE = Path(__file__).parent
 SWAGGER_UI = Path(swagger_resources.__path__[0])

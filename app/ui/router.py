@@ -5,8 +5,6 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 from fastapi.responses import FileResponse
 
-from app import problems
-from app.problems import Problem
 from app.ui import (
     audit,
     comparisons,
@@ -22,6 +20,8 @@ from app.ui import (
     webhooks,
     workers,
 )
+from app.web import problems
+from app.web.problems import Problem
 
 router = APIRouter(include_in_schema=False)
 # /jobs/new before /jobs/{job_id}: the first route that fits answers.

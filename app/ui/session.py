@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from fastapi import Request, Response
 
-from app.auth import Keyring
+from app.access.auth import Keyring
 
 COOKIE = "qe_session"
 SECONDS = 12 * 3600

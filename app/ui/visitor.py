@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 from fastapi import Depends, Request
 from starlette.datastructures import FormData
 
-from app import problems
-from app.auth import Caller, Scope, identify_digest
+from app.access.auth import Caller, Scope, identify_digest
 from app.deps import CALLER, ServiceDep, count_request
-from app.problems import Problem
 from app.ui.session import COOKIE, Session, unseal
+from app.web import problems
+from app.web.problems import Problem
 
 VISITOR = "qe.visitor"
 """In the scope of a request once the session is known to be good, for the menu of whatever page comes of it."""

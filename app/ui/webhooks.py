@@ -11,13 +11,12 @@ from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.datastructures import FormData
 
-from app.contract.outbox import ANNOUNCED
 from app.deps import Service, ServiceDep, SessionDep
-from app.paging import PageQuery
-from app.problems import Problem
 from app.ui import forms
 from app.ui.pages import Page, render, see
 from app.ui.visitor import Visitor, WebhooksReader, WebhooksWriter, form_of
+from app.web.paging import PageQuery
+from app.web.problems import Problem
 from app.webhooks import queries
 from app.webhooks import router as api
 from app.webhooks.schemas import (
@@ -29,6 +28,7 @@ from app.webhooks.schemas import (
     WebhookStatus,
     WebhookWithSecret,
 )
+from core.ledger.outbox import ANNOUNCED
 
 VERBS = {"started": "starts", "succeeded": "succeeds", "failed": "fails", "cancelled": "is cancelled"}
 EVENTS = {kind.value: VERBS[kind.value.removeprefix("job.")] for kind in ANNOUNCED}

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from app.contract.uploads import PREFIX
-from app.storage import Storage
+from core.contract.uploads import PREFIX
+from core.storage import Storage
 
 ABOUT = "about.json"
 NAME = re.compile(r"p(\d{5})-(\d{1,19})-([0-9a-f]{64})")

@@ -6,17 +6,17 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request, Response
 
-from app import problems
 from app.datasets.schemas import DatasetView
 from app.datasets.service import checked
 from app.datasets.upload import Upload
 from app.datasets.validation import Contents
+from app.db.pipeline import joined
 from app.deps import DatasetsWriter, ServiceDep, SessionDep
-from app.direct import joined
-from app.idempotency import IdempotencyKey, Made, Once
-from app.problems import documented
 from app.uploads import service
 from app.uploads.schemas import MOST_PARTS, CompleteUpload, NewUpload, PartView, UploadView
+from app.web import problems
+from app.web.idempotency import IdempotencyKey, Made, Once
+from app.web.problems import documented
 
 PART_BODY = {
     "requestBody": {

@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from app.contract import patterns
-from app.contract.uploads import expires_at
-from app.moments import Moment
 from app.uploads.parts import Part
+from app.web.moments import Moment
+from core.contract import patterns
+from core.contract.uploads import expires_at
 
 MOST_PARTS = 1000
 MOST_PART_BYTES = 64 << 20

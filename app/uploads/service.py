@@ -11,22 +11,22 @@ from pathlib import Path
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import problems
-from app.contract import uploads
-from app.contract.ids import new_id
-from app.contract.tables import Dataset
-from app.database import OpenSession
+from app.access.quotas import StorageMeter, room_of
 from app.datasets.expiry import end_of_new
 from app.datasets.service import find_dataset, keep_upload
 from app.datasets.upload import Upload, draft
 from app.datasets.validation import Contents
-from app.problems import Problem
-from app.quotas import StorageMeter, room_of
-from app.settings import Settings
-from app.storage import ObjectMissing, Storage
+from app.db.engine import OpenSession
 from app.uploads import parts
 from app.uploads.parts import Part, TwoVersions
 from app.uploads.schemas import MOST_PART_BYTES
+from app.web import problems
+from app.web.problems import Problem
+from core.contract import uploads
+from core.contract.ids import new_id
+from core.ledger.tables import Dataset
+from core.settings import Settings
+from core.storage import ObjectMissing, Storage
 
 MOST_UNFINISHED = 200
 """Uploads of one tenant at a time. Each is listed whenever a part of any arrives."""

@@ -11,10 +11,10 @@ from sqlalchemy import ColumnElement, Select, and_, func
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
-from app.contract.tables import Attempt, Dataset, Job, UsageDay
-from app.direct import Transaction
-from app.tenancy import of_tenant, owned
+from app.db.pipeline import Transaction
+from app.db.tenancy import of_tenant, owned
 from app.usage.schemas import By, Period
+from core.ledger.tables import Attempt, Dataset, Job, UsageDay
 
 CPU = "cpu"
 

@@ -6,12 +6,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
+from app.access.quotas import standing
+from app.db.pipeline import joined
 from app.deps import ServiceDep, SessionDep, UsageReader
-from app.direct import joined
-from app.problems import documented
-from app.quotas import standing
 from app.usage import queries
 from app.usage.schemas import Limits, Stored, Unfinished, Usage, UsageQuery
+from app.web.problems import documented
 
 router = APIRouter(prefix="/v1/usage", tags=["usage"])
 

@@ -8,7 +8,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.moments import Moment
+from app.web.moments import Moment
 
 MOST_DAYS = 400
 

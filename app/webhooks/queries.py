@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from sqlalchemy import Select, func
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import problems
-from app.contract.tables import Webhook, WebhookAttempt, WebhookDelivery
-from app.problems import Problem
-from app.tenancy import owned
+from app.db.tenancy import owned
+from app.web import problems
+from app.web.problems import Problem
 from app.webhooks.schemas import DeliveryQuery
+from core.ledger.tables import Webhook, WebhookAttempt, WebhookDelivery
 
 WEBHOOK_ID = re.compile(r"wh_[0-9a-f]{32}")
 DELIVERY_ID = re.compile(r"whd_[0-9a-f]{32}")

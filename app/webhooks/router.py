@@ -7,14 +7,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 
-from app import problems
-from app.contract.tables import Webhook, WebhookDelivery
+from app.db.pipeline import joined
+from app.db.tenancy import owned
 from app.deps import ServiceDep, SessionDep, WebhooksReader, WebhooksWriter
-from app.direct import joined
-from app.idempotency import IdempotencyKey, Made, Once
-from app.paging import Page, PageQuery, page_of
-from app.problems import documented
-from app.tenancy import owned
+from app.web import problems
+from app.web.idempotency import IdempotencyKey, Made, Once
+from app.web.paging import Page, PageQuery, page_of
+from app.web.problems import documented
 from app.webhooks import queries, service
 from app.webhooks.schemas import (
     DeliveryAttempt,
@@ -27,6 +26,7 @@ from app.webhooks.schemas import (
     WebhookView,
     WebhookWithSecret,
 )
+from core.ledger.tables import Webhook, WebhookDelivery
 
 router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
 

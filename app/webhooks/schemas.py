@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
-from app.contract import patterns
-from app.contract.numbers import WHOLE
-from app.contract.outbox import ANNOUNCED
-from app.contract.tables import Webhook, WebhookAttempt, WebhookDelivery
-from app.contract.webhook_url import MOST_CHARACTERS
-from app.paging import PageQuery
+from app.web.paging import PageQuery
+from core.contract import patterns
+from core.contract.numbers import WHOLE
+from core.contract.webhook_url import MOST_CHARACTERS
+from core.ledger.outbox import ANNOUNCED
+from core.ledger.tables import Webhook, WebhookAttempt, WebhookDelivery
 
 Url = Annotated[str, StringConstraints(min_length=1, max_length=MOST_CHARACTERS)]
 Description = Annotated[str, StringConstraints(max_length=200, pattern=patterns.LINE_OR_NOTHING)]

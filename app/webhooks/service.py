@@ -9,18 +9,18 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import func
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import problems
+from app.access.quotas import one_at_a_time
 from app.audit.service import Action, note
-from app.contract.ids import new_id
-from app.contract.outbox import PING
-from app.contract.secret import Seal
-from app.contract.tables import Webhook, WebhookDelivery
-from app.contract.webhook_url import BadUrl, read_url
-from app.problems import Problem
-from app.quotas import one_at_a_time
-from app.settings import Settings
+from app.web import problems
+from app.web.problems import Problem
 from app.webhooks.queries import count_webhooks, get_delivery, get_webhook
 from app.webhooks.schemas import DeliveryStatus, NewWebhook, WebhookChanges, WebhookStatus
+from core.contract.ids import new_id
+from core.contract.webhook_url import BadUrl, read_url
+from core.ledger.outbox import PING
+from core.ledger.tables import Webhook, WebhookDelivery
+from core.secret import Seal
+from core.settings import Settings
 
 SECRET_BYTES = 32
 

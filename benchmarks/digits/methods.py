@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from quant_experts import reconstruction, rounding, smoothing
-from quant_experts.config import PRESETS, QuantizationSpec
-from quant_experts.smoothing.search import ALPHAS
+from quant_experts.fit import reconstruction, rounding, smoothing
+from quant_experts.fit.smoothing.search import ALPHAS
+from quant_experts.spec.specification import PRESETS, QuantizationSpec
 
 SHARED, ROUTED, EXPERTS, IMPORTANT = 8, 8, 8, 4
 ACTIVE = SHARED + ROUTED

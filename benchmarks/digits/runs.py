@@ -28,10 +28,10 @@ from benchmarks.digits.boards import held_out_questions, write_rows
 from benchmarks.digits.outliers import write_variant
 from benchmarks.digits.yardstick import Yardstick, measure, open_yardstick
 from quant_experts.calibration.processor import load_processor
-from quant_experts.config import QuantizationSpec
-from quant_experts.families.family import DECODER_GROUPS
-from quant_experts.families.table import FAMILIES
-from quant_experts.pipeline import quantize
+from quant_experts.model.families.family import DECODER_GROUPS
+from quant_experts.model.families.table import FAMILIES
+from quant_experts.run.quantize import quantize
+from quant_experts.spec.specification import QuantizationSpec
 
 VARIANTS = ("plain", "outlier")
 ROWS = 64

@@ -26,7 +26,7 @@ from typing import Any
 import httpx
 
 from tests.faults.cluster import KEY, Cluster, running_cluster
-from worker import claims
+from worker.ledger import claims
 
 RESULT = Path(__file__).parent.parent / "results" / "load.md"
 PRODUCTION = {

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from worker.celery_app import create_celery
+from worker.queue.celery_app import create_celery
 
 app = create_celery(runner=("/bin/sh", str(Path(__file__).with_name("trivial_runner.sh"))))

@@ -32,7 +32,7 @@ from benchmarks.peers.tables import page
 from quant_experts.calibration.collate import open_collator
 from quant_experts.calibration.rows import Row
 from quant_experts.calibration.samples import open_rows
-from quant_experts.smoothing.search import ALPHAS
+from quant_experts.fit.smoothing.search import ALPHAS
 
 OUT = Path(__file__).parents[1] / "results" / "accuracy_peers"
 DIRECTORY = Path(".qe") / "peers"

@@ -19,7 +19,7 @@ import transformers
 
 from benchmarks.real.prepare import PACKAGES
 from benchmarks.real.runs import Bench, open_bench, result
-from quant_experts.config import QuantizationSpec
+from quant_experts.spec.specification import QuantizationSpec
 
 HOLDOUT = 0.0625
 """Two of 32 rows: the report needs them; the benchmark measures on other text."""

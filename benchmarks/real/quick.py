@@ -24,11 +24,11 @@ from torch import nn
 from benchmarks.real.__main__ import RUNS, write
 from benchmarks.real.runs import Bench, open_bench, source
 from quant_experts.checkpoint.layout import group_config, group_tensors, install_group, stored_bits
-from quant_experts.config import QuantizationSpec
-from quant_experts.fit import fit_group
-from quant_experts.groups import GroupPlan, family_of, plan_groups
-from quant_experts.modeling_quant_experts import dequantized_weights
-from quant_experts.statistics import GroupStatistics, Observation, channel_importance
+from quant_experts.fit.fit_group import fit_group
+from quant_experts.fit.statistics import GroupStatistics, Observation, channel_importance
+from quant_experts.forward.modeling_quant_experts import dequantized_weights
+from quant_experts.model.groups import GroupPlan, family_of, plan_groups
+from quant_experts.spec.specification import QuantizationSpec
 
 OUT = Path(__file__).parents[1] / "results" / "real_quick"
 RESERVOIR = 4096

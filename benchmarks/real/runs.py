@@ -15,7 +15,7 @@ import quant_experts
 from benchmarks.digits.runs import FIT_SOURCES
 from benchmarks.real.prepare import WORK, Prepared, prepare
 from benchmarks.real.yardstick import Yardstick, measure, open_yardstick
-from quant_experts.config import QuantizationSpec
+from quant_experts.spec.specification import QuantizationSpec
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ def result(bench: Bench, label: str, spec: QuantizationSpec) -> dict[str, Any]:
 def _run(bench: Bench, spec: QuantizationSpec) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
-    from quant_experts.modeling_quant_experts import dequantized_weights
-    from quant_experts.pipeline import quantize
+    from quant_experts.forward.modeling_quant_experts import dequantized_weights
+    from quant_experts.run.quantize import quantize
 
     with tempfile.TemporaryDirectory(prefix="qe-real-", dir=bench.results.parent) as name:
         started, elapsed = _processor_seconds(), time.monotonic()

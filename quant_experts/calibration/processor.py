@@ -14,7 +14,7 @@ from transformers import AutoProcessor, AutoTokenizer
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from quant_experts.errors import InvalidModel
-from quant_experts.processing_quant_experts import without_video
+from quant_experts.forward.processing_quant_experts import without_video
 
 LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from quant_experts.checkpoint.configuration import auto_map
-from quant_experts.config import QuantizationSpec
-from quant_experts.report import ModelQuality, QualityReport
-from quant_experts.report_page import numbers
-from quant_experts.report_page.sentences import CALIBRATION, IMAGES, added_bytes, bought, few_tokens, memory, verdict
-from quant_experts.report_page.warning_list import warning_list
+from quant_experts.report.charts import numbers
+from quant_experts.report.charts.sentences import CALIBRATION, IMAGES, added_bytes, bought, few_tokens, memory, verdict
+from quant_experts.report.charts.warning_list import warning_list
+from quant_experts.report.data import ModelQuality, QualityReport
+from quant_experts.spec.specification import QuantizationSpec
 
 IMAGE_REPLY = """\
 from transformers import AutoModelForImageTextToText, AutoProcessor

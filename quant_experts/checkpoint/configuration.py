@@ -11,9 +11,9 @@ from typing import Any
 
 import quant_experts
 from quant_experts.checkpoint.shards import TensorSource
-from quant_experts.config import QuantizationSpec
 from quant_experts.errors import InvalidModel
-from quant_experts.modeling_quant_experts import FORMAT, QUANT_METHOD
+from quant_experts.forward.modeling_quant_experts import FORMAT, QUANT_METHOD
+from quant_experts.spec.specification import QuantizationSpec
 
 MODULE = "modeling_quant_experts"
 BLOCK = re.compile(r"(.*?\.\d+)(\.|$)")

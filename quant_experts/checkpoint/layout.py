@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from quant_experts.checkpoint.pack import pack
-from quant_experts.config import QuantizationSpec
 from quant_experts.errors import InvalidCheckpoint, NumericalFailure
-from quant_experts.fitted import FittedGroup
-from quant_experts.groups import GroupPlan
-from quant_experts.modeling_quant_experts import place_group
+from quant_experts.fit.fitted import FittedGroup
+from quant_experts.forward.modeling_quant_experts import place_group
+from quant_experts.model.groups import GroupPlan
+from quant_experts.spec.specification import QuantizationSpec
 
 _BASE = (".weight_packed", ".weight_scale", ".weight_shape")
 

@@ -30,5 +30,5 @@ def processor_files(source: Path) -> dict[str, str]:
         stored |= patches_of(config)
     stored["processor_class"] = kind.__name__
     stored["auto_map"] = {**stored.get("auto_map", {}), "AutoProcessor": f"{MODULE}.{kind.__name__}"}
-    loader = Path(__file__).parent.parent / f"{MODULE}.py"
+    loader = Path(__file__).parent.parent / "forward" / f"{MODULE}.py"
     return {PROCESSOR: json.dumps(stored, indent=2) + "\n", loader.name: loader.read_text(encoding="utf-8")}

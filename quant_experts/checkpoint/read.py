@@ -10,8 +10,8 @@ from typing import Any
 from quant_experts.checkpoint.shards import INDEX, TensorSource, stored_tensors
 from quant_experts.checkpoint.write import REPORT
 from quant_experts.errors import InvalidCheckpoint, InvalidModel
-from quant_experts.modeling_quant_experts import QUANT_METHOD
-from quant_experts.report import QualityReport
+from quant_experts.forward.modeling_quant_experts import QUANT_METHOD
+from quant_experts.report.data import QualityReport
 
 BASE = (".weight_packed", ".weight_scale", ".weight_shape")
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quant_experts.model.tensor_file import TensorFile, write_tensors, write_text
 from quant_experts.progress import WrittenFile
-from quant_experts.tensor_file import TensorFile, write_tensors, write_text
 
 SHARD_BYTES = 5_000_000_000
 INDEX = "model.safetensors.index.json"

@@ -21,14 +21,14 @@ from quant_experts.checkpoint.card import model_card
 from quant_experts.checkpoint.configuration import loadable_config
 from quant_experts.checkpoint.processor_files import processor_files
 from quant_experts.checkpoint.shards import TensorSource, spool, stored_tensors, write_shards
-from quant_experts.config import QuantizationSpec
 from quant_experts.crash_points import reach
 from quant_experts.errors import InvalidModel, InvalidSpec
-from quant_experts.modeling_quant_experts import marks_of
+from quant_experts.forward.modeling_quant_experts import marks_of
+from quant_experts.model.tensor_file import file_digest, sync_directory, write_text
 from quant_experts.progress import WrittenFile
-from quant_experts.report import QualityReport
-from quant_experts.report_html import render_report
-from quant_experts.tensor_file import file_digest, sync_directory, write_text
+from quant_experts.report.data import QualityReport
+from quant_experts.report.page import render_report
+from quant_experts.spec.specification import QuantizationSpec
 
 LOADER = "modeling_quant_experts.py"
 CHECKSUMS = "SHA256SUMS"
@@ -102,7 +102,7 @@ def write_checkpoint(
         )
         texts = {
             "config.json": config,
-            LOADER: (Path(__file__).parent.parent / LOADER).read_text(encoding="utf-8"),
+            LOADER: (Path(__file__).parent.parent / "forward" / LOADER).read_text(encoding="utf-8"),
             CARD: model_card(report, spec, architecture=architecture, chats=has_chat_template(directory)),
             **made,
             REPORT: report.model_dump_json(indent=2) + "\n",

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from quant_experts.config import QuantizationSpec
 from quant_experts.errors import DiskFull
 from quant_experts.planning.errors import HubUnavailable, Unreadable
 from quant_experts.planning.local import read_local
@@ -16,6 +15,7 @@ from quant_experts.planning.plan import Plan, make_plan
 from quant_experts.planning.recipe import Recipe
 from quant_experts.planning.rows import unknown_rows
 from quant_experts.planning.units import said
+from quant_experts.spec.specification import QuantizationSpec
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 

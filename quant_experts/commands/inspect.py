@@ -13,7 +13,7 @@ import click
 
 if TYPE_CHECKING:
     from quant_experts.checkpoint.read import Contents, GroupContents
-    from quant_experts.report import QualityReport
+    from quant_experts.report.data import QualityReport
 
 
 PARTS_OF_THE_REPORT = ("quality", "baseline", "acceptance", "calibration", "images", "mixed_precision", "auto")
@@ -111,8 +111,8 @@ def _print(contents: Contents) -> None:
 
 def _what_the_report_says(report: QualityReport) -> Iterator[str]:
     """The verdict and what was bought; then, where they were measured, limits, data, images and mixed precision."""
-    from quant_experts.report_page import numbers
-    from quant_experts.report_page.sentences import bought, image_ratio, verdict
+    from quant_experts.report.charts import numbers
+    from quant_experts.report.charts.sentences import bought, image_ratio, verdict
 
     yield verdict(report)
     if report.acceptance is not None:

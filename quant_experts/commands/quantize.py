@@ -84,7 +84,7 @@ def command(
         display.note("loading torch and transformers")
         from transformers.utils.logging import disable_progress_bar
 
-        from quant_experts.pipeline import quantize
+        from quant_experts.run.quantize import quantize
 
         disable_progress_bar()
         try:
@@ -107,9 +107,9 @@ def command(
             raise Stopped(f"finished blocks are kept in {work}; run the same command again to go on") from stopped
     if not keep_work:
         shutil.rmtree(work, ignore_errors=True)
-    from quant_experts.report_html import verdict
-    from quant_experts.report_page.sentences import memory
-    from quant_experts.report_page.warning_list import warning_list
+    from quant_experts.report.charts.sentences import memory
+    from quant_experts.report.charts.warning_list import warning_list
+    from quant_experts.report.page import verdict
 
     say(verdict(report))
     say(memory(report.size))
@@ -138,7 +138,7 @@ def _find_model(model: str, revision: str | None, display: ProgressDisplay) -> t
     directory = Path(model)
     if directory.is_dir():
         return directory, None, None
-    from quant_experts.hub import download, resolve_commit
+    from quant_experts.model.hub import download, resolve_commit
 
     display.note(f"fetching {model}")
     commit = resolve_commit("model", model, revision)
@@ -149,7 +149,7 @@ def _find_rows(calibration: str, display: ProgressDisplay) -> Path:
     path = Path(calibration)
     if path.exists():
         return path
-    from quant_experts.hub import download, resolve_commit
+    from quant_experts.model.hub import download, resolve_commit
 
     display.note(f"fetching {calibration}")
     commit = resolve_commit("dataset", calibration, None)

@@ -12,8 +12,8 @@ import click
 from quant_experts.commands.readable import readable
 from quant_experts.commands.service_client import connected, json_option, save, say_warnings, url_option
 from quant_experts.planning.units import said
-from quant_experts.report import FEWEST_TOKENS
-from quant_experts.report_page import numbers
+from quant_experts.report.charts import numbers
+from quant_experts.report.data import FEWEST_TOKENS
 
 FIGURES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
     "KL to full precision": ("quality", "kl", numbers.number),

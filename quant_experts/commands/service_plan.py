@@ -11,17 +11,7 @@ import click
 from quant_experts.client import Plan, PlanView
 from quant_experts.client.views import Estimate, GroupKind, WorkerFit
 from quant_experts.commands.job_options import rows_of
-from quant_experts.commands.plan_table import (
-    Kind,
-    Left,
-    Placed,
-    Tokens,
-    Told,
-    refusal,
-    sentences,
-    stack_title,
-    warning,
-)
+from quant_experts.commands.plan_table import Kind, Left, Placed, Tokens, Told, refusal, sentences, stack_title, warning
 from quant_experts.commands.service_client import connected, print_json
 from quant_experts.planning.units import said
 

@@ -14,9 +14,9 @@ from typing import Any
 import click
 from pydantic import ValidationError
 
-from quant_experts.config import AUTO, PRESETS, AcceptIf, QuantizationSpec
-from quant_experts.planning.methods import DEFAULT_METHOD, DEFAULTS, MEASURED_ON, METHOD_VERSION, PLACES
-from quant_experts.registry import names
+from quant_experts.fit.registry import names
+from quant_experts.spec.methods import DEFAULT_METHOD, DEFAULTS, MEASURED_ON, METHOD_VERSION, PLACES
+from quant_experts.spec.specification import AUTO, PRESETS, AcceptIf, QuantizationSpec
 
 PARTS = {
     "sensitive": {"share": "sensitive_share", "groups": "sensitive_groups", "weight_bits": "sensitive_bits"},

@@ -1,6 +1,6 @@
 """The supported models, as far as a plan has to know them: model types, input groups, and names in files.
 
-Repeats what ``quant_experts.families`` registers, which would bring torch along; ``tests/planning/test_families.py``
+Repeats what ``quant_experts.model.families`` registers, which needs torch; ``tests/planning/test_families.py``
 holds the two together, table by table and over a written model of every family.
 """
 

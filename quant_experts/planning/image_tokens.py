@@ -101,7 +101,7 @@ def _bounds(processor: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _original_internvl(size: Size, config: Mapping[str, Any], vision: Mapping[str, Any]) -> int:
-    """As ``quant_experts.families.internvl_chat`` sets the native processor up."""
+    """As ``quant_experts.model.families.internvl_chat`` sets the native processor up."""
     side = _number(config, "force_image_size", _number(vision, "image_size", 448))
     ratio = config.get("downsample_ratio", 0.5)
     ratio = float(ratio) if isinstance(ratio, int | float) and 0 < ratio <= 1 else 0.5

@@ -1,6 +1,6 @@
 """Peak memory of a run: what the walk holds at its widest group, and what comes before and after it.
 
-Sums follow the code (``quant_experts.observe``, ``fit``, ``evaluation``, ``checkpoint.verify``); the constants of the
+Sums follow the code (``walk.observe``, ``fit``, ``evaluation``, ``checkpoint.verify``); the constants of the
 Python process are measured (benchmarks/plan_accuracy.py).
 """
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from quant_experts.planning.methods import DEFAULT_METHOD, DEFAULTS, GROUP_SIZES, METHOD_VERSION, PRESETS
-from quant_experts.planning.ranks import Ranks, ranks_of
+from quant_experts.spec.methods import DEFAULT_METHOD, DEFAULTS, GROUP_SIZES, METHOD_VERSION, PRESETS
+from quant_experts.spec.ranks import Ranks, ranks_of
 
 AUTO = "auto"
 OBQ_WIDTH = 1024

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from quant_experts.planning.blocks import Block, Group
 from quant_experts.planning.memory import HELD_OUT_TOKENS
-from quant_experts.planning.ranks import Ranks
 from quant_experts.planning.recipe import Recipe
 from quant_experts.planning.rows import Rows
 from quant_experts.planning.shapes import PATCHES_PER_TOKEN, Shapes
 from quant_experts.planning.sizes import ranks_in
+from quant_experts.spec.ranks import Ranks
 
 SUBSAMPLE = 512
 """Tokens that a smoothing search tries its scales on."""

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 
 from quant_experts.planning.blocks import Group
 from quant_experts.planning.headers import ITEM_BYTES
-from quant_experts.planning.ranks import SHAPE_BITS, SMOOTH_BITS, Ranks, adapter_bits
 from quant_experts.planning.recipe import AUTO, LEVELS, Recipe
 from quant_experts.planning.shapes import Shapes
+from quant_experts.spec.ranks import SHAPE_BITS, SMOOTH_BITS, Ranks, adapter_bits
 
 SMALLEST, LARGEST = 2, 8
 """Weight bits that a search may end at."""

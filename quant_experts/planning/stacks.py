@@ -1,6 +1,6 @@
 """The stacks of blocks inside a model, as far as a plan has to know them, and what their tensors are called in memory.
 
-Repeats ``quant_experts.families.stack`` and ``towers``; ``tests/planning/test_families.py`` holds them together.
+Repeats ``quant_experts.model.families.stack`` and ``towers``; ``tests/planning/test_families.py`` holds them together.
 """
 
 from __future__ import annotations

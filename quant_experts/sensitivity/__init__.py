@@ -1,1 +1,4 @@
-"""What quantizing each input group costs the whole model, measured in full precision before anything is fitted."""
+"""Where bits and errors matter most: gradients, changes of the loss, and which groups keep more bits.
+
+Measured over the whole model before the walk.
+"""

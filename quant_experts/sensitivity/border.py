@@ -15,15 +15,15 @@ from typing import Any
 
 import torch
 
-from quant_experts.blueprint import Blueprint, around_blocks, empty, fill
-from quant_experts.calls import Call, Calls, Stream
-from quant_experts.chain import chain_file
-from quant_experts.crossing import CrossingWriter, to_the_next_stack
-from quant_experts.families.stack import Stack
-from quant_experts.groups import GroupPlan
+from quant_experts.calibration.captured_inputs import Call, Calls, Stream
+from quant_experts.model.blueprint import Blueprint, around_blocks, empty, fill
+from quant_experts.model.families.stack import Stack
+from quant_experts.model.groups import GroupPlan
+from quant_experts.model.tensor_file import write_tensors
 from quant_experts.progress import ShouldStop
-from quant_experts.state_file import StateFile
-from quant_experts.tensor_file import write_tensors
+from quant_experts.walk.resume_files import chain_file
+from quant_experts.walk.stack_transition import CrossingWriter, to_the_next_stack
+from quant_experts.walk.state_file import StateFile
 
 FULL: Stream = "quantized"
 """The stream of the full-precision model, under the name of calls' default stream."""

@@ -19,15 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quant_experts.blueprint import Blueprint, empty, fill
-from quant_experts.calls import Call, Calls
+from quant_experts.calibration.captured_inputs import Call, Calls
 from quant_experts.errors import NumericalFailure, Stopped
-from quant_experts.evaluation import after_the_blocks, text_positions
-from quant_experts.glue import block_glue
-from quant_experts.groups import GroupPlan, block_prefix
-from quant_experts.problem import EQUAL_WEIGHTS, ModalityWeights
+from quant_experts.evaluation.next_token import after_the_blocks, text_positions
+from quant_experts.fit.problem import EQUAL_WEIGHTS, ModalityWeights
+from quant_experts.model.block_runner import block_glue
+from quant_experts.model.blueprint import Blueprint, empty, fill
+from quant_experts.model.groups import GroupPlan, block_prefix
 from quant_experts.progress import Advanced, OnEvent, ShouldStop
-from quant_experts.state_file import StateFile, temporary_states
+from quant_experts.walk.state_file import StateFile, temporary_states
 
 CHUNK = 256
 """Positions whose logits are in memory at a time, with their gradient."""

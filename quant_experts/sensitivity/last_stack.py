@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from quant_experts.blueprint import Blueprint, empty, fill
-from quant_experts.calls import Call, Calls
-from quant_experts.glue import block_glue
-from quant_experts.groups import GroupPlan
+from quant_experts.calibration.captured_inputs import Call, Calls
+from quant_experts.model.block_runner import block_glue
+from quant_experts.model.blueprint import Blueprint, empty, fill
+from quant_experts.model.groups import GroupPlan
 from quant_experts.progress import ShouldStop, stop_if
 from quant_experts.sensitivity.border import (
     FULL,
@@ -27,7 +27,7 @@ from quant_experts.sensitivity.border import (
     scratch_directory,
     taken_apart,
 )
-from quant_experts.state_file import StateFile, temporary_states
+from quant_experts.walk.state_file import StateFile, temporary_states
 
 SCRATCH, STATES = ".last-stack", "states"
 

@@ -7,19 +7,19 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from quant_experts.blueprint import Blueprint
-from quant_experts.calls import Calls
-from quant_experts.config import QuantizationSpec
-from quant_experts.groups import GroupPlan
-from quant_experts.problem import ModalityWeights
+from quant_experts.calibration.captured_inputs import Calls
+from quant_experts.fit.problem import ModalityWeights
+from quant_experts.model.blueprint import Blueprint
+from quant_experts.model.groups import GroupPlan
 from quant_experts.progress import OnEvent, ShouldStop, WrittenFile
-from quant_experts.report import GroupSensitivity
+from quant_experts.report.data import GroupSensitivity
 from quant_experts.sensitivity.border import by_stack
 from quant_experts.sensitivity.gradients import measure_gradients
 from quant_experts.sensitivity.last_stack import calls_of_the_last_stack
 from quant_experts.sensitivity.record import read_record, write_record
 from quant_experts.sensitivity.rounding_change import measure_rounding_change
 from quant_experts.sensitivity.rows import few_rows
+from quant_experts.spec.specification import QuantizationSpec
 
 GRADIENTS = "gradients.json"
 

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from quant_experts.model.tensor_file import file_digest, write_text
 from quant_experts.progress import WrittenFile
-from quant_experts.tensor_file import file_digest, write_text
 
 
 def read_record(work: Path, name: str, fingerprint: str) -> tuple[Any, WrittenFile] | None:

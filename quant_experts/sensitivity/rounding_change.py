@@ -22,16 +22,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quant_experts.blueprint import Blueprint, empty, fill
-from quant_experts.calls import Call, Calls
-from quant_experts.config import QuantizationSpec
+from quant_experts.calibration.captured_inputs import Call, Calls
 from quant_experts.errors import NumericalFailure, Stopped
-from quant_experts.evaluation import after_the_blocks, text_positions
-from quant_experts.glue import Arguments, Glue, block_glue
-from quant_experts.groups import GroupPlan
+from quant_experts.evaluation.next_token import after_the_blocks, text_positions
+from quant_experts.fit.quantizer import dequantize, fake_quantize_tokens, quantize
+from quant_experts.model.block_runner import Arguments, Glue, block_glue
+from quant_experts.model.blueprint import Blueprint, empty, fill
+from quant_experts.model.groups import GroupPlan
 from quant_experts.progress import Advanced, OnEvent, ShouldStop
-from quant_experts.quantizer import dequantize, fake_quantize_tokens, quantize
-from quant_experts.report import GroupSensitivity
+from quant_experts.report.data import GroupSensitivity
 from quant_experts.sensitivity.border import (
     FULL,
     around,
@@ -43,7 +42,8 @@ from quant_experts.sensitivity.border import (
     taken_apart,
 )
 from quant_experts.sensitivity.rows import few_rows
-from quant_experts.state_file import StateFile, temporary_states
+from quant_experts.spec.specification import QuantizationSpec
+from quant_experts.walk.state_file import StateFile, temporary_states
 
 CHUNK = 256
 """Positions whose logits are in memory at a time, of two streams."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from quant_experts.calls import Call, Calls
+from quant_experts.calibration.captured_inputs import Call, Calls
 from quant_experts.errors import InvalidCalibration
 from quant_experts.seeding import generator
 

@@ -18,13 +18,13 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from app.contract.forecast import FORECAST, Forecast
-from app.contract.tables import Base
-from app.contract.versions import UNDERSTOOD
 from app.deps import Service
-from app.kernel_copy import FileProtocol
 from app.main import create_app
-from app.settings import Settings
+from app.web.kernel_copy import FileProtocol
+from core.contract.forecast import FORECAST, Forecast
+from core.contract.versions import UNDERSTOOD
+from core.ledger.tables import Base
+from core.settings import Settings
 from tests.app.holding import none_held
 from tests.services import TEMPLATE, Postgres
 

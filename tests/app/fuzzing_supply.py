@@ -16,7 +16,7 @@ from typing import Any
 
 import psycopg
 
-from app.contract.ids import new_id
+from core.contract.ids import new_id
 from tests.app.conftest import Api, job_body, ok
 from tests.app.test_audio_headers import row as spoken_row
 from tests.app.test_audio_headers import wav

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from app.settings import Settings
+from core.settings import Settings
 from tests.app.conftest import Api, ok, problem, served, started
 
 CONTENT = random.Random(0).randbytes(3_000_001)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from app.datasets.audio import BadAudio, read_header
 from app.datasets.rows import check_row
-from app.settings import Settings
+from core.settings import Settings
 from tests.app.conftest import Api, ok, problem
 from tests.app.test_datasets import jsonl, kept, upload
 

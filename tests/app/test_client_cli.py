@@ -20,7 +20,7 @@ from quant_experts import cli
 from quant_experts.client import ComparisonView
 from quant_experts.client.retrying import RetryPolicy
 from quant_experts.commands.comparison_table import table_of
-from quant_experts.planning.methods import METHOD_VERSION
+from quant_experts.spec.methods import METHOD_VERSION
 from tests.app.conftest import BOOTSTRAP_KEY, MODEL, Api, ok, served
 from tests.app.cutting import Cuts, cutting
 from tests.rows import picture

@@ -9,8 +9,8 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
-from app.contract.events import TERMINAL
-from app.contract.states import FINISHED, JobStatus
+from core.contract.events import TERMINAL
+from core.ledger.states import FINISHED, JobStatus
 from quant_experts.client import views
 
 ROOT = Path(__file__).parent.parent.parent

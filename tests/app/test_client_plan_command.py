@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.settings import Settings
+from core.settings import Settings
 from quant_experts.cli import run
 from tests.app.conftest import Api
 from tests.app.test_client_cli import Qe, network, qe  # noqa: F401 -- fixtures

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import pytest
 from fastapi import Request, Response
 
-from app.settings import Settings
+from core.settings import Settings
 from quant_experts.client import (
     AsyncClient,
     Candidate,

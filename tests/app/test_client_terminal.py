@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from app.settings import Settings
+from core.settings import Settings
 from quant_experts.commands.live_line import _Line, clock
 from tests.app.conftest import BOOTSTRAP_KEY, Api, started
 from tests.app.test_client_cli import Qe, network, qe, submitted  # noqa: F401 -- fixtures
 from tests.services import wait_until
 from tests.terminal import Terminal, on_terminal
-from worker.servers import free_port
+from worker.embedded.servers import free_port
 
 MACHINE = "gpu-0@host"
 

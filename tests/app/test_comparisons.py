@@ -10,7 +10,7 @@ import pytest
 
 from app.comparisons.plot import draw
 from app.comparisons.schemas import ComparedJob, ComparisonView, frontier_of
-from app.contract.states import JobStatus
+from core.ledger.states import JobStatus
 from tests.app.conftest import HUB_DATASET, MODEL, Api, ok, problem
 
 CANDIDATES = [

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from app.confinement import landlock
+from core.confinement import landlock
 
 ATTEMPTS = """
 import json, os, signal, socket, subprocess, sys
 from pathlib import Path
-from app.confinement import raise_walls
+from core.confinement import raise_walls
 
 port, unix, secret, work, behind = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]), sys.argv[5]
 if behind == "walls":
@@ -96,7 +96,7 @@ def test_without_walls_everything_does(listening: tuple[int, Path], tmp_path: Pa
 def test_the_walls_need_no_privilege(listening: tuple[int, Path], tmp_path: Path) -> None:
     """As in a container without capabilities."""
     program = (
-        "import os\nfrom app.confinement import raise_walls\n"
+        "import os\nfrom core.confinement import raise_walls\n"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\nassert not raise_walls().missing\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

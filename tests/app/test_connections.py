@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app import kernel_copy
+from app.web import kernel_copy
 from tests.app.conftest import BOOTSTRAP_KEY, Api, ok, served
 from tests.app.fuzzing_kinds import kind_of
 from tests.app.fuzzing_supply import supply

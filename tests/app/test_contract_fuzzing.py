@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from app.settings import Settings
+from core.settings import Settings
 from tests.app.conftest import BOOTSTRAP_KEY, Api, ok, served, started
 from tests.app.fuzzing_supply import finish, supply
 

@@ -10,11 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from app.contract import crash_points
+from core import crash_points
 
-REACH = (
-    "from app.contract.crash_points import reach; reach('end.before_commit'); reach('end.before_commit'); print('on')"
-)
+REACH = "from core.crash_points import reach; reach('end.before_commit'); reach('end.before_commit'); print('on')"
 
 
 def run(signs: Path | None) -> subprocess.CompletedProcess[str]:

@@ -12,11 +12,11 @@ from typing import Any
 import httpx
 import pytest
 
-from app.auth import EXPLAINED, Scope
-from app.contract.errors import FailureCode
-from app.settings import Settings
+from app.access.auth import EXPLAINED, Scope
 from app.ui import session
 from app.ui.advice import ADVICE
+from core.contract.errors import FailureCode
+from core.settings import Settings
 from tests.app.conftest import BOOTSTRAP_KEY, Api, ok, started
 from tests.app.tenant_cases import COMPARISON, DASHBOARD, Owned
 

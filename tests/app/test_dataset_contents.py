@@ -10,7 +10,7 @@ import pytest
 
 from app.datasets import contents
 from app.datasets.upload import uploads_directory
-from app.settings import Settings
+from core.settings import Settings
 from tests.app.conftest import Api, ok, problem, started
 from tests.app.test_audio_headers import row as heard
 from tests.app.test_audio_headers import wav

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from app.settings import Settings
+from core.settings import Settings
 from tests.app.conftest import Api, job_body, ok, problem, started
 from tests.app.test_datasets import jsonl, row
-from worker import ledger, sweep
+from worker.keeper import sweep
+from worker.ledger import attempts as ledger
 
 ROWS = jsonl(*(row(text=f"row {number}") for number in range(3)))
 

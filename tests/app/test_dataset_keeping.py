@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.settings import Settings
+from core.settings import Settings
 from tests.app.conftest import BOOTSTRAP_KEY, Api, ok, started
 from tests.app.test_dashboard import ROW, browser, sign_in
 from tests.app.test_dataset_expiry import expire, swept

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from app.settings import Settings
+from core.settings import Settings
 from quant_experts.calibration.collate import open_collator
 from quant_experts.calibration.rows import parse_row
 from tests.app.conftest import Api, ok, problem

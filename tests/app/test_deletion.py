@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.settings import Settings
+from core.settings import Settings
 from tests.app.conftest import Api, ok, problem, started
 
 ABSENT = "job_" + "0" * 32

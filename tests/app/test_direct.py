@@ -11,13 +11,13 @@ import psycopg
 import pytest
 from sqlalchemy import AsyncAdaptedQueuePool
 
-from app.contract.events import EventType
-from app.contract.outbox import ANNOUNCED
-from app.contract.tables import Job
-from app.database import WallMissing, create_engine, create_sessions, tenant_session
-from app.direct import Statement, columns_of, joined, look_up, read, transaction
+from app.db.engine import WallMissing, create_engine, create_sessions, tenant_session
+from app.db.pipeline import Statement, columns_of, joined, look_up, read, transaction
+from app.jobs.notify import Ringer
 from app.jobs.rows import JobRow
-from app.ringing import Ringer
+from core.contract.events import EventType
+from core.ledger.outbox import ANNOUNCED
+from core.ledger.tables import Job
 from tests.app.conftest import Api, ok
 from tests.services import Postgres, wait_until
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 import sqlalchemy
 
-from app.auth import Caller
+from app.access.auth import Caller
 from app.jobs.stream import stream_events
 from tests.app.conftest import Api, ok, problem, served
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app import figures
+from app.web import figures
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from app.contract.block_files import CALLS_FILES
-from app.contract.spec import JobSpec
-from app.contract.tables import Job
-from app.database import tenant_session
+from app.db.engine import tenant_session
 from app.jobs.fork import Takeover, merge, takeover
 from app.ui import job_form
-from quant_experts.planning.methods import METHOD_VERSION
+from core.contract.block_files import CALLS_FILES
+from core.contract.spec import JobSpec
+from core.ledger.tables import Job
+from quant_experts.spec.methods import METHOD_VERSION
 from tests.app.conftest import Api, job_body, ok, problem
 
 

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.auth import Scope
+from app.access.auth import Scope
 from app.main import create_app
 from tests.app.conftest import BOOTSTRAP_KEY, Api, client_of, job_body, ok, problem, served
 from tests.app.hostile_requests import JSON, RAW, TABLE, Hostile

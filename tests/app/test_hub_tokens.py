@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from app.contract.secret import HUB_TOKENS, Seal
-from app.settings import Settings
+from core.secret import HUB_TOKENS, Seal
+from core.settings import Settings
 from tests.app.conftest import Api, client_of, job_body, ok, problem, started
 from tests.app.test_client_cli import Qe, network, qe  # noqa: F401 -- fixtures
 from tests.app.test_keys import make_key

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from app.contract import ids
+from core.contract import ids
 
 
 def test_ids_are_in_the_order_in_which_they_were_made_also_within_a_millisecond() -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from app.contract.bell import QUEUE
-from app.contract.versions import UNDERSTOOD
-from app.settings import Settings
+from core.contract.versions import UNDERSTOOD
+from core.settings import Settings
+from core.wakeup import QUEUE
 from tests.app.conftest import Api, job_body, ok, problem, started
 from tests.services import wait_until
 

@@ -24,8 +24,8 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from app.artifacts.content import Piece, PiecesResponse, Stored, cut, length_of
-from app.kernel_copy import PIECE, FileProtocol
-from app.storage import LocalStorage
+from app.web.kernel_copy import PIECE, FileProtocol
+from core.storage import LocalStorage
 
 CONTENT = random.Random(1).randbytes(3 * PIECE + 12_345)
 PROTOCOLS = pytest.mark.parametrize("protocol", [FileProtocol, H11Protocol])

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from app.auth import Scope
-from app.settings import Settings
+from app.access.auth import Scope
+from core.settings import Settings
 from tests.app.conftest import BOOTSTRAP_KEY, Api, job_body, ok, problem, started
 
 

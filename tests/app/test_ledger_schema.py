@@ -10,7 +10,7 @@ import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
 
-from app.contract.states import LEASED, TRANSITIONS, JobStatus
+from core.ledger.states import LEASED, TRANSITIONS, JobStatus
 from tests.services import alembic_config, migrate
 
 

@@ -12,11 +12,11 @@ import httpx
 import psycopg
 import pytest
 
-from app.database import create_engine
-from app.quotas import STORAGE_LOCK, StorageMeter
-from app.rate_limit import TokenBuckets
-from app.settings import Settings
-from app.storage import storage_from_url
+from app.access.quotas import STORAGE_LOCK, StorageMeter
+from app.db.engine import create_engine
+from app.web.rate_limit import TokenBuckets
+from core.settings import Settings
+from core.storage import storage_from_url
 from tests.app.conftest import Api, job_body, ok, problem, started
 from tests.app.tenant_cases import CREATES, ROW
 from tests.app.test_datasets import jsonl, row

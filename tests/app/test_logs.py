@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from app.logs import EXTRA, configure_logging, said_of
+from core.logs import EXTRA, configure_logging, said_of
 from tests.app.conftest import Api
 
 log = logging.getLogger("tests.of.logs")

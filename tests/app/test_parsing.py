@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from app.confinement import Limits
 from app.parsing import Died, parse
 from app.parsing.children import _zygote
 from app.parsing.operations import CHECK, bounds_of
+from core.confinement import Limits
 from tests.app.conftest import Api, job_body, ok, problem
 from tests.app.test_datasets import jsonl, row, upload
 from tests.services import wait_until

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from app.settings import Settings
+from core.settings import Settings
 from tests.app.conftest import Api, job_body, ok, problem, started
 from tests.app.test_datasets import parquet
 from tests.models import make_model

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from app.contract import pooler
-from app.settings import Settings
+from core import pooler
+from core.settings import Settings
 from tests.app.conftest import ok, started
-from worker import ledger
+from worker.ledger import attempts as ledger
 
 
 def pooled(url: str) -> str:

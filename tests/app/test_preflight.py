@@ -13,16 +13,16 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from app import preflight
-from app.contract.secret import Seal
-from app.settings import Settings
+from core import preflight
+from core.secret import Seal
+from core.settings import Settings
 
 SECRET, OTHER = "s" * 40, "t" * 40
 PROCESSES = {
     "api": ["-m", "uvicorn", "--factory", "app.main:create_app", "--port", "0"],
-    "migrate": ["-m", "app.migrate"],
-    "worker": ["-m", "worker.command"],
-    "worker --once": ["-m", "worker.command", "--once"],
+    "migrate": ["-m", "core.migrate"],
+    "worker": ["-m", "worker.queue.command"],
+    "worker --once": ["-m", "worker.queue.command", "--once"],
     "keeper": ["-m", "worker.keeper"],
 }
 

@@ -6,7 +6,7 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from app.settings import Settings
+from core.settings import Settings
 from tests.app.conftest import BOOTSTRAP_KEY, served, started
 
 FORWARDED = {"X-Forwarded-Proto": "https", "Host": "quant.example.org"}

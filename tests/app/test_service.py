@@ -17,14 +17,14 @@ import jsonschema_rs
 import psycopg
 import pytest
 
-from app.contract.patterns import SAYS
-from app.examples import EXAMPLES, FILES
 from app.main import COLLECTING, create_app
 from app.openapi import document
-from app.problems import CATALOGUE
-from app.settings import Settings
 from app.system.router import FIGURES_SECONDS
-from quant_experts.planning.methods import DEFAULT_METHOD
+from app.web.examples import EXAMPLES, FILES
+from app.web.problems import CATALOGUE
+from core.contract.patterns import SAYS
+from core.settings import Settings
+from quant_experts.spec.methods import DEFAULT_METHOD
 from tests.app.conftest import Api, job_body, ok, problem, served, started
 from tests.app.tenant_cases import CREATES, DASHBOARD, LISTS, NOBODYS, OBJECTS, route_table
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from app.settings import Settings
+from core.settings import Settings
 
 URLS = {"QE_DATABASE_URL": "postgresql://nobody@127.0.0.1:9/none", "QE_REDIS_URL": "redis://127.0.0.1:9/0"}
 
@@ -48,9 +48,9 @@ def test_other_leases_are_taken() -> None:
     "command",
     [
         ["-m", "uvicorn", "--factory", "app.main:create_app", "--port", "0"],
-        ["-m", "celery", "--app", "worker.celery_app:app", "worker"],
-        ["-m", "worker.command"],
-        ["-m", "worker.command", "--once"],
+        ["-m", "celery", "--app", "worker.queue.celery_app:app", "worker"],
+        ["-m", "worker.queue.command"],
+        ["-m", "worker.queue.command", "--once"],
         ["-m", "worker.keeper"],
         ["-c", "from quant_experts.cli import main; main(['serve'])"],
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app import sizes
+from app.web import sizes
 
 
 @pytest.mark.parametrize(

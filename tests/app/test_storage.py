@@ -9,9 +9,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.settings import Settings
-from app.storage import LocalStorage, ObjectMissing, Presentation, Storage, StorageUnavailable, storage_from_url
-from app.storage.s3 import PART, S3Storage
+from core.settings import Settings
+from core.storage import LocalStorage, ObjectMissing, Presentation, Storage, StorageUnavailable, storage_from_url
+from core.storage.s3 import PART, S3Storage
 from tests.app.conftest import Api, ok, problem, served, started
 from tests.services import ObjectStore
 

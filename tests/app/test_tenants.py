@@ -13,9 +13,9 @@ import pytest
 from sqlalchemy import func, select
 
 import app
-from app.auth import Scope
-from app.contract.tables import Base, Job
-from app.database import tenant_session
+from app.access.auth import Scope
+from app.db.engine import tenant_session
+from core.ledger.tables import Base, Job
 from tests.app.conftest import Api, job_body, ok, problem
 from tests.app.tenant_cases import COMPARISON, CREATES, LISTS, OBJECTS, Owned
 from tests.services import Postgres, migrate
@@ -214,7 +214,7 @@ def chain(call: ast.Call) -> Iterator[str]:
 
 
 def queries_without_tenancy(source: str) -> list[tuple[str, int]]:
-    """(function or constant, line) of every query of a tenant's table that does not go through ``app.tenancy``."""
+    """(function or constant, line) of every query of a tenant's table that does not go through ``app.db.tenancy``."""
     tree = ast.parse(source)
     called = {
         alias.asname or alias.name
@@ -260,7 +260,7 @@ def test_every_query_of_a_tenants_table_goes_through_tenancy() -> None:
             excused = {f"{name} {function}"} & set(EXCEPTIONS)
             used |= excused
             if not excused and not name.startswith("contract/"):
-                found.append(f"app/{name}:{line} in {function}: start the query with app.tenancy.owned or of_job")
+                found.append(f"app/{name}:{line} in {function}: start the query with app.db.tenancy.owned or of_job")
     assert not found, "\n".join(found)
     assert used == set(EXCEPTIONS), f"exceptions that nothing needs: {set(EXCEPTIONS) - used}"
 
@@ -268,9 +268,9 @@ def test_every_query_of_a_tenants_table_goes_through_tenancy() -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        "from app.contract.tables import Job\nselect(Job).where(Job.id == 1)",
-        "from app.contract.tables import Job as J\nselect(J.id)",
-        "from app.contract import tables\nsession.execute(sa.delete(tables.Dataset))",
+        "from core.ledger.tables import Job\nselect(Job).where(Job.id == 1)",
+        "from core.ledger.tables import Job as J\nselect(J.id)",
+        "from core.ledger import tables\nsession.execute(sa.delete(tables.Dataset))",
         "await session.get(Artifact, key)",
         "select(func.count()).select_from(Layer)",
         "mine = aliased(Job)",

@@ -12,8 +12,8 @@ from contextlib import closing
 
 import pytest
 
-from app.logs import fields_of
-from app.settings import Settings
+from core.logs import fields_of
+from core.settings import Settings
 from tests.app.conftest import Api, job_body, ok, started
 from tests.collector import Collector, running_collector
 from tests.services import wait_until
@@ -137,7 +137,7 @@ async def test_without_the_setting_nothing_is_sent_or_kept_or_loaded(api: Api) -
     job = ok(await api.client.post("/v1/jobs", json=job_body(), headers=headers), 201)
     assert context_of(api, job["id"]) is None
     exporter = "opentelemetry.exporter.otlp.proto.http"  # the SDK itself is loaded by redis-py, where it is installed
-    program = f"import sys, app.main, worker.celery_app, worker.keeper; print({exporter!r} in sys.modules)"
+    program = f"import sys, app.main, worker.queue.celery_app, worker.keeper.loop; print({exporter!r} in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
@@ -146,7 +146,7 @@ async def test_the_setting_without_the_packages_says_what_to_install(
     traced: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
-    monkeypatch.delitem(sys.modules, "app.tracing.otlp", raising=False)
+    monkeypatch.delitem(sys.modules, "core.tracing.otlp", raising=False)
     with pytest.raises(ValueError, match=r"QE_TRACING is set, but .* pip install 'quant-experts\[tracing\]'"):
         async with started(traced):
             pass

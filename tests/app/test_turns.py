@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from app.problems import Problem
-from app.storage import LocalStorage
-from app.turns import Turns
+from app.web.problems import Problem
+from app.web.turns import Turns
+from core.storage import LocalStorage
 from tests.app.conftest import Api, ok, problem, served
 from tests.app.test_datasets import jsonl, row
 from tests.services import wait_until

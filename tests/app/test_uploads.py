@@ -12,15 +12,15 @@ from typing import Any
 import httpx
 import pytest
 
-from app.contract.ids import new_id
-from app.contract.uploads import LIVES, expires_at
 from app.datasets.upload import uploads_directory
-from app.settings import Settings
-from app.storage import LocalStorage
+from core.contract.ids import new_id
+from core.contract.uploads import LIVES, expires_at
+from core.settings import Settings
+from core.storage import LocalStorage
 from tests.app.conftest import Api, ok, problem, served, started
 from tests.app.test_datasets import data_uri, jsonl, parquet, picture, row
 from tests.services import ObjectStore
-from worker import sweep
+from worker.keeper import sweep
 
 ROWS = jsonl(*(row(data_uri(picture(size=(40, 30)))) for _ in range(20)))
 

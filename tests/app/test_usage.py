@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from app.settings import Settings
 from app.ui import words
+from core.settings import Settings
 from tests.app.conftest import Api, ok, problem, started
 from tests.app.tenant_cases import CREATES
 

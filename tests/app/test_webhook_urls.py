@@ -6,7 +6,7 @@ import ipaddress
 
 import pytest
 
-from app.contract.webhook_url import BadUrl, is_public, read_url
+from core.contract.webhook_url import BadUrl, is_public, read_url
 
 REFUSED = [
     # not https

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from app.contract.secret import BadSeal
-from app.settings import Settings
+from core.secret import BadSeal
+from core.settings import Settings
 from tests.app.conftest import Api, ok, problem, served, started
-from worker import ledger
+from worker.ledger import attempts as ledger
 
 URL = "https://hooks.example.com/qe"
 

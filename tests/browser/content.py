@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from quant_experts.report_html import render_report
+from quant_experts.report.page import render_report
 from tests.app.conftest import Api, ok
 from tests.app.test_audio_headers import row as heard
 from tests.app.test_audio_headers import wav

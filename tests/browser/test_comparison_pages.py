@@ -6,7 +6,7 @@ import json
 
 from playwright.async_api import expect
 
-from quant_experts.planning.methods import METHOD_VERSION
+from quant_experts.spec.methods import METHOD_VERSION
 from tests.app.conftest import Api, ok
 from tests.app.test_forks import leave_blocks
 from tests.browser.dashboard import Dashboard

@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, expect
 
-from app.storage import storage_from_url
 from app.ui import session
+from core.storage import storage_from_url
 from demo.model import make_qwen2_vl
 from tests.app.conftest import BOOTSTRAP_KEY, Api, ok
 from tests.browser.dashboard import Dashboard, opened
 from tests.browser.looks import assert_accessible, assert_nothing_cut_or_overlapping, assert_one_unit
 from tests.services import wait_until
-from worker.hands import Hands
-from worker.supervisor import work
+from worker.machine.context import Hands
+from worker.supervisor.supervisor import work
 
 STANDIN = Path(__file__).parent.parent / "worker" / "standin.py"
 ROW = json.dumps({"messages": [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A cat."}]})

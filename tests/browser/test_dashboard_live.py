@@ -11,7 +11,7 @@ from app.ui.words import ago
 from tests.app.conftest import Api, ok
 from tests.app.test_client_terminal import serving
 from tests.browser.dashboard import Dashboard, opened
-from worker.servers import free_port
+from worker.embedded.servers import free_port
 
 
 async def test_a_job_and_the_list_go_on_when_the_service_is_back(chromium: Browser, api: Api) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from playwright.async_api import Browser, Page, ViewportSize, expect
 
-from app.contract.states import JobStatus
+from core.ledger.states import JobStatus
 from tests.app.conftest import Api, served
 from tests.app.tenant_cases import DASHBOARD
 from tests.browser.content import fill

@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 from playwright.async_api import Browser, Page, ViewportSize
 
-from quant_experts.report_html import render_report
+from quant_experts.report.page import render_report
 from tests.browser.looks import NARROW, WIDE, assert_accessible, assert_nothing_cut_or_overlapping, assert_one_unit
 from tests.quant_experts.reports import RECIPE, rich_report
 

@@ -11,11 +11,11 @@ import pytest
 from playwright.async_api import expect
 from standardwebhooks import Webhook
 
-from app.settings import Settings
+from core.settings import Settings
 from tests.app.conftest import Api
 from tests.browser.dashboard import Dashboard
 from tests.worker.endpoint import OK, listening
-from worker.postman import deliver
+from worker.webhooks.delivery import deliver
 
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
 GONE = b"HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n"

@@ -15,7 +15,7 @@ import httpx
 
 from tests.compose.engine import Engine
 from tests.compose.stack import Stack, digests, finished, in_the_middle, pulled, wait_until
-from worker.servers import free_port
+from worker.embedded.servers import free_port
 
 FIRST = "cold start: up to ready"
 UNDISTURBED = "a job over HTTP"
@@ -149,7 +149,7 @@ def saved_and_restored(stack: Stack) -> str:
         stack.up()
         shutil.rmtree(stack.directory / "restored", ignore_errors=True)
         _same(pulled(client.jobs.get(job.id), stack.directory / "restored"))
-        checked = stack.compose("run", "--rm", "keeper", "python", "-m", "worker.reconcile", "--verify")
+        checked = stack.compose("run", "--rm", "keeper", "python", "-m", "worker.keeper.reconcile", "--verify")
     return f"the job is there, the same bytes; reconcile: {checked.strip().splitlines()[-1]}"
 
 

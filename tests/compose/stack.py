@@ -14,7 +14,7 @@ from typing import Any
 
 from quant_experts.client import Client, Job
 from tests.compose.engine import Engine, run
-from worker.servers import free_port
+from worker.embedded.servers import free_port
 
 MODEL = "local/tiny"
 OPTIONS = {"group_size": 32, "shared_rank": 4, "routed_rank": 4, "experts": 2, "important_channels": 4, "samples": 8}

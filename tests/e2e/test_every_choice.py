@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from app.contract.spec import METHODS, NAMED_SCHEMES
+from core.contract.spec import METHODS, NAMED_SCHEMES
 from tests.e2e.conftest import OPTIONS, Site
 from tests.models import FAMILIES, SPEECH_FAMILIES, TEXT_FAMILIES, make_model
 from tests.models_speech import audio_row

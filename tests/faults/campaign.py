@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import psycopg
 
-from app.contract import crash_points
+from core import crash_points
 from tests.faults.cluster import Cluster, running_cluster
 
 KILLS = {"runner": 45, "supervisor": 25, "worker": 8, "keeper": 8, "api": 6}

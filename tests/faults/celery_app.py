@@ -15,9 +15,9 @@ from pathlib import Path
 
 import tests.worker
 from tests.faults.safeguards_off import WITHOUT
-from worker import claims, workers
-from worker.celery_app import create_celery
-from worker.hands import RUNNER
+from worker.ledger import claims, workers
+from worker.machine.context import RUNNER
+from worker.queue.celery_app import create_celery
 
 STANDIN = (sys.executable, str(Path(tests.worker.__path__[0]) / "standin.py"))
 

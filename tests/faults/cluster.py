@@ -32,16 +32,24 @@ import httpx
 import psutil
 import psycopg
 
-from app.contract.ids import new_id
-from app.contract.states import FINISHED
-from app.settings import Settings
-from app.storage import LocalStorage
+from core.contract.ids import new_id
+from core.ledger.states import FINISHED
+from core.settings import Settings
+from core.storage import LocalStorage
 from tests.faults.invariants import Evidence, Violation, check
 from tests.faults.process_table import Running, Witness, ancestors, orphans, runners, state
 from tests.services import ROOT, wait_until
-from worker import ledger, process
-from worker.embedded import Part
-from worker.servers import EmbeddedPostgres, EmbeddedRedis, ServerFailed, embedded_postgres, embedded_redis, free_port
+from worker import process
+from worker.embedded.serve import Part
+from worker.embedded.servers import (
+    EmbeddedPostgres,
+    EmbeddedRedis,
+    ServerFailed,
+    embedded_postgres,
+    embedded_redis,
+    free_port,
+)
+from worker.ledger import attempts as ledger
 
 KEY = "qe_bootstrap_key_of_the_faults_0123456789"
 TENANT = "default"

@@ -14,12 +14,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from app.contract.events import TERMINAL, EventType
-from app.contract.states import FINISHED, LEASED, AttemptOutcome, JobStatus
-from app.storage import LocalStorage
+from core.contract.events import TERMINAL, EventType
+from core.ledger.states import FINISHED, LEASED, AttemptOutcome, JobStatus
+from core.storage import LocalStorage
 from tests.faults.process_table import Overlap
-from worker import removal, sweep
-from worker.ledger import Connection
+from worker.keeper import removal, sweep
+from worker.ledger.attempts import Connection
 
 MEANING = {
     "I1": "every accepted job reaches a terminal state",

@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 
-from app.contract import crash_points
+from core import crash_points
 from tests.faults.cluster import VICTIMS, Cluster, running_cluster
 from tests.faults.process_table import ancestors, state
 from tests.services import wait_until

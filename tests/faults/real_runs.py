@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from app.contract import crash_points
+from core import crash_points
 from demo.model import make_qwen2_vl
 from demo.rows import make_rows
 from tests.faults.campaign import Say, Storm

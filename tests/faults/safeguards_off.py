@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.contract.states import JobStatus
-from worker import ledger
-from worker.lease import Lease
+from core.ledger.states import JobStatus
+from worker.ledger import attempts as ledger
+from worker.supervisor.lease import Lease
 
 
 def drop_the_fence() -> None:

@@ -8,14 +8,14 @@ import subprocess
 import warnings
 from pathlib import Path
 
-from app.settings import Settings
-from app.storage import LocalStorage
+from core.settings import Settings
+from core.storage import LocalStorage
 from tests.app.conftest import BOOTSTRAP_KEY, ok, started
 from tests.services import Postgres
 from tests.worker.conftest import TENANT, Workshop
-from worker import keeper
-from worker.reconcile import reconcile
-from worker.supervisor import work
+from worker.keeper import loop as keeper
+from worker.keeper.reconcile import reconcile
+from worker.supervisor.supervisor import work
 
 
 def binary(name: str) -> str:

@@ -13,12 +13,12 @@ import httpx
 import psycopg
 import pytest
 
-from app.settings import Settings
+from core.settings import Settings
 from tests.app.conftest import BOOTSTRAP_KEY, Api, job_body, ok, problem, started
 from tests.app.tenant_cases import CREATES
 from tests.faults.cutting_proxy import CuttingProxy, cutting_proxy
 from tests.worker.conftest import Workshop
-from worker.supervisor import work
+from worker.supervisor.supervisor import work
 
 KEY = {"Idempotency-Key": "the-one"}
 

@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from app.contract.errors import FailureCode
+from core.contract.errors import FailureCode
 from tests.faults.troubled_hub import FIRST, SECOND, Answer, Cut, Hub, Slow, troubled_hub
 from tests.worker.conftest import Workshop
-from worker import fetch, sweep
-from worker.lease import kept
-from worker.supervisor import work
+from worker.keeper import sweep
+from worker.supervisor import fetch
+from worker.supervisor.lease import kept
+from worker.supervisor.supervisor import work
 
 SHARD, TAIL = "model.safetensors", "tail.safetensors"
 
@@ -113,7 +114,7 @@ def test_a_hub_that_asks_to_wait_an_hour_does_not_get_an_hour_of_a_gpu(workshop:
 def test_a_model_that_does_not_fit_on_the_disk_says_so_and_leaves_the_space(workshop: Workshop, hub: Hub) -> None:
     workshop.add_job()
     # A quota that everyone can set: no file beyond 4 MiB.
-    quota = ("sh", "-c", 'ulimit -f 8192; exec "$@"', "sh", sys.executable, "-m", "quant_experts.hub")
+    quota = ("sh", "-c", 'ulimit -f 8192; exec "$@"', "sh", sys.executable, "-m", "quant_experts.model.hub")
     with kept(workshop.settings, workshop.claim().hold, seconds_left=60) as lease:
         log, draining = workshop.stage / "log", threading.Event().is_set
         bringing = fetch.Hub(workshop.settings, lease, log, draining, lambda: fetch.Access(None), command=quota)

@@ -9,8 +9,8 @@ import psycopg
 from tests.faults.invariants import Evidence, Violation, check
 from tests.faults.process_table import Overlap, Running
 from tests.worker.conftest import Workshop, workshop  # noqa: F401 -- a fixture
-from worker import ledger
-from worker.supervisor import work
+from worker.ledger import attempts as ledger
+from worker.supervisor.supervisor import work
 
 
 def run_three(workshop: Workshop) -> list[str]:  # noqa: F811

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.contract import crash_points
+from core import crash_points
 from tests.faults.cluster import running_cluster
 from tests.faults.kill_matrix import STANDIN_POINTS, strike
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from app.contract import crash_points
+from core import crash_points
 from tests.faults.conftest import OPTIONS, add_real_dataset
 from tests.worker.conftest import Workshop
-from worker.hands import RUNNER, Hands
-from worker.supervisor import attempt, work
+from worker.machine.context import RUNNER, Hands
+from worker.supervisor.supervisor import attempt, work
 
 SAFETENSORS = "SELECT name, sha256 FROM artifacts WHERE job_id = %s AND name LIKE '%%.safetensors' ORDER BY name"
 

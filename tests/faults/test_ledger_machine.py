@@ -27,22 +27,25 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from app import direct
-from app.auth import Actor
-from app.contract.errors import FailureCode
-from app.contract.spec import JobSpec
-from app.contract.states import FINISHED, AttemptOutcome
-from app.database import create_engine, create_sessions, tenant_session
+from app.access.auth import Actor
+from app.db import pipeline as direct
+from app.db.engine import create_engine, create_sessions, tenant_session
 from app.jobs import service
 from app.jobs.creation import create_job
-from app.problems import Problem
-from app.settings import Settings
-from app.storage import LocalStorage
+from app.web.problems import Problem
+from core.contract.errors import FailureCode
+from core.contract.spec import JobSpec
+from core.ledger.states import FINISHED, AttemptOutcome
+from core.settings import Settings
+from core.storage import LocalStorage
 from tests.faults.invariants import check
 from tests.faults.safeguards_off import drop_the_fence
 from tests.worker.conftest import Workshop, workshop  # noqa: F401 -- a fixture
-from worker import blocks, claims, keeper, ledger, waiting
-from worker.ledger import Hold, NotHeld
+from worker.keeper import loop as keeper
+from worker.keeper import waiting
+from worker.ledger import attempts as ledger
+from worker.ledger import blocks, claims
+from worker.ledger.attempts import Hold, NotHeld
 
 TENANT = "default"
 LEASE = 60.0

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import redis
 
-from app.contract.bell import MOST_WAITING, QUEUE, RedisBell
+from core.wakeup import MOST_WAITING, QUEUE, RedisBell
 from tests.faults.cluster import Cluster, running_cluster
 from tests.services import wait_until
 

@@ -12,8 +12,8 @@ import pytest
 
 from tests.services import wait_until
 from tests.worker.conftest import STANDIN, Workshop
-from worker import memory
-from worker.supervisor import work
+from worker.machine import memory
+from worker.supervisor.supervisor import work
 
 MEMORY_CGROUP = Path("/sys/fs/cgroup/memory/qe-tests")
 

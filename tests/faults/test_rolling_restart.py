@@ -15,7 +15,7 @@ import pytest
 
 from tests.faults.cluster import KEY, running_cluster
 from tests.services import wait_until
-from worker.servers import free_port
+from worker.embedded.servers import free_port
 
 BODY = {"model": {"id": "local/small"}, "calibration": {"dataset": "ds_rows"}, "scheme": "W4A6"}
 

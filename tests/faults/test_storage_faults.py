@@ -15,16 +15,17 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.settings import Settings
-from app.storage import LocalStorage
+from core.settings import Settings
+from core.storage import LocalStorage
 from tests.app.conftest import BOOTSTRAP_KEY, ok, problem, served, started
 from tests.faults.test_hub_network import retry
 from tests.faults.troubled_storage import DROPPED, FULL, READ_ONLY, TroubledStorage
 from tests.services import wait_until
 from tests.worker.conftest import Workshop
-from worker import patient_storage, sweep
-from worker.fitness import unfit
-from worker.supervisor import work
+from worker.keeper import sweep
+from worker.machine.fitness import unfit
+from worker.supervisor import retrying_storage as patient_storage
+from worker.supervisor.supervisor import work
 
 BLOCK_FILES = 8
 """What a job of the stand-in stores before its first artifact: two files for each of four blocks."""

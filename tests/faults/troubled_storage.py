@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from pathlib import Path
 
-from app.storage import LocalStorage
+from core.storage import LocalStorage
 
 
 class TroubledStorage(LocalStorage):

@@ -12,11 +12,11 @@ from quant_experts.cli import run
 from quant_experts.planning.cautions import Caution, cautions_of_scheme
 from quant_experts.planning.headers import ModelHeaders
 from quant_experts.planning.local import read_local
-from quant_experts.planning.methods import METHOD_VERSION
 from quant_experts.planning.plan import Plan, make_plan
 from quant_experts.planning.recipe import Recipe
 from quant_experts.planning.rows import unknown_rows
 from quant_experts.planning.units import said
+from quant_experts.spec.methods import METHOD_VERSION
 from tests.models import make_model
 from tests.planning.big import write_72b
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from quant_experts.config import QuantizationSpec
 from quant_experts.planning.local import read_local, read_local_text
 from quant_experts.planning.plan import Plan, make_plan
 from quant_experts.planning.recipe import Recipe
 from quant_experts.planning.rows import Rows, sampled_rows, unknown_rows
+from quant_experts.spec.specification import QuantizationSpec
 from tests.models import make_model
 from tests.rows import data_uri, image_row, picture, text_row
 

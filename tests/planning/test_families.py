@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from quant_experts.blueprint import open_blueprint
-from quant_experts.families.family import Vision
-from quant_experts.families.internvl_chat import native_directory
-from quant_experts.families.table import FAMILIES, ORIGINALS
-from quant_experts.groups import plan_groups, skipped_layers, walked_modules
+from quant_experts.model.blueprint import open_blueprint
+from quant_experts.model.families.family import Vision
+from quant_experts.model.families.internvl_chat import native_directory
+from quant_experts.model.families.table import FAMILIES, ORIGINALS
+from quant_experts.model.groups import plan_groups, skipped_layers, walked_modules
 from quant_experts.planning import families
 from quant_experts.planning.errors import Unreadable
 from quant_experts.planning.headers import ModelHeaders

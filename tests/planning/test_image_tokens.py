@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoConfig
 
 from quant_experts.calibration.processor import load_processor
-from quant_experts.families.internvl_chat import native_directory
+from quant_experts.model.families.internvl_chat import native_directory
 from quant_experts.planning.headers import processor_of
 from quant_experts.planning.image_tokens import image_tokens
 from tests.models import make_model

@@ -7,12 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quant_experts.config import QuantizationSpec
-from quant_experts.groups import GroupPlan
-from quant_experts.planning.methods import DEFAULTS, PRESETS
-from quant_experts.planning.ranks import LEAST_RANK, ROOM, Ranks, adapter_bits
+from quant_experts.checkpoint.stored_size import stored_group_bits
+from quant_experts.model.groups import GroupPlan
 from quant_experts.planning.recipe import Recipe
-from quant_experts.stored_size import stored_group_bits
+from quant_experts.spec.methods import DEFAULTS, PRESETS
+from quant_experts.spec.ranks import LEAST_RANK, ROOM, Ranks, adapter_bits
+from quant_experts.spec.specification import QuantizationSpec
 
 SMOLLM2 = {"qkv": (576, (576, 192, 192)), "o": (576, (576,)), "gate_up": (576, (1536, 1536)), "down": (1536, (576,))}
 """SmolLM2-135M: label → width and outputs of the layers."""

@@ -6,15 +6,18 @@ import dataclasses
 
 import pytest
 
-from quant_experts import evaluation, image_variants, mixed_precision, observe, route
-from quant_experts.auto import search as auto_search
-from quant_experts.calibration import collate
-from quant_experts.config import PRESETS, QuantizationSpec
+from quant_experts.calibration import collate, image_variants
+from quant_experts.evaluation import next_token as evaluation
+from quant_experts.fit.rounding import obq
+from quant_experts.fit.smoothing import _trial, search
 from quant_experts.planning import disk, memory, recipe, row_tokens, seconds
 from quant_experts.planning.recipe import Recipe
-from quant_experts.rounding import obq
+from quant_experts.search import search as auto_search
+from quant_experts.sensitivity import mixed_precision
 from quant_experts.sensitivity import rows as sensitivity_rows
-from quant_experts.smoothing import _trial, search
+from quant_experts.spec.specification import PRESETS, QuantizationSpec
+from quant_experts.walk import file_lifetimes as route
+from quant_experts.walk import observe
 
 
 @pytest.mark.parametrize("method", PRESETS)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from app.datasets.rows import check_row
 from app.datasets.validation import InvalidRows, validate
-from app.settings import Settings
+from core.settings import Settings
 from quant_experts.calibration.rows import BadRow, Row, parse_row
 from quant_experts.calibration.samples import open_rows
 from quant_experts.errors import InvalidCalibration

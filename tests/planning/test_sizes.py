@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from quant_experts.chain import block_file
-from quant_experts.config import QuantizationSpec
 from quant_experts.errors import Stopped
-from quant_experts.pipeline import quantize
+from quant_experts.model.tensor_file import TensorFile
 from quant_experts.planning.recipe import Recipe
 from quant_experts.planning.shapes import Shapes, shapes_of
 from quant_experts.planning.sizes import size_of
 from quant_experts.progress import Event, PhaseStarted
-from quant_experts.tensor_file import TensorFile
+from quant_experts.run.quantize import quantize
+from quant_experts.spec.specification import QuantizationSpec
+from quant_experts.walk.resume_files import block_file
 from tests.models import VISION_FAMILIES, make_model
 from tests.models_speech import audio_row
 from tests.planned import planned_size

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from quant_experts.checkpoint.layout import group_config, group_tensors, install_group
 from quant_experts.checkpoint.write import write_checkpoint
-from quant_experts.config import QuantizationSpec
-from quant_experts.fitted import FittedGroup
-from quant_experts.groups import GroupPlan, family_of, plan_groups
-from quant_experts.quantizer import quantize
-from quant_experts.report import BlockReport, GroupReport, ModelQuality, QualityReport, Size, StageErrors
+from quant_experts.fit.fitted import FittedGroup
+from quant_experts.fit.quantizer import quantize
+from quant_experts.model.groups import GroupPlan, family_of, plan_groups
+from quant_experts.report.data import BlockReport, GroupReport, ModelQuality, QualityReport, Size, StageErrors
+from quant_experts.spec.specification import QuantizationSpec
 from tests.models import make_model
 
 SPEC = QuantizationSpec.preset("qe", scheme="W4A8", group_size=32, shared_rank=4, routed_rank=4, experts=3)

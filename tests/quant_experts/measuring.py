@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
-from quant_experts.blueprint import fill, open_blueprint
-from quant_experts.calibrate import gather_calls
+from quant_experts.calibration.capture import gather_calls
 from quant_experts.calibration.collate import open_collator
 from quant_experts.calibration.samples import choose, open_rows
-from quant_experts.chain import claim_directory
-from quant_experts.families.family import Vision
-from quant_experts.groups import plan_groups
+from quant_experts.model.blueprint import fill, open_blueprint
+from quant_experts.model.families.family import Vision
+from quant_experts.model.groups import plan_groups
 from quant_experts.progress import OnEvent, ShouldStop, ignore, never
 from quant_experts.sensitivity.measuring import Measuring
+from quant_experts.walk.resume_files import claim_directory
 from tests.models import VISION_FAMILIES, make_model
 from tests.rows import image_row, text_row, write_rows
 

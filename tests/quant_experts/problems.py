@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quant_experts.experts.partition import partition_channels
-from quant_experts.problem import EQUAL_WEIGHTS, GroupProblem, ModalityWeights
-from quant_experts.statistics import channel_importance, important_channels
+from quant_experts.fit.experts.partition import partition_channels
+from quant_experts.fit.problem import EQUAL_WEIGHTS, GroupProblem, ModalityWeights
+from quant_experts.fit.statistics import channel_importance, important_channels
 from tests.quant_experts.tokens import mixture, observe, spec, weights
 
 

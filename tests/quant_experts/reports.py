@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from quant_experts.report import (
+from quant_experts.report.data import (
     Acceptance,
     AutoSearch,
     BlockReport,

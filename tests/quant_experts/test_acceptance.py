@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from quant_experts.acceptance import judge
-from quant_experts.config import AcceptIf
-from quant_experts.report import ImageSensitivity, ModelQuality, QualityReport, Reaction, Size
+from quant_experts.evaluation.acceptance import judge
+from quant_experts.report.data import ImageSensitivity, ModelQuality, QualityReport, Reaction, Size
+from quant_experts.spec.specification import AcceptIf
 
 
 def _report(images: ImageSensitivity | None = None) -> QualityReport:

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from quant_experts.checkpoint.layout import group_config, group_tensors, install_group, stored_bits
-from quant_experts.fit import fit_group
-from quant_experts.fitted import FittedGroup
-from quant_experts.group_evaluation import evaluate_group
-from quant_experts.groups import GroupPlan
-from quant_experts.quantizer import dequantize
+from quant_experts.fit.fit_group import fit_group
+from quant_experts.fit.fitted import FittedGroup
+from quant_experts.fit.group_evaluation import evaluate_group
+from quant_experts.fit.quantizer import dequantize
+from quant_experts.model.groups import GroupPlan
 from tests.quant_experts.tokens import WIDTH, mixture, observe, spec, weights
 
 PLAN = GroupPlan("attn.qkv", "attn", "qkv", ("q", "k"), 0, WIDTH, (48, 16))

@@ -13,14 +13,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quant_experts.auto.choice import best_within_bytes, is_richer, smallest_within_kl, worth_trying
-from quant_experts.auto.grid import SCHEMES, Point, grid
-from quant_experts.auto.search import few_calls, missed_target
-from quant_experts.config import PRESETS, QuantizationSpec
 from quant_experts.errors import InvalidSpec, Stopped
-from quant_experts.pipeline import quantize
 from quant_experts.progress import Advanced, Event, PhaseStarted, Warned
-from quant_experts.report import AutoSearch, FrontierPoint, ModelQuality, QualityReport
+from quant_experts.report.data import AutoSearch, FrontierPoint, ModelQuality, QualityReport
+from quant_experts.run.quantize import quantize
+from quant_experts.search.choice import best_within_bytes, is_richer, smallest_within_kl, worth_trying
+from quant_experts.search.grid import SCHEMES, Point, grid
+from quant_experts.search.search import few_calls, missed_target
+from quant_experts.spec.specification import PRESETS, QuantizationSpec
 from tests.models import make_model
 from tests.quant_experts.measuring import measuring
 from tests.quant_experts.test_mixed_precision import TWELVE, flat
@@ -163,7 +163,7 @@ def test_a_search_sees_rows_that_the_first_stack_is_called_for(tmp_path: Path, m
     calls = measuring(tmp_path, "llama", rows=[text_row(i) for i in range(40)]).calls
     called = (calls.held_out[-1].index, calls.fit[-1].index)
     rows = tuple(call if call.index in called else replace(call, tree=None) for call in calls.rows)
-    monkeypatch.setattr("quant_experts.auto.search.HELD_OUT_ROWS", 2)
+    monkeypatch.setattr("quant_experts.search.search.HELD_OUT_ROWS", 2)
     for seed in range(3):
         few = few_calls(replace(calls, rows=rows), seed)
         assert tuple(call.index for call in few.running.rows) == called

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from quant_experts.calls import read_calls
-from quant_experts.chain import HiddenStates
-from quant_experts.config import QuantizationSpec
-from quant_experts.report import GroupReport, QualityReport
+from quant_experts.calibration.captured_inputs import read_calls
+from quant_experts.report.data import GroupReport, QualityReport
+from quant_experts.spec.specification import QuantizationSpec
+from quant_experts.walk.resume_files import HiddenStates
 from tests.models import make_model
 from tests.quant_experts.test_pipeline import OPTIONS, run
 from tests.rows import image_row, write_rows

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from quant_experts.calibration_quality import NO_IMAGE, judge_calibration
-from quant_experts.calls import Call, Calls
-from quant_experts.report import (
+from quant_experts.calibration.captured_inputs import Call, Calls
+from quant_experts.evaluation.calibration_quality import NO_IMAGE, judge_calibration
+from quant_experts.model.tensor_file import TensorFile, write_tensors
+from quant_experts.report.data import (
     BlockReport,
     CalibrationQuality,
     ChannelStatistics,
@@ -17,7 +18,6 @@ from quant_experts.report import (
     GroupReport,
     StageErrors,
 )
-from quant_experts.tensor_file import TensorFile, write_tensors
 
 
 def _call(

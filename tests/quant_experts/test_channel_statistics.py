@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from quant_experts.channel_statistics import describe_channels, frequency_curve, rank_correlation
-from quant_experts.planning.ranks import Ranks
-from quant_experts.statistics import GroupStatistics, Observation, channel_importance
+from quant_experts.fit.channel_statistics import describe_channels, frequency_curve, rank_correlation
+from quant_experts.fit.statistics import GroupStatistics, Observation, channel_importance
+from quant_experts.spec.ranks import Ranks
 from tests.quant_experts.tokens import mixture, spec, weights
 
 SPEC = spec("qe")

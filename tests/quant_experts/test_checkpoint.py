@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from quant_experts import modeling_quant_experts
 from quant_experts.checkpoint.configuration import auto_map, ignored_modules
 from quant_experts.checkpoint.read import read_contents
 from quant_experts.checkpoint.shards import spool, write_shards
 from quant_experts.checkpoint.verify import verify_checksums
 from quant_experts.errors import InvalidCheckpoint, InvalidModel, InvalidSpec
+from quant_experts.forward import modeling_quant_experts
 from tests.quant_experts.checkpoints import Parts, quantized_parts, written
 
 

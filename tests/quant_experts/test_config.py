@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from quant_experts import reconstruction, rounding, smoothing
-from quant_experts.config import PRESETS, QuantizationSpec
-from quant_experts.schemes import Scheme, parse_scheme
+from quant_experts.fit import reconstruction, rounding, smoothing
+from quant_experts.spec.schemes import Scheme, parse_scheme
+from quant_experts.spec.specification import PRESETS, QuantizationSpec
 
 
 @pytest.mark.parametrize("method", PRESETS)

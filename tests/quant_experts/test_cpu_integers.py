@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from quant_experts import modeling_quant_experts as modeling
 from quant_experts.checkpoint.pack import pack
-from quant_experts.modeling_quant_experts import (
+from quant_experts.forward import modeling_quant_experts as modeling
+from quant_experts.forward.modeling_quant_experts import (
     FEW_TOKENS,
     CpuIntegers,
     InputGroup,

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from quant_experts.config import PRESETS, QuantizationSpec
 from quant_experts.errors import InvalidCalibration, NumericalFailure
-from quant_experts.fit import FittedGroup, evaluate_group, fit_group
-from quant_experts.pipeline import quantize
-from quant_experts.report import QualityReport
+from quant_experts.fit.fit_group import FittedGroup, evaluate_group, fit_group
+from quant_experts.report.data import QualityReport
+from quant_experts.run.quantize import quantize
+from quant_experts.spec.specification import PRESETS, QuantizationSpec
 from tests.models import make_model
 from tests.quant_experts.tokens import WIDTH, mixture, observe, spec, weights
 from tests.rows import image_row, text_row, write_rows

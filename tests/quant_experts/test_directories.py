@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from quant_experts.blueprint import open_blueprint
 from quant_experts.calibration.collate import open_collator
 from quant_experts.calibration.rows import parse_row
-from quant_experts.config import QuantizationSpec
-from quant_experts.pipeline import quantize
+from quant_experts.model.blueprint import open_blueprint
 from quant_experts.planning.headers import ModelHeaders
 from quant_experts.planning.local import read_local
 from quant_experts.planning.recipe import Recipe
 from quant_experts.planning.shapes import shapes_of
 from quant_experts.planning.sizes import size_of
+from quant_experts.run.quantize import quantize
+from quant_experts.spec.specification import QuantizationSpec
 from tests.directories import CASES
 from tests.models import VISION_FAMILIES, make_model
 from tests.rows import image_row, text_row, write_rows

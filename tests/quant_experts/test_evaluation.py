@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quant_experts.evaluation import standard_error
+from quant_experts.evaluation.next_token import standard_error
 
 ROWS = torch.tensor([0.4, 0.1, 0.9, 0.6], dtype=torch.float64)
 

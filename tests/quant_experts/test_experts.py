@@ -7,19 +7,13 @@ import warnings
 import pytest
 import torch
 
-from quant_experts.experts.clustering import cluster_at_random, cluster_by_co_occurrence, npmi
-from quant_experts.experts.output_errors import output_errors
-from quant_experts.experts.partition import partition_channels
-from quant_experts.experts.routed import (
-    best_expert,
-    explained,
-    fit_on_clusters,
-    reassign,
-    residual_norms,
-)
-from quant_experts.experts.router import norm_router, normalised, random_router, ridge_router, route
-from quant_experts.problem import GroupProblem
-from quant_experts.quantizer import dequantize, quantize
+from quant_experts.fit.experts.clustering import cluster_at_random, cluster_by_co_occurrence, npmi
+from quant_experts.fit.experts.output_errors import output_errors
+from quant_experts.fit.experts.partition import partition_channels
+from quant_experts.fit.experts.routed import best_expert, explained, fit_on_clusters, reassign, residual_norms
+from quant_experts.fit.experts.router import norm_router, normalised, random_router, ridge_router, route
+from quant_experts.fit.problem import GroupProblem
+from quant_experts.fit.quantizer import dequantize, quantize
 from quant_experts.seeding import generator
 from tests.quant_experts.problems import problem_of
 from tests.quant_experts.tokens import KINDS, WIDTH, mixture

@@ -12,13 +12,13 @@ import transformers
 from transformers import AutoConfig
 
 import quant_experts  # noqa: F401 -- registers the method
-from quant_experts.blueprint import open_blueprint
 from quant_experts.calibration.collate import open_collator
 from quant_experts.calibration.rows import parse_row
-from quant_experts.config import QuantizationSpec
 from quant_experts.errors import UnsupportedModel
-from quant_experts.groups import family_of
-from quant_experts.pipeline import quantize
+from quant_experts.model.blueprint import open_blueprint
+from quant_experts.model.groups import family_of
+from quant_experts.run.quantize import quantize
+from quant_experts.spec.specification import QuantizationSpec
 from tests.models import FAMILIES, VISION_FAMILIES, make_model
 from tests.planned import check_planned_size
 from tests.rows import image_row, text_row, write_rows

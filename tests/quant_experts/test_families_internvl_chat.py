@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 import quant_experts  # noqa: F401 -- registers the method
-from quant_experts.blueprint import fill, open_blueprint
 from quant_experts.calibration.collate import open_collator
 from quant_experts.calibration.rows import parse_row
 from quant_experts.errors import InvalidModel, UnsupportedModel
-from quant_experts.families.internvl_chat import native_directory
-from quant_experts.pipeline import quantize
+from quant_experts.model.blueprint import fill, open_blueprint
+from quant_experts.model.families.internvl_chat import native_directory
+from quant_experts.run.quantize import quantize
 from tests.models_internvl_chat import make_internvl_chat
 from tests.planned import check_planned_size
 from tests.quant_experts.test_families import SPEC, loads_and_generates

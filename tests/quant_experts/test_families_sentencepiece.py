@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from quant_experts.errors import InvalidModel
-from quant_experts.families.sentencepiece_file import build_tokenizer, read_pieces
+from quant_experts.model.families.sentencepiece_file import build_tokenizer, read_pieces
 from tests.sentencepiece_writer import CONTROL, NORMAL, UNKNOWN, Pieces, byte_pieces, write_pieces
 
 START: Pieces = [("<unk>", 0.0, UNKNOWN), ("<s>", 0.0, CONTROL), ("</s>", 0.0, CONTROL), *byte_pieces()]

@@ -7,9 +7,9 @@ from dataclasses import fields
 import pytest
 import torch
 
-from quant_experts.config import PRESETS, QuantizationSpec
 from quant_experts.errors import InvalidSpec, NumericalFailure
-from quant_experts.fit import FittedGroup, GroupErrors, evaluate_group, fit_group
+from quant_experts.fit.fit_group import FittedGroup, GroupErrors, evaluate_group, fit_group
+from quant_experts.spec.specification import PRESETS, QuantizationSpec
 from tests.quant_experts.tokens import WIDTH, mixture, observe, spec, weights
 
 
@@ -124,8 +124,8 @@ def test_sixteen_bit_activations_leave_only_the_weight_error() -> None:
 @pytest.fixture
 def short_refinement(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two of the sixteen epochs, with small batches."""
-    monkeypatch.setattr("quant_experts.experts.refine.EPOCHS", 2)
-    monkeypatch.setattr("quant_experts.experts.refine.BATCH", 64)
+    monkeypatch.setattr("quant_experts.fit.experts.refine.EPOCHS", 2)
+    monkeypatch.setattr("quant_experts.fit.experts.refine.BATCH", 64)
 
 
 def _refined(scope: str, tokens: int) -> FittedGroup:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from quant_experts.config import QuantizationSpec
-from quant_experts.forecast import Expected, Forecaster, expecting
 from quant_experts.planning.rows import Rows
 from quant_experts.planning.seconds import PhaseSeconds
 from quant_experts.progress import Advanced, BlockFinished, Event, Forecast, PhaseStarted
+from quant_experts.run.time_left import Expected, Forecaster, expecting
+from quant_experts.spec.specification import QuantizationSpec
 from tests.models import make_model
 
 START = 4.0

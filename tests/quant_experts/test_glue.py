@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSpeechSeq2Seq
 
-from quant_experts.blueprint import fill, open_blueprint
 from quant_experts.calibration.collate import open_collator
 from quant_experts.calibration.rows import parse_row
-from quant_experts.glue import NotCalled, block_glue, capture_call
+from quant_experts.model.block_runner import NotCalled, block_glue, capture_call
+from quant_experts.model.blueprint import fill, open_blueprint
 from tests.models import FAMILIES, VISION_FAMILIES, make_model
 from tests.models_speech import audio_row
 from tests.rows import image_row, text_row

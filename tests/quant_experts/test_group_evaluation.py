@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from quant_experts.checkpoint.layout import group_config, group_tensors, install_group
-from quant_experts.fit import evaluate_group, fit_group
-from quant_experts.groups import GroupPlan
+from quant_experts.fit.fit_group import evaluate_group, fit_group
+from quant_experts.model.groups import GroupPlan
 from tests.quant_experts.tokens import WIDTH, mixture, observe, spec, weights
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from quant_experts.blueprint import open_blueprint
-from quant_experts.groups import plan_groups, skipped_layers
+from quant_experts.model.blueprint import open_blueprint
+from quant_experts.model.groups import plan_groups, skipped_layers
 from tests.models import FAMILIES, VISION_FAMILIES, make_model
 
 CPU = torch.device("cpu")

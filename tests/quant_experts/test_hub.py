@@ -77,7 +77,7 @@ def hub() -> Iterator[str]:
 
 def fetch(hub: str, repository: str, target: Path, *options: str) -> tuple[int, list[dict[str, str]]]:
     environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(target.parent / "hf"), "HF_HUB_OFFLINE": "0"}
-    command = [sys.executable, "-m", "quant_experts.hub", "model", repository, "--to", str(target), *options]
+    command = [sys.executable, "-m", "quant_experts.model.hub", "model", repository, "--to", str(target), *options]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
 

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from quant_experts.calibration.captured_inputs import read_calls
+from quant_experts.calibration.image_variants import image_variants
 from quant_experts.calibration.rows import Row, parse_row
-from quant_experts.calls import read_calls
-from quant_experts.config import QuantizationSpec
-from quant_experts.image_sensitivity import smallest_ratio, verdict_of, warning_about
-from quant_experts.image_variants import image_variants
-from quant_experts.report import ImageSensitivity, QualityReport, Reaction
+from quant_experts.evaluation.image_sensitivity import smallest_ratio, verdict_of, warning_about
+from quant_experts.report.data import ImageSensitivity, QualityReport, Reaction
+from quant_experts.spec.specification import QuantizationSpec
 from tests.models import make_model
 from tests.quant_experts.test_pipeline import OPTIONS, run
 from tests.rows import data_uri, image_row, picture, text_row, write_rows

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quant_experts.errors import NumericalFailure
-from quant_experts.linalg import cholesky, damped_moment, low_rank, token_moment
+from quant_experts.fit.linear_algebra import cholesky, damped_moment, low_rank, token_moment
 from quant_experts.seeding import generator
 
 

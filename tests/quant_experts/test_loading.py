@@ -23,7 +23,7 @@ from quant_experts.calibration.collate import open_collator
 from quant_experts.calibration.rows import parse_row
 from quant_experts.checkpoint.verify import TOLERANCE, Probe, verify_in_fresh_process
 from quant_experts.errors import InvalidCheckpoint
-from quant_experts.modeling_quant_experts import kernel_rows
+from quant_experts.forward.modeling_quant_experts import kernel_rows
 from tests.models import FAMILIES, VISION_FAMILIES
 from tests.quant_experts.checkpoints import Parts, quantized_parts, written
 from tests.rows import image_row

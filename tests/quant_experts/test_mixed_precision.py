@@ -15,10 +15,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from quant_experts.config import QuantizationSpec
+from quant_experts.checkpoint.stored_size import stored_group_bits
 from quant_experts.errors import InvalidSpec, Stopped
-from quant_experts.groups import GroupPlan
-from quant_experts.mixed_precision import (
+from quant_experts.model.groups import GroupPlan
+from quant_experts.model.tensor_file import file_digest
+from quant_experts.progress import Advanced, BlockFinished, Event, PhaseStarted
+from quant_experts.report.data import QualityReport
+from quant_experts.run.quantize import quantize
+from quant_experts.sensitivity.mixed_precision import (
     assign,
     check_mixed_precision,
     fill_budget,
@@ -26,11 +30,7 @@ from quant_experts.mixed_precision import (
     named_groups,
     upward_steps,
 )
-from quant_experts.pipeline import quantize
-from quant_experts.progress import Advanced, BlockFinished, Event, PhaseStarted
-from quant_experts.report import QualityReport
-from quant_experts.stored_size import stored_group_bits
-from quant_experts.tensor_file import file_digest
+from quant_experts.spec.specification import QuantizationSpec
 from tests.models import make_model
 from tests.quant_experts.measuring import measuring
 from tests.rows import image_row, text_row, write_rows

@@ -13,15 +13,10 @@ from torch import Tensor, nn
 from quant_experts.checkpoint.layout import group_config, group_tensors, install_group
 from quant_experts.checkpoint.pack import pack
 from quant_experts.errors import InvalidCheckpoint, NumericalFailure
-from quant_experts.fitted import FittedGroup
-from quant_experts.groups import GroupPlan
-from quant_experts.modeling_quant_experts import (
-    InputGroup,
-    QuantizedLinear,
-    dequantized_weights,
-    unpack,
-)
-from quant_experts.quantizer import dequantize, fake_quantize_tokens, quantize
+from quant_experts.fit.fitted import FittedGroup
+from quant_experts.fit.quantizer import dequantize, fake_quantize_tokens, quantize
+from quant_experts.forward.modeling_quant_experts import InputGroup, QuantizedLinear, dequantized_weights, unpack
+from quant_experts.model.groups import GroupPlan
 
 WIDTH, OUTS, EXPERTS, SHARED, ROUTED = 64, (48, 16), 4, 6, 5
 PLAN = GroupPlan("mlp.gate_up", "mlp", "gate_up", ("gate_proj", "up_proj"), 0, WIDTH, OUTS)

@@ -21,24 +21,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
-from quant_experts import chain, modeling_quant_experts, passage
-from quant_experts.calls import Call, read_calls
+from quant_experts.calibration.captured_inputs import Call, read_calls
 from quant_experts.checkpoint.layout import adapter_dtype
-from quant_experts.config import AcceptIf, QuantizationSpec
 from quant_experts.errors import InvalidCalibration, InvalidModel, InvalidSpec, QuantExpertsError, Stopped
-from quant_experts.pipeline import quantize
-from quant_experts.progress import (
-    Advanced,
-    BlockFinished,
-    Event,
-    Finished,
-    Forecast,
-    GroupFitted,
-    PhaseStarted,
-    Warned,
-)
-from quant_experts.report import QualityReport
-from quant_experts.tensor_file import file_digest
+from quant_experts.forward import modeling_quant_experts
+from quant_experts.model.tensor_file import file_digest
+from quant_experts.progress import Advanced, BlockFinished, Event, Finished, Forecast, GroupFitted, PhaseStarted, Warned
+from quant_experts.report.data import QualityReport
+from quant_experts.run.quantize import quantize
+from quant_experts.spec.specification import AcceptIf, QuantizationSpec
+from quant_experts.walk import block_pass as passage
+from quant_experts.walk import resume_files as chain
 from tests.models import make_model
 from tests.rows import data_uri, image_row, picture, text_row, write_rows
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quant_experts.quantizer import dequantize, fake_quantize_tokens, largest_integer, quantize
+from quant_experts.fit.quantizer import dequantize, fake_quantize_tokens, largest_integer, quantize
 
 
 @settings(max_examples=60, deadline=None)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from quant_experts import reconstruction, rounding, smoothing
 from quant_experts.errors import InvalidSpec
-from quant_experts.experts.shared import fit_shared
-from quant_experts.problem import GroupProblem, ModalityWeights
-from quant_experts.quantizer import dequantize, fake_quantize_tokens, quantize
-from quant_experts.rounding.obq import WIDTH_LIMIT
+from quant_experts.fit import reconstruction, rounding, smoothing
+from quant_experts.fit.experts.shared import fit_shared
+from quant_experts.fit.problem import GroupProblem, ModalityWeights
+from quant_experts.fit.quantizer import dequantize, fake_quantize_tokens, quantize
+from quant_experts.fit.rounding.obq import WIDTH_LIMIT
 from quant_experts.seeding import generator
 from tests.quant_experts import problems
 from tests.quant_experts.tokens import mixture, weights
@@ -157,7 +157,7 @@ def test_obq_leaves_less_output_error_than_gptq_and_gptq_less_than_nearest() -> 
 def test_obq_of_many_rows_is_obq_of_each_row(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = problem_of(*correlated(300, 64))
     together = rounding.get("obq").round_weights(problem, NONE)
-    monkeypatch.setattr("quant_experts.rounding.obq.WORKSPACE", 1)
+    monkeypatch.setattr("quant_experts.fit.rounding.obq.WORKSPACE", 1)
     alone = rounding.get("obq").round_weights(problem, NONE)
     assert torch.equal(together.codes, alone.codes)
 

@@ -9,11 +9,11 @@ from html.parser import HTMLParser
 import pytest
 
 from quant_experts.checkpoint.card import model_card
-from quant_experts.config import QuantizationSpec
-from quant_experts.report import ModelQuality, QualityReport, Reply, StageErrors
-from quant_experts.report_html import render_report, verdict
-from quant_experts.report_page.error_chart import error_chart
-from quant_experts.report_page.kinds import short_name
+from quant_experts.report.charts.error_chart import error_chart
+from quant_experts.report.charts.kinds import short_name
+from quant_experts.report.data import ModelQuality, QualityReport, Reply, StageErrors
+from quant_experts.report.page import render_report, verdict
+from quant_experts.spec.specification import QuantizationSpec
 from tests.quant_experts.checkpoints import made_up_report
 from tests.quant_experts.reports import RECIPE, rich_report
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from quant_experts.report import ChannelStatistics, GroupReport, GroupSensitivity, MixedPrecision, StageErrors
-from quant_experts.report_page.advice import Advice, Context, advice, grouped
+from quant_experts.report.charts.advice import Advice, Context, advice, grouped
+from quant_experts.report.data import ChannelStatistics, GroupReport, GroupSensitivity, MixedPrecision, StageErrors
 
 
 def group(**changes: Any) -> GroupReport:

@@ -11,8 +11,16 @@ import pytest
 from markupsafe import escape
 
 from quant_experts.checkpoint.card import model_card
-from quant_experts.config import QuantizationSpec
-from quant_experts.report import (
+from quant_experts.report.charts import numbers
+from quant_experts.report.charts.axes import logarithmic, padded
+from quant_experts.report.charts.bars import parts
+from quant_experts.report.charts.error_chart import error_chart, modality_charts
+from quant_experts.report.charts.frequency_chart import frequency_panels
+from quant_experts.report.charts.frontier_chart import frontier_chart
+from quant_experts.report.charts.sentences import bought, verdict
+from quant_experts.report.charts.usage_chart import usage_chart
+from quant_experts.report.charts.warning_list import warning_list
+from quant_experts.report.data import (
     Acceptance,
     ChannelStatistics,
     FrequencyPoint,
@@ -21,16 +29,8 @@ from quant_experts.report import (
     Reaction,
     StageErrors,
 )
-from quant_experts.report_html import render_report
-from quant_experts.report_page import numbers
-from quant_experts.report_page.axes import logarithmic, padded
-from quant_experts.report_page.bars import parts
-from quant_experts.report_page.error_chart import error_chart, modality_charts
-from quant_experts.report_page.frequency_chart import frequency_panels
-from quant_experts.report_page.frontier_chart import frontier_chart
-from quant_experts.report_page.sentences import bought, verdict
-from quant_experts.report_page.usage_chart import usage_chart
-from quant_experts.report_page.warning_list import warning_list
+from quant_experts.report.page import render_report
+from quant_experts.spec.specification import QuantizationSpec
 from tests.quant_experts.reports import EXPERTS, RECIPE, rich_report
 
 SECTIONS = (

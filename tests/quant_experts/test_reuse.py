@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from quant_experts.config import QuantizationSpec
 from quant_experts.errors import Stopped
-from quant_experts.pipeline import quantize
+from quant_experts.model.tensor_file import file_digest
 from quant_experts.progress import Advanced, Event, PhaseStarted
-from quant_experts.tensor_file import file_digest
+from quant_experts.run.quantize import quantize
+from quant_experts.spec.specification import QuantizationSpec
 from tests.models import make_model
 from tests.rows import image_row, write_rows
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quant_experts import rounding
-from quant_experts.problem import GroupProblem
-from quant_experts.quantizer import dequantize
-from quant_experts.rounding.gptq import BLOCK
+from quant_experts.fit import rounding
+from quant_experts.fit.problem import GroupProblem
+from quant_experts.fit.quantizer import dequantize
+from quant_experts.fit.rounding.gptq import BLOCK
 from tests.quant_experts.problems import problem_of
 from tests.quant_experts.tokens import mixture, weights
 

@@ -10,18 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quant_experts.blueprint import fill, open_blueprint
-from quant_experts.calls import Call
-from quant_experts.config import QuantizationSpec
+from quant_experts.calibration.captured_inputs import Call
 from quant_experts.errors import InvalidCalibration, NumericalFailure, Stopped
-from quant_experts.glue import block_glue
-from quant_experts.problem import EQUAL_WEIGHTS
+from quant_experts.fit.problem import EQUAL_WEIGHTS
+from quant_experts.fit.quantizer import dequantize, fake_quantize_tokens, quantize
+from quant_experts.model.block_runner import block_glue
+from quant_experts.model.blueprint import fill, open_blueprint
 from quant_experts.progress import Advanced, Event
-from quant_experts.quantizer import dequantize, fake_quantize_tokens, quantize
 from quant_experts.sensitivity import rows as few
 from quant_experts.sensitivity.gradients import SMALLEST
 from quant_experts.sensitivity.measuring import Measuring
 from quant_experts.sensitivity.rows import few_rows
+from quant_experts.spec.specification import QuantizationSpec
 from tests.quant_experts.measuring import CPU, measuring
 from tests.rows import image_row, text_row
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from quant_experts import reconstruction, rounding, smoothing
-from quant_experts.config import PRESETS
 from quant_experts.errors import InvalidSpec
-from quant_experts.fit import evaluate_group, fit_group
+from quant_experts.fit import reconstruction, rounding, smoothing
+from quant_experts.fit.fit_group import evaluate_group, fit_group
+from quant_experts.spec.specification import PRESETS
 from tests.quant_experts.tokens import mixture, observe, spec, weights
 
 
@@ -46,7 +46,7 @@ def test_every_combination_of_choices_fits(smooth: str, round_: str, reconstruct
 
 def test_adding_a_choice_is_adding_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = """
-        from quant_experts.smoothing import Smoothing
+        from quant_experts.fit.smoothing import Smoothing
         def smooth(problem): return Smoothing(None, "mine")
     """
     (tmp_path / "mine.py").write_text(textwrap.dedent(source))

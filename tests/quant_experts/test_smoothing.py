@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quant_experts import smoothing
-from quant_experts.fit import evaluate_group, fit_group
-from quant_experts.problem import GroupProblem
+from quant_experts.fit import smoothing
+from quant_experts.fit.fit_group import evaluate_group, fit_group
+from quant_experts.fit.problem import GroupProblem
 from tests.quant_experts.problems import problem_of
 from tests.quant_experts.tokens import mixture, observe, spec, weights
 
@@ -93,7 +93,7 @@ def test_search_never_keeps_a_worse_scale_than_none() -> None:
 
 
 def _rounding_error(problem: GroupProblem, scale: torch.Tensor | None) -> float:
-    from quant_experts.quantizer import dequantize, fake_quantize_tokens, quantize
+    from quant_experts.fit.quantizer import dequantize, fake_quantize_tokens, quantize
 
     scaled = problem.scaled(scale)
     rounded = dequantize(*quantize(scaled.weight, 4, problem.group_size, problem.scale_dtype), problem.group_size)

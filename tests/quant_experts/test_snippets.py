@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from quant_experts.config import QuantizationSpec
-from quant_experts.pipeline import quantize
+from quant_experts.run.quantize import quantize
+from quant_experts.spec.specification import QuantizationSpec
 from tests.models import SPEECH_FAMILIES, VISION_FAMILIES, make_model
 from tests.models_speech import audio_row
 from tests.quant_experts.checkpoints import quantized_parts, written

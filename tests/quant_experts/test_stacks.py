@@ -20,22 +20,22 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, WhisperForConditionalGeneration
 
 import quant_experts  # noqa: F401 -- registers the method
-from quant_experts.blueprint import around_blocks, fill, open_blueprint
-from quant_experts.calls import Call, Calls, read_calls
-from quant_experts.chain import HiddenStates, chain_file
+from quant_experts.calibration.captured_inputs import Call, Calls, read_calls
 from quant_experts.commands.progress_display import ProgressDisplay
-from quant_experts.config import QuantizationSpec
 from quant_experts.errors import InvalidCalibration, InvalidSpec, Stopped
-from quant_experts.evaluation import evaluate, text_positions
-from quant_experts.groups import FAMILIES, GroupPlan, plan_groups
-from quant_experts.modeling_quant_experts import InputGroup, QuantizedLinear
-from quant_experts.pipeline import quantize
+from quant_experts.evaluation.next_token import evaluate, text_positions
+from quant_experts.forward.modeling_quant_experts import InputGroup, QuantizedLinear
+from quant_experts.model.blueprint import around_blocks, fill, open_blueprint
+from quant_experts.model.groups import FAMILIES, GroupPlan, plan_groups
+from quant_experts.model.tensor_file import file_digest
 from quant_experts.progress import Advanced, BlockFinished, Event, GroupFitted, PhaseStarted, Warned
-from quant_experts.report import GroupReport, QualityReport
-from quant_experts.route import Route
+from quant_experts.report.data import GroupReport, QualityReport
+from quant_experts.run.quantize import quantize
 from quant_experts.sensitivity.rounding_change import rounded_to_nearest
 from quant_experts.sensitivity.rows import few_rows
-from quant_experts.tensor_file import file_digest
+from quant_experts.spec.specification import QuantizationSpec
+from quant_experts.walk.file_lifetimes import Route
+from quant_experts.walk.resume_files import HiddenStates, chain_file
 from tests.models import make_model
 from tests.models_speech import audio_row
 from tests.planned import check_planned_disk, disk_peaks

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from quant_experts.errors import NumericalFailure
-from quant_experts.statistics import (
+from quant_experts.fit.statistics import (
     GroupStatistics,
     Observation,
     TokenReservoir,

@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from quant_experts import reconstruction, rounding
 from quant_experts.checkpoint.pack import pack
-from quant_experts.config import QuantizationSpec
-from quant_experts.fit import fit_group
-from quant_experts.modeling_quant_experts import dequantize as dequantize_as_served
-from quant_experts.modeling_quant_experts import unpack
-from quant_experts.planning.methods import GROUP_SIZES, PRESETS
-from quant_experts.quantizer import dequantize
-from quant_experts.weight_grid import SHRINKS, grid_of, searched_scales
+from quant_experts.fit import reconstruction, rounding
+from quant_experts.fit.fit_group import fit_group
+from quant_experts.fit.quantizer import dequantize
+from quant_experts.fit.weight_grid import SHRINKS, grid_of, searched_scales
+from quant_experts.forward.modeling_quant_experts import dequantize as dequantize_as_served
+from quant_experts.forward.modeling_quant_experts import unpack
+from quant_experts.spec.methods import GROUP_SIZES, PRESETS
+from quant_experts.spec.specification import QuantizationSpec
 from tests.quant_experts.problems import problem_of
 from tests.quant_experts.tokens import mixture, observe, weights
 

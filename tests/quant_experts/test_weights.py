@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from quant_experts.blueprint import empty, fill, open_blueprint
 from quant_experts.errors import InvalidModel, UnsupportedModel
-from quant_experts.tensor_file import TensorFile, write_tensors
+from quant_experts.model.blueprint import empty, fill, open_blueprint
+from quant_experts.model.tensor_file import TensorFile, write_tensors
 from tests.models import FAMILIES, make_model
 
 CPU = torch.device("cpu")

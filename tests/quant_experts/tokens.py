@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quant_experts.config import QuantizationSpec
-from quant_experts.statistics import GroupStatistics, Observation, channel_importance
+from quant_experts.fit.statistics import GroupStatistics, Observation, channel_importance
+from quant_experts.spec.specification import QuantizationSpec
 
 WIDTH = 64
 KINDS = 4

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from app.settings import Settings
-from app.storage import storage_from_url
-from app.storage.s3 import S3Storage
+from core.settings import Settings
+from core.storage import storage_from_url
+from core.storage.s3 import S3Storage
 from tests.shipping.environments import ROOT
 from tests.shipping.test_images import stages
 

@@ -20,7 +20,7 @@ from tests.models import make_model
 from tests.services import wait_until
 from tests.shipping.conftest import MakeEnvironment
 from tests.shipping.environments import Environment
-from worker.servers import free_port
+from worker.embedded.servers import free_port
 
 API = ("app", "s3", "tracing")
 KEEPER = ("worker", "s3", "tracing")
@@ -67,7 +67,7 @@ def test_the_wheel_alone_makes_neither_app_nor_worker_importable(environment: Ma
     found = environment().run(
         "-c",
         "import importlib.util as u; print([n for n in NAMES if u.find_spec(n)])".replace(
-            "NAMES", "('quant_experts', 'app', 'worker', 'planning', 'migrations', 'quant_experts_service.app')"
+            "NAMES", "('quant_experts', 'app', 'worker', 'core', 'planning', 'migrations', 'quant_experts_service.app')"
         ),
     )
     assert found.stdout.strip() == "['quant_experts', 'quant_experts_service.app']", found.stderr
@@ -91,7 +91,7 @@ def test_client(environment: MakeEnvironment) -> None:
 def test_app(environment: MakeEnvironment, extras: tuple[str, ...]) -> None:
     app, port = as_in_the_image(environment(*extras)), free_port()
     command = ["-m", "uvicorn", "--factory", "app.main:create_app", "--port", str(port)]
-    command += ["--http", "app.kernel_copy:FileProtocol"]
+    command += ["--http", "app.web.kernel_copy:FileProtocol"]
     tracing = {"QE_TRACING": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"} if extras == API else {}
     with started(app, *command, **tracing) as process:
         wait_until(lambda: says(app, process, "Application startup complete"), seconds=60, what="the API")
@@ -111,7 +111,7 @@ def test_keeper(environment: MakeEnvironment, extras: tuple[str, ...]) -> None:
         wait_until(lambda: says(keeper, process, "the ledger is away"), seconds=60, what="the keeper")
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
-    assert keeper.run("-m", "worker.reconcile", "--help").returncode == 0
+    assert keeper.run("-m", "worker.keeper.reconcile", "--help").returncode == 0
     assert keeper.run("-c", "import torch").returncode != 0
 
 
@@ -136,10 +136,10 @@ def test_worker(environment: MakeEnvironment) -> None:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
     for module in (
-        "worker.fetch",
-        "worker.supervisor",
-        "worker.runner",
-        "quant_experts.pipeline",
+        "worker.supervisor.fetch",
+        "worker.supervisor.supervisor",
+        "worker.runner.job",
+        "quant_experts.run.quantize",
     ):
         assert worker.run("-c", f"import {module}").returncode == 0, module
 

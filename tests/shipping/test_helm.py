@@ -11,7 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from app.settings import Settings
+from core.settings import Settings
 from tests.shipping.helm import helm
 from tests.shipping.test_compose import COMPOSE
 from tests.shipping.test_images import TARGETS, stages

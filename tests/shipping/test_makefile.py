@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from tests.services import ROOT, wait_until
-from worker.servers import free_port
+from worker.embedded.servers import free_port
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from demo.model import make_qwen2_vl
 from demo.rows import write_jsonl
 from tests.services import wait_until
 from tests.shipping.conftest import MakeEnvironment
-from worker.servers import free_port
+from worker.embedded.servers import free_port
 
 QE = ("-m", "quant_experts.cli")
 KEY = "k" * 40

@@ -16,15 +16,16 @@ from typing import Any
 import psycopg
 import pytest
 
-from app.contract.ids import new_id
-from app.contract.spec import JobSpec
-from app.settings import Settings
-from app.storage import LocalStorage, Storage
+from core.contract.ids import new_id
+from core.contract.spec import JobSpec
+from core.settings import Settings
+from core.storage import LocalStorage, Storage
 from tests.services import wait_until
-from worker import claims, ledger
-from worker.hands import Hands
-from worker.health import Health
-from worker.supervisor import work
+from worker.ledger import attempts as ledger
+from worker.ledger import claims
+from worker.machine.context import Hands
+from worker.machine.health import Health
+from worker.supervisor.supervisor import work
 
 STANDIN = Path(__file__).with_name("standin.py")
 TENANT = "tenant-a"

@@ -21,7 +21,7 @@ import sys
 import time
 from pathlib import Path
 
-from worker import protocol
+from worker.runner import protocol
 
 BLOCKS = 4
 STACKS = [

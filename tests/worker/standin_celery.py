@@ -6,8 +6,8 @@ import os
 import sys
 from pathlib import Path
 
-from worker import health
-from worker.celery_app import create_celery
+from worker.machine import health
+from worker.queue.celery_app import create_celery
 
 health.probe_device = lambda kind, device: 1  # the GPUs of ``gpus.py`` are an nvidia-smi and no driver
 

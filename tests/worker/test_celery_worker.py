@@ -14,11 +14,11 @@ import psutil
 import pytest
 import redis
 
-from app.contract.bell import RedisBell
+from core.wakeup import RedisBell
 from tests.services import ROOT, wait_until
 from tests.worker.conftest import Workshop, alive
-from worker import keeper
-from worker.supervisor import work
+from worker.keeper import loop as keeper
+from worker.supervisor.supervisor import work
 
 
 @contextlib.contextmanager
@@ -207,7 +207,7 @@ def test_a_pool_child_hardly_waits_for_its_parent_to_read_the_last_result(worksh
 
 def test_the_worker_process_never_loads_torch(workshop: Workshop) -> None:
     code = (
-        "import sys; import worker.celery_app, worker.keeper, worker.embedded, worker.runner;"
+        "import sys; import worker.queue.celery_app, worker.keeper.loop, worker.embedded.serve, worker.runner.job;"
         "ours = {name for name in sys.modules if name.startswith('quant_experts.') and '.planning' not in name}; "
         "print(sorted(ours | {name.split('.')[0] for name in sys.modules} & {'torch', 'transformers'}))"
     )

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from app.confinement import Walls, landlock
-from app.settings import Settings
-from worker import confinement, protocol
+from core.confinement import Walls, landlock
+from core.settings import Settings
+from worker.runner import confinement, protocol
 
 needs_landlock = pytest.mark.skipif(landlock.version() < 6, reason="this kernel has no Landlock, or an old one")
 
@@ -34,7 +34,7 @@ def test_every_attempt_is_refused(database: str) -> None:
 def test_without_walls_the_attempts_come_through(database: str) -> None:
     """What the probe calls refused, the kernel refused: the same attempts without the walls."""
     program = (
-        "import json, sys\nfrom worker import confinement\nfrom app.confinement import Walls\n"
+        "import json, sys\nfrom worker import confinement\nfrom core.confinement import Walls\n"
         "confinement.confine = lambda **_: Walls(False, False, False, False)\n"
         "sys.argv[1:] = [sys.argv[1]]\nconfinement.main()\n"
     )
@@ -53,7 +53,7 @@ def test_a_worker_that_requires_walls_does_not_start_without_them(monkeypatch: p
 def test_a_runner_that_requires_walls_computes_nothing_without_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from worker import runner
+    from worker.runner import job as runner
 
     monkeypatch.setattr(runner, "confine", lambda **_: Walls(True, False, True, False))
     job = protocol.RunnerJob(

@@ -10,17 +10,19 @@ from typing import Any
 import psycopg
 import pytest
 
-from app.contract.errors import FailureCode
-from app.contract.events import EventType
-from app.contract.outbox import ANNOUNCED
-from app.contract.states import AttemptOutcome
+from core.contract.errors import FailureCode
+from core.contract.events import EventType
+from core.ledger.outbox import ANNOUNCED
+from core.ledger.states import AttemptOutcome
 from tests.services import wait_until
 from tests.worker.conftest import Workshop
 from tests.worker.test_webhooks import TAKEN, add_webhook, fail_a_job
-from worker import claims, ledger, webhooks
-from worker.lease import kept
-from worker.ledger import Connection, Hold
-from worker.pen import REFUSALS, Pen
+from worker.ledger import attempts as ledger
+from worker.ledger import claims
+from worker.ledger.attempts import Connection, Hold
+from worker.supervisor.fenced_writer import REFUSALS, Pen
+from worker.supervisor.lease import kept
+from worker.webhooks import queue as webhooks
 
 Write = Callable[[Connection, Hold], Any]
 ENDS: dict[str, Write] = {

@@ -9,7 +9,9 @@ import pytest
 
 from tests.worker.conftest import Workshop
 from tests.worker.gpus import GPUS, fake_gpus
-from worker import device, embedded, workers
+from worker.embedded import serve as embedded
+from worker.ledger import workers
+from worker.machine import device
 
 
 def test_a_worker_knows_the_memory_and_cores_it_may_use() -> None:

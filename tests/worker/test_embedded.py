@@ -17,11 +17,11 @@ import httpx
 import psutil
 import pytest
 
-from app.settings import Settings
+from core.settings import Settings
 from tests.services import ROOT, wait_until
 from tests.worker.conftest import alive
-from worker import embedded
-from worker.servers import EmbeddedPostgres, EmbeddedRedis, ServerFailed, free_port
+from worker.embedded import serve as embedded
+from worker.embedded.servers import EmbeddedPostgres, EmbeddedRedis, ServerFailed, free_port
 
 START = 90.0
 
@@ -60,7 +60,7 @@ def serving(directory: Path, *, wait: bool = True, **settings: str) -> Iterator[
     environment |= {"QE_HOME": str(directory / "home"), "QE_PORT": str(port), **settings}
     with (directory / "serve.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "worker.embedded"], env=environment, cwd=ROOT, stdout=log, stderr=log
+            [sys.executable, "-m", "worker.embedded.serve"], env=environment, cwd=ROOT, stdout=log, stderr=log
         )
     serve = Serving(process, directory / "home", port)
     try:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from tests.worker.conftest import Workshop
-from worker import claims, workers
-from worker.device import Capacity
-from worker.place import Place
-from worker.waiting import explain_waiting
+from worker.keeper.waiting import explain_waiting
+from worker.ledger import claims, workers
+from worker.machine.device import Capacity
+from worker.machine.place import Place
 
 GB = 10**9
 NUMBER = itertools.count()

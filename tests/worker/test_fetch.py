@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from app.contract.errors import FailureCode
-from app.contract.local_model import model_fingerprint
-from app.contract.secret import HUB_TOKENS, Seal
-from app.storage import LocalStorage
+from core.contract.errors import FailureCode
+from core.contract.local_model import model_fingerprint
+from core.secret import HUB_TOKENS, Seal
+from core.storage import LocalStorage
 from tests.services import wait_until
 from tests.worker.conftest import Workshop, alive
-from worker import fetch, ledger
-from worker.lease import CancelRequested, kept
+from worker.ledger import attempts as ledger
+from worker.supervisor import fetch
+from worker.supervisor.lease import CancelRequested, kept
 
 KEY = "k" * 32
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -6,9 +6,11 @@ from typing import Any
 
 from tests.services import wait_until
 from tests.worker.conftest import Workshop
-from worker import blocks, ledger, sweep
-from worker.relay import block_key
-from worker.supervisor import work
+from worker.keeper import sweep
+from worker.ledger import attempts as ledger
+from worker.ledger import blocks
+from worker.supervisor.relay import block_key
+from worker.supervisor.supervisor import work
 
 
 def fork_of(workshop: Workshop, parent: str, **spec: Any) -> str:

@@ -11,13 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from app.contract.errors import FailureCode
-from app.contract.ids import new_id
+from core.contract.errors import FailureCode
+from core.contract.ids import new_id
 from tests.services import wait_until
 from tests.worker.conftest import Workshop
-from worker import blocks, keeper, ledger, metrics, sweep, waiting, workers
-from worker.ring import ring_quietly
-from worker.supervisor import work
+from worker import metrics
+from worker.keeper import loop as keeper
+from worker.keeper import sweep, waiting
+from worker.ledger import attempts as ledger
+from worker.ledger import blocks, workers
+from worker.queue.notify import ring_quietly
+from worker.supervisor.supervisor import work
 
 
 def expire(connection: ledger.Connection, seconds: float) -> None:

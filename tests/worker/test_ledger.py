@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from app.contract.errors import FailureCode
-from app.contract.states import AttemptOutcome, JobStatus
+from core.contract.errors import FailureCode
+from core.ledger.states import AttemptOutcome, JobStatus
 from tests.worker.conftest import Workshop
-from worker import blocks, claims, ledger
-from worker.ledger import Connection, Hold
+from worker.ledger import attempts as ledger
+from worker.ledger import blocks, claims
+from worker.ledger.attempts import Connection, Hold
 
 Write = Callable[[Connection, Hold], Any]
 

@@ -9,11 +9,11 @@ import psycopg
 import pytest
 from prometheus_client import generate_latest
 
-from app.logs import fields_of
+from core.logs import fields_of
 from tests.worker.conftest import Workshop
 from worker import metrics
-from worker.servers import free_port
-from worker.supervisor import work
+from worker.embedded.servers import free_port
+from worker.supervisor.supervisor import work
 
 
 def value(name: str, **labels: str) -> float:
@@ -26,12 +26,12 @@ def test_a_jobs_blocks_its_wait_and_its_end_are_counted_and_its_lines_carry_its_
     before = value("qe_worker_block_seconds_count"), value("qe_worker_claim_wait_seconds_count")
     succeeded = value("qe_worker_attempts_total", status="succeeded")
     seen: list[dict[str, object]] = []
-    logger = logging.getLogger("worker.supervisor")
+    logger = logging.getLogger("worker.supervisor.supervisor")
     watcher = logging.Filter()
     watcher.filter = lambda record: bool(seen.append(fields_of(record))) or True  # type: ignore[method-assign]
     logger.addFilter(watcher)
     try:
-        with caplog.at_level(logging.INFO, "worker.supervisor"):
+        with caplog.at_level(logging.INFO, "worker.supervisor.supervisor"):
             job_id = workshop.add_job()
             work(workshop.hands("w1"))
     finally:

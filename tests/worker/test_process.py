@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.services import wait_until
-from worker import process, protocol
+from worker import process
+from worker.runner import protocol
 
 
 def test_a_word_to_a_dead_child_is_lost_without_a_sound(tmp_path: Path) -> None:

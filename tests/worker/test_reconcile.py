@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from app.contract.ids import new_id
-from app.storage import StorageUnavailable
+from core.contract.ids import new_id
+from core.storage import StorageUnavailable
 from tests.services import ROOT
 from tests.worker.conftest import Workshop
-from worker.reconcile import Findings, reconcile
-from worker.supervisor import work
+from worker.keeper.reconcile import Findings, reconcile
+from worker.supervisor.supervisor import work
 
 OLD_DATASET = "datasets/ds_00000000000170008000000000000000/rows.jsonl"
 """By its uuid7, made in 1970."""
@@ -24,7 +24,7 @@ OLD_DATASET = "datasets/ds_00000000000170008000000000000000/rows.jsonl"
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.reconcile.ROWS", 2)
+    monkeypatch.setattr("worker.keeper.reconcile.ROWS", 2)
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_the_command_says_what_it_found_and_fails_when_bytes_are_missing(worksho
             "QE_HOME": str(workshop.settings.resolved_home),
         }
         made = subprocess.run(
-            [sys.executable, "-m", "worker.reconcile", *options],
+            [sys.executable, "-m", "worker.keeper.reconcile", *options],
             env={**os.environ, **settings},
             cwd=ROOT,
             capture_output=True,

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.worker.conftest import TENANT, Workshop
-from worker import removal, sweep
-from worker.supervisor import work
+from worker.keeper import removal, sweep
+from worker.supervisor.supervisor import work
 
 
 def delete(workshop: Workshop, *job_ids: str) -> None:

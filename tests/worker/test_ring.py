@@ -5,9 +5,9 @@ from __future__ import annotations
 import billiard
 import redis
 
-from app.contract.bell import QUEUE
-from app.settings import Settings
-from worker.ring import ring_quietly
+from core.settings import Settings
+from core.wakeup import QUEUE
+from worker.queue.notify import ring_quietly
 
 
 def test_a_child_of_the_pool_rings_although_its_parent_has_rung_before(redis_url: str) -> None:

@@ -17,12 +17,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from app.contract.errors import RETRYABLE, FailureCode
+from core.contract.errors import RETRYABLE, FailureCode
 from quant_experts import errors, progress
-from quant_experts.report import GroupReport, StageErrors
+from quant_experts.report.data import GroupReport, StageErrors
 from tests.models import make_model
 from tests.rows import image_row, picture, write_rows
-from worker import protocol, runner
+from worker.runner import job as runner
+from worker.runner import protocol
 
 GROUP = GroupReport(
     name="layers.0.qkv",
@@ -103,7 +104,7 @@ def test_a_wrong_option_is_an_error_line_and_nothing_else_is_on_the_channel(tmp_
     )  # fmt: skip
     (tmp_path / "job.json").write_text(job.model_dump_json())
     reader, writer = os.pipe()  # as at a supervisor's, which closes stdin when the runner is gone
-    command = [sys.executable, "-m", "worker.runner", str(tmp_path / "job.json")]
+    command = [sys.executable, "-m", "worker.runner.job", str(tmp_path / "job.json")]
     done = subprocess.run(command, capture_output=True, stdin=reader)
     os.close(reader)
     os.close(writer)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 
 from tests.worker.conftest import TENANT, Workshop
-from worker import claims, ledger
+from worker.ledger import attempts as ledger
+from worker.ledger import claims
 
 
 def claim_all(workshop: Workshop, workers: int, *, most: int | None) -> list[claims.Claim | None]:

@@ -10,12 +10,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from app.contract.bell import RedisBell
+from core.wakeup import RedisBell
 from tests.services import wait_until
 from tests.worker.conftest import Workshop, alive
 from tests.worker.gpus import GPUS, fake_gpus
 from tests.worker.test_celery_worker import celery_worker, ended, family
-from worker import keeper
+from worker.keeper import loop as keeper
 
 
 def runners(process: subprocess.Popen[bytes]) -> dict[str, psutil.Process]:

@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 
 from tests.worker.conftest import TENANT, Workshop
-from worker import claims, keeper, ledger, workers
-from worker.device import Device
-from worker.hands import Hands
-from worker.health import FIRST_PAUSE, Health, probe_device
+from worker.keeper import loop as keeper
+from worker.ledger import attempts as ledger
+from worker.ledger import claims, workers
+from worker.machine.context import Hands
+from worker.machine.device import Device
+from worker.machine.health import FIRST_PAUSE, Health, probe_device
 from worker.metrics import REGISTRY
-from worker.supervisor import work
+from worker.supervisor.supervisor import work
 
 BROKEN = "device 0: cuMemAlloc: CUDA_ERROR_LAUNCH_FAILED (719)"
 
@@ -216,8 +218,8 @@ def test_a_probe_that_hangs_or_dies_is_an_answer(monkeypatch: pytest.MonkeyPatch
     def run(command: list[str], **options: object) -> object:
         return real([sys.executable, "-c", replaced], **options)  # type: ignore[call-overload]
 
-    monkeypatch.setattr("worker.health.subprocess.run", run)
-    monkeypatch.setattr("worker.health.PROBE_SECONDS", 1.0)
+    monkeypatch.setattr("worker.machine.health.subprocess.run", run)
+    monkeypatch.setattr("worker.machine.health.PROBE_SECONDS", 1.0)
     replaced = "import os; os.kill(os.getpid(), 9)"
     assert probe_device("driver") == "the probe ended with -9"
     replaced = "import time; time.sleep(30)"

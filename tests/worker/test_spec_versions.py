@@ -5,11 +5,11 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from app.contract.versions import UNDERSTOOD
+from core.contract.versions import UNDERSTOOD
 from tests.worker.conftest import Workshop
-from worker import claims, workers
-from worker.supervisor import pass_on, work
-from worker.waiting import explain_waiting
+from worker.keeper.waiting import explain_waiting
+from worker.ledger import claims, workers
+from worker.supervisor.supervisor import pass_on, work
 
 OLD_CLAIM = """UPDATE jobs SET status = 'running', attempt = attempt + 1, worker = 'old', phase = 'preparing',
     lease_until = clock_timestamp() + interval '120 s' WHERE id = (SELECT id FROM jobs WHERE status = 'queued'
@@ -85,7 +85,7 @@ def test_a_spec_that_a_worker_does_not_understand_all_the_same_is_left_to_others
 def test_the_bell_of_a_job_for_others_is_passed_on_a_few_times(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.supervisor.PASS_SECONDS", 0)
+    monkeypatch.setattr("worker.supervisor.supervisor.PASS_SECONDS", 0)
     newer = newer_job(workshop)
     bell = newer
     for number in range(1, 6):

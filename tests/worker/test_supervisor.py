@@ -10,13 +10,15 @@ import threading
 import psycopg
 import pytest
 
-from app.storage import storage_from_url
+from core.storage import storage_from_url
 from tests.services import ObjectStore, wait_until
 from tests.worker.conftest import Workshop, alive
-from worker import ledger, metrics, sweep
-from worker.lease import kept
-from worker.pen import Pen
-from worker.supervisor import work
+from worker import metrics
+from worker.keeper import sweep
+from worker.ledger import attempts as ledger
+from worker.supervisor.fenced_writer import Pen
+from worker.supervisor.lease import kept
+from worker.supervisor.supervisor import work
 
 
 def kinds(workshop: Workshop, job_id: str) -> list[str]:
@@ -417,7 +419,7 @@ def test_a_spec_that_is_not_understood_is_tried_as_often_as_other_faults_and_spa
 def test_an_end_that_the_ledger_cannot_hold_is_told_and_not_computed_again(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.supervisor.summary_of", lambda _: {"verdict": None, "error": float("inf")})
+    monkeypatch.setattr("worker.supervisor.supervisor.summary_of", lambda _: {"verdict": None, "error": float("inf")})
     job_id = workshop.add_job()
     assert work(workshop.hands()) == 1
     job = workshop.job(job_id)

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from app.settings import Settings
-from app.tracing import Tracing, open_tracing
+from core.settings import Settings
+from core.tracing import Tracing, open_tracing
 from tests.collector import Collector, Received, running_collector
 from tests.services import wait_until
 from tests.worker.conftest import Workshop
 from tests.worker.test_celery_worker import celery_worker
-from worker import keeper
-from worker.hands import Hands
-from worker.protocol import BlockLine
-from worker.spans import RunnerSpans
-from worker.supervisor import work
+from worker.keeper import loop as keeper
+from worker.machine.context import Hands
+from worker.runner.protocol import BlockLine
+from worker.supervisor.spans import RunnerSpans
+from worker.supervisor.supervisor import work
 
 TRACE, REQUEST = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook
 
-from app.contract.webhook_url import Address
+from core.contract.webhook_url import Address
 from tests.worker.endpoint import OK, certificate_for, listening
-from worker.webhook_sender import NotDelivered, Policy, post, signature, signed_headers
+from worker.webhooks.sender import NotDelivered, Policy, post, signature, signed_headers
 
 HERE = Policy(allow_http=True, allow_private=True, seconds=5)
 NAME = "hooks.example.com"

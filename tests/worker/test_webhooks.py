@@ -12,14 +12,16 @@ import psycopg
 import pytest
 from standardwebhooks import Webhook
 
-from app.contract.errors import FailureCode
-from app.contract.secret import Seal, service_secret
+from core.contract.errors import FailureCode
+from core.secret import Seal, service_secret
 from tests.services import wait_until
 from tests.worker.conftest import TENANT, Workshop
 from tests.worker.endpoint import listening
-from worker import ledger, removal, webhooks
-from worker.postman import deliver
-from worker.webhooks import MOST_GIVEN_UP, SCHEDULE, Answer, Due
+from worker.keeper import removal
+from worker.ledger import attempts as ledger
+from worker.webhooks import queue as webhooks
+from worker.webhooks.delivery import deliver
+from worker.webhooks.queue import MOST_GIVEN_UP, SCHEDULE, Answer, Due
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 OLD_SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"

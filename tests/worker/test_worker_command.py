@@ -10,13 +10,13 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 
-from app.contract.bell import RedisBell
+from core.wakeup import RedisBell
 from tests.services import ROOT, wait_until
 from tests.worker.conftest import STANDIN, Workshop, alive
 from tests.worker.test_celery_worker import ended, family
-from worker.command import worker
+from worker.queue.command import worker
 
-ONCE = [sys.executable, "-m", "worker.command", "--once"]
+ONCE = [sys.executable, "-m", "worker.queue.command", "--once"]
 
 
 def environment(workshop: Workshop, **more: str) -> dict[str, str]:
@@ -73,7 +73,7 @@ def test_a_stopped_one_gives_its_job_back(workshop: Workshop) -> None:
     job_id = workshop.add_job()
     heartbeat = workshop.stage / "heartbeat"
     runner = (sys.executable, str(STANDIN), str(workshop.stage))
-    code = f"from worker.once import work_once; print(work_once('spot', runner={runner!r}))"
+    code = f"from worker.queue.once import work_once; print(work_once('spot', runner={runner!r}))"
     with started([sys.executable, "-c", code], workshop, QE_HEARTBEAT_FILE=str(heartbeat)) as process:
         workshop.wait_for("at-1")
         assert heartbeat.exists()
@@ -90,7 +90,7 @@ def test_a_stopped_one_gives_its_job_back(workshop: Workshop) -> None:
 
 
 def test_a_waiting_worker_hears_bells_and_stops_when_asked(workshop: Workshop, redis_url: str) -> None:
-    command = [sys.executable, "-m", "worker.command", "--name", "plain@test"]
+    command = [sys.executable, "-m", "worker.queue.command", "--name", "plain@test"]
     with started(command, workshop, QE_REDIS_URL=redis_url, QE_BEAT="0.2") as process:
         assert process.stdout is not None
         assert any("ready." in line for line in process.stdout)

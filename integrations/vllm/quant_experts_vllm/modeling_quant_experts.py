@@ -1,1 +1,1 @@
-../../../quant_experts/modeling_quant_experts.py
+../../../quant_experts/forward/modeling_quant_experts.py

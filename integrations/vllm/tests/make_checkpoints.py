@@ -26,9 +26,9 @@ from torch import Tensor
 
 from benchmarks.serving import drawn
 from quant_experts.calibration.processor import load_processor
-from quant_experts.fitted import FittedGroup
-from quant_experts.groups import GroupPlan
-from quant_experts.schemes import parse_scheme
+from quant_experts.fit.fitted import FittedGroup
+from quant_experts.model.groups import GroupPlan
+from quant_experts.spec.schemes import parse_scheme
 from tests.models_vision import VISION_FAMILIES
 from tests.quant_experts.checkpoints import quantized_parts, written
 from tests.rows import data_uri, picture

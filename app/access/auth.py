@@ -1,0 +1,160 @@
+"""Who is calling, and what they may do.
+
+A key is ``qe_`` and 256 random bits, shown once. Stored is its HMAC under the service's secret, so that a copy of the
+database opens nothing. The bootstrap key comes from the environment, has every scope and is not stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+
+from sqlalchemy import func, or_, select, update
+
+from app.db.engine import Sessions
+from app.db.pipeline import look_up
+from core.ledger.tables import ApiKey
+from core.secret import service_secret
+from core.settings import Settings
+
+DEFAULT_TENANT = "default"
+BOOTSTRAP = "bootstrap"
+OPENS = "revoked_at IS NULL AND (expires_at IS NULL OR expires_at > clock_timestamp())"
+LAST_USED_EVERY = timedelta(minutes=1)
+
+
+class Scope(StrEnum):
+    JOBS_READ = "jobs:read"
+    JOBS_WRITE = "jobs:write"
+    DATASETS_READ = "datasets:read"
+    DATASETS_WRITE = "datasets:write"
+    AUDIT_READ = "audit:read"
+    USAGE_READ = "usage:read"
+    WEBHOOKS_READ = "webhooks:read"
+    WEBHOOKS_WRITE = "webhooks:write"
+    WORKERS_READ = "workers:read"
+    KEYS_ADMIN = "keys:admin"
+
+
+EXPLAINED: Mapping[Scope, str] = {
+    Scope.JOBS_READ: "see jobs, their events, reports and files; download checkpoints, also through the hub",
+    Scope.JOBS_WRITE: "make, cancel, retry, fork and delete jobs and comparisons",
+    Scope.DATASETS_READ: "see datasets and their rows",
+    Scope.DATASETS_WRITE: "upload datasets, change and delete them",
+    Scope.AUDIT_READ: "see who changed what",
+    Scope.USAGE_READ: "see what was used and what the limits are",
+    Scope.WEBHOOKS_READ: "see webhooks and their deliveries",
+    Scope.WEBHOOKS_WRITE: "make, change, try and delete webhooks",
+    Scope.WORKERS_READ: "see the workers and what they do",
+    Scope.KEYS_ADMIN: "make, rotate and revoke keys, with no more scopes than its own",
+}
+"""What a key with the scope may do."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    key_id: str
+    tenant: str
+    scopes: frozenset[str]
+
+    @property
+    def is_bootstrap(self) -> bool:
+        return self.key_id == BOOTSTRAP
+
+
+@dataclass(frozen=True)
+class Actor:
+    """Who did something, and in which request."""
+
+    tenant: str
+    key_id: str
+    request_id: str
+
+
+@dataclass(frozen=True)
+class Keyring:
+    """Digests API keys and signs cursors under one secret."""
+
+    secret: bytes
+    bootstrap_digest: str | None
+
+    def digest(self, key: str) -> str:
+        return hmac.new(self.secret, b"api-key\0" + key.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
+
+    def sign(self, payload: bytes) -> bytes:
+        return hmac.new(self.secret, b"cursor\0" + payload, hashlib.sha256).digest()[:16]
+
+
+def new_api_key() -> str:
+    return "qe_" + secrets.token_urlsafe(32)
+
+
+def load_keyring(settings: Settings) -> Keyring:
+    keyring = Keyring(secret=service_secret(settings).encode(), bootstrap_digest=None)
+    if settings.api_key is None:
+        return keyring
+    return Keyring(secret=keyring.secret, bootstrap_digest=keyring.digest(settings.api_key))
+
+
+async def identify(sessions: Sessions, keyring: Keyring, key: str) -> Caller | None:
+    """The caller that ``key`` belongs to; None when it is unknown, revoked or expired."""
+    return await identify_digest(sessions, keyring, keyring.digest(key))
+
+
+async def identify_digest(sessions: Sessions, keyring: Keyring, digest: str) -> Caller | None:
+    """As ``identify``, for who proved before that they hold the key: the dashboard's sessions keep its digest only."""
+    if keyring.bootstrap_digest is not None and hmac.compare_digest(digest, keyring.bootstrap_digest):
+        return Caller(key_id=BOOTSTRAP, tenant=DEFAULT_TENANT, scopes=frozenset(Scope))
+    statement = f"""
+        SELECT id, tenant, scopes, digest,
+            last_used_at IS NULL OR last_used_at < clock_timestamp() - %(often)s AS stale
+        FROM api_keys WHERE digest = %(digest)s AND {OPENS}
+    """  # noqa: S608 -- every part is ours
+    found = await look_up(sessions, statement, {"digest": digest, "often": LAST_USED_EVERY}, of=_Key)
+    if not found or not hmac.compare_digest(found[0].digest, digest):
+        return None
+    key = found[0]
+    if key.stale:
+        await _touch(sessions, key.id)
+    return Caller(key_id=key.id, tenant=key.tenant, scopes=frozenset(key.scopes))
+
+
+async def is_valid(sessions: Sessions, caller: Caller) -> bool:
+    """Whether the key of a caller who was let through has not ended since. Raises psycopg.Error."""
+    if caller.is_bootstrap:
+        return True
+    statement = f"SELECT id FROM api_keys WHERE id = %(id)s AND {OPENS}"  # noqa: S608 -- every part is ours
+    return bool(await look_up(sessions, statement, {"id": caller.key_id}, of=_Id))
+
+
+@dataclass(frozen=True)
+class _Id:
+    id: str
+
+
+@dataclass(frozen=True)
+class _Key:
+    id: str
+    tenant: str
+    scopes: list[str]
+    digest: str
+    stale: bool
+
+
+async def _touch(sessions: Sessions, key_id: str) -> None:
+    """Say that the key was used just now, unless another request is saying it: reading must not queue behind a lock."""
+    now = func.clock_timestamp()
+    stale = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < now - LAST_USED_EVERY)
+    free = select(ApiKey.id).where(ApiKey.id == key_id, stale).with_for_update(skip_locked=True)
+    async with sessions.begin() as session:
+        await session.execute(
+            update(ApiKey)
+            .where(ApiKey.id == free.scalar_subquery())
+            .values(last_used_at=now)
+            .execution_options(synchronize_session=False)
+        )

@@ -1,0 +1,1 @@
+"""The way to PostgreSQL: the engine, the tenant's row-level security, several statements in one round trip."""

@@ -1,0 +1,130 @@
+"""Parts of files straight from the page cache to the socket: uvicorn's HTTP/1.1 protocol with ``sendfile``.
+
+    uvicorn --http app.web.kernel_copy:FileProtocol …
+
+uvicorn has no extension for it, so the connection puts ``send_file`` into the ``state`` of every request's scope. A
+response takes it from there with ``sender_of`` and works without it under any other server, or where the event loop
+cannot do it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from socket import AF_INET, AF_INET6, IPPROTO_TCP, TCP_NODELAY
+from typing import Any, BinaryIO
+
+import h11
+from starlette.types import Scope
+from uvicorn.config import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+STATE = "send_file"
+PATIENCE = 30.0
+"""Seconds."""
+PIECE = 1 << 20
+"""A quick reader could keep one call of ``sendfile`` busy for a whole file, and with it every other request."""
+
+SendFile = Callable[[BinaryIO, int, int], Awaitable[None]]
+"""``(file, start, length)``: send exactly these bytes as part of the response's body."""
+
+
+class FileCutShort(Exception):
+    """The file ended early. The connection is closed: no client takes what it has for the whole."""
+
+
+def sender_of(scope: Scope) -> SendFile | None:
+    """How this connection sends files by the kernel; None where it cannot."""
+    found: SendFile | None = scope.get("state", {}).get(STATE)
+    return found
+
+
+class FileProtocol(H11Protocol):
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config=config, server_state=server_state, app_state=app_state, _loop=_loop)
+        if isinstance(self.loop, asyncio.SelectorEventLoop):  # uvloop has no sendfile
+            self.app_state = {**app_state, STATE: self.send_file}
+        self._owed: object = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        # asyncio does it for sockets that it opens itself; those of `uvicorn --workers` come from the parent process,
+        # and each answer waited 40 ms for the client's delayed acknowledgement.
+        socket = transport.get_extra_info("socket")
+        if socket.family in (AF_INET, AF_INET6):
+            socket.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+        super().connection_made(transport)
+        self._wait_for_client()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._wait_for_client()
+
+    def _wait_for_client(self) -> None:
+        """A client that begins a request and goes no further is let go: uvicorn waits for ever, and 3 000 such
+        connections cost a client nothing. A head has this long in all, a body for each of its pieces."""
+        state = self.conn.their_state
+        begun = self.cycle is None or bool(self.conn.trailing_data[0])
+        owed = state if state is h11.SEND_BODY or (state is h11.IDLE and begun) else None
+        if owed is h11.IDLE and self._owed is h11.IDLE:
+            return
+        self._owed = owed
+        self._stop_waiting()
+        if owed is not None:
+            self._timer = self.loop.call_later(PATIENCE, self._give_up)
+
+    def _give_up(self) -> None:
+        if self._owed is h11.SEND_BODY and self.flow.read_paused:  # it is we who do not read
+            self._timer = self.loop.call_later(PATIENCE, self._give_up)
+        else:
+            self.transport.abort()
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        self.app_state = {}  # it refers to this connection
+        super().connection_lost(exc)
+
+    async def send_file(self, file: BinaryIO, start: int, length: int) -> None:
+        """After the response's start, whose ``Content-Length`` counts these bytes. Raises FileCutShort.
+
+        A client that goes away in the middle ends it quietly, as it does for any other body.
+        """
+        if length == 0 or self.cycle.disconnected or self.transport.is_closing():
+            return
+        # h11 counts the bytes against the announced length and gives the object back instead of joining it.
+        self.conn.send_with_data_passthrough(h11.Data(data=_Elsewhere(length)))  # type: ignore[arg-type]
+        end = start + length
+        try:
+            while start < end:
+                sent = await self.loop.sendfile(self.transport, file, start, min(PIECE, end - start))
+                if sent == 0:
+                    raise FileCutShort(f"{end - start} bytes are missing")
+                start += sent
+        except (ConnectionError, RuntimeError) as error:
+            # RuntimeError is what the loop says of a transport that is closing.
+            if isinstance(error, RuntimeError) and not self.transport.is_closing():
+                raise
+            self.cycle.disconnected = True
+            self.transport.abort()
+
+
+class _Elsewhere:
+    """Stands for bytes that h11 never sees."""
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length

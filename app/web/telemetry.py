@@ -1,0 +1,230 @@
+"""Request ids, metrics and the access log, in one ASGI middleware around everything else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import time
+import uuid
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.web.problems import BODY_TOO_LARGE, MALFORMED_REQUEST, Problem, problem_response, unhandled
+from core import tracing
+from core.logs import EXTRA, said_of
+
+HEADERS = "qe.headers"
+"""In the scope of a request: headers for its response, whoever makes it."""
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+OTHER_METHOD = "other"
+"""In the metrics, for whatever else a client sends: a series for every word would fill the memory."""
+NAMED_IN_LOGS = ("job_id", "dataset_id", "key_id", "webhook_id")
+"""Parts of a path by which a line of the access log is found again."""
+NOT_TRACED = ("/healthz", "/readyz", "/metrics")
+"""Asked every few seconds by machines."""
+LINGER_SECONDS = 2.0
+LINGER_BYTES = 64 * 1024 * 1024
+log = logging.getLogger("app.access")
+
+
+class Telemetry:
+    """The metrics of one application. A registry of its own, so that two applications in a process do not mix."""
+
+    tracing: tracing.Tracing = tracing.OFF
+    """Set when the application starts."""
+
+    looked_at = float("-inf")
+    """When the ledger was last asked for its figures."""
+
+    def __init__(self) -> None:
+        self.looking = asyncio.Lock()
+        self.registry = CollectorRegistry()
+        labels = ["method", "route", "status"]
+        self.requests = Counter("qe_http_requests_total", "Answered requests.", labels, registry=self.registry)
+        self.seconds = Histogram(
+            "qe_http_request_seconds", "Until the end of the response.", ["method", "route"], registry=self.registry
+        )
+        self.open = Gauge("qe_http_requests_open", "Requests being answered.", registry=self.registry)
+        self.jobs = Gauge("qe_jobs", "Jobs that have not ended, by status.", ["status"], registry=self.registry)
+        self.oldest_queued = Gauge(
+            "qe_oldest_queued_seconds",
+            "Age of the job that has waited longest; 0 when none waits.",
+            registry=self.registry,
+        )
+        self.followers = Gauge("qe_event_followers", "Open event streams of this process.", registry=self.registry)
+        self.workers = Gauge("qe_workers_alive", "Workers heard of within one lease.", registry=self.registry)
+        self.stopped_workers = Gauge(
+            "qe_workers_stopped", "Of the workers alive, those that take no job any more.", registry=self.registry
+        )
+
+
+class TelemetryMiddleware:
+    """Gives every request an id, counts it, and answers what nobody else handled with a problem."""
+
+    def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
+        self._app = app
+        self._telemetry = telemetry
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        scope["request_id"] = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        status = 0
+        traced = self._telemetry.tracing if scope["path"] not in NOT_TRACED else tracing.OFF
+        span = traced.request(scope["method"], Headers(scope=scope))
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = scope["request_id"]
+                headers.setdefault("X-Content-Type-Options", "nosniff")
+                headers.update(scope.get(HEADERS, {}))
+            await send(message)
+
+        began = time.perf_counter()
+        try:
+            with (
+                said_of(request_id=scope["request_id"], **span.ids),
+                tracing.within(span),
+                self._telemetry.open.track_inprogress(),
+            ):
+                try:
+                    await self._app(scope, receive, send_with_id)
+                except ClientDisconnect:
+                    log.info("%s %s: the client went away", scope["method"], scope["path"][:200])
+                except Exception as error:
+                    if status:
+                        raise  # half a response is out: only a broken connection is honest now
+                    response = unhandled(Request(scope), error)
+                    await response(scope, receive, send_with_id)
+        finally:
+            self._record(scope, status, time.perf_counter() - began, span)
+
+    def _record(self, scope: Scope, status: int, seconds: float, span: tracing.Span) -> None:
+        route = getattr(scope.get("route"), "path", "unmatched")
+        method = scope["method"] if scope["method"] in METHODS else OTHER_METHOD
+        self._telemetry.requests.labels(method, route, str(status)).inc()
+        self._telemetry.seconds.labels(method, route).observe(seconds)
+        fields = {
+            "request_id": scope["request_id"],
+            "method": scope["method"],
+            "route": route,
+            "status": status,
+            "milliseconds": round(seconds * 1000, 1),
+            **{name: value for name, value in scope.get("path_params", {}).items() if name in NAMED_IN_LOGS},
+            **span.ids,
+        }
+        log.info("%s %s %s", scope["method"], route, status, extra={EXTRA: fields})
+        _end(span, scope, route, status)
+
+
+def _end(span: tracing.Span, scope: Scope, route: str, status: int) -> None:
+    if route != "unmatched":
+        span.rename(f"{scope['method']} {route}")
+        span.note({"http.route": route})
+    span.note(
+        {
+            "http.request.method": scope["method"],
+            "http.response.status_code": status or None,
+            "url.path": scope["path"][:200],
+            "qe.request_id": scope["request_id"],
+        }
+    )
+    if status >= 500:
+        span.fail(f"status {status}")
+    span.end()
+
+
+class BodyLimitMiddleware:
+    """Refuses a body over the limit of its path: at once when it says its length, else as soon as it passes it.
+
+    A path in ``limits`` that ends with ``*`` stands for all that begin like it.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, limits: dict[str, int]) -> None:
+        self._app = app
+        self._limit = limit
+        self._limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if {"content-length", "transfer-encoding"} <= set(Headers(scope=scope)):
+            # Two lengths: a proxy that believes the other one sees another next request (RFC 9112, section 6.3).
+            detail = "a request has either Content-Length or Transfer-Encoding, and not both"
+            refused = problem_response(Request(scope), MALFORMED_REQUEST, detail, headers={"Connection": "close"})
+            await refused(scope, receive, send)
+            return
+        limit = self._limit_of(f"{scope['method']} {scope['path']}")
+        detail = f"at most {limit} bytes are accepted here"
+        announced = Headers(scope=scope).get("content-length", "0")
+        if announced.isdecimal() and int(announced[:20]) > limit:
+            # The unread body would be taken for the next request, so the connection ends with this answer.
+            response = problem_response(Request(scope), BODY_TOO_LARGE, detail, headers={"Connection": "close"})
+            await response(scope, receive, lingering(send, receive))
+            return
+        received = 0
+        over = False
+
+        async def limited() -> Message:
+            nonlocal received, over
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > limit:
+                over = True
+                raise Problem(BODY_TOO_LARGE, detail, headers={"Connection": "close"})
+            return message
+
+        linger = lingering(send, receive)
+
+        async def answer(message: Message) -> None:
+            await (linger if over else send)(message)
+
+        await self._app(scope, limited, answer)
+
+    def _limit_of(self, operation: str) -> int:
+        found = self._limits.get(operation)
+        if found is not None:
+            return found
+        for path, limit in self._limits.items():
+            if path.endswith("*") and operation.startswith(path[:-1]):
+                return limit
+        return self._limit
+
+
+def lingering(send: Send, receive: Receive) -> Send:
+    """A ``send`` that reads on for a moment before it lets the connection end.
+
+    A socket closed with unread bytes is reset, and the reset overtakes the answer: the client would learn of a broken
+    connection instead of what it did wrong (seen with 300 kB where 256 kB are allowed).
+    """
+
+    async def read_on() -> None:
+        left = LINGER_BYTES
+        while left > 0:
+            message = await receive()
+            if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                return
+            left -= len(message.get("body", b""))
+
+    async def send_and_linger(message: Message) -> None:
+        if message["type"] != "http.response.body" or message.get("more_body", False):
+            await send(message)
+            return
+        await send({**message, "more_body": True})
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(read_on(), LINGER_SECONDS)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    return send_and_linger

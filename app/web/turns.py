@@ -1,0 +1,133 @@
+"""Turns at what takes long: files that are read, models that are looked at. Taken before anything else is.
+
+Of many requests of one tenant a few work and the others wait, without a connection and without a thread; the tenants
+take turns. A client that goes away gives its turn back at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import Counter, deque
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+
+from app.web import problems
+from app.web.problems import Problem
+
+RETRY_SECONDS = "2"
+
+
+class Turns:
+    """``most`` at once, ``each`` of one tenant; beyond ``waiting`` of a tenant the next one is refused."""
+
+    def __init__(self, *, most: int, each: int, waiting: int = 100) -> None:
+        self._most = most
+        self._each = each
+        self._waiting_most = waiting
+        self._working: Counter[str] = Counter()
+        self._queues: dict[str, deque[asyncio.Future[None]]] = {}
+        self._numbers = itertools.count()
+        self._last: dict[str, int] = {}
+        """The number of the last turn of who works or waits."""
+
+    @asynccontextmanager
+    async def turn(self, tenant: str) -> AsyncIterator[None]:
+        """Raises Problem 429 when too many of the tenant's requests wait already."""
+        await self._take(tenant)
+        try:
+            yield
+        finally:
+            self._give(tenant)
+
+    async def _take(self, tenant: str) -> None:
+        if self._may_work(tenant):
+            self._begin(tenant)
+            return
+        queue = self._queues.setdefault(tenant, deque())
+        if len(queue) >= self._waiting_most:
+            raise Problem(
+                problems.BUSY,
+                f"{len(queue)} requests of {tenant} wait for files to be read: send fewer at once, and come back in"
+                f" {RETRY_SECONDS} s",
+                headers={"Retry-After": RETRY_SECONDS},
+            )
+        called: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        queue.append(called)
+        try:
+            await called
+        except asyncio.CancelledError:
+            if called.done() and not called.cancelled():
+                self._give(tenant)
+            else:
+                self._leave(tenant, called)
+            raise
+
+    def _may_work(self, tenant: str) -> bool:
+        return self._working.total() < self._most and self._working[tenant] < self._each
+
+    def _begin(self, tenant: str) -> None:
+        self._working[tenant] += 1
+        self._last[tenant] = next(self._numbers)
+
+    def _give(self, tenant: str) -> None:
+        self._working[tenant] -= 1
+        while next_ones := [name for name in self._queues if self._may_work(name)]:
+            longest_ago = min(next_ones, key=lambda name: self._last.get(name, -1))
+            called = self._queues[longest_ago].popleft()
+            if not called.cancelled():  # and about to say so
+                self._begin(longest_ago)
+                called.set_result(None)
+            self._forget(longest_ago)
+        self._forget(tenant)
+
+    def _leave(self, tenant: str, called: asyncio.Future[None]) -> None:
+        queue = self._queues.get(tenant, ())
+        if called in queue:
+            self._queues[tenant].remove(called)
+        self._forget(tenant)
+
+    def _forget(self, tenant: str) -> None:
+        """Of who neither works nor waits nothing is known."""
+        if not self._queues.get(tenant):
+            self._queues.pop(tenant, None)
+            if not self._working[tenant]:
+                del self._working[tenant]
+                self._last.pop(tenant, None)
+
+
+@asynccontextmanager
+async def turn_of(request: Request, turns: Turns, tenant: str) -> AsyncIterator[None]:
+    """A turn for as long as the client waits for the answer. Raises Problem 429, and ClientDisconnect."""
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(while_connected(request))
+        await stack.enter_async_context(turns.turn(tenant))
+        yield
+
+
+@asynccontextmanager
+async def while_connected(request: Request) -> AsyncIterator[None]:
+    """Cancel the block when the client hangs up. The body of the request has been read. Raises ClientDisconnect."""
+    task = asyncio.current_task()
+    assert task is not None
+    gone = False
+
+    async def listen() -> None:
+        nonlocal gone
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        task.cancel()
+
+    listening = asyncio.create_task(listen())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if gone and task.uncancel() == 0:
+            raise ClientDisconnect from None
+        raise
+    finally:
+        listening.cancel()

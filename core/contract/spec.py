@@ -1,0 +1,244 @@
+"""What a client asks for: the body of ``POST /v1/jobs``, stored with the job and read by the worker.
+
+The names of ``options`` are those of ``qe quantize``. The slots repeat what the library registers, because the API must
+not import it; ``tests/test_contract.py`` holds the two together.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema, field_validator, model_validator
+
+from core.contract import patterns
+from core.contract.alias import Alias
+from core.contract.numbers import WHOLE
+from quant_experts.spec.methods import DEFAULT_METHOD, DEFAULTS, PRESETS
+
+SCHEME_PATTERN = re.compile(r"W([2-8])A([4-8]|16)")
+AUTO = "auto"
+NAMED_SCHEMES = ("W4A6", "W4A8", "W3A16", "W4A16")
+SMOOTHINGS = ("none", "outlier", "smoothquant", "awq", "mbq", "search")
+ROUNDINGS = ("rtn", "gptq", "obq")
+RECONSTRUCTIONS = ("none", "svd", "lqer", "aser", "qe")
+METHODS: dict[str, tuple[str, str, str]] = {
+    name: (options["smoothing"], options["rounding"], options["reconstruction"]) for name, options in PRESETS.items()
+}
+"""Preset → (smoothing, rounding, reconstruction)."""
+FIRST: dict[str, Any] = {
+    "shared_rank": 32, "routed_rank": 32, "experts": 8, "important_channels": 32, "adapter_dtype": "bf16",
+    "refine": "none", "smoothquant_alpha": 0.5, "vision": "keep", "samples": 128, "seed": 0, "weight_grid": "max",
+}  # fmt: skip
+"""What an option that is left out means in a job of the method's first version; the slots' are the method's."""
+UNSAID = ("auto", None)
+"""What no value of an option says: group size, sensitive groups and budget, and of newer versions ranks and experts."""
+
+ModelId = Annotated[str, StringConstraints(pattern=patterns.MODEL, max_length=200)]
+DatasetRef = Annotated[str, StringConstraints(pattern=patterns.DATASET, min_length=1, max_length=200)]
+Revision = Annotated[str, StringConstraints(pattern=patterns.REVISION)]
+# Its own schema: generators of clients refuse an enum of numbers and words, and with it whole jobs.
+GroupSize = Annotated[
+    Literal[32, 64, 128, "channel"],
+    WithJsonSchema({"anyOf": [{"type": "integer", "enum": [32, 64, 128]}, {"type": "string", "const": "channel"}]}),
+]
+LABEL_KEY = re.compile(r"[a-z0-9]([a-z0-9._/-]{0,61}[a-z0-9])?")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelRef(_Strict):
+    """A hub id, or ``local/<directory>`` below the service's configured model root."""
+
+    id: ModelId = Field(examples=["Qwen/Qwen2-VL-2B-Instruct", "local/my-model"])
+    revision: Revision | None = Field(
+        default=None, description="Branch, tag or commit; resolved to a commit when the job starts."
+    )
+
+
+class Calibration(_Strict):
+    """The rows that the method observes. ``dataset`` is an uploaded ``ds_…`` or a hub dataset id."""
+
+    dataset: DatasetRef = Field(examples=["ds_0198a1b2c3d47e5f8a9b0c1d2e3f4a5b"])
+    split: Annotated[str, StringConstraints(pattern=patterns.SPLIT)] = "train"
+
+
+class Sensitive(_Strict):
+    """The input groups that keep more weight bits: the most sensitive share of all weights, or groups by name."""
+
+    share: Annotated[float, Field(strict=True, gt=0, le=1)] | None = None
+    groups: Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=4096)] | None = Field(
+        default=None, description="Full names, or their ends as in `layers.0.mlp.down`."
+    )
+    weight_bits: Literal[6, 8] = 8
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.share is None) == (self.groups is None):
+            raise ValueError("give either share or groups")
+        return self
+
+
+class Budget(_Strict):
+    """Stored bits per quantized weight, adapters included, that the most sensitive groups may fill up."""
+
+    bits_per_weight: Annotated[float, Field(strict=True, ge=2, le=16)]
+
+
+class Target(_Strict):
+    """What scheme `auto` searches for: the best model within a size, or the smallest within a KL."""
+
+    max_bytes: Annotated[int, Field(strict=True, gt=0), WHOLE] | None = Field(
+        default=None, description="Of all tensors of the checkpoint."
+    )
+    max_kl: Annotated[float, Field(strict=True, gt=0)] | None = Field(
+        default=None, description="Mean KL to the full-precision model on held-out rows, nats per token."
+    )
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.max_bytes is None) == (self.max_kl is None):
+            raise ValueError("give either max_bytes or max_kl")
+        return self
+
+
+class AcceptIf(_Strict):
+    """Limits that a finished checkpoint is held against; they set the job's `verdict`, and the artifacts stay."""
+
+    max_kl: Annotated[float, Field(strict=True, gt=0)] | None = None
+    min_top1_agreement: Annotated[float, Field(strict=True, ge=0, le=1)] | None = None
+    max_perplexity_increase: Annotated[float, Field(strict=True, ge=0)] | None = Field(
+        default=None, description="Share: 0.02 allows two percent over the full-precision model."
+    )
+    min_image_sensitivity: Annotated[float, Field(strict=True, ge=0)] | None = Field(
+        default=None, description="Reaction to another image, relative to the full-precision model's."
+    )
+
+    @model_validator(mode="after")
+    def _at_least_one(self) -> Self:
+        if not self.model_fields_set:
+            raise ValueError("give at least one limit")
+        return self
+
+
+class Options(_Strict):
+    """Parameters of the method; every one has the method's default."""
+
+    method_version: Literal[1, 2, 3] | None = Field(
+        default=None,
+        description="Whose defaults the other options have; the newest when the job is made. 1 repeats a job from "
+        "before there were versions, 2 one with ranks of a fixed size.",
+    )
+    group_size: GroupSize | None = None
+    shared_rank: Annotated[int, Field(strict=True, ge=0, le=1024), WHOLE] | None = None
+    routed_rank: Annotated[int, Field(strict=True, ge=1, le=1024), WHOLE] | None = None
+    experts: Annotated[int, Field(strict=True, ge=0, le=64), WHOLE] | None = None
+    important_channels: Annotated[int, Field(strict=True, ge=1, le=1024), WHOLE] | None = None
+    samples: Annotated[int, Field(strict=True, ge=1, le=100_000), WHOLE] | None = None
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**63), WHOLE] | None = None
+    weight_grid: Literal["max", "searched"] | None = Field(
+        default=None,
+        description="`searched`, the default, looks for the weight scales that leave the smallest error on the "
+        "calibration rows; `max` takes the largest weight of each group.",
+    )
+    refine: Literal["none", "routed", "all"] | None = None
+    smoothing: Literal["none", "outlier", "smoothquant", "awq", "mbq", "search"] | None = None
+    smoothquant_alpha: Annotated[float, Field(strict=True, ge=0, le=1)] | None = None
+    rounding: Literal["rtn", "gptq", "obq"] | None = None
+    reconstruction: Literal["none", "svd", "lqer", "aser", "qe"] | None = None
+    adapter_dtype: Literal["bf16", "int8"] | None = Field(
+        default=None, description="How experts are stored; int8 has one scale per row."
+    )
+    vision: Literal["keep", "quantize"] | None = Field(
+        default=None,
+        description="The vision tower and its merger or projector; kept unless asked for, because quantizing them "
+        "costs the most accuracy.",
+    )
+    sensitive: Sensitive | None = None
+    budget: Budget | None = None
+
+
+class JobSpec(_Strict):
+    """One quantization: which model, on which data, to which scheme, how."""
+
+    model: ModelRef
+    calibration: Calibration
+    scheme: str = Field(examples=list(NAMED_SCHEMES))
+    method: str = Field(default=DEFAULT_METHOD, examples=list(METHODS))
+    options: Options = Options()
+    target: Target | None = Field(default=None, description='Goes with scheme "auto", and only with it.')
+    accept_if: AcceptIf | None = None
+    name: Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=patterns.LINE)] | None = None
+    alias: Alias | None = Field(
+        default=None,
+        examples=["team/model-w4a6"],
+        description="Under this name `/hub` serves the newest succeeded job that carries it and was not rejected.",
+    )
+    labels: Annotated[
+        dict[str, Annotated[str, StringConstraints(max_length=120, pattern=patterns.LINE_OR_NOTHING)]],
+        Field(max_length=32),
+    ] = Field(default_factory=dict)
+    timeout_s: Annotated[int, Field(strict=True, ge=60, le=7 * 24 * 3600), WHOLE] = Field(
+        default=24 * 3600, description="Seconds that workers may hold it, all attempts together; waiting is not in it."
+    )
+    max_wait_s: Annotated[int, Field(strict=True, ge=60, le=7 * 24 * 3600), WHOLE] | None = Field(
+        default=None,
+        description="Seconds that it may wait for a worker, each time that it waits; after that it fails with "
+        "`no_worker`. Without it a job waits until somebody cancels it.",
+    )
+    priority: Annotated[int, Field(strict=True, ge=-100, le=100), WHOLE] = Field(
+        default=0, description="Of your waiting jobs those with the highest are taken first; nobody else's wait longer."
+    )
+    device: Annotated[str, StringConstraints(min_length=1, max_length=60, pattern=patterns.LINE)] | None = Field(
+        default=None,
+        examples=["gpu", "H100"],
+        description="Only workers with such a device take it: `cpu`, `gpu`, or a part of a GPU's name.",
+    )
+
+    @field_validator("scheme")
+    @classmethod
+    def _known_scheme(cls, value: str) -> str:
+        if value != AUTO and SCHEME_PATTERN.fullmatch(value) is None:
+            raise ValueError(
+                f"unknown scheme {value!r}: write W<2..8>A<4..8 or 16>, for example {', '.join(NAMED_SCHEMES)}, "
+                f'or "{AUTO}" with a target'
+            )
+        return value
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, value: str) -> str:
+        if value not in METHODS:
+            raise ValueError(f"unknown method {value!r}: choose one of {', '.join(METHODS)}")
+        return value
+
+    @field_validator("labels")
+    @classmethod
+    def _label_keys(cls, value: dict[str, str]) -> dict[str, str]:
+        for key in value:
+            if LABEL_KEY.fullmatch(key) is None:
+                raise ValueError(
+                    f"label {key!r}: use lower-case letters, digits, '.', '_', '/', '-'; at most 63 characters"
+                )
+        return value
+
+    @model_validator(mode="after")
+    def _mixed_precision_is_asked_for_in_one_way(self) -> Self:
+        if (self.scheme == AUTO) != (self.target is not None):
+            raise ValueError('scheme "auto" and target belong together: give both or neither')
+        if self.options.sensitive is not None and self.options.budget is not None:
+            raise ValueError("options sensitive and budget both choose the groups that keep more bits: give one")
+        if self.target is not None and (self.options.sensitive is not None or self.options.budget is not None):
+            raise ValueError('scheme "auto" chooses the sensitive groups itself: leave out sensitive and budget')
+        return self
+
+    def options_in_full(self) -> dict[str, Any]:
+        """Every option of a stored job with its value, also where it is left out; None where nothing says the default.
+
+        A job without a version is older than the field.
+        """
+        given = {"method_version": 1} | self.options.model_dump(mode="json", exclude_none=True)
+        meant = {**FIRST, **DEFAULTS[given["method_version"]], **PRESETS[self.method], **given}
+        return {name: None if meant.get(name) in UNSAID else meant[name] for name in Options.model_fields}

@@ -1,0 +1,46 @@
+"""Versions of the spec, so that old workers leave new jobs alone.
+
+A job carries the lowest version that understands what it says, and the claim of a worker takes only what that worker
+understands. Who changes what a spec may say, raises ``UNDERSTOOD`` and names in ``SINCE`` what is new; a test holds
+them against the schema. What a job does not use is left out of its row, so old workers go on with everything else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from core.contract.spec import JobSpec
+from quant_experts.spec.methods import METHOD_VERSION
+
+UNDERSTOOD = 4
+"""The newest version that this code understands."""
+SINCE: dict[str, int] = {"options.method_version": 2, "options.weight_grid": 2, "options.method_version=3": 3} | {
+    f"method={name}": 4 for name in ("fast", "balanced")
+}
+"""``options.field``, or ``method=value`` for a new value of an old field, with the version that it came with. A new
+field is None where it is not used."""
+KEPT = set(JobSpec.model_fields) - {"alias", "max_wait_s", "priority", "device"}
+"""Of a spec, in the job's row: the others are columns of their own, and decide nothing of what a worker computes."""
+
+
+def stored(spec: JobSpec) -> tuple[dict[str, Any], int]:
+    """What a job's row keeps of its spec, and the version that a worker must understand."""
+    kept = spec.model_dump(mode="json", include=KEPT)
+    # The version that options left out are read by, so that a default that changes later changes no job. The first
+    # is what a job without one has.
+    chosen = spec.options.method_version or METHOD_VERSION
+    kept["options"]["method_version"] = chosen if chosen > 1 else None
+    needed = 1
+    for name, since in SINCE.items():
+        path, _, value = name.partition("=")
+        *folders, field = path.split(".")
+        holder: Any = kept
+        for folder in folders:
+            holder = (holder or {}).get(folder)
+        if holder is None:
+            continue
+        if str(holder.get(field)) == value or (not value and holder.get(field) is not None):
+            needed = max(needed, since)
+        elif not value:
+            holder.pop(field, None)
+    return kept, needed

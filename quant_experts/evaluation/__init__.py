@@ -1,0 +1,1 @@
+"""What quantization did to held-out rows: next-token figures, images, replies, and the user's limits."""

@@ -1,0 +1,57 @@
+"""A finished report held against the limits that the user gave. They decide its verdict, never whether it is kept."""
+
+from __future__ import annotations
+
+from quant_experts.evaluation.image_sensitivity import smallest_ratio
+from quant_experts.report.data import Acceptance, QualityReport
+from quant_experts.spec.specification import AcceptIf
+
+
+def judge(report: QualityReport, accept_if: AcceptIf) -> Acceptance:
+    """Accepted when every limit is kept; a limit on what was not measured is missed."""
+    limits = accept_if.model_dump(exclude_none=True)
+    checks = {
+        "max_kl": _kl,
+        "min_top1_agreement": _agreement,
+        "max_perplexity_increase": _perplexity,
+        "min_image_sensitivity": _images,
+    }
+    missed = [sentence for name, limit in limits.items() if (sentence := checks[name](report, limit)) is not None]
+    return Acceptance(limits=limits, verdict="rejected" if missed else "accepted", missed=missed)
+
+
+def _kl(report: QualityReport, limit: float) -> str | None:
+    found = report.quality.kl
+    return None if found <= limit else f"KL is {found:.4g} nats per token, over the limit of {limit:g}"
+
+
+def _agreement(report: QualityReport, limit: float) -> str | None:
+    found = report.quality.top1_agreement
+    if found >= limit:
+        return None
+    return f"the most likely next token agrees at {found:.2%} of the positions, under the limit of {limit:.2%}"
+
+
+def _perplexity(report: QualityReport, limit: float) -> str | None:
+    full, quantized = report.quality.perplexity_full, report.quality.perplexity_quantized
+    increase = quantized / full - 1
+    if increase <= limit:
+        return None
+    return f"perplexity rises by {increase:.2%} (from {full:.4g} to {quantized:.4g}), over the limit of {limit:.2%}"
+
+
+def _images(report: QualityReport, limit: float) -> str | None:
+    if report.images is None:
+        return (
+            f"image sensitivity was not measured, because no held-out row has an image: the limit of {limit:.2%} "
+            "cannot be kept; give calibration rows with images"
+        )
+    found = smallest_ratio(report.images)
+    if found is None:
+        return (
+            "image sensitivity has no ratio, because the full-precision model itself does not react to the images of "
+            f"the held-out rows: the limit of {limit:.2%} cannot be kept"
+        )
+    if found >= limit:
+        return None
+    return f"the reaction to another image is {found:.2%} of the full-precision model's, under the limit of {limit:.2%}"

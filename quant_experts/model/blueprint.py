@@ -1,0 +1,232 @@
+"""The model without its weights: built on the meta device, filled and emptied module by module."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSpeechSeq2Seq,
+    PreTrainedModel,
+)
+
+from quant_experts.errors import InvalidModel
+from quant_experts.model.families.stack import Stack
+from quant_experts.model.groups import Family, family_of
+from quant_experts.model.weights import Shards, Weights, open_shards
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+CONFIGURATION_ERRORS = (
+    StrictDataclassError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    OSError,
+    RuntimeError,
+    ArithmeticError,
+    AssertionError,
+)
+"""What building a model from a senseless configuration was seen to raise."""
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A model whose parameters are on the meta device until :func:`fill` brings some of them in."""
+
+    directory: Path
+    config_text: str
+    family: Family
+    model: Any
+    weights: Weights
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def language_model(self) -> Any:
+        return self.model.get_submodule(self.family.language_model)
+
+    def module(self, stack: Stack) -> Any:
+        """The module whose forward runs the stack."""
+        return self.model.get_submodule(stack.module)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden: (..., d) behind the last norm; returns (..., vocabulary), as the model makes them."""
+        logits: Tensor = self.model.get_submodule(self.family.head)(hidden)
+        cap = getattr(self.model.config, "final_logit_softcapping", None) if self.family.soft_cap else None
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    @property
+    def blocks(self) -> int:
+        """Of the last stack."""
+        return len(self.language_model.layers)
+
+
+def read_config(directory: Path) -> tuple[str, dict[str, Any]]:
+    """The text of config.json and its content. Raises InvalidModel when there is none or it is not JSON."""
+    path = directory / "config.json"
+    if not directory.is_dir():
+        raise InvalidModel(f"{directory} is not a directory; give a model directory as a hub repository has it")
+    if not path.is_file():
+        raise InvalidModel(f"{directory.name} has no config.json; give a model directory as a hub repository has it")
+    try:
+        text = path.read_text(encoding="utf-8")
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidModel(f"{directory.name}/config.json is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise InvalidModel(f"{directory.name}/config.json is not a JSON object")
+    return text, config
+
+
+def open_blueprint(directory: Path, *, device: torch.device) -> Blueprint:
+    """Check a model directory and build its model without weights.
+
+    Raises UnsupportedModel for another architecture, InvalidModel for everything that is wrong with the files.
+    """
+    text, config = read_config(directory)
+    family = family_of(config)
+    if config.get("quantization_config"):
+        method = config["quantization_config"].get("quant_method", "an unknown method")
+        raise InvalidModel(f"{directory.name} is already quantized ({method}); give the model that it was made from")
+    shards = open_shards(directory)
+    model, dtype = _build(directory, family, shards)
+    weights = Weights(shards, model)
+    return Blueprint(directory, text, family, model, weights, dtype, device)
+
+
+def _build(directory: Path, family: Family, shards: Shards) -> tuple[PreTrainedModel, torch.dtype]:
+    kind = _auto_class(family)
+    try:
+        # Never trust_remote_code: only the library's own classes run, whatever auto_map says.
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+        dtype = _dtype(config, shards)
+        with torch.device("meta"):
+            model = kind.from_config(config, dtype=dtype, trust_remote_code=False)
+    except CONFIGURATION_ERRORS as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InvalidModel(f"{directory.name}/config.json does not describe a model: {reason}") from error
+    model.eval().requires_grad_(False)
+    return model, dtype
+
+
+def _auto_class(family: Family) -> Any:
+    if family.encoder is not None:
+        return AutoModelForSpeechSeq2Seq
+    return AutoModelForImageTextToText if family.vision else AutoModelForCausalLM
+
+
+def _dtype(config: Any, shards: Shards) -> torch.dtype:
+    """What ``from_pretrained`` would choose: the configuration's dtype, else that of the first floating tensor."""
+    chosen = config.dtype if config.dtype is not None else getattr(config.get_text_config(), "dtype", None)
+    if isinstance(chosen, str):
+        chosen = getattr(torch, chosen, None)
+    if chosen is None:
+        stored = (file.entries[key].dtype for key, file in shards.where.items())
+        chosen = next((dtype for dtype in stored if dtype in FLOATS), None)
+    if chosen not in FLOATS:
+        raise InvalidModel(f"the model's dtype is {chosen}; supported are float32, float16 and bfloat16")
+    return chosen
+
+
+def fill(blueprint: Blueprint, prefix: str) -> None:
+    """Read every tensor of the module ``prefix`` onto the device; ``prefix`` may also name a single parameter.
+
+    Raises InvalidModel for one that is not finite.
+    """
+    if (owned := _parameter(blueprint.model, prefix)) is not None:
+        owner, name = owned
+        tensor = blueprint.weights.read(prefix).to(blueprint.device)
+        owner._parameters[name] = nn.Parameter(tensor, requires_grad=False)
+        return
+    _make_buffers(blueprint, prefix)  # before the parameters: initialising an embedding's scale draws its weights too
+    module = blueprint.model.get_submodule(prefix)
+    for owner_name, owner in module.named_modules(prefix=prefix):
+        for name in list(owner._parameters):
+            if owner._parameters[name] is not None:
+                tensor = blueprint.weights.read(f"{owner_name}.{name}").to(blueprint.device)
+                owner._parameters[name] = nn.Parameter(tensor, requires_grad=False)
+        for name in list(owner._buffers):
+            if owner._buffers[name] is not None and name not in owner._non_persistent_buffers_set:
+                owner._buffers[name] = blueprint.weights.read(f"{owner_name}.{name}").to(blueprint.device)
+    left = [name for name, tensor in _tensors(module) if tensor.is_meta]
+    if left:
+        raise InvalidModel(
+            f"{prefix}.{left[0]} stayed without a value; this version of transformers builds it differently"
+        )
+
+
+def around_blocks(blueprint: Blueprint, stack: Stack) -> list[str]:
+    """Modules of a stack's module that are part of every forward, whichever block runs: all but blocks and embeddings
+    of tokens, which are large. Norms and rotary tables of a language model; patch embedding and merger of a tower."""
+    found: list[str] = []
+    prefix, inside = stack.module, stack.layers
+    while inside:
+        on_the_way, _, inside = inside.partition(".")
+        names = [name for name, _ in blueprint.model.get_submodule(prefix).named_children()]
+        found += [f"{prefix}.{name}" for name in names if name not in (on_the_way, "embed_tokens")]
+        prefix = f"{prefix}.{on_the_way}"
+    return found
+
+
+def empty(blueprint: Blueprint, prefix: str) -> None:
+    """Forget the tensors of the module (or the parameter) ``prefix``: back to the meta device."""
+    if (owned := _parameter(blueprint.model, prefix)) is not None:
+        owner, name = owned
+        owner._parameters[name] = nn.Parameter(owner._parameters[name].to("meta"), requires_grad=False)
+        return
+    blueprint.model.get_submodule(prefix).to("meta")
+
+
+def _parameter(model: nn.Module, path: str) -> tuple[Any, str] | None:
+    """The module that owns the parameter ``path`` and the parameter's name in it; None when ``path`` is a module."""
+    owner_name, _, name = path.rpartition(".")
+    owner = model.get_submodule(owner_name)
+    return (owner, name) if name in owner._parameters else None
+
+
+def _make_buffers(blueprint: Blueprint, prefix: str) -> None:
+    """Compute buffers that no file holds (rotary frequencies) by the model's own initialisation.
+
+    They start as NaN (whole numbers, such as positions, as a negative), so that one which the initialisation does not
+    know is found instead of used.
+    """
+    for owner_name, owner in blueprint.model.get_submodule(prefix).named_modules(prefix=prefix):
+        waiting = [name for name in owner._non_persistent_buffers_set if owner._buffers.get(name) is not None]
+        waiting = [name for name in waiting if owner._buffers[name].is_meta]
+        if not waiting:
+            continue
+        for name in waiting:
+            unknown = float("nan") if owner._buffers[name].is_floating_point() else -1
+            owner._buffers[name] = torch.full_like(owner._buffers[name], unknown, device="cpu")
+        _enclosing_model(blueprint.model, owner_name)._init_weights(owner)
+        for name in waiting:
+            made = owner._buffers[name]
+            if not bool((torch.isfinite(made) if made.is_floating_point() else made >= 0).all()):
+                raise InvalidModel(
+                    f"{owner_name}.{name} cannot be computed; this version of transformers builds it differently"
+                )
+            owner._buffers[name] = made.to(blueprint.device)
+
+
+def _enclosing_model(model: Any, name: str) -> Any:
+    """The innermost PreTrainedModel around the module ``name``."""
+    path = name.split(".")
+    for length in range(len(path), -1, -1):
+        candidate = model.get_submodule(".".join(path[:length]))
+        if isinstance(candidate, PreTrainedModel):
+            return candidate
+    raise AssertionError("the root is a PreTrainedModel")
+
+
+def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*module.named_parameters(), *module.named_buffers()]

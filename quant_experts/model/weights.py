@@ -1,0 +1,302 @@
+"""A model directory as tensors: checked before anything runs, then read one by one under the in-memory names.
+
+Keys on disk are not module names; transformers renames (and for some families converts) while it loads. The same
+ordered list of transforms is applied here, through the library's own functions, so that there is one truth about names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+from quant_experts.errors import InvalidModel
+from quant_experts.model.families.internvl_chat_weights import MARK, Cut, native_parts
+from quant_experts.model.tensor_file import TensorFile
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+SAMPLE_BYTES = 1 << 20
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The checked safetensors of a model directory. ``where``: key on disk → the file that holds it."""
+
+    directory: Path
+    files: tuple[TensorFile, ...]
+    where: dict[str, TensorFile]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all tensors, headers not counted."""
+        return sum(file.entries[key].bytes for key, file in self.where.items())
+
+    def read(self, key: str) -> Tensor:
+        return self.where[key].read(key)
+
+
+def open_shards(directory: Path) -> Shards:
+    """Check the headers of every shard. Nothing but headers is read.
+
+    As transformers chooses: a single file goes before an index beside it, and of the shards that an index names every
+    tensor counts, whether the index lists it or not; of a tensor in two of them the last.
+    Raises InvalidModel, naming the file: no safetensors, a missing or truncated shard, an index that does not fit them.
+    """
+    index = directory / INDEX
+    if (directory / SINGLE).is_file():
+        file = TensorFile(directory / SINGLE)
+        return Shards(directory, (file,), dict.fromkeys(file.entries, file))
+    if index.is_file():
+        promised = _weight_map(index)
+        files = {name: _open(directory, name, index.name) for name in sorted(set(promised.values()))}
+        for key, name in promised.items():
+            if key not in files[name].entries:
+                raise InvalidModel(
+                    f"{index.name} says that {name} holds {key}, but it does not; download the model again"
+                )
+        where = {key: file for file in files.values() for key in file.entries}
+        return Shards(directory, tuple(files.values()), where)
+    pickles = sorted(path.name for pattern in PICKLES for path in directory.glob(pattern))
+    if pickles:
+        raise InvalidModel(
+            f"{directory.name} holds pickle weights only ({pickles[0]}), which are never loaded; convert to safetensors"
+        )
+    raise InvalidModel(f"{directory.name} holds neither {SINGLE} nor {INDEX}")
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
+            raise ValueError("no weight_map")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InvalidModel(f"{index.name} cannot be read: {error}") from error
+    return dict(weight_map)
+
+
+def _open(directory: Path, name: str, index: str) -> TensorFile:
+    if name != Path(name).name or not name.endswith(".safetensors"):
+        raise InvalidModel(f"{index} names {name!r}: shards are safetensors files beside the index")
+    if not (directory / name).is_file():
+        raise InvalidModel(f"shard {name} is missing although {index} names it; download the model again")
+    return TensorFile(directory / name)
+
+
+def shards_fingerprint(shards: Shards, config: str) -> str:
+    """A digest that tells this model from another: configuration, headers and samples of every shard.
+
+    Not a digest of all bytes: that would read a 145 GB model twice. Each file contributes its layout and three
+    megabytes from its beginning, middle and end.
+    """
+    digest = hashlib.sha256(config.encode())
+    for file in shards.files:
+        size = file.path.stat().st_size
+        digest.update(repr((file.path.name, size, sorted(file.entries.items()))).encode())
+        with file.path.open("rb") as reader:
+            for start in (0, size // 2, max(0, size - SAMPLE_BYTES)):
+                reader.seek(start)
+                digest.update(reader.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+@dataclass
+class _Source:
+    """How one or several parameters come from keys on disk."""
+
+    converter: WeightConverter | None
+    keys: list[tuple[str, str]] = field(default_factory=list)
+    """(key on disk, the converter's pattern that it matched)."""
+    cut: Cut | None = None
+    """Takes the parameter out of the tensor on disk, where that holds more than one."""
+
+    @property
+    def is_whole(self) -> bool:
+        """One tensor on disk, taken as it is."""
+        return self.converter is None and self.cut is None
+
+
+class Weights:
+    """The tensors of a model under their in-memory names, read when asked for.
+
+    ``tied``: parameter → the one that it is. ``untied``: the same, of pairs that the configuration ties although the
+    files hold both with different values; as in transformers, both count.
+    """
+
+    def __init__(self, shards: Shards, model: nn.Module) -> None:
+        """``model``: the model on the meta device. Raises InvalidModel when a parameter has no tensor in the files."""
+        self.shards = shards
+        self._model: Any = model
+        self._expected: dict[str, Tensor] = dict(model.state_dict())
+        self._sources, self.unused = _map_sources(shards, self._model, self._expected)
+        self.tied: dict[str, str] = {}
+        self.untied: dict[str, str] = {}
+        self._tie(getattr(model, "all_tied_weights_keys", {}))
+        self._check_complete()
+        self._check_shapes()
+
+    @property
+    def names(self) -> list[str]:
+        """Every parameter and persistent buffer of the model; of tied ones only the one that the others follow."""
+        return [name for name in self._expected if name not in self.tied]
+
+    def names_under(self, prefix: str) -> list[str]:
+        return [name for name in self.names if name.startswith(prefix + ".")]
+
+    def bytes(self, name: str) -> int:
+        """Bytes of the tensor in the model's own dtype."""
+        expected = self._expected[name]
+        return expected.numel() * expected.element_size()
+
+    def read(self, name: str) -> Tensor:
+        """The tensor in the model's own dtype, on the CPU.
+
+        Raises InvalidModel when it holds a value that is not finite, or cannot be converted.
+        """
+        name = self.tied.get(name, name)
+        expected = self._expected[name]
+        tensor = self._realize(name)
+        if tensor.shape != expected.shape:
+            raise InvalidModel(f"{name} has shape {list(tensor.shape)}, the configuration says {list(expected.shape)}")
+        if tensor.is_floating_point():
+            tensor = tensor.to(expected.dtype)
+            bad = int((~torch.isfinite(tensor)).sum())
+            if bad:
+                dtype = str(expected.dtype).removeprefix("torch.")
+                raise InvalidModel(f"{name}: {bad} of {tensor.numel()} weights are not finite in {dtype}")
+        return tensor
+
+    def _tie(self, pairs: Mapping[str, str]) -> None:
+        for target, source in pairs.items():
+            if target not in self._expected:
+                continue
+            if target in self._sources and source not in self._sources:
+                self._sources[source] = self._sources.pop(target)
+            elif target in self._sources and not self._is_equal(target, source):
+                self.untied[target] = source
+                continue
+            self.tied[target] = source
+
+    def _is_equal(self, one: str, other: str) -> bool:
+        """Whether both parameters hold the same values in the model's dtype."""
+        first, second = self._sources[one], self._sources[other]
+        if first.is_whole and second.is_whole:
+            (key, _), (other_key, _) = first.keys[0], second.keys[0]
+            files = self.shards.where
+            if files[key].holds_same(key, files[other_key], other_key):
+                return True
+            if files[key].entries[key].dtype == files[other_key].entries[other_key].dtype == self._expected[one].dtype:
+                return False
+        return torch.equal(self._in_own_dtype(one), self._in_own_dtype(other))
+
+    def _in_own_dtype(self, name: str) -> Tensor:
+        return self._realize(name).to(self._expected[name].dtype)
+
+    def _realize(self, name: str) -> Tensor:
+        source = self._sources[name]
+        if source.converter is None:
+            tensor = self.shards.read(source.keys[0][0])
+            return tensor if source.cut is None else source.cut(tensor)
+        # The library's own conversion object is asked, so that splits and merges stay its business.
+        converter = deepcopy(source.converter)
+        first = next(target for target, other in self._sources.items() if other is source)
+        for key, pattern in source.keys:
+            converter.add_tensor(first, key, pattern, self.shards.read(key))
+        realized = converter.convert(first, model=self._model, config=self._model.config)
+        value: Tensor | list[Tensor] = realized[name]
+        return value[0] if isinstance(value, list) else value
+
+    def _check_complete(self) -> None:
+        missing = [name for name in self.names if name not in self._sources]
+        if missing:
+            raise InvalidModel(
+                f"{len(missing)} tensors of the model are in none of its files, the first is {missing[0]}; "
+                f"{len(self.unused)} tensors in the files fit nowhere"
+                + (f", the first is {self.unused[0]}" if self.unused else "")
+                + self._stale_single()
+            )
+
+    def _stale_single(self) -> str:
+        if self.shards.files[0].path.name != SINGLE or not (self.shards.directory / INDEX).is_file():
+            return ""
+        return f". {SINGLE} was read and not {INDEX}, as in transformers: remove the one that does not belong there"
+
+    def _check_shapes(self) -> None:
+        """Before hours of work: each tensor that is taken as it is must already have the shape that the model wants."""
+        for name in self.names:
+            source = self._sources[name]
+            if source.converter is not None:
+                continue
+            key = source.keys[0][0]
+            stored, expected = self.shards.where[key].entries[key].shape, tuple(self._expected[name].shape)
+            if _shape(stored, source.cut) != expected:
+                raise InvalidModel(
+                    f"{key} has shape {list(stored)}, the configuration says {list(expected)} for {name}"
+                )
+
+
+def _shape(stored: tuple[int, ...], cut: Cut | None) -> tuple[int, ...] | None:
+    """Of what is taken out of a tensor of shape ``stored``; None when it cannot be taken out."""
+    if cut is None:
+        return stored
+    try:
+        return tuple(cut(torch.empty(stored, device="meta")).shape)
+    except RuntimeError:
+        return None
+
+
+def _map_sources(shards: Shards, model: Any, expected: dict[str, Tensor]) -> tuple[dict[str, _Source], list[str]]:
+    if MARK in shards.where:
+        return _map_parts(shards, model, expected)
+    transforms = get_model_conversion_mapping(model)
+    renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
+    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    prefix = model.base_model_prefix
+    sources: dict[str, _Source] = {}
+    unused: list[str] = []
+    for key in sorted(shards.where, key=dot_natural_key):
+        name, pattern = rename_source_key(key, renamings, converters, prefix, expected)
+        if name not in expected and key in expected:
+            name, pattern = rename_source_key(key, [], [], base_model_prefix=prefix, meta_state_dict=expected)
+        if name not in expected:
+            unused.append(key)
+            continue
+        if pattern is None:
+            sources[name] = _Source(None, [(key, key)])
+            continue
+        converter = by_pattern[pattern]
+        source = sources.setdefault(name, _Source(converter))
+        source.keys.append((key, pattern))
+        for target in converter.target_patterns[1:]:  # one tensor on disk, several parameters in memory
+            sources[name.replace(converter.target_patterns[0], target)] = source
+    ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or []
+    return sources, [key for key in unused if not any(re.search(pattern, key) for pattern in ignored)]
+
+
+def _map_parts(shards: Shards, model: Any, expected: dict[str, Tensor]) -> tuple[dict[str, _Source], list[str]]:
+    """For a layout that transformers does not know and that is read through a mapping of ours."""
+    sources: dict[str, _Source] = {}
+    unused: list[str] = []
+    for key, name, cut in native_parts(sorted(shards.where, key=dot_natural_key), model.config):
+        if name in expected:
+            sources[name] = _Source(None, [(key, key)], cut)
+        else:
+            unused.append(key)
+    return sources, unused
+
+
+def stream(weights: Weights, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    for name in names:
+        yield name, weights.read(name)

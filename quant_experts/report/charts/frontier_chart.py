@@ -1,0 +1,77 @@
+"""What ``scheme: "auto"`` tried: size against KL, the target, and the point that was chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quant_experts.report.charts import numbers
+from quant_experts.report.charts.axes import logarithmic, padded
+from quant_experts.report.data import AutoSearch, FrontierPoint
+
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 880, 300, 72, 24, 16, 46
+UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
+
+
+@dataclass(frozen=True)
+class Place:
+    x: float
+    y: float
+    point: FrontierPoint
+    best: bool
+    """Nothing tried is both smaller and closer to full precision."""
+    label: str
+
+
+@dataclass(frozen=True)
+class Frontier:
+    places: list[Place]
+    staircase: str
+    """Points of an SVG polyline through the best ones."""
+    target_x: float | None
+    target_y: float | None
+    gridlines: list[tuple[float, str]]
+    ticks: list[tuple[float, str]]
+    axis_y: float = HEIGHT - BOTTOM
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    right: int = RIGHT
+    top: int = TOP
+
+
+def frontier_chart(search: AutoSearch) -> Frontier | None:
+    """None when nothing was tried."""
+    if not search.points:
+        return None
+    max_bytes, max_kl = search.target.get("max_bytes"), search.target.get("max_kl")
+    sizes = [float(point.bytes) for point in search.points] + ([max_bytes] if max_bytes else [])
+    factor, unit = next((f, u) for f, u in UNITS if max(sizes) >= f)
+    x = padded([size / factor for size in sizes], LEFT, WIDTH - RIGHT)
+    y = logarithmic([point.kl for point in search.points] + ([max_kl] if max_kl else []), HEIGHT - BOTTOM, TOP)
+    places = [
+        Place(
+            x=x.at(point.bytes / factor),
+            y=y.at(point.kl),
+            point=point,
+            best=not any(other.bytes <= point.bytes and other.kl < point.kl for other in search.points),
+            label=f"{point.label}: {numbers.size(point.bytes)}, KL {numbers.number(point.kl)}",
+        )
+        for point in search.points
+    ]
+    return Frontier(
+        places=places,
+        staircase=_staircase(sorted((place.x, place.y) for place in places if place.best)),
+        target_x=x.at(max_bytes / factor) if max_bytes else None,
+        target_y=y.at(max_kl) if max_kl else None,
+        gridlines=[(y.at(value), numbers.number(value, 1)) for value in y.ticks(5)],
+        ticks=[(x.at(value), f"{value:.6g} {unit}") for value in x.ticks(6)],
+    )
+
+
+def _staircase(best: list[tuple[float, float]]) -> str:
+    corners: list[tuple[float, float]] = []
+    for px, py in best:
+        if corners:
+            corners.append((px, corners[-1][1]))
+        corners.append((px, py))
+    return " ".join(f"{px},{py}" for px, py in corners)

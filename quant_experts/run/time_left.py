@@ -1,0 +1,180 @@
+"""How much of a run is left, over all of its phases: predicted as a plan does, corrected by what the run measures."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from quant_experts.calibration.captured_inputs import Calls, tokens_of
+from quant_experts.planning.errors import Unreadable
+from quant_experts.planning.local import read_local
+from quant_experts.planning.recipe import Recipe
+from quant_experts.planning.rows import Rows
+from quant_experts.planning.seconds import CORE, GPU, PhaseSeconds, block_seconds, on_cores, phases_of
+from quant_experts.planning.shapes import shapes_of
+from quant_experts.progress import Advanced, BlockFinished, Event, Forecast, OnEvent, PhaseStarted
+from quant_experts.spec.specification import QuantizationSpec
+
+OLDER_WEIGHT = 0.7
+"""Of a block's seconds, for each block that was finished after it."""
+WARM_UP = 0.25
+"""Of the seconds that the process took to start, what the first block takes more than the next: seen to be 0.22 to 0.33
+on the demo's model."""
+LONGEST_START = 60.0
+"""Seconds. A process that is older has done something else before."""
+MEASURING = "measuring"
+"""Looking at the whole model before blocks are fitted: a part of the phase ``calibrating`` that counts anew."""
+STAGES = ("preparing", "calibrating", MEASURING, "fitting", "evaluating", "packing", "verifying", "publishing")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Seconds at the rates of a plan. ``blocks``: of each one that is walked; ``measuring``: before the first."""
+
+    phases: dict[str, PhaseSeconds]
+    blocks: tuple[float, ...]
+    measuring: float = 0.0
+
+
+class Forecaster:
+    """An ``on_event`` that puts a :class:`Forecast` before every other event, as soon as something is expected."""
+
+    def __init__(
+        self, on_event: OnEvent, *, started: float | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """``started``: seconds that this process took to start, as the one that verifies will; None: nobody knows."""
+        self._on_event, self._clock, self._started = on_event, clock, started
+        self._expecting: Callable[[Rows], Expected] | None = None
+        self._rows: Rows | None = None
+        self._expected: Expected | None = None
+        self._stage, self._units = "preparing", (0, 0)
+        self._began = self._stage_began = self._heard = clock()
+        self._before = started or 0.0
+        """Seconds before this run: of the process, and of blocks that an earlier run finished."""
+        self._blocks: list[tuple[float, float]] = []
+        """(measured, predicted) seconds of finished blocks."""
+        self._is_warm = False
+
+    def expect(self, expecting: Callable[[Rows], Expected] | None, calls: Calls | None = None) -> None:
+        """``expecting``: what rows take; known from ``calls``, or as they are calibrated. None: no forecasts."""
+        self._expecting = expecting
+        if calls is not None:
+            self._rows = _rows(len(calls.rows), len(calls.rows), tokens_of(calls.rows))
+        self._expected = expecting(self._rows) if expecting and self._rows else None
+
+    def __call__(self, event: Event) -> None:
+        self._take(event)
+        self._heard = self._clock()
+        if self._expected is not None:
+            self._on_event(self._forecast(self._expected))
+        self._on_event(event)
+
+    def _take(self, event: Event) -> None:
+        match event:
+            case PhaseStarted(phase, total):
+                self._enter(phase, total or 0, began=self._clock())
+            case Advanced(phase, done, total):
+                if phase == "calibrating" and (done <= self._units[0] or total != self._units[1]):
+                    self._enter(MEASURING, total, began=self._heard)
+                self._units = (done, total)
+                if event.tokens and self._expecting and done.bit_count() == 1:
+                    self._rows = _rows(total, done, event.tokens)
+                    self._expected = self._expecting(self._rows)
+            case BlockFinished():
+                expected = self._expected.blocks if self._expected else ()
+                predicted = expected[event.block] if event.block < len(expected) else 0.0
+                self._blocks.append((event.seconds - self._warm_up(event), predicted))
+                self._before += event.seconds if event.resumed else 0.0
+                self._stage_began = self._clock()
+            case _:
+                pass
+
+    def _warm_up(self, event: BlockFinished) -> float:
+        """Of the first block that is computed: modules that are loaded, kernels that are tuned."""
+        if self._expected is None or event.resumed or self._is_warm:
+            return 0.0
+        self._is_warm = True
+        started = self._expected.phases["preparing"].starting * self._slower(self._expected)
+        return min(WARM_UP * started, event.seconds / 2)
+
+    def _enter(self, stage: str, total: int, *, began: float) -> None:
+        self._stage, self._units, self._stage_began = stage, (0, total), began
+
+    def _forecast(self, expected: Expected) -> Forecast:
+        now = self._clock()
+        passed = now - self._stage_began
+        done, total = self._units
+        if self._stage == "fitting":
+            left = self._blocks_left(expected, passed)
+        elif done and self._stage in ("calibrating", MEASURING):
+            left = passed / done * (total - done)
+        else:
+            left = max(0.0, self._predicted(expected, self._stage) - passed)
+        later = STAGES[STAGES.index(self._stage) + 1 :]
+        left += sum(self._predicted(expected, stage) for stage in later)
+        return Forecast(done=now - self._began + self._before, left=left)
+
+    def _blocks_left(self, expected: Expected, passed: float) -> float:
+        in_hand, *others = [seconds * self._factor for seconds in expected.blocks[len(self._blocks) :]] or [0.0]
+        return max(0.0, in_hand - passed) + sum(others)
+
+    def _predicted(self, expected: Expected, stage: str) -> float:
+        if stage == "fitting":
+            return sum(expected.blocks) * self._factor
+        if stage == MEASURING:
+            return expected.measuring * self._factor
+        phase = expected.phases.get(stage, PhaseSeconds(0.0, 0.0))
+        return phase.starting * self._slower(expected) + phase.working * self._factor
+
+    def _slower(self, expected: Expected) -> float:
+        """Seconds that this process took to start over those that were predicted."""
+        predicted = expected.phases["preparing"].starting
+        return 1.0 if self._started is None or not predicted else self._started / predicted
+
+    @property
+    def _factor(self) -> float:
+        """Measured over predicted seconds, the newest blocks most."""
+        weight, measured, predicted = 1.0, 0.0, 0.0
+        for seconds, expected in reversed(self._blocks):
+            measured, predicted = measured + weight * seconds, predicted + weight * expected
+            weight *= OLDER_WEIGHT
+        return measured / predicted if measured and predicted else 1.0
+
+
+def expecting(model: Path, spec: QuantizationSpec, device: torch.device) -> Callable[[Rows], Expected] | None:
+    """What a run over rows takes; None for a model that is not planned."""
+    try:
+        shapes = shapes_of(read_local(model), vision=spec.vision)
+    except (Unreadable, OSError):
+        return None
+    recipe = Recipe.of(**spec.model_dump())
+    rates = GPU if device.type == "cuda" else on_cores(CORE, torch.get_num_threads())
+    measures = recipe.measures_sensitivity or recipe.smoothing == "mbq"
+
+    def expected(rows: Rows) -> Expected:
+        blocks = tuple(block_seconds(shapes, block, recipe, rows, rates) for block in shapes.blocks)
+        return Expected(phases_of(shapes, recipe, rows, rates), blocks, sum(blocks) if measures else 0.0)
+
+    return expected
+
+
+def _rows(rows: int, known: int, tokens: tuple[int, int]) -> Rows:
+    """``tokens``: of ``known`` rows, and how many of them are images'."""
+    of_all, of_images = tokens
+    return Rows(rows, of_all / known, 1.0, 1.0 if of_images else 0.0, of_images / known, counted=True)
+
+
+def seconds_to_start() -> float | None:
+    """Age of this process, if it is young enough to have done nothing but start; None where the system does not say."""
+    with suppress(OSError, ValueError, IndexError):
+        ticks = float(Path("/proc/self/stat").read_text(encoding="ascii").rpartition(")")[2].split()[19])
+        age = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
+        if 0 < age < LONGEST_START:
+            return age
+    return None

@@ -1,0 +1,73 @@
+"""Which points of the grid are worth trying for a target, and which one to take.
+
+What is not tried is ruled out by one assumption: a point that is at least as rich as another in each respect (weight
+bits, adapters, sensitive groups) has at most the other's KL. Size alone would not do: eight large experts on 4-bit
+weights may take more bytes than plain 8-bit weights, and lose more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from quant_experts.errors import InvalidSpec
+from quant_experts.search.grid import Point
+
+KlOf = Callable[[Point], float]
+"""Tries a point; asking twice is free."""
+
+
+def best_within_bytes(points: Sequence[Point], max_bytes: int, kl_of: KlOf) -> Point:
+    """The point of the lowest KL among those worth trying; of equals the smallest. ``points``: smallest first.
+
+    Raises InvalidSpec, before anything is tried, when not even the smallest fits.
+    """
+    candidates = worth_trying(points, max_bytes)
+    if not candidates:
+        smallest = points[0]
+        raise InvalidSpec(
+            f'scheme "auto": target.max_bytes {max_bytes:,} cannot be met: the smallest configuration, '
+            f"{smallest.label}, takes {smallest.bytes:,} bytes, {smallest.bytes - max_bytes:,} more"
+        )
+    return min(candidates, key=lambda point: (kl_of(point), point.bytes))
+
+
+def worth_trying(points: Sequence[Point], max_bytes: int) -> list[Point]:
+    """The points that fit and are not poorer in each respect than another that fits; and the largest that fits of each
+    scheme, which cannot win then but shows what a smaller model would lose. Smallest first."""
+    fitting = [point for point in points if point.bytes <= max_bytes]
+    largest = {point.spec.scheme: point.label for point in fitting}
+    return [
+        point
+        for point in fitting
+        if largest[point.spec.scheme] == point.label
+        or not any(is_richer(other, point) for other in fitting if other.label != point.label)
+    ]
+
+
+def smallest_within_kl(points: Sequence[Point], max_kl: float, kl_of: KlOf) -> Point:
+    """The smallest point with at most this KL. ``points``: smallest first.
+
+    The richest is tried first, then always the one in the middle of those left: one that meets the target rules out
+    everything larger, one that misses it everything poorer. Raises InvalidSpec saying how close the richest came.
+    """
+    richest = max(points, key=lambda point: point.richness)
+    if kl_of(richest) > max_kl:
+        raise InvalidSpec(
+            f'scheme "auto": target.max_kl {max_kl:g} cannot be met: the richest configuration, {richest.label}, has a '
+            f"KL of {kl_of(richest):.3g} nats per token on the rows of the search, and takes {richest.bytes:,} bytes"
+        )
+    best = richest
+    left = [point for point in points if point.bytes < best.bytes]
+    while left:
+        middle = left[len(left) // 2]
+        if kl_of(middle) <= max_kl:
+            best = middle
+            left = [point for point in left if point.bytes < best.bytes]
+        else:
+            left = [point for point in left if not is_richer(middle, point)]
+    return best
+
+
+def is_richer(point: Point, other: Point) -> bool:
+    """At least as rich in each respect."""
+    return all(mine >= theirs for mine, theirs in zip(point.richness, other.richness, strict=True))

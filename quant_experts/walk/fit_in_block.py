@@ -1,0 +1,95 @@
+"""One planned group of the block that is in memory: fitted, measured on held-out tokens, as tensors to store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quant_experts.checkpoint.layout import adapter_dtype, group_config, group_tensors, stored_bits, weight_scale_dtype
+from quant_experts.fit.channel_statistics import describe_channels
+from quant_experts.fit.fit_group import FittedGroup, evaluate_group, fit_group
+from quant_experts.fit.problem import EQUAL_WEIGHTS
+from quant_experts.model.blueprint import Blueprint
+from quant_experts.model.groups import GroupPlan
+from quant_experts.report.data import GroupReport
+from quant_experts.walk.baseline import baseline_error, is_baseline
+from quant_experts.walk.group_settings import Treatment
+from quant_experts.walk.observe import Observed, group_weights
+
+
+@dataclass(frozen=True)
+class GroupInBlock:
+    """``entry``: for quantization_config; ``tensors``: by full name, on the CPU; ``bits``: (all, base alone) stored."""
+
+    report: GroupReport
+    entry: dict[str, Any]
+    tensors: dict[str, Tensor]
+    bits: tuple[int, int]
+
+
+def fit_in_block(blueprint: Blueprint, plan: GroupPlan, observed: Observed, treatment: Treatment) -> GroupInBlock:
+    """The block holds its full-precision weights, and still does so afterwards.
+
+    Raises NumericalFailure naming the group, InvalidSpec for an unknown choice.
+    """
+    weights = group_weights(blueprint, plan)
+    spec = treatment.spec_of(plan.name)
+    fitted = fit_group(
+        plan.name,
+        weights,
+        observed.observation,
+        spec,
+        scale_dtype=adapter_dtype(blueprint.dtype),
+        modality_weights=treatment.modality_weights.get(plan.name, EQUAL_WEIGHTS),
+    )
+    scale_dtype = weight_scale_dtype(spec, blueprint.dtype)
+    ranks = spec.ranks_for(rows=sum(plan.outs), width=plan.width, layers=len(plan.layers))
+    tensors = group_tensors(fitted, plan, dtype=blueprint.dtype, scale_dtype=scale_dtype)
+    bits = stored_bits(tensors)
+    errors = evaluate_group(fitted, weights, observed.tokens, observed.vision)
+    error_bf16, bits_bf16 = _with_adapters_in_bf16(blueprint, plan, fitted, weights, observed, scale_dtype)
+    report = GroupReport(
+        name=plan.name,
+        block=plan.block,
+        layers=list(plan.layers),
+        tokens=errors.tokens,
+        error=errors.error,
+        error_vision=errors.error_vision,
+        error_text=None if plan.reads_audio else errors.error_text,
+        sqnr_db=errors.sqnr_db,
+        expert_usage=list(errors.expert_usage),
+        smoothing=fitted.smoothing,
+        effective_bits=bits[0] / plan.weights,
+        weight_bits=fitted.weight_bits,
+        error_rtn=errors.error.routed
+        if is_baseline(spec)
+        else baseline_error(
+            fitted, weights, observed.tokens, observed.vision, scale_dtype=adapter_dtype(blueprint.dtype)
+        ),
+        error_bf16=error_bf16,
+        effective_bits_bf16=bits_bf16,
+        channels=describe_channels(observed.observation, observed.importance, observed.tokens, spec, ranks),
+        sensitivity=treatment.sensitivity.get(plan.name),
+        warnings=list(fitted.warnings),
+    )
+    return GroupInBlock(report, group_config(fitted, plan, dtype=blueprint.dtype), tensors, bits)
+
+
+def _with_adapters_in_bf16(
+    blueprint: Blueprint,
+    plan: GroupPlan,
+    fitted: FittedGroup,
+    weights: dict[str, Tensor],
+    observed: Observed,
+    scale_dtype: torch.dtype,
+) -> tuple[float | None, float | None]:
+    """Error and stored bits per weight of the same group without int8 adapters; None where it has none."""
+    other = fitted.in_bf16
+    if other is None:
+        return None, None
+    error = evaluate_group(other, weights, observed.tokens, observed.vision).error.routed
+    tensors = group_tensors(other, plan, dtype=blueprint.dtype, scale_dtype=scale_dtype)
+    return error, stored_bits(tensors)[0] / plan.weights

@@ -1,0 +1,80 @@
+"""Hidden states of many streams on disk, each in a place of its own that is written again after every block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quant_experts.calibration.captured_inputs import Call, Calls
+
+
+class StateFile:
+    """States of ``streams`` x ``rows``; each is shaped as the row's embeddings, (1, tokens, d) in the model's dtype.
+
+    The file has its full size at once: streams x (tokens of all rows) x d x bytes per value. Nothing in it outlives
+    the program, so nothing is synchronised.
+    """
+
+    def __init__(self, path: Path, streams: Iterable[str], calls: Calls, rows: Iterable[Call]) -> None:
+        entries = {call.index: calls.tensors.entries[f"{call.index}.embeddings"] for call in rows}
+        self._dtype = {index: entry.dtype for index, entry in entries.items()}
+        self._shape = {index: entry.shape for index, entry in entries.items()}
+        self._start: dict[tuple[str, int], int] = {}
+        end = 0
+        for stream in streams:
+            for index, entry in entries.items():
+                self._start[stream, index] = end
+                end += entry.bytes
+        self._file = path.open("w+b", buffering=0)
+        self._file.truncate(end)
+
+    def write(self, stream: str, call: Call, state: Tensor) -> None:
+        """Raises ValueError when the state has not the dtype and shape of the row's embeddings."""
+        index = call.index
+        if (state.dtype, tuple(state.shape)) != (self._dtype[index], self._shape[index]):
+            raise ValueError(f"{stream}, row {call.number}: a state of {state.dtype} {tuple(state.shape)} does not fit")
+        view = _bytes(state.detach().cpu().contiguous())
+        self._file.seek(self._start[stream, index])
+        while view:
+            view = view[self._file.write(view) :]
+
+    def read(self, stream: str, call: Call) -> Tensor:
+        """On the CPU, in memory of its own."""
+        index = call.index
+        state = torch.empty(self._shape[index], dtype=self._dtype[index])
+        self._file.seek(self._start[stream, index])
+        view = _bytes(state)
+        while view:
+            count = self._file.readinto(view)
+            if not count:
+                raise OSError(f"{self._file.name}: ended {len(view)} bytes early")
+            view = view[count:]
+        return state
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@contextmanager
+def temporary_states(path: Path, streams: Iterable[str], calls: Calls, rows: Iterable[Call]) -> Iterator[StateFile]:
+    """A state file that is gone afterwards."""
+    states = StateFile(path, streams, calls, rows)
+    try:
+        yield states
+    finally:
+        states.close()
+        path.unlink(missing_ok=True)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor, not copied."""
+    if math.prod(tensor.shape) == 0:
+        return memoryview(b"")
+    flat: Any = tensor.view(-1).view(torch.uint8).numpy()
+    return memoryview(flat)

@@ -1,0 +1,1 @@
+"""``qe serve``: the whole service on one machine, with its own PostgreSQL and Redis."""

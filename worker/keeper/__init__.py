@@ -1,0 +1,1 @@
+"""The loops that keep the service tidy: lost leases, deletions, waiting reasons, storage held against the ledger."""

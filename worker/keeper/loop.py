@@ -1,0 +1,251 @@
+"""The keeper: looks after jobs that nobody looks after. Any number of copies may run; one at a time works.
+
+    python -m worker.keeper
+
+Each duty is one sentence: *ring again* for queued jobs that nobody took, *reap* jobs whose worker was not heard of,
+*end the wait* of jobs that waited for as long as they may, *sweep* away what is not needed any more. The sweeps have a
+thread of their own, so that no slow store delays a reaping, and so has the keeper that *delivers webhooks*, for slow
+endpoints.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import psycopg
+
+from core import pooler, preflight
+from core.crash_points import reach
+from core.heartbeat import touch
+from core.ledger.states import LEASED, AttemptOutcome, JobStatus
+from core.logs import configure_logging
+from core.settings import Settings, read_settings
+from core.storage import Storage, storage_from_url
+from core.tracing import OFF, Tracing, open_tracing
+from worker import metrics
+from worker.keeper import removal, sweep
+from worker.keeper.waiting import end_waiting, explain_waiting
+from worker.ledger import attempts as ledger
+from worker.ledger.attempts import Connection, Hold
+from worker.queue.notify import ring_quietly
+from worker.supervisor.spans import attempt_span
+from worker.webhooks.delivery import deliver
+
+logger = logging.getLogger(__name__)
+
+LOCK = 0x7165_6B70
+"""``qekp``: the advisory lock of the keeper at work; it goes with its connection."""
+SWEEP_LOCK = 0x7165_7377
+"""``qesw``: of the one that sweeps."""
+SWEEP_SECONDS = 600.0
+EXPLAIN_SECONDS = 15.0
+JOIN_SECONDS = 5.0
+"""Of a sweep that is under way when the keeper is to stop; it is safe to break off anywhere."""
+
+Ring = Callable[[str], object]
+"""False: nobody hears."""
+
+
+def ring_again(connection: Connection, ring: Ring, *, after: float) -> list[str]:
+    """Ring for queued jobs whose last bell is ``after`` seconds old or was never rung; returns their ids."""
+    rows = connection.execute(
+        "UPDATE jobs SET rung_at = clock_timestamp() WHERE id IN ("
+        " SELECT id FROM jobs WHERE status = 'queued' AND run_after <= clock_timestamp()"
+        # One that had to wait before its next attempt has no bell on its way.
+        " AND (coalesce(rung_at, queued_at) < clock_timestamp() - make_interval(secs => %s)"
+        " OR (rung_at IS NULL AND run_after > queued_at + interval '1 s'))"
+        " ORDER BY priority DESC, created_at LIMIT 100 FOR UPDATE SKIP LOCKED) RETURNING id",
+        (after,),
+    ).fetchall()
+    metrics.RUNG_AGAIN.inc(len(rows))
+    found = [row["id"] for row in rows]
+    _ring_all(ring, found)
+    return found
+
+
+def reap(
+    connection: Connection, ring: Ring, *, grace: float, budget: int, delay: float = 0.0, tracing: Tracing = OFF
+) -> dict[str, JobStatus]:
+    """Take jobs from workers whose lease ran out ``grace`` seconds ago; returns what each job is now."""
+    reaped: dict[str, JobStatus] = {}
+    while True:
+        with connection.transaction():
+            row = connection.execute(
+                "SELECT id, attempt, status, barren_attempts, worker, tenant, model_id, scheme, method, trace_context,"
+                " (SELECT EXTRACT(EPOCH FROM started_at)::float8 FROM attempts WHERE job_id = jobs.id"
+                "  AND attempt = jobs.attempt) AS began FROM jobs WHERE status = ANY(%s)"
+                " AND lease_until < clock_timestamp() - make_interval(secs => %s)"
+                " ORDER BY lease_until LIMIT 1 FOR UPDATE SKIP LOCKED",
+                ([status.value for status in LEASED], grace),
+            ).fetchone()
+            if row is None:
+                break
+            reason = f"worker {row['worker']} was not heard of"
+            reaped[row["id"]] = ledger.end_dead_attempt(
+                connection,
+                Hold(row["id"], row["attempt"]),
+                row,
+                outcome=AttemptOutcome.LEASE_EXPIRED,
+                reason=reason,
+                budget=budget,
+                delay=delay,
+            )
+            reach("reap.before_commit")
+        reach("reap.after_commit")
+        metrics.REAPED.inc()
+        _end_span(tracing, row, reason)
+        logger.warning("%s: attempt %d reaped: %s", row["id"], row["attempt"], reason)
+    _ring_all(ring, [job_id for job_id, status in reaped.items() if status == JobStatus.QUEUED])
+    return reaped
+
+
+def _ring_all(ring: Ring, job_ids: Sequence[str]) -> None:
+    """While the broker answers: when it hangs each bell costs seconds, and the keeper has others to look after."""
+    for job_id in job_ids:
+        if ring(job_id) is False:
+            return
+
+
+def _end_span(tracing: Tracing, row: Mapping[str, Any], reason: str) -> None:
+    """The worker that began it cannot, or must not."""
+    span = attempt_span(
+        tracing,
+        Hold(row["id"], row["attempt"]),
+        tenant=row["tenant"],
+        worker=row["worker"],
+        model=row["model_id"],
+        scheme=row["scheme"],
+        method=row["method"],
+        carrier=row["trace_context"],
+        began=row["began"],
+    )
+    span.note({"error.type": AttemptOutcome.LEASE_EXPIRED.value})
+    span.fail(reason)
+    span.end()
+
+
+def sweep_away(connection: Connection, storage: Storage, settings: Settings) -> None:
+    """Every sweep once; what one cannot do keeps no other from its work."""
+    sweeps: dict[str, Callable[[], int]] = {
+        "idempotency records": lambda: sweep.forget_idempotency(connection),
+        "plans": lambda: sweep.forget_plans(connection),
+        "workers that are gone": lambda: sweep.forget_workers(connection),
+        "jobs' block files": lambda: sweep.drop_block_files(connection, storage),
+        "expired datasets": lambda: sweep.expire_datasets(connection, storage),
+        "expired uploads": lambda: sweep.drop_expired_uploads(storage),
+        "half stored files": lambda: sweep.drop_unfinished_puts(storage),
+        "uploads without a dataset": lambda: sweep.drop_unnamed_uploads(connection, storage),
+        "work directories": lambda: sweep.drop_work_directories(connection, settings.work_directory),
+        "downloads that nobody took up": lambda: sweep.drop_stale_downloads(settings.resolved_home),
+        "rows that were kept long enough": lambda: removal.retire(connection, settings),
+        "deleted jobs": lambda: removal.remove_deleted_jobs(connection, storage),
+        "artifacts of deleted jobs": lambda: removal.remove_artifacts_of_deleted(connection, storage),
+        "deleted artifacts": lambda: removal.remove_objects(connection, storage),
+        "logs": lambda: sweep.drop_logs(settings.resolved_home / "logs"),
+        "attempts' objects looked for": lambda: sweep.drop_dead_artifacts(connection, storage),
+    }
+    for what, sweep_once in sweeps.items():
+        try:
+            count = sweep_once()
+        except (OSError, psycopg.errors.QueryCanceled) as error:
+            logger.warning("could not sweep %s: %s", what, error)
+            continue
+        if count:
+            logger.info("swept away: %d %s", count, what)
+
+
+def keep(settings: Settings, ring: Ring, stop: threading.Event, tracing: Tracing = OFF) -> None:
+    """Do every duty in turn until ``stop``. A database that is away is waited for."""
+    with _sweeping(settings, stop):
+        while not stop.is_set():
+            touch(settings.heartbeat_file)
+            try:
+                with ledger.connect(settings.database_url or "") as connection:
+                    _keep_connected(connection, settings, ring, stop, tracing)
+            except psycopg.Error as error:
+                logger.warning("the ledger is away, trying again: %s", error)
+                stop.wait(settings.keeper_interval)
+
+
+def _keep_connected(
+    connection: Connection, settings: Settings, ring: Ring, stop: threading.Event, tracing: Tracing
+) -> None:
+    locked, next_explained = False, 0.0
+    while not stop.is_set():
+        touch(settings.heartbeat_file)
+        locked = locked or _is_ours(connection, LOCK)
+        if locked:
+            budget, delay = settings.barren_attempts, settings.retry_delay
+            reap(connection, ring, grace=settings.grace, budget=budget, delay=delay, tracing=tracing)
+            if time.monotonic() >= next_explained:
+                explain_waiting(connection, alive=settings.lease)
+                end_waiting(connection)
+                next_explained = time.monotonic() + EXPLAIN_SECONDS
+            ring_again(connection, ring, after=settings.ring_again)
+        stop.wait(settings.keeper_interval)
+
+
+@contextmanager
+def _sweeping(settings: Settings, stop: threading.Event) -> Iterator[None]:
+    """Sweep beside the other duties: a slow store must delay no reaping."""
+    thread = threading.Thread(target=_sweep_regularly, args=(settings, stop), name="sweeper", daemon=True)
+    thread.start()
+    yield
+    thread.join(JOIN_SECONDS)
+
+
+def _sweep_regularly(settings: Settings, stop: threading.Event) -> None:
+    while not stop.is_set():
+        try:
+            storage = storage_from_url(settings.resolved_storage_url)
+            with ledger.connect(settings.database_url or "") as connection:
+                _sweep_connected(connection, storage, settings, stop)
+        except Exception as error:  # a thread that is gone would sweep nothing any more, and nobody would notice
+            logger.warning("could not sweep, trying again: %s", error, exc_info=not isinstance(error, psycopg.Error))
+            stop.wait(settings.keeper_interval)
+
+
+def _sweep_connected(connection: Connection, storage: Storage, settings: Settings, stop: threading.Event) -> None:
+    locked, next_sweep = False, time.monotonic()
+    while not stop.is_set():
+        locked = locked or _is_ours(connection, SWEEP_LOCK)
+        if locked and time.monotonic() >= next_sweep:
+            sweep_away(connection, storage, settings)
+            next_sweep = time.monotonic() + SWEEP_SECONDS
+        stop.wait(settings.keeper_interval)
+
+
+def _is_ours(connection: Connection, lock: int) -> bool:
+    answer = connection.execute("SELECT pg_try_advisory_lock(%s) AS locked", (lock,)).fetchone()
+    return answer is not None and bool(answer["locked"])
+
+
+def main() -> None:
+    settings = read_settings()
+    configure_logging(settings.log_format)
+    if settings.redis_url is None or settings.database_url is None:
+        raise SystemExit("the keeper needs QE_DATABASE_URL and QE_REDIS_URL (`qe serve` brings its own servers)")
+    pooler.refuse(settings.database_url, "the keeper, which holds its lock in it,")
+    preflight.check(settings, models=False, secret=True)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    tracing = open_tracing(settings, "keeper")
+    metrics.serve_metrics(settings.metrics_port)
+    logger.info("keeper at work")
+    postman = threading.Thread(target=deliver, args=(settings, stop), name="postman", daemon=True)
+    postman.start()
+    keep(settings, partial(ring_quietly, settings), stop, tracing)
+    tracing.close()
+    postman.join(settings.webhook_timeout)
+
+
+if __name__ == "__main__":
+    main()

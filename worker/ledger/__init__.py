@@ -1,0 +1,1 @@
+"""What workers read and write in the database: claims, attempts, finished blocks, registered workers."""

@@ -1,0 +1,340 @@
+"""What a worker writes into the ledger under its hold. PostgreSQL decides; nothing here trusts another clock.
+
+A claim (``ledger.claims``) gives a worker a :class:`Hold`: the job and the number of the attempt, which is the fencing
+token. Every later write first locks the job's row where id, attempt and status still match, in the same transaction, so
+that a worker that lost the job, and may not know it yet, changes nothing: it gets :class:`NotHeld`. Each function is
+one transaction. Finished blocks are in ``worker.ledger.blocks``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg.rows import DictRow, dict_row
+from psycopg.types.json import Jsonb
+
+from core import pooler
+from core.contract.errors import RETRYABLE, FailureCode
+from core.contract.events import EventType
+from core.crash_points import reach
+from core.ledger.outbox import APPEND_EVENT
+from core.ledger.states import LEASED, AttemptOutcome, JobStatus
+
+Connection = psycopg.Connection[DictRow]
+
+CONNECT_SECONDS = 5
+STATEMENT_SECONDS = 20
+LONGEST_DELAY = 300.0
+"""Seconds between two attempts that brought nothing."""
+
+
+class NotHeld(Exception):
+    """The job is no longer this attempt's to write: it was reaped, cancelled, or has ended."""
+
+
+@dataclass(frozen=True)
+class Hold:
+    """A claimed job. ``job_id`` and ``attempt`` travel in every write."""
+
+    job_id: str
+    attempt: int
+
+
+AWAY = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    psycopg.errors.ReadOnlySqlTransaction,
+    psycopg.errors.IdleInTransactionSessionTimeout,
+)
+"""The database is not there, another one is now the primary, or it has ended a session whose machine stood still:
+connect again and try again."""
+
+
+def connect(database_url: str) -> Connection:
+    """A connection on which no statement hangs for long: a worker that cannot write must notice it.
+
+    Raises psycopg.OperationalError.
+    """
+    limits = f"-c statement_timeout={STATEMENT_SECONDS}s -c lock_timeout={STATEMENT_SECONDS}s"
+    limits += " -c idle_in_transaction_session_timeout=60s"
+    return psycopg.connect(
+        pooler.plain(database_url),
+        row_factory=dict_row,
+        autocommit=True,
+        connect_timeout=CONNECT_SECONDS,
+        keepalives_idle=10,
+        keepalives_interval=5,
+        keepalives_count=3,
+        tcp_user_timeout=STATEMENT_SECONDS * 1000,
+        **pooler.of_session(database_url, limits),
+    )
+
+
+def beat(connection: Connection, hold: Hold, *, lease: float) -> JobStatus:
+    """Extend the lease. The answer is ``running``, or ``cancelling`` when someone asked to stop. Raises NotHeld."""
+    row = connection.execute(
+        "UPDATE jobs SET lease_until = clock_timestamp() + make_interval(secs => %s)"
+        " WHERE id = %s AND attempt = %s AND status IN ('running', 'cancelling') RETURNING status",
+        (lease, hold.job_id, hold.attempt),
+    ).fetchone()
+    if row is None:
+        raise NotHeld(f"{hold.job_id} is no longer attempt {hold.attempt}'s")
+    return JobStatus(row["status"])
+
+
+def peek(connection: Connection, hold: Hold) -> JobStatus:
+    """The job's status, without touching the lease. Raises NotHeld."""
+    row = connection.execute(
+        "SELECT status FROM jobs WHERE id = %s AND attempt = %s AND status IN ('running', 'cancelling')",
+        (hold.job_id, hold.attempt),
+    ).fetchone()
+    if row is None:
+        raise NotHeld(f"{hold.job_id} is no longer attempt {hold.attempt}'s")
+    return JobStatus(row["status"])
+
+
+def set_phase(connection: Connection, hold: Hold, phase: str, *, forecast: Mapping[str, Any] | None = None) -> None:
+    """``forecast``: of the whole job, as ``core.contract.forecast`` has it, for who follows the events."""
+    with connection.transaction():
+        lock(connection, hold)
+        connection.execute("UPDATE jobs SET phase = %s WHERE id = %s", (phase, hold.job_id))
+        append_event(connection, hold.job_id, EventType.PHASE, {"phase": phase, **(forecast or {})})
+
+
+def set_progress(connection: Connection, hold: Hold, progress: Mapping[str, Any], *, blocks: int | None = None) -> None:
+    """Lay ``progress`` over what the job last said of itself; ``blocks`` is the model's number of decoder blocks."""
+    with connection.transaction():
+        lock(connection, hold)
+        connection.execute(
+            "UPDATE jobs SET progress = progress || %s, blocks_total = coalesce(%s, blocks_total) WHERE id = %s",
+            (Jsonb(dict(progress)), blocks, hold.job_id),
+        )
+
+
+def add_warning(connection: Connection, hold: Hold, message: str) -> None:
+    with connection.transaction():
+        lock(connection, hold)
+        append_event(connection, hold.job_id, EventType.WARNING, {"message": clean(message)})
+
+
+def dataset(connection: Connection, *, tenant: str, dataset_id: str) -> dict[str, Any] | None:
+    """``format key sha256`` of the tenant's uploaded dataset."""
+    return connection.execute(
+        "SELECT format, key, sha256 FROM datasets"
+        " WHERE id = %s AND tenant = %s AND status = 'ready' AND key IS NOT NULL",
+        (dataset_id, tenant),
+    ).fetchone()
+
+
+def hub_token(connection: Connection, *, tenant: str) -> str | None:
+    """The tenant's own token for the hub, as it is kept: sealed."""
+    row = connection.execute("SELECT sealed FROM hub_tokens WHERE tenant = %s", (tenant,)).fetchone()
+    return row["sealed"] if row else None
+
+
+def succeed(
+    connection: Connection, hold: Hold, *, summary: Mapping[str, Any], artifacts: Sequence[Mapping[str, Any]]
+) -> JobStatus:
+    """End the job and make its artifacts visible, both or neither.
+
+    ``artifacts``: ``name key bytes sha256 media_type`` each. The summary's ``verdict`` becomes the job's; a rejected
+    checkpoint is published like any other.
+    """
+    with connection.transaction():
+        lock(connection, hold)
+        connection.execute("DELETE FROM artifacts WHERE job_id = %s", (hold.job_id,))
+        with connection.cursor() as cursor:
+            cursor.executemany(
+                "INSERT INTO artifacts (job_id, name, attempt, key, bytes, sha256, media_type) VALUES"
+                " (%(job_id)s, %(name)s, %(attempt)s, %(key)s, %(bytes)s, %(sha256)s, %(media_type)s)",
+                [{**artifact, "job_id": hold.job_id, "attempt": hold.attempt} for artifact in artifacts],
+            )
+        connection.execute(
+            "UPDATE jobs SET artifact_bytes = %s WHERE id = %s",
+            (sum(artifact["bytes"] for artifact in artifacts), hold.job_id),
+        )
+        reach("artifacts.before_commit")
+        data = {
+            "attempt": hold.attempt,
+            "artifacts": len(artifacts),
+            "verdict": summary.get("verdict"),
+            "summary": dict(summary),
+        }
+        _end_job(connection, hold, JobStatus.SUCCEEDED, summary=summary)
+        _end_attempt(connection, hold, AttemptOutcome.SUCCEEDED)
+        append_event(connection, hold.job_id, EventType.SUCCEEDED, data)
+        reach("end.before_commit")
+    return JobStatus.SUCCEEDED
+
+
+def fail(connection: Connection, hold: Hold, *, code: FailureCode, message: str) -> JobStatus:
+    """End the job with an error that the same attempt repeated would meet again, or that its owner must judge."""
+    with connection.transaction():
+        lock(connection, hold)
+        _fail(connection, hold, AttemptOutcome.FAILED, code, message)
+    return JobStatus.FAILED
+
+
+def fail_waiting(connection: Connection, hold: Hold, *, message: str) -> None:
+    """End a job that no worker holds, inside the caller's transaction, which holds the lock on its row. ``hold``: its
+    last attempt; 0 for none."""
+    error = _error(FailureCode.NO_WORKER, message)
+    _end_job(connection, hold, JobStatus.FAILED, error=error)
+    append_event(connection, hold.job_id, EventType.FAILED, {"attempt": hold.attempt, "error": error})
+
+
+def cancel(connection: Connection, hold: Hold) -> JobStatus:
+    """End a job that someone asked to stop. Raises NotHeld when nobody did."""
+    with connection.transaction():
+        lock(connection, hold, JobStatus.CANCELLING)
+        _cancel(connection, hold, AttemptOutcome.CANCELLED)
+    return JobStatus.CANCELLED
+
+
+def hand_back(connection: Connection, hold: Hold, *, reason: str) -> JobStatus:
+    """Queue the job again because this worker was asked to stop; that counts against no budget."""
+    with connection.transaction():
+        lock(connection, hold)
+        _end_attempt(connection, hold, AttemptOutcome.HANDED_BACK)
+        _requeue(connection, hold, reason, barren=None)
+    return JobStatus.QUEUED
+
+
+def give_up_attempt(
+    connection: Connection,
+    hold: Hold,
+    *,
+    outcome: AttemptOutcome,
+    reason: str,
+    budget: int,
+    code: FailureCode = FailureCode.NO_PROGRESS,
+    delay: float = 0.0,
+) -> JobStatus:
+    """End an attempt that died, or failed by what may be its worker's fault. The job waits again, for another worker
+    where one lives, unless ``budget`` attempts in a row brought no new block: then it has failed with ``code``; a job
+    that was to be cancelled is. ``delay``: seconds before the second attempt in such a row, twice as long before each
+    further one. Returns the job's status. Raises NotHeld.
+    """
+    with connection.transaction():
+        job = lock(connection, hold, *LEASED)
+        return end_dead_attempt(
+            connection, hold, job, outcome=outcome, reason=reason, budget=budget, code=code, delay=delay
+        )
+
+
+def end_dead_attempt(
+    connection: Connection,
+    hold: Hold,
+    job: Mapping[str, Any],
+    *,
+    outcome: AttemptOutcome,
+    reason: str,
+    budget: int,
+    code: FailureCode = FailureCode.NO_PROGRESS,
+    delay: float = 0.0,
+) -> JobStatus:
+    """The same inside the caller's transaction, which holds the lock on the row ``job``."""
+    if job["status"] == JobStatus.CANCELLING:
+        _cancel(connection, hold, outcome)
+        return JobStatus.CANCELLED
+    attempt = connection.execute(
+        "SELECT blocks_done FROM attempts WHERE job_id = %s AND attempt = %s", (hold.job_id, hold.attempt)
+    ).fetchone()
+    barren = 0 if attempt is not None and attempt["blocks_done"] > 0 else job["barren_attempts"] + 1
+    if outcome != AttemptOutcome.LEASE_EXPIRED:  # its process is gone, and who comes back under its name is another
+        connection.execute(
+            "UPDATE jobs SET avoid = array_append(array_remove(avoid, worker), worker) WHERE id = %s", (hold.job_id,)
+        )
+    if barren >= budget:
+        tried = f"{barren} attempts in a row ended without a new block; the last: "
+        message = reason if budget == 1 else tried + reason
+        connection.execute("UPDATE jobs SET barren_attempts = %s WHERE id = %s", (barren, hold.job_id))
+        _fail(connection, hold, outcome, code, message)
+        return JobStatus.FAILED
+    _end_attempt(connection, hold, outcome, error={"message": clean(reason)})
+    wait = min(delay * 2 ** (barren - 1), LONGEST_DELAY) if barren else 0.0
+    _requeue(connection, hold, reason, barren=barren, wait=wait)
+    return JobStatus.QUEUED
+
+
+def lock(connection: Connection, hold: Hold, *statuses: JobStatus) -> DictRow:
+    """Lock the job's row for the rest of the transaction: the fence before every write. Raises NotHeld."""
+    row = connection.execute(
+        "SELECT status, barren_attempts FROM jobs WHERE id = %s AND attempt = %s AND status = ANY(%s) FOR UPDATE",
+        (hold.job_id, hold.attempt, [status.value for status in statuses or (JobStatus.RUNNING,)]),
+    ).fetchone()
+    if row is None:
+        raise NotHeld(f"{hold.job_id} is no longer attempt {hold.attempt}'s to write")
+    return row
+
+
+def append_event(connection: Connection, job_id: str, kind: EventType, data: Mapping[str, Any]) -> None:
+    """Append to the job's events, and to what its webhooks are to be told, inside the caller's transaction."""
+    connection.execute(APPEND_EVENT, {"job_id": job_id, "type": kind.value, "data": Jsonb(dict(data))})
+
+
+def clean(message: str) -> str:
+    """One line that PostgreSQL can store."""
+    return " ".join(message.replace("\x00", "").split())[:2000]
+
+
+def _fail(connection: Connection, hold: Hold, outcome: AttemptOutcome, code: FailureCode, message: str) -> None:
+    error = _error(code, message)
+    _end_job(connection, hold, JobStatus.FAILED, error=error)
+    _end_attempt(connection, hold, outcome, error=error)
+    append_event(connection, hold.job_id, EventType.FAILED, {"attempt": hold.attempt, "error": error})
+
+
+def _error(code: FailureCode, message: str) -> dict[str, Any]:
+    return {"code": code.value, "message": clean(message), "retryable": code in RETRYABLE}
+
+
+def _cancel(connection: Connection, hold: Hold, outcome: AttemptOutcome) -> None:
+    _end_job(connection, hold, JobStatus.CANCELLED)
+    _end_attempt(connection, hold, outcome)
+    append_event(connection, hold.job_id, EventType.CANCELLED, {"attempt": hold.attempt})
+
+
+def _end_job(
+    connection: Connection,
+    hold: Hold,
+    status: JobStatus,
+    *,
+    summary: Mapping[str, Any] | None = None,
+    error: Mapping[str, Any] | None = None,
+) -> None:
+    connection.execute(
+        "UPDATE jobs SET status = %s, lease_until = NULL, phase = NULL, finished_at = clock_timestamp(), summary = %s,"
+        " verdict = %s, error = %s WHERE id = %s",
+        (
+            status.value,
+            None if summary is None else Jsonb(dict(summary)),
+            None if summary is None else summary.get("verdict"),
+            None if error is None else Jsonb(dict(error)),
+            hold.job_id,
+        ),
+    )
+
+
+def _requeue(connection: Connection, hold: Hold, reason: str, *, barren: int | None, wait: float = 0.0) -> None:
+    connection.execute(
+        "UPDATE jobs SET status = 'queued', lease_until = NULL, phase = NULL, worker = NULL, rung_at = NULL,"
+        " run_after = clock_timestamp() + make_interval(secs => %s), barren_attempts = coalesce(%s, barren_attempts)"
+        " WHERE id = %s",
+        (wait, barren, hold.job_id),
+    )
+    data = {"attempt": hold.attempt, "reason": clean(reason), **({"wait_seconds": wait} if wait else {})}
+    append_event(connection, hold.job_id, EventType.REQUEUED, data)
+
+
+def _end_attempt(
+    connection: Connection, hold: Hold, outcome: AttemptOutcome, error: Mapping[str, Any] | None = None
+) -> None:
+    connection.execute(
+        "UPDATE attempts SET ended_at = clock_timestamp(), outcome = %s, error = %s WHERE job_id = %s AND attempt = %s",
+        (outcome.value, None if error is None else Jsonb(dict(error)), hold.job_id, hold.attempt),
+    )
+    connection.execute("UPDATE workers SET job_id = NULL WHERE job_id = %s", (hold.job_id,))

@@ -1,0 +1,141 @@
+"""Finished blocks in the ledger: what each left in storage, and what a later attempt or another job goes on from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from psycopg.types.json import Jsonb
+
+from core.contract.block_files import CALLS_FILES
+from core.contract.events import EventType
+from core.crash_points import reach
+from worker.ledger import attempts as ledger
+from worker.ledger.attempts import Connection, Hold
+
+NEWEST_WEIGHT = 0.3
+"""Weight of the newest block in the moving average of seconds per block."""
+RECENT = 16
+"""Of the last blocks, for the files that a new one supersedes."""
+
+
+def record_block(
+    connection: Connection,
+    hold: Hold,
+    *,
+    block: int,
+    blocks: int,
+    seconds: float,
+    report: Mapping[str, Any],
+    files: Sequence[Mapping[str, Any]],
+    superseded: Sequence[str],
+    event: Mapping[str, Any],
+) -> list[str]:
+    """Make a finished block part of the job; it survives this attempt from here on.
+
+    ``files`` are in storage already: ``name bytes sha256 key``. ``superseded`` are names of earlier blocks' files that
+    no resume needs any more. Returns the storage keys that nothing refers to now, for the caller to delete. Raises
+    NotHeld.
+    """
+    with connection.transaction():
+        ledger.lock(connection, hold)
+        before = _blocks_with(connection, hold.job_id, {*superseded}, block)
+        connection.execute(
+            "INSERT INTO layers (job_id, block, attempt, seconds, report, files) VALUES (%s, %s, %s, %s, %s, %s)"
+            " ON CONFLICT (job_id, block) DO UPDATE SET attempt = excluded.attempt, seconds = excluded.seconds,"
+            " report = excluded.report, files = excluded.files, created_at = excluded.created_at",
+            (hold.job_id, block, hold.attempt, seconds, Jsonb(dict(report)), Jsonb([dict(file) for file in files])),
+        )
+        after = {**before, block: [dict(file) for file in files]}
+        dropped = set(superseded)
+        for number, kept in after.items():
+            left = [file for file in kept if file["name"] not in dropped]
+            if len(left) != len(kept):
+                after[number] = left
+                connection.execute(
+                    "UPDATE layers SET files = %s WHERE job_id = %s AND block = %s", (Jsonb(left), hold.job_id, number)
+                )
+        new = not before.get(block)
+        connection.execute(
+            "UPDATE jobs SET avoid = '{}', blocks_done = %(done)s, blocks_total = %(blocks)s, block_seconds ="
+            " coalesce(block_seconds * (1 - %(weight)s) + %(seconds)s * %(weight)s, %(seconds)s) WHERE id = %(id)s",
+            {"done": block + 1, "blocks": blocks, "weight": NEWEST_WEIGHT, "seconds": seconds, "id": hold.job_id},
+        )
+        if new:
+            connection.execute(
+                "UPDATE attempts SET blocks_done = blocks_done + 1 WHERE job_id = %s AND attempt = %s",
+                (hold.job_id, hold.attempt),
+            )
+            ledger.append_event(connection, hold.job_id, EventType.BLOCK, event)
+        reach("layer.before_commit")
+        unused = _keys(before) - _keys(after)
+        # A file is stored by its content: another block may have the same.
+        return sorted(key for key in unused if not _is_named(connection, hold.job_id, key))
+
+
+def record_resumed(connection: Connection, hold: Hold, *, block: int, blocks: int) -> None:
+    """``block`` was found finished by an earlier attempt and was not computed again."""
+    with connection.transaction():
+        ledger.lock(connection, hold)
+        connection.execute(
+            "UPDATE attempts SET resumed_from_block = %s WHERE job_id = %s AND attempt = %s",
+            (block + 1, hold.job_id, hold.attempt),
+        )
+        connection.execute(
+            "UPDATE jobs SET blocks_done = %s, blocks_total = %s WHERE id = %s", (block + 1, blocks, hold.job_id)
+        )
+
+
+def block_files(connection: Connection, job_id: str) -> list[dict[str, Any]]:
+    """``name bytes sha256 key`` of every file that finished blocks left for a resume, in the order of the blocks."""
+    return [file for _, files in sorted(_files_by_block(connection, job_id).items()) for file in files]
+
+
+def files_to_take_over(connection: Connection, job_id: str) -> list[dict[str, Any]]:
+    """What other jobs left that this one may take over, as :func:`block_files` has it: of the job it was forked from
+    everything, of the oldest of its comparison the language model's calls. The library verifies what fits."""
+    sources = connection.execute(
+        "SELECT other.id, other.id = mine.forked_from AS forked FROM jobs mine JOIN jobs other"
+        " ON other.tenant = mine.tenant AND other.id <> mine.id"
+        " AND (other.id = mine.forked_from OR other.comparison_id = mine.comparison_id)"
+        " WHERE mine.id = %s AND EXISTS (SELECT FROM layers WHERE job_id = other.id AND files <> '[]'::jsonb)"
+        " ORDER BY (other.id = mine.forked_from) DESC NULLS LAST, other.created_at, other.id LIMIT 1",
+        (job_id,),
+    ).fetchall()
+    return [
+        file
+        for source in sources
+        for file in block_files(connection, source["id"])
+        if source["forked"] or file["name"] in CALLS_FILES
+    ]
+
+
+def _blocks_with(connection: Connection, job_id: str, names: set[str], block: int) -> dict[int, list[dict[str, Any]]]:
+    """The files of ``block``, and of the blocks that have one of ``names``: nearly always of the last few, so that a
+    model of ten thousand blocks costs no more than one of ten."""
+    found = _files_by_block(connection, job_id, newest=RECENT)
+    if not names <= {file["name"] for files in found.values() for file in files}:
+        return _files_by_block(connection, job_id)
+    return found | _files_by_block(connection, job_id, only=block)
+
+
+def _is_named(connection: Connection, job_id: str, key: str) -> bool:
+    found = connection.execute(
+        "SELECT 1 FROM layers WHERE job_id = %s AND files @> %s LIMIT 1", (job_id, Jsonb([{"key": key}]))
+    ).fetchone()
+    return found is not None
+
+
+def _files_by_block(
+    connection: Connection, job_id: str, *, newest: int | None = None, only: int | None = None
+) -> dict[int, list[dict[str, Any]]]:
+    rows = connection.execute(
+        "SELECT block, files FROM layers WHERE job_id = %(job)s AND coalesce(block = %(only)s, true)"
+        " ORDER BY block DESC LIMIT %(newest)s",
+        {"job": job_id, "only": only, "newest": newest},
+    ).fetchall()
+    return {row["block"]: row["files"] for row in reversed(rows)}
+
+
+def _keys(files: Mapping[int, Sequence[Mapping[str, Any]]]) -> set[str]:
+    return {file["key"] for kept in files.values() for file in kept}

@@ -1,0 +1,192 @@
+"""How a worker comes by a job, with a lease: the tenants take turns, and of a tenant's jobs comes the first.
+
+Passed over are tenants that hold enough workers, and jobs that this worker cannot hold or does not understand, that
+it has just failed while others live, or that fit an idle worker with a smaller device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psycopg
+from psycopg.rows import DictRow
+
+from core.contract.events import EventType
+from core.contract.versions import UNDERSTOOD
+from core.crash_points import reach
+from core.ledger.states import Phase
+from worker.ledger.attempts import Connection, Hold, append_event
+from worker.machine.place import ANYWHERE, FITS_HERE, Place, fits_worker
+
+
+@dataclass(frozen=True)
+class Claim:
+    hold: Hold
+    tenant: str
+    spec: dict[str, Any]
+    """A ``JobSpec`` as JSON."""
+    progress: dict[str, Any]
+    elapsed: float
+    """Seconds that workers have held the job since it was (last) asked for; what it waited in between is not in it."""
+    waited: float
+    """Seconds that it could have been taken and was not."""
+    trace_context: dict[str, str] | None
+    """The span of the request that made the job."""
+
+
+class Unconfirmed(Exception):
+    """The connection broke while ``claim`` was committed: it may be ours, or nobody's."""
+
+    def __init__(self, claim: Claim) -> None:
+        super().__init__(claim.hold.job_id)
+        self.claim = claim
+
+
+TURN = """
+WITH RECURSIVE waiting AS (
+    (SELECT tenant FROM jobs WHERE status = 'queued' AND waiting IS NULL
+        ORDER BY tenant, priority DESC, created_at LIMIT 1)
+    UNION ALL SELECT (SELECT tenant FROM jobs WHERE status = 'queued' AND waiting IS NULL AND tenant > before.tenant
+        ORDER BY tenant, priority DESC, created_at LIMIT 1) FROM waiting AS before WHERE before.tenant IS NOT NULL
+), held AS (
+    SELECT tenant, count(*) AS jobs FROM jobs WHERE lease_until IS NOT NULL GROUP BY tenant
+)
+SELECT turn.tenant, coalesce(limits.max_running_jobs, %(most)s::integer) AS most
+FROM tenant_turns AS turn JOIN waiting USING (tenant) LEFT JOIN held USING (tenant)
+    LEFT JOIN tenant_limits AS limits USING (tenant)
+WHERE turn.tenant <> ALL(%(passed)s)
+    AND coalesce(coalesce(held.jobs, 0) < coalesce(limits.max_running_jobs, %(most)s::integer), true)
+ORDER BY coalesce(held.jobs, 0) / greatest(coalesce(limits.weight, 1), 1)::float8, turn.served_at NULLS FIRST,
+    turn.tenant
+LIMIT 1 FOR UPDATE OF turn"""
+"""The tenant that holds the fewest workers for its weight, and of those the one that was served longest ago. One step
+of ``ix_jobs_turn`` for each tenant with jobs that wait, however many they are."""
+LOOKS = (20, 2000)
+"""So many jobs of the tenant are looked at, first those and then these, for one that this worker may have."""
+SMALLER = f"""EXISTS (SELECT FROM workers AS smaller WHERE smaller.device_memory_bytes < %(device_memory)s::bigint
+    AND smaller.job_id IS NULL AND smaller.state = 'ready' AND smaller.id <> ALL(avoid)
+    AND smaller.spec_version >= jobs.spec_version
+    AND smaller.seen_at > clock_timestamp() - make_interval(secs => %(lease)s) AND {fits_worker("smaller")})"""
+"""A job is left to an idle worker with a smaller device that it fits."""
+LEFT_SECONDS = 5.0
+"""For so long."""
+CLAIM = f"""
+UPDATE jobs SET status = 'running', attempt = attempt + 1, worker = %(worker)s, phase = 'preparing',
+    lease_until = clock_timestamp() + make_interval(secs => %(lease)s), waiting = NULL,
+    started_at = CASE WHEN started_at >= queued_at THEN started_at ELSE clock_timestamp() END,
+    blocks_done = (SELECT count(*) FROM layers WHERE job_id = jobs.id AND files <> '[]'::jsonb)
+WHERE id = (
+    SELECT id FROM jobs WHERE id IN (
+        SELECT id FROM jobs WHERE tenant = %(tenant)s AND status = 'queued' AND waiting IS NULL
+        ORDER BY priority DESC, created_at LIMIT %(look)s
+    ) AND status = 'queued' AND run_after <= clock_timestamp() AND spec_version <= %(understood)s AND {FITS_HERE}
+        AND (%(worker)s <> ALL(avoid) OR NOT EXISTS (SELECT FROM workers WHERE state <> 'stopped' AND id <> ALL(avoid)
+            AND id <> %(worker)s AND seen_at > clock_timestamp() - make_interval(secs => %(lease)s)
+            AND workers.spec_version >= jobs.spec_version AND {fits_worker("workers")}))
+        AND (needs_device IS NULL OR NOT {SMALLER}
+            OR greatest(queued_at, run_after) < clock_timestamp() - make_interval(secs => {LEFT_SECONDS}))
+    ORDER BY priority DESC, created_at LIMIT 1 FOR UPDATE SKIP LOCKED
+) AND coalesce((SELECT count(*) FROM jobs AS held WHERE held.tenant = %(tenant)s AND held.lease_until IS NOT NULL)
+    < %(most)s::integer, true)
+RETURNING id, tenant, spec, attempt, progress, blocks_done, trace_context,
+    (SELECT coalesce(EXTRACT(EPOCH FROM sum(ended_at - started_at)), 0)::float8 FROM attempts
+        WHERE job_id = jobs.id AND started_at >= jobs.queued_at) AS elapsed,
+    EXTRACT(EPOCH FROM clock_timestamp() - greatest(queued_at, run_after))::float8 AS waited
+"""  # noqa: S608 -- every part is ours
+"""The count is right although others claim at the same moment: whoever does so for this tenant holds its turn."""
+SERVED = "UPDATE tenant_turns SET served_at = clock_timestamp() WHERE tenant = %s"
+SAY_UNDERSTOOD = "SELECT set_config('qe.spec_version', %s, true)"
+"""For this transaction: a trigger refuses the claims of old code, which does not look at the version."""
+
+
+def claim(
+    connection: Connection,
+    *,
+    worker: str,
+    lease: float,
+    max_running: int | None = None,
+    passed: Collection[str] = (),
+    understood: int = UNDERSTOOD,
+    place: Place = ANYWHERE,
+) -> Claim | None:
+    """Take a job that waits, with a lease of ``lease`` seconds; None when nothing waits that this worker may have.
+
+    Tenants take turns by weight; of a tenant's jobs comes the one with the highest priority, and then the oldest. A
+    tenant that holds ``max_running`` workers, or what ``tenant_limits`` says of it, is passed over, as those in
+    ``passed`` are. Raises Unconfirmed when the connection breaks at the end.
+    """
+    values = {"worker": worker, "lease": lease, "most": max_running, "understood": understood, **asdict(place)}
+    passed = list(passed)
+    while True:
+        made: Claim | None = None
+        try:
+            with connection.transaction():
+                turn = _turn(connection, values, passed)
+                if turn is None:
+                    return None
+                row = _take(connection, {**values, **turn})
+                if row is not None:
+                    connection.execute(SERVED, (turn["tenant"],))
+                    made = _begin_attempt(connection, row, worker=worker)
+        except psycopg.OperationalError as error:
+            if made is None:
+                raise
+            raise Unconfirmed(made) from error
+        if made is not None:
+            return made
+        passed.append(turn["tenant"])
+
+
+def _turn(connection: Connection, values: Mapping[str, Any], passed: Sequence[str]) -> DictRow | None:
+    """``tenant most`` of whose turn it is, locked; first one for whom nobody else claims at this moment."""
+    connection.execute(SAY_UNDERSTOOD, (str(values["understood"]),))
+    given = {"most": values["most"], "passed": list(passed)}
+    return (
+        connection.execute(f"{TURN} SKIP LOCKED".encode(), given).fetchone()
+        or connection.execute(TURN.encode(), given).fetchone()
+    )
+
+
+def _take(connection: Connection, values: Mapping[str, Any]) -> DictRow | None:
+    for look in LOOKS:
+        row = connection.execute(CLAIM.encode(), {**values, "look": look}).fetchone()
+        if row is not None:
+            return row
+    return None
+
+
+def waits(connection: Connection, job_id: str) -> bool:
+    """Whether the job could be taken now by a worker that may have it."""
+    row = connection.execute(
+        "SELECT 1 FROM jobs WHERE id = %s AND status = 'queued' AND run_after <= clock_timestamp()", (job_id,)
+    ).fetchone()
+    return row is not None
+
+
+def confirm(connection: Connection, hold: Hold, *, worker: str, lease: float) -> bool:
+    """Whether a claim whose end we did not hear is ours; if so its lease begins anew."""
+    return (
+        connection.execute(
+            "UPDATE jobs SET lease_until = clock_timestamp() + make_interval(secs => %s)"
+            " WHERE id = %s AND attempt = %s AND worker = %s AND status IN ('running', 'cancelling')",
+            (lease, hold.job_id, hold.attempt, worker),
+        ).rowcount
+        == 1
+    )
+
+
+def _begin_attempt(connection: Connection, row: DictRow, *, worker: str) -> Claim:
+    hold = Hold(row["id"], row["attempt"])
+    connection.execute(
+        "INSERT INTO attempts (job_id, attempt, worker, resumed_from_block, device)"
+        " VALUES (%(job)s, %(attempt)s, %(worker)s, 0, (SELECT device FROM workers WHERE id = %(worker)s))",
+        {"job": hold.job_id, "attempt": hold.attempt, "worker": worker},
+    )
+    connection.execute("UPDATE workers SET job_id = %s, seen_at = clock_timestamp() WHERE id = %s", (row["id"], worker))
+    started = {"attempt": hold.attempt, "worker": worker, "resumed_from_block": row["blocks_done"]}
+    append_event(connection, hold.job_id, EventType.STARTED, started)
+    append_event(connection, hold.job_id, EventType.PHASE, {"phase": Phase.PREPARING.value})
+    reach("claim.before_commit")
+    return Claim(hold, row["tenant"], row["spec"], row["progress"], row["elapsed"], row["waited"], row["trace_context"])

@@ -1,0 +1,64 @@
+"""Who is alive, for people to look at. A lease, not these rows, says who holds a job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from core.contract.versions import UNDERSTOOD
+from worker.ledger.attempts import Connection
+from worker.machine.device import UNKNOWN, Capacity
+
+
+def seen(
+    connection: Connection,
+    *,
+    worker: str,
+    host: str,
+    device: str,
+    has: Capacity = UNKNOWN,
+    free_disk: int | None = None,
+    begins: bool = False,
+) -> None:
+    """This worker lives now, on the database's clock. ``begins``: whatever was said of one of this name is over."""
+    connection.execute(
+        "INSERT INTO workers (id, host, device, memory_bytes, device_memory_bytes, cores, spec_version,"
+        " free_disk_bytes)"
+        " VALUES (%(id)s, %(host)s, %(device)s, %(memory)s, %(device_memory)s, %(cores)s, %(understood)s,"
+        " %(free_disk)s)"
+        " ON CONFLICT (id) DO UPDATE SET host = excluded.host, device = excluded.device,"
+        " memory_bytes = excluded.memory_bytes, device_memory_bytes = excluded.device_memory_bytes,"
+        " cores = excluded.cores, spec_version = excluded.spec_version,"
+        " free_disk_bytes = excluded.free_disk_bytes, seen_at = clock_timestamp(),"
+        " state = CASE WHEN %(begins)s THEN 'ready' ELSE workers.state END,"
+        " state_reason = CASE WHEN %(begins)s THEN NULL ELSE workers.state_reason END",
+        {
+            "id": worker,
+            "host": host,
+            "device": device,
+            "understood": UNDERSTOOD,
+            "begins": begins,
+            "free_disk": free_disk,
+            **asdict(has),
+        },
+    )
+
+
+def set_state(connection: Connection, *, worker: str, state: str, reason: str | None) -> None:
+    """``stopped``: it takes no job; ``resting``: not those of some tenants; ``ready``."""
+    connection.execute("UPDATE workers SET state = %s, state_reason = %s WHERE id = %s", (state, reason, worker))
+
+
+def went_on_elsewhere(connection: Connection, *, worker: str, jobs: Sequence[str]) -> int:
+    """How many of ``jobs`` another worker carried further after this one had failed them."""
+    row = connection.execute(
+        "SELECT count(DISTINCT job_id) AS jobs FROM attempts WHERE job_id = ANY(%(jobs)s) AND worker <> %(worker)s"
+        " AND (blocks_done > 0 OR outcome = 'succeeded') AND attempt > (SELECT max(attempt) FROM attempts AS here"
+        "  WHERE here.job_id = attempts.job_id AND here.worker = %(worker)s)",
+        {"jobs": list(jobs), "worker": worker},
+    ).fetchone()
+    return row["jobs"] if row is not None else 0
+
+
+def gone(connection: Connection, *, worker: str) -> None:
+    connection.execute("DELETE FROM workers WHERE id = %s", (worker,))

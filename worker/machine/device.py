@@ -1,0 +1,175 @@
+"""What this machine computes on and how much it holds, told without loading torch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.settings import Settings
+from worker.machine.place import Place
+
+MEMORY_INFO = Path("/proc/meminfo")
+CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+@dataclass(frozen=True)
+class Device:
+    """What one runner computes on. ``uuid``: of a GPU, as ``CUDA_VISIBLE_DEVICES`` takes it; ``memory``: in bytes."""
+
+    name: str
+    uuid: str | None = None
+    memory: int | None = None
+
+
+CPU = Device("cpu")
+
+
+class NoSuchDevice(Exception):
+    """The GPUs cannot be told, or one that was asked for is not there; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """``memory``: bytes of the machine or of its container; ``device_memory``: of the GPU; None where nobody says."""
+
+    memory: int | None
+    device_memory: int | None
+    cores: int | None
+
+
+UNKNOWN = Capacity(None, None, None)
+
+
+def devices() -> list[Device]:
+    """The GPUs that this process may use, one runner each; the CPU where there is none. Raises NoSuchDevice.
+
+    ``CUDA_VISIBLE_DEVICES`` chooses as it does for CUDA, by UUID or by number. A number is nvidia-smi's, whatever
+    ``CUDA_DEVICE_ORDER`` says.
+    """
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if wanted is not None and wanted.strip() in ("", "-1"):
+        return [CPU]
+    try:
+        lines = _query("uuid,memory.total,name")
+    except (OSError, subprocess.SubprocessError) as error:
+        raise NoSuchDevice(
+            f"nvidia-smi fails ({_reason(error)}): repair the driver, or set CUDA_VISIBLE_DEVICES= to use the CPU"
+        ) from error
+    found = [_device(line) for line in lines]
+    if not found or wanted is None:
+        return found or [CPU]
+    return [_choose(name.strip(), found) for name in wanted.split(",")]
+
+
+def _device(line: str) -> Device:
+    uuid, size, name = (part.strip() for part in line.split(",", 2))
+    return Device(name, uuid, int(size) << 20 if size.isdecimal() else None)
+
+
+def _choose(wanted: str, found: list[Device]) -> Device:
+    if wanted.startswith("MIG-"):  # a part of a GPU, of which nvidia-smi's query does not tell
+        return Device("MIG", wanted)
+    for number, each in enumerate(found):
+        if wanted == str(number) or (wanted.startswith("GPU-") and (each.uuid or "").startswith(wanted)):
+            return each
+    raise NoSuchDevice(
+        f"CUDA_VISIBLE_DEVICES names {wanted!r}, and this machine has GPUs 0 to {len(found) - 1}: `nvidia-smi -L` lists"
+        " them"
+    )
+
+
+def visible(device: Device, *, sharing: int) -> dict[str, str]:
+    """What a runner's environment needs so that it computes on ``device``, beside ``sharing - 1`` other runners."""
+    found = {} if device.uuid is None else {"CUDA_VISIBLE_DEVICES": device.uuid}
+    if sharing > 1 and "OMP_NUM_THREADS" not in os.environ:
+        found["OMP_NUM_THREADS"] = str(_cores(sharing))
+    return found
+
+
+def capacity(device: Device = CPU, *, sharing: int = 1) -> Capacity:
+    """What a job can use on ``device`` of this machine, which ``sharing`` runners share. Raises nothing."""
+    memory = _memory()
+    return Capacity(None if memory is None else memory // sharing, device.memory, _cores(sharing))
+
+
+def place(device: Device, settings: Settings, *, sharing: int = 1) -> Place:
+    """What a job can have here now. Raises nothing."""
+    has = capacity(device, sharing=sharing)
+    return Place(device.name, has.memory, has.device_memory, free_disk(settings))
+
+
+def free_disk(settings: Settings) -> int | None:
+    """Bytes that a job may fill: what is free, and what copies of models take that could go or are its own."""
+    try:
+        settings.work_directory.mkdir(parents=True, exist_ok=True)
+        return shutil.disk_usage(settings.work_directory).free + _bytes_of_copies(settings.resolved_home)
+    except OSError:
+        return None
+
+
+_copies: dict[Path, tuple[float, int]] = {}
+COPIES_SECONDS = 600.0
+
+
+def _bytes_of_copies(home: Path) -> int:
+    """Of a few minutes ago: it walks the directories. Raises OSError."""
+    at, known = _copies.get(home, (-COPIES_SECONDS, 0))
+    if time.monotonic() - at < COPIES_SECONDS:
+        return known
+    known = 0
+    for directory in (home / "models", home / "datasets"):
+        for path in directory.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):
+                known += path.stat().st_size if path.is_file() and not path.is_symlink() else 0
+    _copies[home] = (time.monotonic(), known)
+    return known
+
+
+def _cores(sharing: int) -> int:
+    return max(1, len(os.sched_getaffinity(0)) // sharing)
+
+
+def _memory() -> int | None:
+    """The machine's, or the container's where that is less."""
+    known = []
+    try:
+        words = MEMORY_INFO.read_text().split()
+        known.append(int(words[words.index("MemTotal:") + 1]) * 1024)
+    except (OSError, ValueError, IndexError):
+        pass
+    for path in CGROUP_LIMITS:
+        try:
+            known.append(int(path.read_text()))
+        except (OSError, ValueError):  # absent, or "max"
+            continue
+    return min(known, default=None)
+
+
+def ask_gpus(what: str, *, uuid: str | None = None) -> list[str]:
+    """One answer per GPU, or of that with ``uuid``; none where there is no GPU or nvidia-smi fails."""
+    try:
+        return _query(what, uuid)
+    except (OSError, subprocess.SubprocessError):
+        return []
+
+
+def _query(what: str, uuid: str | None = None) -> list[str]:
+    """Raises OSError and SubprocessError."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    command = [program, f"--query-gpu={what}", "--format=csv,noheader,nounits"]
+    answer = subprocess.run(  # noqa: S603 -- a fixed command
+        [*command, f"--id={uuid}"] if uuid else command, capture_output=True, text=True, timeout=20, check=True
+    )
+    return [line.strip() for line in answer.stdout.splitlines() if line.strip()]
+
+
+def _reason(error: Exception) -> str:
+    said = error.stdout if isinstance(error, subprocess.CalledProcessError) else ""
+    return " ".join(said.split())[:200] or str(error)

@@ -1,0 +1,114 @@
+"""Whether this worker may go on claiming: its disk, its devices, and what became of its last jobs.
+
+A worker whose own faults fail job after job would empty the queue. After ``QE_SICK_AFTER`` jobs in a row it is
+examined. When torch does not compute in a fresh process, or those jobs have gone further on other workers, it stops
+until somebody has looked at it and starts it again. Otherwise the jobs may be to blame, and must not take the worker
+from other tenants: it leaves the jobs of their tenants alone for a while, longer each time.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from core.settings import Settings
+from worker import metrics
+from worker.machine.device import CPU, Device, visible
+from worker.machine.fitness import unfit
+
+logger = logging.getLogger(__name__)
+
+PROBE_SECONDS = 60.0
+FIRST_PAUSE = 30.0
+LONGEST_PAUSE = 600.0
+
+Probe = Callable[[str, Device], str | int]
+"""``driver`` or ``compute``, and what a worker computes on → 1 for a GPU that answers, or what is wrong with it."""
+
+
+def probe_device(kind: str, device: Device = CPU) -> str | int:
+    """Ask ``worker.machine.device_probe`` in a process of its own, which may hang or die."""
+    command = [sys.executable, "-m", "worker.machine.device_probe", kind]
+    environment = {**os.environ, **visible(device, sharing=1)}
+    try:
+        answer = subprocess.run(  # noqa: S603 -- ours
+            command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False, env=environment
+        )
+    except subprocess.TimeoutExpired:
+        return f"the devices do not answer within {PROBE_SECONDS:g} seconds"
+    except OSError as error:
+        return f"the devices cannot be probed: {error}"
+    said = answer.stdout.strip().splitlines()[-1:]
+    if answer.returncode == 0 and said and said[0].isdecimal():
+        return int(said[0])
+    return (said or answer.stderr.strip().splitlines()[-1:] or [f"the probe ended with {answer.returncode}"])[0]
+
+
+@dataclass
+class Health:
+    """Of one worker process."""
+
+    probe: Probe = lambda kind, device: probe_device(kind, device)
+    clock: Callable[[], float] = time.monotonic
+    stopped: str | None = None
+    """Why this worker takes no job any more."""
+    failures: dict[str, str] = field(default_factory=dict)
+    """Jobs that failed here since the last that went well, with their tenants."""
+    told: tuple[str, str | None] = ("ready", None)
+    """What the ledger was last told of this worker."""
+    _pauses: dict[str, float] = field(default_factory=dict)
+
+    def reason(self, settings: Settings, device: Device) -> str | None:
+        """Why no job may be taken now; None when one may."""
+        if self.stopped is None:
+            return unfit(settings) or self._broken(device)
+        return self.stopped
+
+    def _broken(self, device: Device) -> str | None:
+        if device.uuid is None:
+            return None
+        found = self.probe("driver", device)
+        if isinstance(found, str):
+            return found
+        return f"{device.name} {device.uuid} is gone" if found == 0 else None
+
+    def passed_over(self) -> list[str]:
+        """Tenants whose jobs are left alone for now."""
+        return [tenant for tenant, until in self._pauses.items() if until > self.clock()]
+
+    def resting(self) -> str | None:
+        """That some tenants are passed over, in words for the ledger; None when none is."""
+        passed = self.passed_over()
+        if not passed:
+            return None
+        return f"{len(self.failures)} jobs failed here one after the other: jobs of {', '.join(passed)} are left alone"
+
+    def suspicious(self, settings: Settings) -> bool:
+        return 0 < settings.sick_after <= len(self.failures)
+
+    def went_well(self) -> None:
+        self.failures.clear()
+        self._pauses.clear()
+        metrics.OWN_FAILURES.set(0)
+
+    def failed(self, settings: Settings, device: Device, *, job_id: str, tenant: str, reason: str) -> None:
+        """A job failed by what may be this worker's fault."""
+        logger.warning("%s failed by what may be this worker's fault: %s", job_id, reason)
+        self.failures[job_id] = tenant
+        metrics.OWN_FAILURES.set(len(self.failures))
+        if not self.suspicious(settings):
+            return
+        examined = self.probe("compute", device)
+        if isinstance(examined, str):
+            self.stop(examined)
+            return
+        pause = min(FIRST_PAUSE * 2 ** (len(self.failures) - settings.sick_after), LONGEST_PAUSE)
+        self._pauses |= dict.fromkeys(self.failures.values(), self.clock() + pause)
+
+    def stop(self, reason: str) -> None:
+        self.stopped = f"{reason}; look at this machine, then start the worker again"

@@ -1,0 +1,179 @@
+"""Celery as a doorbell: it wakes a worker, and decides nothing.
+
+    celery --app worker.queue.celery_app:app worker --queues qe.jobs
+
+which is what ``qe worker`` runs. The process owns the GPUs of its machine, or those of ``CUDA_VISIBLE_DEVICES``: its
+pool has one child per GPU, each a worker of its own in the ledger, which claims a job when its GPU is free.
+Every setting has its reason beside it; the ledger's rules are in ``ledger.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import billiard
+import billiard.pool
+from celery import Celery, signals
+
+from core import preflight
+from core import wakeup as bell
+from core.logs import configure_logging
+from core.settings import Settings, read_settings
+from core.storage import storage_from_url
+from core.tracing import open_tracing
+from worker import metrics, process
+from worker.machine import device
+from worker.machine.context import RUNNER, Hands
+from worker.machine.device import Device
+from worker.machine.presence import present
+from worker.queue import tasks
+from worker.queue.draining import Draining
+from worker.queue.notify import ring_quietly
+from worker.runner import confinement
+
+logger = logging.getLogger(__name__)
+
+app: Celery
+"""Made when it is first asked for, because Celery's command line takes an app and not a factory."""
+
+
+def create_celery(settings: Settings | None = None, *, runner: tuple[str, ...] = RUNNER) -> Celery:
+    """The Celery app of a worker process; ``runner`` is the command that computes."""
+    asked = settings is None
+    settings = settings or read_settings()
+    if settings.redis_url is None or settings.database_url is None:
+        raise SystemExit("a worker needs QE_DATABASE_URL and QE_REDIS_URL (`qe serve` brings its own servers)")
+    if asked:
+        preflight.check_packages("worker", "engine")
+        preflight.check(settings, models=True, secret=settings.secret is not None)
+    devices = own_devices()
+    celery = Celery("quant_experts", broker=settings.redis_url, set_as_current=False)
+    celery.conf.update(
+        # Only the bell's queue, and only JSON: a message is a job id.
+        task_default_queue=bell.QUEUE,
+        task_create_missing_queues=False,
+        task_queues={bell.QUEUE: {"exchange": "", "routing_key": bell.QUEUE}},
+        accept_content=["json"],
+        task_serializer="json",
+        # Acknowledged when taken. A late ack of a job longer than the visibility timeout runs the job twice (tried).
+        task_acks_late=False,
+        # The answer is in the ledger.
+        task_ignore_result=True,
+        result_backend=None,
+        worker_concurrency=len(devices),
+        # One bell at a time: with early ack, prefetch 1 still reserves a second one behind a running job (tried).
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,
+        # A solo pool answers no ping while it works; threads would share one process with the parent-death signal.
+        worker_pool="prefork",
+        # A worker outlives its broker: without Redis it goes on computing and rings again when Redis is back.
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        # Nobody watches Celery's own events; progress is in the ledger.
+        worker_send_task_events=False,
+        task_send_sent_event=False,
+        worker_hijack_root_logger=True,
+        worker_redirect_stdouts=False,
+        # No ETA and no revoke are used; a day's clock difference could otherwise delay a bell.
+        enable_utc=True,
+    )
+    celery.task(tasks.ring, name=bell.TASK, bind=True)
+    _connect_signals(celery, settings, devices, runner)
+    return celery
+
+
+def hands_of(
+    settings: Settings, *, worker: str, draining: Draining, devices: Sequence[Device], runner: tuple[str, ...] = RUNNER
+) -> list[Hands]:
+    """The tools of a supervisor per device, from the settings of this process."""
+    first = Hands(
+        settings=settings,
+        storage=storage_from_url(settings.resolved_storage_url),
+        worker=worker,
+        draining=draining.asked,
+        ring=partial(ring_quietly, settings),
+        runner=runner,
+        sharing=len(devices),
+    )
+    if len(devices) == 1:
+        return [replace(first, device=devices[0])]
+    return [replace(first, worker=f"{worker}/{number}", device=each) for number, each in enumerate(devices)]
+
+
+def own_devices() -> list[Device]:
+    """Raises SystemExit."""
+    try:
+        return device.devices()
+    except device.NoSuchDevice as error:
+        raise SystemExit(str(error)) from error
+
+
+def _connect_signals(celery: Celery, settings: Settings, devices: Sequence[Device], runner: tuple[str, ...]) -> None:
+    draining = Draining()
+    presence = contextlib.ExitStack()
+
+    def started(sender: Any, **_: Any) -> None:
+        confinement.check(settings)
+        if sender.concurrency > len(devices):
+            raise SystemExit(
+                f"--concurrency {sender.concurrency}: this worker has {len(devices)} devices, and one runs one job at a"
+                " time"
+            )
+        celery.slots = hands_of(
+            settings, worker=sender.hostname, draining=draining, devices=devices[: sender.concurrency], runner=runner
+        )
+
+    def ready(**_: Any) -> None:
+        presence.enter_context(present(settings, celery.slots))
+        # Bells rung while no worker lived, or lost with Redis, are made up for at once.
+        for slot in celery.slots:
+            ring_quietly(settings, f"{slot.worker} is ready")
+
+    def child_started(**_: Any) -> None:
+        # kill -9 of the parent must end the pool's child too, and with it the runner.
+        process.die_with_parent()
+        # A task that ends in the moment of SIGTERM: the parent no longer reads its result, and billiard 4.3 waits 30 s
+        # for that before the child may end (1 stop in 70, tried). Nobody wants the result: one second is enough.
+        billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 10
+        number = getattr(billiard.current_process(), "index", 0)  # the next child after one that died has its number
+        slot = celery.slots[number]
+        # The child is where blocks are counted; the parent only waits for bells.
+        metrics.GPU_MEMORY.uuid = slot.device.uuid
+        metrics.serve_metrics(settings.metrics_port and settings.metrics_port + number)
+        # Not before the fork: the thread that sends spans would stay behind.
+        celery.hands = replace(slot, tracing=open_tracing(settings, "worker"))
+
+    def child_ended(**_: Any) -> None:
+        celery.hands.tracing.close()
+
+    def shutting_down(**_: Any) -> None:
+        # Fires at once on SIGTERM with Celery's warm shutdown, while the pool's child is still busy (tried).
+        draining.begin()
+
+    def ended(**_: Any) -> None:
+        presence.close()
+
+    def logging_wanted(**_: Any) -> None:
+        # That somebody listens to this signal is what keeps Celery from formatting lines in its own way.
+        configure_logging(settings.log_format)
+
+    signals.setup_logging.connect(logging_wanted, weak=False)
+    signals.worker_init.connect(started, weak=False)
+    signals.worker_ready.connect(ready, weak=False)
+    signals.worker_process_init.connect(child_started, weak=False)
+    signals.worker_process_shutdown.connect(child_ended, weak=False)
+    signals.worker_shutting_down.connect(shutting_down, weak=False)
+    signals.worker_shutdown.connect(ended, weak=False)
+
+
+def __getattr__(name: str) -> Celery:
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()["app"] = made = create_celery()
+    return made

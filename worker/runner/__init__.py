@@ -1,0 +1,1 @@
+"""The confined process that quantizes, the only one with torch, and the lines it speaks with its supervisor."""

@@ -1,0 +1,108 @@
+"""Fenced writes that survive a restart of PostgreSQL, for as long as the lease is good."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from types import TracebackType
+from typing import Concatenate, ParamSpec, Self, TypeVar
+
+import psycopg
+
+from worker import metrics
+from worker.ledger import attempts as ledger
+from worker.supervisor.lease import Keeping, Lease, Lost
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+RETRY_SECONDS = 1.0
+REFUSALS = 5
+"""So often a write that breaks a constraint is tried before it is taken for one that always will."""
+
+
+class Pen:
+    """One connection and one hold. A write is tried again until it is in, or the job is not ours any more."""
+
+    def __init__(self, database_url: str, hold: ledger.Hold, lease: Lease) -> None:
+        self._database_url = database_url
+        self._hold = hold
+        self._lease = lease
+        self._connection: ledger.Connection | None = None
+
+    def write(
+        self,
+        statement: Callable[Concatenate[ledger.Connection, ledger.Hold, P], T],
+        *arguments: P.args,
+        **options: P.kwargs,
+    ) -> T:
+        """Run a function of :mod:`worker.ledger.attempts` on this hold.
+
+        Raises Lost, CancelRequested or TimedOut when the ledger refuses it, psycopg.IntegrityError when that breaks a
+        constraint again and again: once may be a row that went in the same moment.
+        """
+        refused = 0
+        while True:
+            if self._lease.state is Keeping.LOST:
+                raise Lost(self._hold.job_id)
+            try:
+                return statement(self._connected(), self._hold, *arguments, **options)
+            except ledger.NotHeld:
+                try:
+                    self._learn_why()
+                except Lost:
+                    metrics.FENCED.inc()
+                    raise
+            except psycopg.IntegrityError as error:
+                refused += 1
+                if refused == REFUSALS:
+                    raise
+                logger.warning("%s: the ledger refused a write, trying again: %s", self._hold.job_id, error)
+                self._lease.wait(RETRY_SECONDS / REFUSALS)
+            except ledger.AWAY as error:
+                logger.warning("%s: the ledger cannot be written, trying again: %s", self._hold.job_id, error)
+                self._disconnect()
+                self._lease.wait(RETRY_SECONDS)
+
+    def read(self, query: Callable[Concatenate[ledger.Connection, P], T], *arguments: P.args, **options: P.kwargs) -> T:
+        """Run a query of :mod:`worker.ledger.attempts`, tried again like a write."""
+        while True:
+            if self._lease.state is Keeping.LOST:
+                raise Lost(self._hold.job_id)
+            try:
+                return query(self._connected(), *arguments, **options)
+            except ledger.AWAY as error:
+                logger.warning("%s: the ledger cannot be read, trying again: %s", self._hold.job_id, error)
+                self._disconnect()
+                self._lease.wait(RETRY_SECONDS)
+
+    def _connected(self) -> ledger.Connection:
+        if self._connection is None:
+            self._connection = ledger.connect(self._database_url)
+        return self._connection
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _learn_why(self) -> None:
+        """Raise what the refusal of a write means."""
+        try:
+            self._lease.look_again(self._connected())
+        except ledger.AWAY:
+            self._disconnect()
+            self._lease.wait(RETRY_SECONDS)
+            return
+        self._lease.check()
+        raise Lost(self._hold.job_id)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._disconnect()

@@ -1,0 +1,350 @@
+"""Bringing what a job names to local disk, so that the runner needs neither network nor credentials.
+
+A model is ``local/<directory>`` below the configured root, or a hub repository pinned to a commit; rows are an uploaded
+dataset from storage, or a hub dataset. Hub downloads run in a child that can be killed and that alone sees the token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.contract.errors import FailureCode
+from core.contract.ids import new_id
+from core.contract.local_model import model_fingerprint
+from core.secret import BadSeal, open_hub_token
+from core.settings import Settings
+from core.storage import ObjectMissing, sha256_file
+from worker import process
+from worker.supervisor.lease import Lease, Lost, TimedOut, monotonic
+from worker.supervisor.retrying_storage import PatientStorage
+
+logger = logging.getLogger(__name__)
+
+LOCAL = "local/"
+UPLOADED = "ds_"
+SUFFIXES = {"jsonl": ".jsonl", "parquet": ".parquet"}
+COMMIT = re.compile(r"[0-9a-f]{40}")
+ARRIVING, PARTIAL = "arriving", "partial"
+"""Prefixes of directories beside the whole ones: a download in progress, and what an interrupted one left."""
+LOOK_SECONDS = 1.0
+"""How often to look whether a download still grows."""
+
+
+class FetchFailed(Exception):
+    """Something that the job names cannot be brought here; ``code`` is what the job fails with."""
+
+    def __init__(self, code: FailureCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def local_model(model_id: str, root: Path | None) -> Path:
+    """``local/<directory>`` → the directory directly below ``root``, links followed, or FetchFailed."""
+    name = model_id.removeprefix(LOCAL)
+    if root is None:
+        raise FetchFailed(FailureCode.MODEL_NOT_FOUND, f"model {model_id!r}: this worker has no QE_MODEL_ROOT")
+    below = root.resolve()
+    directory = (below / name).resolve()
+    if "/" in name or directory == below or not directory.is_relative_to(below) or not directory.is_dir():
+        raise FetchFailed(
+            FailureCode.MODEL_NOT_FOUND, f"model {model_id!r}: no directory {name!r} below the model root"
+        )
+    if closed := _closed_to_us(directory):
+        raise FetchFailed(
+            FailureCode.INVALID_MODEL,
+            f"model {model_id!r}: {closed.relative_to(below)} cannot be read by the worker's user {os.geteuid()}:"
+            f" chmod --recursive a+rX {name}",
+        )
+    return directory
+
+
+def _closed_to_us(directory: Path) -> Path | None:
+    """What of the model this process may not read; ``save_pretrained`` leaves weights that only their owner may."""
+    if not os.access(directory, os.R_OK | os.X_OK, effective_ids=True):
+        return directory
+    return next((each for each in directory.iterdir() if not os.access(each, os.R_OK, effective_ids=True)), None)
+
+
+def check_fingerprint(model_id: str, directory: Path, planned: str | None) -> None:
+    """Raises FetchFailed when the directory is not the one that was planned; a job without a plan has none."""
+    if planned is None:
+        return
+    try:
+        found = model_fingerprint(directory)
+    except OSError as error:
+        raise FetchFailed(FailureCode.INVALID_MODEL, f"model {model_id!r} cannot be read: {error}") from error
+    if found != planned:
+        raise FetchFailed(
+            FailureCode.INVALID_MODEL, f"model {model_id!r}: its files have changed since the job was planned"
+        )
+
+
+def uploaded_rows(dataset_id: str, row: Mapping[str, Any] | None, storage: PatientStorage, to: Path) -> Path:
+    """Bring the uploaded dataset ``row`` (``format key sha256``) into the directory ``to``, digest checked."""
+    if row is None:
+        raise FetchFailed(FailureCode.DATASET_NOT_FOUND, f"dataset {dataset_id!r} does not exist any more")
+    target = to / f"calibration{SUFFIXES.get(row['format'], '.jsonl')}"
+    try:
+        storage.fetch(row["key"], target)
+    except ObjectMissing:
+        raise FetchFailed(FailureCode.DATASET_NOT_FOUND, f"the bytes of dataset {dataset_id!r} are gone") from None
+    if sha256_file(target) != row["sha256"]:
+        raise FetchFailed(
+            FailureCode.DATASET_NOT_FOUND, f"dataset {dataset_id!r} is damaged: its sha256 does not match"
+        )
+    return target
+
+
+def finished_blocks(files: list[dict[str, Any]], storage: PatientStorage, to: Path) -> int:
+    """Bring the files of finished blocks into the work directory; returns how many arrived whole.
+
+    A file that is missing or damaged is left out with a line in the log: the library resumes from the longest prefix
+    that it can verify, and computes the rest again.
+    """
+    arrived = 0
+    for file in files:
+        target = to / file["name"]
+        if not target.resolve().is_relative_to(to.resolve()):
+            raise ValueError(f"block file {file['name']!r} points out of the work directory")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            storage.fetch(file["key"], target)
+        except ObjectMissing:
+            logger.warning("block file %s is not in storage any more", file["key"])
+            continue
+        if target.stat().st_size != file["bytes"] or sha256_file(target) != file["sha256"]:
+            logger.warning("block file %s is damaged in storage", file["key"])
+            target.unlink()
+            continue
+        arrived += 1
+    return arrived
+
+
+class _Here(Exception):
+    """What a branch points to now is on this machine already."""
+
+    def __init__(self, commit: str) -> None:
+        super().__init__(commit)
+        self.commit = commit
+
+
+class Draining(Exception):
+    """The worker was asked to stop in the middle of a download."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """With which token the hub is asked, and whose copies are used: with a token of its own a tenant may see what
+    others may not."""
+
+    token: str | None
+    owner: str | None = None
+    """The tenant whose own token it is; None: the service's, and copies are everybody's."""
+
+    @classmethod
+    def of(cls, tenant: str, sealed: str | None, settings: Settings) -> Access:
+        """``sealed``: the tenant's own token, if it has one. Raises ValueError when it cannot be opened here."""
+        if sealed is None:
+            return cls(settings.hub_token)
+        try:
+            return cls(open_hub_token(sealed, tenant=tenant, settings=settings), owner=tenant)
+        except BadSeal:
+            message = f"the hub token of {tenant} cannot be opened: this worker lacks the API's QE_HUB_KEY"
+            raise ValueError(message) from None
+
+    def shelf(self, repository: str) -> str:
+        """The directory's name. No repository's has an ``@``."""
+        own = "" if self.owner is None else "@" + hashlib.sha256(self.owner.encode()).hexdigest()[:16]
+        return repository.replace("/", "--") + own
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Downloads from the hub, kept in ``settings.home`` by commit, so that a second job finds them."""
+
+    settings: Settings
+    lease: Lease
+    log: Path
+    draining: Callable[[], bool]
+    access: Callable[[], Access]
+    command: tuple[str, ...] = (sys.executable, "-m", "quant_experts.model.hub")
+
+    def bring(
+        self, kind: str, repository: str, revision: str | None, resolved: Callable[[str], None]
+    ) -> tuple[Path, str]:
+        """The local directory of ``repository`` and its commit; ``resolved`` hears the commit before the download.
+
+        Raises FetchFailed, or what the lease raises when it is disturbed.
+        """
+        access = self.access()
+        shelf = self.settings.resolved_home / f"{kind}s" / access.shelf(repository)
+        shelf.mkdir(parents=True, exist_ok=True)
+        if revision is not None and COMMIT.fullmatch(revision) and (shelf / revision).is_dir():
+            os.utime(shelf / revision)  # used now: see sweep.drop_unused_copies
+            return shelf / revision, revision
+        # Named by the commit only when whole: two workers may download at once, and one of them may die.
+        arriving = shelf / new_id(ARRIVING)
+        if revision is not None:
+            _take_up(shelf / f"{PARTIAL}_{revision}", arriving)
+        known: list[str] = []
+
+        def learned(commit: str) -> None:
+            known.append(commit)
+            resolved(commit)
+            if (shelf / commit).is_dir():
+                raise _Here(commit)
+
+        try:
+            commit = self._run(kind, repository, revision, arriving, learned, access.token)
+            whole = shelf / commit
+            if not whole.is_dir():
+                _sync(arriving)
+                try:
+                    arriving.rename(whole)
+                except OSError:
+                    if not whole.is_dir():  # otherwise the other worker was quicker
+                        raise
+            return whole, commit
+        except _Here as here:
+            os.utime(shelf / here.commit)
+            return shelf / here.commit, here.commit
+        except BaseException as reason:
+            if known and _worth_keeping(reason):
+                _take_up(arriving, shelf / f"{PARTIAL}_{known[0]}")
+            raise
+        finally:
+            shutil.rmtree(arriving, ignore_errors=True)
+
+    def _run(
+        self,
+        kind: str,
+        repository: str,
+        revision: str | None,
+        to: Path,
+        resolved: Callable[[str], None],
+        token: str | None,
+    ) -> str:
+        secret = {"HF_TOKEN": token} if token else {}
+        mirror = {name: os.environ[name] for name in ("HF_ENDPOINT",) if os.environ.get(name)}
+        environment = process.scrubbed_environment(
+            self.settings.resolved_home / "hub", {**mirror, **secret, "HF_HUB_OFFLINE": "0"}, downloads=True
+        )
+        command = [*self.command, kind, repository, "--to", str(to)]
+        if revision is not None:
+            command += ["--revision", revision]
+        child = process.start(command, environment=environment, log=self.log, stdout=subprocess.PIPE)
+        commit, done, failure = "", False, None
+        growth = Growth(to, self.settings.hub_patience)
+        assert child.stdout is not None
+        with self.lease.guarding(child), child.stdout:
+            try:
+                for raw in process.lines(child.stdout):
+                    if raw is None:
+                        if self.draining():
+                            raise Draining(f"worker stopped while fetching {kind} {repository!r}")
+                        if growth.has_stopped():
+                            raise FetchFailed(
+                                FailureCode.MODEL_UNAVAILABLE,
+                                f"{kind} {repository!r}: nothing arrived from the hub for"
+                                f" {self.settings.hub_patience:g} s; it may be limiting your requests: try again later",
+                            )
+                        continue
+                    line = _json_line(raw)
+                    match line.get("type"):
+                        case "resolved":
+                            commit = str(line["commit"])
+                            resolved(commit)
+                        case "done":
+                            done = True
+                        case "error":
+                            failure = FetchFailed(_code(str(line["code"])), str(line["message"]))
+            except BaseException:
+                process.kill_group(child)
+                raise
+            finally:
+                status = process.reap(child)
+        self.lease.check()
+        if failure is not None:
+            raise failure
+        if not done or not commit:
+            message = f"fetching {kind} {repository!r} {process.describe_end(status)} without a word"
+            raise FetchFailed(FailureCode.MODEL_UNAVAILABLE, message)
+        return commit
+
+
+class Growth:
+    """Whether a download still grows. The hub's client would wait out any ``Retry-After``, with our GPU idle."""
+
+    def __init__(self, directory: Path, patience: float) -> None:
+        self._directory = directory
+        self._patience = patience
+        self._bytes = -1
+        self._grew_at = self._looked_at = monotonic()
+
+    def has_stopped(self) -> bool:
+        """True once nothing was added for the whole patience."""
+        now = monotonic()
+        if now - self._looked_at < min(LOOK_SECONDS, self._patience / 4):
+            return False
+        self._looked_at = now
+        size = _bytes_below(self._directory)
+        if size != self._bytes:
+            self._bytes, self._grew_at = size, now
+        return now - self._grew_at > self._patience
+
+
+def _bytes_below(directory: Path) -> int:
+    total = 0
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(OSError):  # renamed between the two looks
+                total += (Path(folder) / name).stat().st_size
+    return total
+
+
+def _sync(directory: Path) -> None:
+    """Have the files on the disk: after a power failure the name that comes now would be there, and they might not."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def _take_up(left: Path, name: Path) -> None:
+    """Rename what an interrupted download left; of two workers that try, one has it."""
+    with contextlib.suppress(OSError):
+        left.rename(name)
+
+
+def _worth_keeping(reason: BaseException) -> bool:
+    """An attempt at the same commit will follow, and the hub's client does not ask for whole files again."""
+    return isinstance(reason, (Draining, Lost, TimedOut)) or (
+        isinstance(reason, FetchFailed) and reason.code is FailureCode.MODEL_UNAVAILABLE
+    )
+
+
+def _json_line(raw: bytes) -> dict[str, Any]:
+    try:
+        line = json.loads(raw)
+    except ValueError:
+        return {}
+    return line if isinstance(line, dict) else {}
+
+
+def _code(text: str) -> FailureCode:
+    try:
+        return FailureCode(text)
+    except ValueError:
+        return FailureCode.INTERNAL

@@ -1,0 +1,207 @@
+"""Keeping a claimed job: heartbeats in a thread of their own, so that no upload or slow block delays them.
+
+A second thread watches the first. When no beat has succeeded for ``self_kill`` seconds, counted from the *start* of the
+last good one, the child is killed before the keeper can give the job to another worker: self-kill < lease < lease +
+grace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextvars import copy_context
+from enum import Enum
+
+import psycopg
+
+from core.ledger.states import JobStatus
+from core.settings import Settings
+from worker import metrics, process
+from worker.ledger import attempts as ledger
+
+logger = logging.getLogger(__name__)
+
+PEEK_SECONDS = 1.0
+"""How often to look for a cancel request between two beats."""
+
+
+CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+class Keeping(Enum):
+    HELD = "held"
+    CANCELLING = "cancelling"
+    """Someone asked to stop the job; it is still ours to end."""
+    TIMED_OUT = "timed out"
+    """The job took longer than its owner allowed; it is still ours to end."""
+    LOST = "lost"
+    """The job is another's, or may be by now. Nothing more may be done for it."""
+
+
+class Lost(Exception):
+    """The lease is gone; whatever was being computed has been killed."""
+
+
+class CancelRequested(Exception):
+    """The job is to be cancelled; whatever was being computed has been killed."""
+
+
+class TimedOut(Exception):
+    """The job's time is used up; whatever was being computed has been killed."""
+
+
+class Lease:
+    """The state of a kept lease, and the child that dies with it."""
+
+    def __init__(self, settings: Settings, hold: ledger.Hold, *, seconds_left: float) -> None:
+        self._settings = settings
+        self._hold = hold
+        self._lock = threading.Lock()
+        self._state = Keeping.HELD
+        self._ended = threading.Event()
+        """Set as soon as the job is lost, to be cancelled, or over: whoever waits, stops waiting."""
+        self._over = threading.Event()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._last_good = monotonic()
+        self._deadline = monotonic() + seconds_left
+
+    @property
+    def state(self) -> Keeping:
+        return self._state
+
+    def check(self) -> None:
+        """Raises Lost, CancelRequested or TimedOut."""
+        if self._state is Keeping.LOST:
+            raise Lost(self._hold.job_id)
+        if self._state is Keeping.CANCELLING:
+            raise CancelRequested(self._hold.job_id)
+        if self._state is Keeping.TIMED_OUT:
+            raise TimedOut(self._hold.job_id)
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, but wake up when the lease is disturbed."""
+        (self._ended if self._state is Keeping.HELD else self._over).wait(seconds)
+
+    @contextlib.contextmanager
+    def guarding(self, child: subprocess.Popen[bytes]) -> Iterator[None]:
+        """While inside, ``child`` and all it started are killed when the job is lost or to be cancelled."""
+        with self._lock:
+            self._child = child
+            disturbed = self._state is not Keeping.HELD
+        if disturbed:
+            process.kill_group(child)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._child = None
+
+    def look_again(self, connection: ledger.Connection) -> None:
+        """A write was refused: learn at once whether the job is lost or to be cancelled."""
+        try:
+            status = ledger.peek(connection, self._hold)
+        except ledger.NotHeld:
+            self._refused()
+        else:
+            self._heard(status)
+
+    def keep(self) -> None:
+        """Beat until the lease is over. The body of the first thread."""
+        connection: ledger.Connection | None = None
+        next_beat = 0.0
+        while not self._over.is_set() and self._state is not Keeping.LOST:
+            started = monotonic()
+            try:
+                connection = connection or ledger.connect(self._settings.database_url or "")
+                if started < next_beat:
+                    self.look_again(connection)
+                else:
+                    self._beat(connection, started)
+                    next_beat = started + self._settings.beat
+            except psycopg.Error as error:
+                metrics.BEATS_FAILED.inc()
+                logger.warning("%s: heartbeat failed, trying again: %s", self._hold.job_id, error)
+                if connection is not None:
+                    connection.close()
+                connection, next_beat = None, 0.0
+            self._over.wait(min(PEEK_SECONDS, self._settings.beat / 2))
+        if connection is not None:
+            connection.close()
+
+    def watch(self) -> None:
+        """Fence ourselves when the beats stay away, and end what takes too long. The body of the second thread."""
+        while self._state is not Keeping.LOST:
+            now = monotonic()
+            if now >= self._last_good + self._settings.self_kill:
+                logger.error(
+                    "%s: no heartbeat for %g s, giving the job up", self._hold.job_id, self._settings.self_kill
+                )
+                self._become(Keeping.LOST)
+                return
+            left = self._last_good + self._settings.self_kill - now
+            if self._state is Keeping.HELD:
+                if now >= self._deadline:
+                    self._become(Keeping.TIMED_OUT)
+                left = min(left, max(0.0, self._deadline - now))
+            if self._over.wait(left):
+                return
+
+    def close(self) -> None:
+        self._over.set()
+        self._ended.set()
+
+    def _beat(self, connection: ledger.Connection, started: float) -> None:
+        try:
+            status = ledger.beat(connection, self._hold, lease=self._settings.lease)
+        except ledger.NotHeld:
+            self._refused()
+        else:
+            self._last_good = started
+            self._heard(status)
+
+    def _heard(self, status: JobStatus) -> None:
+        if status == JobStatus.CANCELLING:
+            self._become(Keeping.CANCELLING)
+
+    def _refused(self) -> None:
+        if not self._over.is_set():  # after the end, a refusal is what we brought about ourselves
+            self._become(Keeping.LOST)
+
+    def _become(self, state: Keeping) -> None:
+        with self._lock:
+            if self._state is Keeping.LOST or self._state is state:
+                return
+            self._state = state
+            child = self._child
+        self._ended.set()
+        if child is not None:
+            process.kill_group(child)
+
+
+@contextlib.contextmanager
+def kept(settings: Settings, hold: ledger.Hold, *, seconds_left: float) -> Iterator[Lease]:
+    """Keep the lease of ``hold`` for as long as the block runs, and disturb it after ``seconds_left``."""
+    lease = Lease(settings, hold, seconds_left=seconds_left)
+    threads = [
+        # A context of its own for each: what they log is said of this job too.
+        threading.Thread(target=copy_context().run, args=(lease.keep,), name="heartbeat", daemon=True),
+        threading.Thread(target=copy_context().run, args=(lease.watch,), name="self-kill", daemon=True),
+    ]
+    try:
+        for thread in threads:
+            thread.start()
+        yield lease
+    finally:
+        lease.close()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join(ledger.CONNECT_SECONDS + ledger.STATEMENT_SECONDS)
+
+
+def monotonic() -> float:
+    """Seconds that also count while the machine is suspended, as the database's clock does."""
+    return time.clock_gettime(CLOCK)

@@ -1,0 +1,89 @@
+"""Everything that the runner reads, on local disk, and the file that tells it so."""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from core.contract.spec import JobSpec
+from core.settings import Settings
+from worker.ledger import attempts as ledger
+from worker.ledger import claims
+from worker.machine.context import Hands
+from worker.runner import protocol
+from worker.supervisor import fetch
+from worker.supervisor.fenced_writer import Pen
+from worker.supervisor.lease import Lease
+from worker.supervisor.retrying_storage import PatientStorage
+
+
+def prepare(
+    hands: Hands,
+    claim: claims.Claim,
+    spec: JobSpec,
+    lease: Lease,
+    pen: Pen,
+    storage: PatientStorage,
+    directory: Path,
+    log: Path,
+) -> protocol.RunnerJob:
+    """Bring model and rows, each at the commit that the first attempt found. Raises FetchFailed, Draining, and what the
+    lease raises."""
+    settings = hands.settings
+    hub = fetch.Hub(settings, lease, log, hands.draining, partial(_access, pen, claim, settings))
+    commit: str | None = None
+    if spec.model.id.startswith(fetch.LOCAL):
+        model = fetch.local_model(spec.model.id, settings.model_root)
+        fetch.check_fingerprint(spec.model.id, model, claim.progress.get("model_fingerprint"))
+    else:
+        # An attempt that goes on must go on with the same weights, wherever the branch points now.
+        revision = claim.progress.get("model_commit") or spec.model.revision
+        model, commit = hub.bring("model", spec.model.id, revision, partial(_pin, pen, "model_commit"))
+    dataset = spec.calibration.dataset
+    if dataset.startswith(fetch.UPLOADED):
+        row = pen.read(ledger.dataset, tenant=claim.tenant, dataset_id=dataset)
+        rows = fetch.uploaded_rows(dataset, row, storage, directory)
+    else:
+        revision = claim.progress.get("dataset_commit")
+        rows, _ = hub.bring("dataset", dataset, revision, partial(_pin, pen, "dataset_commit"))
+    return protocol.RunnerJob(
+        model=str(model),
+        model_id=spec.model.id,
+        model_commit=commit,
+        calibration=str(rows),
+        split=spec.calibration.split,
+        output=str(directory / "output"),
+        work=str(directory / "work"),
+        scheme=spec.scheme,
+        method=spec.method,
+        options=_given(spec.options),
+        target=_given(spec.target) if spec.target else None,
+        confinement=settings.runner_confinement,
+        accept_if=_given(spec.accept_if) if spec.accept_if else None,
+    )
+
+
+def _access(pen: Pen, claim: claims.Claim, settings: Settings) -> fetch.Access:
+    return fetch.Access.of(claim.tenant, pen.read(ledger.hub_token, tenant=claim.tenant), settings)
+
+
+def _given(part: BaseModel) -> dict[str, Any]:
+    """What the client said; the library has the defaults."""
+    return part.model_dump(mode="json", exclude_none=True)
+
+
+def _pin(pen: Pen, name: str, commit: str) -> None:
+    pen.write(ledger.set_progress, {name: commit})
+
+
+def write_job(directory: Path, job: protocol.RunnerJob) -> Path:
+    path = directory / "job.json"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(job.model_dump(mode="json"), file)
+    return path

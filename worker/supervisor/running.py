@@ -1,0 +1,84 @@
+"""The computing process of an attempt: started with a clean environment, followed to its end, never left behind."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.crash_points import reach
+from worker import process
+from worker.machine import device, memory
+from worker.machine.context import Hands
+from worker.runner import protocol
+from worker.supervisor.lease import Lease
+from worker.supervisor.relay import GivenUp, Progress, Relay, Stalled
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a runner ended."""
+
+    last: protocol.LastWord | None
+    """Its last word; None when it died without one."""
+    how: str
+    """As in "the computing process …"."""
+    out_of_memory: bool
+    """The kernel killed it for want of memory."""
+    given_up: bool
+    """We killed it because the worker had no more time to drain; ``how`` is the whole reason."""
+
+
+def run(hands: Hands, lease: Lease, relay: Relay, job_file: Path, log: Path) -> Run:
+    home = job_file.parent / "home"
+    (home / "tmp").mkdir(parents=True)
+    kills = hands.oom_kills()
+    reach("spawn.before")
+    child = process.start(
+        [*hands.runner, str(job_file)],
+        environment=process.scrubbed_environment(
+            home,
+            # Temporary files too: what a killed runner leaves goes with the attempt's directory.
+            {"TMPDIR": str(home / "tmp"), **device.visible(hands.device, sharing=hands.sharing)},
+        ),
+        log=log,
+        directory=job_file.parent,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    memory.give_up_first(child)
+    reach("spawn.after")
+    assert child.stdin is not None
+    assert child.stdout is not None
+    last: protocol.LastWord | None = None
+    stalled: Stalled | GivenUp | None = None
+    progress = Progress(silence=hands.settings.stall_seconds, step=hands.settings.step_seconds)
+    with lease.guarding(child), child.stdout, child.stdin:
+        try:
+            last = relay.follow(
+                child, draining=hands.draining, progress=progress, drain_seconds=hands.settings.drain_seconds
+            )
+        except (Stalled, GivenUp) as reason:
+            stalled = reason
+            process.kill_group(child)
+        except BaseException:
+            process.kill_group(child)
+            raise
+        finally:
+            status = process.reap(child)
+    ended = str(stalled) if stalled is not None else process.describe_end(status)
+    killed_by_kernel = status == -signal.SIGKILL and stalled is None
+    return Run(
+        last, ended, out_of_memory=killed_by_kernel and hands.oom_kills() > kills, given_up=isinstance(stalled, GivenUp)
+    )
+
+
+def out_of_memory() -> str:
+    """Why it was killed, and what to do."""
+    limit = memory.limit()
+    bound = "" if limit is None else f" beside the worker's limit of {limit / 2**30:.1f} GiB"
+    return (
+        f"the kernel killed the computing process for want of memory{bound}: give the worker more, run fewer workers on"
+        " the machine, or ask for fewer calibration samples (options.samples)"
+    )

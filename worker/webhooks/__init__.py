@@ -1,0 +1,1 @@
+"""Messages to webhooks: which are due, and sending them."""
