@@ -19,8 +19,8 @@ ROOT = Path(__file__).parent.parent
 RUNBOOK = (ROOT / "docs" / "operations.md").read_text()
 SOURCES = [
     " ".join(path.read_text().replace('"\n', "").split())
-    for path in chain((ROOT / "app").rglob("*.py"), (ROOT / "worker").rglob("*.py"), [ROOT / "migrations" / "env.py"])
-] + [(ROOT / "quant_experts" / "hub.py").read_text()]
+    for path in chain(*((ROOT / each).rglob("*.py") for each in ("app", "core", "worker")), [ROOT / "migrations" / "env.py"])
+] + [(ROOT / "quant_experts" / "model" / "hub.py").read_text()]
 
 
 def quoted(before: str) -> list[str]:

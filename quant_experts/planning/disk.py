@@ -1,6 +1,7 @@
 """Bytes on a worker's disk at the peak of a run: what the walk keeps, and what measuring and trying write beside it.
 
-Sums follow the code: ``calibration.captured_inputs``, ``walk``, ``sensitivity``, ``search`` and ``checkpoint``. ``tests/quant_experts`` holds them against the peaks of real runs.
+Sums follow the code: ``calibration.captured_inputs``, ``walk``, ``sensitivity``, ``search`` and ``checkpoint``.
+``tests/quant_experts`` holds them against the peaks of real runs.
 """
 
 from __future__ import annotations
