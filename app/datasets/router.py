@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import AsyncExitStack
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -20,6 +21,7 @@ from app.db.pipeline import joined
 from app.db.tenancy import owned
 from app.deps import DatasetsReader, DatasetsWriter, Service, ServiceDep, SessionDep
 from app.parsing.operations import AUDIO, IMAGE, PAGE
+from app.plans.inputs import LOCAL
 from app.web import problems
 from app.web.idempotency import IdempotencyKey, Made, Once
 from app.web.paging import Page, page_of
@@ -303,16 +305,24 @@ async def statistics(
     revision: Annotated[Revision | None, Query(description="Branch, tag or commit of a hub model.")] = None,
 ) -> FiguresView:
     """How many rows, images and sounds, how large, how long, and how many tokens; one pass over the file."""
-    async with parts.reading(request, caller):
-        found, commit = await service.statistics_of(
+    ref = ModelRef(id=model, revision=revision) if model is not None else None
+    on_the_hub = ref is not None and not ref.id.startswith(LOCAL)
+    async with AsyncExitStack() as turns:
+        await turns.enter_async_context((parts.planning if on_the_hub else parts.reading)(request, caller))
+        text = await service.model_text_of(
+            session, tenant=caller.tenant, dataset_id=dataset_id, model=ref, settings=parts.settings
+        )
+        if on_the_hub:  # its turn is kept: what came from the hub is in memory until the rows have been read
+            await turns.enter_async_context(parts.readers.turn(caller.tenant))
+        found = await service.statistics_of(
             session,
             tenant=caller.tenant,
             dataset_id=dataset_id,
-            model=ModelRef(id=model, revision=revision) if model is not None else None,
+            text=text,
             storage=parts.storage,
             settings=parts.settings,
         )
-    return FiguresView.of(found, model=model, commit=commit)
+    return FiguresView.of(found, model=model, commit=text.commit if text is not None else None)
 
 
 @router.delete("/{dataset_id}", status_code=204, responses=documented(problems.NOT_FOUND, problems.DATASET_IN_USE))

@@ -23,7 +23,7 @@ from app.jobs.queries import jobs_needing
 from app.parsing import Died, parse
 from app.parsing.children import Asked
 from app.parsing.operations import CHECK, FIGURES, Operation, bounds_of
-from app.plans.inputs import Model, read_model
+from app.plans.inputs import ModelText, read_model_text
 from app.web import problems
 from app.web.problems import Problem
 from app.web.threads import aside
@@ -82,44 +82,53 @@ async def look_into(
         raise Problem(problems.INVALID_DATASET, f"the rows of {dataset_id}: {died}") from None
 
 
+async def model_text_of(
+    session: AsyncSession, *, tenant: str, dataset_id: str, model: ModelRef | None, settings: Settings
+) -> ModelText | None:
+    """What counts the tokens of a dataset's rows; waits for the hub when the model is there. None without a model.
+
+    Raises Problem: 404 without the dataset; 422 for a model that cannot be read; 409 when the tenant's hub token cannot
+    be opened; 503 when the hub does not answer.
+    """
+    if model is None:
+        return None
+    await get_dataset(session, tenant=tenant, dataset_id=dataset_id)
+    token = await token_of(session, tenant=tenant, settings=settings)
+    await release(session)
+    try:
+        found = await aside(lambda: read_model_text(model, settings, token=token))
+    except Unreadable as error:
+        raise Problem(problems.INVALID_MODEL, str(error)) from None
+    except HubUnavailable as error:
+        raise Problem(problems.HUB_UNAVAILABLE, str(error), headers={"Retry-After": "10"}) from None
+    if found is None:
+        raise Problem(problems.INVALID_MODEL, f"{model.id} is where the workers are, and cannot be read here")
+    return found
+
+
 async def statistics_of(
     session: AsyncSession,
     *,
     tenant: str,
     dataset_id: str,
-    model: ModelRef | None,
+    text: ModelText | None,
     storage: Storage,
     settings: Settings,
-) -> tuple[Figures, str | None]:
-    """Figures over all rows, and the commit of the hub model that its tokens were counted by.
-
-    Raises Problem: 422 for a model that cannot be read, or whose tokenizer cannot be used; 409 when the tenant's hub
-    token cannot be opened; 503 when the hub does not answer.
-    """
-    await get_dataset(session, tenant=tenant, dataset_id=dataset_id)
-    token = await token_of(session, tenant=tenant, settings=settings) if model is not None else None
-    await release(session)
-    read: Model | None = None
+) -> Figures:
+    """Figures over all rows. Raises Problem 422 for a model whose tokenizer cannot be used; as ``look_into``."""
     try:
-        if model is not None:
-            read = await aside(lambda: read_model(model, settings, token=token))
-            if read is None:
-                raise Problem(problems.INVALID_MODEL, f"{model.id} is where the workers are, and cannot be read here")
-        found = await look_into(
+        return await look_into(
             session,
             FIGURES,
-            read.files.names if read is not None else None,
+            text.names if text is not None else None,
             tenant=tenant,
             dataset_id=dataset_id,
             storage=storage,
             settings=settings,
-            asked=read.asked if read is not None else None,
+            asked=text.asked if text is not None else None,
         )
     except Unreadable as error:
         raise Problem(problems.INVALID_MODEL, str(error)) from None
-    except HubUnavailable as error:
-        raise Problem(problems.HUB_UNAVAILABLE, str(error), headers={"Retry-After": "10"}) from None
-    return found, read.commit if read is not None else None
 
 
 async def checked(upload: Upload, settings: Settings) -> Contents:

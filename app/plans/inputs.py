@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +17,14 @@ from core.contract.spec import ModelRef
 from core.ledger.tables import Dataset
 from core.settings import Settings
 from core.storage import ObjectMissing, Storage
+from quant_experts.planning.counting import TOKENIZER
 from quant_experts.planning.errors import Unreadable
 from quant_experts.planning.hub import HubFiles, resolve_dataset
 from quant_experts.planning.local import LocalFiles
 from quant_experts.planning.plan import Plan
 from quant_experts.planning.recipe import Recipe
 from quant_experts.planning.rows import Rows
+from quant_experts.planning.text_files import READ
 
 LOCAL, UPLOADED = "local/", "ds_"
 HUB_SECONDS = 30.0
@@ -47,6 +49,42 @@ class Model:
         files = self.files
         served = (files.whole, files.tokenizer, files.headers, files.header, files.range)
         return {each.__name__: each for each in served}
+
+
+@dataclass(frozen=True)
+class ModelText:
+    """What says how rows become tokens; ``asked``: what a child may have of the files in ``names``."""
+
+    names: list[str]
+    asked: Asked
+    commit: str | None = None
+
+
+def read_model_text(model: ModelRef, settings: Settings, *, token: str | None = None) -> ModelText | None:
+    """Blocks, as ``read_model`` does, and raises the same. Of a hub model the files are fetched here, so that whoever
+    reads them later does not wait for the hub."""
+    read = read_model(model, settings, token=token)
+    if read is None or not isinstance(read.files, HubFiles):
+        return None if read is None else ModelText(read.files.names, read.asked)
+    hub = read.files
+    names = [name for name in hub.names if name in READ]
+    fetched = {name: _fetched(hub.tokenizer if name == TOKENIZER else hub.whole, name) for name in names}
+
+    def whole(name: str) -> bytes:
+        found = fetched[name]
+        if isinstance(found, Unreadable):
+            raise found
+        return found
+
+    return ModelText(names, {"whole": whole, "tokenizer": whole}, commit=read.commit)
+
+
+def _fetched(read: Callable[[str], bytes], name: str) -> bytes | Unreadable:
+    """A file that is too large is the reader's to refuse: of some it can do without."""
+    try:
+        return read(name)
+    except Unreadable as error:
+        return error
 
 
 def local_directory(model_id: str, root: Path | None) -> Path | None:

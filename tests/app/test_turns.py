@@ -13,8 +13,11 @@ import pytest
 from app.web.problems import Problem
 from app.web.turns import Turns
 from core.storage import LocalStorage
+from quant_experts.planning.hub import _Reader
 from tests.app.conftest import Api, ok, problem, served
 from tests.app.test_datasets import jsonl, row
+from tests.models import make_model
+from tests.planning.directory_hub import directory_hub
 from tests.services import wait_until
 
 
@@ -101,6 +104,35 @@ async def _open_at_most(api: Api, number: int) -> None:
     """Wait until so many requests are being answered."""
     while sum(sample.value for metric in api.service.telemetry.open.collect() for sample in metric.samples) > number:
         await asyncio.sleep(0.01)
+
+
+async def test_a_hub_that_is_slow_keeps_nobody_from_the_files(
+    api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model("qwen2_vl", tmp_path / "tiny", blocks=1)
+    dataset = ok(await api.client.post("/v1/datasets", files={"file": ("r.jsonl", jsonl(row()))}), 201)["id"]
+    path, working = f"/v1/datasets/{dataset}/statistics", api.service.readers._working
+    read, at_files = _Reader._read, list[int]()
+
+    def watched(self: _Reader, name: str, size: int, start: int = 0) -> bytes:
+        at_files.append(working.total())
+        return read(self, name, size, start)
+
+    with directory_hub(**{"models/acme/tiny-vl": model}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        hub.stalled.set()
+        counts = [asyncio.create_task(api.client.get(path, params={"model": "acme/tiny-vl"})) for _ in range(4)]
+        while api.service.planners._working.total() + working.total() == 0:
+            await asyncio.sleep(0.01)
+        try:
+            ok(await asyncio.wait_for(api.client.get(f"/v1/datasets/{dataset}/rows"), 10))
+        finally:
+            hub.stalled.clear()
+        for answer in await asyncio.gather(*counts):
+            ok(answer)
+        monkeypatch.setattr(_Reader, "_read", watched)
+        ok(await api.client.get(path, params={"model": "acme/tiny-vl"}))
+    assert set(at_files) == {0}, "the hub is asked while a turn at files is held"
 
 
 async def test_tenants_take_turns_and_one_has_no_more_than_its_share() -> None:
