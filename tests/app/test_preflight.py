@@ -111,6 +111,19 @@ def test_a_misspelt_setting_is_named(home: str, database_url: str) -> None:
     assert said.count("QE_MAX_RUNING_JOBS is no setting and changes nothing; QE_MAX_RUNNING_JOBS is one") == 1
 
 
+def test_what_compose_alone_reads_is_known_and_its_misspellings_are_named() -> None:
+    root = Path(__file__).parent.parent.parent
+    text = (root / "docker-compose.yml").read_text() + (root / "docker-compose.gpu.yml").read_text()
+    text += (root / ".env.example").read_text()
+    used = {*re.findall(r"(?<!\$)\$\{(\w+)", text), *re.findall(r"^(?:# )?(\w+)=", text, re.M)}
+    settings = {f"QE_{name.upper()}" for name in Settings.model_fields}
+    of_others = {name for name in used if name.startswith(("OTEL_", "AWS_"))}
+    assert set(preflight.COMPOSES) == used - settings - of_others
+    wrong = {"QE_WORKER_MEMROY": "QE_WORKER_MEMORY", "QE_IMAGE": "QE_IMAGES", "POSTGRES_MEMRY": "POSTGRES_MEMORY"}
+    assert preflight.misspelt(wrong) == wrong
+    assert preflight.misspelt(["POSTGRES_PORT", "GRAFANA_PORT", "QE_API_PORT", "PGPASSWORD", "PATH", "HOME"]) == {}
+
+
 def test_names_of_the_example_and_of_the_client_are_no_misspelt_settings() -> None:
     example = (Path(__file__).parent.parent.parent / ".env.example").read_text()
     assert (
