@@ -122,7 +122,8 @@ def claim(
     while True:
         made: Claim | None = None
         try:
-            with connection.transaction():
+            # Whatever needs no answer waits for the next statement that does: three round trips instead of ten.
+            with connection.pipeline(), connection.transaction():
                 turn = _turn(connection, values, passed)
                 if turn is None:
                     return None
