@@ -30,11 +30,10 @@ def migrate(database_url: str) -> None:
 )
 def main(accept_new_secret: bool) -> None:
     """Bring the database of QE_DATABASE_URL to the newest schema; safe to repeat."""
-    settings = read_settings()
+    settings = pooler.past(read_settings(), "a migration")
     configure_logging(settings.log_format)
     if settings.database_url is None:
         raise SystemExit("migrations need QE_DATABASE_URL, postgresql://… (`qe serve` migrates its own database)")
-    pooler.refuse(settings.database_url, "a migration")
     known = settings.secret is not None and not accept_new_secret
     preflight.check(settings, models=False, secret=known)
     migrate(settings.database_url)

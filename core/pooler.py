@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from core.settings import Settings
+
 POOLED = re.compile(r"(?<=[?&])pgbouncer=(?:true|1)(?:&|$)")
 
 
@@ -26,7 +28,10 @@ def of_session(database_url: str, options: str) -> dict[str, Any]:
     return {"prepare_threshold": None} if is_pooled(database_url) else {"options": options}
 
 
-def refuse(database_url: str | None, who: str) -> None:
-    """Raises SystemExit for what needs a session of its own."""
+def past(settings: Settings, who: str) -> Settings:
+    """For what needs a session of its own: with QE_DIRECT_DATABASE_URL, where it is set, as the database. Raises
+    SystemExit where PostgreSQL is reached through a pooler nevertheless."""
+    database_url = settings.direct_database_url or settings.database_url
     if is_pooled(database_url):
-        raise SystemExit(f"{who} needs a session of its own: give it a QE_DATABASE_URL that leads to PostgreSQL itself")
+        raise SystemExit(f"{who} needs a session of its own: set QE_DIRECT_DATABASE_URL to PostgreSQL's own address")
+    return settings.model_copy(update={"database_url": database_url})

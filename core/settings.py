@@ -35,6 +35,9 @@ class Settings(BaseSettings):
     )
     model_root: Path | None = Field(default=None, description="`local/<directory>` models resolve below it.")
     database_url: str | None = Field(default=None, description="postgresql://…; embedded PostgreSQL when absent.")
+    direct_database_url: str | None = Field(
+        default=None, description="PostgreSQL itself, for migrations and keepers, where QE_DATABASE_URL is a pooler's."
+    )
     redis_url: str | None = Field(default=None, description="redis://…; embedded Redis when absent.")
     storage_url: str | None = Field(default=None, description="file:///… or s3://…; QE_HOME/storage when absent.")
     accel_prefix: str | None = Field(

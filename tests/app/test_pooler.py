@@ -38,6 +38,8 @@ async def test_api_and_worker_prepare_nothing_and_ask_for_nothing_of_the_session
 
 
 def test_who_needs_a_session_of_its_own_says_so() -> None:
-    pooler.refuse("postgresql://h/d", "the keeper")
-    with pytest.raises(SystemExit, match="the keeper needs a session of its own"):
-        pooler.refuse("postgresql://h/d?pgbouncer=true", "the keeper")
+    direct, through = "postgresql://h/d", "postgresql://p/d?pgbouncer=true"
+    assert pooler.past(Settings(database_url=direct), "the keeper").database_url == direct
+    assert pooler.past(Settings(database_url=through, direct_database_url=direct), "a").database_url == direct
+    with pytest.raises(SystemExit, match=r"the keeper needs a session of its own: set QE_DIRECT_DATABASE_URL"):
+        pooler.past(Settings(database_url=through), "the keeper")

@@ -138,6 +138,23 @@ def test_every_process_is_told_settings_that_exist_and_no_secret_that_it_does_no
     assert environment(found["worker"])["QE_MAX_RUNNING_JOBS"]["value"] == "64"
 
 
+def test_what_needs_a_session_of_its_own_is_told_the_way_past_a_pooler() -> None:
+    pooled = {"secret.QE_DATABASE_URL": "postgresql://qe@pgbouncer/qe?pgbouncer=true"}
+    refused = run("template", {**SCALED, **pooled})
+    assert refused.returncode != 0
+    assert "set secret.QE_DIRECT_DATABASE_URL" in refused.stderr
+    documents = rendered({**SCALED, **pooled, "secret.QE_DIRECT_DATABASE_URL": "postgresql://qe@db/qe"})
+    found = pods(documents)
+    told = {name for name in found if name != "test" and "QE_DIRECT_DATABASE_URL" in environment(found[name])}
+    assert told == {"keeper", "migrate"}
+    held = [each["stringData"] for each in documents if each["kind"] == "Secret"]
+    assert [each["QE_DIRECT_DATABASE_URL"] for each in held] == ["postgresql://qe@db/qe"] * 2
+    (keda,) = [each for each in documents if each["kind"] == "TriggerAuthentication"]
+    assert keda["spec"]["secretTargetRef"][0]["key"] == "QE_DIRECT_DATABASE_URL"
+    own = environment(pods(rendered(OWN_SECRET))["keeper"])["QE_DIRECT_DATABASE_URL"]
+    assert own["valueFrom"]["secretKeyRef"] == {"name": "mine", "key": "QE_DIRECT_DATABASE_URL", "optional": True}
+
+
 def test_migrations_run_before_everything_as_compose_does_it() -> None:
     documents = rendered(GIVEN)
     (job,) = [document for document in documents if document["kind"] == "Job"]

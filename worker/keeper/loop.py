@@ -228,11 +228,10 @@ def _is_ours(connection: Connection, lock: int) -> bool:
 
 
 def main() -> None:
-    settings = read_settings()
+    settings = pooler.past(read_settings(), "the keeper, which holds its lock in it,")
     configure_logging(settings.log_format)
     if settings.redis_url is None or settings.database_url is None:
         raise SystemExit("the keeper needs QE_DATABASE_URL and QE_REDIS_URL (`qe serve` brings its own servers)")
-    pooler.refuse(settings.database_url, "the keeper, which holds its lock in it,")
     preflight.check(settings, models=False, secret=True)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

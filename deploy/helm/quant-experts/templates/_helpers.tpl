@@ -29,6 +29,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- range list "QE_DATABASE_URL" "QE_REDIS_URL" "QE_SECRET" "QE_API_KEY" }}
 {{- if not (index $.Values.secret .) }}{{ fail (printf "set secret.%s, or existingSecret to a Secret that has it" .) }}{{ end }}
 {{- end }}
+{{- if and (contains "pgbouncer=true" .Values.secret.QE_DATABASE_URL) (not .Values.secret.QE_DIRECT_DATABASE_URL) }}{{ fail "secret.QE_DATABASE_URL leads to a pooler: set secret.QE_DIRECT_DATABASE_URL to PostgreSQL's own address, for migrations and the keeper" }}{{ end }}
 {{- end }}
 {{- if not (or .Values.storage.url .Values.storage.existingClaim) }}{{ fail "set storage.url to s3://…, or storage.existingClaim to a ReadWriteMany claim" }}{{ end }}
 {{- range $class, $given := .Values.workers }}
