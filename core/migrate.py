@@ -30,7 +30,7 @@ def migrate(database_url: str) -> None:
 )
 def main(accept_new_secret: bool) -> None:
     """Bring the database of QE_DATABASE_URL to the newest schema; safe to repeat."""
-    settings = pooler.past(read_settings(), "a migration")
+    settings = pooler.direct(read_settings(), "a migration")
     configure_logging(settings.log_format)
     if settings.database_url is None:
         raise SystemExit("migrations need QE_DATABASE_URL, postgresql://… (`qe serve` migrates its own database)")

@@ -28,7 +28,7 @@ def of_session(database_url: str, options: str) -> dict[str, Any]:
     return {"prepare_threshold": None} if is_pooled(database_url) else {"options": options}
 
 
-def past(settings: Settings, who: str) -> Settings:
+def direct(settings: Settings, who: str) -> Settings:
     """For what needs a session of its own: with QE_DIRECT_DATABASE_URL, where it is set, as the database. Raises
     SystemExit where PostgreSQL is reached through a pooler nevertheless."""
     database_url = settings.direct_database_url or settings.database_url

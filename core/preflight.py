@@ -30,12 +30,12 @@ VOID = (
     " `qe migrate --accept-new-secret` (with Docker"
     " `docker compose run --rm migrate python -m core.migrate --accept-new-secret`), then make new keys and webhooks"
 )
-COMPOSES = (
-    "COMPOSE_PROJECT_NAME GRAFANA_PASSWORD POSTGRES_MEMORY POSTGRES_PASSWORD QE_API_MEMORY QE_BACKUPS QE_DOMAIN"
-    " QE_GRAFANA_PORT QE_HTTPS_PORT QE_HTTP_PORT QE_IMAGES QE_KEEPER_MEMORY QE_MODELS QE_OBJECTS_PORT"
-    " QE_PROMETHEUS_PORT QE_PYTHON QE_VERSION QE_WORKER_MEMORY TORCH_INDEX"
-).split()
-"""What compose reads in .env and no process does. ``migrate`` gets the file as it is, and names what is misspelt."""
+COMPOSE_VARIABLES = [
+    "COMPOSE_PROJECT_NAME", "GRAFANA_PASSWORD", "POSTGRES_MEMORY", "POSTGRES_PASSWORD", "QE_API_MEMORY", "QE_BACKUPS",
+    "QE_DOMAIN", "QE_GRAFANA_PORT", "QE_HTTPS_PORT", "QE_HTTP_PORT", "QE_IMAGES", "QE_KEEPER_MEMORY", "QE_MODELS",
+    "QE_OBJECTS_PORT", "QE_PROMETHEUS_PORT", "QE_PYTHON", "QE_VERSION", "QE_WORKER_MEMORY", "TORCH_INDEX",
+]  # fmt: skip
+"""Compose alone reads these from .env. ``migrate`` gets the whole file, and warns of a misspelt name."""
 EXTRA = re.compile(r"([\w.-]+)[^;]*; extra == ['\"](\w+)['\"]")
 """A requirement of the distribution, with the extra that alone brings it."""
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def _warn_of_misspelt() -> None:
 
 def misspelt(names: Iterable[str]) -> dict[str, str]:
     """Those of ``names`` that look like a setting and are none, each with the setting that it looks like."""
-    settings = [*(f"QE_{name.upper()}" for name in Settings.model_fields), *COMPOSES]
+    settings = [*(f"QE_{name.upper()}" for name in Settings.model_fields), *COMPOSE_VARIABLES]
     near = {name: difflib.get_close_matches(name, settings, n=1, cutoff=0.9) for name in names if name not in settings}
     return {name: found[0] for name, found in near.items() if found}
 

@@ -19,7 +19,9 @@ ROOT = Path(__file__).parent.parent
 RUNBOOK = (ROOT / "docs" / "operations.md").read_text()
 SOURCES = [
     " ".join(path.read_text().replace('"\n', "").split())
-    for path in chain(*((ROOT / each).rglob("*.py") for each in ("app", "core", "worker")), [ROOT / "migrations" / "env.py"])
+    for path in chain(
+        *((ROOT / each).rglob("*.py") for each in ("app", "core", "worker")), [ROOT / "migrations" / "env.py"]
+    )
 ] + [(ROOT / "quant_experts" / "model" / "hub.py").read_text()]
 
 

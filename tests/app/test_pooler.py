@@ -38,8 +38,8 @@ async def test_api_and_worker_prepare_nothing_and_ask_for_nothing_of_the_session
 
 
 def test_who_needs_a_session_of_its_own_says_so() -> None:
-    direct, through = "postgresql://h/d", "postgresql://p/d?pgbouncer=true"
-    assert pooler.past(Settings(database_url=direct), "the keeper").database_url == direct
-    assert pooler.past(Settings(database_url=through, direct_database_url=direct), "a").database_url == direct
+    straight, through = "postgresql://h/d", "postgresql://p/d?pgbouncer=true"
+    assert pooler.direct(Settings(database_url=straight), "the keeper").database_url == straight
+    assert pooler.direct(Settings(database_url=through, direct_database_url=straight), "a").database_url == straight
     with pytest.raises(SystemExit, match=r"the keeper needs a session of its own: set QE_DIRECT_DATABASE_URL"):
-        pooler.past(Settings(database_url=through), "the keeper")
+        pooler.direct(Settings(database_url=through), "the keeper")

@@ -118,7 +118,7 @@ def test_what_compose_alone_reads_is_known_and_its_misspellings_are_named() -> N
     used = {*re.findall(r"(?<!\$)\$\{(\w+)", text), *re.findall(r"^(?:# )?(\w+)=", text, re.M)}
     settings = {f"QE_{name.upper()}" for name in Settings.model_fields}
     of_others = {name for name in used if name.startswith(("OTEL_", "AWS_"))}
-    assert set(preflight.COMPOSES) == used - settings - of_others
+    assert set(preflight.COMPOSE_VARIABLES) == used - settings - of_others
     wrong = {"QE_WORKER_MEMROY": "QE_WORKER_MEMORY", "QE_IMAGE": "QE_IMAGES", "POSTGRES_MEMRY": "POSTGRES_MEMORY"}
     assert preflight.misspelt(wrong) == wrong
     assert preflight.misspelt(["POSTGRES_PORT", "GRAFANA_PORT", "QE_API_PORT", "PGPASSWORD", "PATH", "HOME"]) == {}

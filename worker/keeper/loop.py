@@ -228,7 +228,7 @@ def _is_ours(connection: Connection, lock: int) -> bool:
 
 
 def main() -> None:
-    settings = pooler.past(read_settings(), "the keeper, which holds its lock in it,")
+    settings = pooler.direct(read_settings(), "the keeper, which holds its lock in it,")
     configure_logging(settings.log_format)
     if settings.redis_url is None or settings.database_url is None:
         raise SystemExit("the keeper needs QE_DATABASE_URL and QE_REDIS_URL (`qe serve` brings its own servers)")
