@@ -63,6 +63,9 @@ format: setup ## rewrite the code as the linters want it
 bench: setup ## print the benchmark tables; BENCH="layers real.quick memory peers.llm_compressor accuracy" (hours); ARGS goes to each
 	@set -e; for each in $(BENCH); do echo "== $$each"; $(BIN)/python -m benchmarks.$$each $(ARGS); done
 
+readme: setup ## write the README's figures from benchmarks/results
+	$(BIN)/python -m benchmarks.readme
+
 fuzz: setup ## schemathesis against the served API for MINUTES (10); QE_FUZZ_SEED repeats a run; the suite has a short one
 	QE_FUZZ_MINUTES=$(or $(MINUTES),10) $(BIN)/python -m pytest --timeout 0 tests/app/test_contract_fuzzing.py
 
@@ -104,4 +107,4 @@ lock: setup ## write deploy/requirements: what the images install, with hashes (
 clean: ## remove what the targets made, the environment included
 	rm -rf $(VENV) demo-output .qe build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
-.PHONY: help setup demo serve browser test screenshots docs lint format bench fuzz faults compose-test vllm-test openapi wheel images release constraints lock clean
+.PHONY: help setup demo serve browser test screenshots docs lint format bench readme fuzz faults compose-test vllm-test openapi wheel images release constraints lock clean

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks import readme
+
 ROOT = Path(__file__).parent.parent
 CITED = re.compile(r"method\.md,?\s+section\s+(\d)(?:,\s+steps?\s+(\d))?")
 LOADED = re.compile(
@@ -25,6 +27,13 @@ def test_the_docs_site_is_whole_and_stands_alone(tmp_path: Path) -> None:
         assert name in pages, source
         assert f'href="{name.rpartition("/")[2]}"' in pages[name] or name in pages["index.html"], f"{name}: not in nav"
     assert not [name for name, text in pages.items() if LOADED.search(text)]
+
+
+def test_the_figures_of_the_readme_are_those_of_the_results() -> None:
+    block = readme.BLOCK.search((ROOT / "README.md").read_text())
+
+    assert block is not None
+    assert block[0] == f"{block[1]}{readme.figures()}{block[2]}", "run `make readme`"
 
 
 def test_sections_of_the_method_that_the_code_cites_are_there() -> None:

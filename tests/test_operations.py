@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -17,12 +16,9 @@ from worker import metrics
 
 ROOT = Path(__file__).parent.parent
 RUNBOOK = (ROOT / "docs" / "operations.md").read_text()
-SOURCES = [
-    " ".join(path.read_text().replace('"\n', "").split())
-    for path in chain(
-        *((ROOT / each).rglob("*.py") for each in ("app", "core", "worker")), [ROOT / "migrations" / "env.py"]
-    )
-] + [(ROOT / "quant_experts" / "model" / "hub.py").read_text()]
+FILES = [path for package in ("app", "core", "worker") for path in (ROOT / package).rglob("*.py")]
+FILES += [ROOT / "migrations" / "env.py", ROOT / "quant_experts" / "model" / "hub.py"]
+SOURCES = [" ".join(path.read_text().replace('"\n', "").split()) for path in FILES]
 
 
 def quoted(before: str) -> list[str]:

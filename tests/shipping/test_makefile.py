@@ -91,6 +91,11 @@ def leaves_formatted_code_alone(clone: Path) -> None:
     assert git(clone, "status", "--porcelain", "--untracked-files=no") == "", "run `make format`"
 
 
+def writes_the_same_readme(clone: Path) -> None:
+    ok(clone, "readme")
+    assert git(clone, "status", "--porcelain", "README.md") == ""
+
+
 def writes_the_same_contract(clone: Path) -> None:
     ok(clone, "openapi")
     assert git(clone, "status", "--porcelain", "openapi.json") == "", "run `make openapi`"
@@ -188,6 +193,7 @@ SHORT: dict[str, Callable[[Path], None]] = {
     "docs": makes_the_documentation,
     "format": leaves_formatted_code_alone,
     "openapi": writes_the_same_contract,
+    "readme": writes_the_same_readme,
     "constraints": pins_what_is_installed,
     "screenshots": finds_its_tests("screenshots"),
     "fuzz": finds_its_tests("fuzz"),
