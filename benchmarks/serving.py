@@ -31,7 +31,8 @@ from quant_experts.checkpoint.layout import group_config, group_tensors, install
 from quant_experts.fit.fitted import FittedGroup
 from quant_experts.fit.quantizer import quantize
 from quant_experts.forward.modeling_quant_experts import QuantizedLinear
-from quant_experts.model.groups import GroupPlan, family_of, plan_groups
+from quant_experts.model.groups import GroupPlan, plan_groups
+from quant_experts.model.manifest import manifest_of
 from quant_experts.spec.schemes import Scheme, parse_scheme
 
 GROUP_SIZE, EXPERTS = 64, 8
@@ -119,7 +120,7 @@ def drawn(plan: GroupPlan, weights: list[Tensor], scheme: Scheme, rank: int, int
 
 def quantized(original: Any, scheme: str, rank: int, *, int8: bool = False, products: bool) -> Any:
     model = copy.deepcopy(original)
-    for plans in plan_groups(model, family_of(model.config.to_dict())):
+    for plans in plan_groups(model, manifest_of(model)):
         for plan in plans:
             linears = [model.get_submodule(f"{plan.parent}.{layer}") for layer in plan.layers]
             fitted = drawn(plan, [linear.weight.detach() for linear in linears], parse_scheme(scheme), rank, int8)

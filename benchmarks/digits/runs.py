@@ -28,8 +28,9 @@ from benchmarks.digits.boards import held_out_questions, write_rows
 from benchmarks.digits.outliers import write_variant
 from benchmarks.digits.yardstick import Yardstick, measure, open_yardstick
 from quant_experts.calibration.processor import load_processor
-from quant_experts.model.families.family import DECODER_GROUPS
-from quant_experts.model.families.table import FAMILIES
+from quant_experts.model import blueprint
+from quant_experts.model.families.stack import DECODER_GROUPS
+from quant_experts.model.manifest import Manifest
 from quant_experts.run.quantize import quantize
 from quant_experts.spec.specification import QuantizationSpec
 
@@ -154,15 +155,20 @@ class Bench:
 @contextlib.contextmanager
 def _layers_apart() -> Iterator[None]:
     """Every layer an input group of its own, for as long as the block runs."""
-    family = FAMILIES["qwen2_vl"]
+    found = blueprint.manifest_of
     alone = tuple(
         (parent, layer.removesuffix("_proj"), (layer,)) for parent, _, layers in DECODER_GROUPS for layer in layers
     )
-    FAMILIES["qwen2_vl"] = replace(family, groups=alone)
+
+    def apart(model: Any) -> Manifest:
+        manifest = found(model)
+        return replace(manifest, decoder=replace(manifest.decoder, groups=alone, each=()))
+
+    blueprint.manifest_of = apart
     try:
         yield
     finally:
-        FAMILIES["qwen2_vl"] = family
+        blueprint.manifest_of = found
 
 
 @functools.cache

@@ -27,7 +27,8 @@ from quant_experts.checkpoint.layout import group_config, group_tensors, install
 from quant_experts.fit.fit_group import fit_group
 from quant_experts.fit.statistics import GroupStatistics, Observation, channel_importance
 from quant_experts.forward.modeling_quant_experts import dequantized_weights
-from quant_experts.model.groups import GroupPlan, family_of, plan_groups
+from quant_experts.model.groups import GroupPlan, plan_groups
+from quant_experts.model.manifest import manifest_of
 from quant_experts.spec.specification import QuantizationSpec
 
 OUT = Path(__file__).parents[1] / "results" / "real_quick"
@@ -119,8 +120,7 @@ def _load(bench: Bench) -> Any:
 
 
 def _plans(bench: Bench, model: nn.Module) -> list[list[GroupPlan]]:
-    config = json.loads((bench.prepared.model / "config.json").read_text(encoding="utf-8"))
-    return plan_groups(model, family_of(config))
+    return plan_groups(model, manifest_of(model))
 
 
 def _statistics(model: nn.Module, plan: GroupPlan) -> GroupStatistics:

@@ -19,8 +19,8 @@ from quant_experts.calibration.samples import FEWEST_HELD_OUT, Choice, RowFile, 
 from quant_experts.errors import InvalidCalibration, NumericalFailure, Stopped
 from quant_experts.model.block_runner import Arguments, NotCalled, capture_call
 from quant_experts.model.blueprint import Blueprint, around_blocks, empty, fill
-from quant_experts.model.families.family import Vision
 from quant_experts.model.families.stack import Stack
+from quant_experts.model.manifest import Vision
 from quant_experts.progress import Advanced, OnEvent, ShouldStop
 
 RESERVE_AT_A_TIME = 8
@@ -44,7 +44,7 @@ def gather_calls(
     Raises InvalidCalibration naming the first row when more than a tenth cannot be used, or when too few are left;
     NumericalFailure when the vision tower overflows; Stopped between rows.
     """
-    stacks = blueprint.family.stacks(vision)
+    stacks = blueprint.manifest.stacks(vision)
     writer = CallWriter(work, keep_inputs=len(stacks) > 1)
     skipped: Counter[str] = Counter()
     bad: list[str] = []
@@ -140,10 +140,10 @@ def _add_variant(
 @contextmanager
 def _before_the_blocks(blueprint: Blueprint, stacks: Sequence[Stack]) -> Iterator[None]:
     """What runs before the first stack's blocks in memory; the blocks and the head are not needed."""
-    needed = blueprint.family.before_blocks
+    needed = blueprint.manifest.before_blocks
     if len(stacks) > 1:
         # Models embed their tokens before they look at images.
-        needed = (*around_blocks(blueprint, stacks[0]), f"{stacks[-1].module}.embed_tokens")
+        needed = (*around_blocks(blueprint, stacks[0]), blueprint.manifest.embeddings)
     for name in needed:
         fill(blueprint, name)
     try:

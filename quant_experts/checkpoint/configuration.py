@@ -27,6 +27,7 @@ def loadable_config(
     spec: QuantizationSpec,
     groups: Sequence[Mapping[str, Any]],
     tensors: Mapping[str, TensorSource],
+    manifest: Mapping[str, Any] | None = None,
     untied: bool = False,
 ) -> str:
     """The text of config.json. ``untied``: the output head is not the embeddings, whatever the source's says.
@@ -60,6 +61,7 @@ def loadable_config(
         "packing": "compressed-tensors pack-quantized",
         "library_version": quant_experts.__version__,
         "ignored": ignored_modules(tensors, groups),
+        **({} if manifest is None else {"manifest": dict(manifest)}),
         "groups": [dict(group) for group in groups],
     }
     return json.dumps(config, indent=2) + "\n"

@@ -11,6 +11,7 @@ from quant_experts.checkpoint.shards import INDEX, TensorSource, stored_tensors
 from quant_experts.checkpoint.write import REPORT
 from quant_experts.errors import InvalidCheckpoint, InvalidModel
 from quant_experts.forward.modeling_quant_experts import QUANT_METHOD
+from quant_experts.model.manifest_record import check_version
 from quant_experts.report.data import QualityReport
 
 BASE = (".weight_packed", ".weight_scale", ".weight_shape")
@@ -65,6 +66,8 @@ def read_contents(directory: Path) -> Contents:
     quantization = config.get("quantization_config")
     if not isinstance(quantization, dict) or quantization.get("quant_method") != QUANT_METHOD:
         raise InvalidCheckpoint(f"{directory}: config.json does not say quant_method {QUANT_METHOD!r}")
+    if isinstance(quantization.get("manifest"), dict):
+        check_version(quantization["manifest"])
     weight_map = _weight_map(directory)
     tensors: dict[str, TensorSource] = {}
     shards = sorted(set(weight_map.values()))

@@ -69,6 +69,7 @@ def write_checkpoint(
     report: QualityReport,
     recipe: Mapping[str, Any],
     architecture: str,
+    manifest: Mapping[str, Any] | None = None,
     untied: bool = False,
     check: Callable[[Path], None] | None = None,
 ) -> list[WrittenFile]:
@@ -77,9 +78,9 @@ def write_checkpoint(
     ``source``: the model's directory. ``block_files``: one safetensors file per walked block with all of its tensors.
     ``groups``: entries of ``quantization_config["groups"]``. ``other_tensors``: everything outside of the blocks; it is
     consumed once, one tensor in memory at a time. All names are those of modules in memory. ``architecture``: the
-    model's class. ``untied``: its output head is not its embeddings, though config.json says so. ``check``: called with
-    the complete directory before it gets its name; what it raises is passed on,
-    and nothing is left behind.
+    model's class. ``manifest``: stacks and skipped layers (``manifest_record.py``). ``untied``: its output head is not
+    its embeddings, though config.json says so. ``check``: called with the complete directory before it gets its name;
+    what it raises is passed on, and nothing is left behind.
 
     Raises InvalidSpec when ``output`` exists and is not empty, InvalidModel when two files hold the same tensor.
     """
@@ -98,7 +99,13 @@ def write_checkpoint(
         made = processor_files(source)
         files += _copy_companions(source, directory, leave_out=set(made))
         config = loadable_config(
-            source, architecture=architecture, spec=spec, groups=groups, tensors=tensors, untied=untied
+            source,
+            architecture=architecture,
+            spec=spec,
+            groups=groups,
+            tensors=tensors,
+            manifest=manifest,
+            untied=untied,
         )
         texts = {
             "config.json": config,

@@ -1,13 +1,13 @@
-"""``qe inspect``: what a checkpoint holds, from headers alone."""
+"""``qe inspect``: what a checkpoint holds, from headers alone; or what would be quantized in a model and what not."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -21,15 +21,28 @@ WIDTH_OF_A_FILE = 140
 """Columns when nobody watches: without a terminal rich assumes 80 and folds the names."""
 
 
+DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
 @click.command("inspect", short_help="Say what is in a checkpoint: bits, layers, quality.")
-@click.argument("directory", metavar="OUT", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("directory", metavar="OUT", required=False, type=DIRECTORY)
+@click.option("--model", metavar="DIR", type=DIRECTORY, help="A model directory instead: its stacks and input groups.")
+@click.option("--vision", type=click.Choice(["keep", "quantize"]), default="keep", help="Of --model: also its tower.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
-def command(directory: Path, as_json: bool) -> None:
+def command(directory: Path | None, model: Path | None, vision: Literal["keep", "quantize"], as_json: bool) -> None:
     """Say what the checkpoint OUT holds.
 
     Reads headers, no tensors. Per input group: how many blocks have it, its layers, bit widths, group size, ranks of
     shared and routed experts, stored bits per weight.
+
+    With --model: what would be quantized in a model that is not yet, and what would stay and why. No weights are read.
     """
+    if (directory is None) == (model is None):
+        raise click.UsageError("give a checkpoint OUT, or --model DIR")
+    if model is not None:
+        _inspect_model(model, vision, as_json)
+        return
+    assert directory is not None
     from quant_experts.checkpoint.read import read_contents
 
     contents = read_contents(directory)
@@ -37,6 +50,44 @@ def command(directory: Path, as_json: bool) -> None:
         click.echo(json.dumps(_as_dict(contents), indent=2))
     else:
         _print(contents)
+
+
+def _inspect_model(directory: Path, vision: Literal["keep", "quantize"], as_json: bool) -> None:
+    import torch
+
+    from quant_experts.model.blueprint import open_blueprint
+    from quant_experts.model.groups import plan_groups, skipped_layers
+    from quant_experts.model.manifest_record import record_of
+
+    blueprint = open_blueprint(directory, device=torch.device("cpu"))
+    plans = plan_groups(blueprint.model, blueprint.manifest, vision=vision)
+    record = record_of(blueprint.manifest, plans)
+    record["skipped"] = skipped_layers((plan for block in plans for plan in block), blueprint.manifest)
+    if as_json:
+        click.echo(json.dumps(record, indent=2))
+        return
+    click.echo(f"{record['architecture']} · {record['quantized_weights']:,} weights in input groups")
+    for stack in record["stacks"]:
+        click.echo(f"{stack['name']}: {stack['blocks']}, run by {stack['module']}")
+        for kind in (each for each in record["kinds"] if each["stack"] == stack["name"]):
+            click.echo(f"  blocks {_ranges(kind['blocks'])}" if kind["blocks"] else "  behind the blocks")
+            for group in kind["groups"]:
+                layers, outs = " ".join(group["layers"]), "+".join(map(str, group["outs"]))
+                click.echo(f"    {group['name']}: {layers} ({group['width']} → {outs})")
+    click.echo("left as they are:")
+    for name, reason in record["skipped"].items():
+        click.echo(f"  {name}: {reason}")
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """``0, 2 to 27``: numbers in order."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
 
 
 def _as_dict(contents: Contents) -> dict[str, object]:

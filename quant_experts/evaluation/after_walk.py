@@ -50,7 +50,7 @@ def measure_run(
         blocks,
         calls,
         widest=max(plan.width for block in plans for plan in block),
-        takes_images=blueprint.family.vision is not None,
+        takes_images=blueprint.manifest.takes_images,
     )
     found = (*calibration.reasons, *warnings, *((about_images,) if about_images else ()))
     return Measured(quality, probe, baseline, images, calibration, found, compare_replies(blueprint, calls, work))

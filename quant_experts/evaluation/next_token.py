@@ -132,7 +132,7 @@ def _perplexity(loss: float) -> float:
 @contextmanager
 def after_the_blocks(blueprint: Blueprint) -> Iterator[None]:
     """The output head in memory."""
-    head = blueprint.family.head
+    head = blueprint.manifest.head
     fill(blueprint, head)
     try:
         yield

@@ -93,7 +93,7 @@ def capture_call(
     if stack.embeds is not None:
         tokens, states = arguments.pop("input_ids", None), arguments.pop(stack.embeds, None)
         if states is None:
-            states = module.embed_tokens(tokens)
+            states = module.get_submodule(stack.embedding)(tokens)
     for name in ("use_cache", "past_key_values"):  # given anew with every call
         arguments.pop(name, None)
     assert states is not None

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoModelForSpeechSeq2Seq,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, PreTrainedModel
 
 from quant_experts.errors import InvalidModel
 from quant_experts.model.families.stack import Stack
-from quant_experts.model.groups import Family, family_of
+from quant_experts.model.manifest import Manifest, auto_class_of, manifest_of, parts_but
 from quant_experts.model.weights import Shards, Weights, open_shards
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -45,7 +42,7 @@ class Blueprint:
 
     directory: Path
     config_text: str
-    family: Family
+    manifest: Manifest
     model: Any
     weights: Weights
     dtype: torch.dtype
@@ -53,22 +50,53 @@ class Blueprint:
 
     @property
     def language_model(self) -> Any:
-        return self.model.get_submodule(self.family.language_model)
+        return self.model.get_submodule(self.manifest.language_model)
 
     def module(self, stack: Stack) -> Any:
         """The module whose forward runs the stack."""
         return self.model.get_submodule(stack.module)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden: (..., d) behind the last norm; returns (..., vocabulary), as the model makes them."""
-        logits: Tensor = self.model.get_submodule(self.family.head)(hidden)
-        cap = getattr(self.model.config, "final_logit_softcapping", None) if self.family.soft_cap else None
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        """hidden: (n, d) behind the last norm; returns (n, vocabulary), as the model makes them: its own forward runs,
+        scales and caps included, with ``hidden`` in place of what the modules before the head put out."""
+        with _putting_out(self.model, self.manifest.language_model, hidden.unsqueeze(0)):
+            tokens = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
+            name = "decoder_input_ids" if self.manifest.encoder is not None else "input_ids"
+            logits: Tensor = self.model(**{name: tokens}, use_cache=False).logits
+        return logits.squeeze(0)
 
     @property
     def blocks(self) -> int:
         """Of the last stack."""
-        return len(self.language_model.layers)
+        return len(self.language_model.get_submodule(self.manifest.decoder.layers))
+
+
+class _States:
+    """What a module's forward returns, of which only the hidden states are known."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.last_hidden_state = hidden
+
+    def __getitem__(self, place: Any) -> Any:
+        return (self.last_hidden_state,)[place]
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+@contextmanager
+def _putting_out(model: nn.Module, path: str, hidden: Tensor) -> Iterator[None]:
+    """While open, the module ``path`` and those around it return ``hidden`` without running."""
+    parts = path.split(".")
+    modules: list[Any] = [model.get_submodule(".".join(parts[:end])) for end in range(1, len(parts) + 1)]
+    for module in modules:
+        module.forward = lambda *args, **kwargs: _States(hidden)
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward
 
 
 def read_config(directory: Path) -> tuple[str, dict[str, Any]]:
@@ -94,18 +122,18 @@ def open_blueprint(directory: Path, *, device: torch.device) -> Blueprint:
     Raises UnsupportedModel for another architecture, InvalidModel for everything that is wrong with the files.
     """
     text, config = read_config(directory)
-    family = family_of(config)
+    auto_class = auto_class_of(config)
     if config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method", "an unknown method")
         raise InvalidModel(f"{directory.name} is already quantized ({method}); give the model that it was made from")
     shards = open_shards(directory)
-    model, dtype = _build(directory, family, shards)
-    weights = Weights(shards, model)
-    return Blueprint(directory, text, family, model, weights, dtype, device)
+    model, dtype = _build(directory, auto_class, shards)
+    manifest = manifest_of(model)
+    return Blueprint(directory, text, manifest, model, Weights(shards, model), dtype, device)
 
 
-def _build(directory: Path, family: Family, shards: Shards) -> tuple[PreTrainedModel, torch.dtype]:
-    kind = _auto_class(family)
+def _build(directory: Path, auto_class: str, shards: Shards) -> tuple[PreTrainedModel, torch.dtype]:
+    kind = getattr(transformers, auto_class)
     try:
         # Never trust_remote_code: only the library's own classes run, whatever auto_map says.
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
@@ -117,12 +145,6 @@ def _build(directory: Path, family: Family, shards: Shards) -> tuple[PreTrainedM
         raise InvalidModel(f"{directory.name}/config.json does not describe a model: {reason}") from error
     model.eval().requires_grad_(False)
     return model, dtype
-
-
-def _auto_class(family: Family) -> Any:
-    if family.encoder is not None:
-        return AutoModelForSpeechSeq2Seq
-    return AutoModelForImageTextToText if family.vision else AutoModelForCausalLM
 
 
 def _dtype(config: Any, shards: Shards) -> torch.dtype:
@@ -139,14 +161,20 @@ def _dtype(config: Any, shards: Shards) -> torch.dtype:
 
 
 def fill(blueprint: Blueprint, prefix: str) -> None:
-    """Read every tensor of the module ``prefix`` onto the device; ``prefix`` may also name a single parameter.
+    """Read every tensor of the module ``prefix`` onto the device; ``prefix`` may also name one parameter or buffer.
 
     Raises InvalidModel for one that is not finite.
     """
-    if (owned := _parameter(blueprint.model, prefix)) is not None:
+    if (owned := _tensor(blueprint.model, prefix)) is not None:
         owner, name = owned
+        if name in owner._non_persistent_buffers_set:
+            _compute_buffers(blueprint, prefix.rpartition(".")[0], owner)
+            return
         tensor = blueprint.weights.read(prefix).to(blueprint.device)
-        owner._parameters[name] = nn.Parameter(tensor, requires_grad=False)
+        if name in owner._buffers:
+            owner._buffers[name] = tensor
+        else:
+            owner._parameters[name] = nn.Parameter(tensor, requires_grad=False)
         return
     _make_buffers(blueprint, prefix)  # before the parameters: initialising an embedding's scale draws its weights too
     module = blueprint.model.get_submodule(prefix)
@@ -168,30 +196,27 @@ def fill(blueprint: Blueprint, prefix: str) -> None:
 def around_blocks(blueprint: Blueprint, stack: Stack) -> list[str]:
     """Modules of a stack's module that are part of every forward, whichever block runs: all but blocks and embeddings
     of tokens, which are large. Norms and rotary tables of a language model; patch embedding and merger of a tower."""
-    found: list[str] = []
-    prefix, inside = stack.module, stack.layers
-    while inside:
-        on_the_way, _, inside = inside.partition(".")
-        names = [name for name, _ in blueprint.model.get_submodule(prefix).named_children()]
-        found += [f"{prefix}.{name}" for name in names if name not in (on_the_way, "embed_tokens")]
-        prefix = f"{prefix}.{on_the_way}"
-    return found
+    without = {f"{stack.module}.{stack.layers}", f"{stack.module}.{stack.embedding}"}
+    return list(parts_but(blueprint.model, stack.module, without))
 
 
 def empty(blueprint: Blueprint, prefix: str) -> None:
-    """Forget the tensors of the module (or the parameter) ``prefix``: back to the meta device."""
-    if (owned := _parameter(blueprint.model, prefix)) is not None:
+    """Forget the tensors of the module (or the parameter or buffer) ``prefix``: back to the meta device."""
+    if (owned := _tensor(blueprint.model, prefix)) is not None:
         owner, name = owned
-        owner._parameters[name] = nn.Parameter(owner._parameters[name].to("meta"), requires_grad=False)
+        if name in owner._buffers:
+            owner._buffers[name] = owner._buffers[name].to("meta")
+        else:
+            owner._parameters[name] = nn.Parameter(owner._parameters[name].to("meta"), requires_grad=False)
         return
     blueprint.model.get_submodule(prefix).to("meta")
 
 
-def _parameter(model: nn.Module, path: str) -> tuple[Any, str] | None:
-    """The module that owns the parameter ``path`` and the parameter's name in it; None when ``path`` is a module."""
+def _tensor(model: nn.Module, path: str) -> tuple[Any, str] | None:
+    """The module that owns the parameter or buffer ``path``, and its name in it; None when ``path`` is a module."""
     owner_name, _, name = path.rpartition(".")
     owner = model.get_submodule(owner_name)
-    return (owner, name) if name in owner._parameters else None
+    return (owner, name) if name in owner._parameters or name in owner._buffers else None
 
 
 def _make_buffers(blueprint: Blueprint, prefix: str) -> None:
@@ -201,21 +226,25 @@ def _make_buffers(blueprint: Blueprint, prefix: str) -> None:
     know is found instead of used.
     """
     for owner_name, owner in blueprint.model.get_submodule(prefix).named_modules(prefix=prefix):
-        waiting = [name for name in owner._non_persistent_buffers_set if owner._buffers.get(name) is not None]
-        waiting = [name for name in waiting if owner._buffers[name].is_meta]
-        if not waiting:
-            continue
-        for name in waiting:
-            unknown = float("nan") if owner._buffers[name].is_floating_point() else -1
-            owner._buffers[name] = torch.full_like(owner._buffers[name], unknown, device="cpu")
-        _enclosing_model(blueprint.model, owner_name)._init_weights(owner)
-        for name in waiting:
-            made = owner._buffers[name]
-            if not bool((torch.isfinite(made) if made.is_floating_point() else made >= 0).all()):
-                raise InvalidModel(
-                    f"{owner_name}.{name} cannot be computed; this version of transformers builds it differently"
-                )
-            owner._buffers[name] = made.to(blueprint.device)
+        _compute_buffers(blueprint, owner_name, owner)
+
+
+def _compute_buffers(blueprint: Blueprint, owner_name: str, owner: Any) -> None:
+    waiting = [name for name in owner._non_persistent_buffers_set if owner._buffers.get(name) is not None]
+    waiting = [name for name in waiting if owner._buffers[name].is_meta]
+    if not waiting:
+        return
+    for name in waiting:
+        unknown = float("nan") if owner._buffers[name].is_floating_point() else -1
+        owner._buffers[name] = torch.full_like(owner._buffers[name], unknown, device="cpu")
+    _enclosing_model(blueprint.model, owner_name)._init_weights(owner)
+    for name in waiting:
+        made = owner._buffers[name]
+        if not bool((torch.isfinite(made) if made.is_floating_point() else made >= 0).all()):
+            raise InvalidModel(
+                f"{owner_name}.{name} cannot be computed; this version of transformers builds it differently"
+            )
+        owner._buffers[name] = made.to(blueprint.device)
 
 
 def _enclosing_model(model: Any, name: str) -> Any:

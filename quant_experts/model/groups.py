@@ -1,33 +1,20 @@
-"""Which models the walk knows, and the input groups inside the blocks of their stacks.
+"""The input groups inside the blocks of a model's stacks, as the walk goes through them.
 
-An input group is the set of sibling linear layers that read the same activation (method.md, section 2). What is known
-about each family is in ``families/``.
+An input group is the set of sibling linear layers that read the same activation (method.md, section 2). They are found
+in the model (``discovery.py``).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from torch import nn
 
-from quant_experts.errors import InvalidModel, UnsupportedModel
-from quant_experts.model.families.family import Family, Vision
-from quant_experts.model.families.stack import LANGUAGE, Groups, Stack
-from quant_experts.model.families.table import FAMILIES, ORIGINALS
-
-__all__ = [
-    "FAMILIES",
-    "Family",
-    "GroupPlan",
-    "block_prefix",
-    "family_of",
-    "plan_groups",
-    "skipped_layers",
-    "walked_modules",
-]
+from quant_experts.errors import InvalidModel
+from quant_experts.model.families.stack import LANGUAGE, Stack
+from quant_experts.model.manifest import Manifest, Vision
 
 
 @dataclass(frozen=True)
@@ -62,58 +49,26 @@ class GroupPlan:
         return self.stack.media == "audio" or self.of_memory
 
 
-def family_of(config: dict[str, Any]) -> Family:
-    """The family of a ``config.json``.
-
-    Raises UnsupportedModel: with the list of supported ones, or with what this model has that its family's walk lacks.
-    """
-    model_type = config.get("model_type")
-    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
-    classes = {name: known.model_class for name, known in FAMILIES.items()} | ORIGINALS
-    supported = ", ".join(f"{name} ({model_class})" for name, model_class in classes.items())
-    if family is None:
-        raise UnsupportedModel(f"config.json: model_type {model_type!r} is not supported; supported: {supported}")
-    architectures = config.get("architectures") or [family.model_class]
-    if family.model_class not in architectures:
-        raise UnsupportedModel(
-            f"config.json: architecture {', '.join(map(str, architectures))} is not supported; supported: {supported}"
-        )
-    reason = family.refusal(config) if family.refusal else None
-    if reason:
-        raise UnsupportedModel(f"config.json: {reason}")
-    return family if family.text_model is None else replace(family, groups=_text_groups(config, family))
-
-
-def _text_groups(config: dict[str, Any], family: Family) -> Groups:
-    """The groups of the language model inside a model that may have any."""
-    text = config.get("text_config")
-    inside = text.get("model_type", family.text_model) if isinstance(text, dict) else family.text_model
-    known = {name: text for name, text in FAMILIES.items() if text.language_model == "model"}
-    if inside not in known:
-        raise UnsupportedModel(
-            f"config.json: a {config['model_type']} model with language model {inside!r} is not supported; "
-            f"supported language models: {', '.join(known)}"
-        )
-    return known[inside].groups
-
-
-def block_prefix(family: Family, block: int) -> str:
+def block_prefix(manifest: Manifest, block: int) -> str:
     """Module path of a block of the last stack."""
-    return family.decoder.block(block)
+    return manifest.decoder.block(block)
 
 
-def plan_groups(model: nn.Module, family: Family, *, vision: Vision = "keep") -> list[list[GroupPlan]]:
+def plan_groups(model: nn.Module, manifest: Manifest, *, vision: Vision = "keep") -> list[list[GroupPlan]]:
     """The input groups of every block that is walked, in the order in which they run: stack by stack, and what a stack
     has behind its blocks as one block more. ``model`` may be on the meta device.
 
-    Raises InvalidModel when a layer of the table is missing: the configuration then is not what the family promises.
+    Raises InvalidModel when a layer is missing, or is no linear layer.
     """
     plans: list[list[GroupPlan]] = []
-    for stack in family.stacks(vision):
+    for stack in manifest.stacks(vision):
         count = len(list(model.get_submodule(f"{stack.module}.{stack.layers}").children()))
         for index in range(count):
             block = stack.block(index)
-            groups = [(f"{block}.{within}".removesuffix("."), label, layers) for within, label, layers in stack.groups]
+            groups = [
+                (f"{block}.{within}".removesuffix("."), label, layers)
+                for within, label, layers in stack.groups_of(index)
+            ]
             plans.append([_plan(model, stack, len(plans), index, *group) for group in groups])
         if stack.behind:
             groups = [(parent, label, ls) for path, label, ls in stack.behind for parent in _each(model, path)]
@@ -154,25 +109,13 @@ def _linear(model: nn.Module, name: str) -> nn.Linear:
     try:
         module = model.get_submodule(name)
     except AttributeError:
-        raise InvalidModel(f"the model has no layer {name}, which its family has") from None
+        raise InvalidModel(f"the model has no layer {name}, which its groups have") from None
     if not isinstance(module, nn.Linear):
         raise InvalidModel(f"{name} is a {type(module).__name__}, not a linear layer")
     return module
 
 
-def skipped_layers(model: nn.Module, groups: Iterable[GroupPlan], family: Family) -> dict[str, str]:
-    """Every linear layer that stays as it is → the reason. Block numbers become ``*``: one line per kind."""
-    quantized = {f"{group.parent}.{layer}" for group in groups for layer in group.layers}
-    skipped: dict[str, str] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and name not in quantized:
-            skipped[re.sub(r"\.\d+\.", ".*.", name)] = _reason(name, family)
-    return skipped
-
-
-def _reason(name: str, family: Family) -> str:
-    if name == family.head:
-        return "output head: kept in full precision"
-    if family.vision and name.startswith((family.vision, *family.between)):
-        return "vision tower: quantizing it costs the most accuracy"
-    return "not one of the family's input groups"
+def skipped_layers(groups: Iterable[GroupPlan], manifest: Manifest) -> dict[str, str]:
+    """What stays as it is → the reason. Block numbers are ``*``: one line per kind."""
+    quantized = {re.sub(r"\.\d+(?=\.)", ".*", f"{group.parent}.{layer}") for group in groups for layer in group.layers}
+    return {name: reason for name, reason in manifest.skipped.items() if name not in quantized}

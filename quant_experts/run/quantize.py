@@ -37,6 +37,7 @@ from quant_experts.evaluation.calibration_quality import NO_IMAGE
 from quant_experts.model.blueprint import Blueprint, around_blocks, fill, open_blueprint
 from quant_experts.model.families.internvl_chat import native_directory
 from quant_experts.model.groups import GroupPlan, plan_groups
+from quant_experts.model.manifest_record import short_record
 from quant_experts.model.weights import INDEX, SINGLE, shards_fingerprint, stream
 from quant_experts.progress import Finished, OnEvent, PhaseStarted, ShouldStop, Warned, ignore, never
 from quant_experts.report.data import AutoSearch, QualityReport
@@ -100,8 +101,8 @@ def quantize(
     _check_output(output)
     source = native_directory(model, work / "native")
     blueprint = open_blueprint(source, device=_device(device))
-    check_stacks(spec, blueprint.family, blueprint.model.config)
-    plans = plan_groups(blueprint.model, blueprint.family, vision=spec.vision)
+    check_stacks(spec, blueprint.manifest, blueprint.model.config)
+    plans = plan_groups(blueprint.model, blueprint.manifest, vision=spec.vision)
     _check_group_size(spec, plans)
     check_mixed_precision(spec, plans, blueprint.dtype)
     collate = open_collator(source, blueprint.model.config, dtype=blueprint.dtype)
@@ -118,7 +119,7 @@ def quantize(
     for message in (
         *about_size(source, spec),
         *_observations(blueprint),
-        *about_stacks(spec, blueprint.family.stacks(spec.vision)[0]),
+        *about_stacks(spec, blueprint.manifest.stacks(spec.vision)[0]),
     ):
         warn(message)
     _fill_language_model(blueprint)
@@ -136,7 +137,7 @@ def quantize(
         should_stop=should_stop,
         vision=spec.vision,
     )
-    check_rows(calls, blueprint.family.stacks(spec.vision)[0])
+    check_rows(calls, blueprint.manifest.stacks(spec.vision)[0])
     for message in _warnings_about_rows(blueprint, calls):
         warn(message)
 
@@ -162,7 +163,7 @@ def quantize(
         keep_superseded=keep_superseded,
     )
 
-    tokens_audio = audio_tokens(calls, blueprint.family.stacks(spec.vision)[0])
+    tokens_audio = audio_tokens(calls, blueprint.manifest.stacks(spec.vision)[0])
     calls = calls_behind(plans, calls, work, treatment.fingerprint(fingerprint), blueprint)
 
     on_event(PhaseStarted("evaluating"))
@@ -222,7 +223,8 @@ def quantize(
         spec=spec,
         report=report,
         recipe=recipe,
-        architecture=blueprint.family.model_class,
+        architecture=blueprint.manifest.model_class,
+        manifest=short_record(blueprint.manifest, spec.vision),
         untied=bool(blueprint.weights.untied),
         check=check,
     )
@@ -265,7 +267,7 @@ def _without_blocks(blueprint: Blueprint) -> Blueprint:
 
 def _fill_language_model(blueprint: Blueprint) -> None:
     """Norm and rotary tables: small, and part of every forward."""
-    for name in around_blocks(blueprint, blueprint.family.decoder):
+    for name in around_blocks(blueprint, blueprint.manifest.decoder):
         fill(blueprint, name)
 
 
@@ -293,7 +295,7 @@ def _observations(blueprint: Blueprint) -> list[str]:
 
 def _warnings_about_rows(blueprint: Blueprint, calls: Calls) -> list[str]:
     messages = []
-    if blueprint.family.vision and not any(call.tokens_vision for call in calls.fit):
+    if blueprint.manifest.takes_images and not any(call.tokens_vision for call in calls.fit):
         messages.append(NO_IMAGE)
     for reason, count in calls.skipped.items():
         of_one = reason.startswith("calibration row ")

@@ -55,7 +55,7 @@ def scratch_directory(path: Path) -> Iterator[Path]:
 @contextmanager
 def around(blueprint: Blueprint, stack: Stack) -> Iterator[None]:
     """What every forward of the stack needs; of the last one it is in memory all the time."""
-    names = [] if stack == blueprint.family.decoder else around_blocks(blueprint, stack)
+    names = [] if stack == blueprint.manifest.decoder else around_blocks(blueprint, stack)
     for name in names:
         fill(blueprint, name)
     try:

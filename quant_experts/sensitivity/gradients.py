@@ -98,7 +98,7 @@ def _store_output(
 ) -> None:
     """Stream ``n`` holds what comes out of the first n blocks."""
     with (
-        _loaded(blueprint, block_prefix(blueprint.family, number)),
+        _loaded(blueprint, block_prefix(blueprint.manifest, number)),
         block_glue(blueprint.language_model, number) as glue,
     ):
         for call in rows:
@@ -146,7 +146,7 @@ def _backwards(
     assert number is not None, "the last stack has nothing behind its blocks"
     magnitudes = {plan.name: _Magnitudes(torch.zeros(0, dtype=torch.bool)) for plan in block}
     with (
-        _loaded(blueprint, block_prefix(blueprint.family, number)),
+        _loaded(blueprint, block_prefix(blueprint.manifest, number)),
         block_glue(blueprint.language_model, number) as glue,
         _watched(blueprint, block, magnitudes),
     ):

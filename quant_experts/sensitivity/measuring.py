@@ -62,7 +62,7 @@ class Measuring:
 
         In a vision tower or an encoder all tokens are of one modality: there is nothing to balance.
         """
-        if spec.smoothing != "mbq" or self.blueprint.family.encoder is not None:
+        if spec.smoothing != "mbq" or self.blueprint.manifest.encoder is not None:
             return {}
         found = read_record(self.work, GRADIENTS, self.fingerprint)
         if found is not None:

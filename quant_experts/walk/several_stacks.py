@@ -7,9 +7,9 @@ from typing import Any
 
 from quant_experts.calibration.captured_inputs import Calls
 from quant_experts.errors import InvalidCalibration, InvalidSpec
-from quant_experts.model.families.family import Family
+from quant_experts.model.families.overrides import TOWERS
 from quant_experts.model.families.stack import Stack
-from quant_experts.model.groups import FAMILIES
+from quant_experts.model.manifest import Manifest
 from quant_experts.spec.specification import QuantizationSpec
 
 VISION_COSTS = (
@@ -29,17 +29,17 @@ NOTHING_TO_BALANCE = {
 }
 
 
-def check_stacks(spec: QuantizationSpec, family: Family, config: Any) -> None:
+def check_stacks(spec: QuantizationSpec, manifest: Manifest, config: Any) -> None:
     """``config``: the model's. Raises InvalidSpec for a vision tower that cannot be quantized."""
     if spec.vision == "quantize":
-        _check_tower(family, config)
+        _check_tower(manifest, config)
 
 
-def _check_tower(family: Family, config: Any) -> None:
-    if family.tower is None:
-        able = ", ".join(name for name, known in FAMILIES.items() if known.tower is not None)
-        what = "has no vision tower" if family.vision is None else "has a vision tower that cannot be quantized"
-        raise InvalidSpec(f'vision "quantize": {family.model_class} {what}; it works for {able}')
+def _check_tower(manifest: Manifest, config: Any) -> None:
+    if manifest.tower is None:
+        able = ", ".join(TOWERS)
+        what = "has no vision tower" if not manifest.takes_images else "has a vision tower that cannot be quantized"
+        raise InvalidSpec(f'vision "quantize": {manifest.model_class} {what}; it works for {able}')
     layer = getattr(config, "vision_feature_layer", -1)
     if layer != -1:
         raise InvalidSpec(

@@ -60,7 +60,7 @@ def to_the_next_stack(
         index: TensorFile(work / chain_file(calls.first + index)) for index in stack.read_again(blueprint.model.config)
     }
     module, next_module = blueprint.module(stack), blueprint.module(following)
-    between = (*blueprint.family.between, f"{following.module}.embed_tokens")
+    between = (*blueprint.manifest.between, blueprint.manifest.embeddings)
     for name in between:
         fill(blueprint, name)
     try:

@@ -37,7 +37,7 @@ def truncated(model: Path) -> None:
 def other_architecture(model: Path) -> None:
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(
-        json.dumps({**config, "model_type": "mamba", "architectures": ["MambaForCausalLM"]})
+        json.dumps({**config, "model_type": "vit", "architectures": ["ViTForImageClassification"]})
     )
 
 
@@ -52,7 +52,7 @@ CASES: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "pickle-only": (pickle_only, "invalid_model", "safetensors"),
     "missing-shard": (missing_shard, "invalid_model", "model-00002-of-00002.safetensors"),
     "truncated": (truncated, "invalid_model", "model.safetensors"),
-    "other-architecture": (other_architecture, "unsupported_model", "qwen2_vl"),
+    "other-architecture": (other_architecture, "unsupported_model", "model_type 'vit' is not supported"),
     "not-a-number": (not_a_number, "numerical_failure|invalid_model", "layers.1.mlp"),
 }
 

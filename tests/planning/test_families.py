@@ -11,10 +11,10 @@ import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from quant_experts.model.blueprint import open_blueprint
-from quant_experts.model.families.family import Vision
 from quant_experts.model.families.internvl_chat import native_directory
-from quant_experts.model.families.table import FAMILIES, ORIGINALS
+from quant_experts.model.families.overrides import TOWERS
 from quant_experts.model.groups import plan_groups, skipped_layers, walked_modules
+from quant_experts.model.manifest import Vision
 from quant_experts.planning import families
 from quant_experts.planning.errors import Unreadable
 from quant_experts.planning.headers import ModelHeaders
@@ -28,39 +28,9 @@ from tests.models import make_model
 from tests.models_internvl_chat import make_internvl_chat
 
 
-def test_the_planner_knows_the_families_that_the_library_walks() -> None:
-    library = {
-        name: (family.model_class, family.vision is not None, family.text_model, family.head)
-        for name, family in FAMILIES.items()
-    }
-    planner = {
-        name: (family.model_class, family.vision, family.any_text, family.head)
-        for name, family in families.FAMILIES.items()
-    }
-    assert planner == library
-    assert planner.keys() | families.ORIGINALS.keys() == library.keys() | ORIGINALS.keys()
-    assert families.ORIGINALS == ORIGINALS
-
-
-@pytest.mark.parametrize("name", families.FAMILIES)
-def test_the_planner_knows_the_stacks_that_the_library_walks(name: str) -> None:
-    library = [
-        (stack.name, f"{stack.module}.{stack.layers}", stack.groups, stack.behind, stack.media, stack.memory)
-        for stack in FAMILIES[name].stacks("quantize")
-    ]
-    planner = [
-        (stack.name, stack.blocks, stack.groups, stack.behind, stack.media, stack.memory)
-        for stack in families.FAMILIES[name].stacks("quantize")
-    ]
-    assert planner == library
-
-
 @pytest.mark.parametrize("name", families.FAMILIES)
 def test_a_head_is_tied_by_default_where_transformers_ties_it(name: str) -> None:
     assert CONFIG_MAPPING[name]().tie_word_embeddings is families.FAMILIES[name].tied
-
-
-SEEING = [name for name, known in FAMILIES.items() if known.tower is not None]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +38,7 @@ SEEING = [name for name, known in FAMILIES.items() if known.tower is not None]
     [
         *((family, False, "keep") for family in (*MADE, "whisper")),
         *((family, True, "keep") for family in ("qwen2_vl", "llava", "opt", "whisper")),
-        *((family, False, "quantize") for family in SEEING),
+        *((family, False, "quantize") for family in TOWERS),
     ],
 )
 def test_the_groups_found_in_the_files_are_those_of_the_model_in_memory(
@@ -76,7 +46,7 @@ def test_the_groups_found_in_the_files_are_those_of_the_model_in_memory(
 ) -> None:
     make_model(family, tmp_path, tied=tied)
     blueprint = open_blueprint(tmp_path, device=torch.device("cpu"))
-    walked = plan_groups(blueprint.model, blueprint.family, vision=vision)
+    walked = plan_groups(blueprint.model, blueprint.manifest, vision=vision)
     planned = [group for block in walked for group in block]
     shapes = shapes_of(read_local(tmp_path), vision=vision)
     named = [(block[0].stack.name, block[0].index) for block in walked]
@@ -89,7 +59,7 @@ def test_the_groups_found_in_the_files_are_those_of_the_model_in_memory(
     others = [name for name in blueprint.weights.names if not name.startswith(inside)]
     assert shapes.others == sum(blueprint.weights.bytes(name) for name in others)
     # Every linear layer that the walk leaves is spoken of, and with the same reason.
-    left = skipped_layers(blueprint.model, planned, blueprint.family)
+    left = skipped_layers(planned, blueprint.manifest)
     assert {reason.split(":")[0] for reason in left.values()} <= {kind.reason.split(":")[0] for kind in shapes.skipped}
 
 
@@ -97,7 +67,7 @@ def test_the_groups_found_in_the_files_are_those_of_the_model_in_memory(
 def test_the_tower_of_an_original_repository_is_found_under_its_own_names(language: str, tmp_path: Path) -> None:
     make_internvl_chat(tmp_path / "original", language)
     blueprint = open_blueprint(native_directory(tmp_path / "original", tmp_path / "native"), device=torch.device("cpu"))
-    walked = plan_groups(blueprint.model, blueprint.family, vision="quantize")
+    walked = plan_groups(blueprint.model, blueprint.manifest, vision="quantize")
     shapes = shapes_of(read_local(tmp_path / "original"), vision="quantize")
     assert [(g.name, g.label, g.layers, g.width, g.outs) for g in shapes.groups] == [
         (g.name, g.label, g.layers, g.width, g.outs) for block in walked for g in block

@@ -17,7 +17,8 @@ from quant_experts.checkpoint.layout import group_config, group_tensors, install
 from quant_experts.checkpoint.write import write_checkpoint
 from quant_experts.fit.fitted import FittedGroup
 from quant_experts.fit.quantizer import quantize
-from quant_experts.model.groups import GroupPlan, family_of, plan_groups
+from quant_experts.model.groups import GroupPlan, plan_groups
+from quant_experts.model.manifest import manifest_of
 from quant_experts.report.data import BlockReport, GroupReport, ModelQuality, QualityReport, Size, StageErrors
 from quant_experts.spec.specification import QuantizationSpec
 from tests.models import make_model
@@ -71,9 +72,9 @@ def quantized_parts(
 ) -> Parts:
     source = make_model(family, directory / "source", tied=tied, dtype=dtype)
     config = json.loads((source / "config.json").read_text())
-    known = family_of(config)
-    model_class = getattr(transformers, known.model_class)
+    model_class = getattr(transformers, config["architectures"][0])
     model = model_class.from_pretrained(source, dtype=dtype).eval()
+    known = manifest_of(model)
     groups, block_files = [], []
     for block, plans in enumerate(plan_groups(model, known)):
         for i, plan in enumerate(plans):

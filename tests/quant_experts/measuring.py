@@ -11,8 +11,8 @@ from quant_experts.calibration.capture import gather_calls
 from quant_experts.calibration.collate import open_collator
 from quant_experts.calibration.samples import choose, open_rows
 from quant_experts.model.blueprint import fill, open_blueprint
-from quant_experts.model.families.family import Vision
 from quant_experts.model.groups import plan_groups
+from quant_experts.model.manifest import Vision
 from quant_experts.progress import OnEvent, ShouldStop, ignore, never
 from quant_experts.sensitivity.measuring import Measuring
 from quant_experts.walk.resume_files import claim_directory
@@ -44,7 +44,7 @@ def measuring(
     claim_directory(work, {})
     for name, _ in blueprint.language_model.named_children():
         if name not in ("layers", "embed_tokens"):
-            fill(blueprint, f"{blueprint.family.language_model}.{name}")
+            fill(blueprint, f"{blueprint.manifest.language_model}.{name}")
     calls = gather_calls(
         blueprint,
         file,
@@ -56,5 +56,5 @@ def measuring(
         should_stop=never,
         vision=vision,
     )
-    plans = plan_groups(blueprint.model, blueprint.family, vision=vision)
+    plans = plan_groups(blueprint.model, blueprint.manifest, vision=vision)
     return Measuring(blueprint, plans, calls, work, "run", on_event, should_stop)

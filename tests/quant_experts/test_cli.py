@@ -88,6 +88,32 @@ def test_inspect_says_bits_and_layers(
     assert contents["quality"]["kl"] >= 0
 
 
+def test_inspect_says_what_would_be_quantized_in_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = make_model("qwen2_vl", tmp_path)
+    assert run(["inspect", "--model", str(model)]) == 0
+    text = capsys.readouterr().out
+    assert "language model: model.language_model.layers, run by model.language_model" in text
+    assert "blocks 0 to 1" in text
+    assert "self_attn.qkv: q_proj k_proj v_proj (128 → 128+64+64)" in text
+    assert "lm_head: output head: kept in full precision" in text
+    assert run(["inspect", "--json", "--vision", "quantize", "--model", str(model)]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert [kind["stack"] for kind in record["kinds"]] == ["vision", "vision", "language model"]
+    assert record["version"] == 1
+
+
+def test_a_checkpoint_of_a_later_library_is_refused_by_its_version(
+    quantized: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = Path(shutil.copytree(quantized[0], tmp_path / "out"))
+    config = json.loads((checkpoint / "config.json").read_text())
+    assert config["quantization_config"]["manifest"]["version"] == 1
+    config["quantization_config"]["manifest"]["version"] = 2
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    assert run(["inspect", str(checkpoint)]) != 0
+    assert "the manifest in quantization_config has version 2, this library reads up to 1" in capsys.readouterr().err
+
+
 def test_inspect_says_what_the_report_knows(
     quantized: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -43,7 +43,7 @@ def test_blocks_one_by_one_are_the_whole_model(family: str, tmp_path: Path) -> N
     kind = AutoModelForSpeechSeq2Seq if family == "whisper" else kind
     whole = kind.from_pretrained(directory)
     expected, logits = outputs_of_the_whole_model(
-        whole, whole.get_submodule(blueprint.family.language_model).layers, sample.inputs
+        whole, whole.get_submodule(blueprint.manifest.language_model).layers, sample.inputs
     )
 
     for name, _ in blueprint.model.named_children():
@@ -92,7 +92,7 @@ def test_blocks_of_the_first_stack_one_by_one_are_the_whole_stack(family: str, t
     """And the first block begins with the states that are kept, whatever this machine would compute for them."""
     directory = make_model(family, tmp_path)
     blueprint = open_blueprint(directory, device=CPU)
-    stack = blueprint.family.stacks("keep" if family == "whisper" else "quantize")[0]
+    stack = blueprint.manifest.stacks("keep" if family == "whisper" else "quantize")[0]
     sample = open_collator(directory, blueprint.model.config)(parse_row(1, ROWS[family](1), tmp_path))
     for name, _ in blueprint.model.named_children():
         fill(blueprint, name)
@@ -113,7 +113,7 @@ def test_a_row_without_an_image_goes_past_the_vision_tower(tmp_path: Path) -> No
     blueprint = open_blueprint(directory, device=CPU)
     fill(blueprint, "model.language_model.embed_tokens")
     sample = open_collator(directory, blueprint.model.config)(parse_row(1, text_row(1), tmp_path))
-    tower, language = blueprint.family.stacks("quantize")
+    tower, language = blueprint.manifest.stacks("quantize")
     with pytest.raises(NotCalled):
         capture_call(
             blueprint.model, blueprint.module(tower), sample.inputs, tower, next_module=blueprint.module(language)

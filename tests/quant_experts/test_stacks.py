@@ -26,7 +26,7 @@ from quant_experts.errors import InvalidCalibration, InvalidSpec, Stopped
 from quant_experts.evaluation.next_token import evaluate, text_positions
 from quant_experts.forward.modeling_quant_experts import InputGroup, QuantizedLinear
 from quant_experts.model.blueprint import around_blocks, fill, open_blueprint
-from quant_experts.model.groups import FAMILIES, GroupPlan, plan_groups
+from quant_experts.model.groups import GroupPlan, plan_groups
 from quant_experts.model.tensor_file import file_digest
 from quant_experts.progress import Advanced, BlockFinished, Event, GroupFitted, PhaseStarted, Warned
 from quant_experts.report.data import GroupReport, QualityReport
@@ -41,7 +41,6 @@ from tests.models_speech import audio_row
 from tests.planned import check_planned_disk, disk_peaks
 from tests.rows import image_row, text_row, write_rows
 
-QWEN3 = FAMILIES["qwen3_vl"]
 OPTIONS: dict[str, Any] = {
     "samples": 6,
     "experts": 2,
@@ -123,7 +122,7 @@ class Subject:
 
     def plans(self) -> list[GroupPlan]:
         blueprint = open_blueprint(self.model, device=torch.device("cpu"))
-        return list(chain.from_iterable(plan_groups(blueprint.model, blueprint.family, vision=self.spec.vision)))
+        return list(chain.from_iterable(plan_groups(blueprint.model, blueprint.manifest, vision=self.spec.vision)))
 
     def fitted(self, number: int, warnings: list[str] | None = None) -> dict[str, GroupReport]:
         """Run as far as to so many groups; packing and its proof are most of a whole run."""
@@ -299,7 +298,7 @@ def test_a_search_tries_all_stacks_together(family: str, depth: int, tmp_path: P
     language = next(plan.block for plan in plans if plan.stack == plans[-1].stack)
     calls = last_calls(source.work, language)
     blueprint = open_blueprint(source.model, device=torch.device("cpu"))
-    for name in around_blocks(blueprint, blueprint.family.decoder):
+    for name in around_blocks(blueprint, blueprint.manifest.decoder):
         fill(blueprint, name)
     quality, _ = evaluate(blueprint, calls, source.work)
     assert quality.kl in kl.values()
@@ -351,7 +350,8 @@ def test_what_a_walk_behind_the_border_needs_is_made_again_when_it_is_damaged(
 
 
 def test_states_that_are_read_again_stay_until_the_border_is_crossed(tower: Undisturbed, tmp_path: Path) -> None:
-    plans = plan_groups(open_blueprint(tower.model, device=torch.device("cpu")).model, QWEN3, vision="quantize")
+    blueprint = open_blueprint(tower.model, device=torch.device("cpu"))
+    plans = plan_groups(blueprint.model, blueprint.manifest, vision="quantize")
     deep = SimpleNamespace(vision_config=SimpleNamespace(depth=4, deepstack_visual_indexes=[0, 3]))
     route = Route.of([[replace(plans[0][0], block=n, index=n)] for n in range(4)] + plans[2:], deep)
     for number in range(4):
@@ -466,7 +466,7 @@ def kl_of_the_whole_model(source: Subject, group: str, calls: Calls, rows: tuple
     blueprint = open_blueprint(source.model, device=torch.device("cpu"))
     for name, _ in blueprint.model.named_children():
         fill(blueprint, name)
-    plans = plan_groups(blueprint.model, blueprint.family, vision=source.spec.vision)
+    plans = plan_groups(blueprint.model, blueprint.manifest, vision=source.spec.vision)
     plan = next(plan for block in plans for plan in block if plan.name == group)
     total, count = 0.0, 0
     for call in rows:

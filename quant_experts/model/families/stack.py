@@ -31,6 +31,8 @@ class Stack:
     reads once more behind its blocks.
     ``media``: what every token of the stack is a piece of; None for tokens of text among which image tokens may be.
     ``memory``: ``parent.label`` of the groups that read what the stack before this one has put out.
+    ``each``: the groups of each block, where they were found and not written down; ``groups`` is not looked at then.
+    ``embedding``: path of the table of token embeddings, within the module.
     """
 
     name: str
@@ -43,6 +45,12 @@ class Stack:
     read_again: Callable[[Any], tuple[int, ...]] = lambda config: ()
     media: Media | None = None
     memory: tuple[str, ...] = ()
+    each: tuple[Groups, ...] = ()
+    embedding: str = "embed_tokens"
+
+    def groups_of(self, index: int) -> Groups:
+        """The input groups of a block."""
+        return self.each[index] if self.each else self.groups
 
     def block(self, index: int) -> str:
         """Module path of a block."""

@@ -1,0 +1,342 @@
+"""The structure of a model, found in the model itself: its stack of decoder blocks, and each block's input groups.
+
+1. The stack: the list of modules with the most parameters, inside what transformers calls the decoder.
+2. One forward on a few tokens, without weights (``shape_pass.py``), notes which tensor each linear layer reads, and in
+   what order. Layers of a block that read the same tensor are an input group.
+3. A layer that cannot be quantized, or must not be, is skipped with a reason.
+
+Every block is looked at, because blocks of one model differ: dense ones before mixtures, windows, shared keys.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quant_experts.errors import UnsupportedModel
+from quant_experts.model.families.overrides import PLAIN
+from quant_experts.model.families.stack import Groups
+from quant_experts.model.shape_pass import ShapePass
+
+TOKENS = 8
+"""Of the row that the forward without weights sees."""
+FEWEST_OUTPUTS = 16
+WIDTH_STEP = 32
+"""Input channels share a weight scale by 32 at least; a width that 32 does not divide cannot be quantized."""
+ELSEWHERE = re.compile(r"(^|[._])(vision|visual|audio|image|img|vit|vq|qformer|tower|speech|perceiver|aligner)")
+"""In the path of a list of blocks that is not the language model's."""
+ROUTERS = ("router", "gate", "shared_expert_gate", "expert_gate")
+"""Last names of linear layers that choose experts."""
+SMALL_PARTS = ("in_proj_ba", "in_proj_a", "in_proj_b", "b_proj", "a_proj", "dt_proj", "x_proj", "dt_in_proj")
+"""Last names of linear layers whose outputs steer a recurrence: few weights, and errors that accumulate over tokens."""
+
+NO_PREFIX = re.compile(r"^linear_(?=.)|_(proj|layer|linear)(?=$)")
+
+
+@dataclass(frozen=True)
+class FoundStack:
+    """``module`` runs the blocks of the list ``layers``, and of a decoder looks tokens up in ``embedding`` before: both
+    are paths within it. ``blocks``: the input groups of each.
+    ``memory``: ``parent.label`` of groups that read the same tensor in every block. ``skipped``: linear layer or
+    parameter → why it stays as it is. ``width``: of what the first block reads."""
+
+    module: str
+    layers: str
+    embedding: str | None
+    blocks: tuple[Groups, ...]
+    memory: tuple[str, ...]
+    skipped: dict[str, str]
+    width: int
+
+
+def discover(model: Any) -> tuple[FoundStack, ...]:
+    """The stacks of a model on the meta device, in the order in which they run; the decoder is the last.
+
+    Raises UnsupportedModel that names what was not found or cannot be walked.
+    """
+    paths = [_stack(model, _path_of(model, model.get_decoder))]
+    if model.config.is_encoder_decoder:
+        paths.insert(0, _stack(model, _path_of(model, model.get_encoder)))
+    embedding = _path_of(model, model.get_input_embeddings).removesuffix(".")
+    if not embedding:
+        raise UnsupportedModel(f"{type(model).__name__} has no token embeddings that transformers names")
+    modules = {path: path.rpartition(".")[0] for path in paths[:-1]} | {paths[-1]: _around(model, paths[-1], embedding)}
+    blocks = {path: _blocks(model, path) for path in paths}
+    reads = _Reads()
+    with reads.watching([block for of_stack in blocks.values() for block in of_stack]):
+        _run(model, modules[paths[-1]])
+    return tuple(reads.of_stack(modules[path], path, embedding, blocks[path]) for path in paths)
+
+
+def _around(model: nn.Module, path: str, embedding: str) -> str:
+    """Path of the smallest module that holds the list of blocks and the token embeddings."""
+    common = []
+    for one, other in zip(path.split(".")[:-1], embedding.split(".")[:-1], strict=False):
+        if one != other:
+            break
+        common.append(one)
+    module = ".".join(common)
+    beside = [name for name, _ in model.get_submodule(module).named_children() if ELSEWHERE.search(name)]
+    if not module or beside:
+        raise UnsupportedModel(
+            f"the blocks {path} and the token embeddings {embedding} are run by "
+            f"{module or type(model).__name__}, which also runs {', '.join(beside) or 'the output head'}: the walk "
+            "needs a module that runs the language model alone"
+        )
+    return module
+
+
+def _blocks(model: Any, path: str) -> list[tuple[str, nn.Module]]:
+    blocks = [(f"{path}.{name}", block) for name, block in model.get_submodule(path).named_children()]
+    _refuse_shared(path, [block for _, block in blocks])
+    return blocks
+
+
+def _stack(model: Any, within: str) -> str:
+    """Path of the largest list of blocks below ``within``."""
+    lists = {
+        name: sum(parameter.numel() for parameter in module.parameters())
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and name.startswith(within)
+    }
+    outer = {name: size for name, size in lists.items() if not any(name.startswith(f"{each}.") for each in lists)}
+    language = {name: size for name, size in outer.items() if size and not ELSEWHERE.search(name.removeprefix(within))}
+    if not language:
+        raise UnsupportedModel(f"{type(model).__name__} has no list of decoder blocks that could be walked")
+    path: str = max(language, key=lambda name: language[name])
+    if "." not in path:
+        raise UnsupportedModel(
+            f"{type(model).__name__} runs its blocks itself, without a module for its language model"
+        )
+    return path
+
+
+def _path_of(model: Any, part: Callable[[], Any]) -> str:
+    """Of what transformers calls the decoder or the encoder, with a dot at its end; empty where it calls nothing so."""
+    try:
+        named = part()
+    except (AttributeError, NotImplementedError):
+        return ""
+    name = next((name for name, module in model.named_modules() if module is named), "")
+    return f"{name}." if name else ""
+
+
+def _refuse_shared(path: str, blocks: list[nn.Module]) -> None:
+    """The walk holds one block: a module that two of them have would be quantized under the other's feet."""
+    seen: dict[int, int] = {}
+    for number, block in enumerate(blocks):
+        for name, module in block.named_modules():
+            if seen.setdefault(id(module), number) != number:
+                raise UnsupportedModel(
+                    f"{path}.{number}.{name} is also a module of block {seen[id(module)]}: blocks that share modules "
+                    "cannot be walked one by one"
+                )
+
+
+def _run(model: Any, decoder: str) -> None:
+    """One forward. Raises UnsupportedModel when it fails, or does something behind the decoder that the walk, which
+    ends with the decoder's output, would leave out."""
+    outputs: dict[str, Any] = {}
+    parts = decoder.split(".")
+    around = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    hooks = [
+        model.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output}))
+        for name in around
+    ]
+    try:
+        with torch.no_grad(), ShapePass():  # type: ignore[no-untyped-call]
+            model(**_few_inputs(model), use_cache=False)
+    # Whatever the code of a model raises: it is named, and nothing is guessed.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UnsupportedModel(
+            f"{type(model).__name__}: a forward of {TOKENS} tokens without weights fails "
+            f"({type(error).__name__}: {reason}), so that its input groups are not known"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    states = {name: getattr(output, "last_hidden_state", None) for name, output in outputs.items()}
+    if states.get(decoder) is None:
+        raise UnsupportedModel(f"{decoder}, which runs the blocks, returns no last_hidden_state")
+    changed = next((name for name, state in states.items() if state is not states[decoder]), None)
+    if changed is not None:
+        raise UnsupportedModel(f"{changed} changes what {decoder} puts out, before the output head reads it")
+
+
+def _few_inputs(model: Any) -> dict[str, Tensor]:
+    tokens = torch.arange(1, TOKENS + 1).unsqueeze(0)
+    if model.main_input_name != "input_features":
+        return {"input_ids": tokens}
+    sounds = torch.zeros(1, model.config.num_mel_bins, 2 * model.config.max_source_positions, dtype=model.dtype)
+    return {"input_features": sounds, "decoder_input_ids": tokens}
+
+
+@dataclass
+class _Reads:
+    """What the linear layers of blocks read. Tensors are kept, so that no identity is given twice."""
+
+    inputs: dict[str, list[int]] = field(default_factory=dict)
+    kept: list[Tensor] = field(default_factory=list)
+    direct: set[str] = field(default_factory=set)
+    widths: dict[str, int] = field(default_factory=dict)
+
+    @contextmanager
+    def watching(self, blocks: list[tuple[str, nn.Module]]) -> Iterator[None]:
+        hooks, kinds = [], []
+        for path, block in blocks:
+            hooks.append(block.register_forward_pre_hook(self._measuring(path.rpartition(".")[0]), with_kwargs=True))
+            for name, module in _linears(block):
+                full = f"{path}.{name}"
+                hooks.append(module.register_forward_pre_hook(self._noting(full), with_kwargs=True))
+                kinds.append((module, type(module)))
+                module.__class__ = self._noticing(full, type(module))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for module, kind in kinds:
+                module.__class__ = kind
+
+    def _measuring(self, stack: str) -> Any:
+        def note(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            states = args[0] if args else kwargs.get("hidden_states")
+            if isinstance(states, Tensor):
+                self.widths.setdefault(stack, states.shape[-1])
+
+        return note
+
+    def _noting(self, name: str) -> Any:
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            read = args[0] if args else next(iter(kwargs.values()))
+            self.inputs.setdefault(name, []).append(id(read))
+            self.kept.append(read)
+
+        return note
+
+    def _noticing(self, name: str, kind: Any) -> Any:
+        """The same class, which notices when somebody other than its own forward asks for its weight."""
+        direct, inside = self.direct, [0]
+
+        def forward(module: Any, *args: Any, **kwargs: Any) -> Any:
+            inside[0] += 1
+            try:
+                return kind.forward(module, *args, **kwargs)
+            finally:
+                inside[0] -= 1
+
+        def look_up(module: Any, attribute: str) -> Any:
+            if attribute == "weight" and not inside[0]:
+                direct.add(name)
+            return kind.__getattr__(module, attribute)
+
+        return type(kind.__name__, (kind,), {"forward": forward, "__getattr__": look_up, "__qualname__": kind.__name__})
+
+    def of_stack(self, module: str, stack: str, embedding: str, blocks: list[tuple[str, nn.Module]]) -> FoundStack:
+        skipped: dict[str, str] = {}
+        readers: dict[int, set[str]] = {}
+        for name, reads in self.inputs.items():
+            if name.startswith(f"{stack}."):
+                for read in reads:
+                    readers.setdefault(read, set()).add(name.removeprefix(f"{stack}.").partition(".")[0])
+        memory: dict[str, None] = {}
+        found = []
+        for path, block in blocks:
+            taken: dict[tuple[int, ...], list[str]] = {}
+            for name, linear in _linears(block):
+                reason = self._reason(f"{path}.{name}", linear)
+                if reason:
+                    skipped[f"{path}.{name}"] = reason
+            for full, reads in self.inputs.items():
+                if full.startswith(f"{path}.") and full not in skipped:
+                    taken.setdefault(tuple(dict.fromkeys(reads)), []).append(full.removeprefix(f"{path}."))
+            groups = _named(block, list(taken.values()))
+            found.append(groups)
+            for (parent, label, _), read_by_it in zip(groups, taken, strict=True):
+                if any(len(readers[read]) > 1 for read in read_by_it):
+                    memory[f"{parent}.{label}".removeprefix(".")] = None
+            skipped |= _large_parameters(path, block)
+        layers = stack.removeprefix(f"{module}.")
+        inside = embedding.removeprefix(f"{module}.") if embedding.startswith(f"{module}.") else None
+        return FoundStack(module, layers, inside, tuple(found), tuple(memory), skipped, self.widths.get(stack, 0))
+
+    def _reason(self, name: str, linear: nn.Linear) -> str | None:
+        last = name.rpartition(".")[2]
+        if type(linear) is not nn.Linear and type(linear).__name__ not in PLAIN:
+            return f"a {type(linear).__name__}, not a plain linear layer"
+        if name in self.direct:
+            return "the model's code reads its weight itself"
+        if name not in self.inputs:
+            return "a forward does not call it"
+        if last in ROUTERS:
+            return "router: chooses among experts"
+        if last in SMALL_PARTS or linear.out_features < FEWEST_OUTPUTS:
+            return f"small: {linear.out_features} outputs that steer others"
+        if linear.in_features % WIDTH_STEP:
+            return f"{linear.in_features} input channels are no multiple of {WIDTH_STEP}"
+        return None
+
+
+def _linears(block: nn.Module) -> list[tuple[str, nn.Linear]]:
+    return [(name, module) for name, module in block.named_modules() if isinstance(module, nn.Linear)]
+
+
+def _large_parameters(path: str, block: nn.Module) -> dict[str, str]:
+    """Matrices that are no linear layers: experts in one tensor, transposed layers."""
+    return {
+        f"{path}.{name}.{key}".replace("..", "."): (
+            f"a parameter of {len(parameter.shape)} dimensions of a {type(module).__name__}, not a linear layer"
+        )
+        for name, module in block.named_modules()
+        if not isinstance(module, (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd))
+        for key, parameter in module._parameters.items()
+        if parameter is not None
+        and sum(side > 1 for side in parameter.shape) > 1
+        and min(parameter.shape[-2:]) >= WIDTH_STEP
+    }
+
+
+def _named(block: nn.Module, groups: list[list[str]]) -> Groups:
+    """Each list of layers as (parent, label, layers within the parent); no two of one parent have the same label."""
+    named: list[tuple[str, str, tuple[str, ...]]] = []
+    taken: set[tuple[str, str]] = set()
+    for layers in groups:
+        parent = _common_parent(block, layers)
+        within = tuple(layer.removeprefix(f"{parent}.") if parent else layer for layer in layers)
+        label = stem = label_of(within)
+        number = 1
+        while (parent, label) in taken:
+            number += 1
+            label = f"{stem}_{number}"
+        taken.add((parent, label))
+        named.append((parent, label, within))
+    return tuple(named)
+
+
+def _common_parent(block: nn.Module, layers: list[str]) -> str:
+    """Path of the innermost module that has them all and is no container of modules, which would call the group."""
+    parts = [layer.split(".")[:-1] for layer in layers]
+    common = []
+    for names in zip(*parts, strict=False):
+        if len(set(names)) != 1:
+            break
+        common.append(names[0])
+    while common and isinstance(block.get_submodule(".".join(common)), (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+        common.pop()
+    return ".".join(common)
+
+
+def label_of(layers: tuple[str, ...]) -> str:
+    """What a group is called: ``q_proj k_proj v_proj`` → ``qkv``, ``gate_proj up_proj`` → ``gate_up``."""
+    stems = [
+        NO_PREFIX.sub("", layer if layer.rpartition(".")[2].isdigit() else layer.rpartition(".")[2]) for layer in layers
+    ]
+    joint = "" if all(len(stem) == 1 for stem in stems) else "_"
+    return joint.join(stems).replace(".", "_")

@@ -1,0 +1,233 @@
+"""What the walk has to know of a model: its stacks of blocks and their input groups, what runs around them, and what
+stays as it is and why. It is found in the model (``discovery.py``); ``families/`` holds the exceptions, each with a
+reason."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import transformers
+from torch import nn
+from transformers.models.auto import modeling_auto
+
+from quant_experts.errors import UnsupportedModel
+from quant_experts.model.discovery import FoundStack, discover
+from quant_experts.model.families.overrides import LABELS, TOWERS
+from quant_experts.model.families.stack import Groups, Stack
+
+Vision = Literal["keep", "quantize"]
+
+LEAST_SHARE = 0.5
+"""Of the weights in the decoder's matrices: a model that keeps more than half of them is not worth a checkpoint."""
+
+AUTO_CLASSES: Mapping[str, Mapping[str, Any]] = {
+    "AutoModelForImageTextToText": modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    "AutoModelForSpeechSeq2Seq": {"whisper": "WhisperForConditionalGeneration"},
+    "AutoModelForCausalLM": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+}
+"""Auto class → ``model_type`` → class of the model, or several."""
+
+OUTPUT_HEAD = "output head: kept in full precision"
+TOWER = "vision tower: quantizing it costs the most accuracy"
+ELSEWHERE = "outside of the blocks that are walked"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """``outside``: modules and parameters that are neither in the decoder nor in the output head, such as a vision
+    tower and its projector. ``head``: module path of the output head. ``tower``: the vision tower as a stack, where it
+    can be quantized. ``encoder``: a stack whose output the decoder reads; always walked. ``skipped``: linear layers and
+    other matrices that stay as they are → the reason; block numbers are ``*``."""
+
+    model_type: str
+    model_class: str
+    decoder: Stack
+    head: str
+    outside: tuple[str, ...] = ()
+    takes_images: bool = False
+    tower: Stack | None = None
+    encoder: Stack | None = None
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def language_model(self) -> str:
+        """Path of the module that runs the decoder's blocks."""
+        return self.decoder.module
+
+    def stacks(self, vision: Vision = "keep") -> tuple[Stack, ...]:
+        """The stacks that are walked, in the order in which the model runs them; the decoder is the last."""
+        tower = self.tower if vision == "quantize" else None
+        return (*(stack for stack in (tower, self.encoder) if stack is not None), self.decoder)
+
+    @property
+    def embeddings(self) -> str:
+        return f"{self.decoder.module}.{self.decoder.embedding}"
+
+    @property
+    def before_blocks(self) -> tuple[str, ...]:
+        """Everything that runs before the first decoder block, where the walk has that stack only."""
+        return (*self.outside, self.embeddings)
+
+    @property
+    def between(self) -> tuple[str, ...]:
+        """What runs between the first stack and the decoder's embeddings, where the walk has both."""
+        return tuple(path for path in self.outside if path != self.stacks("quantize")[0].module)
+
+
+def auto_class_of(config: Mapping[str, Any]) -> str:
+    """Name of the auto class of transformers that builds the model of a ``config.json``.
+
+    Raises UnsupportedModel for a ``model_type`` that the installed transformers has no such class for, and for one that
+    is no language model.
+    """
+    kind = config.get("model_type")
+    known: list[str] = []
+    for auto_class, names in AUTO_CLASSES.items():
+        named = names.get(kind, ()) if isinstance(kind, str) else ()
+        classes = [named] if isinstance(named, str) else list(named)
+        if classes and set(classes) & set(config.get("architectures") or classes):
+            return auto_class
+        known += classes
+    if known:
+        raise UnsupportedModel(
+            f"config.json: architecture {', '.join(map(str, config['architectures']))} is not supported; of {kind} it "
+            f"is {', '.join(dict.fromkeys(known))}"
+        )
+    raise UnsupportedModel(
+        f"config.json: model_type {kind!r} is not supported: transformers {transformers.__version__} has no causal "
+        "language model and no image-text-to-text model of that name"
+    )
+
+
+def manifest_of(model: Any) -> Manifest:
+    """``model``: on the meta device. Raises UnsupportedModel naming what cannot be walked."""
+    *encoders, found = discover(model)
+    kind = model.config.model_type
+    takes_images = kind in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    head = _path(model, model.get_output_embeddings())
+    if head is None:
+        raise UnsupportedModel(f"{type(model).__name__} has no output head that transformers names")
+    assert found.embedding is not None, "the decoder's module is chosen so"
+    decoder = Stack(
+        "decoder" if encoders else "language model",
+        found.module,
+        layers=found.layers,
+        each=_labelled(kind, found.blocks),
+        memory=found.memory if encoders else (),
+        embedding=found.embedding,
+    )
+    _refuse_projected(model, f"{found.module}.{found.embedding}", found)
+    encoder = next((_encoder(kind, each) for each in encoders), None)
+    _refuse_mostly_kept(model, decoder, found)
+    skipped = {**{name: why for each in encoders for name, why in each.skipped.items()}, **found.skipped}
+    manifest = Manifest(
+        kind,
+        type(model).__name__,
+        decoder,
+        head,
+        outside=tuple(parts_but(model, "", {found.module, head})),
+        takes_images=takes_images,
+        tower=TOWERS.get(kind),
+        encoder=encoder,
+    )
+    return replace(manifest, skipped=dict(_skipped(model, manifest, skipped)))
+
+
+def _refuse_projected(model: nn.Module, embedding: str, found: FoundStack) -> None:
+    """States that stand for finished blocks come in where embeddings do (``block_runner.py``)."""
+    width = model.get_parameter(f"{embedding}.weight").shape[-1]
+    if width != found.width:
+        raise UnsupportedModel(
+            f"{embedding} has width {width}, the blocks {found.width}: models that project their embeddings cannot be "
+            "walked; use one of the other sizes"
+        )
+
+
+def _encoder(kind: str, found: FoundStack) -> Stack:
+    return Stack(
+        "encoder", found.module, layers=found.layers, each=_labelled(kind, found.blocks), embeds=None, media="audio"
+    )
+
+
+def _labelled(kind: str, blocks: tuple[Groups, ...]) -> tuple[Groups, ...]:
+    """With the labels that older checkpoints of the type have."""
+    other = LABELS.get(kind, {})
+    return tuple(
+        tuple((parent, other.get(label, label), layers) for parent, label, layers in block) for block in blocks
+    )
+
+
+def _path(model: nn.Module, module: Any) -> str | None:
+    return next((name for name, each in model.named_modules() if each is module), None)
+
+
+def parts_but(model: nn.Module, prefix: str, without: Collection[str]) -> Iterator[str]:
+    """Paths of the largest modules, parameters and buffers below ``prefix`` that hold nothing of ``without``."""
+    owner = model.get_submodule(prefix)
+    before = f"{prefix}." if prefix else ""
+    for name, child in owner.named_children():
+        path = f"{before}{name}"
+        if path in without:
+            continue
+        if any(each.startswith(f"{path}.") for each in without):
+            yield from parts_but(model, path, without)
+        elif next(child.parameters(), None) is not None or next(child.buffers(), None) is not None:
+            yield path
+    for name, tensor in (*owner._parameters.items(), *owner._buffers.items()):
+        if tensor is not None and f"{before}{name}" not in without:
+            yield f"{before}{name}"
+
+
+def _refuse_mostly_kept(model: nn.Module, decoder: Stack, found: FoundStack) -> None:
+    layers = [
+        ".".join(part for part in (decoder.block(index), parent, layer) if part)
+        for index, groups in enumerate(decoder.each)
+        for parent, _, layers in groups
+        for layer in layers
+    ]
+    quantized = sum(_weights(model, layer) for layer in layers)
+    kept: dict[str, int] = {}
+    for name in found.skipped:
+        kept[_starred(name)] = kept.get(_starred(name), 0) + _weights(model, name)
+    total = quantized + sum(kept.values())
+    if quantized >= LEAST_SHARE * total and quantized:
+        return
+    if not kept:
+        raise UnsupportedModel(f"{found.module}.{found.layers} holds no linear layers")
+    largest = max(kept, key=lambda name: kept[name])
+    reason = next(why for name, why in found.skipped.items() if _starred(name) == largest)
+    raise UnsupportedModel(
+        f"{largest} holds {kept[largest] / total:.0%} of the weights in the decoder's blocks and cannot be quantized "
+        f"yet: {reason}"
+    )
+
+
+def _weights(model: nn.Module, name: str) -> int:
+    """``name``: of a linear layer, or of a parameter."""
+    try:
+        return model.get_parameter(f"{name}.weight").numel()
+    except AttributeError:
+        return model.get_parameter(name).numel()
+
+
+def _skipped(model: nn.Module, manifest: Manifest, in_blocks: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """One line per kind."""
+    for name, reason in in_blocks.items():
+        yield _starred(name), reason
+    walked = tuple(f"{stack.module}.{stack.layers}." for stack in manifest.stacks())
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and not name.startswith(walked):
+            yield _starred(name), _reason(name, manifest)
+
+
+def _reason(name: str, manifest: Manifest) -> str:
+    if name == manifest.head:
+        return OUTPUT_HEAD
+    return TOWER if manifest.takes_images and name.startswith(manifest.outside) else ELSEWHERE
+
+
+def _starred(name: str) -> str:
+    return re.sub(r"\.\d+(?=\.)", ".*", name)
