@@ -3,16 +3,19 @@ would also take for seconds since 1970."""
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator
 
+BEGINNING = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d", re.ASCII)
+
 
 def _written_out(value: Any) -> Any:
     if isinstance(value, datetime):  # of our own code: JSON has none
         return value
-    if isinstance(value, str) and not value.lstrip("+-").replace(".", "", 1).isdecimal():
+    if isinstance(value, str) and BEGINNING.match(value):
         return value
     raise ValueError("write a date and time with an offset, for example 2026-11-25T13:00:00Z")
 

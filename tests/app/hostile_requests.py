@@ -216,6 +216,7 @@ def _queries() -> list[Hostile]:
         "model=" + "m" * 300,
         "created_after=yesterday",
         "created_after=0",
+        "created_after=3.3737422751431936e-33",
         "created_after=2026-01-01",
         "created_after=2026-01-01T00:00:00",
         "created_after=99999-01-01T00:00:00Z",
