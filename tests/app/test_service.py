@@ -25,7 +25,7 @@ from app.web.problems import CATALOGUE
 from core.contract.patterns import SAYS
 from core.settings import Settings
 from quant_experts.spec.methods import DEFAULT_METHOD
-from tests.app.conftest import Api, job_body, ok, problem, served, started
+from tests.app.conftest import BOOTSTRAP_KEY, Api, job_body, ok, problem, served, started
 from tests.app.tenant_cases import CREATES, DASHBOARD, LISTS, NOBODYS, OBJECTS, route_table
 
 ROOT = Path(__file__).parent.parent.parent
@@ -88,6 +88,14 @@ async def test_metrics_count_requests_by_route_and_unfinished_jobs_by_status(api
     assert 'qe_jobs{status="queued"} 1.0' in text
     assert 'qe_jobs{status="running"} 0.0' in text
     assert 'qe_jobs{status="cancelled"}' not in text  # a count of all that ever ended would cost more every day
+
+
+async def test_with_a_token_metrics_are_for_who_has_it(settings: Settings) -> None:
+    token = "a-token-of-the-collector"
+    async with started(settings.model_copy(update={"metrics_token": token})) as api:
+        for wrong in ("", "Bearer ", "Bearer another-token-of-mine", f"Bearer {BOOTSTRAP_KEY}"):
+            problem(await api.client.get("/metrics", headers={"Authorization": wrong}), 401, "unauthenticated")
+        assert (await api.client.get("/metrics", headers={"Authorization": f"Bearer {token}"})).status_code == 200
 
 
 async def test_the_methods_that_clients_invent_make_no_series_of_their_own(api: Api) -> None:
