@@ -1,4 +1,4 @@
-"""What routes ask for: the session, the caller, the parts of the running service."""
+"""Dependencies of routes: the session, the caller, the parts of the running service."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from app.access.auth import Actor, Caller, Keyring, Scope, identify
 from app.access.quotas import StorageMeter
 from app.db.engine import OpenSession, Sessions, tenant_session
-from app.jobs.feed import Feed
-from app.jobs.notify import Doorbell, Ringer
 from app.web import problems
+from app.web.limiter import TenantLimiter, limited
 from app.web.problems import Problem
 from app.web.rate_limit import TokenBuckets
 from app.web.telemetry import HEADERS, Telemetry
-from app.web.turns import Turns, turn_of
+from app.web.wakeups import RequestNotifier, WorkerNotifier
 from core.secret import Seal
 from core.settings import Settings
 from core.storage import Storage
@@ -37,37 +36,36 @@ class Service:
     settings: Settings
     engine: AsyncEngine
     spare: AsyncEngine
-    """A connection for readiness, which must not wait behind requests."""
+    """A connection for readiness, which must not wait for requests."""
     locks: AsyncEngine
-    """Connections for who adds to a tenant's storage, and may wait for it."""
+    """Connections for requests that wait for the lock of a tenant's storage."""
     sessions: Sessions
     storage: Storage
     keyring: Keyring
     seal: Seal
-    ringer: Ringer
+    notifier: WorkerNotifier
     buckets: TokenBuckets | None
-    """Requests that each key has left; None: they are not counted."""
+    """Rate limit of each key; None: no limit."""
     meter: StorageMeter
-    readers: Turns
-    """At files of datasets and local models, which take a core."""
-    planners: Turns
-    """At plans that wait for the hub."""
+    readers: TenantLimiter
+    """Limits requests that read files of datasets and local models, which take a core."""
+    planners: TenantLimiter
+    """Limits plans that wait for the hub."""
     probes: ThreadPoolExecutor
-    """The thread of readiness, which must not wait behind others'."""
+    """The thread of readiness, which must not wait for other threads."""
     telemetry: Telemetry
-    feed: Feed
 
     def sessions_of(self, caller: Caller) -> OpenSession:
-        """Sessions behind the tenant's wall, for what outlives the request's own: a stream."""
+        """Sessions in the tenant's RLS context, for a stream that outlives the session of its request."""
         return lambda: tenant_session(self.sessions, lambda: caller.tenant)
 
     def reading(self, request: Request, caller: Caller) -> AbstractAsyncContextManager[None]:
-        """The caller's turn at files of datasets and local models. Raises Problem 429, and ClientDisconnect."""
-        return turn_of(request, self.readers, caller.tenant)
+        """A slot to read files of datasets and local models. Raises Problem 429, and ClientDisconnect."""
+        return limited(request, self.readers, caller.tenant)
 
     def planning(self, request: Request, caller: Caller) -> AbstractAsyncContextManager[None]:
-        """The caller's turn at plans that wait for the hub. Raises as ``reading``."""
-        return turn_of(request, self.planners, caller.tenant)
+        """A slot to plan with the hub. Raises as ``reading``."""
+        return limited(request, self.planners, caller.tenant)
 
 
 async def service_of(request: Request) -> Service:  # not def: FastAPI would send it to a thread and back
@@ -86,19 +84,19 @@ async def session_of(request: Request, service: ServiceDep) -> AsyncIterator[Asy
 
 
 def actor_of(request: Request) -> Actor:
-    """Of a request whose key has been checked."""
+    """The actor of a request whose key has been checked."""
     caller = request.scope[CALLER]
     return Actor(tenant=caller.tenant, key_id=caller.key_id, request_id=request.scope["request_id"])
 
 
 def tenant_of(request: Request) -> str:
-    """The tenant of the caller that ``require`` let through; before that, nobody's: no row is visible."""
+    """The tenant of the caller that ``require`` let through; empty before that, so that no row is visible."""
     caller = request.scope.get(CALLER)
     return caller.tenant if isinstance(caller, Caller) else ""
 
 
-# scope="function": the transaction is committed before the response leaves. With FastAPI's default it would be
-# committed after, and a client could be told 201 for what a failing COMMIT then undoes.
+# scope="function": commit before the response is sent. FastAPI's default commits after it, so a client could get 201
+# and then the COMMIT fails.
 SessionDep = Annotated[AsyncSession, Depends(session_of, scope="function")]
 
 
@@ -115,20 +113,20 @@ def require(scope: Scope | None) -> Callable[..., Awaitable[Caller]]:
             raise Problem(
                 problems.UNAUTHENTICATED, "send the header Authorization: Bearer <API key>", headers=challenge
             )
-        found = await identify(service.sessions, service.keyring, credentials.credentials)
-        if found is None:
+        caller_of_key = await identify(service.sessions, service.keyring, credentials.credentials)
+        if caller_of_key is None:
             raise Problem(problems.UNAUTHENTICATED, "the API key is unknown, expired or revoked", headers=challenge)
-        count_request(request, service.buckets, found)
-        if scope is not None and scope not in found.scopes:
+        count_request(request, service.buckets, caller_of_key)
+        if scope is not None and scope not in caller_of_key.scopes:
             raise Problem(problems.MISSING_SCOPE, f"this key lacks the scope {scope.value}")
-        request.scope[CALLER] = found
-        return found
+        request.scope[CALLER] = caller_of_key
+        return caller_of_key
 
     return caller
 
 
 def count_request(request: Request, buckets: TokenBuckets | None, caller: Caller) -> None:
-    """Raises Problem 429. The headers go on whatever response leaves."""
+    """Count a request of the caller. Every response gets the headers of the rate limit. Raises Problem 429."""
     if buckets is None:
         return
     decision = buckets.take(caller.key_id)
@@ -151,8 +149,8 @@ WorkersReader = Annotated[Caller, Depends(require(Scope.WORKERS_READ))]
 KeysAdmin = Annotated[Caller, Depends(require(Scope.KEYS_ADMIN))]
 
 
-async def doorbell_of(service: ServiceDep, background: BackgroundTasks) -> Doorbell:
-    return Doorbell(service.ringer, background)
+async def notifier_of(service: ServiceDep, background: BackgroundTasks) -> RequestNotifier:
+    return RequestNotifier(service.notifier, background)
 
 
-DoorbellDep = Annotated[Doorbell, Depends(doorbell_of)]
+NotifierDep = Annotated[RequestNotifier, Depends(notifier_of)]

@@ -9,6 +9,7 @@ import os
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -28,7 +29,6 @@ from app.deps import Service
 from app.hub.router import router as hub
 from app.hub_tokens.router import router as hub_tokens
 from app.jobs.feed import Feed
-from app.jobs.notify import Ringer
 from app.jobs.router import router as jobs
 from app.keys.router import router as keys
 from app.models.router import router as models
@@ -38,18 +38,20 @@ from app.retention.router import router as retention
 from app.system.router import router as system
 from app.ui import pages
 from app.ui.router import router as dashboard
+from app.uploads.parts import bytes_of_tenant
 from app.uploads.router import router as uploads
 from app.uploads.schemas import MOST_PART_BYTES
 from app.usage.router import router as usage
 from app.web import problems
-from app.web.examples import add_examples
-from app.web.head import HeadMiddleware
-from app.web.links import add_links
+from app.web.head_requests import HeadMiddleware
+from app.web.limiter import TenantLimiter
+from app.web.openapi.examples import add_examples
+from app.web.openapi.links import add_links
+from app.web.openapi.summaries import add_summaries
 from app.web.problems import ProblemDetails, documented
 from app.web.rate_limit import TokenBuckets
-from app.web.summaries import add_summaries
 from app.web.telemetry import BodyLimitMiddleware, Telemetry, TelemetryMiddleware
-from app.web.turns import Turns
+from app.web.wakeups import WorkerNotifier
 from app.webhooks.router import router as webhooks
 from core import preflight
 from core.heartbeat import keep_touching
@@ -61,18 +63,18 @@ from core.tracing import OFF, open_tracing
 from core.wakeup import RedisBell
 
 COLLECTING = (10_000, 20, 20)
-"""New objects before the collector looks at the young ones, and how many such looks before it looks further."""
+"""Thresholds of the garbage collector's three generations."""
 MULTIPART_OVERHEAD = 64 * 1024
 """Bytes of an upload's body that are not the file: boundaries, part headers, the name."""
 LOCK_CONNECTIONS = 5
 STORAGE_THREADS = 32
-"""Most of them wait for a disk or an object store."""
+"""Most of these threads wait for a disk or an object store."""
 READERS = max(2, len(os.sched_getaffinity(0)))
 PLANNERS = 8
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """Without settings: those of the environment, checked first. Apart from that it connects to nothing yet."""
+    """The application. ``settings``: None reads and checks the environment. It connects to nothing before it starts."""
     if settings is None:
         settings = read_settings()
         preflight.check(settings, models=False, secret=True)
@@ -86,15 +88,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(STORAGE_THREADS, "storage"))
         sweep_abandoned(settings)
         app.state.service = service
+        app.state.feed = Feed()
         warm_up()
-        settle()
+        tune_garbage_collector()
         heartbeat = asyncio.create_task(keep_touching(settings.heartbeat_file))
         try:
             yield
         finally:
             heartbeat.cancel()
-            await service.feed.close()
-            await service.ringer.close()
+            await app.state.feed.close()
+            await service.notifier.close()
             service.probes.shutdown(wait=False, cancel_futures=True)
             for engine in (service.engine, service.spare, service.locks):
                 await engine.dispose()
@@ -116,7 +119,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(HeadMiddleware)
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes, limits=limits)
     app.add_middleware(TelemetryMiddleware, telemetry=telemetry)
-    # Here, and not by uvicorn's options: however the API is started, the setting holds.
+    # Not left to uvicorn's options, so that the setting holds however the API is started.
     app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=settings.trusted_proxies)
     problems.register(app)
     pages.register(app)
@@ -150,11 +153,11 @@ def operation_name(route: APIRoute) -> str:
 
 
 @functools.cache
-def settle() -> None:
-    """Keep the garbage collector out of the requests' way.
+def tune_garbage_collector() -> None:
+    """Keep the garbage collector from delaying requests.
 
-    What is loaded by now stays until the process ends; looking through it took a tenth of a second, for which every
-    request waited. And a page of jobs makes more than the 700 objects after which Python looks by default.
+    What is loaded now stays until the process ends, and scanning it took 0.1 s, for which every request waited. A page
+    of jobs creates more than the 700 objects after which Python collects by default.
     """
     gc.collect()
     gc.freeze()
@@ -177,25 +180,24 @@ def open_service(settings: Settings, telemetry: Telemetry) -> Service:
         storage=storage,
         keyring=load_keyring(settings),
         seal=Seal(service_secret(settings)),
-        ringer=Ringer(RedisBell(settings.redis_url) if settings.redis_url is not None else None),
+        notifier=WorkerNotifier(RedisBell(settings.redis_url) if settings.redis_url is not None else None),
         buckets=TokenBuckets(settings.requests_per_minute) if settings.requests_per_minute else None,
-        meter=StorageMeter(storage, locks),
-        readers=Turns(most=READERS, each=max(1, READERS // 2)),
-        planners=Turns(most=PLANNERS, each=PLANNERS // 2),
+        meter=StorageMeter(partial(bytes_of_tenant, storage), locks),
+        readers=TenantLimiter(most=READERS, each=max(1, READERS // 2)),
+        planners=TenantLimiter(most=PLANNERS, each=PLANNERS // 2),
         probes=ThreadPoolExecutor(1, "readiness"),
         telemetry=telemetry,
-        feed=Feed(),
     )
 
 
 def _describe_bodies(document: dict[str, Any]) -> None:
-    """Whatever takes a body may get one that cannot be read, or that is too large."""
-    said = documented(problems.MALFORMED_REQUEST, problems.BODY_TOO_LARGE)
+    """Document two problems of every operation with a body: it cannot be read, or it is too large."""
+    responses = documented(problems.MALFORMED_REQUEST, problems.BODY_TOO_LARGE)
     for path in document["paths"].values():
         for operation in path.values():
             if "requestBody" in operation:
                 for kind in (problems.MALFORMED_REQUEST, problems.BODY_TOO_LARGE):
-                    operation["responses"].setdefault(str(kind.status), said[kind.status])
+                    operation["responses"].setdefault(str(kind.status), responses[kind.status])
 
 
 def _describe_problems(app: FastAPI) -> None:

@@ -236,7 +236,7 @@ async def _follows(app: Any, times: Times) -> None:
         if not rows:
             await asyncio.sleep(1)
             continue
-        with service.feed.following(rows[0][0], tenant=DEFAULT_TENANT, sessions=sessions) as channel:
+        with app.state.feed.following(rows[0][0], tenant=DEFAULT_TENANT, sessions=sessions) as channel:
             until = time.perf_counter() + 10
             while time.perf_counter() < until:
                 with contextlib.suppress(TimeoutError):

@@ -27,7 +27,7 @@ from demo.loading import Reply, generate_in_fresh_process
 from demo.rows import write_jsonl
 from demo.service import Service, running_service
 from quant_experts.client import ClientError
-from quant_experts.commands.live_line import time_left
+from quant_experts.commands.display.live_line import time_left
 
 LOCAL_MODEL = "local/digits-qwen2-vl"
 LOCAL_OPTIONS = {"group_size": 64, "shared_rank": 8, "routed_rank": 8, "experts": 4, "important_channels": 8}

@@ -1,1 +1,4 @@
-"""Who is calling and what they may: keys, sessions, scopes, quotas."""
+"""Who calls and what they may do: keys, scopes, quotas.
+
+Imports ``web`` and ``db``, and knows no noun.
+"""

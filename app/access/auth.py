@@ -1,7 +1,7 @@
-"""Who is calling, and what they may do.
+"""Who calls, and what they may do.
 
-A key is ``qe_`` and 256 random bits, shown once. Stored is its HMAC under the service's secret, so that a copy of the
-database opens nothing. The bootstrap key comes from the environment, has every scope and is not stored.
+A key is ``qe_`` and 256 random bits, shown once. The database stores its HMAC under the service's secret, so a copy of
+the database gives no access. The bootstrap key comes from the environment, has every scope and is not stored.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from enum import StrEnum
 from sqlalchemy import func, or_, select, update
 
 from app.db.engine import Sessions
-from app.db.pipeline import look_up
+from app.db.pipeline import read_across_tenants
 from core.ledger.tables import ApiKey
 from core.secret import service_secret
 from core.settings import Settings
@@ -69,7 +69,7 @@ class Caller:
 
 @dataclass(frozen=True)
 class Actor:
-    """Who did something, and in which request."""
+    """The key that acts, and the request."""
 
     tenant: str
     key_id: str
@@ -102,12 +102,12 @@ def load_keyring(settings: Settings) -> Keyring:
 
 
 async def identify(sessions: Sessions, keyring: Keyring, key: str) -> Caller | None:
-    """The caller that ``key`` belongs to; None when it is unknown, revoked or expired."""
+    """The caller with this key; None when the key is unknown, revoked or expired."""
     return await identify_digest(sessions, keyring, keyring.digest(key))
 
 
 async def identify_digest(sessions: Sessions, keyring: Keyring, digest: str) -> Caller | None:
-    """As ``identify``, for who proved before that they hold the key: the dashboard's sessions keep its digest only."""
+    """As ``identify``, by the digest of a key: sessions of the dashboard store only that."""
     if keyring.bootstrap_digest is not None and hmac.compare_digest(digest, keyring.bootstrap_digest):
         return Caller(key_id=BOOTSTRAP, tenant=DEFAULT_TENANT, scopes=frozenset(Scope))
     statement = f"""
@@ -115,21 +115,21 @@ async def identify_digest(sessions: Sessions, keyring: Keyring, digest: str) -> 
             last_used_at IS NULL OR last_used_at < clock_timestamp() - %(often)s AS stale
         FROM api_keys WHERE digest = %(digest)s AND {OPENS}
     """  # noqa: S608 -- every part is ours
-    found = await look_up(sessions, statement, {"digest": digest, "often": LAST_USED_EVERY}, of=_Key)
-    if not found or not hmac.compare_digest(found[0].digest, digest):
+    rows = await read_across_tenants(sessions, statement, {"digest": digest, "often": LAST_USED_EVERY}, of=_Key)
+    if not rows or not hmac.compare_digest(rows[0].digest, digest):
         return None
-    key = found[0]
+    key = rows[0]
     if key.stale:
         await _touch(sessions, key.id)
     return Caller(key_id=key.id, tenant=key.tenant, scopes=frozenset(key.scopes))
 
 
 async def is_valid(sessions: Sessions, caller: Caller) -> bool:
-    """Whether the key of a caller who was let through has not ended since. Raises psycopg.Error."""
+    """Whether the key of the caller is still valid. Raises psycopg.Error."""
     if caller.is_bootstrap:
         return True
     statement = f"SELECT id FROM api_keys WHERE id = %(id)s AND {OPENS}"  # noqa: S608 -- every part is ours
-    return bool(await look_up(sessions, statement, {"id": caller.key_id}, of=_Id))
+    return bool(await read_across_tenants(sessions, statement, {"id": caller.key_id}, of=_Id))
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class _Key:
 
 
 async def _touch(sessions: Sessions, key_id: str) -> None:
-    """Say that the key was used just now, unless another request is saying it: reading must not queue behind a lock."""
+    """Set ``last_used_at``, unless another request is doing so: a read must not wait for a lock."""
     now = func.clock_timestamp()
     stale = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < now - LAST_USED_EVERY)
     free = select(ApiKey.id).where(ApiKey.id == key_id, stale).with_for_update(skip_locked=True)

@@ -1,8 +1,8 @@
-"""What a tenant may take up, checked before any work: waiting jobs and stored bytes. Running jobs are the claim's.
+"""Quotas of a tenant, checked before any work: queued jobs and stored bytes. The claim limits running jobs.
 
-The bounds come from the settings; a row of ``tenant_limits`` overrides them for one tenant. Jobs that are made at the
-same moment may together pass theirs by their number: it keeps a tenant from taking everything, it is no account. Bytes
-of uploads do not: what is added is counted once more, one addition of a tenant after the other.
+The limits come from the settings; a row of ``tenant_limits`` overrides them for one tenant. Jobs that are created at
+the same time may exceed their limit together, which is harmless. Uploads may not: additions of a tenant are counted
+again under a lock, one after the other.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
@@ -18,46 +18,63 @@ from weakref import WeakValueDictionary
 from sqlalchemy import ColumnClause, func, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from app.db.pipeline import Transaction, joined
+from app.db.pipeline import Transaction, transaction_of
 from app.db.tenancy import of_tenant, owned
-from app.uploads import parts
-from app.usage.queries import DATASET_BYTES, artifact_bytes, dataset_bytes
 from app.web import problems
 from app.web.problems import Problem
 from core.ledger.states import LEASED
-from core.ledger.tables import Job, TenantLimits
+from core.ledger.tables import Dataset, Job, TenantLimits
 from core.settings import Settings
-from core.storage import Storage
 
 RETRY_SECONDS = "60"
 STORAGE_LOCK = 0x7165_7374
-"""``qest``: the first half of the advisory locks under which what a tenant adds to its storage is counted."""
+"""``qest``: the first half of the advisory lock for additions to a tenant's storage."""
 WEBHOOK_LOCK = 0x7165_7768
-"""``qewh``: as above, for webhooks."""
+"""``qewh``: the first half of the advisory lock for other changes of a tenant."""
 QUEUED: ColumnClause[str] = literal_column("'queued'")
-"""Not a parameter: only with the word itself can the planner use the index of the jobs that wait."""
+"""A literal, not a parameter: only then can the planner use the partial index of queued jobs."""
+
+
+DATASET_BYTES = f"SELECT coalesce(sum(bytes), 0)::bigint AS bytes FROM {of_tenant(Dataset)} AND key IS NOT NULL"  # noqa: S608
+ARTIFACT_BYTES = f"""
+SELECT coalesce(sum(artifact_bytes), 0)::bigint AS bytes FROM {of_tenant(Job)} AND artifact_bytes IS NOT NULL
+"""  # noqa: S608 -- every part is ours
+
+
+@dataclass
+class _Sum:
+    bytes: int
+
+
+async def dataset_bytes(transaction: Transaction, *, tenant: str) -> int:
+    return (await transaction.rows(DATASET_BYTES, {"tenant": tenant}, of=_Sum))[0].bytes
+
+
+async def artifact_bytes(transaction: Transaction, *, tenant: str) -> int:
+    return (await transaction.rows(ARTIFACT_BYTES, {"tenant": tenant}, of=_Sum))[0].bytes
 
 
 class StorageMeter:
-    """Bytes of artifacts and of unfinished uploads by tenant, a minute old at most: a sum over all jobs, or a listing
-    of the storage, is too much for each request."""
+    """Bytes of artifacts and of unfinished uploads by tenant, cached for a minute: a sum over all jobs, or a listing of
+    the storage, is too slow for each request."""
 
     SECONDS = 60.0
 
-    def __init__(self, storage: Storage, engine: AsyncEngine) -> None:
-        """``engine``: of connections that no request waits for."""
-        self._storage = storage
+    def __init__(self, unfinished: Callable[[str], int], engine: AsyncEngine) -> None:
+        """``unfinished``: counts the bytes of a tenant's unfinished uploads; it blocks, and raises OSError while the
+        storage is away. ``engine``: of connections that no request waits for."""
+        self._count_unfinished = unfinished
         self._engine = engine
         self._known: dict[str, tuple[float, int]] = {}
-        self._unfinished: dict[str, tuple[float, int]] = {}
+        self._unfinished_bytes: dict[str, tuple[float, int]] = {}
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @asynccontextmanager
     async def adding(self, tenant: str) -> AsyncIterator[None]:
-        """Until the block ends nobody else, in any process, counts what the tenant has stored in order to add to it.
+        """Hold the lock for additions to the tenant's storage, across all processes.
 
-        The storage is listed meanwhile, which may take long: the lock has a connection that no request waits for, and
-        of a tenant's many parts only one waits with one.
+        Listing the storage under it may take long. So the lock has a connection that no request waits for, and a
+        tenant's requests in this process wait for it with one connection.
         """
         async with self._turns.setdefault(tenant, asyncio.Lock()), self._engine.begin() as connection:
             await connection.execute(select(func.pg_advisory_xact_lock(STORAGE_LOCK, func.hashtext(tenant))))
@@ -72,22 +89,22 @@ class StorageMeter:
         return known
 
     async def unfinished(self, tenant: str, *, fresh: bool = False) -> int:
-        """``fresh``: as it is now, for who is about to add to it. While the storage is away: what was known last."""
-        at, known = self._unfinished.get(tenant, (-self.SECONDS, 0))
+        """``fresh``: count now, before an addition. While the storage is away: the last count."""
+        at, known = self._unfinished_bytes.get(tenant, (-self.SECONDS, 0))
         if fresh or time.monotonic() - at >= self.SECONDS:
             with contextlib.suppress(OSError):
-                known = await asyncio.to_thread(parts.bytes_of_tenant, self._storage, tenant)
-            self._unfinished[tenant] = (time.monotonic(), known)
+                known = await asyncio.to_thread(self._count_unfinished, tenant)
+            self._unfinished_bytes[tenant] = (time.monotonic(), known)
         return known
 
     def forget(self, tenant: str) -> None:
-        """Artifacts of the tenant were deleted: what is known of them is too much."""
+        """Drop the cached bytes of artifacts, after a deletion."""
         self._known.pop(tenant, None)
 
     def arrived(self, tenant: str, more: int) -> None:
-        """A part was stored: what is known of unfinished uploads need not wait for the next listing."""
-        at, known = self._unfinished.get(tenant, (-self.SECONDS, 0))
-        self._unfinished[tenant] = (at, known + more)
+        """Add a stored part to the cached count."""
+        at, known = self._unfinished_bytes.get(tenant, (-self.SECONDS, 0))
+        self._unfinished_bytes[tenant] = (at, known + more)
 
 
 ADMISSION = f"""
@@ -107,7 +124,7 @@ FROM bounds
 
 @dataclass
 class Admission:
-    """Where a tenant stands when it asks for more jobs."""
+    """The limits of a tenant and what it uses, before it creates jobs."""
 
     max_queued_jobs: int
     max_stored_bytes: int
@@ -118,24 +135,24 @@ class Admission:
 async def admit(
     transaction: Transaction, *, tenant: str, settings: Settings, meter: StorageMeter, uploads: int, jobs: int = 1
 ) -> None:
-    """Let the tenant make ``jobs`` more. ``uploads``: bytes of its unfinished uploads, which were counted before the
-    transaction began. Raises Problem: 403 when its datasets, artifacts and unfinished uploads are
-    over its bound already, 429 as ``admit_to_queue``."""
+    """Check that the tenant may create ``jobs`` more. ``uploads``: bytes of its unfinished uploads, counted before the
+    transaction. Raises Problem: 403 when its datasets, artifacts and unfinished uploads exceed the limit, 429 as
+    ``admit_to_queue``."""
     admission = await _admission(transaction, tenant=tenant, settings=settings, jobs=jobs)
     stored = admission.dataset_bytes + await meter.artifacts(transaction, tenant) + uploads
-    Room(tenant, stored, admission.max_stored_bytes).check(0)
+    StorageQuota(tenant, stored, admission.max_stored_bytes).check(0)
     _check_queue(tenant, admission)
 
 
 async def admit_to_queue(transaction: Transaction, *, tenant: str, settings: Settings) -> None:
-    """Raises Problem 429 when as many jobs of the tenant wait as may."""
+    """Raises Problem 429 when the queue of the tenant is full."""
     _check_queue(tenant, await _admission(transaction, tenant=tenant, settings=settings, jobs=1))
 
 
 async def _admission(transaction: Transaction, *, tenant: str, settings: Settings, jobs: int) -> Admission:
     bounds = {"max_queued_jobs": settings.max_queued_jobs, "max_stored_bytes": settings.max_stored_bytes}
-    (found,) = await transaction.rows(ADMISSION, {"tenant": tenant, "more": jobs, **bounds}, of=Admission)
-    return found
+    (admission,) = await transaction.rows(ADMISSION, {"tenant": tenant, "more": jobs, **bounds}, of=Admission)
+    return admission
 
 
 def _check_queue(tenant: str, admission: Admission) -> None:
@@ -148,8 +165,8 @@ def _check_queue(tenant: str, admission: Admission) -> None:
 
 
 @dataclass(frozen=True)
-class Standing:
-    """How many jobs a tenant has in the queue and at work, and what it may have of everything; None: no limit."""
+class JobQuota:
+    """Queued and running jobs of a tenant, and its limits; None: no limit."""
 
     queued: int
     running: int
@@ -158,7 +175,7 @@ class Standing:
     max_stored_bytes: int
 
 
-async def standing(session: AsyncSession, *, tenant: str, settings: Settings) -> Standing:
+async def job_quota(session: AsyncSession, *, tenant: str, settings: Settings) -> JobQuota:
     limits = await _limits(session, tenant)
 
     async def number(*statuses: ColumnClause[str]) -> int:
@@ -170,7 +187,7 @@ async def standing(session: AsyncSession, *, tenant: str, settings: Settings) ->
         default: int | None = getattr(settings, name)
         return default if own is None else own
 
-    return Standing(
+    return JobQuota(
         queued=await number(QUEUED),
         running=await number(*(literal_column(f"'{status.value}'") for status in LEASED)),
         max_queued_jobs=most("max_queued_jobs") or 0,
@@ -180,43 +197,43 @@ async def standing(session: AsyncSession, *, tenant: str, settings: Settings) ->
 
 
 @dataclass(frozen=True)
-class Room:
-    """What a tenant has stored, and how much it may."""
+class StorageQuota:
+    """Bytes that a tenant has stored, and its limit."""
 
     tenant: str
-    there: int
-    most: int
+    stored: int
+    limit: int
 
     def check(self, more: int, *, unread: bool = False) -> None:
-        """Raises Problem 403 when ``more`` bytes do not fit; ``unread``: some of them are still to come from the
-        client, who is told that nobody will read them."""
-        if self.there + more > self.most:
+        """Raises Problem 403 when ``more`` bytes do not fit. ``unread``: the client still sends some of them; the
+        connection is closed."""
+        if self.stored + more > self.limit:
             raise Problem(
                 problems.STORAGE_QUOTA_EXCEEDED,
-                f"{self.tenant} has stored {self.there} of {self.most} bytes; {more} more do not fit: delete jobs,"
+                f"{self.tenant} has stored {self.stored} of {self.limit} bytes; {more} more do not fit: delete jobs,"
                 " datasets and unfinished uploads that it does not need",
                 headers={"Connection": "close"} if unread else None,
             )
 
 
-async def room_of(
+async def storage_quota(
     session: AsyncSession,
     *,
     tenant: str,
     settings: Settings,
     meter: StorageMeter,
     uploads: int,
-) -> Room:
-    """``uploads``: bytes of its unfinished uploads, without those in whose place others come."""
+) -> StorageQuota:
+    """``uploads``: bytes of the tenant's unfinished uploads, without parts that are being replaced."""
     limits = await _limits(session, tenant)
     most = settings.max_stored_bytes if limits is None or limits.max_stored_bytes is None else limits.max_stored_bytes
-    transaction = await joined(session)
-    kept = await dataset_bytes(transaction, tenant=tenant) + await meter.artifacts(transaction, tenant)
-    return Room(tenant, kept + max(0, uploads), most)
+    transaction = await transaction_of(session)
+    stored = await dataset_bytes(transaction, tenant=tenant) + await meter.artifacts(transaction, tenant)
+    return StorageQuota(tenant, stored + max(0, uploads), most)
 
 
-async def one_at_a_time(session: AsyncSession, tenant: str) -> None:
-    """Until this transaction ends, nobody else counts the tenant's webhooks in order to add one."""
+async def lock_tenant(session: AsyncSession, tenant: str) -> None:
+    """Serialize changes of the tenant's webhooks, tokens and retention until this transaction ends."""
     await session.execute(select(func.pg_advisory_xact_lock(WEBHOOK_LOCK, func.hashtext(tenant))))
 
 

@@ -1,4 +1,4 @@
-"""A job's files as one tar, made while it is sent: no temporary file, and every byte of it is known beforehand."""
+"""A job's files as one tar, without a temporary file: every byte is known before it is sent."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import tarfile
 from collections.abc import Sequence
 from datetime import datetime
 
-from app.artifacts.content import Piece, Stored
+from app.web.file_response import Piece, Stored
 from core.ledger.tables import Artifact
 
 END = b"\0" * tarfile.RECORDSIZE
 
 
 def archive_pieces(artifacts: Sequence[Artifact], *, folder: str, modified: datetime) -> list[Piece]:
-    """The same bytes at every call, so that any range of them may be asked for."""
+    """The pieces of the tar, the same bytes at every call: any range can be requested."""
     pieces: list[Piece] = []
     for artifact in artifacts:
         pieces += [
@@ -26,7 +26,7 @@ def archive_pieces(artifacts: Sequence[Artifact], *, folder: str, modified: date
 
 
 def archive_digest(artifacts: Sequence[Artifact], *, folder: str, modified: datetime) -> str:
-    """Names the archive's bytes without reading the files: equal for equal archives, and only for them."""
+    """A digest for the archive's ETag, computed without reading the files."""
     digest = hashlib.sha256()
     for artifact in artifacts:
         digest.update(_header(artifact, folder, modified))

@@ -6,13 +6,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
+from app.audit import service
 from app.audit.schemas import AuditQuery, AuditView
-from app.audit.service import entries_matching
 from app.deps import AuditReader, ServiceDep, SessionDep
 from app.web import problems
-from app.web.paging import Page, page_of
+from app.web.paging import Page
 from app.web.problems import documented
-from core.ledger.tables import AuditEntry
 
 router = APIRouter(prefix="/v1/audit", tags=["audit"])
 
@@ -22,6 +21,4 @@ async def audit(
     query: Annotated[AuditQuery, Query()], caller: AuditReader, session: SessionDep, parts: ServiceDep
 ) -> Page[AuditView]:
     """Acts of the tenant's keys, newest first. Reads are not listed, nor what was refused."""
-    statement = entries_matching(caller.tenant, query)
-    rows, cursor = await page_of(session, statement, AuditEntry, query=query, keyring=parts.keyring)
-    return Page(data=[AuditView.of(row) for row in rows], has_more=cursor is not None, next_cursor=cursor)
+    return await service.list_entries(session, tenant=caller.tenant, query=query, signer=parts.keyring)

@@ -11,9 +11,10 @@ from sqlalchemy import Select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.access.auth import Actor
-from app.audit.schemas import AuditQuery
-from app.db.pipeline import Statement, joined
+from app.audit.schemas import AuditQuery, AuditView
+from app.db.pipeline import Statement, transaction_of
 from app.db.tenancy import act_for, owned
+from app.web.paging import Page, Signer, as_page, page_of
 from core.contract.ids import new_id
 from core.ledger.tables import AuditEntry
 
@@ -47,7 +48,7 @@ class Action(StrEnum):
 
 
 ACTOR = "actor"
-"""In the ``info`` of a request's session: asks for the actor, who is known once the key has been checked."""
+"""Key in the ``info`` of a request's session: a function that returns the actor."""
 
 
 NOTE = """
@@ -56,10 +57,10 @@ VALUES (%(id)s, %(tenant)s, %(key_id)s, %(request_id)s, %(action)s, %(object_id)
 """
 
 
-def noted(
+def audit_entry(
     actor: Actor, action: Action, object_id: str, details: Mapping[str, Any], *, tenant: str | None = None
 ) -> Statement:
-    """The entry in the log of ``tenant``, by default the actor's, to run in the transaction of the act."""
+    """The statement that writes an entry into the log of ``tenant``, by default the actor's."""
     values = {
         "id": new_id("aud"),
         "tenant": tenant or actor.tenant,
@@ -83,8 +84,8 @@ async def note(
 ) -> None:
     """Who acts is known from the session: it belongs to a request.
 
-    ``owner``: the tenant whose thing it is, where the bootstrap key acts on another's. The act is then in the logs of
-    both, and the rest of the transaction is the owner's.
+    ``owner``: the tenant of the object, where the bootstrap key acts for another tenant. Both logs get the entry, and
+    the rest of the transaction is the owner's.
     """
     actor = actor_of(session)
     elsewhere = owner is not None and owner != actor.tenant
@@ -93,10 +94,16 @@ async def note(
         if elsewhere:
             await act_for(session, tenant)
             details["tenant"] = owner
-        await (await joined(session)).run(noted(actor, action, object_id, details, tenant=tenant))
+        await (await transaction_of(session)).run(audit_entry(actor, action, object_id, details, tenant=tenant))
 
 
-def entries_matching(tenant: str, query: AuditQuery) -> Select[AuditEntry]:
+async def list_entries(session: AsyncSession, *, tenant: str, query: AuditQuery, signer: Signer) -> Page[AuditView]:
+    """Newest first. Raises Problem for a cursor of another listing."""
+    rows, cursor = await page_of(session, _matching(tenant, query), AuditEntry, query=query, signer=signer)
+    return as_page(rows, cursor, AuditView.of)
+
+
+def _matching(tenant: str, query: AuditQuery) -> Select[AuditEntry]:
     statement = owned(AuditEntry, tenant)
     if query.action is not None:
         statement = statement.where(AuditEntry.action == query.action)

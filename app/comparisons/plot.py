@@ -1,4 +1,4 @@
-"""The frontier as a picture: size against KL, one mark per job, a staircase through those that nothing beats."""
+"""An SVG plot of size against KL: a mark per job, and a staircase through the Pareto frontier."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from html import escape
 
 from app.comparisons.schemas import ComparedJob, ComparisonView
-from app.web.figures import number
-from app.web.sizes import said, ticks
+from app.web.number_format import number
+from quant_experts.planning.units import said, unit_of
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 880, 420, 84, 28, 52, 56
 LEAST_KL = 1e-9
-"""A KL of zero has no place on a logarithmic axis; it is drawn at the bottom."""
+"""A KL of zero is drawn here: a logarithmic axis has no zero."""
 STYLE = """
   text { font: 13px system-ui, sans-serif; fill: #1f2328 } .small { font-size: 12px; fill: #57606a }
   .grid { stroke: #d0d7de; stroke-width: 1 } .frame { fill: none; stroke: #8c959f }
@@ -40,9 +40,9 @@ class Point:
 
 
 def draw(comparison: ComparisonView, *, dressed: bool = True) -> str:
-    """An SVG document; it says so in words when no job has ended well yet.
+    """An SVG document. Without a succeeded job it is a sentence.
 
-    ``dressed``: with a style sheet of its own. A page that forbids those inside of it has the rules in its own.
+    ``dressed``: with a style sheet inside. Pages whose policy forbids that have the rules in their own style sheet.
     """
     rows = [row for row in comparison.jobs if row.kl is not None and row.bytes_after is not None]
     title = f"{comparison.model.id}: size and KL of {len(comparison.jobs)} candidates"
@@ -94,7 +94,7 @@ def _chart(rows: Sequence[ComparedJob], original: int | None) -> list[str]:
 
 
 def _original(x: Scale, size: int | None) -> list[str]:
-    """The model before, whose KL of 0 has no place on the axis: a line at its size."""
+    """A line at the size of the original model, whose KL of 0 is not on the axis."""
     if not size:
         return []
     at = x(float(size))
@@ -114,7 +114,7 @@ def _axes(x: Scale, y: Scale, sizes: tuple[float, float], decades: tuple[float, 
         at = y(10.0**power)
         lines.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at}" y2="{at}"/>')
         lines.append(f'<text class="small" x="{LEFT - 8}" y="{at + 4}" text-anchor="end">{number(10.0**power)}</text>')
-    for size, label in ticks(*sizes):
+    for size, label in size_ticks(*sizes):
         lines.append(f'<line class="grid" x1="{x(size)}" x2="{x(size)}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
         lines.append(
             f'<text class="small" x="{x(size)}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{label}</text>'
@@ -142,15 +142,15 @@ def _stairs(best: Sequence[Point]) -> list[str]:
 
 
 def _marks(points: Sequence[Point]) -> list[str]:
-    """Labels go to the side where there is room, and step aside from the one before."""
+    """Each label is on the side with more room, and moves down when it would overlap the one before."""
     lines, last = [], (-1e9, -1e9)
     for point in points:
         kind = "best" if point.row.frontier else "beaten"
         kind = "missed" if point.row.verdict == "rejected" else kind
-        told = f"{point.row.label}: {said(point.row.bytes_after or 0)}, KL {number(point.row.kl or 0.0)}"
-        told += f", {point.row.verdict.value}" if point.row.verdict else ""
+        description = f"{point.row.label}: {said(point.row.bytes_after or 0)}, KL {number(point.row.kl or 0.0)}"
+        description += f", {point.row.verdict.value}" if point.row.verdict else ""
         lines.append(
-            f'<circle class="{kind}" cx="{point.x}" cy="{point.y}" r="6"><title>{escape(told)}</title></circle>'
+            f'<circle class="{kind}" cx="{point.x}" cy="{point.y}" r="6"><title>{escape(description)}</title></circle>'
         )
         to_the_left = point.x > (LEFT + WIDTH - RIGHT) / 2
         at = point.y - 10
@@ -176,3 +176,14 @@ def _decades(low: float, high: float) -> tuple[float, float]:
 
 def _shortened(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def size_ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """Two to six round sizes between ``low`` and ``high`` bytes, each with its label."""
+    factor, unit = unit_of(high)
+    low, high = low / factor, high / factor
+    step = 10.0 ** math.floor(math.log10((high - low) / 3))
+    step *= next(multiple for multiple in (1, 2, 5, 10) if (high - low) / (step * multiple) <= 6)
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    numbers = range(math.ceil(low / step), math.floor(high / step) + 1)
+    return [(number * step * factor, f"{number * step:,.{digits}f} {unit}") for number in numbers]

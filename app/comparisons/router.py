@@ -6,20 +6,15 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from app.access.quotas import admit
 from app.comparisons import service
 from app.comparisons.plot import draw
-from app.comparisons.queries import jobs_of
 from app.comparisons.schemas import ComparisonView, NewComparison
-from app.db.pipeline import joined
-from app.db.tenancy import owned
-from app.deps import DoorbellDep, JobsReader, JobsWriter, ServiceDep, SessionDep, actor_of
+from app.deps import JobsReader, JobsWriter, NotifierDep, ServiceDep, SessionDep
 from app.web import problems
-from app.web.idempotency import IdempotencyKey, Made, Once
+from app.web.idempotency import IdempotencyKey
 from app.web.negotiation import choose
-from app.web.paging import Page, PageQuery, page_of
+from app.web.paging import Page, PageQuery
 from app.web.problems import Problem, documented
-from core.ledger.tables import Comparison
 
 SVG = "image/svg+xml"
 router = APIRouter(prefix="/v1/comparisons", tags=["comparisons"])
@@ -32,40 +27,21 @@ router = APIRouter(prefix="/v1/comparisons", tags=["comparisons"])
     responses=documented(*problems.CREATION_REFUSED),
 )
 async def create(
-    wanted: NewComparison,
+    new: NewComparison,
     request: Request,
     caller: JobsWriter,
     session: SessionDep,
     parts: ServiceDep,
-    doorbell: DoorbellDep,
+    notifier: NotifierDep,
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> Any:
     """Queue one job per candidate, all on the same model and rows. Jobs that start later take over the calibration of
     the first."""
-    tenant, settings = caller.tenant, parts.settings
-    once = Once.of(tenant, idempotency_key, "POST /v1/comparisons", wanted.model_dump(mode="json"))
-    kept = await once.kept(parts.sessions)
-    if kept is not None:
-        return kept
-    async with parts.reading(request, caller):
-        agreed = await service.agreed_on(
-            session, tenant=tenant, wanted=wanted, settings=settings, storage=parts.storage
-        )
-    uploads = await parts.meter.unfinished(tenant)
-    transaction = await joined(session)
-
-    async def make() -> Made:
-        more = len(wanted.candidates)
-        await admit(transaction, tenant=tenant, settings=settings, meter=parts.meter, uploads=uploads, jobs=more)
-        view, jobs = await service.create_comparison(
-            session, actor=actor_of(request), wanted=wanted, agreed=agreed, settings=settings
-        )
-        for job_id in jobs:
-            doorbell.ring_later(job_id)
-        return Made(view, f"/v1/comparisons/{view.id}")
-
-    return await once.answer(transaction, response, make)
+    created = await service.submit_comparison(
+        request, caller, session, parts, notifier, new=new, idempotency_key=idempotency_key
+    )
+    return created.answer(response)
 
 
 @router.get("", responses=documented(problems.INVALID_CURSOR))
@@ -73,10 +49,7 @@ async def list_comparisons(
     query: Annotated[PageQuery, Query()], caller: JobsReader, session: SessionDep, parts: ServiceDep
 ) -> Page[ComparisonView]:
     """Comparisons, newest first."""
-    statement = owned(Comparison, caller.tenant)
-    rows, cursor = await page_of(session, statement, Comparison, query=query, keyring=parts.keyring)
-    views = [ComparisonView.of(row, await jobs_of(session, tenant=caller.tenant, comparison_id=row.id)) for row in rows]
-    return Page(data=views, has_more=cursor is not None, next_cursor=cursor)
+    return await service.list_comparisons(session, tenant=caller.tenant, query=query, signer=parts.keyring)
 
 
 @router.get("/{comparison_id}", responses=documented(problems.NOT_FOUND))

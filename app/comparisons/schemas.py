@@ -145,7 +145,7 @@ class ComparisonView(BaseModel):
         for row in rows:
             row.frontier = row.job_id in best
         summaries = [job.summary or {} for job in jobs]
-        before = next((found["bytes_before"] for found in summaries if found.get("bytes_before")), None)
+        before = next((summary["bytes_before"] for summary in summaries if summary.get("bytes_before")), None)
         return cls(
             id=comparison.id,
             name=comparison.name,
@@ -160,7 +160,7 @@ class ComparisonView(BaseModel):
 
 
 def frontier_of(rows: list[ComparedJob]) -> list[str]:
-    """Ids of the jobs that no other one is as small and as close as, and better in one; smallest first."""
+    """Ids of the jobs on the Pareto frontier of size and KL, smallest first."""
     known = [
         (row.bytes_after, row.kl, row.job_id) for row in rows if row.bytes_after is not None and row.kl is not None
     ]

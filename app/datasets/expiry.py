@@ -1,7 +1,7 @@
-"""Until when a dataset can be used, and what it is after that.
+"""Expiry of datasets.
 
-Expired is what its time says, from that moment on. The keeper removes the bytes a little later, when no unfinished job
-needs them, and leaves the row for a while, so that who still names it learns why it is gone.
+A dataset is expired from ``expires_at`` on. The keeper removes its bytes later, when no unfinished job needs them. The
+row stays for a while, so that requests with its id get an explanation.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LONGEST = timedelta(days=36_525)
 
 
 class Usable(Protocol):
-    """What decides whether a dataset can be used."""
+    """The columns that decide whether a dataset can be used."""
 
     @property
     def id(self) -> str: ...
@@ -36,8 +36,8 @@ def state_of(dataset: Usable) -> State:
     return "ready" if dataset.status == "ready" and dataset.key is not None else "invalid"
 
 
-def what_is_wrong(dataset: Usable) -> str | None:
-    """Why no new job can have it, and what to do; None when it can."""
+def unusable_reason(dataset: Usable) -> str | None:
+    """Why new jobs cannot use the dataset, and what to do; None when they can."""
     match state_of(dataset):
         case "ready":
             return None
@@ -48,15 +48,15 @@ def what_is_wrong(dataset: Usable) -> str | None:
             return f"the rows of dataset {dataset.id} are not there: upload them again"
 
 
-def end_of_new(wanted: datetime | None, settings: Settings) -> datetime | None:
-    """When a dataset made now expires: as its owner says, else as the service's operator does. Raises Problem 422."""
-    if wanted is not None:
-        return still_to_come(wanted)
+def expiry_of_new(expires_at: datetime | None, settings: Settings) -> datetime | None:
+    """The expiry of a new dataset: its owner's, else the default of the service. Raises Problem 422."""
+    if expires_at is not None:
+        return checked_expiry(expires_at)
     return None if settings.dataset_ttl is None else datetime.now(UTC) + timedelta(seconds=settings.dataset_ttl)
 
 
-def still_to_come(moment: datetime) -> datetime:
-    """Raises Problem 422. The database knows years that we cannot read back."""
+def checked_expiry(moment: datetime) -> datetime:
+    """Raises Problem 422 for a time in the past, or so late that Python could not read it back from the database."""
     if not timedelta() < moment - datetime.now(UTC) < LONGEST:
         detail = f"{moment.isoformat()} is over, or more than a hundred years away: name a time to come"
         raise Problem(problems.INVALID_REQUEST, detail, errors=[{"pointer": "/expires_at", "detail": detail}])

@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-from contextlib import AsyncExitStack
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi import Path as PathParameter
-from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.access.auth import Caller
-from app.access.quotas import room_of
-from app.artifacts import ranges
-from app.artifacts.sending import FOREVER, decide
-from app.datasets import service
-from app.datasets.schemas import DatasetChanges, DatasetQuery, DatasetView, FiguresView, RowPage, RowView
-from app.datasets.upload import WRITTEN_OUT, EndFields, received
-from app.db.pipeline import joined
-from app.db.tenancy import owned
-from app.deps import DatasetsReader, DatasetsWriter, Service, ServiceDep, SessionDep
-from app.parsing.operations import AUDIO, IMAGE, PAGE
-from app.plans.inputs import LOCAL
+from app.datasets import queries, service
+from app.datasets.schemas import DatasetChanges, DatasetQuery, DatasetView, FiguresView, MediaIndex, RowNumber, RowPage
+from app.deps import DatasetsReader, DatasetsWriter, ServiceDep, SessionDep
 from app.web import problems
-from app.web.idempotency import IdempotencyKey, Made, Once
-from app.web.paging import Page, page_of
-from app.web.problems import Problem, documented
+from app.web.idempotency import IdempotencyKey
+from app.web.paging import Page
+from app.web.problems import documented
 from core.contract.spec import ModelId, ModelRef, Revision
-from core.ledger.tables import Dataset
 
 FORM = {
     "requestBody": {
@@ -56,12 +42,6 @@ FORM = {
     }
 }
 WAV = "audio/wav"
-AS_A_FILE = {"Content-Security-Policy": "default-src 'none'; sandbox"}
-"""Nothing in what somebody uploaded runs or is fetched, whoever opens it as a page of its own."""
-FORM_BYTES = 64 * 1024
-"""Of a body, what may be form and not file: a file that fits is not refused for its wrapping."""
-RowNumber = Annotated[int, PathParameter(ge=1, le=10**9)]
-MediaIndex = Annotated[int, PathParameter(ge=0, le=10**6)]
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
 
@@ -91,52 +71,8 @@ async def upload(
     idempotency_key: IdempotencyKey = None,
 ) -> Any:
     """Upload rows. Every row is checked before the answer; a bad one refuses the file and is named."""
-    dataset = await take(request, caller, session, parts, idempotency_key=idempotency_key)
-    if isinstance(dataset, Response):
-        return dataset
-    response.headers["Location"] = f"/v1/datasets/{dataset.id}"
-    return DatasetView.of(dataset)
-
-
-async def take(
-    request: Request,
-    caller: Caller,
-    session: AsyncSession,
-    parts: Service,
-    *,
-    end: EndFields = WRITTEN_OUT,
-    idempotency_key: str | None = None,
-) -> Dataset | Response:
-    """The body of an upload, kept; or the answer that an earlier request with the same key and body got. Raises Problem
-    when there is no room, or when the file is not a dataset."""
-    announced = request.headers.get("content-length", "")
-    uploads = await parts.meter.unfinished(caller.tenant, fresh=True)
-    async with parts.sessions_of(caller)() as before:  # not held while the bytes come in
-        more = int(announced) if announced.isascii() and announced.isdecimal() and len(announced) < 19 else 0
-        room = await room_of(before, tenant=caller.tenant, settings=parts.settings, meter=parts.meter, uploads=uploads)
-        room.check(max(0, more - FORM_BYTES))
-    async with received(request, parts.settings, end) as file:
-        body = {"sha256": file.sha256, "name": file.name}  # its end may be counted from now
-        once = Once.of(caller.tenant, idempotency_key, "POST /v1/datasets", body)
-        kept = await once.kept(parts.sessions)
-        if kept is not None:
-            return kept
-
-        async def remember(dataset: Dataset) -> None:
-            await once.remember(await joined(session), Made(DatasetView.of(dataset), f"/v1/datasets/{dataset.id}"))
-
-        async with parts.reading(request, caller):
-            contents = await service.checked(file, parts.settings)
-        return await service.keep_upload(
-            session,
-            tenant=caller.tenant,
-            upload=file,
-            contents=contents,
-            remember=remember,
-            storage=parts.storage,
-            settings=parts.settings,
-            meter=parts.meter,
-        )
+    created = await service.receive(request, caller, session, parts, idempotency_key=idempotency_key)
+    return created.answer(response)
 
 
 @router.get("", responses=documented(problems.INVALID_CURSOR))
@@ -144,17 +80,13 @@ async def list_datasets(
     query: Annotated[DatasetQuery, Query()], caller: DatasetsReader, session: SessionDep, parts: ServiceDep
 ) -> Page[DatasetView]:
     """Datasets, newest first."""
-    statement = owned(Dataset, caller.tenant)
-    if query.sha256 is not None:
-        statement = statement.where(Dataset.sha256 == query.sha256)
-    rows, cursor = await page_of(session, statement, Dataset, query=query, keyring=parts.keyring)
-    return Page(data=[DatasetView.of(row) for row in rows], has_more=cursor is not None, next_cursor=cursor)
+    return await service.list_datasets(session, tenant=caller.tenant, query=query, signer=parts.keyring)
 
 
 @router.get("/{dataset_id}", responses=documented(problems.NOT_FOUND))
 async def get(dataset_id: str, caller: DatasetsReader, session: SessionDep) -> DatasetView:
     """One dataset: its format, rows, bytes and digest, and whether it can be used."""
-    return DatasetView.of(await service.get_dataset(session, tenant=caller.tenant, dataset_id=dataset_id))
+    return DatasetView.of(await queries.get_dataset(session, tenant=caller.tenant, dataset_id=dataset_id))
 
 
 @router.patch(
@@ -186,19 +118,7 @@ async def rows(
     limit: Annotated[int, Query(ge=1, le=50)] = 10,
 ) -> RowPage:
     """The rows as they were uploaded; images and audio are set apart, with a URL each."""
-    async with parts.reading(request, caller):
-        found = await service.look_into(
-            session,
-            PAGE,
-            after,
-            limit + 1,
-            tenant=caller.tenant,
-            dataset_id=dataset_id,
-            storage=parts.storage,
-            settings=parts.settings,
-        )
-    views = [RowView.of(dataset_id, row) for row in found[:limit]]
-    return RowPage(data=views, has_more=len(found) > limit, next_after=views[-1].number if views else after)
+    return await service.page_of_rows(request, caller, session, parts, dataset_id=dataset_id, after=after, limit=limit)
 
 
 @router.get(
@@ -219,21 +139,7 @@ async def image(
     parts: ServiceDep,
 ) -> Response:
     """One image of a row, as it was uploaded."""
-    async with parts.reading(request, caller):
-        found = await service.look_into(
-            session,
-            IMAGE,
-            number,
-            index,
-            tenant=caller.tenant,
-            dataset_id=dataset_id,
-            storage=parts.storage,
-            settings=parts.settings,
-        )
-    if found is None or found.data is None:
-        raise Problem(problems.NOT_FOUND, f"row {number} of {dataset_id} has no image {index}")
-    headers = {**AS_A_FILE, "Cache-Control": FOREVER}
-    return Response(found.data, media_type=f"image/{found.header.format.lower()}", headers=headers)
+    return await service.send_image(request, caller, session, parts, dataset_id=dataset_id, number=number, index=index)
 
 
 @router.get(
@@ -263,22 +169,7 @@ async def audio(
     parts: ServiceDep,
 ) -> Response:
     """One audio file of a row, as it was uploaded. Players ask for ranges of it."""
-    async with parts.reading(request, caller):
-        found = await service.look_into(
-            session,
-            AUDIO,
-            number,
-            index,
-            tenant=caller.tenant,
-            dataset_id=dataset_id,
-            storage=parts.storage,
-            settings=parts.settings,
-        )
-    if found is None or found.data is None:
-        raise Problem(problems.NOT_FOUND, f"row {number} of {dataset_id} has no audio {index}")
-    tag = ranges.etag(hashlib.sha256(found.data).hexdigest())
-    answer = decide(request, [found.data], name=f"audio {index} of row {number}", tag=tag, headers=AS_A_FILE)
-    return answer if isinstance(answer, Response) else answer.response(request, parts.storage, media_type=WAV)
+    return await service.send_audio(request, caller, session, parts, dataset_id=dataset_id, number=number, index=index)
 
 
 @router.get(
@@ -305,24 +196,8 @@ async def statistics(
     revision: Annotated[Revision | None, Query(description="Branch, tag or commit of a hub model.")] = None,
 ) -> FiguresView:
     """How many rows, images and sounds, how large, how long, and how many tokens; one pass over the file."""
-    ref = ModelRef(id=model, revision=revision) if model is not None else None
-    on_the_hub = ref is not None and not ref.id.startswith(LOCAL)
-    async with AsyncExitStack() as turns:
-        await turns.enter_async_context((parts.planning if on_the_hub else parts.reading)(request, caller))
-        text = await service.model_text_of(
-            session, tenant=caller.tenant, dataset_id=dataset_id, model=ref, settings=parts.settings
-        )
-        if on_the_hub:  # its turn is kept: what came from the hub is in memory until the rows have been read
-            await turns.enter_async_context(parts.readers.turn(caller.tenant))
-        found = await service.statistics_of(
-            session,
-            tenant=caller.tenant,
-            dataset_id=dataset_id,
-            text=text,
-            storage=parts.storage,
-            settings=parts.settings,
-        )
-    return FiguresView.of(found, model=model, commit=text.commit if text is not None else None)
+    reference = ModelRef(id=model, revision=revision) if model is not None else None
+    return await service.view_statistics(request, caller, session, parts, dataset_id=dataset_id, model=reference)
 
 
 @router.delete("/{dataset_id}", status_code=204, responses=documented(problems.NOT_FOUND, problems.DATASET_IN_USE))

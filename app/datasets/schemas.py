@@ -5,15 +5,19 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
+from fastapi import Path as PathParameter
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from app.datasets.contents import Row
 from app.datasets.expiry import State, state_of
-from app.datasets.figures import Figures, TokenFigures
-from app.web.moments import Moment
+from app.parsing.contents import Row
+from app.parsing.row_statistics import DatasetStatistics, TokenStatistics
 from app.web.paging import PageQuery
+from app.web.timestamps import Timestamp
 from core.contract import patterns
 from core.ledger.tables import Dataset
+
+RowNumber = Annotated[int, PathParameter(ge=1, le=10**9)]
+MediaIndex = Annotated[int, PathParameter(ge=0, le=10**6)]
 
 
 class DatasetQuery(PageQuery):
@@ -25,7 +29,7 @@ class DatasetQuery(PageQuery):
 class DatasetChanges(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    expires_at: Moment | None = Field(description="A time to come; null: it stays until it is deleted.")
+    expires_at: Timestamp | None = Field(description="A time to come; null: it stays until it is deleted.")
 
 
 class DatasetView(BaseModel):
@@ -140,7 +144,7 @@ class TokensView(BaseModel):
     note: str | None = Field(description="What keeps the numbers from being exact, or the rows from being used.")
 
     @classmethod
-    def of(cls, figures: TokenFigures, *, model: str | None, commit: str | None) -> TokensView:
+    def of(cls, figures: TokenStatistics, *, model: str | None, commit: str | None) -> TokensView:
         return cls.model_validate(
             {
                 **{name: value for name, value in vars(figures).items() if name in cls.model_fields},
@@ -171,6 +175,6 @@ class FiguresView(BaseModel):
     tokens: TokensView
 
     @classmethod
-    def of(cls, figures: Figures, *, model: str | None = None, commit: str | None = None) -> FiguresView:
+    def of(cls, figures: DatasetStatistics, *, model: str | None = None, commit: str | None = None) -> FiguresView:
         tokens = TokensView.of(figures.tokens, model=model, commit=commit)
         return cls.model_validate({**vars(figures), "tokens": tokens}, from_attributes=True)

@@ -1,32 +1,40 @@
-"""Keep and remove datasets. The bytes are stored before the row exists and removed after it is gone."""
+"""Store, read, change and delete datasets. The bytes are stored before the row, and removed after it."""
 
 from __future__ import annotations
 
 import asyncio
-import re
+import hashlib
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from datetime import datetime
 from typing import Any, TypeVar
 
+from fastapi import Request, Response
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.access.quotas import StorageMeter, room_of
+from app.access.auth import Caller
+from app.access.quotas import StorageMeter, storage_quota
 from app.audit.service import Action, note
-from app.datasets.expiry import still_to_come, what_is_wrong
-from app.datasets.figures import Figures
-from app.datasets.upload import Upload, draft
-from app.datasets.validation import Contents, InvalidRows
+from app.datasets.expiry import checked_expiry, unusable_reason
+from app.datasets.queries import find_dataset, get_dataset, jobs_needing, page_of_datasets
+from app.datasets.schemas import DatasetQuery, DatasetView, FiguresView, RowPage, RowView
+from app.datasets.upload import EXPIRES_AT, ExpiryFields, Upload, received, scratch_file
 from app.db.engine import release
-from app.db.tenancy import owned
+from app.db.pipeline import transaction_of
+from app.deps import Service
 from app.hub_tokens.service import token_of
-from app.jobs.queries import jobs_needing
+from app.models.files import LOCAL, ModelText, read_model_text
 from app.parsing import Died, parse
-from app.parsing.children import Asked
-from app.parsing.operations import CHECK, FIGURES, Operation, bounds_of
-from app.plans.inputs import ModelText, read_model_text
+from app.parsing.children import Callbacks
+from app.parsing.operations import AUDIO, CHECK, IMAGE, PAGE, STATISTICS, Operation, bounds_of
+from app.parsing.row_statistics import DatasetStatistics
+from app.parsing.validation import Contents, InvalidRows
 from app.web import problems
+from app.web.idempotency import Created, Idempotency, Outcome
+from app.web.paging import Page, Signer, as_page
 from app.web.problems import Problem
-from app.web.threads import aside
+from app.web.ranges import FOREVER, decide, etag
+from app.web.threads import run_in_thread
 from core.contract.ids import new_id
 from core.contract.spec import ModelRef
 from core.crash_points import reach
@@ -36,46 +44,169 @@ from core.storage import ObjectMissing, Storage
 from quant_experts.planning.errors import HubUnavailable, Unreadable
 
 Found = TypeVar("Found")
-DATASET_ID = re.compile(r"ds_[0-9a-f]{32}")
+WAV = "audio/wav"
+AS_A_FILE = {"Content-Security-Policy": "default-src 'none'; sandbox"}
+"""Headers of an uploaded file: a browser that opens it runs and loads nothing."""
+FORM_BYTES = 64 * 1024
+"""Bytes of a body that may belong to the form around the file."""
 
 
-async def find_dataset(session: AsyncSession, *, tenant: str, dataset_id: str, lock: bool = False) -> Dataset | None:
-    if DATASET_ID.fullmatch(dataset_id) is None:
-        return None
-    statement = owned(Dataset, tenant).where(Dataset.id == dataset_id)
-    return await session.scalar(statement.with_for_update() if lock else statement)
-
-
-async def get_dataset(session: AsyncSession, *, tenant: str, dataset_id: str, lock: bool = False) -> Dataset:
-    """Raises Problem 404."""
-    dataset = await find_dataset(session, tenant=tenant, dataset_id=dataset_id, lock=lock)
-    if dataset is None:
-        raise Problem(problems.NOT_FOUND, f"no dataset {dataset_id!r}")
-    return dataset
-
-
-async def look_into(
+async def receive(
+    request: Request,
+    caller: Caller,
     session: AsyncSession,
+    service: Service,
+    *,
+    end: ExpiryFields = EXPIRES_AT,
+    idempotency_key: str | None = None,
+) -> Outcome:
+    """Receive the body of an upload, check its rows and store it. Raises Problem when there is no room, or when the
+    file is not a dataset."""
+    announced = request.headers.get("content-length", "")
+    uploads = await service.meter.unfinished(caller.tenant, fresh=True)
+    async with service.sessions_of(caller)() as before:  # not held while the bytes come in
+        more = int(announced) if announced.isascii() and announced.isdecimal() and len(announced) < 19 else 0
+        room = await storage_quota(
+            before, tenant=caller.tenant, settings=service.settings, meter=service.meter, uploads=uploads
+        )
+        room.check(max(0, more - FORM_BYTES))
+    async with received(request, service.settings, end) as file:
+        body = {"sha256": file.sha256, "name": file.name}  # its expiry may be relative to now
+        idempotency = Idempotency.of(caller.tenant, idempotency_key, "POST /v1/datasets", body)
+        replayed = await idempotency.replay(service.sessions)
+        if replayed is not None:
+            return replayed
+
+        async def store(dataset: Dataset) -> None:
+            await idempotency.store(await transaction_of(session), _created(dataset))
+
+        async with service.reading(request, caller):
+            contents = await checked(file, service.settings)
+        return _created(
+            await store_dataset(
+                session,
+                tenant=caller.tenant,
+                upload=file,
+                contents=contents,
+                remember=store,
+                storage=service.storage,
+                settings=service.settings,
+                meter=service.meter,
+            )
+        )
+
+
+def _created(dataset: Dataset) -> Created:
+    return Created(DatasetView.of(dataset), f"/v1/datasets/{dataset.id}")
+
+
+async def list_datasets(
+    session: AsyncSession, *, tenant: str, query: DatasetQuery, signer: Signer
+) -> Page[DatasetView]:
+    """Newest first. Raises Problem for a cursor of another listing."""
+    rows, cursor = await page_of_datasets(session, tenant=tenant, query=query, signer=signer)
+    return as_page(rows, cursor, DatasetView.of)
+
+
+async def page_of_rows(
+    request: Request,
+    caller: Caller,
+    session: AsyncSession,
+    service: Service,
+    *,
+    dataset_id: str,
+    after: int,
+    limit: int,
+) -> RowPage:
+    """Rows with a greater number than ``after``. Raises Problem 429, and as ``parse_dataset``."""
+    async with service.reading(request, caller):
+        rows = await parse_dataset(session, caller, service, PAGE, after, limit + 1, dataset_id=dataset_id)
+    views = [RowView.of(dataset_id, row) for row in rows[:limit]]
+    return RowPage(data=views, has_more=len(rows) > limit, next_after=views[-1].number if views else after)
+
+
+async def send_image(
+    request: Request,
+    caller: Caller,
+    session: AsyncSession,
+    service: Service,
+    *,
+    dataset_id: str,
+    number: int,
+    index: int,
+) -> Response:
+    """One image of a row, as it was uploaded. Raises Problem 404, 429, and as ``parse_dataset``."""
+    async with service.reading(request, caller):
+        image = await parse_dataset(session, caller, service, IMAGE, number, index, dataset_id=dataset_id)
+    if image is None or image.data is None:
+        raise Problem(problems.NOT_FOUND, f"row {number} of {dataset_id} has no image {index}")
+    headers = {**AS_A_FILE, "Cache-Control": FOREVER}
+    return Response(image.data, media_type=f"image/{image.header.format.lower()}", headers=headers)
+
+
+async def send_audio(
+    request: Request,
+    caller: Caller,
+    session: AsyncSession,
+    service: Service,
+    *,
+    dataset_id: str,
+    number: int,
+    index: int,
+) -> Response:
+    """One audio file of a row, or a range of it. Raises Problem 404, 429, and as ``parse_dataset`` and ``decide``."""
+    async with service.reading(request, caller):
+        audio = await parse_dataset(session, caller, service, AUDIO, number, index, dataset_id=dataset_id)
+    if audio is None or audio.data is None:
+        raise Problem(problems.NOT_FOUND, f"row {number} of {dataset_id} has no audio {index}")
+    tag = etag(hashlib.sha256(audio.data).hexdigest())
+    answer = decide(request, [audio.data], name=f"audio {index} of row {number}", tag=tag, headers=AS_A_FILE)
+    return answer if isinstance(answer, Response) else answer.response(request, service.storage, media_type=WAV)
+
+
+async def view_statistics(
+    request: Request,
+    caller: Caller,
+    session: AsyncSession,
+    service: Service,
+    *,
+    dataset_id: str,
+    model: ModelRef | None = None,
+) -> FiguresView:
+    """Statistics over all rows, with the tokens of ``model``. Raises Problem 429, and as ``model_text_of`` and
+    ``statistics_of``."""
+    on_hub = model is not None and not model.id.startswith(LOCAL)
+    async with AsyncExitStack() as slots:
+        await slots.enter_async_context((service.planning if on_hub else service.reading)(request, caller))
+        text = await model_text_of(session, caller, service, dataset_id=dataset_id, model=model)
+        if on_hub:  # the first slot stays taken: the files from the hub are in memory until the rows have been read
+            await slots.enter_async_context(service.readers.slot(caller.tenant))
+        statistics = await statistics_of(session, caller, service, dataset_id=dataset_id, text=text)
+    name, commit = (None if model is None else model.id), (None if text is None else text.commit)
+    return FiguresView.of(statistics, model=name, commit=commit)
+
+
+async def parse_dataset(
+    session: AsyncSession,
+    caller: Caller,
+    service: Service,
     operation: Operation[Found],
     *arguments: Any,
-    tenant: str,
     dataset_id: str,
-    storage: Storage,
-    settings: Settings,
-    asked: Asked | None = None,
+    callbacks: Callbacks | None = None,
 ) -> Found:
-    """What ``operation`` finds in the dataset's file, in a child that may ``ask`` for more. Raises Problem: 404; 422
-    when its rows kill the child; 500 when its bytes are gone."""
-    dataset = await get_dataset(session, tenant=tenant, dataset_id=dataset_id)
-    wrong = what_is_wrong(dataset)
+    """The result of ``operation`` on the dataset's file, run in a child process that may use ``callbacks``. Raises
+    Problem: 404; 422 when its rows kill the child; 500 when its bytes are gone."""
+    dataset = await get_dataset(session, tenant=caller.tenant, dataset_id=dataset_id)
+    wrong = unusable_reason(dataset)
     if wrong is not None or dataset.key is None:
         raise Problem(problems.NOT_FOUND, wrong or "")
     key = dataset.key
     await release(session)
     try:
-        with draft(settings) as path:
-            await aside(lambda: storage.fetch(key, path))
-            return await parse(operation, bounds_of(settings), *arguments, files=[path], asked=asked)
+        with scratch_file(service.settings) as path:
+            await run_in_thread(lambda: service.storage.fetch(key, path))
+            return await parse(operation, bounds_of(service.settings), *arguments, files=[path], callbacks=callbacks)
     except (ObjectMissing, InvalidRows) as error:
         raise Problem(problems.OBJECT_MISSING, f"the rows of {dataset_id} are not as they were uploaded") from error
     except Died as died:
@@ -83,56 +214,51 @@ async def look_into(
 
 
 async def model_text_of(
-    session: AsyncSession, *, tenant: str, dataset_id: str, model: ModelRef | None, settings: Settings
+    session: AsyncSession, caller: Caller, service: Service, *, dataset_id: str, model: ModelRef | None
 ) -> ModelText | None:
-    """What counts the tokens of a dataset's rows; waits for the hub when the model is there. None without a model.
+    """The files that count the tokens of a dataset's rows; waits for the hub where the model is there. None without a
+    model.
 
     Raises Problem: 404 without the dataset; 422 for a model that cannot be read; 409 when the tenant's hub token cannot
     be opened; 503 when the hub does not answer.
     """
     if model is None:
         return None
-    await get_dataset(session, tenant=tenant, dataset_id=dataset_id)
-    token = await token_of(session, tenant=tenant, settings=settings)
+    await get_dataset(session, tenant=caller.tenant, dataset_id=dataset_id)
+    token = await token_of(session, tenant=caller.tenant, settings=service.settings)
     await release(session)
     try:
-        found = await aside(lambda: read_model_text(model, settings, token=token))
+        text = await run_in_thread(lambda: read_model_text(model, service.settings, token=token))
     except Unreadable as error:
         raise Problem(problems.INVALID_MODEL, str(error)) from None
     except HubUnavailable as error:
         raise Problem(problems.HUB_UNAVAILABLE, str(error), headers={"Retry-After": "10"}) from None
-    if found is None:
+    if text is None:
         raise Problem(problems.INVALID_MODEL, f"{model.id} is where the workers are, and cannot be read here")
-    return found
+    return text
 
 
 async def statistics_of(
-    session: AsyncSession,
-    *,
-    tenant: str,
-    dataset_id: str,
-    text: ModelText | None,
-    storage: Storage,
-    settings: Settings,
-) -> Figures:
-    """Figures over all rows. Raises Problem 422 for a model whose tokenizer cannot be used; as ``look_into``."""
+    session: AsyncSession, caller: Caller, service: Service, *, dataset_id: str, text: ModelText | None
+) -> DatasetStatistics:
+    """Statistics over all rows. Raises Problem 422 for a model whose tokenizer cannot be used, and as
+    ``parse_dataset``."""
     try:
-        return await look_into(
+        return await parse_dataset(
             session,
-            FIGURES,
+            caller,
+            service,
+            STATISTICS,
             text.names if text is not None else None,
-            tenant=tenant,
             dataset_id=dataset_id,
-            storage=storage,
-            settings=settings,
-            asked=text.asked if text is not None else None,
+            callbacks=text.callbacks if text is not None else None,
         )
     except Unreadable as error:
         raise Problem(problems.INVALID_MODEL, str(error)) from None
 
 
 async def checked(upload: Upload, settings: Settings) -> Contents:
-    """What the file holds. Raises Problem 422, with an error per bad row, when it is not a dataset."""
+    """The contents of the file. Raises Problem 422, with an error per kind of bad row, when it is no dataset."""
     try:
         return await parse(CHECK, bounds_of(settings), files=[upload.path])
     except InvalidRows as error:
@@ -142,7 +268,7 @@ async def checked(upload: Upload, settings: Settings) -> Contents:
         raise Problem(problems.INVALID_DATASET, f"the file: {died}", errors=errors) from None
 
 
-async def keep_upload(
+async def store_dataset(
     session: AsyncSession,
     *,
     tenant: str,
@@ -155,17 +281,18 @@ async def keep_upload(
     dataset_id: str | None = None,
     remember: Callable[[Dataset], Awaitable[None]] | None = None,
 ) -> Dataset:
-    """``replaced``: bytes of the parts that the file was made of; ``dataset_id``: which may be there already, when they
-    were completed twice at once, and is then returned; ``remember``: part of the transaction that makes it.
+    """Store the file and its row. ``replaced``: bytes of the parts that the file was joined from. ``dataset_id``: the
+    dataset of completed parts; a concurrent request may have created it, and then it is returned. ``remember`` runs in
+    the transaction that creates the row.
 
-    Raises Problem 403 when there is no room for it; then nothing is kept.
+    Raises Problem 403 when it exceeds the quota; then nothing is stored.
     """
     uploads = await meter.unfinished(tenant, fresh=True) - replaced
-    room = await room_of(session, tenant=tenant, settings=settings, meter=meter, uploads=uploads)
+    room = await storage_quota(session, tenant=tenant, settings=settings, meter=meter, uploads=uploads)
     room.check(upload.bytes)
     await release(session)
     once, dataset_id = dataset_id is not None, dataset_id or new_id("ds")
-    # Of two that make the same dataset each has an object of its own: the second removes it again.
+    # Two requests for the same dataset store two objects; the second removes its own.
     key = f"datasets/{dataset_id}/{new_id('rows') if once else 'rows'}.{contents.format}"
     await asyncio.to_thread(storage.put, key, upload.path)
     reach("dataset.stored")
@@ -185,13 +312,13 @@ async def keep_upload(
     there: Dataset | None = None
     committing = False
     try:
-        # Once more, while nobody else adds: uploads at the same moment have all found the same room before.
+        # Checked again under the lock: concurrent uploads have all passed the first check.
         async with meter.adding(tenant):
             uploads = await meter.unfinished(tenant, fresh=True) - replaced
             if once:
                 there = await find_dataset(session, tenant=tenant, dataset_id=dataset_id)
             if there is None:
-                room = await room_of(session, tenant=tenant, settings=settings, meter=meter, uploads=uploads)
+                room = await storage_quota(session, tenant=tenant, settings=settings, meter=meter, uploads=uploads)
                 room.check(upload.bytes)
                 session.add(dataset)
                 await session.flush()
@@ -202,8 +329,8 @@ async def keep_upload(
             committing = there is None
             await session.commit()
     except BaseException:
-        # When the connection breaks at COMMIT the row may be there, and then it needs its object. An object without a
-        # row does no harm, and `worker.keeper.reconcile` finds it.
+        # When the connection breaks during COMMIT the row may exist, and then it needs its object. An object without a
+        # row is harmless, and `worker.keeper.reconcile` finds it.
         if not committing:
             await session.rollback()
             await asyncio.to_thread(storage.delete, key)
@@ -216,11 +343,11 @@ async def keep_upload(
 async def change_dataset(
     session: AsyncSession, *, tenant: str, dataset_id: str, expires_at: datetime | None
 ) -> Dataset:
-    """Raises Problem 404; 422 for a time that is over, and when its rows are gone already."""
+    """Change the expiry. Raises Problem 404; 422 for a time in the past, or when its rows are removed."""
     dataset = await get_dataset(session, tenant=tenant, dataset_id=dataset_id, lock=True)
     if dataset.key is None:
-        raise Problem(problems.DATASET_EXPIRED, what_is_wrong(dataset) or "")
-    dataset.expires_at = None if expires_at is None else still_to_come(expires_at)
+        raise Problem(problems.DATASET_EXPIRED, unusable_reason(dataset) or "")
+    dataset.expires_at = None if expires_at is None else checked_expiry(expires_at)
     await note(
         session, Action.DATASET_CHANGED, dataset_id, expires_at=None if expires_at is None else expires_at.isoformat()
     )

@@ -1,7 +1,7 @@
-"""Receive one file of a ``multipart/form-data`` body straight to disk, hashed on the way.
+"""Stream one file of a ``multipart/form-data`` body to disk, and hash it on the way.
 
-Starlette's own form parsing would spool to the system's temporary directory (memory, in a container) and before the
-caller is known. Here the key has been checked first and the bytes go beside the storage, where ``put`` is a hard link.
+Starlette's form parser would spool to the system's temporary directory, which is memory in a container, before the key
+is checked. Here the key is checked first, and the file lies beside the storage, where ``put`` is a hard link.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from pydantic import TypeAdapter, ValidationError
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from app.datasets.expiry import end_of_new
+from app.datasets.expiry import expiry_of_new
 from app.web import problems
-from app.web.moments import Moment
 from app.web.problems import Problem
+from app.web.timestamps import Timestamp
 from core.settings import Settings
 
 FLUSH = 1 << 20
@@ -35,12 +35,12 @@ MOST_FIELD_BYTES = 1024
 ABANDONED_SECONDS = 24 * 3600.0
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 MOST_NAME = 120
-MOMENT: TypeAdapter[datetime] = TypeAdapter(Moment)
+MOMENT: TypeAdapter[datetime] = TypeAdapter(Timestamp)
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A received file. It is removed when the request ends; ``put`` into the storage first."""
+    """A received file. It is removed when the request ends."""
 
     path: Path
     bytes: int
@@ -50,26 +50,25 @@ class Upload:
 
 
 @dataclass(frozen=True)
-class EndFields:
-    """How a form says until when its rows are kept: in which fields, and what they mean together; None: for ever.
-
-    ``meant`` gets the fields that the form has, and raises Problem 422 for what is no time to come.
+class ExpiryFields:
+    """The fields of a form that hold the expiry of a dataset. ``meant`` turns their values into the expiry, None for
+    never; it raises Problem 422.
     """
 
     names: tuple[str, ...]
     meant: Callable[[Mapping[str, str], Settings], datetime | None]
 
 
-def _written_out(fields: Mapping[str, str], settings: Settings) -> datetime | None:
-    """An empty field of a form in a page says nothing."""
-    given = fields.get("expires_at", "").strip()
+def _checked_text(fields: Mapping[str, str], settings: Settings) -> datetime | None:
+    """``expires_at`` of the form; an empty field counts as absent."""
+    value = fields.get("expires_at", "").strip()
     try:
-        return end_of_new(MOMENT.validate_python(given) if given else None, settings)
+        return expiry_of_new(MOMENT.validate_python(value) if value else None, settings)
     except ValidationError as error:
         raise _unwanted("/expires_at", error.errors()[0]["msg"]) from None
 
 
-WRITTEN_OUT = EndFields(("expires_at",), _written_out)
+EXPIRES_AT = ExpiryFields(("expires_at",), _checked_text)
 
 
 def uploads_directory(settings: Settings) -> Path:
@@ -77,7 +76,7 @@ def uploads_directory(settings: Settings) -> Path:
 
 
 def sweep_abandoned(settings: Settings) -> None:
-    """Remove what a killed process left behind. Files of running uploads are younger."""
+    """Remove files that a killed process left behind. Files of running uploads are younger."""
     for path in uploads_directory(settings).glob("*.part"):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
@@ -85,8 +84,8 @@ def sweep_abandoned(settings: Settings) -> None:
 
 
 @contextmanager
-def draft(settings: Settings) -> Iterator[Path]:
-    """The path of a file beside the storage that is gone afterwards."""
+def scratch_file(settings: Settings) -> Iterator[Path]:
+    """The path of a temporary file beside the storage."""
     directory = uploads_directory(settings)
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{uuid.uuid4().hex}.part"
@@ -97,9 +96,9 @@ def draft(settings: Settings) -> Iterator[Path]:
 
 
 @asynccontextmanager
-async def received(request: Request, settings: Settings, end: EndFields = WRITTEN_OUT) -> AsyncIterator[Upload]:
-    """Raises Problem for a body that is not a form with exactly one part ``file``."""
-    with draft(settings) as path:
+async def received(request: Request, settings: Settings, end: ExpiryFields = EXPIRES_AT) -> AsyncIterator[Upload]:
+    """The file of the form. Raises Problem for a body that is not a form with exactly one part ``file``."""
+    with scratch_file(settings) as path:
         with path.open("xb") as file:
             form = _Form(_boundary(request), file, settings.max_dataset_bytes, ("name", *end.names))
             try:
@@ -129,7 +128,7 @@ def _boundary(request: Request) -> bytes:
 
 
 class _Form:
-    """Takes the parser's callbacks: bytes of ``file`` to disk, short fields to memory, all else refused."""
+    """Callbacks of the parser: ``file`` goes to disk, short fields to memory, everything else is refused."""
 
     def __init__(self, boundary: bytes, file: BinaryIO, limit: int, optional: tuple[str, ...]) -> None:
         self.digest = hashlib.sha256()
@@ -172,12 +171,12 @@ class _Form:
             raise _unwanted("/file", "the form has no part named file")
 
     def name(self) -> str | None:
-        """What the client calls it: the field ``name``, else the file's name."""
-        given = self.fields().get("name") or self._filename or ""
-        return CONTROL.sub("", given).strip()[:MOST_NAME] or None
+        """The field ``name``, else the name of the file."""
+        name = self.fields().get("name") or self._filename or ""
+        return CONTROL.sub("", name).strip()[:MOST_NAME] or None
 
     def fields(self) -> dict[str, str]:
-        """What the form has beside its file."""
+        """The fields beside the file."""
         return {name: bytes(value).decode("utf-8", "replace") for name, value in self._fields.items() if name != "file"}
 
     def _begin(self) -> None:

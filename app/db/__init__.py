@@ -1,1 +1,4 @@
-"""The way to PostgreSQL: the engine, the tenant's row-level security, several statements in one round trip."""
+"""The way to PostgreSQL: engine, row-level security of a tenant, several statements in one round trip.
+
+Imports ``core`` alone.
+"""

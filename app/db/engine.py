@@ -1,4 +1,4 @@
-"""The connection to PostgreSQL, and the wall around a tenant's transactions."""
+"""The connection to PostgreSQL, and the row-level security (RLS) context of a tenant's transactions."""
 
 from __future__ import annotations
 
@@ -17,31 +17,29 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from core import pooler
 
 READ_ONLY = "25006"
-"""SQLSTATE of a write to a replica: a failover is under way."""
+"""SQLSTATE of a write to a replica, as during a failover."""
 Sessions = async_sessionmaker[AsyncSession]
 OpenSession = Callable[[], AbstractAsyncContextManager[AsyncSession]]
 
 API_ROLE = "qe_api"
-"""The role of a tenant's transactions. It owns nothing: row-level security binds it even where we log in as owner."""
-WALL = f"SELECT set_config('role', '{API_ROLE}', true), set_config('app.tenant', {{}}, true)"
-OPENING = f"BEGIN; {WALL}"
+"""The role of a tenant's transactions. It owns no table, so RLS binds it even where we log in as the owner."""
+RLS_CONTEXT = f"SELECT set_config('role', '{API_ROLE}', true), set_config('app.tenant', {{}}, true)"
+BEGIN_WITH_RLS = f"BEGIN; {RLS_CONTEXT}"
 TENANT = "tenant"
 CONNECTIONS = 20
-"""Of one process, kept open: PostgreSQL allows 100 in all by default. What comes beyond them is closed after use."""
+"""Connections of one process that stay open; PostgreSQL allows 100 in all by default. Others are closed after use."""
 
 
-class WallMissing(Exception):
-    """This login cannot work as the role that row-level security binds; the message says what to do."""
+class ApiRoleMissing(Exception):
+    """This login cannot use the role that RLS binds; the message says what to do."""
 
     def __init__(self) -> None:
         super().__init__(f"the database role {API_ROLE} is missing or not granted: run `qe migrate`")
 
 
 def create_engine(database_url: str, *, connections: int = CONNECTIONS, more: int = 10) -> AsyncEngine:
-    """An engine on psycopg 3; ``more``: connections beyond those that are kept open.
-
-    Raises ValueError for anything that is not PostgreSQL.
-    """
+    """An engine on psycopg 3. ``more``: connections beyond those that stay open. Raises ValueError for a URL of another
+    database than PostgreSQL."""
     url = make_url(pooler.plain(database_url))
     if url.get_backend_name() != "postgresql":
         raise ValueError(f"QE_DATABASE_URL: only postgresql://… is supported, not {url.get_backend_name()}://")
@@ -51,9 +49,9 @@ def create_engine(database_url: str, *, connections: int = CONNECTIONS, more: in
         max_overflow=more,
         pool_timeout=10,
         json_deserializer=_loads,
-        use_native_hstore=False,  # no column has that type, and asking for it costs each new process a transaction
+        use_native_hstore=False,  # no column has that type, and the check costs each new process a transaction
         connect_args={
-            "autocommit": True,  # for the driver: `_begin` says BEGIN, and what goes with it, in one round trip
+            "autocommit": True,  # `_begin` sends BEGIN and the RLS context in one round trip
             "connect_timeout": 5,
             **pooler.of_session(database_url, "-c timezone=utc -c statement_timeout=30s"),
         },
@@ -68,15 +66,15 @@ def _loads(data: bytes | str) -> Any:
     """``json.loads``, in a third of the time for the small objects of a row."""
     try:
         return from_json(data)
-    except ValueError:  # nested deeper than it goes
+    except ValueError:  # nested too deeply for pydantic_core
         return json.loads(data)
 
 
 def _refuse_broken(connection: Any, record: Any, proxy: Any) -> None:
-    """A connection that the server has left is replaced before anybody uses it. Raises DisconnectionError.
+    """Replace a connection that the server has closed. Raises DisconnectionError.
 
-    A server that restarts or cuts a session says so, or closes, and the socket of an idle connection has something to
-    read. Looking costs no round trip, which asking would.
+    When a server restarts or ends a session, the socket of an idle connection becomes readable. Polling it costs no
+    round trip.
     """
     socket = select.poll()
     socket.register(connection.driver_connection.fileno(), select.POLLIN)
@@ -85,41 +83,41 @@ def _refuse_broken(connection: Any, record: Any, proxy: Any) -> None:
 
 
 def _begin(connection: Connection) -> None:
-    """BEGIN, and the tenant's wall with it; local to the transaction, so a pooled connection carries nothing over."""
+    """BEGIN with the RLS context of the tenant. The context ends with the transaction."""
     tenant = connection.get_execution_options().get(TENANT)
     if tenant is None:
         connection.exec_driver_sql("BEGIN")
         return
     try:
-        # Two statements in one text take no arguments; psycopg looks for places for them all the same.
-        connection.exec_driver_sql(OPENING.format(sql.quote(tenant()).replace("%", "%%")))
+        # Two statements in one text take no parameters, but psycopg still parses placeholders.
+        connection.exec_driver_sql(BEGIN_WITH_RLS.format(sql.quote(tenant()).replace("%", "%%")))
     except (DataError, ProgrammingError) as error:
-        raise WallMissing from error
+        raise ApiRoleMissing from error
 
 
 def _leave_replicas(context: ExceptionContext) -> None:
-    """A server that is no longer the primary keeps its sessions, and would refuse every write for ever."""
+    """A server that is no longer the primary keeps its sessions and refuses every write."""
     if getattr(context.original_exception, "sqlstate", None) == READ_ONLY:
-        context.is_disconnect = True  # the whole pool is made anew
+        context.is_disconnect = True  # replaces the whole pool
 
 
 def create_sessions(engine: AsyncEngine) -> Sessions:
-    """Sessions of the service itself, which see every tenant: for keys by digest and for sums over all."""
+    """Sessions of the service itself. They see every tenant: for keys by digest, and for sums over all tenants."""
     return async_sessionmaker(engine, expire_on_commit=False)
 
 
 def tenant_session(sessions: Sessions, tenant: Callable[[], str], **info: object) -> AsyncSession:
-    """A session each transaction of which sees only the rows of ``tenant()``, asked for when the transaction begins.
+    """A session whose transactions see only the rows of ``tenant()``, called when a transaction begins.
 
-    ``info`` is what else who has the session may want to know.
+    ``info``: values for the code that uses the session.
     """
     engine: AsyncEngine = sessions.kw["bind"]
     return sessions(bind=engine.execution_options(**{TENANT: tenant}), info=info)
 
 
 async def release(session: AsyncSession) -> None:
-    """Commit, and give the connection back before work that takes long; the next statement begins a transaction anew.
+    """Commit and give the connection back, before slow work. The next statement begins a new transaction.
 
-    Thirty slow readings of files would otherwise hold every connection there is, and the API with them.
+    Thirty slow reads of files would otherwise hold every connection of the API.
     """
     await session.commit()

@@ -1,9 +1,9 @@
-"""Statements as text, straight to the driver, for the requests that come most often.
+"""SQL text sent directly to the driver, several statements in one round trip, for the most frequent requests.
 
-SQLAlchemy's session takes five times the processor time of a small statement itself (decision 0025). So what platforms
-ask all day long is written as text: whose key this is, a job, a page of jobs, and the making of one. What goes out
-together goes in one round trip (libpq's pipeline), and the server plans each text once for a connection. All other
-code uses the session; ``joined`` lets it run these texts in its own transaction.
+SQLAlchemy's session takes five times the processor time of a small statement (decision 0025). So the frequent
+statements are text: look up a key, read a job, list jobs, create a job. Statements that are sent together take one
+round trip (libpq's pipeline), and the server plans each text once per connection. All other code uses the session;
+``transaction_of`` runs these texts in the transaction of a session.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from psycopg.rows import class_row
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.util import greenlet_spawn
 
-from app.db.engine import API_ROLE, WALL, Sessions, WallMissing
+from app.db.engine import API_ROLE, RLS_CONTEXT, ApiRoleMissing, Sessions
 
 Row = TypeVar("Row")
 Values = Mapping[str, Any]
 Connection = psycopg.AsyncConnection[Any]
 NO_SUCH_ROLE = ("22023", "42501", "42704")
-"""SQLSTATEs of a wall that this login cannot build: no role, or not granted."""
+"""SQLSTATEs of a login that cannot use the role: it is missing, or not granted."""
 
 
 @dataclass(frozen=True)
 class Statement:
-    """``of``: the dataclass of its rows, whose fields are its columns; None where it returns none."""
+    """``of``: the dataclass of its rows, with a field per column; None where it returns no rows."""
 
     text: str
     values: Values = field(default_factory=dict)
@@ -37,43 +37,41 @@ class Statement:
 
 
 def columns_of(row: type) -> str:
-    """What a SELECT or RETURNING names so that its rows become ``row``, a dataclass."""
+    """The column list of a SELECT or RETURNING whose rows become ``row``, a dataclass."""
     return ", ".join(column.name for column in fields(row))
 
 
 class Transaction:
-    """A transaction of one tenant. Every method raises psycopg.Error, and WallMissing."""
+    """A transaction of one tenant. Every method raises psycopg.Error, and ApiRoleMissing."""
 
     def __init__(self, connection: Connection, tenant: str | None) -> None:
-        """``tenant``: whose rows it sees; None where it has begun before."""
+        """``tenant``: whose rows it sees; None for a transaction that has begun."""
         self._connection = connection
-        self._opening = () if tenant is None else (Statement("BEGIN"), _wall(tenant))
+        self._opening = () if tenant is None else (Statement("BEGIN"), _rls_context(tenant))
 
     async def rows(self, text: str, values: Values, *, of: type[Row]) -> list[Row]:
-        (found,) = await self.run(Statement(text, values, of))
-        return found
+        (result,) = await self.run(Statement(text, values, of))
+        return result
 
     async def run(self, *statements: Statement) -> list[list[Any]]:
         """The rows of each statement. One round trip."""
         opening, self._opening = self._opening, ()
-        return (await _run_behind_wall(self._connection, opening, *statements))[len(opening) :]
+        return (await _run_with_rls(self._connection, opening, *statements))[len(opening) :]
 
     async def commit(self) -> None:
         await self._connection.commit()
 
 
-def _wall(tenant: str) -> Statement:
-    return Statement(WALL.format("%(tenant)s"), {"tenant": tenant})
+def _rls_context(tenant: str) -> Statement:
+    return Statement(RLS_CONTEXT.format("%(tenant)s"), {"tenant": tenant})
 
 
-async def _run_behind_wall(
-    connection: Connection, wall: Sequence[Statement], *statements: Statement
-) -> list[list[Any]]:
+async def _run_with_rls(connection: Connection, wall: Sequence[Statement], *statements: Statement) -> list[list[Any]]:
     try:
         return await _run(connection, *wall, *statements)
     except psycopg.Error as error:
         if wall and error.sqlstate in NO_SUCH_ROLE and API_ROLE in (error.diag.message_primary or ""):
-            raise WallMissing from error
+            raise ApiRoleMissing from error
         raise
 
 
@@ -91,15 +89,15 @@ async def _run(connection: Connection, *statements: Statement) -> list[list[Any]
 
 @asynccontextmanager
 async def transaction(sessions: Sessions, tenant: str) -> AsyncIterator[Transaction]:
-    """Committed at the end of the block; rolled back when it raises."""
+    """A transaction that the end of the block commits, and an exception rolls back."""
     async with _connection(sessions) as connection:
         opened = Transaction(connection, tenant)
         yield opened
         await opened.commit()
 
 
-async def joined(session: AsyncSession) -> Transaction:
-    """The transaction of ``session``, with what it has flushed."""
+async def transaction_of(session: AsyncSession) -> Transaction:
+    """The transaction of ``session``, after a flush."""
     await session.flush()
     pooled = await (await session.connection()).get_raw_connection()
     assert pooled.driver_connection is not None
@@ -107,18 +105,18 @@ async def joined(session: AsyncSession) -> Transaction:
 
 
 async def read(sessions: Sessions, text: str, values: Values, *, of: type[Row], tenant: str) -> list[Row]:
-    """The rows of one SELECT that sees the rows of ``tenant``. One round trip: what is in one pipeline outside of a
-    transaction is a transaction of its own, which ends with it, and the wall with that."""
+    """The rows of one SELECT that sees the rows of ``tenant``. One round trip: a pipeline outside of a transaction is a
+    transaction of its own, and the RLS context ends with it."""
 
     async def ask() -> list[Row]:
         async with _connection(sessions) as connection:
-            _, found = await _run_behind_wall(connection, (_wall(tenant),), Statement(text, values, of))
-            return found
+            _, rows = await _run_with_rls(connection, (_rls_context(tenant),), Statement(text, values, of))
+            return rows
 
-    return await _once_more_if_gone(ask)
+    return await _retry_if_disconnected(ask)
 
 
-async def look_up(sessions: Sessions, text: str, values: Values, *, of: type[Row]) -> list[Row]:
+async def read_across_tenants(sessions: Sessions, text: str, values: Values, *, of: type[Row]) -> list[Row]:
     """The rows of one SELECT of the service itself, which sees every tenant. Raises psycopg.Error."""
 
     async def ask() -> list[Row]:
@@ -126,24 +124,24 @@ async def look_up(sessions: Sessions, text: str, values: Values, *, of: type[Row
             await cursor.execute(text.encode(), values)
             return await cursor.fetchall()
 
-    return await _once_more_if_gone(ask)
+    return await _retry_if_disconnected(ask)
 
 
-async def _once_more_if_gone(ask: Callable[[], Awaitable[list[Row]]]) -> list[Row]:
-    """A SELECT has no effect: when its connection goes before the answer comes, as at a failover, another is asked."""
+async def _retry_if_disconnected(ask: Callable[[], Awaitable[list[Row]]]) -> list[Row]:
+    """Run ``ask``, and again on another connection when the first breaks, as at a failover. A SELECT is repeatable."""
     try:
         return await ask()
-    except _Gone:
+    except _Disconnected:
         return await ask()
 
 
-class _Gone(psycopg.OperationalError):
+class _Disconnected(psycopg.OperationalError):
     """The connection broke while it was in use."""
 
 
 @asynccontextmanager
 async def _connection(sessions: Sessions) -> AsyncIterator[Connection]:
-    """One of the pool's connections; a broken one does not go back."""
+    """A connection of the pool; a broken one is not returned to it."""
     engine: AsyncEngine = sessions.kw["bind"]
     pooled = await engine.raw_connection()
     connection = pooled.driver_connection
@@ -153,7 +151,7 @@ async def _connection(sessions: Sessions) -> AsyncIterator[Connection]:
     except psycopg.Error as error:
         if connection.closed:
             await greenlet_spawn(pooled.invalidate, error)
-            raise _Gone(str(error)) from error
+            raise _Disconnected(str(error)) from error
         raise
     finally:
-        await greenlet_spawn(pooled.close)  # rolls back what an error has left open
+        await greenlet_spawn(pooled.close)  # rolls back an open transaction

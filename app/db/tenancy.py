@@ -1,7 +1,7 @@
-"""Whose rows a query may see. Every query of a tenant's table starts here, so that none can forget the filter.
+"""Tenant filters: every query of a tenant's table starts here, so that none can forget the filter.
 
-A test reads the code of ``app`` and refuses ``select``, ``update`` and the like on these tables anywhere else. Behind
-it stands the second wall, row-level security: see ``app.db.engine``.
+A test reads the code of ``app`` and refuses ``select``, ``update`` and the like on these tables anywhere else.
+Row-level security is the second defence: see ``app.db.engine``.
 """
 
 from __future__ import annotations
@@ -61,16 +61,16 @@ def owned(table: type[Named], tenant: str) -> Select[Named]:
 
 
 def of_job(table: type[Part], job_id: str) -> Select[Part]:
-    """What belongs to a job. Only for a job that was found among its tenant's."""
+    """Rows that belong to a job. The caller has read the job with its tenant filter."""
     return select(table).where(table.job_id == job_id)
 
 
 def of_tenant(table: type[Named]) -> str:
-    """As ``owned``, for a statement that is written as text: what comes after FROM. It needs the value ``tenant``."""
+    """As ``owned``, for SQL text: the part after FROM. It needs the value ``tenant``."""
     name = table.__tablename__
     return f"{name} WHERE {name}.tenant = %(tenant)s"
 
 
 async def act_for(session: AsyncSession, tenant: str) -> None:
-    """The rest of this transaction is another tenant's. For the bootstrap key, which makes the keys of all."""
+    """Set another tenant for the rest of this transaction: the bootstrap key manages the keys of all tenants."""
     await session.execute(select(func.set_config("app.tenant", tenant, True)))

@@ -1,0 +1,4 @@
+"""The read-only Hugging Face Hub protocol over finished jobs.
+
+Imports ``artifacts``, ``jobs`` and what lies below them.
+"""

@@ -1,4 +1,4 @@
-"""Who may read the Hub: the callers of the API, with their keys as tokens, refused in the words of Hub clients."""
+"""Authentication of Hub clients: API keys as tokens, and errors in the format of the Hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Problems with the headers by which Hub clients tell apart what is missing.
+"""Problems with the headers that Hub clients read.
 
 ``huggingface_hub`` turns ``X-Error-Code`` into ``RepositoryNotFoundError``, ``RevisionNotFoundError`` or
 ``EntryNotFoundError``, and shows ``X-Error-Message``.
@@ -10,7 +10,7 @@ from app.web.problems import NOT_FOUND, Problem
 
 REPOSITORY, REVISION, ENTRY = "RepoNotFound", "RevisionNotFound", "EntryNotFound"
 BAD_TOKEN = "Invalid credentials in Authorization header"  # noqa: S105 -- the words by which the client knows it
-"""Without exactly these words the client takes a 401 for a missing repository."""
+"""Without exactly this message the client treats a 401 as a missing repository."""
 
 
 def error_headers(message: str, code: str | None = None) -> dict[str, str]:
@@ -28,5 +28,5 @@ def revision_not_found(message: str) -> Problem:
 
 
 def entry_not_found(message: str, commit: str) -> Problem:
-    """With the commit, so that the client can remember that this commit lacks the file."""
+    """With the commit, so that the client can cache that it lacks the file."""
     return Problem(NOT_FOUND, message, headers=error_headers(message, ENTRY) | {"X-Repo-Commit": commit})

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 from typing import Annotated, Any
-from urllib.parse import parse_qs, quote
+from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Query, Request, Response
 
-from app.artifacts.sending import BINARY, send_artifact
-from app.db.engine import release
+from app.artifacts.sending import BINARY
 from app.deps import ServiceDep, SessionDep
 from app.hub import tree
 from app.hub.access import HubReader
 from app.hub.problems import entry_not_found, error_headers
-from app.hub.queries import COMMIT, MAIN, Commit, commits_of, files_at
+from app.hub.queries import MAIN, Commit, commits_of, files_at
 from app.hub.schemas import (
     AccessToken,
     CommitView,
@@ -27,6 +26,7 @@ from app.hub.schemas import (
     WhoAmI,
     title_of,
 )
+from app.hub.service import send_file
 from app.web import problems
 from app.web.problems import Problem, documented
 
@@ -108,10 +108,10 @@ async def folder_tree(
 ) -> list[TreeFile | TreeFolder]:
     """`HfApi.list_repo_tree(path_in_repo=…)`."""
     commit, files = await files_at(session, tenant=caller.tenant, repository=f"{namespace}/{name}", revision=revision)
-    found = tree.listing(files, below=path, recursive=recursive, last=_last(commit, expand))
-    if not found:
+    entries = tree.listing(files, below=path, recursive=recursive, last=_last(commit, expand))
+    if not entries:
         raise entry_not_found(f"{namespace}/{name} has no folder {path!a}", commit.sha)
-    return found
+    return entries
 
 
 @router.post(
@@ -168,25 +168,9 @@ async def resolve(
     parts: ServiceDep,
 ) -> Response:
     """One file, as `hf download` and `from_pretrained` fetch it."""
-    commit, files = await files_at(session, tenant=caller.tenant, repository=f"{namespace}/{name}", revision=revision)
-    artifact = next((artifact for artifact in files if artifact.name == path), None)
-    if artifact is None:
-        raise entry_not_found(f"{namespace}/{name} has no file {path!a}", commit.sha)
-    await release(session)
-    filename = quote(artifact.name.rsplit("/", 1)[-1])
-    headers = {
-        "X-Repo-Commit": commit.sha,
-        "X-Linked-Etag": f'"{artifact.sha256}"',
-        "X-Linked-Size": str(artifact.bytes),
-        "Content-Disposition": f"inline; filename*=UTF-8''{filename}; filename=\"{filename}\";",
-    }
-    if COMMIT.fullmatch(revision) is None:
-        headers["Cache-Control"] = "private, no-cache"  # `main` moves; its ETag tells
-    try:
-        return await send_artifact(request, parts, artifact, headers)
-    except Problem as problem:
-        problem.headers = {**error_headers(problem.detail), **(problem.headers or {})}
-        raise
+    return await send_file(
+        request, caller, session, parts, repository=f"{namespace}/{name}", revision=revision, path=path
+    )
 
 
 async def _model(session: SessionDep, caller: HubReader, repository: str, revision: str, *, blobs: bool) -> ModelView:

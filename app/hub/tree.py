@@ -1,4 +1,4 @@
-"""The files of a commit as the tree that clients list. Folders exist only in the names of files."""
+"""The files of a commit as a tree. Folders exist only in the names of files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Entry = TreeFile | TreeFolder
 
 
 def listing(files: Sequence[Artifact], *, below: str, recursive: bool, last: LastCommit | None) -> list[Entry]:
-    """What is in the folder ``below`` ("" is the root): its own entries, or with ``recursive`` all that is under it."""
+    """Entries of the folder ``below`` ("" is the root), with ``recursive`` also those of its subfolders."""
     prefix = f"{below.strip('/')}/" if below.strip("/") else ""
     inside = [artifact for artifact in files if artifact.name.startswith(prefix)]
     entries: dict[str, Entry] = {}
@@ -27,15 +27,15 @@ def listing(files: Sequence[Artifact], *, below: str, recursive: bool, last: Las
 
 
 def named(files: Sequence[Artifact], paths: Iterable[str], *, last: LastCommit | None) -> list[Entry]:
-    """The entries of these paths, files and folders; what does not exist is left out."""
+    """Entries of these paths, files and folders. Missing paths are left out."""
     by_name = {artifact.name: artifact for artifact in files}
-    found: list[Entry] = []
+    entries: list[Entry] = []
     for path in dict.fromkeys(path.strip("/") for path in paths):
         if path in by_name:
-            found.append(TreeFile.of(by_name[path], last))
+            entries.append(TreeFile.of(by_name[path], last))
         elif path and any(name.startswith(f"{path}/") for name in by_name):
-            found.append(_folder(path, files, last))
-    return found
+            entries.append(_folder(path, files, last))
+    return entries
 
 
 def _folder(path: str, files: Sequence[Artifact], last: LastCommit | None) -> TreeFolder:

@@ -1,4 +1,4 @@
-"""A tenant's token for the Hugging Face Hub: kept sealed, opened only to ask the hub."""
+"""A tenant's token for the Hugging Face Hub. It is stored sealed, and opened only for requests to the hub."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.access.quotas import one_at_a_time
+from app.access.quotas import lock_tenant
 from app.audit.service import Action, note
 from app.db.tenancy import owned
 from app.hub_tokens.schemas import HubTokenView
@@ -17,16 +17,16 @@ from core.secret import BadSeal, hub_seal, open_hub_token
 from core.settings import Settings
 
 
-async def view(session: AsyncSession, *, tenant: str, settings: Settings) -> HubTokenView:
+async def view_token(session: AsyncSession, *, tenant: str, settings: Settings) -> HubTokenView:
     return HubTokenView.of(await session.scalar(owned(HubToken, tenant)), settings)
 
 
-async def keep(session: AsyncSession, *, tenant: str, token: str, settings: Settings) -> None:
-    """In the place of the one before, if there was one. Raises Problem 409 when this service keeps none."""
+async def store_token(session: AsyncSession, *, tenant: str, token: str, settings: Settings) -> None:
+    """Set or replace the token. Raises Problem 409 when this service has no QE_HUB_KEY."""
     seal = hub_seal(settings)
     if seal is None:
         raise Problem(problems.NO_HUB_TOKENS, "tenants' hub tokens need QE_HUB_KEY: ask who runs the service to set it")
-    await one_at_a_time(session, tenant)
+    await lock_tenant(session, tenant)
     row = await session.scalar(owned(HubToken, tenant))
     if row is None:
         row = HubToken(tenant=tenant)
@@ -36,9 +36,9 @@ async def keep(session: AsyncSession, *, tenant: str, token: str, settings: Sett
     await session.flush()
 
 
-async def drop(session: AsyncSession, *, tenant: str) -> None:
-    """Of one that is not there, too."""
-    await one_at_a_time(session, tenant)
+async def delete_token(session: AsyncSession, *, tenant: str) -> None:
+    """Delete the token. Idempotent."""
+    await lock_tenant(session, tenant)
     row = await session.scalar(owned(HubToken, tenant))
     if row is not None:
         await session.delete(row)
@@ -47,9 +47,9 @@ async def drop(session: AsyncSession, *, tenant: str) -> None:
 
 
 async def token_of(session: AsyncSession, *, tenant: str, settings: Settings) -> str | None:
-    """The one that the tenant's models and datasets are fetched with: its own, else the service's.
+    """The token that fetches the tenant's models and datasets: its own, else the service's.
 
-    Raises Problem 409 when its own cannot be opened; the service's would open other repositories.
+    Raises Problem 409 when its own cannot be opened; the service's token would give access to other repositories.
     """
     row = await session.scalar(owned(HubToken, tenant))
     if row is None:

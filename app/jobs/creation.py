@@ -1,21 +1,18 @@
-"""Making a job: what it names must be there, and then its row, its first event and the audit entry go out together."""
+"""Create a job: check its model and dataset, then write its row, first event and audit entry in one round trip."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from psycopg.types.json import Jsonb
 
 from app.access.auth import Actor
-from app.audit.service import Action, noted
-from app.datasets.expiry import state_of, what_is_wrong
+from app.audit.service import Action, audit_entry
+from app.datasets.queries import lock_usable_dataset
 from app.db.pipeline import Statement, Transaction, columns_of
-from app.db.tenancy import of_tenant
 from app.jobs.rows import JobRow
 from app.web import problems
 from app.web.problems import Problem
@@ -24,12 +21,10 @@ from core.contract.events import EventType
 from core.contract.ids import new_id
 from core.contract.spec import JobSpec
 from core.contract.versions import stored
-from core.ledger.tables import Dataset
 from core.logs import EXTRA
 from core.settings import Settings
 
 LOCAL = "local/"
-UPLOADED = "ds_"
 CREATE = f"""
 INSERT INTO jobs (id, tenant, name, alias, labels, spec, spec_version, progress, plan, forked_from, comparison_id,
     model_id, method, scheme, trace_context, max_wait_s, priority, device, needs_host_cpu, needs_host_cuda,
@@ -43,7 +38,7 @@ RETURNING {columns_of(JobRow)}
 FIRST_EVENT = f"""
 INSERT INTO events (job_id, seq, type, data) VALUES (%(job_id)s, 1, '{EventType.CREATED}', %(data)s)
 """  # noqa: S608 -- every part is ours
-"""Simpler than ``core.ledger.outbox``: the number is known, and no webhook can ask for it."""
+"""Simpler than ``core.ledger.outbox``: the sequence number is 1, and no webhook subscribes to it."""
 log = logging.getLogger(__name__)
 
 
@@ -58,28 +53,27 @@ async def create_job(
     forked_from: str | None = None,
     comparison_id: str | None = None,
 ) -> JobRow:
-    """``progress``: commits that the job is to keep to; ``plan``: what was estimated; ``forked_from``,
-    ``comparison_id``: whose files the job may take over. ``app.access.quotas.admit`` has let the tenant in.
+    """``progress``: commits that pin the inputs. ``plan``: the estimate. ``forked_from``, ``comparison_id``: jobs whose
+    files this one may reuse. The caller has called ``admit``.
 
-    Raises Problem 422 for a local model or an uploaded dataset that is not there, or not any more. Hub ids are left to
-    the worker.
+    Raises Problem 422 for a local model or an uploaded dataset that does not exist. The worker checks hub ids.
     """
     if spec.model.id.startswith(LOCAL):
         _check_local_model(spec.model.id, settings.model_root)
-    await check_dataset(transaction, tenant=actor.tenant, dataset=spec.calibration.dataset)
+    await lock_usable_dataset(transaction, tenant=actor.tenant, dataset=spec.calibration.dataset)
     job_id = new_id("job")
     trace = tracing.current()
     trace.note({"qe.job.id": job_id, "qe.model": spec.model.id, "qe.scheme": spec.scheme})
-    said = {"model": spec.model.id, "dataset": spec.calibration.dataset, "scheme": spec.scheme, "method": spec.method}
-    said |= {"forked_from": forked_from} if forked_from else {}
-    kept, version = stored(spec)
+    data = {"model": spec.model.id, "dataset": spec.calibration.dataset, "scheme": spec.scheme, "method": spec.method}
+    data |= {"forked_from": forked_from} if forked_from else {}
+    fields, version = stored(spec)
     values = {
         "job_id": job_id,
         "tenant": actor.tenant,
         "name": spec.name,
         "alias": spec.alias,
         "labels": Jsonb(spec.labels),
-        "spec": Jsonb(kept),
+        "spec": Jsonb(fields),
         "spec_version": version,
         "progress": Jsonb(dict(progress or {})),
         "plan": _or_null(plan),
@@ -96,17 +90,17 @@ async def create_job(
     }
     ((job,), *_) = await transaction.run(
         Statement(CREATE, values, JobRow),
-        Statement(FIRST_EVENT, {"job_id": job_id, "data": Jsonb(said)}),
-        noted(actor, Action.JOB_CREATED, job_id, {"model": spec.model.id, "scheme": spec.scheme}),
+        Statement(FIRST_EVENT, {"job_id": job_id, "data": Jsonb(data)}),
+        audit_entry(actor, Action.JOB_CREATED, job_id, {"model": spec.model.id, "scheme": spec.scheme}),
     )
     assert isinstance(job, JobRow)
-    # The line that leads from a request to everything that its job's workers log.
+    # Links the request id to the job id in the logs.
     log.info("job queued", extra={EXTRA: {"job_id": job_id, "tenant": actor.tenant, "model": spec.model.id}})
     return job
 
 
 def _needs(plan: Mapping[str, Any] | None) -> dict[str, int | None]:
-    """What a worker must have, as far as the plan says."""
+    """Memory and disk that a worker needs, from the plan."""
     memory = (plan or {}).get("memory", {})
     cpu, cuda = memory.get("cpu", {}), memory.get("cuda", {})
     return {
@@ -122,42 +116,14 @@ def _or_null(value: Mapping[str, Any] | None) -> Jsonb | None:
 
 
 def _check_local_model(model_id: str, root: Path | None) -> None:
-    """``local/<directory>`` names a directory directly below the model root, links followed, or nothing."""
+    """``local/<directory>`` must be a directory directly below the model root, after links are resolved."""
     if root is None:
         detail = "this service has no local models: QE_MODEL_ROOT is not set"
     elif not root.is_dir():
-        return  # the root is mounted where the worker runs, not here; the worker will look
+        return  # the root is mounted only at the worker, which checks it
     else:
         directory = (root / model_id.removeprefix(LOCAL)).resolve()
         if directory.is_dir() and directory.is_relative_to(root.resolve()):
             return
         detail = f"no directory {model_id.removeprefix(LOCAL)!r} below the service's model root"
     raise Problem(problems.MODEL_NOT_FOUND, detail, errors=[{"pointer": "/model/id", "detail": detail}])
-
-
-@dataclass
-class _Rows:
-    """What decides whether a dataset can be used. Fields of ``Dataset`` by the same names."""
-
-    id: str
-    status: str
-    key: str | None
-    expires_at: datetime | None
-
-
-async def check_dataset(transaction: Transaction, *, tenant: str, dataset: str) -> None:
-    """Locks an uploaded dataset against deletion until the transaction ends. Raises Problem 422 when it is not there,
-    or not any more."""
-    if not dataset.startswith(UPLOADED):
-        return
-    statement = f"SELECT {columns_of(_Rows)} FROM {of_tenant(Dataset)} AND id = %(dataset)s FOR KEY SHARE"  # noqa: S608
-    found = await transaction.rows(statement, {"tenant": tenant, "dataset": dataset}, of=_Rows)
-    kind = problems.DATASET_NOT_FOUND
-    if not found:
-        detail = f"no dataset {dataset!r}: upload it with POST /v1/datasets"
-    elif (wrong := what_is_wrong(found[0])) is not None:
-        detail = wrong
-        kind = problems.DATASET_EXPIRED if state_of(found[0]) == "expired" else kind
-    else:
-        return
-    raise Problem(kind, detail, errors=[{"pointer": "/calibration/dataset", "detail": detail}])

@@ -1,7 +1,7 @@
 """Deleting finished jobs, one or many, and the artifacts of one. ``worker.keeper.removal`` removes the bytes.
 
-A job goes from sight at once. What unfinished forks and jobs of its comparison may still take over from it stays in
-storage until they have ended.
+A job disappears at once. Files that unfinished forks and jobs of its comparison may reuse stay in storage until those
+have ended.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from sqlalchemy import cast, func, select
 from sqlalchemy.dialects.postgresql import ARRAY, TEXT
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.audit.service import Action, actor_of, note, noted
-from app.db.pipeline import joined
+from app.access.quotas import StorageMeter
+from app.audit.service import Action, actor_of, audit_entry, note
+from app.db.pipeline import transaction_of
 from app.jobs.queries import artifacts_of, get_job, ids_of_finished
-from app.jobs.schemas import JobDeletion
+from app.jobs.schemas import Deleted, JobDeletion
 from app.web import problems
 from app.web.problems import Problem
 from core.ledger.states import FINISHED
@@ -22,21 +23,22 @@ from core.ledger.tables import StorageRemoval
 AT_ONCE = 1000
 
 
-async def delete_job(session: AsyncSession, *, tenant: str, job_id: str) -> None:
-    """Raises Problem 404, or 409 while the job waits or runs."""
+async def delete_job(session: AsyncSession, *, tenant: str, job_id: str, meter: StorageMeter) -> None:
+    """Raises Problem 404, or 409 while the job is queued or runs."""
     job = await get_job(session, tenant=tenant, job_id=job_id, lock=True)
     _check_finished(job_id, job.status)
-    await _delete(session, tenant, [job_id])
+    await _delete(session, tenant, [job_id], meter)
 
 
-async def delete_many(session: AsyncSession, *, tenant: str, wanted: JobDeletion) -> tuple[list[str], bool]:
-    """The ids of what was deleted, and whether there is more. Jobs that have not finished stay."""
-    found = await ids_of_finished(session, tenant=tenant, wanted=wanted, limit=AT_ONCE + 1)
-    return await _delete(session, tenant, found[:AT_ONCE]), len(found) > AT_ONCE
+async def delete_many(session: AsyncSession, *, tenant: str, which: JobDeletion, meter: StorageMeter) -> Deleted:
+    """Jobs that have not finished stay."""
+    ids = await ids_of_finished(session, tenant=tenant, which=which, limit=AT_ONCE + 1)
+    deleted = await _delete(session, tenant, ids[:AT_ONCE], meter)
+    return Deleted(deleted=deleted, has_more=len(ids) > AT_ONCE)
 
 
-async def delete_artifacts(session: AsyncSession, *, tenant: str, job_id: str) -> None:
-    """The job stays, with its figures. Raises Problem 404, or 409 while the job waits or runs."""
+async def delete_artifacts(session: AsyncSession, *, tenant: str, job_id: str, meter: StorageMeter) -> None:
+    """The job and its metrics stay. Raises Problem 404, or 409 while the job is queued or runs."""
     job = await get_job(session, tenant=tenant, job_id=job_id, lock=True)
     _check_finished(job_id, job.status)
     artifacts = await artifacts_of(session, job_id=job_id)
@@ -48,6 +50,7 @@ async def delete_artifacts(session: AsyncSession, *, tenant: str, job_id: str) -
         session.add(StorageRemoval(prefix=f"jobs/{job_id}/a{attempt}", tenant=tenant))
     job.artifact_bytes = None
     await note(session, Action.ARTIFACTS_DELETED, job_id, files=len(artifacts))
+    meter.forget(tenant)
 
 
 def _check_finished(job_id: str, status: str) -> None:
@@ -55,10 +58,11 @@ def _check_finished(job_id: str, status: str) -> None:
         raise Problem(problems.JOB_NOT_FINISHED, f"job {job_id} is {status}: cancel it, or wait for its end")
 
 
-async def _delete(session: AsyncSession, tenant: str, ids: list[str]) -> list[str]:
+async def _delete(session: AsyncSession, tenant: str, ids: list[str], meter: StorageMeter) -> list[str]:
     if not ids:
         return []
     deleted = list((await session.scalars(select(func.delete_jobs(tenant, cast(ids, ARRAY(TEXT)))))).all())
-    entries = [noted(actor_of(session), Action.JOB_DELETED, job_id, {}) for job_id in deleted]
-    await (await joined(session)).run(*entries)
+    entries = [audit_entry(actor_of(session), Action.JOB_DELETED, job_id, {}) for job_id in deleted]
+    await (await transaction_of(session)).run(*entries)
+    meter.forget(tenant)
     return deleted

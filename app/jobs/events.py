@@ -1,6 +1,6 @@
-"""A job's events: the API's way to append one, and the reads behind JSON pages and streams.
+"""A job's events: append one, and read those after a number.
 
-Who sees an event sees every one before it: see ``core.ledger.outbox``.
+A reader that sees an event sees every earlier one: see ``core.ledger.outbox``.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from core.ledger.tables import JobEvent
 
 
 async def append_event(session: AsyncSession, *, job_id: str, kind: EventType, data: dict[str, Any]) -> None:
-    """The caller has the job; its transaction makes the event visible, and its webhooks' deliveries with it."""
-    await session.flush()  # what is said of the job must be what the transaction has made of it
+    """The caller holds the lock of the job. Its commit makes the event and the webhook deliveries visible."""
+    await session.flush()  # the event must follow the changes of this transaction
     connection = await session.connection()
     await connection.exec_driver_sql(APPEND_EVENT, {"job_id": job_id, "type": kind.value, "data": Jsonb(data)})
 

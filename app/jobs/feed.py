@@ -1,8 +1,8 @@
-"""What happens to followed jobs, asked of the ledger once for all who follow, however many they are.
+"""New events of followed jobs, read once per process for all followers.
 
-A follower per stream would be a query per stream four times a second. Here one task per process asks, for each tenant
-with followers, how far their jobs' events have come, reads what is new once per job and makes its bytes once; followers
-take them from memory. Who lags further behind than the tail reads for itself. Nothing is kept that the ledger has not.
+A query per stream would be four queries a second for each follower. Here one task per process polls the newest event
+number of the followed jobs, per tenant. It reads new events once per job and encodes them once; followers take them
+from memory. A follower that is further behind than the tail reads from the ledger. The feed stores nothing else.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Annotated
 
+from fastapi import Depends, Request
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.db.engine import OpenSession
@@ -26,9 +28,9 @@ from core.ledger.tables import Job, JobEvent
 POLL_SECONDS = 0.25
 BATCH = 200
 READS = 4
-"""Reads at a time for followers that lag behind: less than the pool has connections, so that others get theirs."""
+"""Concurrent reads for followers that are behind. Fewer than the pool has connections."""
 TAIL = 500
-"""Events per job that are kept for followers; some hundred bytes each."""
+"""Events per job in memory; some hundred bytes each."""
 log = logging.getLogger(__name__)
 
 
@@ -49,31 +51,31 @@ def framed(row: JobEvent) -> Framed:
 
 @dataclass
 class Channel:
-    """One job with at least one follower."""
+    """A job with at least one follower."""
 
     job_id: str
     tenant: str
     sessions: OpenSession
     followers: int = 0
     known: int | None = None
-    """The last event that the feed has seen; None before its first look."""
+    """Number of the last event that the feed has read; None before its first poll."""
     tail: deque[Framed] = field(default_factory=lambda: deque(maxlen=TAIL))
-    """Dense, up to ``known``."""
+    """The last events, without gaps, up to ``known``."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     reads: dict[int, asyncio.Task[Sequence[Framed]]] = field(default_factory=dict)
-    """Reads of the ledger under way, by the event after which they begin."""
+    """Running reads of the ledger, by the event number they start after."""
 
     def since(self, seq: int) -> Sequence[Framed] | None:
-        """The events after ``seq``; None when only the ledger can tell."""
+        """The events after ``seq``; None when they are not in memory."""
         if self.known is None or seq < self.known - len(self.tail):
             return None
         return [event for event in self.tail if event.seq > seq] if seq < self.known else []
 
     async def from_the_ledger(self, seq: int, turn: asyncio.Semaphore) -> Sequence[Framed]:
-        """A batch of the events after ``seq``; who asks for the same at the same time shares one read.
+        """A batch of the events after ``seq``. Concurrent calls with the same ``seq`` share one read.
 
-        A thousand followers come back together when the service has been away, and a query for each would starve all
-        of the pool's connections. Raises SQLAlchemyError.
+        After an outage a thousand followers reconnect together, and a query for each would take all connections of
+        the pool. Raises SQLAlchemyError.
         """
         read = self.reads.get(seq)
         if read is None:
@@ -86,20 +88,20 @@ class Channel:
             return [framed(row) for row in await events_after(session, job_id=self.job_id, seq=seq, limit=BATCH)]
 
     def announce(self) -> None:
-        """Wake every follower that waits; those to come wait for the next time."""
+        """Wake every waiting follower."""
         self.changed.set()
         self.changed = asyncio.Event()
 
 
 class Feed:
-    """The channels of one process, and the task that fills them while there are any."""
+    """The channels of one process, and the task that fills them."""
 
     def __init__(self) -> None:
         self._channels: dict[str, Channel] = {}
         self._task: asyncio.Task[None] | None = None
         self.reading = asyncio.Semaphore(READS)
         self.broken = 0
-        """How often the ledger could not be asked."""
+        """Count of failed polls."""
 
     @property
     def followers(self) -> int:
@@ -107,7 +109,7 @@ class Feed:
 
     @contextmanager
     def following(self, job_id: str, *, tenant: str, sessions: OpenSession) -> Iterator[Channel]:
-        """The job's channel, which lives as long as somebody follows. The caller has found the job as its tenant's."""
+        """The job's channel, which lives as long as it has followers. The caller has checked the tenant of the job."""
         channel = self._channels.setdefault(job_id, Channel(job_id, tenant, sessions))
         channel.followers += 1
         if self._task is None or self._task.done():
@@ -128,10 +130,10 @@ class Feed:
         while self._channels:
             try:
                 await self._look()
-            except Exception as error:  # whatever it is: without this task all that follow would wait for ever
+            except Exception as error:  # any: without this task all followers would wait for ever
                 unforeseen = not isinstance(error, (SQLAlchemyError, OSError))
                 log.warning(
-                    "the feed of %d jobs cannot ask the ledger: %s", len(self._channels), error, exc_info=unforeseen
+                    "the feed of %d jobs cannot read the ledger: %s", len(self._channels), error, exc_info=unforeseen
                 )
                 self.broken += 1
                 for channel in self._channels.values():
@@ -157,3 +159,12 @@ class Feed:
                         channel.tail.extend(framed(row) for row in rows)
                         channel.known = rows[-1].seq if rows else channel.known
                         channel.announce()
+
+
+async def feed_of(request: Request) -> Feed:  # not def: FastAPI would send it to a thread and back
+    feed = request.app.state.feed
+    assert isinstance(feed, Feed)
+    return feed
+
+
+FeedDep = Annotated[Feed, Depends(feed_of)]

@@ -1,4 +1,4 @@
-"""A job like another one, with changes: the spec is merged, and what was computed is taken over where it fits."""
+"""Forks: a job with the merged spec of another, which reuses that job's results where they match."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from core.ledger.tables import Job, Layer
 
 MOST_OPTIONS = 64
 DECIDES_NOTHING = {"accept_if", "alias", "name", "labels", "timeout_s", "max_wait_s", "priority", "device"}
-"""Fields of a spec that change no byte of the result."""
+"""Fields of a spec that do not change the result."""
 BEFORE_THE_BLOCKS = ("model", "calibration", "options.samples", "options.seed", "options.vision")
-"""What the calls of the language model depend on: ``quant_experts.run.reuse`` has the same list in its own terms."""
+"""Fields that the captured inputs depend on. ``quant_experts.run.reuse`` has the same list in its own terms."""
 
 
 class ForkRequest(BaseModel):
@@ -51,12 +51,12 @@ class ForkRequest(BaseModel):
         return self.model_dump(mode="json", exclude_unset=True)
 
 
-async def forked(session: AsyncSession, *, tenant: str, job_id: str, request: ForkRequest) -> tuple[Job, JobSpec]:
+async def fork_spec(session: AsyncSession, *, tenant: str, job_id: str, request: ForkRequest) -> tuple[Job, JobSpec]:
     """The job and the spec of its fork. Raises Problem 404, and RequestValidationError for a spec that is not one."""
     parent = await get_job(session, tenant=tenant, job_id=job_id)
-    # A fork is read by the same defaults; a job without a version of the method is older than the field.
+    # A job without a method version is older than the field.
     options = {"method_version": 1, **(parent.spec.get("options") or {})}
-    merged = merge({**asked_of(parent), "options": options}, request.changes)
+    merged = merge({**requested_spec(parent), "options": options}, request.changes)
     try:
         return parent, JobSpec.model_validate(merged)
     except ValidationError as error:
@@ -64,42 +64,41 @@ async def forked(session: AsyncSession, *, tenant: str, job_id: str, request: Fo
         raise RequestValidationError(errors) from None
 
 
-def asked_of(job: Job) -> dict[str, Any]:
-    """The job's spec with what is kept beside it, but for the alias, which serves one job."""
+def requested_spec(job: Job) -> dict[str, Any]:
+    """The job's spec with its fields outside of the spec, except the alias, which belongs to one job."""
     return {**job.spec, **{name: getattr(job, name) for name in ("max_wait_s", "priority", "device")}}
 
 
 @dataclass(frozen=True)
-class Takeover:
-    """What a fork would find of the first job on a worker of the same kind. ``changed``: the fields of the spec that
-    keep it from more."""
+class Reuse:
+    """What a fork would reuse of the first job, on a worker of the same kind. ``changed``: fields that prevent more."""
 
     calibration: bool
     blocks: int
     changed: list[str]
     gone: bool
-    """The files of the first job are not there (any more, or yet)."""
+    """The first job has no files, or none any more."""
 
 
-async def takeover(session: AsyncSession, *, parent: Job, spec: JobSpec) -> Takeover:
-    """As the library decides by content; for what can be known before a worker has the files."""
+async def reuse_of(session: AsyncSession, *, parent: Job, spec: JobSpec) -> Reuse:
+    """A forecast: the library decides by content, when a worker has the files."""
     names = func.jsonb_path_query_array(Layer.files, cast("$[*].name", JSONPATH))
     rows = (await session.execute(of_job(Layer, parent.id).order_by(Layer.block).with_only_columns(names))).scalars()
     files = [set(row) for row in rows]
-    kept = sum(1 for _ in takewhile(lambda names: names - set(CALLS_FILES), files))
+    blocks = sum(1 for _ in takewhile(lambda names: names - set(CALLS_FILES), files))
     calls = bool(files) and set(CALLS_FILES) <= files[0]
     changed = _changed(JobSpec.model_validate(parent.spec), _pinned(parent, spec))
     same_rows = not any(name in BEFORE_THE_BLOCKS for name in changed)
-    return Takeover(
+    return Reuse(
         calibration=calls and same_rows,
-        blocks=kept if not changed else 0,
+        blocks=blocks if not changed else 0,
         changed=changed,
-        gone=not calls and not kept,
+        gone=not calls and not blocks,
     )
 
 
 def _changed(first: JobSpec, fork: JobSpec) -> list[str]:
-    """Pointers to what makes the fork another job. Of another method that is enough said: not which slots it brings."""
+    """Pointers to fields that differ. Another method is one difference; its slots are not listed."""
     before, after = _computed(first), _computed(fork)
     differ = {name for name in before if before[name] != after[name]}
     if "method" in differ:
@@ -109,13 +108,13 @@ def _changed(first: JobSpec, fork: JobSpec) -> list[str]:
 
 
 def _computed(spec: JobSpec) -> dict[str, Any]:
-    """Pointer → value of what decides the bytes of the result. A default that is written out is no other value."""
+    """Pointer → value of every field that decides the result. A default counts as its value."""
     parts = spec.model_dump(mode="json", exclude={*DECIDES_NOTHING, "options"})
     return parts | {f"options.{name}": value for name, value in spec.options_in_full().items()}
 
 
 def _pinned(parent: Job, spec: JobSpec) -> JobSpec:
-    """``spec``, with the first job's own word for its revision where it names the commit that this one meant."""
+    """``spec`` with the first job's model reference, where its revision is the commit that the first job resolved."""
     before = JobSpec.model_validate(parent.spec).model
     if spec.model.id == before.id and spec.model.revision == parent.progress.get("model_commit") is not None:
         return spec.model_copy(update={"model": before})
@@ -135,8 +134,8 @@ def merge(target: Any, patch: Any) -> Any:
     return merged
 
 
-def pins_of(parent: Job, spec: JobSpec) -> dict[str, Any]:
-    """The commits that the first job found, as far as the fork names the same things: only then can it take over."""
+def pinned_commits(parent: Job, spec: JobSpec) -> dict[str, Any]:
+    """The commits that the first job resolved, for the inputs that the fork shares with it."""
     before, after = JobSpec.model_validate(parent.spec), _pinned(parent, spec)
     pins: dict[str, Any] = {}
     if after.model == before.model:

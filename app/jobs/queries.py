@@ -1,4 +1,4 @@
-"""Reads of jobs and of what belongs to them, which is reached through the job only: the job is the tenant's."""
+"""Reads of jobs and of the rows that belong to a job. The tenant filter is on the job."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import cast, func, literal_column
+from sqlalchemy import cast, func
 from sqlalchemy.dialects.postgresql import JSONPATH
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.access.auth import Keyring
 from app.db.engine import Sessions
-from app.db.pipeline import columns_of, joined, read
+from app.db.pipeline import columns_of, read, transaction_of
 from app.db.tenancy import of_job, of_tenant, owned
 from app.jobs.rows import JobRow
 from app.jobs.schemas import JobDeletion, JobFilter, JobQuery
 from app.web import problems
-from app.web.paging import cut, last_seen
+from app.web.paging import Signer, cut, last_seen
 from app.web.problems import Problem
 from core.ledger.states import FINISHED, JobStatus
 from core.ledger.tables import Artifact, Attempt, Job, JobLabel, Layer
@@ -28,8 +27,8 @@ JOB_ID = re.compile(r"job_[0-9a-f]{32}")
 
 @dataclass(frozen=True)
 class BlockErrors:
-    """A finished block in figures. ``errors``: stage → mean over its input groups; ``stack``, ``index`` in it, and
-    ``part`` behind its blocks, where the model has several stacks."""
+    """Errors of a finished block. ``errors``: stage → mean over its input groups. ``stack``, ``index`` and ``part``:
+    its place in a model with several stacks."""
 
     block: int
     attempt: int
@@ -54,27 +53,27 @@ async def get_job(session: AsyncSession, *, tenant: str, job_id: str, lock: bool
 JOBS = f"SELECT {columns_of(JobRow)} FROM {of_tenant(Job)}"  # noqa: S608 -- every part is ours
 
 
-async def find_job(sessions: Sessions, *, tenant: str, job_id: str) -> JobRow:
+async def get_job_row(sessions: Sessions, *, tenant: str, job_id: str) -> JobRow:
     """Raises Problem 404 for a job that does not exist or is another tenant's: the two look the same."""
-    found: list[JobRow] = []
+    rows: list[JobRow] = []
     if JOB_ID.fullmatch(job_id):
         values = {"tenant": tenant, "id": job_id}
-        found = await read(sessions, f"{JOBS} AND id = %(id)s", values, of=JobRow, tenant=tenant)
-    if not found:
+        rows = await read(sessions, f"{JOBS} AND id = %(id)s", values, of=JobRow, tenant=tenant)
+    if not rows:
         raise Problem(problems.NOT_FOUND, f"no job {job_id!r}")
-    return found[0]
+    return rows[0]
 
 
-async def page_of_jobs(
-    sessions: Sessions, *, tenant: str, query: JobQuery, keyring: Keyring
+async def page_of_job_rows(
+    sessions: Sessions, *, tenant: str, query: JobQuery, signer: Signer
 ) -> tuple[Sequence[JobRow], str | None]:
     """Newest first, and the cursor of the next page. Raises Problem for a cursor of another listing.
 
-    Of several statuses each is a walk of ``ix_jobs_by_status`` of its own: one walk for all of them would look at every
-    job to find those of a rare status. Model, scheme and alias have such an index too, and labels a table.
+    Each status is a scan of ``ix_jobs_by_status``, joined by UNION ALL: one scan for several would read every job to
+    find those of a rare status. Model, scheme and alias have an index too, and labels a table.
     """
     conditions, values = _matching(query)
-    last = last_seen(query, keyring, Job.__tablename__)
+    last = last_seen(query, signer, Job.__tablename__)
     if last is not None:
         conditions.append("(created_at, id) < (%(last_time)s, %(last_id)s)")
         values |= {"last_time": last[0], "last_id": last[1]}
@@ -82,14 +81,14 @@ async def page_of_jobs(
     walks = [" AND ".join([JOBS, *conditions, f"status = {_status(status.value)}"]) for status in query.status]
     if len(walks) > 1:
         text = " UNION ALL ".join(f"({walk}{page})" for walk in walks)
-    else:  # one walk in brackets with an order of its own cannot be ordered again
+    else:  # a single SELECT in brackets with an ORDER BY cannot have another
         text = walks[0] if walks else " AND ".join([JOBS, *conditions])
     values |= {"tenant": tenant, "limit": query.limit + 1}
-    return cut(await read(sessions, text + page, values, of=JobRow, tenant=tenant), query, keyring, Job.__tablename__)
+    return cut(await read(sessions, text + page, values, of=JobRow, tenant=tenant), query, signer, Job.__tablename__)
 
 
 def _status(status: str) -> str:
-    """As a word of the statement: only then can the planner use the indexes of the jobs that wait."""
+    """As a literal: only then can the planner use the partial indexes."""
     return f"'{JobStatus(status).value}'"
 
 
@@ -98,26 +97,26 @@ class _Id:
     id: str
 
 
-async def ids_of_finished(session: AsyncSession, *, tenant: str, wanted: JobDeletion, limit: int) -> list[str]:
-    """Of the finished jobs that ``wanted`` names, the oldest first."""
-    conditions, values = _matching(wanted)
-    if wanted.status:
+async def ids_of_finished(session: AsyncSession, *, tenant: str, which: JobDeletion, limit: int) -> list[str]:
+    """Ids of the finished jobs that match, oldest first."""
+    conditions, values = _matching(which)
+    if which.status:
         conditions.append("status = ANY(%(status)s)")
-        values["status"] = [status.value for status in wanted.status]
-    if wanted.ids is not None:
+        values["status"] = [status.value for status in which.status]
+    if which.ids is not None:
         conditions.append("id = ANY(%(ids)s)")
-    if wanted.finished_before is not None:
+    if which.finished_before is not None:
         conditions.append("finished_at < %(finished_before)s")
-    values |= {"ids": wanted.ids, "finished_before": wanted.finished_before}
+    values |= {"ids": which.ids, "finished_before": which.finished_before}
     conditions.append("status = ANY(%(finished)s)")
     text = " AND ".join([f"SELECT id FROM {of_tenant(Job)}", *conditions]) + " ORDER BY created_at, id LIMIT %(limit)s"  # noqa: S608
     values |= {"tenant": tenant, "limit": limit, "finished": [status.value for status in FINISHED]}
-    return [row.id for row in await (await joined(session)).rows(text, values, of=_Id)]
+    return [row.id for row in await (await transaction_of(session)).rows(text, values, of=_Id)]
 
 
 def _matching(query: JobFilter) -> tuple[list[str], dict[str, Any]]:
     """Conditions, and the values that they name."""
-    given: list[tuple[str, str, Any]] = [
+    filters: list[tuple[str, str, Any]] = [
         ("model_id = %(model)s", "model", query.model),
         ("scheme = %(scheme)s", "scheme", query.scheme),
         ("alias = %(alias)s", "alias", query.alias),
@@ -128,10 +127,10 @@ def _matching(query: JobFilter) -> tuple[list[str], dict[str, Any]]:
         key, equals, value = label.partition("=")
         name = f"label_{number}"
         labelled = f"SELECT job_id FROM {of_tenant(JobLabel)} AND key = %({name}_key)s"  # noqa: S608
-        given.append((f"id IN ({labelled}{f' AND value = %({name})s' if equals else ''})", name, value))
-        given.append(("true", f"{name}_key", key))
-    asked = [(condition, name, value) for condition, name, value in given if value is not None]
-    return [condition for condition, _, _ in asked], {name: value for _, name, value in asked}
+        filters.append((f"id IN ({labelled}{f' AND value = %({name})s' if equals else ''})", name, value))
+        filters.append(("true", f"{name}_key", key))
+    set_filters = [(condition, name, value) for condition, name, value in filters if value is not None]
+    return [condition for condition, _, _ in set_filters], {name: value for _, name, value in set_filters}
 
 
 async def layers_after(session: AsyncSession, *, job_id: str, block: int, limit: int) -> Sequence[Layer]:
@@ -140,12 +139,12 @@ async def layers_after(session: AsyncSession, *, job_id: str, block: int, limit:
 
 
 MOST_BLOCKS = 400
-"""That a page shows; of a model with more, every second, third … one."""
+"""Blocks on a page; of a model with more, every second, third … block."""
 
 
 async def block_errors(session: AsyncSession, *, job_id: str, step: int = 1) -> list[BlockErrors]:
-    """Of every ``step``-th finished block, in order. Only the errors leave the database: a whole report is a hundred
-    times more."""
+    """Of every ``step``-th finished block, in order. The query selects the errors alone: a whole report is a hundred
+    times larger."""
     errors = func.jsonb_path_query_array(Layer.report, cast("$.groups[*].error", JSONPATH))
     place = (Layer.report["stack"].astext, Layer.report["index"].as_integer(), Layer.report["part"].astext)
     columns = (Layer.block, Layer.attempt, Layer.seconds, errors, *place)
@@ -175,19 +174,10 @@ async def artifacts_of(session: AsyncSession, *, job_id: str) -> Sequence[Artifa
 
 
 async def artifact_named(session: AsyncSession, *, job_id: str, name: str) -> Artifact:
-    """Raises Problem 404. The name only selects a row; no path is ever made of it."""
+    """Raises Problem 404. The name selects a row and never becomes a path."""
     artifact = None
     if "\0" not in name:
         artifact = await session.scalar(of_job(Artifact, job_id).where(Artifact.name == name))
     if artifact is None:
         raise Problem(problems.NOT_FOUND, f"job {job_id} has no artifact {name!r}")
     return artifact
-
-
-async def jobs_needing(session: AsyncSession, *, tenant: str, dataset_id: str) -> Sequence[str]:
-    """Ids of unfinished jobs that calibrate on the dataset. In the words of two partial indexes: every unfinished job
-    is queued or has a lease."""
-    mine = owned(Job, tenant).where(Job.dataset == dataset_id).with_only_columns(Job.id)
-    queued = mine.where(Job.status == literal_column("'queued'")).limit(5)
-    held = mine.where(Job.lease_until.is_not(None)).limit(5)
-    return [*(await session.scalars(queued)).all(), *(await session.scalars(held)).all()][:5]

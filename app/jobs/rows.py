@@ -1,4 +1,4 @@
-"""A job as it is read most often: the columns that an answer shows, without SQLAlchemy (see ``app.db.pipeline``)."""
+"""The columns of a job that a response shows, read without SQLAlchemy (see ``app.db.pipeline``)."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from app.jobs.rows import JobRow
-from app.web.moments import Moment
 from app.web.paging import PageQuery
+from app.web.timestamps import Timestamp
 from core.contract import patterns
 from core.contract.events import EventType
 from core.contract.forecast import FORECAST, Forecast
@@ -34,8 +34,8 @@ class JobFilter(BaseModel):
     model: Printable | None = Field(default=None, description="Exactly this model id.")
     scheme: Printable | None = None
     alias: Printable | None = Field(default=None, description="Jobs that carry this alias.")
-    created_after: Moment | None = Field(default=None, description="Created at this time or later.")
-    created_before: Moment | None = Field(default=None, description="Created before this time.")
+    created_after: Timestamp | None = Field(default=None, description="Created at this time or later.")
+    created_before: Timestamp | None = Field(default=None, description="Created before this time.")
 
 
 class JobQuery(JobFilter, PageQuery):
@@ -50,7 +50,7 @@ class JobDeletion(JobFilter):
     ids: Annotated[list[Printable], Field(min_length=1, max_length=1000)] | None = Field(
         default=None, description="These jobs; no filter goes with it."
     )
-    finished_before: Moment | None = Field(default=None, description="Ended before this time.")
+    finished_before: Timestamp | None = Field(default=None, description="Ended before this time.")
 
     @model_validator(mode="after")
     def _names_something(self) -> Self:
@@ -202,7 +202,7 @@ _SPEC_DEFAULTS = {
     for name, field in JobSpec.model_fields.items()
     if not field.is_required()
 }
-"""Of fields that came after a job was made."""
+"""Defaults of fields that are younger than a job."""
 
 
 def _progress(job: Job | JobRow) -> Progress:

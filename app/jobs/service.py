@@ -1,27 +1,132 @@
-"""What can be done to a job that is there: cancel, retry. The states allow it or a Problem says why not."""
+"""What can be done with jobs: submit, fork, list, cancel, retry. The states allow it, or a Problem says why not."""
 
 from __future__ import annotations
 
+from fastapi import Request
 from sqlalchemy import func
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.access.quotas import admit_to_queue
+from app.access.auth import Caller
+from app.access.quotas import admit, admit_to_queue
 from app.audit.service import Action, note
-from app.db.pipeline import joined
-from app.jobs.creation import check_dataset
+from app.datasets.queries import lock_usable_dataset
+from app.db import pipeline
+from app.db.engine import release
+from app.deps import Service, actor_of
+from app.jobs.creation import create_job
 from app.jobs.events import append_event
-from app.jobs.queries import get_job
+from app.jobs.fork import ForkRequest, fork_spec, pinned_commits
+from app.jobs.queries import get_job, page_of_job_rows
+from app.jobs.schemas import JobQuery, JobView
+from app.plans.agreement import NOTHING_AGREED, agree, check_fits_workers, needs_reading
+from app.plans.schemas import JobRequest
 from app.web import problems
+from app.web.idempotency import Created, Idempotency, Outcome
+from app.web.paging import Page, as_page
 from app.web.problems import Problem
+from app.web.wakeups import RequestNotifier
 from core import tracing
 from core.contract.events import EventType
+from core.crash_points import reach
 from core.ledger.states import FINISHED, TRANSITIONS, JobStatus
 from core.ledger.tables import Job
 from core.settings import Settings
 
 
+async def submit_job(
+    request: Request,
+    caller: Caller,
+    service: Service,
+    notifier: RequestNotifier,
+    *,
+    spec: JobRequest,
+    idempotency_key: str | None,
+) -> Outcome:
+    """Queue a job: agree on its plan, admit it, write it, and wake a worker after the commit.
+
+    Raises Problem as ``agree``, ``admit`` and ``create_job``.
+    """
+    settings, tenant = service.settings, caller.tenant
+    body = spec.model_dump(mode="json", exclude=set() if spec.plan else {"plan"})
+    idempotency = Idempotency.of(tenant, idempotency_key, "POST /v1/jobs", body)
+    agreed = NOTHING_AGREED
+    if needs_reading(spec):
+        replayed = await idempotency.replay(service.sessions)
+        if replayed is not None:
+            return replayed
+        async with service.reading(request, caller), service.sessions_of(caller)() as session:
+            agreed = await agree(session, tenant=tenant, spec=spec, settings=settings, storage=service.storage)
+    uploads = await service.meter.unfinished(tenant)
+
+    async def create() -> Created:
+        await admit(transaction, tenant=tenant, settings=settings, meter=service.meter, uploads=uploads)
+        job = await create_job(
+            transaction,
+            actor=actor_of(request),
+            spec=spec,
+            settings=settings,
+            progress=agreed.progress,
+            plan=agreed.estimate,
+        )
+        notifier.notify_later(job.id)
+        reach("create.before_commit")
+        return Created(JobView.of(job), f"/v1/jobs/{job.id}")
+
+    async with pipeline.transaction(service.sessions, tenant) as transaction:
+        return await idempotency.run(transaction, create)
+
+
+async def fork_job(
+    request: Request,
+    caller: Caller,
+    session: AsyncSession,
+    service: Service,
+    notifier: RequestNotifier,
+    *,
+    job_id: str,
+    changes: ForkRequest,
+    idempotency_key: str | None,
+) -> Outcome:
+    """Queue a job with the spec of another and ``changes``. Raises as ``fork_spec``, ``check_fits_workers``,
+    ``admit`` and ``create_job``."""
+    settings, tenant = service.settings, caller.tenant
+    idempotency = Idempotency.of(tenant, idempotency_key, f"POST /v1/jobs/{job_id}/fork", changes.changes)
+    replayed = await idempotency.replay(service.sessions)
+    if replayed is not None:
+        return replayed
+    async with service.reading(request, caller):
+        parent, spec = await fork_spec(session, tenant=tenant, job_id=job_id, request=changes)
+        agreed = await check_fits_workers(session, tenant=tenant, spec=spec, settings=settings, storage=service.storage)
+    await release(session)
+    uploads = await service.meter.unfinished(tenant)
+    transaction = await pipeline.transaction_of(session)
+
+    async def create() -> Created:
+        await admit(transaction, tenant=tenant, settings=settings, meter=service.meter, uploads=uploads)
+        job = await create_job(
+            transaction,
+            actor=actor_of(request),
+            spec=spec,
+            settings=settings,
+            progress=pinned_commits(parent, spec),
+            plan=agreed.estimate,
+            forked_from=parent.id,
+        )
+        notifier.notify_later(job.id)
+        return Created(JobView.of(job), f"/v1/jobs/{job.id}")
+
+    return await idempotency.run(transaction, create)
+
+
+async def list_jobs(caller: Caller, service: Service, query: JobQuery) -> Page[JobView]:
+    """Newest first. Raises Problem for a cursor of another listing."""
+    rows, cursor = await page_of_job_rows(service.sessions, tenant=caller.tenant, query=query, signer=service.keyring)
+    return as_page(rows, cursor, JobView.of)
+
+
 async def cancel_job(session: AsyncSession, *, tenant: str, job_id: str) -> Job:
-    """A queued job is cancelled here and now; a running one is asked to stop. Doing it twice changes nothing."""
+    """Cancel a queued job, or ask the worker of a running one to stop. Idempotent. Raises Problem 404, or 409 when the
+    job has finished."""
     job = await get_job(session, tenant=tenant, job_id=job_id, lock=True)
     if job.status in (JobStatus.CANCELLING, JobStatus.CANCELLED):
         return job
@@ -41,20 +146,20 @@ async def cancel_job(session: AsyncSession, *, tenant: str, job_id: str) -> Job:
 
 
 async def retry_job(session: AsyncSession, *, tenant: str, job_id: str, settings: Settings) -> Job:
-    """Queue a failed or cancelled job again; the blocks that it finished are not computed again.
+    """Queue a failed or cancelled job again; finished blocks are not computed again.
 
-    ``progress`` stays: it holds the commits to which the first attempt resolved the hub ids, and the finished blocks
-    are only good for those.
+    ``progress`` stays: it holds the commits that the first attempt resolved, and the finished blocks depend on them.
+    Raises Problem: 404, 409 for another status, 429 as ``admit_to_queue``, 422 as ``lock_usable_dataset``.
     """
     job = await get_job(session, tenant=tenant, job_id=job_id, lock=True)
     if JobStatus.QUEUED not in TRANSITIONS[JobStatus(job.status)] or job.status not in FINISHED:
         raise Problem(
             problems.JOB_NOT_RETRYABLE, f"job {job_id} is {job.status}; only failed or cancelled can be retried"
         )
-    transaction = await joined(session)
+    transaction = await pipeline.transaction_of(session)
     await admit_to_queue(transaction, tenant=tenant, settings=settings)
-    await check_dataset(transaction, tenant=tenant, dataset=job.spec["calibration"]["dataset"])
-    # The attempts to come belong to the request that made the job, as the ones before; this request is beside it.
+    await lock_usable_dataset(transaction, tenant=tenant, dataset=job.spec["calibration"]["dataset"])
+    # Attempts belong to the trace of the request that created the job; this request is linked to it.
     tracing.current().link(job.trace_context)
     now = func.clock_timestamp()
     job.status = JobStatus.QUEUED

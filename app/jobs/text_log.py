@@ -11,7 +11,7 @@ from core.ledger.tables import JobEvent
 
 
 def lines_of(events: Iterable[JobEvent]) -> str:
-    """One line for each: time, number, type, and what it says as ``name=value``. Nothing in a value ends a line."""
+    """One line for each: time, number, type, and data as ``name=value``. Line breaks in values are escaped."""
     return "".join(f"{_line(event)}\n" for event in events)
 
 
@@ -21,6 +21,6 @@ def _line(event: JobEvent) -> str:
 
 
 def _written(value: Any) -> str:
-    """As JSON; a string that is one plain word goes without its quotation marks."""
+    """As JSON; a string that is one plain word without quotation marks."""
     plain = isinstance(value, str) and value.isascii() and value.isprintable() and value and not set(value) & set(' "=')
     return value if plain else json.dumps(value, separators=(",", ":"))

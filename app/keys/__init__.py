@@ -1,0 +1,4 @@
+"""API keys of a tenant: create, rotate, revoke, list.
+
+Imports ``audit`` and what lies below it.
+"""

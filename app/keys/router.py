@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 
-from app.db.pipeline import joined
-from app.db.tenancy import owned
 from app.deps import KeysAdmin, ServiceDep, SessionDep
 from app.keys import service
 from app.keys.schemas import OTHERS, CreatedKey, KeyQuery, KeyRotation, KeyView, NewKey, Tenant
 from app.web import problems
-from app.web.idempotency import IdempotencyKey, Made, Once
-from app.web.paging import Page, page_of
+from app.web.idempotency import IdempotencyKey
+from app.web.paging import Page
 from app.web.problems import documented
-from core.ledger.tables import ApiKey
 
 OfTenant = Annotated[Tenant | None, Query(description=OTHERS)]
 router = APIRouter(prefix="/v1/keys", tags=["keys"])
@@ -29,7 +25,7 @@ router = APIRouter(prefix="/v1/keys", tags=["keys"])
     responses=documented(problems.MALFORMED_REQUEST, *problems.REPEATED),
 )
 async def create(
-    wanted: NewKey,
+    new: NewKey,
     caller: KeysAdmin,
     session: SessionDep,
     parts: ServiceDep,
@@ -37,16 +33,9 @@ async def create(
     idempotency_key: IdempotencyKey = None,
 ) -> Any:
     """Make a key. The answer is the only place where it ever stands."""
-
-    async def make() -> Made:
-        row, key = await service.create_key(session, caller=caller, wanted=wanted, keyring=parts.keyring)
-        return Made(CreatedKey(**KeyView.of(row).model_dump(), key=key), f"/v1/keys/{row.id}")
-
     response.headers["Cache-Control"] = "no-store"
-    owner = await service.enter(session, caller=caller, tenant=wanted.tenant)
-    body = wanted.model_dump(mode="json")
-    once = Once.of(owner, idempotency_key, f"POST /v1/keys {caller.key_id}", body, seal=parts.seal)
-    return await once.answer(await joined(session), response, make)
+    created = await service.create_key_once(session, caller, parts, new=new, idempotency_key=idempotency_key)
+    return created.answer(response)
 
 
 @router.get("", responses=documented(problems.INVALID_CURSOR))
@@ -54,9 +43,7 @@ async def list_keys(
     query: Annotated[KeyQuery, Query()], caller: KeysAdmin, session: SessionDep, parts: ServiceDep
 ) -> Page[KeyView]:
     """Keys, newest first, revoked ones included."""
-    tenant = await service.enter(session, caller=caller, tenant=query.tenant)
-    rows, cursor = await page_of(session, owned(ApiKey, tenant), ApiKey, query=query, keyring=parts.keyring)
-    return Page(data=[KeyView.of(row) for row in rows], has_more=cursor is not None, next_cursor=cursor)
+    return await service.list_keys(session, caller, query=query, signer=parts.keyring)
 
 
 @router.post(
@@ -82,20 +69,11 @@ async def rotate(
     idempotency_key: IdempotencyKey = None,
 ) -> Any:
     """A new key that does what this one does; this one ends after a while. The new one is shown this once."""
-    keep_previous = timedelta(seconds=(rotation or KeyRotation()).keep_previous_s)
-
-    async def make() -> Made:
-        row, key = await service.rotate_key(
-            session, caller=caller, key_id=key_id, keep_previous=keep_previous, keyring=parts.keyring, tenant=tenant
-        )
-        return Made(CreatedKey(**KeyView.of(row).model_dump(), key=key), f"/v1/keys/{row.id}")
-
     response.headers["Cache-Control"] = "no-store"
-    owner = await service.enter(session, caller=caller, tenant=tenant)
-    body = {"keep_previous_s": keep_previous.total_seconds()}
-    operation = f"POST /v1/keys/{key_id}/rotate {caller.key_id}"
-    once = Once.of(owner, idempotency_key, operation, body, seal=parts.seal)
-    return await once.answer(await joined(session), response, make)
+    created = await service.rotate_key_once(
+        session, caller, parts, key_id=key_id, rotation=rotation, tenant=tenant, idempotency_key=idempotency_key
+    )
+    return created.answer(response)
 
 
 @router.delete("/{key_id}", responses=documented(problems.NOT_FOUND))

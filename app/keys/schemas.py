@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.access.auth import Scope
-from app.web.moments import Moment
 from app.web.paging import PageQuery
+from app.web.timestamps import Timestamp
 from core.contract import patterns
 from core.contract.numbers import WHOLE
 from core.ledger.tables import ApiKey
@@ -25,7 +25,7 @@ class NewKey(BaseModel):
 
     name: KeyName
     scopes: list[Scope] = Field(min_length=1, max_length=len(Scope), description="At most those of the calling key.")
-    expires_at: Moment | None = None
+    expires_at: Timestamp | None = None
     tenant: Tenant | None = Field(default=None, description=OTHERS)
 
 

@@ -1,4 +1,4 @@
-"""The directories below the model root, as a job names them. Of what is in them children read config.json."""
+"""List the local models. Children read their config.json."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from app.models.files import LOCAL, local_directory
 from app.models.schemas import LocalModel, ModelList
 from app.parsing import Died, parse
 from app.parsing.operations import CONFIGS, Config
-from app.plans.inputs import LOCAL, local_directory
-from app.web.threads import aside
+from app.web.threads import run_in_thread
 from core.confinement import Limits
 from core.contract.spec import ModelId
 from core.settings import Settings
@@ -27,22 +27,22 @@ _MODEL_ID: TypeAdapter[str] = TypeAdapter(ModelId)
 async def local_models(settings: Settings) -> ModelList:
     """Raises OSError when the root cannot be read."""
     root, note = settings.model_root, None
-    found: list[LocalModel] = []
+    models: list[LocalModel] = []
     if root is None:
         note = "this service has no local models: QE_MODEL_ROOT is not set"
-    elif not await aside(root.is_dir):
+    elif not await run_in_thread(root.is_dir):
         note = "local models are where the workers are, and cannot be listed here"
     else:
-        directories = await aside(lambda: _directories(root))
+        directories = await run_in_thread(lambda: _directories(root))
         if len(directories) > MOST_MODELS:
             note = f"only the first {MOST_MODELS} are listed"
-        found = await _looked_at(dict(list(directories.items())[:MOST_MODELS]))
-    return ModelList(data=found, families=[*FAMILIES, *ORIGINALS], note=note)
+        models = await _looked_at(dict(list(directories.items())[:MOST_MODELS]))
+    return ModelList(data=models, families=[*FAMILIES, *ORIGINALS], note=note)
 
 
 def _directories(root: Path) -> dict[str, Path]:
-    """By id, but for what no job can name: files, other characters, links out of the root."""
-    found: dict[str, Path] = {}
+    """Directories by model id. Files, names with other characters and links out of the root are left out."""
+    directories: dict[str, Path] = {}
     for name in sorted(path.name for path in root.iterdir()):
         model_id = LOCAL + name
         try:
@@ -51,8 +51,8 @@ def _directories(root: Path) -> dict[str, Path]:
         except (ValidationError, Unreadable):
             continue
         assert directory is not None
-        found[model_id] = directory
-    return found
+        directories[model_id] = directory
+    return directories
 
 
 async def _looked_at(directories: Mapping[str, Path]) -> list[LocalModel]:
@@ -64,8 +64,8 @@ async def _looked_at(directories: Mapping[str, Path]) -> list[LocalModel]:
             raise Unreadable("invalid_model", f"config.json cannot be read: {error.strerror}") from None
 
     try:
-        configs = await parse(CONFIGS, list(directories), asked={"config": config}, limits=LIMITS)
-    except Died as died:  # which one killed it is not known; a megabyte of JSON takes 30 MB, so only a bug leads here
+        configs = await parse(CONFIGS, list(directories), callbacks={"config": config}, limits=LIMITS)
+    except Died as died:  # unknown which; 1 MB of JSON takes 30 MB, so only a bug leads here
         configs = [Config(None, f"config.json was not read: {died}")] * len(directories)
     return [
         LocalModel(id=model_id, model_type=read.model_type, problem=read.problem)

@@ -1,8 +1,8 @@
-"""What strangers wrote is parsed in children that may do nothing else: rows, images, audio, headers, tokenizers.
+"""Untrusted files are parsed in child processes that may do nothing else: rows, images, audio, headers, tokenizers.
 
-``parse`` runs an operation of ``app.parsing.operations`` in a process of its own, forked from one that has the
-libraries loaded: without network, files, or programs, with little memory and little time. A child that dies takes its
-request with it and nothing else.
+``parse`` runs an operation of ``app.parsing.operations`` in a process forked from a zygote with the libraries loaded.
+The child has no network, no other files and no programs, and little memory and time. When it dies, only its request
+fails. Imports ``web.threads`` and ``core``; children import the planner too.
 """
 
 from app.parsing.children import Died, parse, warm_up

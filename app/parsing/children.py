@@ -1,4 +1,4 @@
-"""The API's side: one child for each job, killed when nobody waits for it any more."""
+"""The API's side: one child process for each operation, killed when its request is cancelled."""
 
 from __future__ import annotations
 
@@ -18,40 +18,40 @@ from typing import Any, TypeVar
 
 from app.parsing import frames
 from app.parsing.operations import Operation, raised
-from app.web.threads import aside
+from app.web.threads import run_in_thread
 from core.confinement import Limits
 
 Found = TypeVar("Found")
 LIMITS = Limits(memory=2 << 30, cpu=90)
-"""Half a gigabyte of rows takes 40 s and a tenth of that memory."""
+"""512 MB of rows take 40 s and a tenth of that memory."""
 PATIENCE = 2.0
-"""Seconds on the clock for each of the CPU: the machine has other work."""
+"""Wall-clock seconds per CPU second: the machine is shared."""
 INHERITED = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "TZ", "VIRTUAL_ENV")
 log = logging.getLogger(__name__)
 
-Asked = Mapping[str, Callable[..., bytes]]
-"""What a child may ask for, by name: it has no files and no network itself."""
+Callbacks = Mapping[str, Callable[..., bytes]]
+"""Functions that a child may call by name: it has no network and no other files."""
 
 
 class Died(Exception):
-    """The child took more than it may, or crashed; the message says so of what it read, whatever that was."""
+    """The child exceeded a limit or crashed. The message completes "the rows: …"."""
 
 
 async def parse(
     operation: Operation[Found],
     *arguments: Any,
     files: Sequence[Path] = (),
-    asked: Asked | None = None,
+    callbacks: Callbacks | None = None,
     limits: Limits = LIMITS,
 ) -> Found:
-    """What ``operation`` finds. Raises Died, and what the operation refuses with; a caller that is cancelled kills the
+    """The result of ``operation``. Raises Died, and the refusals of the operation. Cancelling the caller kills the
     child."""
     job = _Job(operation.name, arguments, limits)
-    return await aside(lambda: operation.found(job.run(files, asked or {})), stop=job.kill)
+    return await run_in_thread(lambda: operation.found(job.run(files, callbacks or {})), stop=job.kill)
 
 
 def warm_up() -> None:
-    """Have the process that children are forked from started. Returns at once."""
+    """Start the zygote. Returns at once."""
     _zygote().start()
 
 
@@ -62,8 +62,8 @@ class _Job:
         self._child: bytes | None = None
         self._killed = False
 
-    def run(self, files: Sequence[Path], asked: Asked) -> bytes:
-        """Blocks. The answer as JSON."""
+    def run(self, files: Sequence[Path], callbacks: Callbacks) -> bytes:
+        """The answer as JSON. Blocks."""
         deadline = time.monotonic() + PATIENCE * (self._limits.cpu or 3600)
         with contextlib.ExitStack() as stack:
             opened = [stack.enter_context(path.open("rb")) for path in files]
@@ -72,13 +72,13 @@ class _Job:
             try:
                 _, self._child = frames.receive(child, deadline=deadline)
                 frames.send(child, frames.ANSWER, self._request)
-                return self._follow(child, asked, deadline)
+                return self._follow(child, callbacks, deadline)
             except frames.Ended:
                 raise Died("reading it takes too much memory or time, or crashes the reader") from None
             except TimeoutError:
                 raise Died(f"reading it takes longer than {self._limits.cpu} s") from None
 
-    def _follow(self, child: socket.socket, asked: Asked, deadline: float) -> bytes:
+    def _follow(self, child: socket.socket, callbacks: Callbacks, deadline: float) -> bytes:
         while not self._killed:
             kind, data = frames.receive(child, deadline=deadline)
             if kind == frames.ANSWER:
@@ -89,11 +89,11 @@ class _Job:
                 log.error("a child that parses failed: %s", data.decode("utf-8", "replace"))
                 raise Died("reading it crashes the reader")
             name, arguments = _question(data)
-            frames.send(child, *_reply(asked.get(name), arguments))
+            frames.send(child, *_reply(callbacks.get(name), arguments))
         raise frames.Ended
 
     def kill(self) -> None:
-        """From any thread. A child that has ended is not disturbed."""
+        """Kill the child, from any thread."""
         self._killed = True
         if self._child is not None:
             _zygote().kill(self._child)
@@ -124,7 +124,7 @@ def _reply(answer: Callable[..., bytes] | None, arguments: list[Any]) -> tuple[b
 
 
 class _Zygote:
-    """Started when it is first needed, and again when it has died."""
+    """The zygote process: started on first use, and again when it has died."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -136,7 +136,7 @@ class _Zygote:
             self._started()
 
     def fork(self, files: Sequence[int]) -> socket.socket:
-        """Our end of a new child's socket."""
+        """The API's end of the socket of a new child."""
         ours, theirs = socket.socketpair()
         with theirs, self._lock:
             try:
@@ -178,14 +178,14 @@ class _Zygote:
 
 
 def _environment() -> dict[str, str]:
-    """Nothing of ours: neither settings nor secrets."""
-    kept = {name: os.environ[name] for name in INHERITED if name in os.environ}
-    here = str(Path(__file__).parent.parent.parent)  # which may be on our own path alone
-    kept["PYTHONPATH"] = ":".join(filter(None, (here, kept.get("PYTHONPATH"))))
-    return {**kept, "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    """Environment of the zygote: no settings and no secrets."""
+    environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    here = str(Path(__file__).parent.parent.parent)  # which may be only on our own path
+    environment["PYTHONPATH"] = ":".join(filter(None, (here, environment.get("PYTHONPATH"))))
+    return {**environment, "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 @functools.cache
 def _zygote() -> _Zygote:
-    """One for this process: the applications in it share it."""
+    """One zygote for this process, shared by its applications."""
     return _Zygote()

@@ -1,4 +1,4 @@
-"""Texts counted by a model's tokenizer in a child that is confined already and starts no program: in a fork of it."""
+"""Count the tokens of texts inside a confined child, which may start no program: in a fork of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from quant_experts.planning.counting import PATIENCE, TextTokens, answered, bad
 
 
 class CountingHere:
-    """As ``quant_experts.planning.counting.Counting``."""
+    """Same interface as ``quant_experts.planning.counting.Counting``."""
 
     def __init__(self, tokenizer: bytes, *, seconds: int) -> None:
         self._tokenizer = tokenizer
@@ -35,13 +35,13 @@ class CountingHere:
         if child == 0:
             _count(writer, self._tokenizer, self._texts, self._seconds)
         os.close(writer)
-        said, late = _read(reader, time.monotonic() + PATIENCE * self._seconds)
+        answer, late = _read(reader, time.monotonic() + PATIENCE * self._seconds)
         os.close(reader)
         os.kill(child, signal.SIGKILL)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        if late or (not said and status == -signal.SIGXCPU):
+        if late or (not answer and status == -signal.SIGXCPU):
             raise bad(f"counting with it took longer than {self._seconds} seconds")
-        return answered(said)
+        return answered(answer)
 
     def __enter__(self) -> Self:
         return self
@@ -63,7 +63,7 @@ def _count(writer: int, tokenizer: bytes, texts: Sequence[tuple[str, bool]], sec
 
 
 def _read(source: int, deadline: float) -> tuple[bytes, bool]:
-    """All of it, and whether time was up before its end."""
+    """All bytes until the end, and whether the deadline passed before it."""
     data = bytearray()
     while select.select([source], [], [], max(0.0, deadline - time.monotonic()))[0]:
         chunk = os.read(source, 1 << 16)

@@ -1,4 +1,4 @@
-"""Between the API and a child: frames of a kind and bytes. Only the API's own are pickled; a child's are JSON."""
+"""Frames between the API and a child: a kind and bytes. The API's are pickled; a child's are JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MOST_FRAME = 128 << 20
 
 
 class Ended(Exception):
-    """The other side is gone, or speaks another language."""
+    """The other side closed the socket or broke the protocol."""
 
 
 def send(to: socket.socket, kind: bytes, data: bytes) -> None:

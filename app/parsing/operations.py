@@ -1,4 +1,4 @@
-"""What children do, by name. Nothing here opens a file by its name: a child has only the files that it was given."""
+"""The operations of child processes, by name. A child cannot open files; it has those that were passed to it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter
 
-from app.datasets import contents
-from app.datasets.figures import Figures, figures
-from app.datasets.validation import Contents, InvalidRows, validate
-from app.parsing import frames
+from app.parsing import contents, frames
 from app.parsing.counting import CountingHere
+from app.parsing.row_statistics import DatasetStatistics, statistics_of
+from app.parsing.validation import Contents, InvalidRows, validate
 from core.settings import Settings
 from quant_experts.planning.errors import HubUnavailable, Unreadable
 from quant_experts.planning.families import family_of
@@ -34,7 +33,7 @@ BYTES = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
 
 @dataclass(frozen=True)
 class Job:
-    """What a child has beside its arguments: open files, and the API to ask."""
+    """What a child has beside its arguments: open files, and a socket to call the API."""
 
     api: socket.socket
     files: Sequence[int]
@@ -45,7 +44,7 @@ class Job:
         return Path(f"/proc/self/fd/{self.files[0]}")
 
     def ask(self, name: str, *arguments: Any) -> bytes:
-        """Raises Refused when the API could not answer."""
+        """Call a function of the API. Raises the error that the API's answer carries."""
         frames.send(self.api, frames.ASK, json.dumps([name, arguments]).encode())
         kind, data = frames.receive(self.api)
         if kind == frames.REFUSED:
@@ -54,7 +53,7 @@ class Job:
 
 
 class Refused(Exception):
-    """An operation's own word for what it cannot read."""
+    """An operation cannot read its input; carries the encoded error."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
@@ -62,18 +61,18 @@ class Refused(Exception):
 
 
 def refusal(error: Exception) -> bytes | None:
-    """None for what is no refusal but a fault."""
+    """The encoded error; None for a bug."""
     match error:
         case Unreadable():
-            found = error.refusal
-            said: list[Any] = ["unreadable", found.code, found.message, found.pointer]
+            reason = error.refusal
+            fields: list[Any] = ["unreadable", reason.code, reason.message, reason.pointer]
         case HubUnavailable():
-            said = ["hub", str(error)]
+            fields = ["hub", str(error)]
         case InvalidRows():
-            said = ["rows", str(error), error.errors]
+            fields = ["rows", str(error), error.errors]
         case _:
             return None
-    return json.dumps(said).encode()
+    return json.dumps(fields).encode()
 
 
 def raised(data: bytes) -> Exception:
@@ -89,19 +88,19 @@ def raised(data: bytes) -> Exception:
 
 @dataclass(frozen=True)
 class Operation(Generic[Found]):
-    """``work`` in the child; ``answer``: how its result travels."""
+    """``work`` runs in the child; ``answer`` validates and serializes its result."""
 
     name: str
     work: Callable[..., Found]
     answer: TypeAdapter[Found]
 
     def found(self, data: bytes) -> Found:
-        """What the child said, checked. Raises pydantic's ValidationError for what is no such answer."""
+        """The validated answer of the child. Raises pydantic's ValidationError."""
         return self.answer.validate_json(data)
 
 
 Bounds = Mapping[str, int]
-"""Of rows: the settings that a child has to know. It is never told the others."""
+"""Limits of rows: the only settings that a child gets."""
 BOUNDS = ("max_dataset_bytes", "max_dataset_rows", "max_image_bytes", "max_image_pixels", "max_audio_bytes")
 
 
@@ -129,10 +128,10 @@ def _audio(job: Job, bounds: Bounds, number: int, index: int) -> contents.Audio 
     return contents.audio_of(job.path, _settings(bounds), number=number, index=index)
 
 
-def _figures(job: Job, bounds: Bounds, names: list[str] | None) -> Figures:
+def _statistics(job: Job, bounds: Bounds, names: list[str] | None) -> DatasetStatistics:
     """``names``: of the files of the model whose tokens are counted."""
     files = None if names is None else _text_files(job, names)
-    return figures(job.path, _settings(bounds), files=files, counting=CountingHere)
+    return statistics_of(job.path, _settings(bounds), files=files, counting=CountingHere)
 
 
 def _text_files(job: Job, names: list[str]) -> TextFiles:
@@ -141,7 +140,7 @@ def _text_files(job: Job, names: list[str]) -> TextFiles:
 
 @dataclass(frozen=True)
 class ToEstimate:
-    """``names``: of the model's files; ``rows``: what is known of the dataset's rows from before."""
+    """``names``: of the model's files. ``rows``: cached statistics of the dataset's rows."""
 
     names: list[str]
     from_hub: bool
@@ -155,7 +154,7 @@ class ToEstimate:
 
 @dataclass(frozen=True)
 class Sampled:
-    """An uploaded dataset; ``readable``: its file, or the beginning of it, is the job's."""
+    """An uploaded dataset. ``readable``: the child has its file, or the beginning of it."""
 
     rows: int
     images: int
@@ -169,39 +168,39 @@ class Estimated:
     rows: Rows
 
 
-def _estimate(job: Job, wanted: ToEstimate) -> Estimated:
+def _estimate(job: Job, task: ToEstimate) -> Estimated:
     headers = assemble(
-        wanted.names,
+        task.names,
         read_whole=partial(job.ask, "whole"),
         read_headers=partial(_headers, job),
         read_range=partial(job.ask, "range"),
     )
-    rows = wanted.rows or _rows(job, headers, wanted)
-    found = {kind: calibration_of(seen) for kind, seen in wanted.ratios.items()}
+    rows = task.rows or _rows(job, headers, task)
+    calibrations = {kind: calibration_of(seen) for kind, seen in task.ratios.items()}
     plan = make_plan(
         headers,
-        wanted.recipe,
+        task.recipe,
         rows,
-        from_hub=wanted.from_hub,
-        rows_bytes=wanted.rows_bytes,
-        cores=wanted.cores,
-        calibrations={kind: each for kind, each in found.items() if each is not None},
+        from_hub=task.from_hub,
+        rows_bytes=task.rows_bytes,
+        cores=task.cores,
+        calibrations={kind: each for kind, each in calibrations.items() if each is not None},
     )
     return Estimated(plan, rows)
 
 
 def _headers(job: Job, shards: list[str]) -> Mapping[str, bytes]:
-    job.ask("headers", shards)  # the hub is asked for several at once
+    job.ask("headers", shards)  # prefetched together from the hub
     return {shard: job.ask("header", shard) for shard in shards}
 
 
-def _rows(job: Job, headers: ModelHeaders, wanted: ToEstimate) -> Rows:
-    dataset = wanted.dataset
+def _rows(job: Job, headers: ModelHeaders, task: ToEstimate) -> Rows:
+    dataset = task.dataset
     if dataset is None:
         return unknown_rows(vision="vision_config" in headers.config)
     try:
-        files = _text_files(job, wanted.names)
-    except (Unreadable, HubUnavailable):  # text is judged by its length
+        files = _text_files(job, task.names)
+    except (Unreadable, HubUnavailable):  # then text is estimated by its length
         files = TextFiles(headers.config, headers.processor)
     if not dataset.readable:
         return unknown_rows(vision=files.vision and dataset.images > 0, rows=dataset.rows)
@@ -215,14 +214,14 @@ def _rows(job: Job, headers: ModelHeaders, wanted: ToEstimate) -> Rows:
 
 @dataclass(frozen=True)
 class Config:
-    """What a model's config.json says: ``problem`` is why a job would refuse it."""
+    """A model's config.json. ``problem``: why a job would refuse the model."""
 
     model_type: str | None
     problem: str | None
 
 
 def _configs(job: Job, names: list[str]) -> list[Config]:
-    """Of each model: its config.json is asked for by its name."""
+    """The config of each model, fetched from the API by name."""
     return [_config(job, name) for name in names]
 
 
@@ -258,9 +257,9 @@ CHECK: Operation[Contents] = _operation("check", _check, Contents)
 PAGE: Operation[list[contents.Row]] = _operation("page", _page, list[contents.Row], BYTES)
 IMAGE: Operation[contents.Image | None] = _operation("image", _image, contents.Image | None, BYTES)
 AUDIO: Operation[contents.Audio | None] = _operation("audio", _audio, contents.Audio | None, BYTES)
-FIGURES: Operation[Figures] = _operation("figures", _figures, Figures)
+STATISTICS: Operation[DatasetStatistics] = _operation("figures", _statistics, DatasetStatistics)
 ESTIMATE: Operation[Estimated] = _operation("estimate", _estimate, Estimated)
 CONFIGS: Operation[list[Config]] = _operation("configs", _configs, list[Config])
 OPERATIONS: Mapping[str, Operation[Any]] = {
-    each.name: each for each in (CHECK, PAGE, IMAGE, AUDIO, FIGURES, ESTIMATE, CONFIGS)
+    each.name: each for each in (CHECK, PAGE, IMAGE, AUDIO, STATISTICS, ESTIMATE, CONFIGS)
 }

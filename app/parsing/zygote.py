@@ -1,9 +1,9 @@
-"""The process that children are forked from: it has the libraries loaded, and nothing else.
+"""The process that children are forked from, with the libraries loaded.
 
     python -m app.parsing.zygote <number of its socket>
 
-It has no environment, no thread and no secret. Each message on its socket brings the files of one job, the first of
-which is the job's own socket, and becomes a child; or it is the number of a child that is to die.
+It has no settings, no threads and no secrets. A message on its socket either forks a child, and passes the files of its
+job, of which the first is the job's socket; or it names a child to kill.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from core.confinement import Limits, raise_walls
 MOST_FILES = 16
 FORK, KILL = b"f", b"k"
 NICENESS = 10
-"""The API's own threads go first: who waits for a file can wait a little longer."""
+"""Children run at a lower priority than the API's own threads."""
 REAP_SECONDS = 1.0
 
 
@@ -44,7 +44,7 @@ def main(descriptor: int) -> None:
             return
         if message[:1] == KILL:
             child = int(message[1:])
-            if child in children:  # not reaped yet, so that the number is nobody else's
+            if child in children:  # not reaped, so the process id is still this child's
                 os.kill(child, signal.SIGKILL)
             continue
         child = os.fork()
@@ -57,7 +57,7 @@ def main(descriptor: int) -> None:
 
 
 def _load() -> None:
-    """What a child needs, so that it opens nothing itself."""
+    """Load what a child needs, because it cannot open files."""
     import gzip  # noqa: F401
 
     import pyarrow as pa
@@ -69,8 +69,8 @@ def _load() -> None:
     Image.init()
     pa.set_cpu_count(1)
     gc.collect()
-    gc.freeze()  # the children share these pages as long as nobody writes on them
-    gc.disable()  # they live for one job
+    gc.freeze()  # children share these pages until one writes to them
+    gc.disable()  # a child lives for one job
 
 
 def _reap(children: set[int]) -> None:
@@ -99,18 +99,18 @@ def _work(files: list[int]) -> None:
 def _confine(files: list[int], limits: Limits) -> None:
     os.setsid()
     os.nice(NICENESS)
-    # Where the kernel shares out time by session first, niceness counts within one alone: four children of their own
-    # left the API a fifth of two cores.
+    # With autogroup scheduling niceness counts only within a session: four children of their own left the API a fifth
+    # of two cores.
     with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as group:  # noqa: PTH123
         group.write(str(NICENESS))
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:  # noqa: PTH123
-        score.write("1000")  # when the memory of all is short, this is the process to go
+        score.write("1000")  # when memory is short, the kernel kills this process first
     memory = None if limits.memory is None else _address_space() + limits.memory
     raise_walls(readable=files, limits=Limits(memory=memory, cpu=limits.cpu, file=0))
 
 
 def _address_space() -> int:
-    """Bytes of it that the libraries take before any work is done."""
+    """Bytes of address space that the libraries take."""
     try:
         with open("/proc/self/statm") as sizes:  # noqa: PTH123
             return int(sizes.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,4 +1,4 @@
-"""What is agreed on before a job is made: that it keeps to a plan, or that some worker is large enough for it."""
+"""Checks before a job is created: it matches its plan, or some worker is large enough for it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.datasets.queries import UPLOADED, ready_dataset
 from app.db.engine import release
-from app.plans import inputs
-from app.plans.inputs import UPLOADED
-from app.plans.queries import kept_plan
+from app.models.files import LOCAL, read_model
+from app.plans.queries import stored_plan
 from app.plans.schemas import JobRequest, ResolvedInputs, errors_of
-from app.plans.service import DECIDES, Planned, deciding, estimate_to_keep, estimated, fleet_of, uploaded_dataset
+from app.plans.service import DECIDES, Planned, deciding_fields, estimated, fleet_of, stored_estimate
 from app.web import problems
 from app.web.problems import Problem
-from app.web.threads import aside
+from app.web.threads import run_in_thread
 from core.contract.spec import JobSpec
 from core.ledger.tables import Dataset
 from core.settings import Settings
@@ -26,7 +26,7 @@ from quant_experts.planning.errors import Refusal, Unreadable
 
 @dataclass(frozen=True)
 class Agreed:
-    """What a job that keeps to a plan begins with: ``progress`` pins its inputs, ``estimate`` goes into its row."""
+    """``progress``: commits that pin the inputs of the job. ``estimate``: goes into its row."""
 
     progress: dict[str, Any]
     estimate: dict[str, Any] | None
@@ -36,43 +36,43 @@ NOTHING_AGREED = Agreed({}, None)
 
 
 def needs_reading(spec: JobRequest) -> bool:
-    """Is there something to ``agree`` on before the job is made? Not for a hub model without a plan."""
-    return spec.plan is not None or spec.model.id.startswith(inputs.LOCAL)
+    """Whether ``agree`` has something to check: not for a hub model without a plan."""
+    return spec.plan is not None or spec.model.id.startswith(LOCAL)
 
 
 async def agree(
     session: AsyncSession, *, tenant: str, spec: JobRequest, settings: Settings, storage: Storage
 ) -> Agreed:
-    """Raises Problem as ``hold_to_plan`` or ``guard_creation``. Reads files; no connection is held meanwhile."""
+    """Raises Problem as ``check_plan`` or ``check_fits_workers``. Reads files without a database connection."""
     if spec.plan is not None:
-        return await hold_to_plan(session, tenant=tenant, spec=spec, digest=spec.plan, settings=settings)
-    return await guard_creation(session, tenant=tenant, spec=spec, settings=settings, storage=storage)
+        return await check_plan(session, tenant=tenant, spec=spec, digest=spec.plan, settings=settings)
+    return await check_fits_workers(session, tenant=tenant, spec=spec, settings=settings, storage=storage)
 
 
-async def hold_to_plan(session: AsyncSession, *, tenant: str, spec: JobSpec, digest: str, settings: Settings) -> Agreed:
-    """Raises Problem: 422 for a plan that is not there, was refused, or is another body's; 409 when the local model or
-    the dataset changed since."""
-    kept = await kept_plan(session, tenant=tenant, digest=digest)
-    if kept is None:
+async def check_plan(session: AsyncSession, *, tenant: str, spec: JobSpec, digest: str, settings: Settings) -> Agreed:
+    """Check the job against its stored plan. Raises Problem: 422 for a plan that does not exist, was refused, or has
+    another body; 409 when the local model or the dataset has changed."""
+    plan = await stored_plan(session, tenant=tenant, digest=digest)
+    if plan is None:
         raise _at("/plan", problems.PLAN_NOT_FOUND, f"no plan {digest[:12]}…: make one with POST /v1/jobs:plan")
-    body = deciding(spec)
-    other = [name for name in DECIDES if body[name] != kept.spec.get(name)]
+    body = deciding_fields(spec)
+    other = [name for name in DECIDES if body[name] != plan.spec.get(name)]
     if other:
         errors = [{"pointer": f"/{name}", "detail": "is not what was planned"} for name in other]
         raise Problem(problems.PLAN_MISMATCH, f"{' and '.join(other)}: not what was planned", errors=errors)
-    if kept.refused:
-        raise Problem(problems.PLAN_REFUSED, kept.refused[0]["detail"], errors=errors_of(list(kept.refused)))
-    await _check_dataset(session, tenant=tenant, spec=spec, resolved=kept.resolved)
+    if plan.refused:
+        raise Problem(problems.PLAN_REFUSED, plan.refused[0]["detail"], errors=errors_of(list(plan.refused)))
+    await _check_dataset(session, tenant=tenant, spec=spec, resolved=plan.resolved)
     await release(session)
-    await _check_model(spec, kept.resolved, settings)
+    await _check_model(spec, plan.resolved, settings)
     pins = ("model_commit", "model_fingerprint", "dataset_commit")
-    return Agreed({name: kept.resolved[name] for name in pins if kept.resolved.get(name)}, dict(kept.estimate))
+    return Agreed({name: plan.resolved[name] for name in pins if plan.resolved.get(name)}, dict(plan.estimate))
 
 
 async def _check_dataset(session: AsyncSession, *, tenant: str, spec: JobSpec, resolved: Mapping[str, Any]) -> None:
     if not spec.calibration.dataset.startswith(UPLOADED):
         return
-    dataset = await uploaded_dataset(session, tenant=tenant, dataset_id=spec.calibration.dataset)
+    dataset = await ready_dataset(session, tenant=tenant, dataset_id=spec.calibration.dataset)
     if dataset is not None and dataset.sha256 != resolved.get("dataset_sha256"):
         raise _at("/calibration/dataset", problems.PLAN_OUTDATED, "the dataset holds other rows than were planned")
 
@@ -82,33 +82,31 @@ async def _check_model(spec: JobSpec, resolved: Mapping[str, Any], settings: Set
     if planned is None:
         return
     try:
-        found = await aside(lambda: inputs.read_model(spec.model, settings))
+        model = await run_in_thread(lambda: read_model(spec.model, settings))
     except Unreadable as error:
         raise _at("/model/id", problems.PLAN_OUTDATED, f"the model cannot be read any more: {error}") from None
-    if found is not None and found.fingerprint != planned:
+    if model is not None and model.fingerprint != planned:
         raise _at(
             "/model/id", problems.PLAN_OUTDATED, "the model's files have changed since it was planned: plan again"
         )
 
 
-async def guard_creation(
+async def check_fits_workers(
     session: AsyncSession, *, tenant: str, spec: JobSpec, settings: Settings, storage: Storage
 ) -> Agreed:
-    """The estimate of a job without a plan, where it costs no network, so not of a hub model. Nothing is pinned.
-    Commits what ``session`` has done.
+    """Estimate a job without a plan, unless its model is on the hub. Nothing is pinned. Commits ``session``.
 
-    Raises Problem 422 when every worker that is alive is too small for it. What else speaks against the job is left to
-    the worker, which says it in the job's error.
+    Raises Problem 422 when every live worker is too small. The worker reports other problems in the job's error.
     """
-    if not spec.model.id.startswith(inputs.LOCAL):
+    if not spec.model.id.startswith(LOCAL):
         return NOTHING_AGREED
     dataset: Dataset | None = None
     if spec.calibration.dataset.startswith(UPLOADED):
-        dataset = await uploaded_dataset(session, tenant=tenant, dataset_id=spec.calibration.dataset)
+        dataset = await ready_dataset(session, tenant=tenant, dataset_id=spec.calibration.dataset)
     fleet = await fleet_of(session, tenant=tenant, settings=settings)
     await release(session)
     try:
-        model = await aside(lambda: inputs.read_model(spec.model, settings))
+        model = await run_in_thread(lambda: read_model(spec.model, settings))
     except Unreadable:
         return NOTHING_AGREED
     refusals: list[Refusal] = []
@@ -124,7 +122,7 @@ async def guard_creation(
         dataset_commit=None,
         dataset_sha256=dataset.sha256 if dataset else None,
     )
-    return Agreed({}, estimate_to_keep(Planned(spec, resolved, plan, (), fits)))
+    return Agreed({}, stored_estimate(Planned(spec, resolved, plan, (), fits)))
 
 
 def _at(pointer: str, kind: problems.ProblemType, detail: str) -> Problem:

@@ -1,4 +1,4 @@
-"""Does a job fit the workers that are alive?"""
+"""Whether a job fits the live workers."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from app.plans.queries import kind_of
 from app.plans.schemas import WorkerFit
-from app.web.sizes import said
 from core.ledger.tables import Worker
 from quant_experts.planning.errors import Refusal
 from quant_experts.planning.plan import Plan
+from quant_experts.planning.units import said
 
 ROOM = 0.95
-"""Share of a machine's memory that a job may be expected to need: the rest is the system's."""
+"""Share of a machine's memory that a job may use; the rest is for the system."""
 
 
 def fits_of(workers: Sequence[Worker], plan: Plan | None) -> list[WorkerFit]:
@@ -35,7 +35,7 @@ def fits_of(workers: Sequence[Worker], plan: Plan | None) -> list[WorkerFit]:
 
 
 def memory_refusal(fits: Sequence[WorkerFit]) -> Refusal | None:
-    """When every worker that is alive is known to be too small. Without workers nothing is known: the job waits."""
+    """A refusal when every live worker is known to be too small. Without live workers the job waits."""
     if not fits or any(kind.fits is not False for kind in fits):
         return None
     return Refusal("insufficient_memory", f"no worker that is alive is large enough: {fits[0].reason}")

@@ -1,4 +1,4 @@
-"""Reads behind a plan: who could run it, how long blocks took so far, and plans that were made before."""
+"""Reads for a plan: live workers, measured times of blocks, stored plans."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from core.ledger.tables import Attempt, Job, Layer, Plan, Worker
 
 KEPT = timedelta(hours=24)
 MOST_BLOCKS = 500
-"""Of finished jobs that a forecast looks at, newest first."""
+"""Blocks of finished jobs that a forecast reads, newest first."""
 
 
-async def kept_plan(session: AsyncSession, *, tenant: str, digest: str) -> Plan | None:
+async def stored_plan(session: AsyncSession, *, tenant: str, digest: str) -> Plan | None:
     statement = owned(Plan, tenant).where(Plan.digest == digest, Plan.created_at > func.clock_timestamp() - KEPT)
     return await session.scalar(statement)
 
@@ -48,5 +48,5 @@ async def measured_ratios(session: AsyncSession, *, tenant: str) -> dict[str, li
 
 
 def kind_of(device: str) -> str:
-    """What a worker says of itself is ``cpu``, or the names of its GPUs."""
+    """A worker's device is ``cpu`` or the names of its GPUs."""
     return "cpu" if device == "cpu" else "cuda"

@@ -30,15 +30,10 @@ async def plan(spec: JobSpec, request: Request, caller: JobsWriter, session: Ses
     Reads config.json and the headers of the model's files only. Bytes are exact; memory and time are estimates. The
     plan is kept for 24 hours: `POST /v1/jobs` with the same body and `plan: <digest>` runs exactly it.
     """
-    turn = parts.planning if service.asks_the_hub(spec) else parts.reading
-    async with turn(request, caller):
-        planned = await service.plan_job(
-            session, tenant=caller.tenant, spec=spec, settings=parts.settings, storage=parts.storage
-        )
-    return await service.keep_plan(session, tenant=caller.tenant, planned=planned)
+    return await service.plan(request, caller, session, parts, spec=spec)
 
 
 @router.get("/v1/plans/{digest}", responses=documented(problems.NOT_FOUND))
 async def get(digest: str, caller: JobsReader, session: SessionDep) -> KeptPlanView:
     """What was planned, for 24 hours: the fields to send with `plan: <digest>`, and what they were resolved to."""
-    return await service.view_kept(session, tenant=caller.tenant, digest=digest)
+    return await service.view_stored(session, tenant=caller.tenant, digest=digest)

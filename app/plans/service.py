@@ -1,4 +1,4 @@
-"""Make a plan, and keep it for a day."""
+"""Make plans and store them for a day."""
 
 from __future__ import annotations
 
@@ -8,25 +8,28 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
+from fastapi import Request
 from sqlalchemy import func
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.datasets.expiry import what_is_wrong
+from app.access.auth import Caller
+from app.datasets.expiry import unusable_reason
+from app.datasets.queries import UPLOADED, ready_dataset
 from app.db.engine import release
-from app.db.tenancy import owned
+from app.deps import Service
 from app.hub_tokens.service import token_of
-from app.plans import inputs
+from app.models.files import LOCAL, ModelFiles, dataset_commit, read_model
+from app.plans.estimation import estimate
 from app.plans.fitting import fits_of, memory_refusal
-from app.plans.inputs import UPLOADED, Model
-from app.plans.queries import KEPT, kept_plan, measured_ratios, workers_alive
+from app.plans.queries import KEPT, measured_ratios, stored_plan, workers_alive
 from app.plans.schemas import Estimate, KeptPlanView, PlanView, RefusalView, ResolvedInputs, WarningView, WorkerFit
 from app.web import problems
 from app.web.problems import Problem
-from app.web.threads import aside
+from app.web.threads import run_in_thread
 from core.contract.spec import JobSpec
 from core.ledger.tables import Dataset, Worker
-from core.ledger.tables import Plan as KeptPlan
+from core.ledger.tables import Plan as StoredPlan
 from core.settings import Settings
 from core.storage import Storage
 from quant_experts.planning.errors import HubUnavailable, Refusal, Unreadable
@@ -35,7 +38,7 @@ from quant_experts.planning.recipe import Recipe
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 DECIDES = ("model", "calibration", "scheme", "method", "options", "target")
-"""Fields of a body that decide what is computed; the others name, label and judge it."""
+"""Fields of a body that decide what is computed."""
 
 
 @dataclass(frozen=True)
@@ -50,33 +53,43 @@ class Planned:
 
     @property
     def digest(self) -> str:
-        return digest_of({"spec": deciding(self.spec), "resolved": self.resolved.model_dump()})
+        return digest_of({"spec": deciding_fields(self.spec), "resolved": self.resolved.model_dump()})
 
 
 def asks_the_hub(spec: JobSpec) -> bool:
-    """Does its plan wait for the hub? Otherwise it takes a core from its beginning to its end."""
-    return not (spec.model.id.startswith(inputs.LOCAL) and spec.calibration.dataset.startswith(UPLOADED))
+    """Whether the plan waits for the hub. Other plans take a core all the time."""
+    return not (spec.model.id.startswith(LOCAL) and spec.calibration.dataset.startswith(UPLOADED))
 
 
-def deciding(spec: JobSpec) -> dict[str, Any]:
+def deciding_fields(spec: JobSpec) -> dict[str, Any]:
     return spec.model_dump(mode="json", include=set(DECIDES))
+
+
+async def plan(request: Request, caller: Caller, session: AsyncSession, service: Service, *, spec: JobSpec) -> PlanView:
+    """Plan the job and store the plan for a day. Raises Problem 429, and as ``plan_job``."""
+    limiter = service.planning if asks_the_hub(spec) else service.reading
+    async with limiter(request, caller):
+        planned = await plan_job(
+            session, tenant=caller.tenant, spec=spec, settings=service.settings, storage=service.storage
+        )
+    return await store_plan(session, tenant=caller.tenant, planned=planned)
 
 
 async def plan_job(
     session: AsyncSession, *, tenant: str, spec: JobSpec, settings: Settings, storage: Storage
 ) -> Planned:
-    """Raises Problem 503 when the hub does not answer, 409 when the tenant's hub token cannot be opened; what is wrong
-    with the job itself is among the refusals."""
+    """Raises Problem 503 when the hub does not answer, 409 when the tenant's hub token cannot be opened. Problems of
+    the job itself are refusals of the plan."""
     refusals: list[Refusal] = []
     model, commit = None, None
     dataset: Dataset | None = None
     if spec.calibration.dataset.startswith(UPLOADED):
-        dataset = await uploaded_dataset(session, tenant=tenant, dataset_id=spec.calibration.dataset)
+        dataset = await ready_dataset(session, tenant=tenant, dataset_id=spec.calibration.dataset)
     fleet = await fleet_of(session, tenant=tenant, settings=settings)
     token = await token_of(session, tenant=tenant, settings=settings)
     await release(session)
     try:
-        model = await aside(lambda: inputs.read_model(spec.model, settings, token=token))
+        model = await run_in_thread(lambda: read_model(spec.model, settings, token=token))
     except Unreadable as error:
         refusals.append(error.refusal)
     except HubUnavailable as error:
@@ -84,11 +97,11 @@ async def plan_job(
     if spec.calibration.dataset.startswith(UPLOADED):
         if dataset is None:
             refusals.append(_no_dataset(spec.calibration.dataset))
-        elif (wrong := what_is_wrong(dataset)) is not None:
+        elif (wrong := unusable_reason(dataset)) is not None:
             refusals.append(Refusal("dataset_expired", wrong, "/calibration/dataset"))
     else:
         try:
-            commit = await aside(lambda: inputs.dataset_commit(spec.calibration.dataset, token=token))
+            commit = await run_in_thread(lambda: dataset_commit(spec.calibration.dataset, token=token))
         except Unreadable as error:
             refusals.append(error.refusal)
         except HubUnavailable as error:
@@ -108,7 +121,7 @@ async def plan_job(
 
 @dataclass(frozen=True)
 class Fleet:
-    """Who could run a job, and by how much the tenant's jobs took longer than predicted, per block."""
+    """Live workers, and measured over predicted seconds per block of the tenant's jobs."""
 
     workers: Sequence[Worker]
     ratios: Mapping[str, Sequence[float]]
@@ -122,18 +135,18 @@ async def fleet_of(session: AsyncSession, *, tenant: str, settings: Settings) ->
 async def estimated(
     fleet: Fleet,
     spec: JobSpec,
-    model: Model | None,
+    model: ModelFiles | None,
     dataset: Dataset | None,
     settings: Settings,
     storage: Storage,
     refusals: list[Refusal],
 ) -> tuple[Plan | None, list[WorkerFit]]:
-    """The plan and who could run it; what speaks against it is added to ``refusals``. Raises HubUnavailable."""
+    """The plan and the workers that fit. Adds to ``refusals``. Raises HubUnavailable."""
     workers = fleet.workers
     if model is None:
         return None, fits_of(workers, None)
     try:
-        plan = await inputs.estimate(
+        plan = await estimate(
             model,
             recipe=recipe_of(spec),
             cores=min((worker.cores for worker in workers if worker.cores), default=2),
@@ -159,17 +172,17 @@ def recipe_of(spec: JobSpec) -> Recipe:
     return Recipe.of(spec.method, scheme=spec.scheme, target=target, **options)
 
 
-async def keep_plan(session: AsyncSession, *, tenant: str, planned: Planned) -> PlanView:
+async def store_plan(session: AsyncSession, *, tenant: str, planned: Planned) -> PlanView:
     values = {
-        "spec": deciding(planned.spec),
+        "spec": deciding_fields(planned.spec),
         "resolved": planned.resolved.model_dump(),
-        "estimate": estimate_to_keep(planned),
+        "estimate": stored_estimate(planned),
         "refused": [_view(refusal).model_dump() for refusal in planned.refusals],
         "created_at": func.clock_timestamp(),
     }
-    statement = insert(KeptPlan).values(tenant=tenant, digest=planned.digest, **values)
-    kept = statement.on_conflict_do_update(index_elements=["tenant", "digest"], set_=values)
-    created_at = await session.scalar(kept.returning(KeptPlan.created_at))
+    statement = insert(StoredPlan).values(tenant=tenant, digest=planned.digest, **values)
+    upsert = statement.on_conflict_do_update(index_elements=["tenant", "digest"], set_=values)
+    created_at = await session.scalar(upsert.returning(StoredPlan.created_at))
     assert created_at is not None
     spec = planned.spec
     return PlanView(
@@ -191,27 +204,27 @@ async def keep_plan(session: AsyncSession, *, tenant: str, planned: Planned) -> 
     )
 
 
-async def view_kept(session: AsyncSession, *, tenant: str, digest: str) -> KeptPlanView:
-    """Raises Problem 404 for one that is not there, or older than a day."""
-    kept = await kept_plan(session, tenant=tenant, digest=digest) if DIGEST.fullmatch(digest) else None
-    if kept is None:
+async def view_stored(session: AsyncSession, *, tenant: str, digest: str) -> KeptPlanView:
+    """Raises Problem 404 for a plan that does not exist or is older than a day."""
+    plan = await stored_plan(session, tenant=tenant, digest=digest) if DIGEST.fullmatch(digest) else None
+    if plan is None:
         raise Problem(problems.NOT_FOUND, f"no plan {digest!r}: plans are kept for 24 hours")
     return KeptPlanView.model_validate(
         {
-            **kept.spec,
-            "digest": kept.digest,
-            "accepted": not kept.refused,
-            "refusals": kept.refused,
-            "warnings": kept.estimate.get("warnings", []),
-            "resolved": kept.resolved,
-            "created_at": kept.created_at,
-            "expires_at": kept.created_at + KEPT,
+            **plan.spec,
+            "digest": plan.digest,
+            "accepted": not plan.refused,
+            "refusals": plan.refused,
+            "warnings": plan.estimate.get("warnings", []),
+            "resolved": plan.resolved,
+            "created_at": plan.created_at,
+            "expires_at": plan.created_at + KEPT,
         }
     )
 
 
-def estimate_to_keep(planned: Planned) -> dict[str, Any]:
-    """What a job keeps of its plan: enough to compare with what came of it, and to make later plans better."""
+def stored_estimate(planned: Planned) -> dict[str, Any]:
+    """The part of a plan that its job stores, to compare it with the result and to calibrate later plans."""
     plan = planned.plan
     if plan is None:
         return {"digest": planned.digest}
@@ -225,10 +238,6 @@ def estimate_to_keep(planned: Planned) -> dict[str, Any]:
         "disk_bytes": plan.disk,
         "warnings": [warning.model_dump() for warning in _warnings(plan)],
     }
-
-
-async def uploaded_dataset(session: AsyncSession, *, tenant: str, dataset_id: str) -> Dataset | None:
-    return await session.scalar(owned(Dataset, tenant).where(Dataset.id == dataset_id, Dataset.status == "ready"))
 
 
 def _no_dataset(dataset_id: str) -> Refusal:

@@ -1,0 +1,4 @@
+"""How long a tenant keeps jobs, events, blocks, audit entries and deliveries.
+
+Imports ``audit`` and what lies below it.
+"""

@@ -1,4 +1,4 @@
-"""Reads about the service itself: is it whole, who works, what waits."""
+"""Reads about the service itself: tables and roles, workers, queue."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from core.ledger.states import FINISHED, JobStatus
 from core.ledger.tables import Job, Worker
 
 
-async def ledger_is_there(session: AsyncSession) -> bool:
+async def tables_exist(session: AsyncSession) -> bool:
     return await session.scalar(text("SELECT to_regclass('jobs') IS NOT NULL")) is True
 
 
-async def wall_is_there(session: AsyncSession) -> bool:
-    """Whether this login may work as the role that row-level security binds."""
-    asked = text("SELECT bool_or(pg_has_role(oid, 'MEMBER')) FROM pg_roles WHERE rolname = :role")
-    return await session.scalar(asked, {"role": API_ROLE}) is True
+async def api_role_is_granted(session: AsyncSession) -> bool:
+    """Whether this login may use the role that row-level security binds."""
+    statement = text("SELECT bool_or(pg_has_role(oid, 'MEMBER')) FROM pg_roles WHERE rolname = :role")
+    return await session.scalar(statement, {"role": API_ROLE}) is True
 
 
 async def workers_seen(session: AsyncSession, *, tenant: str, lease: timedelta) -> list[WorkerView]:
@@ -49,15 +49,15 @@ async def workers_seen(session: AsyncSession, *, tenant: str, lease: timedelta) 
 
 
 async def unfinished_jobs(session: AsyncSession) -> dict[str, int]:
-    """Jobs by status, of those that wait or are held: two small indexes, however many jobs have ended.
+    """Queued and leased jobs by status, from two partial indexes.
 
-    Anybody may ask for the metrics; counting a million ended jobs took both cores of a small database 0.7 s.
+    Anybody may request the metrics, and counting a million finished jobs took both cores of a small database 0.7 s.
     """
     counts = {status.value: 0 for status in JobStatus if status not in FINISHED}
-    # Apart: the index of the waiting ones alone says their number, and both together would read every row.
+    # Two queries: a partial index counts the queued jobs; one query for all would read every row.
     counts[JobStatus.QUEUED] = await session.scalar(select(func.count()).where(Job.status == QUEUED)) or 0
-    held = select(Job.status, func.count()).where(Job.lease_until.is_not(None)).group_by(Job.status)
-    for status, number in await session.execute(held):
+    leased = select(Job.status, func.count()).where(Job.lease_until.is_not(None)).group_by(Job.status)
+    for status, number in await session.execute(leased):
         counts[status] = number
     return counts
 
@@ -68,8 +68,8 @@ async def oldest_queued_seconds(session: AsyncSession) -> float:
     return float(await session.scalar(age) or 0.0)
 
 
-async def workers_alive(session: AsyncSession, *, lease: timedelta) -> tuple[int, int]:
-    """All of them, and those that have stopped taking jobs."""
+async def count_workers_alive(session: AsyncSession, *, lease: timedelta) -> tuple[int, int]:
+    """Number of live workers, and of those that have stopped taking jobs."""
     stopped = func.count(Worker.id).filter(Worker.state == "stopped")
     statement = select(func.count(Worker.id), stopped).where(Worker.seen_at > func.clock_timestamp() - lease)
     alive, stopped_ones = (await session.execute(statement)).one()

@@ -1,4 +1,4 @@
-"""Can the service do its work now? Database and storage must answer; without the broker it is only slower."""
+"""Readiness: database and storage must answer. Without the broker the service is only slower."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.engine import API_ROLE
 from app.deps import Service
-from app.system.queries import ledger_is_there, wall_is_there
+from app.system.queries import api_role_is_granted, tables_exist
 from app.system.schemas import Readiness
 from core.storage import Storage
 
@@ -42,9 +42,9 @@ async def _within(check: Awaitable[str]) -> str:
 async def _database(service: Service) -> str:
     try:
         async with AsyncSession(service.spare) as session:
-            if not await ledger_is_there(session):
+            if not await tables_exist(session):
                 return "no tables: run `qe migrate`"
-            return OK if await wall_is_there(session) else f"no role {API_ROLE}: run `qe migrate`"
+            return OK if await api_role_is_granted(session) else f"no role {API_ROLE}: run `qe migrate`"
     except SQLAlchemyError as error:
         return f"unreachable: {type(error).__name__}"
 
@@ -54,7 +54,7 @@ async def _in_its_thread(service: Service) -> str:
 
 
 def _storage(storage: Storage) -> str:
-    """Writes and removes one empty object: a full or read-only disk shows in nothing less."""
+    """Write and remove an empty object: the only way to detect a full or read-only disk."""
     key = f"readiness/{uuid.uuid4().hex}"
     try:
         with tempfile.NamedTemporaryFile() as empty:

@@ -1,4 +1,4 @@
-"""What to do about a job that failed: one sentence for each code of the contract."""
+"""Advice for a failed job: one sentence per failure code."""
 
 from __future__ import annotations
 
@@ -45,5 +45,5 @@ ADVICE: dict[str, str] = {
 
 
 def advice(code: str) -> str:
-    """Empty for a code of another version of the service."""
+    """Empty for an unknown code."""
     return ADVICE.get(code, "")

@@ -1,4 +1,4 @@
-"""The dashboard's page of the audit log: who did what to which thing, and when."""
+"""The dashboard's page of the audit log."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import ValidationError
 
-from app.audit import router as api
 from app.audit.schemas import AuditQuery
-from app.audit.service import Action
+from app.audit.service import Action, list_entries
 from app.deps import ServiceDep, SessionDep
 from app.ui import forms
 from app.ui.pages import Page, render
-from app.ui.visitor import AuditReader
+from app.ui.sign_in import AuditReader
 
 PAGES = {"job_": "/jobs/", "cmp_": "/comparisons/", "ds_": "/datasets/", "wh_": "/webhooks/"}
-"""Where a thing that an id names is shown, while it is there."""
+"""Prefix of an id → path of the page that shows the object."""
 FILTERS = ("action", "object_id", "key_id")
 router = APIRouter(route_class=Page)
 
@@ -25,7 +24,7 @@ router = APIRouter(route_class=Page)
 @router.get("/audit")
 async def audit(
     request: Request,
-    visitor: AuditReader,
+    user: AuditReader,
     session: SessionDep,
     parts: ServiceDep,
     cursor: Annotated[str | None, Query(max_length=400)] = None,
@@ -37,11 +36,11 @@ async def audit(
     except ValidationError as error:
         wrong = forms.invalid(error.errors())
         return render(
-            request, "audit.html", visitor, status=422, entries=[], next_cursor=None, values=values, wrong=wrong,
+            request, "audit.html", user, status=422, entries=[], next_cursor=None, values=values, wrong=wrong,
             again="", actions=list(Action), pages_of=PAGES, cursor=None,
         )  # fmt: skip
-    page = await api.audit(query, visitor.caller, session, parts)
+    page = await list_entries(session, tenant=user.caller.tenant, query=query, signer=parts.keyring)
     return render(
-        request, "audit.html", visitor, entries=page.data, next_cursor=page.next_cursor, values=values, wrong=wrong,
+        request, "audit.html", user, entries=page.data, next_cursor=page.next_cursor, values=values, wrong=wrong,
         again=urlencode(chosen), actions=list(Action), pages_of=PAGES, cursor=cursor,
     )  # fmt: skip

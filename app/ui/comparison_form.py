@@ -1,4 +1,4 @@
-"""The form of a comparison: the fields of a job without its scheme and method, of which any number are ticked."""
+"""The form of a comparison: the fields of a job, with several schemes and methods."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OF_A_CANDIDATE = re.compile(r"candidates/\d+/(?P<where>[^:]+): (?P<what>.*)", re
 def checked(
     values: Mapping[str, str], *, schemes: Sequence[str], methods: Sequence[str]
 ) -> tuple[NewComparison | None, dict[str, str]]:
-    """The comparison of every scheme with every method, or what is wrong by field."""
+    """The comparison of every scheme with every method, or the errors by field."""
     pairs = [{"scheme": scheme, "method": method} for scheme in dict.fromkeys(schemes) for method in methods]
     if not 2 <= len(pairs) <= MOST_CANDIDATES:
         return None, {"candidates": _wrong_number(len(pairs))}
@@ -32,11 +32,11 @@ def checked(
         return NewComparison.model_validate(body), {}
     except ValidationError as error:
         wrong = job_form.invalid(error)
-    found = OF_A_CANDIDATE.fullmatch(wrong.get("", ""))
-    if found:  # what is wrong with each of the jobs is wrong with the field that they share
+    match = OF_A_CANDIDATE.fullmatch(wrong.get("", ""))
+    if match:  # an error of a candidate belongs to the field that the candidates share
         del wrong[""]
-        field = job_form.field_of(found["where"].replace("/", "."))
-        wrong[field if field in FIELDS else "candidates"] = found["what"]
+        field = job_form.field_of(match["where"].replace("/", "."))
+        wrong[field if field in FIELDS else "candidates"] = match["what"]
     return None, wrong
 
 

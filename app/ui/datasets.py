@@ -11,14 +11,16 @@ from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.access.auth import Scope
-from app.datasets import router as api
-from app.datasets.schemas import DatasetChanges, DatasetQuery, DatasetView, FiguresView
-from app.datasets.upload import EndFields
+from app.datasets import queries, service
+from app.datasets.schemas import DatasetChanges, DatasetQuery, DatasetView, FiguresView, MediaIndex, RowNumber
+from app.datasets.upload import ExpiryFields
 from app.deps import Service, ServiceDep, SessionDep
-from app.ui import forms, keeping
-from app.ui.pages import Page, local_path, render, see
-from app.ui.visitor import DatasetsReader, DatasetsWriter, Visitor, check_csrf, check_origin, form_of
+from app.ui import dataset_lifetime as keeping
+from app.ui import forms
+from app.ui.pages import Page, local_path, redirect_to, render
+from app.ui.sign_in import DatasetsReader, DatasetsWriter, User, check_csrf, check_origin, checked_form
 from app.web import problems
+from app.web.idempotency import new_id_of
 from app.web.problems import Problem
 from core.contract.spec import ModelRef
 from core.settings import Settings
@@ -31,125 +33,132 @@ router = APIRouter(route_class=Page)
 @router.get("/datasets")
 async def datasets(
     request: Request,
-    visitor: DatasetsReader,
+    user: DatasetsReader,
     session: SessionDep,
     parts: ServiceDep,
     cursor: Annotated[str | None, Query(max_length=400)] = None,
 ) -> Response:
-    return await _page(request, visitor, session, parts, DatasetQuery(cursor=cursor))
+    return await _page(request, user, session, parts, DatasetQuery(cursor=cursor))
 
 
 @router.post("/datasets")
 async def upload(
     request: Request,
-    visitor: DatasetsWriter,
+    user: DatasetsWriter,
     session: SessionDep,
     parts: ServiceDep,
     next: Annotated[str, Query(max_length=200)] = "/datasets",  # noqa: A002 -- the name of the query parameter
 ) -> Response:
-    """The body is the file, straight to disk; the form's token comes with it, and without it nothing is kept."""
+    """Stream the file to disk. It is stored only with a valid CSRF token in the form."""
     check_origin(request)
     typed: dict[str, str] = {}
     try:
-        made = await api.take(request, visitor.caller, session, parts, end=_of_this_session(visitor, typed))
-        assert not isinstance(made, Response)  # only a key of idempotency recalls one
+        created = await service.receive(request, user.caller, session, parts, end=_of_this_session(user, typed))
     except Problem as problem:
         if problem.kind is problems.FORGED_FORM:
             raise
-        return await _page(request, visitor, session, parts, DatasetQuery(), refused=problem, typed=typed)
-    return see(local_path(next), dataset=made.id)
+        return await _page(request, user, session, parts, DatasetQuery(), refused=problem, typed=typed)
+    return redirect_to(local_path(next), dataset=new_id_of(created))
 
 
-def _of_this_session(visitor: Visitor, typed: dict[str, str]) -> EndFields:
-    """Raises Problem 403 for a form that another page made."""
+def _of_this_session(user: User, typed: dict[str, str]) -> ExpiryFields:
+    """The expiry fields of the form, and its CSRF token. Raises Problem 403 for a wrong token."""
     keeps = keeping.of_an_upload(typed)
 
     def meant(fields: Mapping[str, str], settings: Settings) -> datetime | None:
-        check_csrf(visitor, fields.get("csrf", ""))
+        check_csrf(user, fields.get("csrf", ""))
         return keeps.meant(fields, settings)
 
-    return EndFields((*keeps.names, "csrf"), meant)
+    return ExpiryFields((*keeps.names, "csrf"), meant)
 
 
 @router.get("/datasets/{dataset_id}")
 async def dataset(
     request: Request,
     dataset_id: str,
-    visitor: DatasetsReader,
+    user: DatasetsReader,
     session: SessionDep,
     parts: ServiceDep,
     after: Annotated[int, Query(ge=0, le=10**9)] = 0,
     model: Annotated[str, Query(max_length=200)] = "",
 ) -> Response:
     """Its rows with their images, ten at a time, and figures over all of them. ``model``: whose tokens are counted."""
-    return await _one(request, dataset_id, visitor, session, parts, after=after, model=model.strip())
+    return await _one(request, dataset_id, user, session, parts, after=after, model=model.strip())
 
 
 @router.post("/datasets/{dataset_id}/keep")
 async def keep(
-    request: Request, dataset_id: str, visitor: DatasetsWriter, session: SessionDep, parts: ServiceDep
+    request: Request, dataset_id: str, user: DatasetsWriter, session: SessionDep, parts: ServiceDep
 ) -> Response:
-    """Until when: for ever, for some days, to the end of a day."""
-    values = keeping.values_of(await form_of(request, visitor))
+    """Change the expiry."""
+    values = keeping.values_of(await checked_form(request, user))
     try:
         end = keeping.end_of(values)
         changes = DatasetChanges.model_validate({"expires_at": None if end is None else end.isoformat()})
-        await api.change(dataset_id, changes, visitor.caller, session)
+        await service.change_dataset(
+            session, tenant=user.caller.tenant, dataset_id=dataset_id, expires_at=changes.expires_at
+        )
     except Problem as problem:
         if problem.kind is problems.NOT_FOUND:
             raise
         wrong = forms.refused(problem)
-        return await _one(request, dataset_id, visitor, session, parts, values=values, wrong=wrong)
-    return see(f"/datasets/{dataset_id}")
+        return await _one(request, dataset_id, user, session, parts, values=values, wrong=wrong)
+    return redirect_to(f"/datasets/{dataset_id}")
 
 
 @router.get("/datasets/{dataset_id}/rows/{number}/images/{index}")
 async def image(
     request: Request,
     dataset_id: str,
-    number: api.RowNumber,
-    index: api.MediaIndex,
-    visitor: DatasetsReader,
+    number: RowNumber,
+    index: MediaIndex,
+    user: DatasetsReader,
     session: SessionDep,
     parts: ServiceDep,
 ) -> Response:
-    return await api.image(request, dataset_id, number, index, visitor.caller, session, parts)
+    return await service.send_image(
+        request, user.caller, session, parts, dataset_id=dataset_id, number=number, index=index
+    )
 
 
 @router.get("/datasets/{dataset_id}/rows/{number}/audio/{index}")
 async def audio(
     request: Request,
     dataset_id: str,
-    number: api.RowNumber,
-    index: api.MediaIndex,
-    visitor: DatasetsReader,
+    number: RowNumber,
+    index: MediaIndex,
+    user: DatasetsReader,
     session: SessionDep,
     parts: ServiceDep,
 ) -> Response:
-    return await api.audio(request, dataset_id, number, index, visitor.caller, session, parts)
+    return await service.send_audio(
+        request, user.caller, session, parts, dataset_id=dataset_id, number=number, index=index
+    )
 
 
 @router.post("/datasets/{dataset_id}/delete")
 async def remove(
-    request: Request, dataset_id: str, visitor: DatasetsWriter, session: SessionDep, parts: ServiceDep
+    request: Request, dataset_id: str, user: DatasetsWriter, session: SessionDep, parts: ServiceDep
 ) -> Response:
-    await form_of(request, visitor)
-    await api.remove(dataset_id, visitor.caller, session, parts)
-    return see("/datasets")
+    await checked_form(request, user)
+    await service.remove_dataset(session, tenant=user.caller.tenant, dataset_id=dataset_id, storage=parts.storage)
+    return redirect_to("/datasets")
 
 
-async def usable_datasets(session: AsyncSession, visitor: Visitor, parts: Service) -> list[DatasetView]:
-    """The newest datasets, for a field to choose from; none for a key that may not read them."""
-    if not visitor.may(Scope.DATASETS_READ):
+async def usable_datasets(session: AsyncSession, user: User, parts: Service) -> list[DatasetView]:
+    """The newest usable datasets, for a field of a form; none for a key without the scope."""
+    if not user.may(Scope.DATASETS_READ):
         return []
-    page = await api.list_datasets(DatasetQuery(limit=MOST_OFFERED), visitor.caller, session, parts)
+    page = await service.list_datasets(
+        session, tenant=user.caller.tenant, query=DatasetQuery(limit=MOST_OFFERED), signer=parts.keyring
+    )
     return [dataset for dataset in page.data if dataset.status == "ready"]
 
 
 async def _one(
     request: Request,
     dataset_id: str,
-    visitor: Visitor,
+    user: User,
     session: AsyncSession,
     parts: Service,
     *,
@@ -158,45 +167,49 @@ async def _one(
     values: Mapping[str, str] | None = None,
     wrong: Mapping[str, str] | None = None,
 ) -> Response:
-    view = await api.get(dataset_id, visitor.caller, session)
+    row = await queries.get_dataset(session, tenant=user.caller.tenant, dataset_id=dataset_id)
+    view = DatasetView.of(row)
     shown: dict[str, Any] = {"rows": None, "figures": None, "after": after, "model": model, "unread": None}
     try:
-        shown["rows"] = await api.rows(request, dataset_id, visitor.caller, session, parts, after=after, limit=ROWS)
-        shown["figures"] = await _figures(request, dataset_id, visitor, session, parts, model, shown)
+        shown["rows"] = await service.page_of_rows(
+            request, user.caller, session, parts, dataset_id=dataset_id, after=after, limit=ROWS
+        )
+        shown["figures"] = await _statistics(request, dataset_id, user, session, parts, model, shown)
     except Problem as problem:
         shown["gone"] = problem.detail
     return render(
-        request, "dataset.html", visitor, status=422 if wrong else 200, dataset=view, wrong=wrong or {},
+        request, "dataset.html", user, status=422 if wrong else 200, dataset=view, wrong=wrong or {},
         values=values or keeping.values_until(view.expires_at), **shown,
     )  # fmt: skip
 
 
-async def _figures(
+async def _statistics(
     request: Request,
     dataset_id: str,
-    visitor: Visitor,
+    user: User,
     session: AsyncSession,
     parts: Service,
     model: str,
     shown: dict[str, Any],
 ) -> FiguresView:
-    """Those of any model where ``model`` cannot be read; ``shown`` is told why."""
+    """Statistics with the tokens of ``model``; estimated where it cannot be read. ``shown`` gets the reason."""
     if model:
         try:
-            named = ModelRef(id=model)
-            return await api.statistics(request, dataset_id, visitor.caller, session, parts, model=named.id)
+            return await service.view_statistics(
+                request, user.caller, session, parts, dataset_id=dataset_id, model=ModelRef(id=model)
+            )
         except ValidationError:
             shown["unread"] = f"{model} is no model id: write owner/name, or local/name for a model of the service."
         except Problem as problem:
             if problem.kind not in (problems.INVALID_MODEL, problems.HUB_UNAVAILABLE):
                 raise
             shown["unread"] = problem.detail
-    return await api.statistics(request, dataset_id, visitor.caller, session, parts)
+    return await service.view_statistics(request, user.caller, session, parts, dataset_id=dataset_id)
 
 
 async def _page(
     request: Request,
-    visitor: Visitor,
+    user: User,
     session: AsyncSession,
     parts: Service,
     query: DatasetQuery,
@@ -205,9 +218,9 @@ async def _page(
     typed: Mapping[str, str] | None = None,
 ) -> Response:
     usual = keeping.FOR_EVER if parts.settings.dataset_ttl is None else keeping.AS_USUAL
-    page = await api.list_datasets(query, visitor.caller, session, parts)
+    page = await service.list_datasets(session, tenant=user.caller.tenant, query=query, signer=parts.keyring)
     return render(
-        request, "datasets.html", visitor, status=refused.kind.status if refused else 200, datasets=page.data,
+        request, "datasets.html", user, status=refused.kind.status if refused else 200, datasets=page.data,
         next_cursor=page.next_cursor, refused=refused, made=request.query_params.get("dataset"),
         most_bytes=parts.settings.max_dataset_bytes, usual=parts.settings.dataset_ttl,
         values={**usual, "name": "", **(typed or {})}, wrong=forms.refused(refused) if refused else {},

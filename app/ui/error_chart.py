@@ -1,7 +1,6 @@
-"""The per-block error chart as coordinates of an SVG: base, + shared expert, + routed experts, logarithmic.
+"""The error chart by block as coordinates of an SVG: base, + shared expert, + routed experts, on a logarithmic axis.
 
-Drawn here and not by a chart library: a hundred lines, the same picture with scripts switched off, and text in it that
-screen readers and browsers' searches find.
+Without a chart library: it works without scripts, and screen readers and text search find its labels.
 """
 
 from __future__ import annotations
@@ -12,14 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.jobs.queries import BlockErrors
+from app.ui.formats import percent
 from app.ui.history import block_name
-from app.ui.words import percent
 
 WIDTH, HEIGHT = 600, 250
 LEFT, RIGHT, TOP, BOTTOM = 84, 12, 12, 44
 STAGES = {"base": "base alone", "shared": "+ shared expert", "routed": "+ routed experts"}
 ALONE = "error"
-"""Of a method without experts."""
+"""Title of the only curve of a method without experts."""
 MOST_TICKS = 12
 
 
@@ -55,7 +54,7 @@ class Chart:
 
 
 def error_chart(blocks: Sequence[BlockErrors], total: int | None) -> Chart | None:
-    """None while there is nothing to draw. The width is the whole model's from the start: the curves grow into it."""
+    """None without data. The horizontal axis covers the whole model from the start."""
     values = [v for block in blocks for v in block.errors.values() if v > 0 and math.isfinite(v)]
     if not values:
         return None
@@ -106,13 +105,13 @@ def _span(numbers: Sequence[int]) -> str:
 
 
 def _rungs(low: float, high: float) -> list[float]:
-    """1, 10, 100 … between two powers of ten, and 3, 30, 300 … where there are few of them."""
+    """Gridlines: 1, 10, 100 …, and also 3, 30, 300 … on a short axis."""
     powers = range(math.floor(low), math.ceil(high) + 1)
     rungs = [m * 10.0**p for p in powers for m in ((1, 3) if high - low <= 2.5 else (1,))]
     return [rung for rung in rungs if low - 1e-9 <= math.log10(rung) <= high + 1e-9]
 
 
 def _same_as_next(blocks: Sequence[BlockErrors], stage: str) -> bool:
-    """A method without that stage repeats the figure of the stage before: one curve says it."""
+    """Whether the stage has the same errors as the next one: the method does not have it, and one curve is enough."""
     after = {"base": "shared", "shared": "routed"}[stage]
     return all(block.errors.get(stage) == block.errors.get(after) for block in blocks)

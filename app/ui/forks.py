@@ -1,4 +1,4 @@
-"""The dashboard's page of a fork: the form of a job, filled in with another's, and what it would take over."""
+"""The dashboard's page of a fork: the form of a job with the values of another, and what the fork would reuse."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.deps import DoorbellDep, Service, ServiceDep, SessionDep
-from app.jobs import queries
-from app.jobs import router as api
-from app.jobs.fork import ForkRequest, Takeover, asked_of, forked, takeover
+from app.deps import NotifierDep, Service, ServiceDep, SessionDep
+from app.jobs import queries, service
+from app.jobs.fork import ForkRequest, Reuse, fork_spec, requested_spec, reuse_of
 from app.ui import job_form
 from app.ui.datasets import usable_datasets
-from app.ui.new_job import choices, made_id
-from app.ui.pages import Page, render, see
-from app.ui.visitor import JobsWriter, Visitor, form_of
+from app.ui.new_job import choices
+from app.ui.pages import Page, redirect_to, render
+from app.ui.sign_in import JobsWriter, User, checked_form
+from app.web.idempotency import new_id_of
 from app.web.problems import Problem
 from core.ledger.tables import Job
 
@@ -26,63 +26,63 @@ router = APIRouter(route_class=Page)
 
 
 @router.get("/jobs/{job_id}/fork")
-async def start(request: Request, job_id: str, visitor: JobsWriter, session: SessionDep, parts: ServiceDep) -> Response:
-    parent = await queries.get_job(session, tenant=visitor.caller.tenant, job_id=job_id)
-    values = job_form.values_of_spec(asked_of(parent))
-    found = await _found(session, visitor, parent, values)
-    return await _page(request, visitor, session, parts, parent=parent, values=values, found=found)
+async def start(request: Request, job_id: str, user: JobsWriter, session: SessionDep, parts: ServiceDep) -> Response:
+    parent = await queries.get_job(session, tenant=user.caller.tenant, job_id=job_id)
+    values = job_form.values_of_spec(requested_spec(parent))
+    reuse = await _reuse_of(session, user, parent, values)
+    return await _page(request, user, session, parts, parent=parent, values=values, reuse=reuse)
 
 
 @router.post("/jobs/{job_id}/fork")
 async def fork(
-    request: Request, job_id: str, visitor: JobsWriter, session: SessionDep, parts: ServiceDep, doorbell: DoorbellDep
+    request: Request, job_id: str, user: JobsWriter, session: SessionDep, parts: ServiceDep, notifier: NotifierDep
 ) -> Response:
-    form = await form_of(request, visitor)
-    parent = await queries.get_job(session, tenant=visitor.caller.tenant, job_id=job_id)
+    form = await checked_form(request, user)
+    parent = await queries.get_job(session, tenant=user.caller.tenant, job_id=job_id)
     values = job_form.values_of(form)
     try:
-        wanted = _request(parent, values)
-        found = await _found(session, visitor, parent, values)
+        changes = _request(parent, values)
+        reuse = await _reuse_of(session, user, parent, values)
         if form.get("do") == "look":
-            return await _page(request, visitor, session, parts, parent=parent, values=values, found=found)
+            return await _page(request, user, session, parts, parent=parent, values=values, reuse=reuse)
         once = str(form.get("once", ""))
-        made = await api.fork(
-            job_id, wanted, request, visitor.caller, session, parts, doorbell, Response(), idempotency_key=once
+        created = await service.fork_job(
+            request, user.caller, session, parts, notifier, job_id=job_id, changes=changes, idempotency_key=once
         )
     except (RequestValidationError, ValidationError) as error:
         wrong = job_form.invalid(error)
     except Problem as problem:
         wrong = job_form.refused(problem)
     else:
-        return see(f"/jobs/{made_id(made)}")
-    return await _page(request, visitor, session, parts, parent=parent, values=values, wrong=wrong)
+        return redirect_to(f"/jobs/{new_id_of(created)}")
+    return await _page(request, user, session, parts, parent=parent, values=values, wrong=wrong)
 
 
 def _request(parent: Job, values: Mapping[str, str]) -> ForkRequest:
-    return ForkRequest.model_validate(job_form.changes_of(values, asked_of(parent)))
+    return ForkRequest.model_validate(job_form.changes_of(values, requested_spec(parent)))
 
 
-async def _found(session: AsyncSession, visitor: Visitor, parent: Job, values: Mapping[str, str]) -> Takeover:
+async def _reuse_of(session: AsyncSession, user: User, parent: Job, values: Mapping[str, str]) -> Reuse:
     request = _request(parent, values)
-    _, spec = await forked(session, tenant=visitor.caller.tenant, job_id=parent.id, request=request)
-    return await takeover(session, parent=parent, spec=spec)
+    _, spec = await fork_spec(session, tenant=user.caller.tenant, job_id=parent.id, request=request)
+    return await reuse_of(session, parent=parent, spec=spec)
 
 
 async def _page(
     request: Request,
-    visitor: Visitor,
+    user: User,
     session: AsyncSession,
     parts: Service,
     *,
     parent: Job,
     values: Mapping[str, str],
-    found: Takeover | None = None,
+    reuse: Reuse | None = None,
     wrong: Mapping[str, str] | None = None,
 ) -> Response:
-    datasets = await usable_datasets(session, visitor, parts)
+    datasets = await usable_datasets(session, user, parts)
     return render(
-        request, "fork.html", visitor, status=422 if wrong else 200, parent=parent, values=values, found=found,
-        wrong=wrong or {}, once=secrets.token_urlsafe(16), changed=_names(found.changed if found else []),
+        request, "fork.html", user, status=422 if wrong else 200, parent=parent, values=values, reuse=reuse,
+        wrong=wrong or {}, once=secrets.token_urlsafe(16), changed=_names(reuse.changed if reuse else []),
         looked=request.method == "POST", **choices(parts, datasets),
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What is wrong with a form, by the name of the field, so that a page can say it there."""
+"""Errors of a form by the name of the field, so that a page shows them beside it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def invalid(
     sentences: Mapping[tuple[str, str], str] = {},
     field: Callable[[str], str] = _first_step,
 ) -> dict[str, str]:
-    """``errors`` of pydantic. ``field`` finds the form's field of a dotted pointer; ``sentences`` says by field and
-    type of error what the model's own words do not."""
+    """Errors of pydantic by field. ``field``: dotted pointer → field of the form. ``sentences``: own messages, by field
+    and type of error."""
     wrong: dict[str, str] = {}
     for item in errors:
         name = field(".".join(str(step) for step in item["loc"]))
@@ -28,6 +28,6 @@ def invalid(
 
 
 def refused(problem: Problem, *, field: Callable[[str], str] = _first_step) -> dict[str, str]:
-    """What the service says against a form that is well-formed; under the empty name what is about all of it."""
+    """Errors of a Problem by field; the empty name is the whole form."""
     wrong = {field(str(e.get("pointer", "")).strip("/").replace("/", ".")): str(e["detail"]) for e in problem.errors}
     return wrong or {"": problem.detail}

@@ -1,27 +1,28 @@
-"""What happened to a job, as people say it: its attempts, its events, its blocks."""
+"""Sentences about a job: its attempts, its events, its blocks."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from app.jobs.schemas import AttemptView, EventView
 from app.system.schemas import WorkerView
-from app.ui.words import duration, percent, plural
+from app.ui.formats import duration, percent, plural
 from core.contract.events import EventType
 from core.ledger.states import AttemptOutcome
 from quant_experts.planning.alike import and_more, kind_of
 
 
-def attempts(held: Sequence[AttemptView]) -> list[str]:
-    """One sentence per attempt: who ran it, where it began, why it ended."""
-    said, done = [], 0
-    for one in held:
+def attempts(views: Sequence[AttemptView]) -> list[str]:
+    """One sentence per attempt: its worker, its first block, and why it ended."""
+    sentences, done = [], 0
+    for one in views:
         began = max(one.resumed_from_block or 0, done)
         done = max(done, (one.resumed_from_block or 0) + one.blocks_done, began + one.blocks_done)
         start = f"resumed at block {began} on {one.worker}" if began else f"began on {one.worker}"
-        said.append(f"{start[0].upper()}{start[1:]}; {_end(one, done)}.")
-    return said
+        sentences.append(f"{start[0].upper()}{start[1:]}; {_end(one, done)}.")
+    return sentences
 
 
 def _end(attempt: AttemptView, done: int) -> str:
@@ -46,7 +47,7 @@ def _end(attempt: AttemptView, done: int) -> str:
 
 
 def queue(workers: Sequence[WorkerView]) -> str:
-    """What a job that waits can expect of the workers."""
+    """A phrase about the workers, for a queued job."""
     alive = [worker for worker in workers if worker.alive]
     busy = sum(worker.busy for worker in alive)
     if not alive:
@@ -65,47 +66,53 @@ def block_name(block: int, stack: str | None = None, index: int | None = None, p
     return f"{stack} block {index}"
 
 
+FIXED = {
+    EventType.CREATED: "Created",
+    EventType.CANCEL_REQUESTED: "Asked to stop",
+    EventType.RETRIED: "Queued again",
+    EventType.CANCELLED: "Cancelled",
+}
+"""Events whose sentence does not depend on their data."""
+
+
 def event(happened: EventView) -> str:
     data = happened.data
     match happened.type:
-        case EventType.CREATED:
-            return "Created"
         case EventType.STARTED:
             resumed = data.get("resumed_from_block")
             where = f", from block {resumed}" if resumed else ""
             return f"Attempt {data.get('attempt')} started on {data.get('worker')}{where}"
         case EventType.PHASE:
-            return f"{str(data.get('phase', '')).capitalize()}"
+            return str(data.get("phase", "")).capitalize()
         case EventType.BLOCK:
-            error = (data.get("error") or {}).get("routed")
-            left = f", error {percent(error)}" if error is not None else ""
-            place = (data.get("stack"), data.get("index"), data.get("part"))
-            name = "" if place[0] is None else f", {block_name(data['block'], *place)},"
-            return f"Block {data.get('block')}{name} done in {duration(data.get('seconds'))}{left}"
+            return _block_done(data)
         case EventType.WARNING:
             return f"Warning: {data.get('message')}"
         case EventType.REQUEUED:
             return f"Waits again: {data.get('reason')}"
-        case EventType.CANCEL_REQUESTED:
-            return "Asked to stop"
-        case EventType.RETRIED:
-            return "Queued again"
         case EventType.SUCCEEDED:
             return "Succeeded" + (f", {data['verdict']}" if data.get("verdict") else "")
         case EventType.FAILED:
             return f"Failed: {(data.get('error') or {}).get('message', 'no reason given')}"
-        case EventType.CANCELLED:
-            return "Cancelled"
+    return FIXED[happened.type]
+
+
+def _block_done(data: Mapping[str, Any]) -> str:
+    error = (data.get("error") or {}).get("routed")
+    shown = f", error {percent(error)}" if error is not None else ""
+    place = (data.get("stack"), data.get("index"), data.get("part"))
+    name = "" if place[0] is None else f", {block_name(data['block'], *place)},"
+    return f"Block {data.get('block')}{name} done in {duration(data.get('seconds'))}{shown}"
 
 
 def one_of_a_kind(events: Sequence[EventView]) -> list[EventView]:
-    """Of warnings that say the same of different places only the first, with their number."""
+    """The events, with one warning for each group of similar ones, and their number."""
     kinds = Counter(_kind(one) for one in events)
-    kept: dict[str, EventView] = {}
+    first: dict[str, EventView] = {}
     for one in events:
-        said = and_more(str(one.data.get("message")), kinds[_kind(one)]) if one.type == EventType.WARNING else None
-        kept.setdefault(_kind(one), one if said is None else one.model_copy(update={"data": {"message": said}}))
-    return list(kept.values())
+        message = and_more(str(one.data.get("message")), kinds[_kind(one)]) if one.type == EventType.WARNING else None
+        first.setdefault(_kind(one), one if message is None else one.model_copy(update={"data": {"message": message}}))
+    return list(first.values())
 
 
 def _kind(one: EventView) -> str:

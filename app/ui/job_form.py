@@ -1,4 +1,4 @@
-"""The form of a new job: its fields are the pointers of ``JobSpec``, so that a refusal finds its field by name."""
+"""The form of a job. Its fields are named like the pointers of ``JobSpec``, so that an error finds its field."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ SENTENCES = {
     (UPLOADED, "missing"): "choose an upload, or name a dataset on the hub",
     (UPLOADED, "string_pattern_mismatch"): "write owner/name, as on the hub",
 }
-"""Where the contract's own words help nobody at a form."""
+"""Messages by field and type of error, where those of the schema do not fit a form."""
 NUMBERED = ("options", "target", "accept_if", "priority", "max_wait_s")
-"""Parts, and fields of none, whose fields are numbers or words; elsewhere ``2026`` is a name."""
+"""Parts and fields whose values may be numbers; elsewhere ``2026`` is a name."""
 INTEGER, DECIMAL = re.compile(r"-?[0-9]{1,20}"), re.compile(r"[0-9]{0,20}\.?[0-9]{1,20}(e-?[0-9]{1,2})?")
 WORDS = ("scheme", "method", "name", "alias", "priority", "device", "max_wait_s")
-"""Fields of no part."""
+"""Fields outside of parts."""
 DEFAULTS = {"scheme": "W4A6", "method": DEFAULT_METHOD, "calibration.split": "train"}
 
 
@@ -58,8 +58,7 @@ def values_of(form: FormData) -> dict[str, str]:
 
 
 def values_of_spec(spec: Mapping[str, Any]) -> dict[str, str]:
-    """A job that exists as the start of another, as ``fork.asked_of`` has it. What the form has no field for is left
-    out."""
+    """The form's values for a spec of ``fork.requested_spec``. Values without a field are left out."""
     flat = {
         f"{part}.{name}": str(value)
         for part in ("model", "calibration", "options", "target", "accept_if")
@@ -74,7 +73,7 @@ def values_of_spec(spec: Mapping[str, Any]) -> dict[str, str]:
 
 
 def body_of(values: Mapping[str, str]) -> dict[str, Any]:
-    """The body of ``POST /v1/jobs`` that the filled-in fields make; unchecked."""
+    """The body of ``POST /v1/jobs`` from the filled-in fields, not validated."""
     body: dict[str, Any] = {}
     for name, value in values.items():
         if not value or name in (HUB, "labels"):
@@ -91,31 +90,31 @@ def body_of(values: Mapping[str, str]) -> dict[str, Any]:
 
 
 def changes_of(values: Mapping[str, str], spec: Mapping[str, Any]) -> dict[str, Any]:
-    """What the filled-in fields change of a job's spec, as the body of its fork; null takes a field away. What the form
-    has no field for stays as it is."""
+    """The body of a fork: fields that differ from the spec of its parent; null removes one. Values without a field of
+    the form stay."""
     before = values_of_spec(spec)
     if values.get(HUB):
         values = {**values, UPLOADED: ""}
     differing = {name for name in FIELDS if values.get(name, "") != before[name]}
     if differing & {HUB, UPLOADED}:
         differing = differing - {HUB} | {UPLOADED}
-    wanted, patch = body_of(values), dict[str, Any]()
+    body, patch = body_of(values), dict[str, Any]()
     for name in sorted(differing):
         part, _, field = name.rpartition(".")
         if name == "labels":
             gone = dict.fromkeys(spec.get("labels") or {})
-            patch["labels"] = {**gone, **wanted.get("labels", {})}
+            patch["labels"] = {**gone, **body.get("labels", {})}
         elif part:
-            patch.setdefault(part, {})[field] = wanted.get(part, {}).get(field)
+            patch.setdefault(part, {})[field] = body.get(part, {}).get(field)
         else:
-            patch[name] = wanted.get(name)
-    for part in {"target", "accept_if"} & patch.keys() - wanted.keys():
+            patch[name] = body.get(name)
+    for part in {"target", "accept_if"} & patch.keys() - body.keys():
         patch[part] = None  # the last of its fields was emptied
     return patch
 
 
 def checked(values: Mapping[str, str]) -> tuple[JobSpec | None, dict[str, str]]:
-    """The spec, or what is wrong by field."""
+    """The spec, or the errors by field."""
     try:
         return JobSpec.model_validate({"model": {}, "calibration": {}, **body_of(values)}), {}
     except ValidationError as error:
@@ -127,12 +126,12 @@ def invalid(error: ValidationError | RequestValidationError) -> dict[str, str]:
 
 
 def refused(problem: Problem) -> dict[str, str]:
-    """What the service says against a spec that is well-formed, by field."""
+    """Errors of a Problem by field."""
     return forms.refused(problem, field=field_of)
 
 
 def field_of(pointer: str) -> str:
-    """Names of fields go on where a pointer ends inside of one (``labels.Team``, ``options.group_size.literal``)."""
+    """The field of a pointer, which may be longer: ``labels.Team``, ``options.group_size.literal``."""
     pointer = pointer.removeprefix("body.")
     while pointer and pointer not in FIELDS and pointer not in TITLES:
         pointer = pointer.rpartition(".")[0]
@@ -140,7 +139,7 @@ def field_of(pointer: str) -> str:
 
 
 def _number(value: str) -> float | str:
-    """Group sizes are numbers or a word, and numbers must not arrive as words."""
+    """A number where the value is one: group sizes are numbers or a word."""
     if INTEGER.fullmatch(value):
         return int(value)
     return float(value) if DECIMAL.fullmatch(value) else value

@@ -9,8 +9,8 @@ from fastapi import APIRouter, Query, Request, Response
 from app.access.auth import identify
 from app.deps import ServiceDep
 from app.ui import session
-from app.ui.pages import Page, local_path, render, see
-from app.ui.visitor import AnyVisitor, check_origin, form_of
+from app.ui.pages import Page, local_path, redirect_to, render
+from app.ui.sign_in import AnyUser, check_origin, checked_form
 
 MOST_KEY = 200
 router = APIRouter(route_class=Page)
@@ -32,14 +32,14 @@ async def sign_in(request: Request, service: ServiceDep) -> Response:
     key, target = str(form.get("key", "")).strip(), local_path(str(form.get("next", "/"))[:2000])
     if not key or len(key) > MOST_KEY or await identify(service.sessions, service.keyring, key) is None:
         return render(request, "login.html", None, status=401, next=target, ended=False, wrong=True)
-    response = see(target)
+    response = redirect_to(target)
     session.give(response, request, session.seal(service.keyring, service.keyring.digest(key)))
     return response
 
 
 @router.post("/logout")
-async def sign_out(request: Request, visitor: AnyVisitor) -> Response:
-    await form_of(request, visitor)
-    response = see("/login")
+async def sign_out(request: Request, user: AnyUser) -> Response:
+    await checked_form(request, user)
+    response = redirect_to("/login")
     session.take(response)
     return response

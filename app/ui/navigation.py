@@ -1,4 +1,4 @@
-"""What there is to see, in the order of the menu: the work first, then what belongs to the tenant."""
+"""The entries of the menu: the work first, then the tenant's account."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from app.web.problems import Problem
 
 @dataclass(frozen=True)
 class Entry:
-    """``below``: addresses that begin like this belong to it."""
+    """``below``: prefix of the paths that belong to the entry."""
 
     href: str
     title: str
@@ -37,13 +37,13 @@ TENANT = (
 
 
 def menu(caller: Caller) -> list[list[Entry]]:
-    """The groups of the menu, as far as the key may look."""
+    """The groups of the menu, with the entries that the key may read."""
     groups = ([entry for entry in group if entry.scope in caller.scopes] for group in (WORK, TENANT))
     return [group for group in groups if group]
 
 
 def first_page(caller: Caller) -> str:
-    """Raises Problem 403 for a key that may look at nothing."""
+    """Raises Problem 403 for a key that may read no page."""
     groups = menu(caller)
     if not groups:
         raise Problem(problems.MISSING_SCOPE, "this key may read nothing: it lacks every scope that ends in :read")

@@ -1,4 +1,4 @@
-"""The dashboard's form of a new job, which plans before it submits, and what every form that makes jobs offers."""
+"""The dashboard's form of a new job, with a plan before submission, and the choices of every form of jobs."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.datasets.schemas import DatasetView
 from app.db.engine import release
-from app.deps import DoorbellDep, Service, ServiceDep, SessionDep
-from app.jobs import queries
-from app.jobs import router as api
-from app.jobs.fork import asked_of
+from app.deps import NotifierDep, Service, ServiceDep, SessionDep
+from app.jobs import queries, service
+from app.jobs.fork import requested_spec
 from app.models.service import local_models
-from app.plans import router as plans
 from app.plans.schemas import JobRequest, PlanView
+from app.plans.service import plan
 from app.ui import job_form
 from app.ui.datasets import usable_datasets
-from app.ui.pages import Page, render, see
-from app.ui.visitor import JobsWriter, Visitor, form_of
+from app.ui.pages import Page, redirect_to, render
+from app.ui.sign_in import JobsWriter, User, checked_form
+from app.web.idempotency import new_id_of
 from app.web.problems import Problem
 from core.contract import spec as contract
 from quant_experts.spec.methods import PLACES
@@ -32,62 +32,58 @@ PRESETS = [
     ("Balanced", "W4A8, balanced", {"scheme": "W4A8", "method": "balanced"}),
     ("Smallest", "W3A16, balanced", {"scheme": "W3A16", "method": "balanced"}),
 ]
-"""Title, what it sets, and the fields: where somebody begins who does not know the options yet."""
+"""Starting points for new users: title, description, and the fields that they set."""
 LIVE = "live"
 DIGEST = re.compile(r"[0-9a-f]{64}")
 router = APIRouter(route_class=Page)
 
 
 @router.get("/jobs/new")
-async def blank(request: Request, visitor: JobsWriter, session: SessionDep, parts: ServiceDep) -> Response:
+async def blank(request: Request, user: JobsWriter, session: SessionDep, parts: ServiceDep) -> Response:
     """``?from=job_…`` starts from what that job asked for, ``?dataset=ds_…`` with those rows."""
     values = dict.fromkeys(job_form.FIELDS, "") | job_form.DEFAULTS
     source = request.query_params.get("from")
     if source is not None:
-        job = await queries.get_job(session, tenant=visitor.caller.tenant, job_id=source)
-        values = job_form.values_of_spec(asked_of(job))
+        job = await queries.get_job(session, tenant=user.caller.tenant, job_id=source)
+        values = job_form.values_of_spec(requested_spec(job))
     values[job_form.UPLOADED] = request.query_params.get("dataset", values[job_form.UPLOADED])
-    return await _form(request, visitor, session, parts, values=values)
+    return await _form(request, user, session, parts, values=values)
 
 
 @router.post("/jobs/new")
 async def create(
-    request: Request, visitor: JobsWriter, session: SessionDep, parts: ServiceDep, doorbell: DoorbellDep
+    request: Request, user: JobsWriter, session: SessionDep, parts: ServiceDep, notifier: NotifierDep
 ) -> Response:
-    form = await form_of(request, visitor)
+    form = await checked_form(request, user)
     values = job_form.values_of(form)
     spec, wrong = job_form.checked(values)
     live = form.get("do") == LIVE
     if spec is None:
-        return await _form(request, visitor, session, parts, values=values, wrong=wrong, live=live)
+        return await _form(request, user, session, parts, values=values, wrong=wrong, live=live)
     try:
         if form.get("do") in ("plan", LIVE):
-            plan = await plans.plan(spec, request, visitor.caller, session, parts)
-            return await _form(request, visitor, session, parts, values=values, plan=plan)
-        # The token makes a second click, or a reload of the answer, the same job.
+            planned = await plan(request, user.caller, session, parts, spec=spec)
+            return await _form(request, user, session, parts, values=values, planned=planned)
+        # The idempotency key makes a second click, or a reload of the response, the same job.
         digest, once = str(form.get("plan", "")), str(form.get("once", ""))
-        wanted = JobRequest.model_validate({**spec.model_dump(), "plan": digest if DIGEST.fullmatch(digest) else None})
-        made = await api.create(wanted, request, visitor.caller, parts, doorbell, Response(), idempotency_key=once)
+        job = JobRequest.model_validate({**spec.model_dump(), "plan": digest if DIGEST.fullmatch(digest) else None})
+        created = await service.submit_job(request, user.caller, parts, notifier, spec=job, idempotency_key=once)
     except Problem as problem:
         wrong = job_form.refused(problem)
-        return await _form(request, visitor, session, parts, values=values, wrong=wrong, live=live)
-    return see(f"/jobs/{made_id(made)}")
-
-
-def made_id(made: Any) -> str:
-    """Of what was made just now, or of the answer that an earlier request with the same token got."""
-    return str(made.headers["Location"].rpartition("/")[2] if isinstance(made, Response) else made.id)
+        return await _form(request, user, session, parts, values=values, wrong=wrong, live=live)
+    return redirect_to(f"/jobs/{new_id_of(created)}")
 
 
 def _said(method: str, slots: Sequence[str]) -> str:
-    """``qe: search + rtn + qe``, with a figure where one was measured; the name alone where it says the same."""
+    """``qe: search + rtn + qe``, with a measured figure where there is one; the name alone where the slots say the
+    same."""
     steps = " + ".join(slot for slot in slots if slot != "none")
     place = next((f" ({place.said})" for place in PLACES.get(method, ())), "")
     return method if steps == method else f"{method}: {steps}{place}"
 
 
 def choices(parts: Service, datasets: Sequence[DatasetView]) -> dict[str, Any]:
-    """What the fields of a job's form offer."""
+    """The choices of the fields of a job's form."""
     return {
         "titles": job_form.TITLES,
         "schemes": [(name, name) for name in (*contract.NAMED_SCHEMES, contract.AUTO)],
@@ -97,32 +93,32 @@ def choices(parts: Service, datasets: Sequence[DatasetView]) -> dict[str, Any]:
     }
 
 
-async def _suggested(request: Request, visitor: Visitor, parts: Service) -> list[str]:
-    """Local models that a job can have; none where they cannot be listed."""
+async def _suggested(request: Request, user: User, parts: Service) -> list[str]:
+    """Local models that a job can use; none where they cannot be listed."""
     try:
-        async with parts.reading(request, visitor.caller):
-            found = await local_models(parts.settings)
-        return [model.id for model in found.data if model.problem is None]
+        async with parts.reading(request, user.caller):
+            models = await local_models(parts.settings)
+        return [model.id for model in models.data if model.problem is None]
     except OSError:
         return []
 
 
 async def _form(
     request: Request,
-    visitor: Visitor,
+    user: User,
     session: AsyncSession,
     parts: Service,
     *,
     values: Mapping[str, str],
     wrong: Mapping[str, str] | None = None,
-    plan: PlanView | None = None,
+    planned: PlanView | None = None,
     live: bool = False,
 ) -> Response:
-    """``live``: asked for by the page itself, to which a refusal is nothing unusual."""
-    datasets = await usable_datasets(session, visitor, parts)
+    """``live``: requested by the page's script, which expects errors with status 200."""
+    datasets = await usable_datasets(session, user, parts)
     await release(session)
-    models = await _suggested(request, visitor, parts)
+    models = await _suggested(request, user, parts)
     return render(
-        request, "job_new.html", visitor, status=422 if wrong and not live else 200, values=values, wrong=wrong or {},
-        plan=plan, once=secrets.token_urlsafe(16), models=models, presets=PRESETS, **choices(parts, datasets),
+        request, "job_new.html", user, status=422 if wrong and not live else 200, values=values, wrong=wrong or {},
+        plan=planned, once=secrets.token_urlsafe(16), models=models, presets=PRESETS, **choices(parts, datasets),
     )  # fmt: skip

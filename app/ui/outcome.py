@@ -1,10 +1,10 @@
-"""What came of a job: one sentence, and the lines of Python that use it."""
+"""The result of a job as one sentence, and a Python snippet that uses it."""
 
 from __future__ import annotations
 
 from app.jobs.schemas import JobView
-from app.web.figures import number, percent
-from app.web.sizes import said
+from app.web.number_format import number, percent
+from quant_experts.planning.units import said
 
 SNIPPET = """\
 from huggingface_hub import snapshot_download
@@ -15,10 +15,10 @@ model = AutoModelForImageTextToText.from_pretrained(path, trust_remote_code=True
 
 
 def sentence(job: JobView) -> str:
-    """Size, agreement and cost; empty as long as there are no figures."""
-    found = job.summary or {}
-    before, after = found.get("bytes_before"), found.get("bytes_after")
-    agreement, kl = found.get("top1_agreement"), found.get("kl")
+    """Size, agreement and duration; empty without figures."""
+    summary = job.summary or {}
+    before, after = summary.get("bytes_before"), summary.get("bytes_after")
+    agreement, kl = summary.get("top1_agreement"), summary.get("kl")
     if not before or after is None or agreement is None or kl is None:
         return ""
     share = after / before

@@ -1,4 +1,4 @@
-"""How a page of the dashboard comes about: templates, security headers, problems and missing sessions as pages."""
+"""Rendering of pages: templates, security headers, problem pages, redirects to the login."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
-from app.ui import history, words
+from app.ui import formats as words
+from app.ui import history
 from app.ui.navigation import menu
-from app.ui.visitor import VISITOR, SignInNeeded, Visitor
+from app.ui.sign_in import USER, SignInRequired, User
 from app.web import problems
 from app.web.negotiation import choose
 from app.web.problems import Problem
@@ -44,7 +45,7 @@ HEADERS = {
 
 
 class Page(APIRoute):
-    """A route whose every answer is for people: problems are pages, and who is not signed in is asked to."""
+    """A route of the dashboard: problems become pages, and requests without a session are redirected to the login."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         answer = super().get_route_handler()
@@ -52,7 +53,7 @@ class Page(APIRoute):
         async def handle(request: Request) -> Response:
             try:
                 response = await answer(request)
-            except SignInNeeded as needed:
+            except SignInRequired as needed:
                 response = _to_login(request, needed)
             except Problem as problem:
                 response = problem_page(request, problem)
@@ -70,31 +71,29 @@ class Page(APIRoute):
         return handle
 
 
-def render(
-    request: Request, template: str, visitor: Visitor | None, *, status: int = 200, **context: Any
-) -> HTMLResponse:
-    context |= {"request": request, "visitor": visitor, "path": request.url.path}
+def render(request: Request, template: str, user: User | None, *, status: int = 200, **context: Any) -> HTMLResponse:
+    context |= {"request": request, "user": user, "path": request.url.path}
     return HTMLResponse(_environment().get_template(template).render(context), status_code=status)
 
 
-def see(path: str, **query: str) -> RedirectResponse:
-    """After a form: look there, so that reloading the page sends nothing twice."""
+def redirect_to(path: str, **query: str) -> RedirectResponse:
+    """A 303 redirect after a form, so that reloading the page does not send the form again."""
     return RedirectResponse(f"{path}?{urlencode(query)}" if query else path, status_code=303)
 
 
 def problem_page(request: Request, problem: Problem) -> HTMLResponse:
-    page = render(request, "problem.html", request.scope.get(VISITOR), status=problem.kind.status, problem=problem)
+    page = render(request, "problem.html", request.scope.get(USER), status=problem.kind.status, problem=problem)
     page.headers.update(problem.headers or {})
     return page
 
 
 def register(app: FastAPI) -> None:
-    """An address that is not there is a page for a browser; for programs nothing changes."""
+    """Answer 404 with a page to browsers; programs still get a problem."""
     answer: Callable[[Request, Exception], Awaitable[Response]] = app.exception_handlers[HTTPException]  # type: ignore[assignment]
 
     async def handle(request: Request, error: Exception) -> Response:
-        wanted = choose(request.headers.get("accept"), (problems.MEDIA_TYPE, "application/json", "text/html"))
-        if not isinstance(error, HTTPException) or error.status_code != 404 or wanted != "text/html":
+        media_type = choose(request.headers.get("accept"), (problems.MEDIA_TYPE, "application/json", "text/html"))
+        if not isinstance(error, HTTPException) or error.status_code != 404 or media_type != "text/html":
             return await answer(request, error)
         page = problem_page(request, Problem(problems.NOT_FOUND, f"there is no page at {request.url.path}"))
         page.headers.update(HEADERS)
@@ -104,17 +103,17 @@ def register(app: FastAPI) -> None:
 
 
 def local_path(target: str) -> str:
-    """``target`` when it is a path of this dashboard, else its first page: nobody is sent elsewhere after login."""
+    """``target`` when it is a path of this dashboard, else ``/``: an open redirect after login must not be possible."""
     plain = target.startswith("/") and not target.startswith(("//", "/\\")) and target.isprintable()
     return target if plain and "\\" not in target else "/"
 
 
-def _to_login(request: Request, needed: SignInNeeded) -> Response:
+def _to_login(request: Request, needed: SignInRequired) -> Response:
     query = {"ended": "1"} if needed.expired else {}
     if request.method == "GET":
         path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         query |= {"next": path} if path != "/" else {}
-    return see("/login", **query)
+    return redirect_to("/login", **query)
 
 
 @cache
@@ -134,11 +133,11 @@ def _environment() -> Environment:
 
 @cache
 def static_files() -> Mapping[str, Path]:
-    """By name: our own, and Swagger UI's."""
+    """Static files by name: our own and Swagger UI's."""
     return {path.name: path for path in (*(HERE / "static").iterdir(), *(SWAGGER_UI / name for name in SWAGGER_FILES))}
 
 
 @cache
 def asset(name: str) -> str:
-    """The address of a static file; it changes with the content, so that browsers may keep it for good."""
+    """The URL of a static file. It changes with the content, so browsers may cache it for ever."""
     return f"/static/{name}?v={words.short_digest(static_files()[name].read_bytes())}"

@@ -1,7 +1,7 @@
-"""``/docs``: the contract, to read and to try, with nothing from elsewhere.
+"""``/docs``: the API reference, with all files from this service.
 
-FastAPI's own page takes its script from a CDN: empty where there is no internet, and elsewhere a stranger's script
-beside the dashboard's session.
+FastAPI's page loads its script from a CDN: it is empty without internet access, and runs a foreign script beside the
+dashboard's session.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The dashboard at ``/``: pages for people over what ``/v1`` offers to programs."""
+"""The routes of the dashboard."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from app.web import problems
 from app.web.problems import Problem
 
 router = APIRouter(include_in_schema=False)
-# /jobs/new before /jobs/{job_id}: the first route that fits answers.
+# /jobs/new before /jobs/{job_id}: the first matching route is used.
 for part in (login, new_job, jobs, forks, comparisons, datasets, workers, usage, webhooks, keys, audit, reference):
     router.include_router(part.router)
 
 
 @router.get("/static/{name}")
 async def static(name: str) -> Response:
-    """A style sheet, a script, an icon. The name selects one of the files that there are; no path is made of it."""
+    """A style sheet, a script, an icon. The name selects one of the files and never becomes a path."""
     path = pages.static_files().get(name)
     if path is None:
         raise Problem(problems.NOT_FOUND, f"no file {name!r}")

@@ -1,7 +1,7 @@
 """The dashboard's session: a signed cookie that names the digest of an API key, never the key.
 
-Nothing is stored on the server. Whether the key is still good is asked with every request, so revoking it ends its
-sessions at once; logging out removes the cookie.
+The server stores nothing. Every request checks the key, so revoking it ends its sessions at once. Logging out removes
+the cookie.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from app.access.auth import Keyring
 COOKIE = "qe_session"
 SECONDS = 12 * 3600
 COOKIE_SECONDS = 7 * 24 * 3600
-"""The cookie outlives its session, so that who comes back late is told that it has ended."""
+"""The cookie outlives its session, so that the login page can say that the session has ended."""
 SEALED = re.compile(r"([0-9]{1,12})\.([0-9a-f]{64})\.([0-9a-f]{16})\.([0-9a-f]{64})")
 
 
 @dataclass(frozen=True)
 class Session:
-    """``digest``: of the API key, as the ledger has it. ``csrf``: what a form of this session must bring along."""
+    """``digest``: of the API key, as the database stores it. ``csrf``: the token of this session's forms."""
 
     digest: str
     csrf: str
@@ -49,7 +49,7 @@ def unseal(keyring: Keyring, sealed: str | None) -> Session | None:
 
 
 def give(response: Response, request: Request, sealed: str) -> None:
-    """Out of reach of scripts, and of every request that another site starts."""
+    """Set the cookie. Scripts cannot read it, and requests from other sites do not carry it."""
     secure = request.url.scheme == "https"
     response.set_cookie(
         COOKIE, sealed, max_age=COOKIE_SECONDS, path="/", httponly=True, samesite="strict", secure=secure

@@ -1,4 +1,4 @@
-"""The dashboard's page of what a tenant used, what it occupies, and what it may."""
+"""The dashboard's page of usage, stored bytes, limits and retention."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from fastapi import APIRouter, Request, Response
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.deps import Service, ServiceDep, SessionDep
-from app.retention import router as retention
 from app.retention.schemas import RetentionChanges
-from app.ui.pages import Page, render, see
-from app.ui.visitor import KeysAdmin, UsageReader, Visitor, form_of
-from app.usage import router as api
+from app.retention.service import set_retention, view_retention
+from app.ui.pages import Page, redirect_to, render
+from app.ui.sign_in import KeysAdmin, UsageReader, User, checked_form
 from app.usage.schemas import By, UsageQuery
+from app.usage.service import usage_of
 
 SPANS = {"30": "30 days", "90": "90 days", "365": "12 months"}
 KINDS = {
@@ -28,41 +28,44 @@ router = APIRouter(route_class=Page)
 
 @router.get("/usage")
 async def usage(
-    request: Request, visitor: UsageReader, session: SessionDep, parts: ServiceDep, days: str = "30"
+    request: Request, user: UsageReader, session: SessionDep, parts: ServiceDep, days: str = "30"
 ) -> Response:
-    """Days one by one for a month, months for more."""
+    """By day for a month, by month for longer spans."""
     span = days if days in SPANS else "30"
     since = datetime.now(UTC) - timedelta(days=int(span))
     query = UsageQuery.model_validate({"since": since.isoformat(), "by": By.DAY if span == "30" else By.MONTH})
-    return await _page(request, visitor, session, parts, query, span)
+    return await _page(request, user, session, parts, query, span)
 
 
 @router.post("/usage/retention")
-async def keep(request: Request, visitor: KeysAdmin, session: SessionDep, parts: ServiceDep) -> Response:
-    form = await form_of(request, visitor)
-    given = {name: str(form.get(name, "")).strip() for name in KINDS}
+async def keep(request: Request, user: KeysAdmin, session: SessionDep, parts: ServiceDep) -> Response:
+    form = await checked_form(request, user)
+    days_by_kind = {name: str(form.get(name, "")).strip() for name in KINDS}
     try:
-        wanted = RetentionChanges.model_validate({name: int(days) if days else None for name, days in given.items()})
+        changes = RetentionChanges.model_validate(
+            {name: int(days) if days else None for name, days in days_by_kind.items()}
+        )
     except ValueError:
         wrong = "Days are whole numbers from 1 on, and of the audit log from 30 on."
         query = UsageQuery.model_validate({})
-        return await _page(request, visitor, session, parts, query, "30", wrong=wrong)
-    await retention.set_retention(session, tenant=visitor.caller.tenant, wanted=wanted)
-    return see("/usage#kept")
+        return await _page(request, user, session, parts, query, "30", wrong=wrong)
+    await set_retention(session, tenant=user.caller.tenant, changes=changes)
+    return redirect_to("/usage#kept")
 
 
 async def _page(
     request: Request,
-    visitor: Visitor,
+    user: User,
     session: AsyncSession,
     parts: Service,
     query: UsageQuery,
     span: str,
     wrong: str | None = None,
 ) -> Response:
-    found = await api.usage(query, visitor.caller, session, parts)
-    kept = await retention.view(session, tenant=visitor.caller.tenant, settings=parts.settings)
+    tenant = user.caller.tenant
+    used = await usage_of(session, parts, tenant=tenant, query=query)
+    retention = await view_retention(session, tenant=tenant, settings=parts.settings)
     return render(
-        request, "usage.html", visitor, status=422 if wrong else 200, usage=found, span=span, spans=SPANS, kinds=KINDS,
-        retention=kept, wrong=wrong,
+        request, "usage.html", user, status=422 if wrong else 200, usage=used, span=span, spans=SPANS, kinds=KINDS,
+        retention=retention, wrong=wrong,
     )  # fmt: skip

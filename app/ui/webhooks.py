@@ -1,8 +1,9 @@
-"""The dashboard's pages of webhooks: who is told of which events, what arrived, and sending it again."""
+"""The dashboard's pages of webhooks and their deliveries."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
@@ -13,12 +14,11 @@ from starlette.datastructures import FormData
 
 from app.deps import Service, ServiceDep, SessionDep
 from app.ui import forms
-from app.ui.pages import Page, render, see
-from app.ui.visitor import Visitor, WebhooksReader, WebhooksWriter, form_of
+from app.ui.pages import Page, redirect_to, render
+from app.ui.sign_in import User, WebhooksReader, WebhooksWriter, checked_form
 from app.web.paging import PageQuery
 from app.web.problems import Problem
-from app.webhooks import queries
-from app.webhooks import router as api
+from app.webhooks import queries, service
 from app.webhooks.schemas import (
     DeliveryQuery,
     DeliveryStatus,
@@ -26,7 +26,7 @@ from app.webhooks.schemas import (
     Rotation,
     WebhookChanges,
     WebhookStatus,
-    WebhookWithSecret,
+    WebhookView,
 )
 from core.ledger.outbox import ANNOUNCED
 
@@ -44,33 +44,39 @@ router = APIRouter(prefix="/webhooks", route_class=Page)
 @router.get("")
 async def webhooks(
     request: Request,
-    visitor: WebhooksReader,
+    user: WebhooksReader,
     session: SessionDep,
     parts: ServiceDep,
     cursor: Annotated[str | None, Query(max_length=400)] = None,
 ) -> Response:
-    return await _list(request, visitor, session, parts, cursor=cursor)
+    return await _list(request, user, session, parts, cursor=cursor)
 
 
 @router.post("")
-async def create(request: Request, visitor: WebhooksWriter, session: SessionDep, parts: ServiceDep) -> Response:
-    """The answer, not a redirect, shows the secret: it is nowhere else afterwards."""
-    values = _values(await form_of(request, visitor))
+async def create(request: Request, user: WebhooksWriter, session: SessionDep, parts: ServiceDep) -> Response:
+    """The response shows the secret instead of redirecting: the secret is not shown again."""
+    values = _values(await checked_form(request, user))
     try:
-        made = await api.create(NewWebhook.model_validate(values), visitor.caller, session, parts, Response())
+        webhook, secret = await service.create_webhook(
+            session,
+            tenant=user.caller.tenant,
+            new=NewWebhook.model_validate(values),
+            seal=parts.seal,
+            settings=parts.settings,
+        )
     except ValidationError as error:
         wrong = forms.invalid(error.errors(), sentences=SENTENCES)
-        return await _list(request, visitor, session, parts, values=values, wrong=wrong)
+        return await _list(request, user, session, parts, values=values, wrong=wrong)
     except Problem as problem:
-        return await _list(request, visitor, session, parts, values=values, wrong=forms.refused(problem))
-    return await _one(request, visitor, session, parts, webhook_id=made.id, fresh=made)
+        return await _list(request, user, session, parts, values=values, wrong=forms.refused(problem))
+    return await _one(request, user, session, parts, webhook_id=webhook.id, secret=secret)
 
 
 @router.get("/{webhook_id}")
 async def webhook(
     request: Request,
     webhook_id: str,
-    visitor: WebhooksReader,
+    user: WebhooksReader,
     session: SessionDep,
     parts: ServiceDep,
     status: str = "",
@@ -78,16 +84,16 @@ async def webhook(
 ) -> Response:
     chosen = DeliveryStatus(status) if status in set(DeliveryStatus) else None
     query = DeliveryQuery(status=chosen, cursor=cursor)
-    return await _one(request, visitor, session, parts, webhook_id=webhook_id, query=query)
+    return await _one(request, user, session, parts, webhook_id=webhook_id, query=query)
 
 
 @router.post("/{webhook_id}/change")
 async def change(
-    request: Request, webhook_id: str, visitor: WebhooksWriter, session: SessionDep, parts: ServiceDep
+    request: Request, webhook_id: str, user: WebhooksWriter, session: SessionDep, parts: ServiceDep
 ) -> Response:
-    values = _values(await form_of(request, visitor))
+    values = _values(await checked_form(request, user))
     try:
-        await api.change(webhook_id, WebhookChanges.model_validate(values), visitor.caller, session, parts)
+        await _change(session, user, parts, webhook_id, WebhookChanges.model_validate(values))
     except ValidationError as error:
         wrong = forms.invalid(error.errors(), sentences=SENTENCES)
     except Problem as problem:
@@ -95,68 +101,81 @@ async def change(
             raise
         wrong = forms.refused(problem)
     else:
-        return see(f"/webhooks/{webhook_id}")
-    return await _one(request, visitor, session, parts, webhook_id=webhook_id, values=values, wrong=wrong)
+        return redirect_to(f"/webhooks/{webhook_id}")
+    return await _one(request, user, session, parts, webhook_id=webhook_id, values=values, wrong=wrong)
 
 
-@router.post("/{webhook_id}/status/{wanted}")
+@router.post("/{webhook_id}/status/{status}")
 async def turn(
     request: Request,
     webhook_id: str,
-    wanted: WebhookStatus,
-    visitor: WebhooksWriter,
+    status: WebhookStatus,
+    user: WebhooksWriter,
     session: SessionDep,
     parts: ServiceDep,
 ) -> Response:
     """Enable or disable it."""
-    await form_of(request, visitor)
-    await api.change(webhook_id, WebhookChanges(status=wanted), visitor.caller, session, parts)
-    return see(f"/webhooks/{webhook_id}")
+    await checked_form(request, user)
+    await _change(session, user, parts, webhook_id, WebhookChanges(status=status))
+    return redirect_to(f"/webhooks/{webhook_id}")
 
 
 @router.post("/{webhook_id}/rotate")
 async def rotate(
-    request: Request, webhook_id: str, visitor: WebhooksWriter, session: SessionDep, parts: ServiceDep
+    request: Request, webhook_id: str, user: WebhooksWriter, session: SessionDep, parts: ServiceDep
 ) -> Response:
-    """As when it was made: the answer shows the secret, this once."""
-    form = await form_of(request, visitor)
+    """The response shows the new secret, as ``create``."""
+    form = await checked_form(request, user)
     keep = str(form.get("keep", ""))
     rotation = Rotation(keep_previous_s=int(keep)) if keep in GRACE else Rotation()
-    fresh = await api.rotate_secret(webhook_id, visitor.caller, session, parts, Response(), rotation)
-    return await _one(request, visitor, session, parts, webhook_id=webhook_id, fresh=fresh)
+    _, secret = await service.rotate_secret(
+        session,
+        tenant=user.caller.tenant,
+        webhook_id=webhook_id,
+        keep_previous=timedelta(seconds=rotation.keep_previous_s),
+        seal=parts.seal,
+    )
+    return await _one(request, user, session, parts, webhook_id=webhook_id, secret=secret)
 
 
 @router.post("/{webhook_id}/ping")
-async def ping(request: Request, webhook_id: str, visitor: WebhooksWriter, session: SessionDep) -> Response:
-    await form_of(request, visitor)
-    await api.ping(webhook_id, visitor.caller, session)
-    return see(f"/webhooks/{webhook_id}")
+async def ping(request: Request, webhook_id: str, user: WebhooksWriter, session: SessionDep) -> Response:
+    await checked_form(request, user)
+    await service.ping(session, tenant=user.caller.tenant, webhook_id=webhook_id)
+    return redirect_to(f"/webhooks/{webhook_id}")
 
 
 @router.post("/{webhook_id}/delete")
-async def remove(request: Request, webhook_id: str, visitor: WebhooksWriter, session: SessionDep) -> Response:
-    await form_of(request, visitor)
-    await api.remove(webhook_id, visitor.caller, session)
-    return see("/webhooks")
+async def remove(request: Request, webhook_id: str, user: WebhooksWriter, session: SessionDep) -> Response:
+    await checked_form(request, user)
+    await service.remove_webhook(session, tenant=user.caller.tenant, webhook_id=webhook_id)
+    return redirect_to("/webhooks")
 
 
 @router.get("/{webhook_id}/deliveries/{delivery_id}")
 async def delivery(
-    request: Request, webhook_id: str, delivery_id: str, visitor: WebhooksReader, session: SessionDep
+    request: Request, webhook_id: str, delivery_id: str, user: WebhooksReader, session: SessionDep
 ) -> Response:
     """What was sent, and every attempt at it."""
-    target = await api.get(webhook_id, visitor.caller, session)
-    sent = await api.delivery(webhook_id, delivery_id, visitor.caller, session)
-    return render(request, "delivery.html", visitor, webhook=target, delivery=sent)
+    tenant = user.caller.tenant
+    webhook = WebhookView.of(await queries.get_webhook(session, tenant=tenant, webhook_id=webhook_id))
+    sent = await service.view_delivery(session, tenant=tenant, webhook_id=webhook_id, delivery_id=delivery_id)
+    return render(request, "delivery.html", user, webhook=webhook, delivery=sent)
 
 
 @router.post("/{webhook_id}/deliveries/{delivery_id}/redeliver")
 async def redeliver(
-    request: Request, webhook_id: str, delivery_id: str, visitor: WebhooksWriter, session: SessionDep
+    request: Request, webhook_id: str, delivery_id: str, user: WebhooksWriter, session: SessionDep
 ) -> Response:
-    await form_of(request, visitor)
-    await api.redeliver(webhook_id, delivery_id, visitor.caller, session)
-    return see(f"/webhooks/{webhook_id}/deliveries/{delivery_id}")
+    await checked_form(request, user)
+    await service.redeliver(session, tenant=user.caller.tenant, webhook_id=webhook_id, delivery_id=delivery_id)
+    return redirect_to(f"/webhooks/{webhook_id}/deliveries/{delivery_id}")
+
+
+async def _change(session: AsyncSession, user: User, parts: Service, webhook_id: str, changes: WebhookChanges) -> None:
+    await service.change_webhook(
+        session, tenant=user.caller.tenant, webhook_id=webhook_id, changes=changes, settings=parts.settings
+    )
 
 
 def _said_of(events: Sequence[str]) -> str:
@@ -172,7 +191,7 @@ def _values(form: FormData) -> dict[str, Any]:
 
 async def _list(
     request: Request,
-    visitor: Visitor,
+    user: User,
     session: AsyncSession,
     parts: Service,
     *,
@@ -180,11 +199,13 @@ async def _list(
     values: Mapping[str, Any] = EMPTY,
     wrong: Mapping[str, str] | None = None,
 ) -> Response:
-    page = await api.list_webhooks(PageQuery(cursor=cursor), visitor.caller, session, parts)
+    page = await service.list_webhooks(
+        session, tenant=user.caller.tenant, query=PageQuery(cursor=cursor), signer=parts.keyring
+    )
     ids = [webhook.id for webhook in page.data]
-    newest = await queries.newest_deliveries(session, tenant=visitor.caller.tenant, webhook_ids=ids)
+    newest = await queries.newest_deliveries(session, tenant=user.caller.tenant, webhook_ids=ids)
     return render(
-        request, "webhooks.html", visitor, status=422 if wrong else 200, webhooks=page.data, newest=newest,
+        request, "webhooks.html", user, status=422 if wrong else 200, webhooks=page.data, newest=newest,
         next_cursor=page.next_cursor, values=values, wrong=wrong or {}, events=EVENTS.items(),
         http=parts.settings.webhook_allow_http,
     )  # fmt: skip
@@ -192,23 +213,26 @@ async def _list(
 
 async def _one(
     request: Request,
-    visitor: Visitor,
+    user: User,
     session: AsyncSession,
     parts: Service,
     *,
     webhook_id: str,
     query: DeliveryQuery | None = None,
-    fresh: WebhookWithSecret | None = None,
+    secret: str | None = None,
     values: Mapping[str, Any] | None = None,
     wrong: Mapping[str, str] | None = None,
 ) -> Response:
     query = query or DeliveryQuery()
-    found = await api.get(webhook_id, visitor.caller, session)
-    page = await api.deliveries(webhook_id, query, visitor.caller, session, parts)
+    tenant = user.caller.tenant
+    view = WebhookView.of(await queries.get_webhook(session, tenant=tenant, webhook_id=webhook_id))
+    page = await service.list_deliveries(
+        session, tenant=tenant, webhook_id=webhook_id, query=query, signer=parts.keyring
+    )
     again = urlencode({"status": query.status.value} if query.status else {})
     return render(
-        request, "webhook.html", visitor, status=422 if wrong else 200, webhook=found, deliveries=page.data,
-        next_cursor=page.next_cursor, again=again, query=query, statuses=list(DeliveryStatus), fresh=fresh,
-        waiting=any(one.status is DeliveryStatus.PENDING for one in page.data), values=values or found.model_dump(),
+        request, "webhook.html", user, status=422 if wrong else 200, webhook=view, deliveries=page.data,
+        next_cursor=page.next_cursor, again=again, query=query, statuses=list(DeliveryStatus), secret=secret,
+        waiting=any(one.status is DeliveryStatus.PENDING for one in page.data), values=values or view.model_dump(),
         wrong=wrong or {}, events=EVENTS.items(), grace=GRACE, said_of=_said_of,
     )  # fmt: skip

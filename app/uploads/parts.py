@@ -1,4 +1,4 @@
-"""The parts of an unfinished upload, as objects in storage whose names say what they hold."""
+"""The parts of an unfinished upload: objects in storage, with number, size and digest in their names."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class TwoVersions(Exception):
 
 
 def folder_of(tenant: str, upload_id: str) -> str:
-    """Another tenant's upload has another folder, whatever its id."""
+    """The folder of an upload. It depends on the tenant, so tenants cannot reach each other's uploads."""
     return f"{_folder_of_tenant(tenant)}/{upload_id}"
 
 
@@ -46,30 +46,30 @@ def _folder_of_tenant(tenant: str) -> str:
 
 
 def bytes_of_tenant(storage: Storage, tenant: str) -> int:
-    """Of all parts that wait to become datasets."""
+    """Bytes of all parts of unfinished uploads."""
     names = (key.rsplit("/", 1)[-1] for key in storage.keys(_folder_of_tenant(tenant)))
     return sum(int(match[2]) for match in map(NAME.fullmatch, names) if match)
 
 
 def unfinished(storage: Storage, tenant: str) -> int:
-    """How many uploads the tenant has begun and neither completed nor aborted."""
+    """Number of the tenant's uploads that are neither completed nor aborted."""
     return len({key.split("/")[2] for key in storage.keys(_folder_of_tenant(tenant))})
 
 
-def begin(storage: Storage, folder: str, name: str | None, draft: Path) -> None:
-    draft.write_text(json.dumps({"name": name}))
-    storage.put(f"{folder}/{ABOUT}", draft)
+def begin(storage: Storage, folder: str, name: str | None, scratch_file: Path) -> None:
+    scratch_file.write_text(json.dumps({"name": name}))
+    storage.put(f"{folder}/{ABOUT}", scratch_file)
 
 
 def name_of(storage: Storage, folder: str) -> str | None:
-    """What the client calls it. Raises ObjectMissing for an upload that is not there."""
+    """The name of the upload. Raises ObjectMissing for an unknown upload."""
     with storage.open(f"{folder}/{ABOUT}") as reader:
         name = json.loads(reader.read())["name"]
     return None if name is None else str(name)
 
 
 def put(storage: Storage, folder: str, part: Part, source: Path) -> None:
-    """Beside earlier versions of the part."""
+    """Store the part beside earlier versions of it."""
     storage.put(f"{folder}/{part.name}", source)
 
 
@@ -78,7 +78,7 @@ def remove(storage: Storage, folder: str, part: Part) -> None:
 
 
 def remove_others(storage: Storage, folder: str, part: Part) -> int:
-    """Earlier versions of the part; how many bytes they had."""
+    """Remove other versions of the part; returns their bytes."""
     others = [other for other in stored(storage, folder) if other.number == part.number and other != part]
     for other in others:
         remove(storage, folder, other)
@@ -86,16 +86,16 @@ def remove_others(storage: Storage, folder: str, part: Part) -> int:
 
 
 def stored(storage: Storage, folder: str) -> list[Part]:
-    """By number; a part that is just being replaced may be there in both versions."""
+    """Stored parts by number. A part that is being replaced may appear twice."""
     names = (key.rsplit("/", 1)[-1] for key in storage.keys(folder))
-    found = (NAME.fullmatch(name) for name in names)
+    matches = (NAME.fullmatch(name) for name in names)
     return sorted(
-        (Part(int(match[1]), int(match[2]), match[3]) for match in found if match),
+        (Part(int(match[1]), int(match[2]), match[3]) for match in matches if match),
         key=lambda part: (part.number, part.sha256),
     )
 
 
-def joined(storage: Storage, folder: str, parts: Sequence[Part], target: BinaryIO) -> str:
+def concatenate(storage: Storage, folder: str, parts: Sequence[Part], target: BinaryIO) -> str:
     """Write the parts one after another; returns the SHA-256 of the whole. Raises TwoVersions or ObjectMissing."""
     digest = hashlib.sha256()
     for before, part in zip([None, *parts], parts, strict=False):

@@ -9,13 +9,12 @@ from fastapi import APIRouter, Path, Request, Response
 from app.datasets.schemas import DatasetView
 from app.datasets.service import checked
 from app.datasets.upload import Upload
-from app.datasets.validation import Contents
-from app.db.pipeline import joined
 from app.deps import DatasetsWriter, ServiceDep, SessionDep
+from app.parsing.validation import Contents
 from app.uploads import service
 from app.uploads.schemas import MOST_PARTS, CompleteUpload, NewUpload, PartView, UploadView
 from app.web import problems
-from app.web.idempotency import IdempotencyKey, Made, Once
+from app.web.idempotency import IdempotencyKey
 from app.web.problems import documented
 
 PART_BODY = {
@@ -43,25 +42,14 @@ async def begin(
     idempotency_key: IdempotencyKey = None,
 ) -> Any:
     """Begin an upload in parts. Send them in any order, and at once if you like, then complete it within a day."""
-    once = Once.of(caller.tenant, idempotency_key, "POST /v1/datasets/uploads", new.model_dump(mode="json"))
-    kept = await once.kept(parts.sessions)
-    if kept is not None:
-        return kept
-    upload_id = await service.begin_upload(
-        tenant=caller.tenant, name=new.name, storage=parts.storage, settings=parts.settings
-    )
-    view = UploadView.of(upload_id, new.name, [], most_bytes=parts.settings.max_dataset_bytes)
-    location = response.headers["Location"] = f"/v1/datasets/uploads/{upload_id}"
-    # One that was begun twice at once is not named to anybody, and expires.
-    await once.remember(await joined(session), Made(view, location))
-    return view
+    created = await service.begin_upload_once(session, caller, parts, new=new, idempotency_key=idempotency_key)
+    return created.answer(response)
 
 
 @router.get("/{upload_id}", responses=documented(problems.NOT_FOUND, *STORAGE))
 async def get(upload_id: str, caller: DatasetsWriter, parts: ServiceDep) -> UploadView:
     """Which parts have arrived, with their digests."""
-    _, name, there = await service.upload_of(tenant=caller.tenant, upload_id=upload_id, storage=parts.storage)
-    return UploadView.of(upload_id, name, there, most_bytes=parts.settings.max_dataset_bytes)
+    return await service.view_upload(caller, parts, upload_id=upload_id)
 
 
 @router.put(
@@ -77,7 +65,7 @@ async def put_part(
     parts: ServiceDep,
 ) -> PartView:
     """Send one part: the bytes themselves as the body. Sending it again replaces it."""
-    part = await service.keep_part(
+    part = await service.store_part(
         request.stream(),
         sessions=parts.sessions_of(caller),
         tenant=caller.tenant,

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.uploads.parts import Part
-from app.web.moments import Moment
+from app.web.timestamps import Timestamp
 from core.contract import patterns
 from core.contract.uploads import expires_at
 
@@ -27,7 +27,7 @@ class CompleteUpload(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     sha256: Annotated[str, StringConstraints(pattern=patterns.SHA256)] = Field(description="Of the whole file.")
-    expires_at: Moment | None = Field(default=None, description="Of the dataset.")
+    expires_at: Timestamp | None = Field(default=None, description="Of the dataset.")
 
 
 class PartView(BaseModel):

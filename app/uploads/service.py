@@ -11,16 +11,21 @@ from pathlib import Path
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.access.quotas import StorageMeter, room_of
-from app.datasets.expiry import end_of_new
-from app.datasets.service import find_dataset, keep_upload
-from app.datasets.upload import Upload, draft
-from app.datasets.validation import Contents
+from app.access.auth import Caller
+from app.access.quotas import StorageMeter, storage_quota
+from app.datasets.expiry import expiry_of_new
+from app.datasets.queries import find_dataset
+from app.datasets.service import store_dataset
+from app.datasets.upload import Upload, scratch_file
 from app.db.engine import OpenSession
+from app.db.pipeline import transaction_of
+from app.deps import Service
+from app.parsing.validation import Contents
 from app.uploads import parts
 from app.uploads.parts import Part, TwoVersions
-from app.uploads.schemas import MOST_PART_BYTES
+from app.uploads.schemas import MOST_PART_BYTES, NewUpload, UploadView
 from app.web import problems
+from app.web.idempotency import Created, Idempotency, Outcome
 from app.web.problems import Problem
 from core.contract import uploads
 from core.contract.ids import new_id
@@ -29,7 +34,31 @@ from core.settings import Settings
 from core.storage import ObjectMissing, Storage
 
 MOST_UNFINISHED = 200
-"""Uploads of one tenant at a time. Each is listed whenever a part of any arrives."""
+"""Unfinished uploads of one tenant. All are listed whenever a part of any arrives."""
+
+
+async def begin_upload_once(
+    session: AsyncSession, caller: Caller, service: Service, *, new: NewUpload, idempotency_key: str | None
+) -> Outcome:
+    """Begin an upload; a repeated request gets the same one. Raises Problem as ``begin_upload``."""
+    body = new.model_dump(mode="json")
+    idempotency = Idempotency.of(caller.tenant, idempotency_key, "POST /v1/datasets/uploads", body)
+    replayed = await idempotency.replay(service.sessions)
+    if replayed is not None:
+        return replayed
+    settings = service.settings
+    upload_id = await begin_upload(tenant=caller.tenant, name=new.name, storage=service.storage, settings=settings)
+    view = UploadView.of(upload_id, new.name, [], most_bytes=settings.max_dataset_bytes)
+    created = Created(view, f"/v1/datasets/uploads/{upload_id}")
+    # Of two requests at once the second begins an upload that nobody learns of; it expires.
+    await idempotency.store(await transaction_of(session), created)
+    return created
+
+
+async def view_upload(caller: Caller, service: Service, *, upload_id: str) -> UploadView:
+    """Raises Problem 404."""
+    _, name, there = await upload_of(tenant=caller.tenant, upload_id=upload_id, storage=service.storage)
+    return UploadView.of(upload_id, name, there, most_bytes=service.settings.max_dataset_bytes)
 
 
 async def begin_upload(*, tenant: str, name: str | None, storage: Storage, settings: Settings) -> str:
@@ -38,13 +67,13 @@ async def begin_upload(*, tenant: str, name: str | None, storage: Storage, setti
         detail = f"{tenant} has {MOST_UNFINISHED} unfinished uploads: complete or abort one; they expire after a day"
         raise Problem(problems.STORAGE_QUOTA_EXCEEDED, detail)
     upload_id = new_id("up")
-    with draft(settings) as path:
+    with scratch_file(settings) as path:
         await asyncio.to_thread(parts.begin, storage, parts.folder_of(tenant, upload_id), name, path)
     return upload_id
 
 
 async def upload_of(*, tenant: str, upload_id: str, storage: Storage) -> tuple[str, str | None, list[Part]]:
-    """Its folder, its name and the parts that are there. Raises Problem 404, also for one that has expired."""
+    """Folder, name and stored parts of the upload. Raises Problem 404, also for an expired one."""
     if uploads.UPLOAD_ID.fullmatch(upload_id) and uploads.expires_at(upload_id) > datetime.now(UTC):
         folder = parts.folder_of(tenant, upload_id)
         with contextlib.suppress(ObjectMissing):
@@ -53,7 +82,7 @@ async def upload_of(*, tenant: str, upload_id: str, storage: Storage) -> tuple[s
     raise Problem(problems.NOT_FOUND, f"no upload {upload_id!r}: it was completed, aborted, or has expired")
 
 
-async def keep_part(
+async def store_part(
     body: AsyncIterator[bytes],
     *,
     sessions: OpenSession,
@@ -64,17 +93,17 @@ async def keep_part(
     settings: Settings,
     meter: StorageMeter,
 ) -> Part:
-    """Sending a part again replaces it. Raises Problem 404, 413, for an empty part 422, and 403 when the tenant has no
-    room for it."""
+    """Store a part, in place of an earlier version. Raises Problem 404, 413, 422 for an empty part, and 403 when it
+    exceeds the quota."""
     folder, _, there = await upload_of(tenant=tenant, upload_id=upload_id, storage=storage)
     replaced = sum(part.bytes for part in there if part.number == number)
     others = sum(part.bytes for part in there) - replaced
     room = min(MOST_PART_BYTES, settings.max_dataset_bytes - others)
     uploads = await meter.unfinished(tenant, fresh=True)
     async with sessions() as session:  # not held while the bytes come in
-        stored = await room_of(session, tenant=tenant, settings=settings, meter=meter, uploads=uploads - replaced)
+        stored = await storage_quota(session, tenant=tenant, settings=settings, meter=meter, uploads=uploads - replaced)
     stored.check(1, unread=True)
-    with draft(settings) as path:
+    with scratch_file(settings) as path:
         digest, size = hashlib.sha256(), 0
         with path.open("wb") as file:
             async for chunk in body:
@@ -111,17 +140,17 @@ async def _check_again(
     settings: Settings,
     meter: StorageMeter,
 ) -> None:
-    """Raises Problem 403 for a part that has been stored and for which there was no room.
+    """Check the quota again, with the part stored. Raises Problem 403 when it is exceeded.
 
-    Parts that are sent at the same moment have all found the same room before. They are stored before they are counted,
-    so that none is overlooked, and counted one after the other, so that those go which do not fit and not all.
+    Concurrent parts have all passed the first check. They are stored before they are counted, so that none is missed,
+    and counted one after the other, so that only those that do not fit are removed.
     """
     async with meter.adding(tenant):
         stored = await asyncio.to_thread(parts.stored, storage, folder)
         replaced = sum(other.bytes for other in stored if other.number == part.number)
         uploads = await meter.unfinished(tenant, fresh=True) - replaced
         async with sessions() as session:
-            room = await room_of(session, tenant=tenant, settings=settings, meter=meter, uploads=uploads)
+            room = await storage_quota(session, tenant=tenant, settings=settings, meter=meter, uploads=uploads)
         room.check(part.bytes)
 
 
@@ -137,38 +166,37 @@ async def complete_upload(
     settings: Settings,
     meter: StorageMeter,
 ) -> Dataset:
-    """``check`` says what the whole file holds.
+    """Create the dataset of all parts. ``check`` validates the joined file.
 
-    Raises Problem 404; 409 when parts are missing or the digest is another; 422 when the file is no dataset.
-
-    The parts stay when it is refused: a part that was wrong can be sent again. Asked twice, also at once, it makes one
-    dataset, for an answer may be lost on its way.
+    Raises Problem 404; 409 when parts are missing or the digest differs; 422 when the file is no dataset. The parts
+    stay when it is refused, so that a wrong part can be sent again. Repeated and concurrent requests create one
+    dataset, because an answer may be lost.
     """
     dataset_id = "ds_" + upload_id.removeprefix("up_")
     try:
         folder, name, there = await upload_of(tenant=tenant, upload_id=upload_id, storage=storage)
     except Problem:
-        made = await find_dataset(session, tenant=tenant, dataset_id=dataset_id)
-        if made is None or made.sha256 != sha256:
+        dataset = await find_dataset(session, tenant=tenant, dataset_id=dataset_id)
+        if dataset is None or dataset.sha256 != sha256:
             raise
-        return made
+        return dataset
     missing = sorted(set(range(1, max((part.number for part in there), default=1) + 1)) - {p.number for p in there})
     if missing:
         numbers = ", ".join(map(str, missing[:10])) + (", …" if len(missing) > 10 else "")
         raise Problem(problems.UPLOAD_INCOMPLETE, f"missing parts: {numbers}; parts are counted from 1 without gaps")
-    with draft(settings) as path:
+    with scratch_file(settings) as path:
         try:
-            found = await asyncio.to_thread(_join, storage, folder, there, path)
+            digest = await asyncio.to_thread(_join, storage, folder, there, path)
         except (TwoVersions, ObjectMissing) as error:
             raise Problem(problems.UPLOAD_INCOMPLETE, str(error)) from None
-        if found != sha256:
+        if digest != sha256:
             detail = (
-                f"the {len(there)} parts together have the sha256 {found}: compare the parts, send again what differs"
+                f"the {len(there)} parts together have the sha256 {digest}: compare the parts, send again what differs"
             )
             raise Problem(problems.UPLOAD_INCOMPLETE, detail)
-        end = end_of_new(expires_at, settings)
-        upload = Upload(path=path, bytes=path.stat().st_size, sha256=found, name=name, expires_at=end)
-        dataset = await keep_upload(
+        end = expiry_of_new(expires_at, settings)
+        upload = Upload(path=path, bytes=path.stat().st_size, sha256=digest, name=name, expires_at=end)
+        dataset = await store_dataset(
             session,
             tenant=tenant,
             upload=upload,
@@ -191,10 +219,10 @@ async def abort_upload(*, tenant: str, upload_id: str, storage: Storage) -> None
 
 def _join(storage: Storage, folder: str, there: list[Part], path: Path) -> str:
     with path.open("wb") as target:
-        return parts.joined(storage, folder, there, target)
+        return parts.concatenate(storage, folder, there, target)
 
 
 async def _forget(storage: Storage, folder: str) -> None:
-    """The dataset is there: parts that cannot be removed now are swept when they expire."""
+    """Remove the parts. Those that cannot be removed now are swept when they expire."""
     with contextlib.suppress(OSError):
         await asyncio.to_thread(storage.delete_under, folder)

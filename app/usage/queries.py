@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,8 +10,7 @@ from sqlalchemy import ColumnElement, Select, and_, func
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
-from app.db.pipeline import Transaction
-from app.db.tenancy import of_tenant, owned
+from app.db.tenancy import owned
 from app.usage.schemas import By, Period
 from core.ledger.tables import Attempt, Dataset, Job, UsageDay
 
@@ -20,7 +18,8 @@ CPU = "cpu"
 
 
 async def periods(session: AsyncSession, *, tenant: str, since: datetime, until: datetime, by: By) -> list[Period]:
-    """Those in which anything happened, in order; of jobs whole days. Flat: what ended jobs used is counted by day."""
+    """Periods with any usage, in order. Jobs are counted in whole days. Its cost does not grow with the number of jobs:
+    the usage of finished jobs is stored by day."""
 
     def by_period(statement: Select[Any], at: InstrumentedAttribute[Any], *sums: ColumnElement[Any]) -> Select[Any]:
         start = func.date_trunc(by.value, at, "UTC").label("start")
@@ -28,8 +27,8 @@ async def periods(session: AsyncSession, *, tenant: str, since: datetime, until:
 
     days = owned(UsageDay, tenant).where(UsageDay.day >= _midnight(since), UsageDay.day < until)
     counted = [func.sum(getattr(UsageDay, name)).label(name) for name in Period.model_fields if name != "start"]
-    # A clock that was set back meanwhile makes no time negative.
-    held = func.greatest(func.extract("epoch", func.clock_timestamp() - Attempt.started_at), 0)
+    # No negative time when the clock was set back.
+    held_seconds = func.greatest(func.extract("epoch", func.clock_timestamp() - Attempt.started_at), 0)
     now = owned(Job, tenant).where(Job.lease_until.is_not(None))
     now = now.join(Attempt, and_(Attempt.job_id == Job.id, Attempt.attempt == Job.attempt, Attempt.ended_at.is_(None)))
     now = now.where(Attempt.started_at >= _midnight(since), Attempt.started_at < until)
@@ -39,39 +38,22 @@ async def periods(session: AsyncSession, *, tenant: str, since: datetime, until:
         by_period(
             now,
             Attempt.started_at,
-            func.sum(held).label("worker_seconds"),
-            func.coalesce(func.sum(held).filter(Attempt.device != CPU), 0).label("gpu_seconds"),
+            func.sum(held_seconds).label("worker_seconds"),
+            func.coalesce(func.sum(held_seconds).filter(Attempt.device != CPU), 0).label("gpu_seconds"),
         ),
         by_period(datasets, Dataset.created_at, func.sum(Dataset.bytes).label("bytes_added")),
     )
-    found: dict[datetime, Counter[str]] = defaultdict(Counter)
+    by_start: dict[datetime, Counter[str]] = defaultdict(Counter)
     for statement in statements:
         for row in (await session.execute(statement)).all():
             values = row._asdict()
-            found[values.pop("start")].update({name: float(value) for name, value in values.items()})
+            by_start[values.pop("start")].update({name: float(value) for name, value in values.items()})
     return [
-        Period.model_validate({"start": start, **used}) for start, used in sorted(found.items()) if any(used.values())
+        Period.model_validate({"start": start, **used})
+        for start, used in sorted(by_start.items())
+        if any(used.values())
     ]
 
 
 def _midnight(moment: datetime) -> datetime:
     return moment.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-
-
-DATASET_BYTES = f"SELECT coalesce(sum(bytes), 0)::bigint AS bytes FROM {of_tenant(Dataset)} AND key IS NOT NULL"  # noqa: S608
-ARTIFACT_BYTES = f"""
-SELECT coalesce(sum(artifact_bytes), 0)::bigint AS bytes FROM {of_tenant(Job)} AND artifact_bytes IS NOT NULL
-"""  # noqa: S608 -- every part is ours
-
-
-@dataclass
-class _Sum:
-    bytes: int
-
-
-async def dataset_bytes(transaction: Transaction, *, tenant: str) -> int:
-    return (await transaction.rows(DATASET_BYTES, {"tenant": tenant}, of=_Sum))[0].bytes
-
-
-async def artifact_bytes(transaction: Transaction, *, tenant: str) -> int:
-    return (await transaction.rows(ARTIFACT_BYTES, {"tenant": tenant}, of=_Sum))[0].bytes

@@ -8,7 +8,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.web.moments import Moment
+from app.web.timestamps import Timestamp
 
 MOST_DAYS = 400
 
@@ -21,10 +21,10 @@ class By(StrEnum):
 class UsageQuery(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    since: Moment | None = Field(
+    since: Timestamp | None = Field(
         default=None, description="30 days before `until` when left out. Of jobs, whole days in UTC."
     )
-    until: Moment | None = Field(default=None, description="Now when left out.")
+    until: Timestamp | None = Field(default=None, description="Now when left out.")
     by: By = By.DAY
 
     @model_validator(mode="after")

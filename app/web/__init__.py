@@ -1,1 +1,4 @@
-"""What every route shares: problems, paging, idempotency, limits, telemetry."""
+"""What every route shares: problems, paging, idempotency, limits, files in ranges, telemetry.
+
+Imports ``db`` and ``core``, and knows no noun.
+"""

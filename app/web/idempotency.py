@@ -1,8 +1,8 @@
 """``Idempotency-Key``: a request that is sent twice is carried out once and answered twice.
 
-The answer is kept for 24 hours, written in the same transaction as what the request did, under an advisory lock that
-ends with it. So a crash leaves neither a half-made record nor a stuck key, and of two requests at once the second
-learns to wait (409).
+The answer is stored for 24 hours. It is written in the transaction of the request, under an advisory lock that ends
+with the transaction. So a crash leaves neither half a record nor a stuck key, and the second of two concurrent requests
+gets 409.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from app.web.problems import Problem
 from core.ledger.tables import IdempotencyRecord
 from core.secret import Seal
 
-KEPT = timedelta(hours=24)
+LIFETIME = timedelta(hours=24)
 SEALED = "sealed"
 KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
@@ -41,7 +41,7 @@ def checked_key(key: str) -> str:
 
 
 def digest_of(operation: str, body: Mapping[str, Any]) -> str:
-    """Equal for requests that ask for the same, whatever the order of their fields."""
+    """Equal for requests with the same operation and fields, in whatever order."""
     return hashlib.sha256(json.dumps([operation, body], sort_keys=True).encode()).hexdigest()
 
 
@@ -52,7 +52,7 @@ class _Lock:
 
 @dataclass(frozen=True)
 class _Answer:
-    """What the first request was answered."""
+    """The answer to the first request."""
 
     request_digest: str
     status_code: int
@@ -63,10 +63,10 @@ class _Answer:
 LOCK = "SELECT pg_try_advisory_xact_lock(hashtextextended(%(name)s, 0)) AS mine"
 RECALL = f"""
 SELECT {columns_of(_Answer)} FROM {of_tenant(IdempotencyRecord)}
-    AND key = %(key)s AND created_at > clock_timestamp() - %(kept)s AND status_code IS NOT NULL
+    AND key = %(key)s AND created_at > clock_timestamp() - %(lifetime)s AND status_code IS NOT NULL
 """  # noqa: S608 -- every part is ours
-# What is there already is older than 24 hours, or RECALL would have found it.
-REMEMBER = """
+# A row that conflicts is older than 24 hours: RECALL would have found a younger one.
+STORE = """
 INSERT INTO idempotency (tenant, key, request_digest, status_code, response, location)
 VALUES (%(tenant)s, %(key)s, %(request_digest)s, %(status_code)s, %(response)s, %(location)s)
 ON CONFLICT (tenant, key) DO UPDATE SET request_digest = excluded.request_digest, location = excluded.location,
@@ -78,86 +78,110 @@ IdempotencyKey = Annotated[str | None, Header(description="Makes a repeated requ
 
 
 @dataclass(frozen=True)
-class Made:
-    """What a request made, and where it is, if that is another place than before."""
+class Created:
+    """What a request made. ``location``: where it is, where that is not the path of the request."""
 
     view: BaseModel
     location: str | None
     status: int = 201
 
+    def answer(self, response: Response) -> BaseModel:
+        if self.location is not None:
+            response.headers["Location"] = self.location
+        return self.view
+
 
 @dataclass(frozen=True)
-class Once:
-    """A request that is carried out once, if it has a key; each time without."""
+class Replayed:
+    """The stored answer to an earlier request with the same key."""
+
+    stored: JSONResponse
+
+    @property
+    def location(self) -> str | None:
+        return self.stored.headers.get("Location")
+
+    def answer(self, response: Response) -> JSONResponse:
+        return self.stored
+
+
+Outcome = Created | Replayed
+
+
+def new_id_of(outcome: Outcome) -> str:
+    """The id of what the request made, or had made before."""
+    assert outcome.location is not None
+    return outcome.location.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class Idempotency:
+    """Carries out a request with a key once. A request without a key is carried out each time."""
 
     tenant: str
     key: str | None
     digest: str
     seal: Seal | None = None
-    """For an answer with a secret in it: what is kept of that opens nothing for who reads the database."""
+    """Seals the stored answer, where it holds a secret that readers of the database must not see."""
 
     @classmethod
     def of(
         cls, tenant: str, key: str | None, operation: str, body: Mapping[str, Any], *, seal: Seal | None = None
-    ) -> Once:
-        """Raises Problem 422 for a key that is none."""
+    ) -> Idempotency:
+        """Raises Problem 422 for a malformed key."""
         digest = "" if key is None else digest_of(operation, body)
         return cls(tenant, None if key is None else checked_key(key), digest, seal)
 
-    async def kept(self, sessions: Sessions) -> JSONResponse | None:
-        """The answer, if it was given before: a look, for who has work to do before the transaction begins."""
+    async def replay(self, sessions: Sessions) -> Replayed | None:
+        """The stored answer, if there is one. Saves the work that comes before the transaction."""
         if self.key is None:
             return None
-        return self._replay(await read(sessions, RECALL, self._values, of=_Answer, tenant=self.tenant))
+        return self._replayed(await read(sessions, RECALL, self._values, of=_Answer, tenant=self.tenant))
 
-    async def answer(
-        self, transaction: Transaction, response: Response, make: Callable[[], Awaitable[Made]]
-    ) -> BaseModel | JSONResponse:
-        """What ``make`` makes, its place in ``response``; or the kept answer to the same request.
+    async def run(self, transaction: Transaction, make: Callable[[], Awaitable[Created]]) -> Outcome:
+        """Run ``make`` and store its answer in the same transaction, or return the stored answer.
 
         Raises Problem: 409 while another transaction works on the same key, 422 when the key was used for another
         request.
         """
-        replay = await self._recalled(transaction)
-        if replay is not None:
-            return replay
-        made = await make()
-        await self._remember(transaction, made)
-        if made.location is not None:
-            response.headers["Location"] = made.location
-        return made.view
+        replayed = await self._locked_replay(transaction)
+        if replayed is not None:
+            return replayed
+        created = await make()
+        await self._store(transaction, created)
+        return created
 
-    async def remember(self, transaction: Transaction, made: Made) -> None:
-        """For who has made it already, in this transaction. Raises Problem 409 when another request with the key was
-        quicker: what was made is then to be undone, and the client's next try gets the other's answer."""
-        if await self._recalled(transaction) is not None:
+    async def store(self, transaction: Transaction, created: Created) -> None:
+        """For a caller that has made it already, in this transaction. Raises Problem 409 when another request with the
+        key was quicker: the caller undoes what it made, and the client's next try gets the other's answer."""
+        if await self._locked_replay(transaction) is not None:
             raise _in_progress()
-        await self._remember(transaction, made)
+        await self._store(transaction, created)
 
-    async def _recalled(self, transaction: Transaction) -> JSONResponse | None:
+    async def _locked_replay(self, transaction: Transaction) -> Replayed | None:
         if self.key is None:
             return None
-        locked, found = await transaction.run(
+        locks, answers = await transaction.run(
             Statement(LOCK, {"name": f"{self.tenant}\x1f{self.key}"}, _Lock),
             Statement(RECALL, self._values, _Answer),
         )
-        if not locked[0].mine:
+        if not locks[0].mine:
             raise _in_progress()
-        return self._replay(found)
+        return self._replayed(answers)
 
-    async def _remember(self, transaction: Transaction, made: Made) -> None:
+    async def _store(self, transaction: Transaction, created: Created) -> None:
         if self.key is None:
             return
-        said = made.view.model_dump(mode="json")
+        content = created.view.model_dump(mode="json")
         if self.seal is not None:
-            said = {SEALED: self.seal.seal(json.dumps(said), row=self._row)}
+            content = {SEALED: self.seal.seal(json.dumps(content), row=self._row)}
         answer = {
             "request_digest": self.digest,
-            "status_code": made.status,
-            "response": Jsonb(said),
-            "location": made.location,
+            "status_code": created.status,
+            "response": Jsonb(content),
+            "location": created.location,
         }
-        await transaction.run(Statement(REMEMBER, self._values | answer))
+        await transaction.run(Statement(STORE, self._values | answer))
 
     @property
     def _row(self) -> str:
@@ -165,12 +189,12 @@ class Once:
 
     @property
     def _values(self) -> dict[str, Any]:
-        return {"tenant": self.tenant, "key": self.key, "kept": KEPT}
+        return {"tenant": self.tenant, "key": self.key, "lifetime": LIFETIME}
 
-    def _replay(self, found: list[_Answer]) -> JSONResponse | None:
-        if not found:
+    def _replayed(self, answers: list[_Answer]) -> Replayed | None:
+        if not answers:
             return None
-        first = found[0]
+        first = answers[0]
         if first.request_digest != self.digest:
             raise Problem(
                 problems.IDEMPOTENCY_MISMATCH,
@@ -179,11 +203,11 @@ class Once:
             )
         headers = {"Idempotency-Replayed": "true"}
         headers |= {} if first.location is None else {"Location": first.location}
-        said = first.response
+        content = first.response
         if self.seal is not None:
-            said = json.loads(self.seal.open(said[SEALED], row=self._row))
+            content = json.loads(self.seal.open(content[SEALED], row=self._row))
             headers["Cache-Control"] = "no-store"
-        return JSONResponse(said, status_code=first.status_code, headers=headers)
+        return Replayed(JSONResponse(content, status_code=first.status_code, headers=headers))
 
 
 def _in_progress() -> Problem:

@@ -1,10 +1,10 @@
-"""Parts of files straight from the page cache to the socket: uvicorn's HTTP/1.1 protocol with ``sendfile``.
+"""Send parts of files from the page cache to the socket: uvicorn's HTTP/1.1 protocol with ``sendfile``.
 
     uvicorn --http app.web.kernel_copy:FileProtocol …
 
 uvicorn has no extension for it, so the connection puts ``send_file`` into the ``state`` of every request's scope. A
-response takes it from there with ``sender_of`` and works without it under any other server, or where the event loop
-cannot do it.
+response gets it with ``sender_of``. Under another server, or an event loop without ``sendfile``, there is none and the
+response reads the file itself.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ STATE = "send_file"
 PATIENCE = 30.0
 """Seconds."""
 PIECE = 1 << 20
-"""A quick reader could keep one call of ``sendfile`` busy for a whole file, and with it every other request."""
+"""Bytes of one call of ``sendfile``: a fast client would otherwise block the event loop for a whole file."""
 
 SendFile = Callable[[BinaryIO, int, int], Awaitable[None]]
 """``(file, start, length)``: send exactly these bytes as part of the response's body."""
 
 
 class FileCutShort(Exception):
-    """The file ended early. The connection is closed: no client takes what it has for the whole."""
+    """The file ended early. The connection is closed, so the client notices."""
 
 
 def sender_of(scope: Scope) -> SendFile | None:
-    """How this connection sends files by the kernel; None where it cannot."""
-    found: SendFile | None = scope.get("state", {}).get(STATE)
-    return found
+    """``send_file`` of this connection; None where the server has no ``sendfile``."""
+    sender: SendFile | None = scope.get("state", {}).get(STATE)
+    return sender
 
 
 class FileProtocol(H11Protocol):
@@ -55,8 +55,8 @@ class FileProtocol(H11Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        # asyncio does it for sockets that it opens itself; those of `uvicorn --workers` come from the parent process,
-        # and each answer waited 40 ms for the client's delayed acknowledgement.
+        # asyncio sets it on sockets that it opens itself. Those of `uvicorn --workers` come from the parent process,
+        # and each response waited 40 ms for the client's delayed acknowledgement.
         socket = transport.get_extra_info("socket")
         if socket.family in (AF_INET, AF_INET6):
             socket.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
@@ -68,8 +68,8 @@ class FileProtocol(H11Protocol):
         self._wait_for_client()
 
     def _wait_for_client(self) -> None:
-        """A client that begins a request and goes no further is let go: uvicorn waits for ever, and 3 000 such
-        connections cost a client nothing. A head has this long in all, a body for each of its pieces."""
+        """Close the connection of a client that does not finish its request: uvicorn waits for ever, and a client
+        opens 3 000 such connections easily. The timeout is for a head as a whole, and for each piece of a body."""
         state = self.conn.their_state
         begun = self.cycle is None or bool(self.conn.trailing_data[0])
         owed = state if state is h11.SEND_BODY or (state is h11.IDLE and begun) else None
@@ -81,7 +81,7 @@ class FileProtocol(H11Protocol):
             self._timer = self.loop.call_later(PATIENCE, self._give_up)
 
     def _give_up(self) -> None:
-        if self._owed is h11.SEND_BODY and self.flow.read_paused:  # it is we who do not read
+        if self._owed is h11.SEND_BODY and self.flow.read_paused:  # our side does not read
             self._timer = self.loop.call_later(PATIENCE, self._give_up)
         else:
             self.transport.abort()
@@ -93,13 +93,13 @@ class FileProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
-        self.app_state = {}  # it refers to this connection
+        self.app_state = {}  # breaks a reference cycle
         super().connection_lost(exc)
 
     async def send_file(self, file: BinaryIO, start: int, length: int) -> None:
         """After the response's start, whose ``Content-Length`` counts these bytes. Raises FileCutShort.
 
-        A client that goes away in the middle ends it quietly, as it does for any other body.
+        A client that disconnects ends it without an error, as with any other body.
         """
         if length == 0 or self.cycle.disconnected or self.transport.is_closing():
             return
@@ -113,7 +113,7 @@ class FileProtocol(H11Protocol):
                     raise FileCutShort(f"{end - start} bytes are missing")
                 start += sent
         except (ConnectionError, RuntimeError) as error:
-            # RuntimeError is what the loop says of a transport that is closing.
+            # The loop raises RuntimeError for a transport that is closing.
             if isinstance(error, RuntimeError) and not self.transport.is_closing():
                 raise
             self.cycle.disconnected = True
@@ -121,7 +121,7 @@ class FileProtocol(H11Protocol):
 
 
 class _Elsewhere:
-    """Stands for bytes that h11 never sees."""
+    """Stub for bytes that h11 counts and never sees."""
 
     def __init__(self, length: int) -> None:
         self._length = length

@@ -1,4 +1,4 @@
-"""Which of the representations that exist does the ``Accept`` header ask for (RFC 9110, section 12.5.1)."""
+"""Content negotiation: the representation that the ``Accept`` header prefers (RFC 9110, section 12.5.1)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def choose(accept: str | None, offered: Sequence[str]) -> str | None:
-    """The most wanted of ``offered`` (the first on a tie); None when the client accepts none of them."""
+    """The preferred one of ``offered``, the first on a tie; None when the client accepts none of them."""
     if not accept or not accept.strip():
         return offered[0]
     ranges = [_parse(part) for part in accept.split(",") if part.strip()]

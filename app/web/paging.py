@@ -1,7 +1,7 @@
 """Keyset paging, newest first, with opaque signed cursors.
 
-A cursor names the last row of a page, so rows that appear or vanish in between never repeat or skip one. It is signed
-because it goes straight into a query, and bound to the listing's filters because with others it would mean nothing.
+A cursor names the last row of a page, so rows that are added or deleted in between cause no repeated or skipped row. It
+is signed because it goes into a query, and bound to the filters of its listing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import binascii
 import hashlib
 import hmac
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -19,7 +19,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.access.auth import Keyring
 from app.db.tenancy import Owned
 from app.web import problems
 from app.web.problems import Problem
@@ -28,8 +27,14 @@ SIGNATURE = 16
 T = TypeVar("T")
 
 
+class Signer(Protocol):
+    """Signs cursors under the service's secret."""
+
+    def sign(self, payload: bytes) -> bytes: ...
+
+
 class PageQuery(BaseModel):
-    """The query parameters of every listing. A parameter that does not exist is refused, not ignored."""
+    """The query parameters of every listing. Unknown parameters are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -44,7 +49,7 @@ class Page(BaseModel, Generic[T]):
 
 
 class Placed(Protocol):
-    """A row that a cursor can name."""
+    """A row that a cursor can refer to."""
 
     @property
     def id(self) -> str: ...
@@ -55,28 +60,33 @@ class Placed(Protocol):
 RowT = TypeVar("RowT", bound=Placed)
 
 
+def as_page(rows: Iterable[RowT], cursor: str | None, view: Callable[[RowT], T]) -> Page[T]:
+    """``view`` of each row. ``cursor``: of the next page; None on the last page."""
+    return Page(data=[view(row) for row in rows], has_more=cursor is not None, next_cursor=cursor)
+
+
 async def page_of(
-    session: AsyncSession, statement: Select[Owned], table: type[Owned], *, query: PageQuery, keyring: Keyring
+    session: AsyncSession, statement: Select[Owned], table: type[Owned], *, query: PageQuery, signer: Signer
 ) -> tuple[Sequence[Owned], str | None]:
     """The rows of one page and the cursor of the next. Raises Problem for a cursor of another listing."""
-    last = last_seen(query, keyring, table.__tablename__)
+    last = last_seen(query, signer, table.__tablename__)
     if last is not None:
         statement = statement.where(tuple_(table.created_at, table.id) < tuple_(*last))
     statement = statement.order_by(table.created_at.desc(), table.id.desc()).limit(query.limit + 1)
-    return cut((await session.scalars(statement)).all(), query, keyring, table.__tablename__)
+    return cut((await session.scalars(statement)).all(), query, signer, table.__tablename__)
 
 
-def last_seen(query: PageQuery, keyring: Keyring, table: str) -> tuple[datetime, str] | None:
+def last_seen(query: PageQuery, signer: Signer, table: str) -> tuple[datetime, str] | None:
     """Time and id of the row that the page comes after; None for the first page. Raises Problem as ``page_of``."""
-    return None if query.cursor is None else _decode(keyring, query.cursor, _fingerprint(table, query))
+    return None if query.cursor is None else _decode(signer, query.cursor, _fingerprint(table, query))
 
 
-def cut(rows: Sequence[RowT], query: PageQuery, keyring: Keyring, table: str) -> tuple[Sequence[RowT], str | None]:
-    """``rows``: one more than a page holds, if there are so many. The page, and the cursor of the next."""
+def cut(rows: Sequence[RowT], query: PageQuery, signer: Signer, table: str) -> tuple[Sequence[RowT], str | None]:
+    """The page, and the cursor of the next. ``rows``: one more than ``query.limit``, if there are that many."""
     if len(rows) <= query.limit:
         return rows, None
     last = rows[query.limit - 1]
-    return rows[: query.limit], _encode(keyring, last.created_at, last.id, _fingerprint(table, query))
+    return rows[: query.limit], _encode(signer, last.created_at, last.id, _fingerprint(table, query))
 
 
 def _fingerprint(table: str, query: PageQuery) -> str:
@@ -84,18 +94,18 @@ def _fingerprint(table: str, query: PageQuery) -> str:
     return hashlib.sha256(json.dumps([table, filters], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _encode(keyring: Keyring, created_at: datetime, row_id: str, listing: str) -> str:
+def _encode(signer: Signer, created_at: datetime, row_id: str, listing: str) -> str:
     payload = json.dumps([created_at.isoformat(), row_id, listing], separators=(",", ":")).encode()
-    return base64.urlsafe_b64encode(keyring.sign(payload) + payload).rstrip(b"=").decode()
+    return base64.urlsafe_b64encode(signer.sign(payload) + payload).rstrip(b"=").decode()
 
 
-def _decode(keyring: Keyring, cursor: str, listing: str) -> tuple[datetime, str]:
+def _decode(signer: Signer, cursor: str, listing: str) -> tuple[datetime, str]:
     try:
         raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
         raw = b""
     signature, payload = raw[:SIGNATURE], raw[SIGNATURE:]
-    if not hmac.compare_digest(signature, keyring.sign(payload)):
+    if not hmac.compare_digest(signature, signer.sign(payload)):
         raise Problem(problems.INVALID_CURSOR, "the cursor is not one that this service gave out: start without it")
     created_at, row_id, its_listing = json.loads(payload)
     if its_listing != listing:

@@ -25,7 +25,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import Scope
 
-from app.db.engine import READ_ONLY, WallMissing
+from app.db.engine import READ_ONLY, ApiRoleMissing
 from core.contract.patterns import SAYS
 
 MEDIA_TYPE = "application/problem+json"
@@ -141,7 +141,7 @@ class ProblemDetails(BaseModel):
 class Problem(HTTPException):
     """Raise it anywhere below a route; the client gets the problem.
 
-    It is an ``HTTPException`` because FastAPI makes a plain 400 of any other exception while a body is read.
+    An ``HTTPException``, because FastAPI turns any other exception into a plain 400 while it reads a body.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class Problem(HTTPException):
 
 
 REPEATED = (IDEMPOTENCY_IN_PROGRESS, IDEMPOTENCY_MISMATCH)
-"""What may be answered to any request with an ``Idempotency-Key``."""
+"""Problems of any request with an ``Idempotency-Key``."""
 CREATION_REFUSED = (
     DATASET_NOT_FOUND,
     DATASET_EXPIRED,
@@ -172,11 +172,11 @@ CREATION_REFUSED = (
     BODY_TOO_LARGE,
     BUSY,
 )
-"""What may be answered to any request that makes jobs."""
+"""Problems of any request that creates jobs."""
 
 
 def documented(*kinds: ProblemType) -> dict[int | str, dict[str, Any]]:
-    """The ``responses`` of a route that can answer with these problems, and with those that every route can."""
+    """The ``responses`` of a route: these problems, and those of every route."""
     by_status: dict[int | str, list[ProblemType]] = {}
     for kind in (*kinds, UNAUTHENTICATED, MISSING_SCOPE, INVALID_REQUEST, RATE_LIMITED, INTERNAL, UNAVAILABLE):
         by_status.setdefault(kind.status, []).append(kind)
@@ -209,7 +209,7 @@ def problem_response(
         "errors": list(errors),
         "errors_total": sum(error.get("count", 1) for error in errors),
     }
-    # ASCII only: a message may quote a lone surrogate of the client's, which UTF-8 cannot carry.
+    # ASCII only: a message may quote a lone surrogate of the client, which UTF-8 cannot encode.
     content = json.dumps(body, ensure_ascii=True).encode("ascii")
     return Response(content, status_code=status or kind.status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
 
@@ -218,13 +218,13 @@ UNREACHABLE = (OperationalError, InterfaceError, psycopg.OperationalError, psyco
 
 
 def register(app: FastAPI) -> None:
-    """Make every exception that leaves a route a problem."""
+    """Turn every exception that leaves a route into a problem."""
     app.add_exception_handler(Problem, _problem)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(StarletteHTTPException, _http)
     for unstorable in (DataError, psycopg.DataError):
         app.add_exception_handler(unstorable, _unstorable)
-    for unreachable in (*UNREACHABLE, PoolTimeout, WallMissing):
+    for unreachable in (*UNREACHABLE, PoolTimeout, ApiRoleMissing):
         app.add_exception_handler(unreachable, _database_unavailable)
     for fault in (InternalError, psycopg.InternalError):
         app.add_exception_handler(fault, _database_fault)
@@ -271,7 +271,7 @@ async def _http(request: Request, error: Exception) -> Response:
 
 
 async def _unstorable(request: Request, error: Exception) -> Response:
-    """A value that passed validation and that PostgreSQL cannot hold: refused, not a fault."""
+    """PostgreSQL cannot store a value that passed validation: refuse the request."""
     log.warning("value refused by PostgreSQL: %s", error)
     return problem_response(request, INVALID_REQUEST, "a value of the request cannot be stored")
 
@@ -286,13 +286,13 @@ async def _database_unavailable(request: Request, error: Exception) -> Response:
 async def _database_fault(request: Request, error: Exception) -> Response:
     if getattr(getattr(error, "orig", error), "sqlstate", None) != READ_ONLY:
         return unhandled(request, error)
-    await request.app.state.service.engine.dispose()  # a server that is a replica now would refuse every write for ever
+    await request.app.state.service.engine.dispose()  # a server that became a replica refuses every write
     return await _database_unavailable(request, error)
 
 
 async def _storage_fault(request: Request, error: Exception) -> Response:
     assert isinstance(error, OSError)
-    if error.errno is None:  # not of the file system
+    if error.errno is None:  # not from the file system
         return unhandled(request, error)
     log.error("request %s: storage failed", request.scope.get("request_id"), exc_info=error)
     headers = {"Retry-After": "30"}
@@ -303,21 +303,21 @@ async def _storage_fault(request: Request, error: Exception) -> Response:
 
 
 def unhandled(request: Request, error: BaseException) -> Response:
-    """The last resort. The traceback goes to the log under the request id, never to the client."""
+    """The last resort. The log gets the traceback, with the request id; the client does not."""
     log.error("request %s: unhandled %s", request.scope.get("request_id"), type(error).__name__, exc_info=error)
     title = HTTPStatus.INTERNAL_SERVER_ERROR.phrase
     return problem_response(request, INTERNAL, f"{title}; the log has more under the request id")
 
 
 def _methods_at(request: Request) -> list[str]:
-    """Of all routes with this path: each knows only of its own, and RFC 9110 wants them all in ``Allow``."""
-    found = {method for method in METHODS if has_route(request.scope, method)}
-    return [method for method in METHODS if method in found or (method == "HEAD" and "GET" in found)]
+    """Methods of all routes with this path: RFC 9110 wants them all in ``Allow``."""
+    methods = {method for method in METHODS if has_route(request.scope, method)}
+    return [method for method in METHODS if method in methods or (method == "HEAD" and "GET" in methods)]
 
 
 def has_route(scope: Scope, method: str) -> bool:
-    asked = {**scope, "method": method}
-    return any(route.matches(dict(asked))[0] is Match.FULL for route in scope["app"].routes)
+    requested = {**scope, "method": method}
+    return any(route.matches(dict(requested))[0] is Match.FULL for route in scope["app"].routes)
 
 
 def _is_json(content_type: str) -> bool:
@@ -326,9 +326,8 @@ def _is_json(content_type: str) -> bool:
 
 
 def _pointer(location: Sequence[str | int]) -> str:
-    """``("body", "options", "seed")`` → ``/options/seed``; other parts of a request keep their name in front.
-
-    The whole body is the empty pointer, as RFC 6901 has it.
+    """``("body", "options", "seed")`` → ``/options/seed``. Other parts of a request keep their name in front. The whole
+    body is the empty pointer (RFC 6901).
     """
     parts = [str(part) for part in location]
     if parts and parts[0] == "body":
@@ -337,7 +336,7 @@ def _pointer(location: Sequence[str | int]) -> str:
 
 
 def sentence(item: Mapping[str, Any]) -> str:
-    """What pydantic found wrong, for people: ``item`` is one of its errors."""
+    """An error of pydantic as a sentence for people."""
     message = str(item["msg"]).removeprefix("Value error, ")
     context = item.get("ctx") or {}
     if item["type"] == "json_invalid":

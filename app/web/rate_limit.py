@@ -1,7 +1,7 @@
-"""A token bucket for each key, in this process: a request takes a token, tokens come back evenly.
+"""Rate limit: one token bucket for each key, in the memory of this process.
 
-In memory and not in Redis: it costs a request nothing, works without a broker, and a second API process only means
-that a key has a second bucket. See decision 0016.
+Not in Redis: it costs a request nothing and works without a broker. With a second API process each key has a second
+bucket. See decision 0016.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 WINDOW_SECONDS = 60
 MOST_KEYS = 10_000
-"""The bucket that was used least recently goes first; whoever owns it starts again with a full one."""
+"""Beyond it the least recently used bucket is dropped. Its owner starts again with a full one."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Decision:
     quota: int
     remaining: int
     retry_after: int
-    """Seconds until a token is there; 0 when one was."""
+    """Seconds until a token is available; 0 when the request was allowed."""
     full_after: int
     """Seconds until the bucket is full again."""
 
@@ -38,7 +38,7 @@ class Decision:
 
 
 class TokenBuckets:
-    """``per_minute`` requests at once, and as many in each further minute."""
+    """Allows a burst of ``per_minute`` requests, and as many in each further minute."""
 
     def __init__(self, per_minute: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._quota = per_minute

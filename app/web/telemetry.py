@@ -19,31 +19,31 @@ from core import tracing
 from core.logs import EXTRA, said_of
 
 HEADERS = "qe.headers"
-"""In the scope of a request: headers for its response, whoever makes it."""
+"""Key in the scope of a request: headers for its response."""
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 OTHER_METHOD = "other"
-"""In the metrics, for whatever else a client sends: a series for every word would fill the memory."""
+"""Label for unknown methods: a time series for each of them would fill the memory."""
 NAMED_IN_LOGS = ("job_id", "dataset_id", "key_id", "webhook_id")
-"""Parts of a path by which a line of the access log is found again."""
+"""Path parameters that the access log records."""
 NOT_TRACED = ("/healthz", "/readyz", "/metrics")
-"""Asked every few seconds by machines."""
+"""Probes call them every few seconds."""
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 64 * 1024 * 1024
 log = logging.getLogger("app.access")
 
 
 class Telemetry:
-    """The metrics of one application. A registry of its own, so that two applications in a process do not mix."""
+    """The metrics of one application, in a registry of its own: two applications in one process do not mix."""
 
     tracing: tracing.Tracing = tracing.OFF
     """Set when the application starts."""
 
-    looked_at = float("-inf")
-    """When the ledger was last asked for its figures."""
+    ledger_read_at = float("-inf")
+    """When the figures of the ledger were last read, on the monotonic clock."""
 
     def __init__(self) -> None:
-        self.looking = asyncio.Lock()
+        self.ledger_lock = asyncio.Lock()
         self.registry = CollectorRegistry()
         labels = ["method", "route", "status"]
         self.requests = Counter("qe_http_requests_total", "Answered requests.", labels, registry=self.registry)
@@ -65,7 +65,7 @@ class Telemetry:
 
 
 class TelemetryMiddleware:
-    """Gives every request an id, counts it, and answers what nobody else handled with a problem."""
+    """Gives every request an id, counts it, and turns unhandled exceptions into problems."""
 
     def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
         self._app = app
@@ -75,8 +75,8 @@ class TelemetryMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        scope["request_id"] = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        client_id = Headers(scope=scope).get("x-request-id", "")
+        scope["request_id"] = client_id if REQUEST_ID.fullmatch(client_id) else uuid.uuid4().hex
         status = 0
         traced = self._telemetry.tracing if scope["path"] not in NOT_TRACED else tracing.OFF
         span = traced.request(scope["method"], Headers(scope=scope))
@@ -104,7 +104,7 @@ class TelemetryMiddleware:
                     log.info("%s %s: the client went away", scope["method"], scope["path"][:200])
                 except Exception as error:
                     if status:
-                        raise  # half a response is out: only a broken connection is honest now
+                        raise  # part of the response was sent: only a broken connection tells the client
                     response = unhandled(Request(scope), error)
                     await response(scope, receive, send_with_id)
         finally:
@@ -146,9 +146,9 @@ def _end(span: tracing.Span, scope: Scope, route: str, status: int) -> None:
 
 
 class BodyLimitMiddleware:
-    """Refuses a body over the limit of its path: at once when it says its length, else as soon as it passes it.
+    """Refuses a body over the limit of its path: at once when its length is announced, else when it exceeds the limit.
 
-    A path in ``limits`` that ends with ``*`` stands for all that begin like it.
+    A key of ``limits`` that ends with ``*`` matches every operation with that prefix.
     """
 
     def __init__(self, app: ASGIApp, limit: int, limits: dict[str, int]) -> None:
@@ -161,7 +161,7 @@ class BodyLimitMiddleware:
             await self._app(scope, receive, send)
             return
         if {"content-length", "transfer-encoding"} <= set(Headers(scope=scope)):
-            # Two lengths: a proxy that believes the other one sees another next request (RFC 9112, section 6.3).
+            # Request smuggling: a proxy that uses the other length sees another next request (RFC 9112, section 6.3).
             detail = "a request has either Content-Length or Transfer-Encoding, and not both"
             refused = problem_response(Request(scope), MALFORMED_REQUEST, detail, headers={"Connection": "close"})
             await refused(scope, receive, send)
@@ -170,7 +170,7 @@ class BodyLimitMiddleware:
         detail = f"at most {limit} bytes are accepted here"
         announced = Headers(scope=scope).get("content-length", "0")
         if announced.isdecimal() and int(announced[:20]) > limit:
-            # The unread body would be taken for the next request, so the connection ends with this answer.
+            # The unread body would be parsed as the next request, so the connection ends with this response.
             response = problem_response(Request(scope), BODY_TOO_LARGE, detail, headers={"Connection": "close"})
             await response(scope, receive, lingering(send, receive))
             return
@@ -194,9 +194,9 @@ class BodyLimitMiddleware:
         await self._app(scope, limited, answer)
 
     def _limit_of(self, operation: str) -> int:
-        found = self._limits.get(operation)
-        if found is not None:
-            return found
+        limit = self._limits.get(operation)
+        if limit is not None:
+            return limit
         for path, limit in self._limits.items():
             if path.endswith("*") and operation.startswith(path[:-1]):
                 return limit
@@ -204,19 +204,19 @@ class BodyLimitMiddleware:
 
 
 def lingering(send: Send, receive: Receive) -> Send:
-    """A ``send`` that reads on for a moment before it lets the connection end.
+    """A ``send`` that reads the rest of the body for a moment before the connection ends.
 
-    A socket closed with unread bytes is reset, and the reset overtakes the answer: the client would learn of a broken
-    connection instead of what it did wrong (seen with 300 kB where 256 kB are allowed).
+    Closing a socket with unread bytes resets the connection, and the reset overtakes the response: the client would see
+    a broken connection instead of the problem (seen with 300 kB where 256 kB are allowed).
     """
 
     async def read_on() -> None:
-        left = LINGER_BYTES
-        while left > 0:
+        remaining = LINGER_BYTES
+        while remaining > 0:
             message = await receive()
             if message["type"] == "http.disconnect" or not message.get("more_body", False):
                 return
-            left -= len(message.get("body", b""))
+            remaining -= len(message.get("body", b""))
 
     async def send_and_linger(message: Message) -> None:
         if message["type"] != "http.response.body" or message.get("more_body", False):

@@ -1,4 +1,4 @@
-"""Blocking work in threads, without a connection in the hand and without a thread of the storage."""
+"""Blocking work in threads of its own, apart from the threads of the storage."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ MOST_THREADS = 100
 Found = TypeVar("Found")
 
 
-async def aside(work: Callable[[], Found], *, stop: Callable[[], None] | None = None) -> Found:
-    """Run ``work`` in a thread. ``app.web.turns`` bounds how many there are: none waits here.
+async def run_in_thread(work: Callable[[], Found], *, stop: Callable[[], None] | None = None) -> Found:
+    """Run ``work`` in a thread. ``app.web.limiter`` bounds the number of callers, so none waits here.
 
-    Who is cancelled keeps its turn until the thread ends, which nothing can cancel; ``stop`` is to make it end soon.
+    A cancelled caller waits until the thread ends, because a thread cannot be cancelled. ``stop`` makes it end soon.
     """
     running = asyncio.ensure_future(anyio.to_thread.run_sync(work, limiter=_limiter()))
     try:

@@ -1,4 +1,4 @@
-"""Reads of webhooks and their deliveries. Each raises Problem 404 for what is not there or another tenant's."""
+"""Reads of webhooks and their deliveries. Each raises Problem 404 for unknown ids and those of other tenants."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def deliveries_of(tenant: str, webhook_id: str, query: DeliveryQuery) -> Select[
 async def newest_deliveries(
     session: AsyncSession, *, tenant: str, webhook_ids: Sequence[str]
 ) -> dict[str, WebhookDelivery]:
-    """By webhook; those that were never sent anything are left out. One look into the index for each."""
+    """The newest delivery by webhook id; webhooks without deliveries are left out. One index lookup per webhook."""
     newest = [
         owned(WebhookDelivery, tenant)
         .with_only_columns(WebhookDelivery.id)

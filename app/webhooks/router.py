@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 
-from app.db.pipeline import joined
-from app.db.tenancy import owned
 from app.deps import ServiceDep, SessionDep, WebhooksReader, WebhooksWriter
 from app.web import problems
-from app.web.idempotency import IdempotencyKey, Made, Once
-from app.web.paging import Page, PageQuery, page_of
+from app.web.idempotency import IdempotencyKey
+from app.web.paging import Page, PageQuery
 from app.web.problems import documented
 from app.webhooks import queries, service
 from app.webhooks.schemas import (
-    DeliveryAttempt,
     DeliveryDetail,
     DeliveryQuery,
     DeliveryView,
@@ -26,7 +22,6 @@ from app.webhooks.schemas import (
     WebhookView,
     WebhookWithSecret,
 )
-from core.ledger.tables import Webhook, WebhookDelivery
 
 router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
 
@@ -44,7 +39,7 @@ router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
     ),
 )
 async def create(
-    wanted: NewWebhook,
+    new: NewWebhook,
     caller: WebhooksWriter,
     session: SessionDep,
     parts: ServiceDep,
@@ -52,18 +47,9 @@ async def create(
     idempotency_key: IdempotencyKey = None,
 ) -> Any:
     """Tell a URL of jobs. The answer is the only place where the secret ever stands."""
-
-    async def make() -> Made:
-        webhook, secret = await service.create_webhook(
-            session, tenant=caller.tenant, wanted=wanted, seal=parts.seal, settings=parts.settings
-        )
-        view = WebhookWithSecret(**WebhookView.of(webhook).model_dump(), secret=secret)
-        return Made(view, f"/v1/webhooks/{webhook.id}")
-
     response.headers["Cache-Control"] = "no-store"
-    body = wanted.model_dump(mode="json")
-    once = Once.of(caller.tenant, idempotency_key, "POST /v1/webhooks", body, seal=parts.seal)
-    return await once.answer(await joined(session), response, make)
+    created = await service.create_webhook_once(session, caller, parts, new=new, idempotency_key=idempotency_key)
+    return created.answer(response)
 
 
 @router.get("", responses=documented(problems.INVALID_CURSOR))
@@ -71,8 +57,7 @@ async def list_webhooks(
     query: Annotated[PageQuery, Query()], caller: WebhooksReader, session: SessionDep, parts: ServiceDep
 ) -> Page[WebhookView]:
     """Webhooks, newest first."""
-    rows, cursor = await page_of(session, owned(Webhook, caller.tenant), Webhook, query=query, keyring=parts.keyring)
-    return Page(data=[WebhookView.of(row) for row in rows], has_more=cursor is not None, next_cursor=cursor)
+    return await service.list_webhooks(session, tenant=caller.tenant, query=query, signer=parts.keyring)
 
 
 @router.get("/{webhook_id}", responses=documented(problems.NOT_FOUND))
@@ -119,18 +104,11 @@ async def rotate_secret(
     idempotency_key: IdempotencyKey = None,
 ) -> Any:
     """A new secret, shown this once. For a while the one before signs too, so that receivers can change over."""
-    keep_previous = timedelta(seconds=(rotation or Rotation()).keep_previous_s)
-
-    async def make() -> Made:
-        webhook, secret = await service.rotate_secret(
-            session, tenant=caller.tenant, webhook_id=webhook_id, keep_previous=keep_previous, seal=parts.seal
-        )
-        return Made(WebhookWithSecret(**WebhookView.of(webhook).model_dump(), secret=secret), None, status=200)
-
     response.headers["Cache-Control"] = "no-store"
-    operation, body = f"POST /v1/webhooks/{webhook_id}/rotate-secret", {"s": keep_previous.total_seconds()}
-    once = Once.of(caller.tenant, idempotency_key, operation, body, seal=parts.seal)
-    return await once.answer(await joined(session), response, make)
+    created = await service.rotate_secret_once(
+        session, caller, parts, webhook_id=webhook_id, rotation=rotation, idempotency_key=idempotency_key
+    )
+    return created.answer(response)
 
 
 @router.post("/{webhook_id}/ping", status_code=202, responses=documented(problems.NOT_FOUND, problems.WEBHOOK_DISABLED))
@@ -148,19 +126,15 @@ async def deliveries(
     parts: ServiceDep,
 ) -> Page[DeliveryView]:
     """Messages to this URL, newest first; finished ones are kept for 30 days."""
-    webhook = await queries.get_webhook(session, tenant=caller.tenant, webhook_id=webhook_id)
-    statement = queries.deliveries_of(caller.tenant, webhook.id, query)
-    rows, cursor = await page_of(session, statement, WebhookDelivery, query=query, keyring=parts.keyring)
-    return Page(data=[DeliveryView.of(row) for row in rows], has_more=cursor is not None, next_cursor=cursor)
+    return await service.list_deliveries(
+        session, tenant=caller.tenant, webhook_id=webhook_id, query=query, signer=parts.keyring
+    )
 
 
 @router.get("/{webhook_id}/deliveries/{delivery_id}", responses=documented(problems.NOT_FOUND))
 async def delivery(webhook_id: str, delivery_id: str, caller: WebhooksReader, session: SessionDep) -> DeliveryDetail:
     """One delivery: what was sent, and every attempt at it."""
-    found = await queries.get_delivery(session, tenant=caller.tenant, webhook_id=webhook_id, delivery_id=delivery_id)
-    attempts = await queries.attempts_at(session, tenant=caller.tenant, delivery_id=found.id)
-    log = [DeliveryAttempt.of(attempt) for attempt in attempts]
-    return DeliveryDetail(**DeliveryView.of(found).model_dump(), payload=found.payload, log=log)
+    return await service.view_delivery(session, tenant=caller.tenant, webhook_id=webhook_id, delivery_id=delivery_id)
 
 
 @router.post(

@@ -1,4 +1,4 @@
-"""Make, change and remove webhooks, and have messages sent again. The sending is the keeper's."""
+"""Create, change and delete webhooks, and queue deliveries. The keeper sends them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,30 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import func
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.access.quotas import one_at_a_time
+from app.access.auth import Caller
+from app.access.quotas import lock_tenant
 from app.audit.service import Action, note
+from app.db.pipeline import transaction_of
+from app.db.tenancy import owned
+from app.deps import Service
 from app.web import problems
+from app.web.idempotency import Created, Idempotency, Outcome
+from app.web.paging import Page, PageQuery, Signer, as_page, page_of
 from app.web.problems import Problem
-from app.webhooks.queries import count_webhooks, get_delivery, get_webhook
-from app.webhooks.schemas import DeliveryStatus, NewWebhook, WebhookChanges, WebhookStatus
+from app.webhooks.queries import attempts_at, count_webhooks, deliveries_of, get_delivery, get_webhook
+from app.webhooks.schemas import (
+    DeliveryAttempt,
+    DeliveryDetail,
+    DeliveryQuery,
+    DeliveryStatus,
+    DeliveryView,
+    NewWebhook,
+    Rotation,
+    WebhookChanges,
+    WebhookStatus,
+    WebhookView,
+    WebhookWithSecret,
+)
 from core.contract.ids import new_id
 from core.contract.webhook_url import BadUrl, read_url
 from core.ledger.outbox import PING
@@ -25,26 +43,93 @@ from core.settings import Settings
 SECRET_BYTES = 32
 
 
+async def create_webhook_once(
+    session: AsyncSession, caller: Caller, service: Service, *, new: NewWebhook, idempotency_key: str | None
+) -> Outcome:
+    """Create a webhook; a repeated request gets the same one. Raises Problem as ``create_webhook``."""
+
+    async def create() -> Created:
+        webhook, secret = await create_webhook(
+            session, tenant=caller.tenant, new=new, seal=service.seal, settings=service.settings
+        )
+        return Created(_with_secret(webhook, secret), f"/v1/webhooks/{webhook.id}")
+
+    body = new.model_dump(mode="json")
+    idempotency = Idempotency.of(caller.tenant, idempotency_key, "POST /v1/webhooks", body, seal=service.seal)
+    return await idempotency.run(await transaction_of(session), create)
+
+
+async def rotate_secret_once(
+    session: AsyncSession,
+    caller: Caller,
+    service: Service,
+    *,
+    webhook_id: str,
+    rotation: Rotation | None,
+    idempotency_key: str | None,
+) -> Outcome:
+    """Rotate the secret; a repeated request gets the same one. Raises Problem as ``rotate_secret``."""
+    keep_previous = timedelta(seconds=(rotation or Rotation()).keep_previous_s)
+
+    async def create() -> Created:
+        webhook, secret = await rotate_secret(
+            session, tenant=caller.tenant, webhook_id=webhook_id, keep_previous=keep_previous, seal=service.seal
+        )
+        return Created(_with_secret(webhook, secret), None, status=200)
+
+    operation, body = f"POST /v1/webhooks/{webhook_id}/rotate-secret", {"s": keep_previous.total_seconds()}
+    idempotency = Idempotency.of(caller.tenant, idempotency_key, operation, body, seal=service.seal)
+    return await idempotency.run(await transaction_of(session), create)
+
+
+def _with_secret(webhook: Webhook, secret: str) -> WebhookWithSecret:
+    return WebhookWithSecret(**WebhookView.of(webhook).model_dump(), secret=secret)
+
+
+async def list_webhooks(session: AsyncSession, *, tenant: str, query: PageQuery, signer: Signer) -> Page[WebhookView]:
+    """Newest first. Raises Problem for a cursor of another listing."""
+    rows, cursor = await page_of(session, owned(Webhook, tenant), Webhook, query=query, signer=signer)
+    return as_page(rows, cursor, WebhookView.of)
+
+
+async def list_deliveries(
+    session: AsyncSession, *, tenant: str, webhook_id: str, query: DeliveryQuery, signer: Signer
+) -> Page[DeliveryView]:
+    """Newest first. Raises Problem 404, and for a cursor of another listing."""
+    webhook = await get_webhook(session, tenant=tenant, webhook_id=webhook_id)
+    statement = deliveries_of(tenant, webhook.id, query)
+    rows, cursor = await page_of(session, statement, WebhookDelivery, query=query, signer=signer)
+    return as_page(rows, cursor, DeliveryView.of)
+
+
+async def view_delivery(session: AsyncSession, *, tenant: str, webhook_id: str, delivery_id: str) -> DeliveryDetail:
+    """With every attempt at it. Raises Problem 404."""
+    row = await get_delivery(session, tenant=tenant, webhook_id=webhook_id, delivery_id=delivery_id)
+    attempts = await attempts_at(session, tenant=tenant, delivery_id=row.id)
+    log = [DeliveryAttempt.of(attempt) for attempt in attempts]
+    return DeliveryDetail(**DeliveryView.of(row).model_dump(), payload=row.payload, log=log)
+
+
 async def create_webhook(
-    session: AsyncSession, *, tenant: str, wanted: NewWebhook, seal: Seal, settings: Settings
+    session: AsyncSession, *, tenant: str, new: NewWebhook, seal: Seal, settings: Settings
 ) -> tuple[Webhook, str]:
     """The row and the secret. Raises Problem for a URL that is refused, or beyond the number that a tenant may have."""
-    _check_url(wanted.url, settings)
-    await one_at_a_time(session, tenant)
+    _check_url(new.url, settings)
+    await lock_tenant(session, tenant)
     if await count_webhooks(session, tenant=tenant) >= settings.max_webhooks:
         raise Problem(problems.TOO_MANY_WEBHOOKS, f"at most {settings.max_webhooks}: remove one, or change one")
     webhook_id, secret = new_id("wh"), new_secret()
     webhook = Webhook(
         id=webhook_id,
         tenant=tenant,
-        url=wanted.url,
-        event_types=list(wanted.event_types),
-        description=wanted.description,
+        url=new.url,
+        event_types=list(new.event_types),
+        description=new.description,
         secret=seal.seal(secret, row=webhook_id),
     )
     session.add(webhook)
     await session.flush()
-    await note(session, Action.WEBHOOK_CREATED, webhook_id, url=wanted.url)
+    await note(session, Action.WEBHOOK_CREATED, webhook_id, url=new.url)
     await session.refresh(webhook)
     return webhook, secret
 
@@ -72,7 +157,7 @@ async def change_webhook(
 async def rotate_secret(
     session: AsyncSession, *, tenant: str, webhook_id: str, keep_previous: timedelta, seal: Seal
 ) -> tuple[Webhook, str]:
-    """A new secret signs from now on, and the one before beside it for ``keep_previous``. Raises Problem 404."""
+    """Set a new secret. The previous one signs too for ``keep_previous``. Raises Problem 404."""
     webhook = await get_webhook(session, tenant=tenant, webhook_id=webhook_id, lock=True)
     secret = new_secret()
     webhook.previous_secret = webhook.secret if keep_previous else None
@@ -89,7 +174,7 @@ async def remove_webhook(session: AsyncSession, *, tenant: str, webhook_id: str)
 
 
 async def ping(session: AsyncSession, *, tenant: str, webhook_id: str) -> WebhookDelivery:
-    """A message to try the endpoint with. Raises Problem 404, or 409 when the webhook is disabled."""
+    """Queue a test message. Raises Problem 404, or 409 when the webhook is disabled."""
     webhook = await get_webhook(session, tenant=tenant, webhook_id=webhook_id, lock=True)
     _check_enabled(webhook)
     now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
@@ -109,7 +194,7 @@ async def ping(session: AsyncSession, *, tenant: str, webhook_id: str) -> Webhoo
 
 
 async def redeliver(session: AsyncSession, *, tenant: str, webhook_id: str, delivery_id: str) -> WebhookDelivery:
-    """Send the same message now, with the whole schedule before it. Raises Problem 404, 409 as ``ping``."""
+    """Queue the same message again, with a new retry schedule. Raises Problem 404, 409 as ``ping``."""
     _check_enabled(await get_webhook(session, tenant=tenant, webhook_id=webhook_id, lock=True))
     delivery = await get_delivery(session, tenant=tenant, webhook_id=webhook_id, delivery_id=delivery_id, lock=True)
     delivery.status = DeliveryStatus.PENDING.value
@@ -123,7 +208,7 @@ async def redeliver(session: AsyncSession, *, tenant: str, webhook_id: str, deli
 
 
 def new_secret() -> str:
-    """As Standard Webhooks writes them: ``whsec_`` and base64 of 32 random bytes."""
+    """A secret in the format of Standard Webhooks: ``whsec_`` and base64 of 32 random bytes."""
     return "whsec_" + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
 
 

@@ -39,9 +39,9 @@ async def supply(api: Api, target: Path, *, enough: int = ENOUGH) -> None:
         dataset = await _dataset(api)
         for name, make in MAKERS.items():
             found[name] = [await make(api, dataset) for _ in range(enough)]
-        draft = target.with_suffix(".draft")
-        draft.write_text(json.dumps(found))
-        draft.rename(target)
+        scratch_file = target.with_suffix(".draft")
+        scratch_file.write_text(json.dumps(found))
+        scratch_file.rename(target)
         await asyncio.sleep(5)
 
 

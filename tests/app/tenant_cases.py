@@ -168,7 +168,7 @@ DASHBOARD = {
     "POST /webhooks": "form",
     "GET /webhooks/{webhook_id}": "object",
     "POST /webhooks/{webhook_id}/change": "object",
-    "POST /webhooks/{webhook_id}/status/{wanted}": "object",
+    "POST /webhooks/{webhook_id}/status/{status}": "object",
     "POST /webhooks/{webhook_id}/rotate": "object",
     "POST /webhooks/{webhook_id}/ping": "object",
     "POST /webhooks/{webhook_id}/delete": "object",

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.datasets.audio import BadAudio, read_header
-from app.datasets.rows import check_row
+from app.parsing.audio import BadAudio, read_header
+from app.parsing.row_checks import check_row
 from core.settings import Settings
 from tests.app.conftest import Api, ok, problem
 from tests.app.test_datasets import jsonl, kept, upload

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from app.datasets import contents
 from app.datasets.upload import uploads_directory
+from app.parsing import contents
 from core.settings import Settings
 from tests.app.conftest import Api, ok, problem, started
 from tests.app.test_audio_headers import row as heard

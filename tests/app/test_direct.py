@@ -11,10 +11,10 @@ import psycopg
 import pytest
 from sqlalchemy import AsyncAdaptedQueuePool
 
-from app.db.engine import WallMissing, create_engine, create_sessions, tenant_session
-from app.db.pipeline import Statement, columns_of, joined, look_up, read, transaction
-from app.jobs.notify import Ringer
+from app.db.engine import ApiRoleMissing, create_engine, create_sessions, tenant_session
+from app.db.pipeline import Statement, columns_of, read, read_across_tenants, transaction, transaction_of
 from app.jobs.rows import JobRow
+from app.web.wakeups import WorkerNotifier
 from core.contract.events import EventType
 from core.ledger.outbox import ANNOUNCED
 from core.ledger.tables import Job
@@ -69,8 +69,8 @@ async def test_a_read_is_behind_the_wall_of_its_tenant_and_the_next_is_not(api: 
     for tenant, jobs in (("default", 1), ("acme", 0), ("it's 100%s", 0)):
         assert await read(sessions, WHO, {}, of=Who, tenant=tenant) == [Who("qe_api", tenant)]
         assert await read(sessions, COUNT, {}, of=Number, tenant=tenant) == [Number(jobs)]
-    assert await look_up(sessions, WHO, {}, of=Who) == [Who("postgres", None)]
-    assert await look_up(sessions, COUNT, {}, of=Number) == [Number(1)]
+    assert await read_across_tenants(sessions, WHO, {}, of=Who) == [Who("postgres", None)]
+    assert await read_across_tenants(sessions, COUNT, {}, of=Number) == [Number(1)]
 
 
 async def test_a_transaction_is_kept_whole_or_not_at_all_and_leaves_a_clean_connection(api: Api) -> None:
@@ -88,13 +88,13 @@ async def test_a_transaction_is_kept_whole_or_not_at_all_and_leaves_a_clean_conn
     async with transaction(sessions, "acme") as foreign:
         await foreign.run(Statement(rename, {"name": "e"}))
     assert api.execute("SELECT name FROM jobs") == [("b",)]
-    assert await look_up(sessions, WHO, {}, of=Who) == [Who("postgres", None)]
+    assert await read_across_tenants(sessions, WHO, {}, of=Who) == [Who("postgres", None)]
 
 
 async def test_texts_join_the_transaction_of_a_session(api: Api) -> None:
     await api.create_job()
     async with tenant_session(api.service.sessions, lambda: "default") as session, session.begin():
-        inside = await joined(session)
+        inside = await transaction_of(session)
         assert await inside.rows(WHO, {}, of=Who) == [Who("qe_api", "default")]
         await inside.run(Statement("UPDATE jobs SET name = 'x'"))
         await session.rollback()
@@ -105,7 +105,7 @@ async def test_a_connection_that_broke_does_not_go_back_to_the_pool(api: Api) ->
     sessions, kill = api.service.sessions, "SELECT pg_terminate_backend(pg_backend_pid()) AS number"
     for _ in range(3):
         with pytest.raises(psycopg.OperationalError):
-            await look_up(sessions, kill, {}, of=Number)
+            await read_across_tenants(sessions, kill, {}, of=Number)
         assert await read(sessions, "SELECT 1 AS number", {}, of=Number, tenant="default") == [Number(1)]
 
 
@@ -131,7 +131,7 @@ async def test_who_is_cancelled_leaves_no_connection_behind(api: Api, where: str
         await task
     for _ in range(3):
         assert await read(sessions, WHO, {}, of=Who, tenant="default") == [Who("qe_api", "default")]
-        assert await look_up(sessions, WHO, {}, of=Who) == [Who("postgres", None)]
+        assert await read_across_tenants(sessions, WHO, {}, of=Who) == [Who("postgres", None)]
     assert time.monotonic() - began < 20
     pool = api.service.engine.pool
     assert isinstance(pool, AsyncAdaptedQueuePool)
@@ -143,7 +143,7 @@ async def test_a_login_that_cannot_build_the_wall_is_told_what_to_do(postgres: P
         admin.execute("CREATE ROLE nobody LOGIN")
     engine = create_engine(database_url.replace("//postgres@", "//nobody@"))
     try:
-        with pytest.raises(WallMissing, match="qe_api is missing or not granted: run `qe migrate`"):
+        with pytest.raises(ApiRoleMissing, match="qe_api is missing or not granted: run `qe migrate`"):
             await read(create_sessions(engine), WHO, {}, of=Who, tenant="default")
     finally:
         await engine.dispose()
@@ -167,16 +167,16 @@ class HeldBell:
 
 async def test_what_is_made_while_a_ring_is_under_way_is_rung_for_together(caplog: pytest.LogCaptureFixture) -> None:
     bell = HeldBell()
-    ringer = Ringer(bell)
-    await ringer.ring("job_1")
+    ringer = WorkerNotifier(bell)
+    await ringer.notify("job_1")
     await asyncio.sleep(0)  # the first ring begins
     for number in (2, 3, 4):
-        await ringer.ring(f"job_{number}")
+        await ringer.notify(f"job_{number}")
     bell.open.set()
     await ringer.close()
     assert bell.rung == [("job_1",), ("job_2", "job_3", "job_4")]
     assert "bell for job_2, job_3, job_4 not rung, the keeper will: gone" in caplog.text
-    await ringer.ring("job_5")
+    await ringer.notify("job_5")
     await ringer.close()
     assert bell.rung[-1] == ("job_5",)
 
@@ -189,6 +189,6 @@ async def test_a_read_whose_connection_goes_before_its_answer_is_asked_once_more
         " WHEN 1 THEN pg_terminate_backend(pg_backend_pid())::integer ELSE 7 END $$"
     )
     sessions, ask = api.service.sessions, "SELECT cut_once() AS number"
-    assert await look_up(sessions, ask, {}, of=Number) == [Number(7)]
+    assert await read_across_tenants(sessions, ask, {}, of=Number) == [Number(7)]
     api.execute("ALTER SEQUENCE cuts RESTART")
     assert await read(sessions, ask, {}, of=Number, tenant="default") == [Number(7)]

@@ -212,14 +212,14 @@ async def test_many_followers_cost_the_database_no_more_than_one(api: Api) -> No
 
     async def follow() -> bytes:
         stream = stream_events(
-            api.service.feed, sessions, tenant="default", job_id=job_id, after=0, still_allowed=always
+            api.app.state.feed, sessions, tenant="default", job_id=job_id, after=0, still_allowed=always
         )
         return b"".join([part async for part in stream])
 
     following = [asyncio.create_task(follow()) for _ in range(followers)]
-    while api.service.feed.followers < followers:
+    while api.app.state.feed.followers < followers:
         await asyncio.sleep(0.01)
-    while not any(channel.known for channel in api.service.feed._channels.values()):
+    while not any(channel.known for channel in api.app.state.feed._channels.values()):
         await asyncio.sleep(0.01)
     for block in range(20):
         await asyncio.to_thread(api.append_event, job_id, "job.block", {"block": block})
@@ -229,7 +229,7 @@ async def test_many_followers_cost_the_database_no_more_than_one(api: Api) -> No
     ids = [int(line[4:]) for line in received[0].decode().splitlines() if line.startswith("id: ")]
     assert ids == list(range(1, 23))
     assert len(statements) < followers
-    assert api.service.feed.followers == 0
+    assert api.app.state.feed.followers == 0
 
 
 async def test_a_follower_that_lags_behind_the_tail_still_gets_everything(
@@ -242,7 +242,7 @@ async def test_a_follower_that_lags_behind_the_tail_still_gets_everything(
 
     async def follow_slowly() -> None:
         stream = stream_events(
-            api.service.feed, sessions, tenant="default", job_id=job_id, after=0, still_allowed=always
+            api.app.state.feed, sessions, tenant="default", job_id=job_id, after=0, still_allowed=always
         )
         async for part in stream:
             seen.extend(int(line[4:]) for line in part.decode().splitlines() if line.startswith("id: "))
@@ -252,7 +252,7 @@ async def test_a_follower_that_lags_behind_the_tail_still_gets_everything(
     slow = asyncio.create_task(follow_slowly())
     for block in range(30):
         await asyncio.to_thread(api.append_event, job_id, "job.block", {"block": block})
-        for channel in api.service.feed._channels.values():
+        for channel in api.app.state.feed._channels.values():
             while len(channel.tail) > 4:
                 channel.tail.popleft()
     await asyncio.to_thread(api.end, job_id, "succeeded")
@@ -265,7 +265,7 @@ async def test_a_feed_that_fails_sends_its_followers_home_and_looks_again(
 ) -> None:
     """Whatever it is: the one task for all that follow would be gone, and they would wait for ever."""
     job_id = (await api.create_job())["id"]
-    look, failed = type(api.service.feed)._look, []
+    look, failed = type(api.app.state.feed)._look, []
 
     async def failing(feed: Any) -> None:
         await look(feed)
@@ -273,7 +273,7 @@ async def test_a_feed_that_fails_sends_its_followers_home_and_looks_again(
             failed.append(feed)
             raise RuntimeError("nobody thought of this")
 
-    monkeypatch.setattr(type(api.service.feed), "_look", failing)
+    monkeypatch.setattr(type(api.app.state.feed), "_look", failing)
     async with served(api) as client, asyncio.timeout(10):
         assert await collect(client, job_id) == [1]
         assert failed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.web import figures
+from app.web import number_format as figures
 
 
 @pytest.mark.parametrize(

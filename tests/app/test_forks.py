@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.db.engine import tenant_session
-from app.jobs.fork import Takeover, merge, takeover
+from app.jobs.fork import Reuse, merge, reuse_of
 from app.ui import job_form
 from core.contract.block_files import CALLS_FILES
 from core.contract.spec import JobSpec
@@ -129,21 +129,21 @@ def leave_blocks(api: Api, job_id: str, blocks: int, *, calls_only: bool = False
         )
 
 
-async def found_of(api: Api, job_id: str, **changes: Any) -> Takeover:
+async def found_of(api: Api, job_id: str, **changes: Any) -> Reuse:
     async with tenant_session(api.service.sessions, lambda: "default") as session:
         parent = await session.get_one(Job, job_id)
         spec = JobSpec.model_validate(merge(parent.spec, changes))
-        return await takeover(session, parent=parent, spec=spec)
+        return await reuse_of(session, parent=parent, spec=spec)
 
 
 async def test_what_a_fork_takes_over_is_known_before_it_is_made(api: Api) -> None:
     job = (await api.create_job(options={"seed": 3}))["id"]
-    assert await found_of(api, job) == Takeover(calibration=False, blocks=0, changed=[], gone=True)
+    assert await found_of(api, job) == Reuse(calibration=False, blocks=0, changed=[], gone=True)
     leave_blocks(api, job, 5)
     same = {"accept_if": {"max_kl": 1.0}, "labels": {"a": "b"}, "name": "n", "timeout_s": 60}
-    assert await found_of(api, job, **same) == Takeover(calibration=True, blocks=5, changed=[], gone=False)
+    assert await found_of(api, job, **same) == Reuse(calibration=True, blocks=5, changed=[], gone=False)
     other = await found_of(api, job, scheme="W4A8", options={"experts": 2})
-    assert other == Takeover(calibration=True, blocks=0, changed=["options.experts", "scheme"], gone=False)
+    assert other == Reuse(calibration=True, blocks=0, changed=["options.experts", "scheme"], gone=False)
     for rows in ({"seed": 4}, {"samples": 9}, {"vision": "quantize"}):
         assert not (await found_of(api, job, options=rows)).calibration
     assert not (await found_of(api, job, calibration={"split": "test"})).calibration
@@ -190,7 +190,7 @@ async def test_a_fork_that_writes_the_commit_out_keeps_to_it(api: Api) -> None:
 async def test_a_job_that_succeeded_leaves_its_calibration(api: Api) -> None:
     job = (await api.create_job())["id"]
     leave_blocks(api, job, 2, calls_only=True)
-    assert await found_of(api, job) == Takeover(calibration=True, blocks=0, changed=[], gone=False)
+    assert await found_of(api, job) == Reuse(calibration=True, blocks=0, changed=[], gone=False)
 
 
 @pytest.mark.parametrize(

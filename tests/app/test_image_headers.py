@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from app.datasets.images import BadImage, read_header
+from app.parsing.images import BadImage, read_header
 
 VARIANTS = {
     "png": ("PNG", "RGB", {}),

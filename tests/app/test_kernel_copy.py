@@ -23,7 +23,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from app.artifacts.content import Piece, PiecesResponse, Stored, cut, length_of
+from app.web.file_response import Piece, PiecesResponse, Stored, cut, length_of
 from app.web.kernel_copy import PIECE, FileProtocol
 from core.storage import LocalStorage
 

@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from functools import partial
 
 import httpx
 import psycopg
@@ -14,6 +15,7 @@ import pytest
 
 from app.access.quotas import STORAGE_LOCK, StorageMeter
 from app.db.engine import create_engine
+from app.uploads.parts import bytes_of_tenant
 from app.web.rate_limit import TokenBuckets
 from core.settings import Settings
 from core.storage import storage_from_url
@@ -182,7 +184,7 @@ async def test_parts_count_against_new_jobs_too(api: Api) -> None:
 async def test_a_store_that_is_away_is_no_reason_to_refuse_a_job(object_store: ObjectStore, settings: Settings) -> None:
     away = object_store.bucket().replace(object_store.endpoint, "http://127.0.0.1:9")
     engine = create_engine(str(settings.database_url))
-    assert await StorageMeter(storage_from_url(away), engine).unfinished("default") == 0
+    assert await StorageMeter(partial(bytes_of_tenant, storage_from_url(away)), engine).unfinished("default") == 0
 
 
 async def test_one_tenant_may_have_bounds_of_its_own(api: Api) -> None:

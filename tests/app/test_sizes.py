@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from app.web import sizes
+from app.comparisons.plot import size_ticks
+from quant_experts.planning.units import UNITS
 
 
 @pytest.mark.parametrize(
-    ("size", "said"),
+    ("size", "text"),
     [
         (0, "0 B"), (1023, "1,023 B"), (1024, "1 KiB"), (1_048_000, "1023 KiB"), (1_048_576, "1 MiB"),
         (1_023_000, "999 KiB"), (1_023_999, "1000 KiB"), (6_214_000_000, "5.79 GiB"), (2**60, "1048576 TiB"),
     ],
 )  # fmt: skip
-def test_a_size_is_said_in_three_digits(size: int, said: str) -> None:
-    assert sizes.said(size) == said
+def test_a_size_is_said_in_three_digits(size: int, text: str) -> None:
+    assert said(size) == text
 
 
 @pytest.mark.parametrize(
@@ -27,8 +28,8 @@ def test_a_size_is_said_in_three_digits(size: int, said: str) -> None:
     ],
 )
 def test_an_axis_has_round_sizes_where_they_are(low: float, high: float, labels: list[str]) -> None:
-    found = sizes.ticks(low, high)
+    found = size_ticks(low, high)
     assert [label for _, label in found] == labels
     for size, label in found:
         assert low <= size <= high
-        assert size == pytest.approx(float(label.split()[0]) * 1024 ** sizes.UNITS.index(label.split()[1]))
+        assert size == pytest.approx(float(label.split()[0]) * 1024 ** UNITS.index(label.split()[1]))

@@ -184,14 +184,14 @@ def test_an_owner_without_the_right_is_told_what_to_ask_for_and_then_needs_no_mo
 
 VERBS = {"select", "update", "delete", "insert", "exists", "aliased", "get", "get_one", "select_from", "from_statement"}
 EXCEPTIONS = {
-    "auth.py identify_digest": "finds the key by its digest, before anybody's tenant is known",
-    "auth.py is_valid": "looks at the caller's own key again",
-    "auth.py _touch": "says of the key that was found that it was used",
+    "access/auth.py identify_digest": "finds the key by its digest, before anybody's tenant is known",
+    "access/auth.py is_valid": "looks at the caller's own key again",
+    "access/auth.py _touch": "says of the key that was found that it was used",
     "audit/service.py NOTE": "writes the actor's tenant",
-    "idempotency.py REMEMBER": "writes the caller's tenant",
+    "web/idempotency.py STORE": "writes the caller's tenant",
     "jobs/creation.py CREATE": "writes the caller's tenant",
     "jobs/creation.py FIRST_EVENT": "of the job that was made just before it",
-    "plans/service.py keep_plan": "writes the caller's tenant",
+    "plans/service.py store_plan": "writes the caller's tenant",
     "hub/queries.py _sha_of_files": "correlated to the jobs of the query around it, which is the tenant's",
     "system/queries.py workers_seen": "every worker; joins the tenant's jobs only",
     "system/queries.py unfinished_jobs": "sums over all tenants",

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from app.web.limiter import TenantLimiter
 from app.web.problems import Problem
-from app.web.turns import Turns
 from core.storage import LocalStorage
 from quant_experts.planning.hub import _Reader
 from tests.app.conftest import Api, ok, problem, served
@@ -136,12 +136,12 @@ async def test_a_hub_that_is_slow_keeps_nobody_from_the_files(
 
 
 async def test_tenants_take_turns_and_one_has_no_more_than_its_share() -> None:
-    turns = Turns(most=2, each=1)
+    turns = TenantLimiter(most=2, each=1)
     came: list[str] = []
     free = asyncio.Event()
 
     async def work(tenant: str) -> None:
-        async with turns.turn(tenant):
+        async with turns.slot(tenant):
             came.append(tenant)
             await free.wait()
 
@@ -155,15 +155,15 @@ async def test_tenants_take_turns_and_one_has_no_more_than_its_share() -> None:
 
 
 async def test_who_stops_waiting_keeps_no_place() -> None:
-    turns = Turns(most=1, each=1, waiting=1)
-    async with turns.turn("a"):
-        second = asyncio.create_task(turns.turn("a").__aenter__())
+    turns = TenantLimiter(most=1, each=1, waiting=1)
+    async with turns.slot("a"):
+        second = asyncio.create_task(turns.slot("a").__aenter__())
         await asyncio.sleep(0)
         with pytest.raises(Problem):
-            await turns.turn("a").__aenter__()
+            await turns.slot("a").__aenter__()
         second.cancel()
         await asyncio.gather(second, return_exceptions=True)
-        third = asyncio.create_task(turns.turn("a").__aenter__())
+        third = asyncio.create_task(turns.slot("a").__aenter__())
         await asyncio.sleep(0)
         assert not third.done()
     await asyncio.wait_for(third, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.ui import words
+from app.ui import formats as words
 from core.settings import Settings
 from tests.app.conftest import Api, ok, problem, started
 from tests.app.tenant_cases import CREATES

@@ -94,17 +94,17 @@ def _install(package: Package, unpack: Callable[[tarfile.TarFile, Path, Path], N
         return
     print(f"{package.name} {package.version} → {package.directory}")
     package.directory.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=package.directory.parent))
+    scratch_file = Path(tempfile.mkdtemp(dir=package.directory.parent))
     try:
         with tarfile.open(fileobj=io.BytesIO(_tarball(package))) as archive:
-            unpack(archive, draft, package.directory)
-        draft.chmod(0o755)
-        draft.rename(package.directory)
+            unpack(archive, scratch_file, package.directory)
+        scratch_file.chmod(0o755)
+        scratch_file.rename(package.directory)
     except OSError:
         if not package.directory.is_dir():  # somebody else was first
             raise
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(scratch_file, ignore_errors=True)
 
 
 def _tarball(package: Package) -> bytes:

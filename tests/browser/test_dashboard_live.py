@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from playwright.async_api import Browser, Route, expect
 
-from app.ui.words import ago
+from app.ui.formats import ago
 from tests.app.conftest import Api, ok
 from tests.app.test_client_terminal import serving
 from tests.browser.dashboard import Dashboard, opened
@@ -111,7 +111,7 @@ async def test_ages_grow_as_the_service_says_them_and_point_at_the_time(
             def now(cls, tz: object = None) -> datetime:  # type: ignore[override]
                 return now + timedelta(seconds=skew)
 
-        monkeypatch.setattr("app.ui.words.datetime", Frozen)
+        monkeypatch.setattr("app.ui.formats.datetime", Frozen)
         assert said == [ago(moment) for moment in moments]
         monkeypatch.undo()
         await window.sign_in()

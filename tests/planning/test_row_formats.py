@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.datasets.rows import check_row
-from app.datasets.validation import InvalidRows, validate
+from app.parsing.row_checks import check_row
+from app.parsing.validation import InvalidRows, validate
 from core.settings import Settings
 from quant_experts.calibration.rows import BadRow, Row, parse_row
 from quant_experts.calibration.samples import open_rows

@@ -1,7 +1,7 @@
 """Format and size of an image from its first bytes: PNG, JPEG or WEBP. Nothing is decoded here.
 
-Decoding hostile images is for the runner, a process without credentials; the API only reads a few header fields, so
-that what is plainly wrong is refused while the client is still there.
+The runner, a process without credentials, decodes images. The API reads a few header fields, so that it can refuse
+invalid images at upload.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ImageHeader:
 
 
 class BadImage(Exception):
-    """The message says what the bytes are or lack."""
+    """The message describes the bytes."""
 
 
 def read_header(data: bytes) -> ImageHeader:
@@ -60,8 +60,8 @@ def _png(data: bytes) -> ImageHeader:
 
 
 def _jpeg(data: bytes) -> ImageHeader:
-    """Walks the marker segments to the start of the frame (ITU T.81, annex B). Width and height are those of the image
-    as it is shown: a phone that was held upright stores it lying."""
+    """Walk the marker segments to the start of the frame (ITU T.81, annex B). Width and height are those of the
+    displayed image, after the EXIF orientation."""
     at, sideways = 2, False
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]

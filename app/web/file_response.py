@@ -1,7 +1,6 @@
-"""A body of immutable pieces, literal bytes and parts of stored objects, any range of which can be sent.
+"""A response body of immutable pieces: literal bytes and parts of stored objects. Any range of it can be sent.
 
-The kernel sends a stored object that is a local file, where the server can (``app.web.kernel_copy``). Otherwise
-a thread reads it, a megabyte at a time.
+``app.web.kernel_copy`` sends a stored object that is a local file. Otherwise a thread reads it, a megabyte at a time.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ Piece = bytes | Stored
 
 
 class ObjectTruncated(Exception):
-    """The object is shorter than its row says. The response breaks off: no client takes it for the whole."""
+    """The object is shorter than its row says. The response breaks off, so the client notices."""
 
 
 def length_of(pieces: Sequence[Piece]) -> int:
@@ -40,22 +39,22 @@ def length_of(pieces: Sequence[Piece]) -> int:
 
 
 def cut(pieces: Sequence[Piece], *, start: int, length: int) -> list[Piece]:
-    """The pieces of exactly these bytes of the whole."""
-    wanted: list[Piece] = []
+    """The pieces of the range of ``length`` bytes from ``start``."""
+    pieces_of_range: list[Piece] = []
     for piece in pieces:
         size = len(piece) if isinstance(piece, bytes) else piece.length
         first, last = max(0, start), min(size, start + length)
         if first < last:
             if isinstance(piece, bytes):
-                wanted.append(piece[first:last])
+                pieces_of_range.append(piece[first:last])
             else:
-                wanted.append(replace(piece, start=piece.start + first, length=last - first))
+                pieces_of_range.append(replace(piece, start=piece.start + first, length=last - first))
         start -= size
-    return wanted
+    return pieces_of_range
 
 
 class PiecesResponse(StreamingResponse):
-    """Sends the pieces; its ``headers`` carry the Content-Length, which is theirs."""
+    """Sends the pieces, with their Content-Length."""
 
     def __init__(
         self,
@@ -105,14 +104,14 @@ async def _read(storage: Storage, pieces: Sequence[Piece]) -> AsyncIterator[byte
         if isinstance(piece, bytes):
             yield piece
             continue
-        left = piece.length
+        remaining = piece.length
         reader = await asyncio.to_thread(storage.open, piece.key, piece.start)
         try:
-            while left > 0:
-                chunk = await asyncio.to_thread(reader.read, min(CHUNK, left))
+            while remaining > 0:
+                chunk = await asyncio.to_thread(reader.read, min(CHUNK, remaining))
                 if not chunk:
-                    raise ObjectTruncated(f"object {piece.key}: {left} bytes are missing")
-                left -= len(chunk)
+                    raise ObjectTruncated(f"object {piece.key}: {remaining} bytes are missing")
+                remaining -= len(chunk)
                 yield chunk
         finally:
             reader.close()

@@ -1,7 +1,7 @@
-"""Turns at what takes long: files that are read, models that are looked at. Taken before anything else is.
+"""A limiter for expensive requests: those that read files or inspect models.
 
-Of many requests of one tenant a few work and the others wait, without a connection and without a thread; the tenants
-take turns. A client that goes away gives its turn back at once.
+A few requests of a tenant run and the others wait, before they take a database connection or a thread. Free slots go to
+the tenants in turn. A client that disconnects gives its slot back at once.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from app.web.problems import Problem
 RETRY_SECONDS = "2"
 
 
-class Turns:
-    """``most`` at once, ``each`` of one tenant; beyond ``waiting`` of a tenant the next one is refused."""
+class TenantLimiter:
+    """Runs ``most`` requests at once, ``each`` of one tenant. ``waiting``: requests of a tenant that may queue."""
 
     def __init__(self, *, most: int, each: int, waiting: int = 100) -> None:
         self._most = most
@@ -32,11 +32,11 @@ class Turns:
         self._queues: dict[str, deque[asyncio.Future[None]]] = {}
         self._numbers = itertools.count()
         self._last: dict[str, int] = {}
-        """The number of the last turn of who works or waits."""
+        """Number of the last slot of each tenant that runs or waits."""
 
     @asynccontextmanager
-    async def turn(self, tenant: str) -> AsyncIterator[None]:
-        """Raises Problem 429 when too many of the tenant's requests wait already."""
+    async def slot(self, tenant: str) -> AsyncIterator[None]:
+        """Hold a slot for the block. Raises Problem 429 when too many requests of the tenant wait."""
         await self._take(tenant)
         try:
             yield
@@ -78,7 +78,7 @@ class Turns:
         while next_ones := [name for name in self._queues if self._may_work(name)]:
             longest_ago = min(next_ones, key=lambda name: self._last.get(name, -1))
             called = self._queues[longest_ago].popleft()
-            if not called.cancelled():  # and about to say so
+            if not called.cancelled():  # its task has not run yet
                 self._begin(longest_ago)
                 called.set_result(None)
             self._forget(longest_ago)
@@ -91,7 +91,7 @@ class Turns:
         self._forget(tenant)
 
     def _forget(self, tenant: str) -> None:
-        """Of who neither works nor waits nothing is known."""
+        """Drop the state of a tenant that neither runs nor waits."""
         if not self._queues.get(tenant):
             self._queues.pop(tenant, None)
             if not self._working[tenant]:
@@ -100,17 +100,17 @@ class Turns:
 
 
 @asynccontextmanager
-async def turn_of(request: Request, turns: Turns, tenant: str) -> AsyncIterator[None]:
-    """A turn for as long as the client waits for the answer. Raises Problem 429, and ClientDisconnect."""
+async def limited(request: Request, turns: TenantLimiter, tenant: str) -> AsyncIterator[None]:
+    """Hold a slot while the client is connected. Raises Problem 429, and ClientDisconnect."""
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(while_connected(request))
-        await stack.enter_async_context(turns.turn(tenant))
+        await stack.enter_async_context(turns.slot(tenant))
         yield
 
 
 @asynccontextmanager
 async def while_connected(request: Request) -> AsyncIterator[None]:
-    """Cancel the block when the client hangs up. The body of the request has been read. Raises ClientDisconnect."""
+    """Cancel the block when the client disconnects. The body has been read before. Raises ClientDisconnect."""
     task = asyncio.current_task()
     assert task is not None
     gone = False

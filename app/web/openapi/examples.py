@@ -1,4 +1,4 @@
-"""A body for every operation that takes one, as ``/docs`` fills it in."""
+"""An example body for every operation that takes one. ``/docs`` fills it in."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EXAMPLES: dict[str, Any] = {
     "post /v1/webhooks/{webhook_id}/rotate-secret": {"keep_previous_s": 3600},
     "post /hub/api/models/{namespace}/{name}/paths-info/{revision}": {"paths": ["config.json"]},
 }
-"""By method and path. What is sent as a file has none."""
+"""By method and path. Operations that take a file have none."""
 FILES = ("multipart/form-data", "application/octet-stream")
 
 

@@ -1,6 +1,6 @@
-"""Looking into a dataset: its rows with their images and audio set apart.
+"""The rows of a dataset, with their images and audio separated.
 
-Nothing is decoded here: format and size are read from the first bytes, and the bytes go out as they came in.
+Nothing is decoded: format and size come from the first bytes, and the bytes are returned unchanged.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from app.datasets.audio import AudioHeader
-from app.datasets.audio import read_header as read_audio_header
-from app.datasets.images import ImageHeader, read_header
-from app.datasets.rows import audio_bytes, image_bytes, offered_images
-from app.datasets.validation import rows_of
+from app.parsing.audio import AudioHeader
+from app.parsing.audio import read_header as read_audio_header
+from app.parsing.images import ImageHeader, read_header
+from app.parsing.row_checks import audio_bytes, image_bytes, offered_images
+from app.parsing.validation import rows_of
 from core.settings import Settings
 from quant_experts.planning.row_formats import canonical
 
@@ -26,7 +26,7 @@ class Image:
     header: ImageHeader
     size: int
     data: bytes | None
-    """Kept only for an image that was asked for: a page of rows may hold as many as the whole dataset."""
+    """Only of a requested image: the images of a page of rows may be as large as the dataset."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Audio:
     header: AudioHeader
     size: int
     data: bytes | None
-    """As of an image."""
+    """Only of a requested file."""
 
 
 Wanted = tuple[Literal["image", "audio"], int]
-"""Which of a row's files is to be kept, by its index among those of its kind."""
+"""The file of a row whose data is returned, by its index among those of its kind."""
 
 
 @dataclass
@@ -47,8 +47,8 @@ class Row:
 
     number: int
     messages: list[dict[str, Any]]
-    """As in the file, but an image part holds ``index``, its number among ``images``, in place of the image; an audio
-    part its number among ``audio``."""
+    """As in the file, but an image part has ``index``, its position in ``images``, instead of the image; an audio part
+    has its position in ``audio``."""
     images: list[Image] = field(default_factory=list)
     audio: list[Audio] = field(default_factory=list)
 
@@ -66,13 +66,13 @@ def page(path: Path, settings: Settings, *, after: int, limit: int) -> list[Row]
 
 def image_of(path: Path, settings: Settings, *, number: int, index: int) -> Image | None:
     """One image of one row, with its data; None when there is none."""
-    row = _row_with(path, settings, number=number, wanted=("image", index))
+    row = _row_with(path, settings, number=number, embedded=("image", index))
     return row.images[index] if row is not None and index < len(row.images) else None
 
 
 def audio_of(path: Path, settings: Settings, *, number: int, index: int) -> Audio | None:
     """One audio file of one row, with its data; None when there is none."""
-    row = _row_with(path, settings, number=number, wanted=("audio", index))
+    row = _row_with(path, settings, number=number, embedded=("audio", index))
     return row.audio[index] if row is not None and index < len(row.audio) else None
 
 
@@ -82,40 +82,40 @@ def all_rows(path: Path, settings: Settings) -> Iterator[Row]:
         yield _row(number, row, settings)
 
 
-def _row_with(path: Path, settings: Settings, *, number: int, wanted: Wanted) -> Row | None:
-    row = next((row for found, row in rows_of(path, settings) if found == number), None)
-    return None if row is None else _row(number, row, settings, wanted)
+def _row_with(path: Path, settings: Settings, *, number: int, embedded: Wanted) -> Row | None:
+    row = next((row for at, row in rows_of(path, settings) if at == number), None)
+    return None if row is None else _row(number, row, settings, embedded)
 
 
-def _row(number: int, row: dict[str, Any], settings: Settings, wanted: Wanted | None = None) -> Row:
-    """``row`` was found good when it was uploaded."""
+def _row(number: int, row: dict[str, Any], settings: Settings, embedded: Wanted | None = None) -> Row:
+    """``row`` was valid when it was uploaded."""
     row = canonical(row)
     waiting = offered_images(row)
-    found = Row(number, [])
+    result = Row(number, [])
     for message in row["messages"]:
         content, calls = message.get("content"), message.get("tool_calls")
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content or ())
-        if calls:  # the chat template writes them; here they are a text
+        if calls:  # shown as text
             parts.append({"type": "text", "text": json.dumps(calls, ensure_ascii=False)})
-        found.messages.append(
-            {"role": message["role"], "content": [_part(part, waiting, found, settings, wanted) for part in parts]}
+        result.messages.append(
+            {"role": message["role"], "content": [_part(part, waiting, result, settings, embedded) for part in parts]}
         )
-    return found
+    return result
 
 
 def _part(
-    part: dict[str, Any], waiting: list[tuple[str, Any]], row: Row, settings: Settings, wanted: Wanted | None
+    part: dict[str, Any], waiting: list[tuple[str, Any]], row: Row, settings: Settings, embedded: Wanted | None
 ) -> dict[str, Any]:
     if part["type"] == "text":
         return {"type": "text", "text": part["text"]}
     if part["type"] == "audio":
         data = audio_bytes(part, settings.max_audio_bytes)
         index = len(row.audio)
-        row.audio.append(Audio(read_audio_header(data), len(data), data if wanted == ("audio", index) else None))
-        said = {name: part[name] for name in ("type", "language") if part.get(name) is not None}
-        return {**said, "index": index}
+        row.audio.append(Audio(read_audio_header(data), len(data), data if embedded == ("audio", index) else None))
+        fields = {name: part[name] for name in ("type", "language") if part.get(name) is not None}
+        return {**fields, "index": index}
     source = part.get("image")
     data = image_bytes(waiting.pop(0)[1] if source is None else source, settings.max_image_bytes)
     index = len(row.images)
-    row.images.append(Image(read_header(data), len(data), data if wanted == ("image", index) else None))
+    row.images.append(Image(read_header(data), len(data), data if embedded == ("image", index) else None))
     return {"type": "image", "index": index}

@@ -1,8 +1,8 @@
-"""Is this one calibration row in the chat convention? Every answer says where in the row and what to do.
+"""Check that a calibration row follows the chat convention. Every problem says where it is and what to do.
 
-The rules are those of ``quant_experts.calibration.rows``, which reads the same rows when the job runs, less what cannot
-be in an upload: paths and URLs. Here all problems of a row are gathered; there the first one ends it. Both have the row
-from ``quant_experts.planning.row_formats``, in the form of the chat convention.
+The rules are those of ``quant_experts.calibration.rows``, which reads the rows when the job runs, without paths and
+URLs, which an upload cannot use. This check gathers all problems of a row; the job stops at the first. Both get the row
+from ``quant_experts.planning.row_formats``, in the chat convention.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import binascii
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.datasets.audio import BadAudio
-from app.datasets.audio import read_header as read_audio_header
-from app.datasets.images import BadImage, read_header
+from app.parsing.audio import BadAudio
+from app.parsing.audio import read_header as read_audio_header
+from app.parsing.images import BadImage, read_header
 from core.settings import Settings
 from quant_experts.planning.row_formats import UnknownRow, canonical, kind_of
 
@@ -33,7 +33,7 @@ class RowProblem:
 
 @dataclass
 class RowCheck:
-    """What one row was found to hold."""
+    """The contents and problems of one row."""
 
     images: int = 0
     texts: int = 0
@@ -44,7 +44,7 @@ class RowCheck:
 
 
 def check_row(row: Any, settings: Settings) -> RowCheck:
-    """``row``: as it was parsed."""
+    """``row``: the parsed value."""
     check = RowCheck()
     try:
         row = canonical(row)
@@ -63,7 +63,7 @@ def check_row(row: Any, settings: Settings) -> RowCheck:
 
 
 def offered_images(row: dict[str, Any]) -> list[tuple[str, Any]]:
-    """``[(pointer, image)]`` that image parts without a source of their own take in order."""
+    """``[(pointer, image)]`` of the column ``images``: image parts without a source take them in order."""
     return [(f"/images/{index}", image) for index, image in enumerate(row.get("images") or ())]
 
 
@@ -142,7 +142,7 @@ def _check_image(pointer: str, source: Any, check: RowCheck, settings: Settings)
 
 
 def image_bytes(source: Any, limit: int) -> bytes:
-    """Raises BadImage when the bytes are not in the row itself, or too many."""
+    """The bytes of an image. Raises BadImage when they are not in the row, or too many."""
     try:
         return _embedded(source, limit, "image")
     except BadFile as error:
@@ -150,7 +150,7 @@ def image_bytes(source: Any, limit: int) -> bytes:
 
 
 def audio_bytes(part: dict[str, Any], limit: int) -> bytes:
-    """Of an audio part. Raises BadFile when the bytes are not in the row itself, or too many."""
+    """The bytes of an audio part. Raises BadFile when they are not in the row, or too many."""
     return _embedded(_audio_source(part), limit, "audio")
 
 
@@ -159,11 +159,11 @@ def _audio_source(part: dict[str, Any]) -> Any:
 
 
 class BadFile(Exception):
-    """The message says why the bytes of an image or of audio cannot be taken out of a row."""
+    """The message says why the bytes of an image or audio file cannot be read from a row."""
 
 
 def _embedded(source: Any, limit: int, what: str) -> bytes:
-    """``what``: ``image`` or ``audio``. Raises BadFile when the bytes are not in the row itself, or too many."""
+    """``what``: ``image`` or ``audio``. Raises BadFile when the bytes are not in the row, or too many."""
     if isinstance(source, dict):  # a column of Hugging Face datasets: {"bytes", "path"}
         if not isinstance(source.get("bytes"), bytes):
             raise BadFile(f"no bytes beside the path: embed the {what} in the Parquet file")

@@ -1,4 +1,4 @@
-"""Figures over all rows of a dataset: how many, of what, how large, and how many tokens a model makes of them."""
+"""Statistics over all rows of a dataset: counts, sizes, and the tokens that a model makes of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.datasets.contents import Row, all_rows
+from app.parsing.contents import Row, all_rows
 from core.settings import Settings
 from quant_experts.planning.counting import Counting
 from quant_experts.planning.row_tokens import MOST_CHARACTERS, Counted, Counts, RowCounting, TurnsBy
@@ -44,8 +44,8 @@ class Total:
 
 
 @dataclass(frozen=True)
-class TokenFigures:
-    """``rows``: that were counted, all of them unless there is very much text."""
+class TokenStatistics:
+    """``rows``: rows whose tokens were counted; fewer than all for a very long dataset."""
 
     rows: int
     row: Total | None
@@ -60,7 +60,7 @@ class TokenFigures:
 
 
 @dataclass(frozen=True)
-class Figures:
+class DatasetStatistics:
     rows: int
     rows_text_only: int
     rows_with_images: int
@@ -73,16 +73,15 @@ class Figures:
     audio_seconds: Total | None
     characters: Spread | None
     roles: dict[str, int]
-    tokens: TokenFigures
+    tokens: TokenStatistics
 
 
-def figures(
+def statistics_of(
     path: Path, settings: Settings, *, files: TextFiles | None = None, counting: Callable[..., Counts] = Counting
-) -> Figures:
-    """One pass; of an image or audio file only its size is kept. ``files``: of the model whose tokens are counted, by
-    ``counting``.
+) -> DatasetStatistics:
+    """One pass over the file. ``files``: of the model whose tokens ``counting`` counts.
 
-    Raises Unreadable naming the file of the model that cannot be used.
+    Raises Unreadable, which names the unusable file of the model.
     """
     formats, roles, kinds = Counter[str](), Counter[str](), Counter[str]()
     pixels, sizes, characters, seconds, audio = list[int](), list[int](), list[int](), list[float](), 0
@@ -99,7 +98,7 @@ def figures(
             audio += len(row.audio)
             seconds += [sound.header.seconds for sound in row.audio if sound.header.seconds is not None]
         counted = row_counting.finish()
-    return Figures(
+    return DatasetStatistics(
         rows=len(characters),
         rows_text_only=kinds["text"],
         rows_with_images=kinds["images"],
@@ -121,8 +120,8 @@ def _kinds(row: Row) -> list[str]:
     return kinds or ["text"]
 
 
-def _tokens(counted: Counted, files: TextFiles | None, *, rows: int, images: int) -> TokenFigures:
-    return TokenFigures(
+def _tokens(counted: Counted, files: TextFiles | None, *, rows: int, images: int) -> TokenStatistics:
+    return TokenStatistics(
         rows=len(counted.rows),
         row=Total.of([row.total for row in counted.rows]),
         text=Total.of([row.text for row in counted.rows]),
@@ -137,7 +136,7 @@ def _tokens(counted: Counted, files: TextFiles | None, *, rows: int, images: int
 
 
 def _notes(counted: Counted, files: TextFiles | None, *, rows: int, images: int) -> list[str]:
-    """What keeps the numbers from being those of a job."""
+    """Reasons why a job would get other numbers."""
     if files is None:
         return [NO_MODEL]
     notes = []

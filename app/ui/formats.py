@@ -1,4 +1,4 @@
-"""Figures and times as people say them."""
+"""Filters of the templates: numbers, sizes and times for people."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from app.web import figures, sizes
+from app.web import number_format
+from quant_experts.planning.units import said
 
 STEPS = ((86400.0, "day"), (3600.0, "hour"), (60.0, "minute"), (1.0, "second"))
 NONE = "–"
@@ -19,13 +20,13 @@ def ago(moment: datetime | None) -> str:
     if moment is None:
         return "never"
     seconds = (datetime.now(UTC) - moment).total_seconds()
-    if seconds < 0:  # rounded up: what was set to seven days a moment ago is seven days away
+    if seconds < 0:  # rounded up: an expiry that was just set to seven days shows seven days
         return f"in {duration(math.ceil(-seconds / 60) * 60 if seconds < -60 else max(10, -seconds))}"
     return "just now" if seconds < 10 else f"{duration(seconds)} ago"
 
 
 def soon(moment: datetime) -> str:
-    """Of something that is to happen: what is due already happens any moment."""
+    """Time until a future event; ``now`` when it is due."""
     return ago(moment) if moment > datetime.now(UTC) else "now"
 
 
@@ -34,7 +35,7 @@ def day_and_time(moment: datetime) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """The largest unit, and the next one where it still tells something: ``2 minutes``, ``1 hour 20 minutes``."""
+    """The largest unit, with the next one where that is useful: ``2 minutes``, ``1 hour 20 minutes``."""
     if seconds is None:
         return NONE
     if seconds < 10:
@@ -49,11 +50,11 @@ def duration(seconds: float | None) -> str:
 
 
 def bytes_(number: int | None) -> str:
-    return NONE if number is None else sizes.said(number)
+    return NONE if number is None else said(number)
 
 
 def figure(value: float | None, digits: int = 3) -> str:
-    return NONE if value is None else figures.number(value, digits)
+    return NONE if value is None else number_format.number(value, digits)
 
 
 def count(number: int) -> str:
@@ -61,7 +62,7 @@ def count(number: int) -> str:
 
 
 def percent(share: float | None, digits: int = 3) -> str:
-    return NONE if share is None else figures.percent(share, digits)
+    return NONE if share is None else number_format.percent(share, digits)
 
 
 def status(value: str) -> str:
@@ -73,7 +74,7 @@ def short_digest(content: bytes) -> str:
 
 
 def short_id(value: str) -> str:
-    """An id shortened to what tells two apart: the random end of a uuid7."""
+    """The prefix and the last characters of an id: the random end of a uuid7."""
     prefix, _, rest = value.partition("_")
     return f"{prefix}_…{rest[-8:]}" if len(rest) > 12 else value
 

@@ -21,11 +21,11 @@ class AudioHeader:
     rate: int
     """Samples per second."""
     seconds: float | None
-    """None where the file has no samples, or does not say how many bytes one takes."""
+    """None where the file has no samples or no frame size."""
 
 
 class BadAudio(Exception):
-    """The message says what the bytes are or lack."""
+    """The message describes the bytes."""
 
 
 def read_header(data: bytes) -> AudioHeader:
@@ -43,8 +43,8 @@ def read_header(data: bytes) -> AudioHeader:
 
 
 def _samples(data: bytes, at: int) -> int:
-    """Bytes of the samples, whose chunk comes after the one at ``at``. A recorder that was cut off says more than there
-    are, or nothing."""
+    """Bytes of the samples, whose chunk comes after the one at ``at``. In a truncated recording the size field may be
+    too large or 0."""
     while at + 8 <= len(data):
         name, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
         if name == b"data":

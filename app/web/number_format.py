@@ -1,4 +1,4 @@
-"""Figures as people read them: three digits, and a power of ten where there would be a row of zeros."""
+"""Numbers for people: three digits, and a power of ten instead of a row of zeros."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def number(value: float, digits: int = 3) -> str:
-    """``0.0123``, ``4.2×10⁻⁶``, ``12,300``; never a negative zero."""
+    """``0.0123``, ``4.2×10⁻⁶``, ``12,300``. Negative zero is shown as 0."""
     text = f"{value + 0.0:.{digits}g}"
     mantissa, _, exponent = text.partition("e")
     if exponent and 0 < int(exponent) < 9:

@@ -1,4 +1,4 @@
-"""Is this uploaded file a calibration dataset? One pass over text or Parquet, memory of one row (or one batch)."""
+"""Validate an uploaded file as a calibration dataset: one pass over text or Parquet, one row or batch in memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.datasets.rows import check_row
+from app.parsing.row_checks import check_row
 from core.settings import Settings
 from quant_experts.planning.complaints import Complaints
 from quant_experts.planning.row_files import UnreadableFile, UnreadableRow, opened, raw_rows
@@ -17,13 +17,12 @@ MOST_ROW_BYTES = 64 << 20
 PARQUET_MAGIC = b"PAR1"
 PARQUET_BATCH = 16
 EXPANSION = 8
-"""Columns, and gzip, may unpack to this many times the upload's limit; a small file that becomes a huge one is an
-attack."""
+"""Columns and gzip may expand to this many times the upload's limit. More is a decompression bomb."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a valid file holds."""
+    """The contents of a valid file."""
 
     format: str
     rows: int
@@ -39,7 +38,7 @@ class InvalidRows(Exception):
 
 
 def validate(path: Path, settings: Settings) -> Contents:
-    """Raises InvalidRows for a file that is no dataset or has a bad row."""
+    """Raises InvalidRows for a file that is no dataset or has an invalid row."""
     images = count = 0
     complaints = Complaints()
     for number, row in rows_of(path, settings):
@@ -90,7 +89,7 @@ def _text_rows(path: Path, settings: Settings) -> Iterator[tuple[int, Any]]:
 
 def _parquet_rows(path: Path, settings: Settings) -> Iterator[tuple[int, Any]]:
     """``(row number from 1, row)`` of the columns that are read."""
-    import pyarrow as pa  # 40 MB of libraries that only these uploads need
+    import pyarrow as pa  # 40 MB, needed only for these uploads
     import pyarrow.parquet as pq
 
     number = 0

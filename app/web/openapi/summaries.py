@@ -1,4 +1,4 @@
-"""Summaries of the OpenAPI document: what a list of operations says of each, in place of its function's name."""
+"""Summaries of operations in the OpenAPI document. Without them lists show the name of the function."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ FIRST_CLAUSE = re.compile(r".*?(?=[.:;](?:\s|$)|$)", re.DOTALL)
 
 
 def add_summaries(document: dict[str, Any]) -> None:
-    """The first clause of each description: "Queue a quantization", "Jobs, newest first"."""
+    """Set each summary to the first clause of the description: "Queue a quantization", "Jobs, newest first"."""
     for operations in document["paths"].values():
         for operation in operations.values():
             clause = FIRST_CLAUSE.match(operation.get("description", ""))

@@ -1,6 +1,6 @@
-"""Links of the OpenAPI document: from the answer that makes a thing to every call that takes the thing's id.
+"""Links of the OpenAPI document: from the response that creates a resource to every operation that takes its id.
 
-A client generator or a tester can walk from ``POST /v1/jobs`` to the job's events without being told what goes where.
+A client generator or a tester can follow them from ``POST /v1/jobs`` to the events of the job.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ FIRST_PARAMETER = re.compile(r"/\{([a-z_]+)\}")
 
 
 def add_links(document: dict[str, Any]) -> None:
-    """To every 201 of a collection: one link per operation below ``collection/{id}``."""
+    """Add to every 201 response of a collection one link per operation below ``collection/{id}``."""
     paths: dict[str, dict[str, Any]] = document["paths"]
     for collection, operations in paths.items():
         created = operations.get("post", {}).get("responses", {}).get("201")

@@ -1,4 +1,4 @@
-"""How long the rows of a dataset are kept, as a form says it: for ever, for some days, or to the end of a day."""
+"""The expiry of a dataset in a form: never, after some days, or at the end of a day."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from datetime import UTC, date, datetime, time, timedelta
 
 from starlette.datastructures import FormData
 
-from app.datasets.expiry import end_of_new
-from app.datasets.upload import EndFields
+from app.datasets.expiry import expiry_of_new
+from app.datasets.upload import ExpiryFields
 from app.web import problems
 from app.web.problems import Problem
 from core.settings import Settings
@@ -17,7 +17,7 @@ from core.settings import Settings
 NAMES = ("keep", "days", "until")
 FOR_EVER = {"keep": "forever", "days": "30", "until": ""}
 AS_USUAL = FOR_EVER | {"keep": ""}
-"""Says nothing: the service's own lifetime of uploads holds."""
+"""No choice: the default lifetime of the service applies."""
 MOST_DAYS = 36_500
 DAYS, DAY = re.compile(r"[0-9]{1,5}"), re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
@@ -27,7 +27,7 @@ def values_of(form: FormData) -> dict[str, str]:
 
 
 def values_until(expires_at: datetime | None) -> dict[str, str]:
-    """What the form shows of a dataset that expires then."""
+    """The form's values for a dataset that expires then."""
     if expires_at is None:
         return FOR_EVER
     last = expires_at.astimezone(UTC) - timedelta(microseconds=1)  # midnight ends the day before
@@ -35,7 +35,7 @@ def values_until(expires_at: datetime | None) -> dict[str, str]:
 
 
 def end_of(values: Mapping[str, str]) -> datetime | None:
-    """None: for ever. Raises Problem 422, with the field as its pointer."""
+    """The expiry; None: never. Raises Problem 422, with the field as its pointer."""
     match values.get("keep"):
         case "forever":
             return None
@@ -47,17 +47,17 @@ def end_of(values: Mapping[str, str]) -> datetime | None:
 
 
 def _end_of_upload(values: Mapping[str, str], settings: Settings) -> datetime | None:
-    return end_of(values) if values.get("keep") else end_of_new(None, settings)
+    return end_of(values) if values.get("keep") else expiry_of_new(None, settings)
 
 
-def of_an_upload(typed: dict[str, str]) -> EndFields:
-    """``typed`` gets the fields as they come in with the file, so that a refusal can show them again."""
+def of_an_upload(typed: dict[str, str]) -> ExpiryFields:
+    """``typed`` gets the received fields, so that the page can show them again after an error."""
 
     def meant(values: Mapping[str, str], settings: Settings) -> datetime | None:
         typed.update({name: value.strip() for name, value in values.items()})
         return _end_of_upload(values, settings)
 
-    return EndFields(NAMES, meant)
+    return ExpiryFields(NAMES, meant)
 
 
 def _after(days: str) -> datetime:

@@ -1,4 +1,4 @@
-"""``HEAD`` wherever ``GET`` is (RFC 9110, section 9.3.2): load balancers and ``curl -I`` ask so."""
+"""``HEAD`` for every route that has ``GET`` (RFC 9110, section 9.3.2). Load balancers and ``curl -I`` send it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from app.web.problems import has_route
 
 
 class HeadMiddleware:
-    """Answers ``HEAD`` by the route of ``GET``, without the body, where no route of its own knows a cheaper way."""
+    """Answers ``HEAD`` with the headers of the ``GET`` route, unless a cheaper route for ``HEAD`` exists."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -19,11 +19,11 @@ class HeadMiddleware:
             await self._app(scope, receive, send)
             return
 
-        # The kernel's way to the socket would go past what leaves the body out.
+        # `sendfile` writes to the socket directly, so the body could not be left out.
         scope["state"] = {name: value for name, value in scope.get("state", {}).items() if name != STATE}
 
         async def send_without_body(message: Message) -> None:
-            # From here on it is what it was: the server counts the bytes of a GET against its Content-Length.
+            # The server compares the bytes of a GET with its Content-Length, so it must see a HEAD again.
             scope["method"] = "HEAD"
             if message["type"] == "http.response.body":
                 if message.get("more_body", False):
