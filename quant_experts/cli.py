@@ -22,8 +22,8 @@ from typing import Any
 import click
 
 from quant_experts import __version__, shipped
+from quant_experts.commands.display.printable import printable
 from quant_experts.commands.exit_codes import BAD_ARGUMENTS, BAD_INPUT, INTERRUPTED, UNREACHED, UNREAD
-from quant_experts.commands.readable import readable
 from quant_experts.errors import QuantExpertsError, Stopped
 
 ENTRY_POINTS = "quant_experts.commands"
@@ -51,7 +51,7 @@ CLIENT = (
 
 
 class Commands(click.Group):
-    """Commands that are imported when they are asked for, so that ``qe --help`` does not wait for torch."""
+    """A group that imports a command on use, so that ``qe --help`` does not wait for torch."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return [*OWN, *CLIENT, *sorted(entry.name for entry in entry_points(group=ENTRY_POINTS))]
@@ -84,14 +84,14 @@ class Commands(click.Group):
 
 
 def _unread() -> int:
-    """What is still to be written at the end of the process would fail again."""
+    """Redirect stdout to /dev/null: its flush at exit would fail again."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return UNREAD
 
 
 def _unavailable(name: str, extras: str, reason: str) -> click.Command:
-    """Stands for a command whose packages are not installed, and says so."""
+    """A stub for a command whose packages are not installed; it says what to install."""
     install = f"pip install 'quant-experts[{extras}]'"
 
     @click.command(name, short_help=f"(not installed: {install})", context_settings={"ignore_unknown_options": True})
@@ -163,7 +163,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _complain(what: str, message: str) -> None:
-    click.echo(f"{what}: {readable(message)}", err=True)
+    click.echo(f"{what}: {printable(message)}", err=True)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,11 @@
 
 from __future__ import annotations
 
-from quant_experts.client.asynchronous import AsyncClient
+from quant_experts.client.async_client import AsyncClient
+from quant_experts.client.client import Client
 from quant_experts.client.comparisons import AsyncComparison, Candidate, Comparison
-from quant_experts.client.download import Transferred
-from quant_experts.client.embedding import Embedded, InvalidRows
+from quant_experts.client.download import DownloadProgress
+from quant_experts.client.embedded_images import EmbeddingProgress, InvalidRows
 from quant_experts.client.errors import (
     ApiError,
     ClientError,
@@ -35,35 +36,14 @@ from quant_experts.client.errors import (
     Unavailable,
 )
 from quant_experts.client.jobs import AsyncJob, AsyncPlan, Job, Plan
-from quant_experts.client.sending import Sent
-from quant_experts.client.synchronous import Client
-from quant_experts.client.views import (
-    ArtifactView,
-    AttemptView,
-    ComparedJob,
-    ComparisonView,
-    CreatedKey,
-    DatasetView,
-    DeliveryDetail,
-    DeliveryView,
-    EventView,
-    FiguresView,
-    HubTokenView,
-    JobStatus,
-    JobView,
-    KeptPlanView,
-    KeyView,
-    LayerView,
-    LocalModel,
-    ModelList,
-    PlanView,
-    RowView,
-    Schemes,
-    Usage,
-    WebhookView,
-    WebhookWithSecret,
-    WorkerView,
-)
+from quant_experts.client.upload_progress import UploadProgress
+from quant_experts.client.views.account import CreatedKey, HubTokenView, KeyView, Usage
+from quant_experts.client.views.comparisons import ComparedJob, ComparisonView
+from quant_experts.client.views.datasets import DatasetView, FiguresView, RowView
+from quant_experts.client.views.jobs import ArtifactView, AttemptView, EventView, JobStatus, JobView, LayerView
+from quant_experts.client.views.plans import KeptPlanView, PlanView
+from quant_experts.client.views.service import LocalModel, ModelList, Schemes, WorkerView
+from quant_experts.client.views.webhooks import DeliveryDetail, DeliveryView, WebhookView, WebhookWithSecret
 
 __all__ = [
     "ApiError",
@@ -86,7 +66,8 @@ __all__ = [
     "DeliveryDetail",
     "DeliveryView",
     "DigestMismatch",
-    "Embedded",
+    "DownloadProgress",
+    "EmbeddingProgress",
     "EventView",
     "FiguresView",
     "Forbidden",
@@ -109,11 +90,10 @@ __all__ = [
     "RateLimited",
     "RowView",
     "Schemes",
-    "Sent",
     "ServiceFault",
-    "Transferred",
     "Unauthenticated",
     "Unavailable",
+    "UploadProgress",
     "Usage",
     "WebhookView",
     "WebhookWithSecret",

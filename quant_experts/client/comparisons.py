@@ -7,10 +7,12 @@ from typing import Any, Generic, Required, TypedDict, TypeVar
 
 from pydantic import PrivateAttr
 
-from quant_experts.client import calls, steps
+from quant_experts.client.effects import Operation, Stream, last_of
 from quant_experts.client.operation import Awaited, Blocking, Operations, bound, bound_entries, listing, operation
-from quant_experts.client.steps import SILENCE, Steps, Stream
-from quant_experts.client.views import ComparisonView, DatasetView
+from quant_experts.client.polling import SILENCE, poll
+from quant_experts.client.requests import comparisons as requests
+from quant_experts.client.views.comparisons import ComparisonView
+from quant_experts.client.views.datasets import DatasetView
 
 C = TypeVar("C", bound="ComparisonOperations[Any]")
 EVERY = 2.0
@@ -34,7 +36,7 @@ class ComparisonOperations(Operations, Generic[C]):
     finished: bool
 
     @operation
-    def refresh(self) -> Steps[C]:
+    def refresh(self) -> Operation[C]:
         """The comparison as it is now."""
         return self._now()
 
@@ -44,38 +46,38 @@ class ComparisonOperations(Operations, Generic[C]):
         return self._changes(every, silence)
 
     @operation
-    def wait(self, *, every: float = EVERY, silence: float = SILENCE) -> Steps[C]:
+    def wait(self, *, every: float = EVERY, silence: float = SILENCE) -> Operation[C]:
         """The finished comparison.
 
         Raises ApiError, or ConnectionFailed when the service was not heard of for ``silence`` seconds.
         """
-        last = yield from steps.drained(self._changes(every, silence))
+        last = yield from last_of(self._changes(every, silence))
         assert last is not None
         return last
 
     @operation
-    def cancel(self) -> Steps[C]:
+    def cancel(self) -> Operation[C]:
         """Cancel every job of it that has not ended."""
-        return bound(self, calls.cancel_comparison(self._kind(), self.id))
+        return bound(self, requests.cancel_comparison(self._kind(), self.id))
 
     @operation
-    def delete(self) -> Steps[None]:
+    def delete(self) -> Operation[None]:
         """Cancel what has not ended and forget the comparison; its jobs stay."""
-        return self._send(calls.delete_comparison(self.id))
+        return self._send(requests.delete_comparison(self.id))
 
     @operation
-    def plot(self) -> Steps[str]:
+    def plot(self) -> Operation[str]:
         """Size against KL, with the frontier, as SVG."""
-        return self._send(calls.comparison_plot(self.id))
+        return self._send(requests.comparison_plot(self.id))
 
     def _kind(self) -> type[C]:
         return type(self)  # type: ignore[return-value]
 
-    def _now(self) -> Steps[C]:
-        return bound(self, calls.get_comparison(self._kind(), self.id))
+    def _now(self) -> Operation[C]:
+        return bound(self, requests.get_comparison(self._kind(), self.id))
 
     def _changes(self, every: float, silence: float) -> Stream[C]:
-        return steps.changes_of(self._now, ended=lambda found: found.finished, every=every, silence=silence)
+        return poll(self._now, ended=lambda comparison: comparison.finished, every=every, silence=silence)
 
 
 class Comparison(ComparisonView, ComparisonOperations["Comparison"], Blocking):
@@ -107,9 +109,9 @@ class ComparisonsOperations(Operations, Generic[C]):
         labels: Mapping[str, str] | None = None,
         timeout_s: int | None = None,
         idempotency_key: str | None = None,
-    ) -> Steps[C]:
+    ) -> Operation[C]:
         """Queue one job per candidate, two to sixteen, all on the same model and rows, all or none."""
-        call = calls.create_comparison(
+        request = requests.create_comparison(
             self._comparison,
             model=model,
             calibration=calibration,
@@ -123,26 +125,26 @@ class ComparisonsOperations(Operations, Generic[C]):
             labels=labels,
             timeout_s=timeout_s,
         )
-        return bound(self, call)
+        return bound(self, request)
 
     @operation
-    def get(self, comparison_id: str) -> Steps[C]:
-        return bound(self, calls.get_comparison(self._comparison, comparison_id))
+    def get(self, comparison_id: str) -> Operation[C]:
+        return bound(self, requests.get_comparison(self._comparison, comparison_id))
 
     @listing
     def list(self) -> Stream[C]:
         """Comparisons, newest first."""
-        return bound_entries(self, calls.list_comparisons(self._comparison))
+        return bound_entries(self, requests.list_comparisons(self._comparison))
 
     @operation
-    def cancel(self, comparison_id: str) -> Steps[C]:
+    def cancel(self, comparison_id: str) -> Operation[C]:
         """Cancel every job of it that has not ended."""
-        return bound(self, calls.cancel_comparison(self._comparison, comparison_id))
+        return bound(self, requests.cancel_comparison(self._comparison, comparison_id))
 
     @operation
-    def delete(self, comparison_id: str) -> Steps[None]:
+    def delete(self, comparison_id: str) -> Operation[None]:
         """Cancel what has not ended and forget the comparison; its jobs stay."""
-        return self._send(calls.delete_comparison(comparison_id))
+        return self._send(requests.delete_comparison(comparison_id))
 
 
 class Comparisons(Blocking, ComparisonsOperations[Comparison]):

@@ -1,4 +1,4 @@
-"""Where the service is and who we are: arguments, then ``QE_URL`` and ``QE_API_KEY``, then the config file.
+"""URL and API key of the service: arguments, then ``QE_URL`` and ``QE_API_KEY``, then the config file.
 
 ``~/.config/quant-experts/config.toml`` (``XDG_CONFIG_HOME`` is honoured) holds ``url`` and ``api_key``. For a service
 on this machine the key that ``qe serve`` keeps in ``QE_HOME/api_key`` is the last resort.
@@ -20,8 +20,6 @@ from quant_experts.client.errors import MisconfiguredClient
 
 LOCAL = "http://127.0.0.1:8000"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
-
 Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
 
 
@@ -64,10 +62,10 @@ def config_file(environment: Mapping[str, str] = os.environ) -> Path:
 
 
 def of_the_user(variable: str, below_home: str, environment: Mapping[str, str] = os.environ) -> Path:
-    """Our directory of this kind (XDG Base Directory Specification); a user without a home has it in the root."""
+    """Our directory of this kind (XDG Base Directory Specification); below ``/`` for a user without a home."""
     try:
         home = Path.home()
-    except RuntimeError:  # a container that runs under an id nobody gave a name
+    except RuntimeError:  # a container that runs under an unknown user id
         home = Path("/")
     return Path(environment.get(variable) or home / below_home) / "quant-experts"
 
@@ -75,11 +73,11 @@ def of_the_user(variable: str, below_home: str, environment: Mapping[str, str] =
 def resolve(
     url: str | None = None, api_key: str | None = None, *, environment: Mapping[str, str] = os.environ
 ) -> Access:
-    """Raises MisconfiguredClient that says what to set."""
-    kept = _kept(config_file(environment))
-    address = (url or environment.get("QE_URL") or kept.get("url") or LOCAL).strip().rstrip("/")
+    """URL and key. Raises MisconfiguredClient, which says what to set."""
+    stored_key = _kept(config_file(environment))
+    address = (url or environment.get("QE_URL") or stored_key.get("url") or LOCAL).strip().rstrip("/")
     host = _host(address)
-    key = api_key or environment.get("QE_API_KEY") or kept.get("api_key")
+    key = api_key or environment.get("QE_API_KEY") or stored_key.get("api_key")
     if not key and host in LOOPBACK:
         key = _key_of_serve(Path(environment.get("QE_HOME", ".qe")))
     if not key:
@@ -92,7 +90,7 @@ def resolve(
 
 
 def names_a_service(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether environment or config file say where the service is. Raises MisconfiguredClient."""
+    """Whether the environment or the config file has a URL. Raises MisconfiguredClient."""
     return bool(environment.get("QE_URL") or _kept(config_file(environment)).get("url"))
 
 
@@ -104,7 +102,7 @@ def _host(url: str) -> str:
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise MisconfiguredClient(f"QE_URL {url!r} is not an address: write http://host:port or https://host")
     if parsed.userinfo or parsed.query or parsed.fragment:
-        # A user in it would take the header that carries our key, and a query the place of the path.
+        # httpx would turn a user into an Authorization header, in place of our key, and append paths to a query.
         raise MisconfiguredClient("QE_URL has a user, a ? or a #: write http://host:port or https://host, without them")
     return parsed.host
 

@@ -1,4 +1,4 @@
-"""Bringing a job's files: several at once, resumed where they broke, each checked against its digest and then renamed.
+"""Download a job's files: several at once, resumed after a break, each verified by its digest and then renamed.
 
 What has arrived of a file lies in ``.quant-experts/<sha256>.part`` beside the files, under the digest of the whole: a
 later call, also of another process, goes on from there, and a file that changed its name or job is the same file.
@@ -20,10 +20,10 @@ from typing import BinaryIO
 import httpx
 
 from quant_experts.client.errors import ClientError, ConnectionFailed, DigestMismatch, Stopped, error_of
-from quant_experts.client.exclusive import to_oneself
-from quant_experts.client.parallel import each
-from quant_experts.client.retrying import RetryPolicy
-from quant_experts.client.views import ArtifactView
+from quant_experts.client.file_lock import locked_file
+from quant_experts.client.retries import RetryPolicy
+from quant_experts.client.threads import run_parallel
+from quant_experts.client.views.jobs import ArtifactView
 
 PARTS = ".quant-experts"
 CHUNK = 1 << 20
@@ -32,11 +32,11 @@ RESERVED = frozenset('<>:"|?*\\') | {chr(code) for code in range(32)}
 
 
 @dataclass(frozen=True)
-class Transferred:
-    """How far a download is; what lay there already counts as done."""
+class DownloadProgress:
+    """Progress of a download. Files that exist already count as done."""
 
     name: str
-    """The file of which bytes just arrived, or which just became whole."""
+    """The file that received bytes or was completed."""
     done: int
     total: int
     """Bytes of all files together."""
@@ -44,9 +44,9 @@ class Transferred:
     files: int
 
 
-OnProgress = Callable[[Transferred], None]
+OnProgress = Callable[[DownloadProgress], None]
 OpenFile = Callable[[str, Mapping[str, str]], AbstractContextManager[httpx.Response]]
-"""Starts the download of one artifact by name, with these request headers."""
+"""Opens the download of an artifact by name, with these request headers."""
 
 
 def pull(
@@ -74,17 +74,17 @@ def pull(
         try:
             _bring(*pair, directory / PARTS, open_file, policy, tally, over)
         except OSError as error:
-            error.filename = error.filename or str(pair[1])  # a disk that is full does not say whose
+            error.filename = error.filename or str(pair[1])  # a full disk names no file
             raise
 
-    each(bring, largest_first, parallel=parallel, stop=stop, name="pull")
+    run_parallel(bring, largest_first, parallel=parallel, stop=stop, name="pull")
     with contextlib.suppress(OSError):  # parts of another download
         (directory / PARTS).rmdir()
     return targets
 
 
 def chosen(artifacts: Sequence[ArtifactView], names: Sequence[str] | None, job_id: str) -> list[ArtifactView]:
-    """Those of ``names``, or all. Raises ClientError for a name that is not among them, or when there are none."""
+    """The artifacts of ``names``, or all. Raises ClientError for an unknown name, or when there are none."""
     if not artifacts:
         raise ClientError(f"{job_id} has no files: they appear all at once when a job has succeeded")
     missing = sorted(set(names or ()) - {artifact.name for artifact in artifacts})
@@ -94,7 +94,7 @@ def chosen(artifacts: Sequence[ArtifactView], names: Sequence[str] | None, job_i
 
 
 def target_of(directory: Path, name: str) -> Path:
-    """Where a file of this name goes. Raises ClientError for a name that is not a plain relative path."""
+    """The local path of an artifact. Raises ClientError for a name that is not a plain relative path."""
     parts = PurePosixPath(name).parts
     plain = bool(parts) and all(part not in ("..", ".", PARTS) and not RESERVED & set(part) for part in parts)
     if not plain or name.startswith("/") or "/".join(parts) != name:
@@ -103,7 +103,7 @@ def target_of(directory: Path, name: str) -> Path:
 
 
 class _Tally:
-    """Counts for all threads and calls back one at a time."""
+    """Counts bytes of all threads. It calls ``on_progress`` from one thread at a time."""
 
     def __init__(self, artifacts: Sequence[ArtifactView], on_progress: OnProgress | None) -> None:
         self._lock = threading.Lock()
@@ -114,12 +114,12 @@ class _Tally:
         self._whole = 0
 
     def add(self, name: str, count: int, *, whole: bool = False) -> None:
-        """``count`` may be negative: bytes that turned out to be worth nothing."""
+        """``count`` may be negative: bytes that were discarded."""
         with self._lock:
             self._done += count
             self._whole += whole
             if self._on_progress is not None:
-                self._on_progress(Transferred(name, self._done, self._total, self._whole, self._files))
+                self._on_progress(DownloadProgress(name, self._done, self._total, self._whole, self._files))
 
 
 def _bring(
@@ -134,22 +134,22 @@ def _bring(
     part = parts / f"{artifact.sha256}.part"
     mismatches = 0
     while not _is_whole(target, artifact, stop):
-        with to_oneself(part, stop) as file:
-            if _is_whole(target, artifact, stop):  # another call was faster
+        with locked_file(part, stop) as file:
+            if _is_whole(target, artifact, stop):  # another call has completed it
                 part.unlink()
                 break
-            found = _receive(artifact, file, open_file, policy, tally, stop)
-            if found != artifact.sha256:
+            digest = _receive(artifact, file, open_file, policy, tally, stop)
+            if digest != artifact.sha256:
                 part.unlink()
                 tally.add(artifact.name, -artifact.bytes)
                 mismatches += 1
                 if mismatches == 2:
-                    raise DigestMismatch(f"{artifact.name}: sha256 is {found}, announced was {artifact.sha256}")
+                    raise DigestMismatch(f"{artifact.name}: sha256 is {digest}, announced was {artifact.sha256}")
                 continue
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             part.replace(target)
-        except FileNotFoundError:  # it was of the same bytes for another call, which took it first
+        except FileNotFoundError:  # another call with the same artifact has renamed it
             tally.add(artifact.name, -artifact.bytes)
             continue
         tally.add(artifact.name, 0, whole=True)
@@ -169,7 +169,7 @@ def _receive(
     tally: _Tally,
     stop: threading.Event,
 ) -> str:
-    """Make ``file`` as long as the artifact, over as many connections as it takes; the digest of what is in it."""
+    """Download the rest of the artifact into ``file``, with retries; returns the digest of the file."""
     digest = hashlib.sha256()
     for chunk in _chunks(file, stop, most=artifact.bytes):
         digest.update(chunk)
@@ -184,7 +184,7 @@ def _receive(
                     tally.add(artifact.name, -before)
                     file.seek(0)
                     digest = hashlib.sha256()
-                # As it comes: what waits until a chunk is full is lost with the connection.
+                # In pieces as they arrive: an incomplete chunk would be lost with the connection.
                 for chunk in response.iter_raw():
                     if stop.is_set():
                         raise Stopped(artifact.name)
@@ -204,12 +204,12 @@ def _receive(
 
 
 def _range_from(start: int) -> dict[str, str]:
-    """Not compressed: the digest and the length are of the file itself."""
+    """No compression: digest and length are those of the file."""
     return {"Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
 
 
 def _continues(response: httpx.Response, start: int) -> bool:
-    """Do the bytes begin at ``start``? False: they are the whole file. Raises ApiError or ConnectionFailed."""
+    """Whether the body begins at ``start``; False: it is the whole file. Raises ApiError or ConnectionFailed."""
     if response.status_code == 206:
         match = CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
         if match is None or int(match[1]) != start:
@@ -224,7 +224,7 @@ def _continues(response: httpx.Response, start: int) -> bool:
 
 
 def _pause(name: str, failure: Exception | None, failures: int, policy: RetryPolicy, stop: threading.Event) -> None:
-    """Wait before the next connection, or raise why there is none."""
+    """Wait before the next connection. Raises ``failure`` when there is none."""
     cut = failure or httpx.RemoteProtocolError("the connection ended before the file did")
     seconds = policy.pause(cut, attempt=max(0, failures - 1), repeatable=True)
     if seconds is None:
@@ -244,7 +244,7 @@ def _digest(path: Path, stop: threading.Event) -> str:
 
 
 def _chunks(file: BinaryIO, stop: threading.Event, *, most: int | None = None) -> Iterator[bytes]:
-    """The file from its beginning, not beyond ``most`` bytes; its position is then behind what was read."""
+    """The digest of the first ``most`` bytes; the position of the file is then behind them."""
     while most is None or file.tell() < most:
         chunk = file.read(CHUNK if most is None else min(CHUNK, most - file.tell()))
         if not chunk:

@@ -1,4 +1,4 @@
-"""What a call can raise. Every error of the service is an :class:`ApiError` that carries its problem details."""
+"""Errors of the client. An error response of the service is an :class:`ApiError` with its problem details."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from quant_experts.errors import QuantExpertsError
 
 
 class ClientError(QuantExpertsError):
-    """Base of all that this package raises."""
+    """Base of the errors of this package."""
 
     code = "client_error"
 
@@ -25,13 +25,13 @@ class MisconfiguredClient(ClientError):
 
 
 class ConnectionFailed(ClientError):
-    """The service was not reached, or the connection broke, more often than the client tries."""
+    """The service was not reached, or the connection broke, on every retry."""
 
     code = "connection_failed"
 
 
 class DigestMismatch(ClientError):
-    """A downloaded file is not the announced one, twice in a row."""
+    """A downloaded file has the wrong digest, twice in a row."""
 
     code = "digest_mismatch"
 
@@ -79,14 +79,14 @@ class ApiError(ClientError):
         self.retryable = retryable
         """The same request may succeed later."""
         self.retry_after = retry_after
-        """Seconds that the service asked to wait."""
+        """Seconds of the response's ``Retry-After``."""
         more = "".join(f"; {_located(item)}" for item in errors if item.detail not in detail)
         suffix = f" (request {request_id})" if request_id else ""
         super().__init__(f"{detail}{more}{suffix}")
 
     @property
     def pointer(self) -> str | None:
-        """The first place that the service points at."""
+        """The first pointer of ``errors``."""
         return self.errors[0].pointer if self.errors else None
 
 
@@ -103,13 +103,13 @@ class Forbidden(ApiError):
 
 
 class NotFound(ApiError):
-    """404: no such thing, or another tenant's."""
+    """404: no such object, or another tenant's."""
 
     code = "not_found"
 
 
 class Conflict(ApiError):
-    """409, 412: the state of the thing does not allow it."""
+    """409, 412: the state of the object does not allow it."""
 
     code = "conflict"
 
@@ -121,7 +121,7 @@ class InvalidRequest(ApiError):
 
 
 class RateLimited(ApiError):
-    """429, after the client has waited and tried again."""
+    """429, after all retries."""
 
     code = "rate_limited"
 
@@ -133,13 +133,13 @@ class ServiceFault(ApiError):
 
 
 class Unavailable(ServiceFault):
-    """502, 503, 504: the service or something before it is away."""
+    """502, 503, 504: the service, or a proxy before it, is unavailable."""
 
     code = "unavailable"
 
 
 LOST_ANSWER = (ConnectionFailed, Unavailable)
-"""After these nobody but the service knows whether the request was carried out."""
+"""Errors after which the client cannot know whether the request was carried out."""
 
 _BY_STATUS: dict[int, type[ApiError]] = {
     401: Unauthenticated,
@@ -178,7 +178,7 @@ def error_of(response: httpx.Response) -> ApiError | None:
 
 
 def _problem(response: httpx.Response) -> dict[str, Any]:
-    """Something between us and the service may have answered in its place, with a page of its own."""
+    """The body of a problem; None for another body, as of a proxy."""
     if response.headers.get("content-type", "").split(";")[0] != "application/problem+json":
         return {}
     try:
@@ -199,7 +199,7 @@ def _item(entry: dict[str, Any]) -> ProblemItem:
 
 
 def _located(item: ProblemItem) -> str:
-    # What is wrong with a row names it itself.
+    # The detail of a row's error names the row.
     return item.detail if item.row is not None else f"{item.pointer}: {item.detail}"
 
 

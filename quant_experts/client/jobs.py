@@ -9,20 +9,15 @@ from typing import Any, Generic, Required, TypedDict, TypeVar, Unpack
 
 from pydantic import PrivateAttr
 
-from quant_experts.client import calls, steps
 from quant_experts.client.download import OnProgress, chosen, pull
+from quant_experts.client.effects import Item, Operation, Stream, last_of, run_blocking
 from quant_experts.client.operation import Awaited, Blocking, Operations, bound, bound_entries, listing, operation
-from quant_experts.client.steps import SILENCE, Steps, Stream
-from quant_experts.client.views import (
-    ArtifactView,
-    AttemptView,
-    DatasetView,
-    EventView,
-    JobView,
-    KeptPlanView,
-    LayerView,
-    PlanView,
-)
+from quant_experts.client.polling import SILENCE, follow_events
+from quant_experts.client.requests import jobs as requests
+from quant_experts.client.requests.base import Request
+from quant_experts.client.views.datasets import DatasetView
+from quant_experts.client.views.jobs import ArtifactView, AttemptView, EventView, JobView, LayerView
+from quant_experts.client.views.plans import KeptPlanView, PlanView
 
 J = TypeVar("J", bound="JobOperations[Any]")
 PL = TypeVar("PL", bound="PlanOperations[Any]")
@@ -82,45 +77,45 @@ class JobOperations(Operations, Generic[J]):
     id: str
 
     @operation
-    def refresh(self) -> Steps[J]:
+    def refresh(self) -> Operation[J]:
         """The job as it is now."""
-        return self._again(calls.get_job(self._kind(), self.id))
+        return self._again(requests.get_job(self._kind(), self.id))
 
     @listing
     def follow(self, *, after: int = 0, silence: float = SILENCE) -> Stream[EventView]:
         """Its events as they happen, each once and in order, to the last one of a finished job."""
-        return steps.follow(self.id, after=after, silence=silence, policy=self._policy)
+        return follow_events(self.id, after=after, silence=silence, policy=self._policy)
 
     @operation
-    def wait(self) -> Steps[J]:
+    def wait(self) -> Operation[J]:
         """The finished job."""
-        yield from steps.drained(steps.follow(self.id, after=0, silence=SILENCE, policy=self._policy))
-        return (yield from self._again(calls.get_job(self._kind(), self.id)))
+        yield from last_of(follow_events(self.id, after=0, silence=SILENCE, policy=self._policy))
+        return (yield from self._again(requests.get_job(self._kind(), self.id)))
 
     @operation
-    def cancel(self) -> Steps[J]:
+    def cancel(self) -> Operation[J]:
         """Ask it to stop; asking again changes nothing. Raises Conflict when it has finished."""
-        return self._again(calls.cancel_job(self._kind(), self.id))
+        return self._again(requests.cancel_job(self._kind(), self.id))
 
     @operation
-    def retry(self) -> Steps[J]:
+    def retry(self) -> Operation[J]:
         """Queue a failed or cancelled job again; it goes on after its last finished block."""
-        return self._again(calls.retry_job(self._kind(), self.id))
+        return self._again(requests.retry_job(self._kind(), self.id))
 
     @operation
-    def delete(self) -> Steps[None]:
+    def delete(self) -> Operation[None]:
         """Remove it with its files, events and blocks. Raises Conflict while it waits or runs."""
-        return self._send(calls.delete_job(self.id))
+        return self._send(requests.delete_job(self.id))
 
     @operation
-    def delete_artifacts(self) -> Steps[None]:
+    def delete_artifacts(self) -> Operation[None]:
         """Remove its files; the job stays, with its figures. Raises Conflict while it waits or runs."""
-        return self._send(calls.delete_artifacts(self.id))
+        return self._send(requests.delete_artifacts(self.id))
 
     @operation
-    def fork(self, *, idempotency_key: str | None = None, **changes: Unpack[Changes]) -> Steps[J]:
+    def fork(self, *, idempotency_key: str | None = None, **changes: Unpack[Changes]) -> Operation[J]:
         """Queue the same job with changes; what it computed before the first difference is taken over."""
-        return self._again(calls.fork_job(self._kind(), self.id, changes, idempotency_key=idempotency_key))
+        return self._again(requests.fork_job(self._kind(), self.id, changes, idempotency_key=idempotency_key))
 
     @listing
     def layers(self) -> Stream[LayerView]:
@@ -128,27 +123,27 @@ class JobOperations(Operations, Generic[J]):
         return _layers(self, self.id)
 
     @operation
-    def history(self) -> Steps[list[AttemptView]]:
+    def history(self) -> Operation[list[AttemptView]]:
         """Who ran it, why each attempt ended, where it resumed."""
-        return self._send(calls.attempts(self.id))
+        return self._send(requests.attempts(self.id))
 
     @operation
-    def log(self, *, tail: int = 1000) -> Steps[str]:
+    def log(self, *, tail: int = 1000) -> Operation[str]:
         """Its last ``tail`` events as text, a line each, oldest first."""
-        return self._send(calls.log(self.id, tail=tail))
+        return self._send(requests.log(self.id, tail=tail))
 
     @operation
-    def report(self) -> Steps[dict[str, Any]]:
-        return self._send(calls.report(self.id))
+    def report(self) -> Operation[dict[str, Any]]:
+        return self._send(requests.report(self.id))
 
     @operation
-    def report_page(self) -> Steps[str]:
+    def report_page(self) -> Operation[str]:
         """The report for people: one HTML page without scripts or requests."""
-        return self._send(calls.report_page(self.id))
+        return self._send(requests.report_page(self.id))
 
     @operation
-    def artifacts(self) -> Steps[list[ArtifactView]]:
-        return self._send(calls.artifacts(self.id))
+    def artifacts(self) -> Operation[list[ArtifactView]]:
+        return self._send(requests.artifacts(self.id))
 
     @operation
     def pull(
@@ -158,7 +153,7 @@ class JobOperations(Operations, Generic[J]):
         names: Sequence[str] | None = None,
         parallel: int = 4,
         on_progress: OnProgress | None = None,
-    ) -> Steps[Files]:
+    ) -> Operation[Files]:
         """Download every file, or those of ``names``, into ``directory``; what is there already is not sent again.
         ``on_progress`` is called from other threads."""
         return _pull(self, self.id, directory, names=names, parallel=parallel, on_progress=on_progress)
@@ -166,8 +161,8 @@ class JobOperations(Operations, Generic[J]):
     def _kind(self) -> type[J]:
         return type(self)  # type: ignore[return-value]
 
-    def _again(self, call: calls.Call[J]) -> Steps[J]:
-        return bound(self, call)
+    def _again(self, request: Request[J]) -> Operation[J]:
+        return bound(self, request)
 
 
 class Job(JobView, JobOperations["Job"], Blocking):
@@ -186,10 +181,12 @@ class PlanOperations(Operations, Generic[J]):
     _job: type[J]
 
     @operation
-    def create(self, *, idempotency_key: str | None = None) -> Steps[J]:
+    def create(self, *, idempotency_key: str | None = None) -> Operation[J]:
         """Queue the job that was planned, at the commits that were planned. Raises InvalidRequest, Conflict when that
         is no longer what they are."""
-        return bound(self, calls.create_job(self._job, self._fields, plan=self.digest, idempotency_key=idempotency_key))
+        return bound(
+            self, requests.create_job(self._job, self._fields, plan=self.digest, idempotency_key=idempotency_key)
+        )
 
 
 class Plan(PlanView, PlanOperations[Job], Blocking):
@@ -218,24 +215,26 @@ class JobsOperations(Operations, Generic[J, PL]):
         plan: str | PlanView | None = None,
         idempotency_key: str | None = None,
         **fields: Unpack[JobFields],
-    ) -> Steps[J]:
+    ) -> Operation[J]:
         """Queue a job. A key that makes the request safe to repeat goes with it; give your own to be safe over restarts
         of your program. ``plan``: or its digest; the job then runs exactly what was planned, or is refused."""
         digest = plan.digest if isinstance(plan, PlanView) else plan
-        return bound(self, calls.create_job(self._job, fields, plan=digest, idempotency_key=idempotency_key))
+        return bound(self, requests.create_job(self._job, fields, plan=digest, idempotency_key=idempotency_key))
 
     @operation
-    def plan(self, **fields: Unpack[JobFields]) -> Steps[PL]:
+    def plan(self, **fields: Unpack[JobFields]) -> Operation[PL]:
         """What the job would take, and every reason it would be refused; nothing is run."""
-        found = yield from bound(self, calls.plan_job(self._plan, fields))
-        found._fields = fields
-        return found
+        plan = yield from bound(self, requests.plan_job(self._plan, fields))
+        plan._fields = fields
+        return plan
 
     @operation
-    def create_planned(self, digest: str, *, idempotency_key: str | None = None, **named: Unpack[Names]) -> Steps[J]:
+    def create_planned(
+        self, digest: str, *, idempotency_key: str | None = None, **named: Unpack[Names]
+    ) -> Operation[J]:
         """Queue exactly what was planned under ``digest``, by whoever of the tenant. Raises NotFound for a plan that is
         older than a day, InvalidRequest for one that was refused, Conflict when its inputs have changed."""
-        planned = yield from self._send(calls.kept_plan(digest))
+        planned = yield from self._send(requests.stored_plan(digest))
         fields: JobFields = {
             "model": planned.model.id,
             "revision": planned.model.revision,
@@ -247,17 +246,17 @@ class JobsOperations(Operations, Generic[J, PL]):
             "target": planned.target,
             **named,
         }
-        call = calls.create_job(self._job, fields, plan=digest, idempotency_key=idempotency_key)
-        return (yield from bound(self, call))
+        request = requests.create_job(self._job, fields, plan=digest, idempotency_key=idempotency_key)
+        return (yield from bound(self, request))
 
     @operation
-    def planned(self, digest: str) -> Steps[KeptPlanView]:
+    def planned(self, digest: str) -> Operation[KeptPlanView]:
         """What was planned under a digest, within the last day."""
-        return self._send(calls.kept_plan(digest))
+        return self._send(requests.stored_plan(digest))
 
     @operation
-    def get(self, job_id: str) -> Steps[J]:
-        return bound(self, calls.get_job(self._job, job_id))
+    def get(self, job_id: str) -> Operation[J]:
+        return bound(self, requests.get_job(self._job, job_id))
 
     @listing
     def list(
@@ -272,7 +271,7 @@ class JobsOperations(Operations, Generic[J, PL]):
         page_size: int = 100,
     ) -> Stream[J]:
         """Jobs, newest first; pages are fetched as they are needed."""
-        call = calls.list_jobs(
+        request = requests.list_jobs(
             self._job,
             status=status,
             label=label,
@@ -282,27 +281,27 @@ class JobsOperations(Operations, Generic[J, PL]):
             created_before=created_before,
             page_size=page_size,
         )
-        return bound_entries(self, call)
+        return bound_entries(self, request)
 
     @operation
-    def cancel(self, job_id: str) -> Steps[J]:
+    def cancel(self, job_id: str) -> Operation[J]:
         """Ask it to stop; asking again changes nothing. Raises Conflict when it has finished."""
-        return bound(self, calls.cancel_job(self._job, job_id))
+        return bound(self, requests.cancel_job(self._job, job_id))
 
     @operation
-    def retry(self, job_id: str) -> Steps[J]:
+    def retry(self, job_id: str) -> Operation[J]:
         """Queue a failed or cancelled job again; it goes on after its last finished block."""
-        return bound(self, calls.retry_job(self._job, job_id))
+        return bound(self, requests.retry_job(self._job, job_id))
 
     @operation
-    def delete(self, job_id: str) -> Steps[None]:
+    def delete(self, job_id: str) -> Operation[None]:
         """Remove it with its files, events and blocks. Raises Conflict while it waits or runs."""
-        return self._send(calls.delete_job(job_id))
+        return self._send(requests.delete_job(job_id))
 
     @operation
-    def delete_artifacts(self, job_id: str) -> Steps[None]:
+    def delete_artifacts(self, job_id: str) -> Operation[None]:
         """Remove its files; the job stays, with its figures. Raises Conflict while it waits or runs."""
-        return self._send(calls.delete_artifacts(job_id))
+        return self._send(requests.delete_artifacts(job_id))
 
     @operation
     def delete_many(
@@ -316,9 +315,9 @@ class JobsOperations(Operations, Generic[J, PL]):
         created_after: datetime | None = None,
         created_before: datetime | None = None,
         finished_before: datetime | None = None,
-    ) -> Steps[_List[str]]:
+    ) -> Operation[_List[str]]:
         """Remove the finished jobs of ``ids``, or all that the filters let through; the ids of what was removed."""
-        call = calls.delete_jobs(
+        request = requests.delete_jobs(
             ids=ids,
             status=status,
             label=label,
@@ -330,23 +329,23 @@ class JobsOperations(Operations, Generic[J, PL]):
         )
         deleted: _List[str] = []
         while True:
-            part = yield from self._send(call)
+            part = yield from self._send(request)
             deleted += part.deleted
             if not part.has_more or not part.deleted:
                 return deleted
 
     @operation
-    def fork(self, job_id: str, *, idempotency_key: str | None = None, **changes: Unpack[Changes]) -> Steps[J]:
+    def fork(self, job_id: str, *, idempotency_key: str | None = None, **changes: Unpack[Changes]) -> Operation[J]:
         """Queue the same job with changes; what it computed before the first difference is taken over."""
-        return bound(self, calls.fork_job(self._job, job_id, changes, idempotency_key=idempotency_key))
+        return bound(self, requests.fork_job(self._job, job_id, changes, idempotency_key=idempotency_key))
 
     @listing
     def events(self, job_id: str, *, after: int = 0) -> Stream[EventView]:
         """What has happened so far."""
         while True:
-            page = yield from self._send(calls.events(job_id, after=after))
+            page = yield from self._send(requests.events(job_id, after=after))
             for event in page.data:
-                yield steps.Item(event)
+                yield Item(event)
             if not page.has_more:
                 return
             after = page.next_after
@@ -354,7 +353,7 @@ class JobsOperations(Operations, Generic[J, PL]):
     @listing
     def follow(self, job_id: str, *, after: int = 0, silence: float = SILENCE) -> Stream[EventView]:
         """Raises ApiError, or ConnectionFailed when the service was not heard of for ``silence`` seconds."""
-        return steps.follow(job_id, after=after, silence=silence, policy=self._policy)
+        return follow_events(job_id, after=after, silence=silence, policy=self._policy)
 
     @listing
     def layers(self, job_id: str) -> Stream[LayerView]:
@@ -369,7 +368,7 @@ class JobsOperations(Operations, Generic[J, PL]):
         names: Sequence[str] | None = None,
         parallel: int = 4,
         on_progress: OnProgress | None = None,
-    ) -> Steps[Files]:
+    ) -> Operation[Files]:
         return _pull(self, job_id, directory, names=names, parallel=parallel, on_progress=on_progress)
 
 
@@ -381,33 +380,33 @@ class AsyncJobs(Awaited, JobsOperations[AsyncJob, AsyncPlan]):
     _job, _plan = AsyncJob, AsyncPlan
 
 
-def _layers(asker: Operations, job_id: str) -> Stream[LayerView]:
+def _layers(owner: Operations, job_id: str) -> Stream[LayerView]:
     after = -1
     while True:
-        page = yield from asker._send(calls.layers(job_id, after=after))
+        page = yield from owner._send(requests.layers(job_id, after=after))
         for layer in page.data:
-            yield steps.Item(layer)
+            yield Item(layer)
         if not page.has_more:
             return
         after = page.data[-1].block
 
 
 def _pull(
-    asker: Operations,
+    owner: Operations,
     job_id: str,
     directory: str | Path,
     *,
     names: Sequence[str] | None,
     parallel: int,
     on_progress: OnProgress | None,
-) -> Steps[Files]:
-    wanted = chosen((yield from asker._send(calls.artifacts(job_id))), names, job_id)
+) -> Operation[Files]:
+    files = chosen((yield from owner._send(requests.artifacts(job_id))), names, job_id)
     return (
-        yield from steps.block(
+        yield from run_blocking(
             lambda transport, stop: pull(
-                wanted,
+                files,
                 Path(directory),
-                open_file=lambda name, headers: transport.stream(calls.artifact_path(job_id, name), headers),
+                open_file=lambda name, headers: transport.stream(requests.artifact_path(job_id, name), headers),
                 policy=transport.policy,
                 parallel=parallel,
                 on_progress=on_progress,

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from quant_experts.client import calls
+from quant_experts.client.effects import Operation, Stream
 from quant_experts.client.operation import Awaited, Blocking, Operations, listing, operation
-from quant_experts.client.steps import Steps, Stream
-from quant_experts.client.views import CreatedKey, KeyView
+from quant_experts.client.requests import account as requests
+from quant_experts.client.views.account import CreatedKey, KeyView
 
 
 class KeyOperations(Operations):
@@ -19,27 +19,27 @@ class KeyOperations(Operations):
     @operation
     def create(
         self, *, name: str, scopes: Sequence[str], expires_at: datetime | None = None, tenant: str | None = None
-    ) -> Steps[CreatedKey]:
+    ) -> Operation[CreatedKey]:
         """The answer is the only place where the key ever stands."""
-        return self._send(calls.create_key(name=name, scopes=scopes, expires_at=expires_at, tenant=tenant))
+        return self._send(requests.create_key(name=name, scopes=scopes, expires_at=expires_at, tenant=tenant))
 
     @listing
     def list(self, *, tenant: str | None = None) -> Stream[KeyView]:
         """Keys, newest first, revoked ones included. ``tenant``: another one's, for the bootstrap key alone."""
-        return self._pages(calls.list_keys(tenant=tenant))
+        return self._pages(requests.list_keys(tenant=tenant))
 
     @operation
     def rotate(
         self, key_id: str, *, keep_previous_s: int | None = None, tenant: str | None = None
-    ) -> Steps[CreatedKey]:
+    ) -> Operation[CreatedKey]:
         """A new key that does what this one does, shown this once; for so long (a day) the one before opens the same.
         Raises Conflict for a key that has ended."""
-        return self._send(calls.rotate_key(key_id, keep_previous_s=keep_previous_s, tenant=tenant))
+        return self._send(requests.rotate_key(key_id, keep_previous_s=keep_previous_s, tenant=tenant))
 
     @operation
-    def revoke(self, key_id: str, *, tenant: str | None = None) -> Steps[KeyView]:
+    def revoke(self, key_id: str, *, tenant: str | None = None) -> Operation[KeyView]:
         """Takes effect with the next request; revoking again changes nothing."""
-        return self._send(calls.revoke_key(key_id, tenant=tenant))
+        return self._send(requests.revoke_key(key_id, tenant=tenant))
 
 
 class Keys(Blocking, KeyOperations):

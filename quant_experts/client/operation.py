@@ -1,9 +1,9 @@
-"""Operations written once and typed for both clients: who carries one out decides whether it is called or awaited.
+"""Operations written once and typed for both clients: the owner decides whether one is called or awaited.
 
-A method that returns steps becomes an operation by ``@operation``, one that returns a stream by ``@listing``. On an
-object that is ``Blocking`` the first returns its result and the second an iterator; on one that is ``Awaited`` they
-return a coroutine and an asynchronous iterator, of the same types and with the same arguments. ``mypy`` reads that from
-the overloads of ``__get__``.
+A method that returns an ``Operation`` is decorated with ``@operation``, one that returns a ``Stream`` with
+``@listing``. On a ``Blocking`` object the first returns its result and the second an iterator. On an ``Awaited`` object
+they return a coroutine and an asynchronous iterator, with the same types and arguments; ``mypy`` reads that from the
+overloads of ``__get__``.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, Ty
 
 import httpx
 
-from quant_experts.client import steps
-from quant_experts.client.calls import Call
 from quant_experts.client.configuration import Access
-from quant_experts.client.retrying import RetryPolicy
-from quant_experts.client.steps import Steps, Stream
-from quant_experts.client.views import Page
+from quant_experts.client.effects import Operation, Stream
+from quant_experts.client.polling import paginate, send_request
+from quant_experts.client.requests.base import Request
+from quant_experts.client.retries import RetryPolicy
+from quant_experts.client.views.base import Page
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -28,7 +28,7 @@ Bound = TypeVar("Bound", bound="Operations")
 
 
 class Operations:
-    """Base of whatever has operations."""
+    """Base of every class with operations."""
 
     if TYPE_CHECKING:
         _transport: Any
@@ -43,11 +43,11 @@ class Operations:
         policy: RetryPolicy = self._transport.policy
         return policy
 
-    def _send(self, call: Call[T]) -> Steps[T]:
-        return steps.send(call, access=self._access, policy=self._policy)
+    def _send(self, request: Request[T]) -> Operation[T]:
+        return send_request(request, access=self._access, policy=self._policy)
 
-    def _pages(self, call: Call[Page[T]]) -> Stream[T]:
-        return steps.pages(call, access=self._access, policy=self._policy)
+    def _pages(self, request: Request[Page[T]]) -> Stream[T]:
+        return paginate(request, access=self._access, policy=self._policy)
 
 
 class Blocking:
@@ -59,7 +59,7 @@ class Awaited:
 
 
 class operation(Generic[P, T]):  # noqa: N801 -- a decorator, like property
-    def __init__(self, method: Callable[Concatenate[Any, P], Steps[T]]) -> None:
+    def __init__(self, method: Callable[Concatenate[Any, P], Operation[T]]) -> None:
         self._method = method
         self.__doc__ = method.__doc__
         self.__wrapped__ = method
@@ -75,14 +75,10 @@ class operation(Generic[P, T]):  # noqa: N801 -- a decorator, like property
             return self
 
         @functools.wraps(self._method)
-        def carried_out(*arguments: P.args, **named: P.kwargs) -> Any:
+        def run(*arguments: P.args, **named: P.kwargs) -> Any:
             return instance._transport.run(self._method(instance, *arguments, **named))
 
-        return carried_out
-
-    def steps(self, instance: Any, *arguments: P.args, **named: P.kwargs) -> Steps[T]:
-        """As a part of another operation."""
-        return self._method(instance, *arguments, **named)
+        return run
 
 
 class listing(Generic[P, T]):  # noqa: N801
@@ -102,30 +98,26 @@ class listing(Generic[P, T]):  # noqa: N801
             return self
 
         @functools.wraps(self._method)
-        def iterated(*arguments: P.args, **named: P.kwargs) -> Any:
+        def iterate(*arguments: P.args, **named: P.kwargs) -> Any:
             return instance._transport.iterate(self._method(instance, *arguments, **named))
 
-        return iterated
-
-    def stream(self, instance: Any, *arguments: P.args, **named: P.kwargs) -> Stream[T]:
-        """As a part of another operation."""
-        return self._method(instance, *arguments, **named)
+        return iterate
 
 
-def bound(asker: Operations, call: Call[Bound]) -> Steps[Bound]:
-    """The answer, which does what it can do with the transport of whoever asked."""
-    found = yield from asker._send(call)
-    found._transport = asker._transport
-    return found
+def bound(owner: Operations, request: Request[Bound]) -> Operation[Bound]:
+    """The answer, as an object whose operations use the transport of ``owner``."""
+    answer = yield from owner._send(request)
+    answer._transport = owner._transport
+    return answer
 
 
-def bound_entries(asker: Operations, call: Call[Page[Bound]]) -> Stream[Bound]:
-    """The same for every entry of a listing."""
+def bound_entries(owner: Operations, request: Request[Page[Bound]]) -> Stream[Bound]:
+    """Every entry of a listing, as ``bound``."""
 
     def read(response: httpx.Response) -> Page[Bound]:
-        page = call.read(response)
+        page = request.read(response)
         for entry in page.data:
-            entry._transport = asker._transport
+            entry._transport = owner._transport
         return page
 
-    return asker._pages(replace(call, read=read))
+    return owner._pages(replace(request, read=read))

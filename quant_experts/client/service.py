@@ -6,57 +6,59 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Literal
 
-from quant_experts.client import calls
+from quant_experts.client.effects import Operation
 from quant_experts.client.operation import Operations, operation
-from quant_experts.client.steps import Steps
-from quant_experts.client.views import HubTokenView, ModelList, RetentionView, Schemes, Usage, WorkerView
+from quant_experts.client.requests import account as account_requests
+from quant_experts.client.requests import service as service_requests
+from quant_experts.client.views.account import HubTokenView, RetentionView, Usage
+from quant_experts.client.views.service import ModelList, Schemes, WorkerView
 
 
 class ServiceOperations(Operations):
     @operation
-    def schemes(self) -> Steps[Schemes]:
+    def schemes(self) -> Operation[Schemes]:
         """What a job may ask for."""
-        return self._send(calls.schemes())
+        return self._send(service_requests.schemes())
 
     @operation
-    def models(self) -> Steps[ModelList]:
+    def models(self) -> Operation[ModelList]:
         """What a job may name as its model."""
-        return self._send(calls.models())
+        return self._send(service_requests.models())
 
     @operation
-    def workers(self) -> Steps[list[WorkerView]]:
+    def workers(self) -> Operation[list[WorkerView]]:
         """Those that were heard of lately."""
-        return self._send(calls.workers())
+        return self._send(service_requests.workers())
 
     @operation
-    def retention(self) -> Steps[RetentionView]:
+    def retention(self) -> Operation[RetentionView]:
         """For how many days jobs, events, blocks, audit entries and deliveries are kept."""
-        return self._send(calls.retention())
+        return self._send(account_requests.retention())
 
     @operation
-    def set_retention(self, changes: Mapping[str, int | None]) -> Steps[RetentionView]:
+    def set_retention(self, changes: Mapping[str, int | None]) -> Operation[RetentionView]:
         """Change some of ``jobs_days``, ``events_days``, ``layers_days``, ``audit_days``, ``deliveries_days``; None
         goes back to the service's. What is older goes within minutes."""
-        return self._send(calls.set_retention(changes))
+        return self._send(account_requests.set_retention(changes))
 
     @operation
-    def hub_token(self) -> Steps[HubTokenView]:
+    def hub_token(self) -> Operation[HubTokenView]:
         """Whose token models and datasets of the hub are fetched with; never the token."""
-        return self._send(calls.hub_token())
+        return self._send(account_requests.hub_token())
 
     @operation
-    def set_hub_token(self, token: str) -> Steps[HubTokenView]:
+    def set_hub_token(self, token: str) -> Operation[HubTokenView]:
         """Set or replace the tenant's own token for gated and private repositories of the hub."""
-        return self._send(calls.set_hub_token(token))
+        return self._send(account_requests.set_hub_token(token))
 
     @operation
-    def delete_hub_token(self) -> Steps[HubTokenView]:
+    def delete_hub_token(self) -> Operation[HubTokenView]:
         """Forget the tenant's own token; the service's is used again, if it has one."""
-        return self._send(calls.delete_hub_token())
+        return self._send(account_requests.delete_hub_token())
 
     @operation
     def usage(
         self, *, since: datetime | None = None, until: datetime | None = None, by: Literal["day", "month"] = "day"
-    ) -> Steps[Usage]:
+    ) -> Operation[Usage]:
         """Jobs, seconds and bytes by day or month (30 days when nothing is said), and what is stored now."""
-        return self._send(calls.usage(since=since, until=until, by=by))
+        return self._send(account_requests.usage(since=since, until=until, by=by))

@@ -1,7 +1,7 @@
-"""Sending a file of rows: small ones at once, large ones in parts that are sent again one by one.
+"""Upload a file of rows: a small one in one request, a large one in parts that are retried one by one.
 
-Which upload a large file was begun under is kept in the state directory (``$XDG_STATE_HOME/quant-experts/uploads``)
-under the digests of service and file, until it is complete: the same file goes on where it was cut, by any process.
+The id of an unfinished upload is stored in the state directory (``$XDG_STATE_HOME/quant-experts/uploads``), in a file
+named by a digest of service and file. So any process can resume the upload of the same file.
 """
 
 from __future__ import annotations
@@ -15,23 +15,20 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from quant_experts.client import calls
 from quant_experts.client.configuration import of_the_user
 from quant_experts.client.download import CHUNK
-from quant_experts.client.embedding import OnEmbedded, with_images_inside
+from quant_experts.client.effects import FileTransport
+from quant_experts.client.embedded_images import OnEmbeddingProgress, embed_images
 from quant_experts.client.errors import LOST_ANSWER, ClientError, NotFound, Stopped
-from quant_experts.client.parallel import each
-from quant_experts.client.sending import OnSent, Progress
-from quant_experts.client.views import DatasetView, UploadView
-
-if TYPE_CHECKING:
-    from quant_experts.client.synchronous import BlockingTransport
+from quant_experts.client.requests import datasets as requests
+from quant_experts.client.threads import run_parallel
+from quant_experts.client.upload_progress import OnUploadProgress, Progress
+from quant_experts.client.views.datasets import DatasetView, UploadView
 
 PART_BYTES = 16 << 20
 TRIES = 3
-"""How often a file is sent in full before its upload is given up."""
+"""Attempts to send a whole file."""
 
 
 @dataclass(frozen=True)
@@ -44,21 +41,21 @@ class Part:
 def upload(
     path: Path,
     *,
-    transport: BlockingTransport,
+    transport: FileTransport,
     name: str | None,
     expires_at: datetime | None,
     reuse: bool,
     part_bytes: int,
     parallel: int,
-    on_progress: OnSent | None,
-    on_embedded: OnEmbedded | None,
+    on_progress: OnUploadProgress | None,
+    on_embedded: OnEmbeddingProgress | None,
     stop: threading.Event,
 ) -> DatasetView:
     """Images that rows name by their paths are sent inside. Raises ApiError, ConnectionFailed, InvalidRows, or
     ClientError for a file that cannot be read twice, that changed meanwhile or has too many parts."""
     if path.exists() and not path.is_file():
         raise ClientError(f"{path} is no regular file: its digest is sent before its content, so that it is read twice")
-    with with_images_inside(path, on_progress=on_embedded, stop=stop) as whole:
+    with embed_images(path, on_progress=on_embedded, stop=stop) as whole:
         return _upload(
             whole,
             transport=transport,
@@ -75,65 +72,65 @@ def upload(
 def _upload(
     path: Path,
     *,
-    transport: BlockingTransport,
+    transport: FileTransport,
     name: str,
     expires_at: datetime | None,
     reuse: bool,
     part_bytes: int,
     parallel: int,
-    on_progress: OnSent | None,
+    on_progress: OnUploadProgress | None,
     stop: threading.Event,
 ) -> DatasetView:
     size, sha256 = path.stat().st_size, _digest(path, stop)
-    if reuse and (known := _known(transport, sha256)) is not None:
-        return known
+    if reuse and (existing := _known(transport, sha256)) is not None:
+        return existing
     progress = Progress(size, on_progress)
     if size <= part_bytes:
-        return _at_once(transport, path, name=name, expires_at=expires_at, sha256=sha256, progress=progress)
-    kept = kept_at(transport.access.url, sha256)
-    for left in reversed(range(TRIES)):
-        begun = _begun(transport, kept, name)
-        parts = _cut(size, part_bytes, begun)
-        if any(part.number > len(parts) for part in begun.parts):
-            # Begun in smaller parts, which would stay at its end.
-            transport.send(calls.abort_upload(begun.id))
-            begun = _begun(transport, kept, name)
+        return _send_whole(transport, path, name=name, expires_at=expires_at, sha256=sha256, progress=progress)
+    resume = resume_file(transport.access.url, sha256)
+    for tries_left in reversed(range(TRIES)):
+        upload = _resumed(transport, resume, name)
+        parts = _cut(size, part_bytes, upload)
+        if any(part.number > len(parts) for part in upload.parts):
+            # It was begun with smaller parts, of which some would remain.
+            transport.send(requests.abort_upload(upload.id))
+            upload = _resumed(transport, resume, name)
         all_sent = False
         try:
-            _send_parts(transport, path, begun, parts, parallel=parallel, progress=progress, stop=stop)
+            _send_parts(transport, path, upload, parts, parallel=parallel, progress=progress, stop=stop)
             all_sent = True
-            dataset = transport.send(calls.complete_upload(begun.id, sha256, expires_at=expires_at))
+            dataset = transport.send(requests.complete_upload(upload.id, sha256, expires_at=expires_at))
         except (*LOST_ANSWER, NotFound) as error:
             if not all_sent and not isinstance(error, NotFound):
                 raise
-            # It may have become a dataset all the same, also by another call that went on with it; then it is gone.
-            known = _known(transport, sha256)
-            if known is None:
-                if not left:
+            # It may be complete all the same, perhaps by another call; a completed upload does not exist any more.
+            existing = _known(transport, sha256)
+            if existing is None:
+                if not tries_left:
                     raise
                 if isinstance(error, NotFound):
-                    kept.unlink(missing_ok=True)
+                    resume.unlink(missing_ok=True)
                     progress.lost()
                 continue
-            dataset = known
-        kept.unlink(missing_ok=True)
+            dataset = existing
+        resume.unlink(missing_ok=True)
         return dataset
     raise AssertionError("not reached")
 
 
-def kept_at(url: str, sha256: str, environment: Mapping[str, str] = os.environ) -> Path:
-    """Where the id of an unfinished upload is kept."""
+def resume_file(url: str, sha256: str, environment: Mapping[str, str] = os.environ) -> Path:
+    """Where the id of an unfinished upload is resume."""
     name = hashlib.sha256(f"{url} {sha256}".encode()).hexdigest()
     return of_the_user("XDG_STATE_HOME", ".local/state", environment) / "uploads" / name
 
 
-def _known(transport: BlockingTransport, sha256: str) -> DatasetView | None:
-    found = transport.send(calls.list_datasets(sha256=sha256)).data
-    return next((dataset for dataset in found if dataset.status == "ready"), None)
+def _known(transport: FileTransport, sha256: str) -> DatasetView | None:
+    datasets = transport.send(requests.list_datasets(sha256=sha256)).data
+    return next((dataset for dataset in datasets if dataset.status == "ready"), None)
 
 
-def _at_once(
-    transport: BlockingTransport,
+def _send_whole(
+    transport: FileTransport,
     path: Path,
     *,
     name: str,
@@ -147,35 +144,35 @@ def _at_once(
     progress.begin(1)
 
     def moved(sent: int) -> None:
-        # The form around the file is sent too.
+        # The count includes the form around the file.
         progress.moved(1, min(sent, len(content)))
 
-    call = replace(calls.upload(name, content, expires_at=expires_at), on_sent=moved)
-    for left in reversed(range(TRIES)):
+    request = replace(requests.upload(name, content, expires_at=expires_at), on_sent=moved)
+    for tries_left in reversed(range(TRIES)):
         try:
-            dataset = transport.send(call)
+            dataset = transport.send(request)
         except LOST_ANSWER:
-            # It may have arrived all the same: look before all of it is sent again.
-            known = _known(transport, sha256)
-            if known is None:
-                if not left:
+            # It may have arrived: check before sending it again.
+            existing = _known(transport, sha256)
+            if existing is None:
+                if not tries_left:
                     raise
                 continue
-            dataset = known
+            dataset = existing
         progress.finished(1, len(content))
         return dataset
     raise AssertionError("not reached")
 
 
-def _begun(transport: BlockingTransport, kept: Path, name: str) -> UploadView:
-    """The upload that was begun before and has not expired, or a new one."""
+def _resumed(transport: FileTransport, resume: Path, name: str) -> UploadView:
+    """The unfinished upload of an earlier call, or a new one."""
     with contextlib.suppress(OSError, NotFound):
-        return transport.send(calls.get_upload(kept.read_text().strip()))
-    begun = transport.send(calls.begin_upload(name=name[:120]))
-    with contextlib.suppress(OSError):  # a home that cannot be written: then a break costs what was sent
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(begun.id)
-    return begun
+        return transport.send(requests.get_upload(resume.read_text().strip()))
+    upload = transport.send(requests.begin_upload(name=name[:120]))
+    with contextlib.suppress(OSError):  # without a writable home an interrupted upload starts from zero
+        resume.parent.mkdir(parents=True, exist_ok=True)
+        resume.write_text(upload.id)
+    return upload
 
 
 def _cut(size: int, part_bytes: int, limits: UploadView) -> list[Part]:
@@ -191,17 +188,17 @@ def _cut(size: int, part_bytes: int, limits: UploadView) -> list[Part]:
 
 
 def _send_parts(
-    transport: BlockingTransport,
+    transport: FileTransport,
     path: Path,
-    begun: UploadView,
+    upload: UploadView,
     parts: list[Part],
     *,
     parallel: int,
     progress: Progress,
     stop: threading.Event,
 ) -> None:
-    """Those that the service has not, or has otherwise. The first error ends all; what has arrived stays."""
-    there = {part.number: part.sha256 for part in begun.parts}
+    """Send the parts that the service lacks or has with another digest. The first error ends all."""
+    there = {part.number: part.sha256 for part in upload.parts}
     progress.begin(len(parts))
 
     def send(part: Part, _: threading.Event) -> None:
@@ -211,11 +208,11 @@ def _send_parts(
         if len(content) < part.bytes:
             raise ClientError(f"{path.name} became shorter while it was sent")
         if there.get(part.number) != hashlib.sha256(content).hexdigest():
-            call = calls.put_part(begun.id, part.number, content)
-            transport.send(replace(call, on_sent=partial(progress.moved, part.number)))
+            request = requests.put_part(upload.id, part.number, content)
+            transport.send(replace(request, on_sent=partial(progress.moved, part.number)))
         progress.finished(part.number, part.bytes)
 
-    each(send, parts, parallel=parallel, stop=stop, name="upload")
+    run_parallel(send, parts, parallel=parallel, stop=stop, name="upload")
 
 
 def _digest(path: Path, stop: threading.Event) -> str:

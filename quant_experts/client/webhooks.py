@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from quant_experts.client import calls
+from quant_experts.client.effects import Operation, Stream
 from quant_experts.client.operation import Awaited, Blocking, Operations, listing, operation
-from quant_experts.client.steps import Steps, Stream
-from quant_experts.client.views import DeliveryDetail, DeliveryView, WebhookView, WebhookWithSecret
+from quant_experts.client.requests import webhooks as requests
+from quant_experts.client.views.webhooks import DeliveryDetail, DeliveryView, WebhookView, WebhookWithSecret
 
 
 class WebhookOperations(Operations):
@@ -18,18 +18,18 @@ class WebhookOperations(Operations):
     @operation
     def create(
         self, url: str, *, event_types: Sequence[str] | None = None, description: str | None = None
-    ) -> Steps[WebhookWithSecret]:
+    ) -> Operation[WebhookWithSecret]:
         """The answer is the only place where the secret ever stands."""
-        return self._send(calls.create_webhook(url=url, event_types=event_types, description=description))
+        return self._send(requests.create_webhook(url=url, event_types=event_types, description=description))
 
     @operation
-    def get(self, webhook_id: str) -> Steps[WebhookView]:
-        return self._send(calls.get_webhook(webhook_id))
+    def get(self, webhook_id: str) -> Operation[WebhookView]:
+        return self._send(requests.get_webhook(webhook_id))
 
     @listing
     def list(self) -> Stream[WebhookView]:
         """Webhooks, newest first."""
-        return self._pages(calls.list_webhooks())
+        return self._pages(requests.list_webhooks())
 
     @operation
     def change(
@@ -40,43 +40,45 @@ class WebhookOperations(Operations):
         event_types: Sequence[str] | None = None,
         description: str | None = None,
         status: Literal["enabled", "disabled"] | None = None,
-    ) -> Steps[WebhookView]:
+    ) -> Operation[WebhookView]:
         """What is left out stays as it is."""
         return self._send(
-            calls.change_webhook(webhook_id, url=url, event_types=event_types, description=description, status=status)
+            requests.change_webhook(
+                webhook_id, url=url, event_types=event_types, description=description, status=status
+            )
         )
 
     @operation
-    def rotate_secret(self, webhook_id: str, *, keep_previous_s: int | None = None) -> Steps[WebhookWithSecret]:
+    def rotate_secret(self, webhook_id: str, *, keep_previous_s: int | None = None) -> Operation[WebhookWithSecret]:
         """A new secret, shown this once; for so long (a day) the one before signs too."""
-        return self._send(calls.rotate_secret(webhook_id, keep_previous_s=keep_previous_s))
+        return self._send(requests.rotate_secret(webhook_id, keep_previous_s=keep_previous_s))
 
     @operation
-    def ping(self, webhook_id: str) -> Steps[DeliveryView]:
+    def ping(self, webhook_id: str) -> Operation[DeliveryView]:
         """Send a ``webhook.ping``. Raises Conflict when the webhook is disabled."""
-        return self._send(calls.ping_webhook(webhook_id))
+        return self._send(requests.ping_webhook(webhook_id))
 
     @operation
-    def delete(self, webhook_id: str) -> Steps[None]:
+    def delete(self, webhook_id: str) -> Operation[None]:
         """Remove it with its deliveries, sent or not."""
-        return self._send(calls.delete_webhook(webhook_id))
+        return self._send(requests.delete_webhook(webhook_id))
 
     @listing
     def deliveries(
         self, webhook_id: str, *, status: Literal["pending", "delivered", "failed"] | None = None
     ) -> Stream[DeliveryView]:
         """Messages to its URL, newest first."""
-        return self._pages(calls.list_deliveries(webhook_id, status=status))
+        return self._pages(requests.list_deliveries(webhook_id, status=status))
 
     @operation
-    def delivery(self, webhook_id: str, delivery_id: str) -> Steps[DeliveryDetail]:
+    def delivery(self, webhook_id: str, delivery_id: str) -> Operation[DeliveryDetail]:
         """What was sent, and every attempt at it."""
-        return self._send(calls.get_delivery(webhook_id, delivery_id))
+        return self._send(requests.get_delivery(webhook_id, delivery_id))
 
     @operation
-    def redeliver(self, webhook_id: str, delivery_id: str) -> Steps[DeliveryView]:
+    def redeliver(self, webhook_id: str, delivery_id: str) -> Operation[DeliveryView]:
         """Send the same message again. Raises Conflict when the webhook is disabled."""
-        return self._send(calls.redeliver(webhook_id, delivery_id))
+        return self._send(requests.redeliver(webhook_id, delivery_id))
 
 
 class Webhooks(Blocking, WebhookOperations):

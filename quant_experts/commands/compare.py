@@ -12,9 +12,12 @@ import click
 from rich.live import Live
 
 from quant_experts.client import Candidate, Client, Comparison
-from quant_experts.commands.comparison_table import print_list, print_table, table_of
+from quant_experts.commands.display.comparison_table import print_list, print_table, table_of
+from quant_experts.commands.display.live_line import live_console
+from quant_experts.commands.display.printable import printable
 from quant_experts.commands.exit_codes import CANCELLED, FAILED, INTERRUPTED
-from quant_experts.commands.job_options import (
+from quant_experts.commands.models import check_is_of_a_service
+from quant_experts.commands.options.job import (
     CALIBRATION,
     idempotency_option,
     label_option,
@@ -22,11 +25,8 @@ from quant_experts.commands.job_options import (
     rows_of,
     timeout_option,
 )
-from quant_experts.commands.live_line import live_console
-from quant_experts.commands.models import check_is_of_a_service
-from quant_experts.commands.readable import readable
+from quant_experts.commands.options.spec import body_of, refining_options
 from quant_experts.commands.service_client import connected, json_option, print_json, save, url_option
-from quant_experts.commands.spec_options import body_of, refining_options
 
 LISTED = 20
 
@@ -90,8 +90,8 @@ def command(
                 wrong = "--cancel goes with a COMPARISON, as cmp_…" if cancel else "give --model and --calibration"
                 raise click.UsageError(wrong)
             check_is_of_a_service(model)
-            wanted = [candidate_of(text) for text in candidates]
-            if len(wanted) < 2:
+            parsed = [candidate_of(text) for text in candidates]
+            if len(parsed) < 2:
                 raise click.UsageError("give at least two candidates, as W4A6 W4A6/gptq")
             body = body_of(**options)
             comparison = _created(
@@ -101,7 +101,7 @@ def command(
                 model=model,
                 revision=revision,
                 split=split,
-                candidates=wanted,
+                candidates=parsed,
                 options=body.get("options"),
                 accept_if=body.get("accept_if"),
                 name=name,
@@ -135,9 +135,9 @@ def _created(client: Client, calibration: str, idempotency_key: str | None, **fi
 
 def candidate_of(text: str) -> Candidate:
     """``[LABEL:]SCHEME[/METHOD][,OPTION=VALUE]…``. Raises UsageError that says what is wrong."""
-    label, colon, said = text.partition(":")
+    label, colon, rest = text.partition(":")
     labelled = bool(colon) and "=" not in label
-    what, *pairs = (said if labelled else text).split(",")
+    what, *pairs = (rest if labelled else text).split(",")
     scheme, slash, method = what.partition("/")
     if not scheme or (slash and not method) or (labelled and not label):
         raise click.UsageError(f"candidate {text!r}: write [LABEL:]SCHEME[/METHOD][,OPTION=VALUE]…, as W4A6/gptq")
@@ -178,17 +178,17 @@ def _existing(client: Client, named: tuple[str, ...], *, cancel: bool) -> Compar
 
 
 def _listed(client: Client, *, as_json: bool) -> int:
-    found = list(islice(client.comparisons.list(), LISTED))
+    comparisons = list(islice(client.comparisons.list(), LISTED))
     if as_json:
-        for comparison in found:
+        for comparison in comparisons:
             print_json(comparison)
     else:
-        print_list(found)
+        print_list(comparisons)
     return 0
 
 
 def _watched(comparison: Comparison) -> Comparison:
-    """The finished one; until then the table on a terminal, else a line for every change of a job."""
+    """The finished comparison. Meanwhile a live table on a terminal, else a line for every change of a job."""
     console = live_console()
     statuses: dict[str, str] = {}
     now = comparison
@@ -199,16 +199,16 @@ def _watched(comparison: Comparison) -> Comparison:
                 continue
             for job in now.jobs:
                 if statuses.get(job.job_id) != job.status:
-                    console.print(f"{readable(job.label)} · {job.status}", markup=False, soft_wrap=True)
+                    console.print(f"{printable(job.label)} · {job.status}", markup=False, soft_wrap=True)
                 statuses[job.job_id] = job.status
     return now
 
 
 def _code(comparison: Comparison) -> int:
-    """And one line on stderr for every job that failed."""
+    """The exit code, with a line on stderr for every failed job."""
     for job in comparison.jobs:
         if job.error is not None:
-            click.echo(f"{readable(job.label)}: error {job.error.code}: {readable(job.error.message)}", err=True)
+            click.echo(f"{printable(job.label)}: error {job.error.code}: {printable(job.error.message)}", err=True)
     statuses = {job.status for job in comparison.jobs}
     if "failed" in statuses:
         return FAILED

@@ -10,13 +10,14 @@ import click
 
 from quant_experts.client import DatasetView, FiguresView
 from quant_experts.client.upload import PART_BYTES
-from quant_experts.commands.dates import in_days
-from quant_experts.commands.job_options import uploaded
-from quant_experts.commands.readable import readable
+from quant_experts.commands.display.dates import to_the_minute, to_the_second
+from quant_experts.commands.display.printable import printable
+from quant_experts.commands.display.table import print_rows
+from quant_experts.commands.display.token_table import token_lines
+from quant_experts.commands.options.dates import in_days
+from quant_experts.commands.options.job import uploaded
+from quant_experts.commands.options.spec import Bytes, Finite
 from quant_experts.commands.service_client import connected, json_option, print_json, url_option
-from quant_experts.commands.spec_options import Bytes, Finite
-from quant_experts.commands.table import print_rows
-from quant_experts.commands.token_table import token_lines
 
 
 @click.group("datasets", short_help="Upload, list, show and remove calibration rows.")
@@ -77,12 +78,12 @@ def upload(
 def list_datasets(*, limit: int, as_json: bool, url: str | None) -> None:
     """List datasets, newest first."""
     with connected(url) as client:
-        found = list(islice(client.datasets.list(), limit))
+        datasets = list(islice(client.datasets.list(), limit))
     if as_json:
-        for dataset in found:
+        for dataset in datasets:
             print_json(dataset)
     else:
-        _table(found)
+        _table(datasets)
 
 
 @command.command("show", short_help="Figures of a dataset, and its first rows.")
@@ -117,7 +118,7 @@ def show(
         sizes = "".join(f" [{image.format} {image.width}×{image.height}]" for image in row.images)
         click.echo(f"row {row.number}:{sizes}")
         for message in row.messages:
-            click.echo(f"  {readable(str(message.get('role')))}: {_text(message.get('content'))}")
+            click.echo(f"  {printable(str(message.get('role')))}: {_text(message.get('content'))}")
 
 
 @command.command("delete", short_help="Remove datasets for good.")
@@ -140,7 +141,7 @@ def _table(datasets: list[DatasetView]) -> None:
             f"{each.bytes:,}",
             each.status,
             each.name or "",
-            each.created_at.strftime("%Y-%m-%d %H:%M"),
+            to_the_minute(each.created_at),
         )
         for each in datasets
     ]
@@ -151,13 +152,13 @@ def _table(datasets: list[DatasetView]) -> None:
 def _lines(dataset: DatasetView, figures: FiguresView) -> dict[str, str]:
     lines = {
         "dataset": dataset.id,
-        "name": readable(dataset.name or ""),
+        "name": printable(dataset.name or ""),
         "format": f"{dataset.format}, {dataset.bytes:,} bytes",
         "rows": f"{figures.rows:,}, {figures.rows_with_images:,} with images"
         + (f", {figures.rows_with_audio:,} with audio" if figures.rows_with_audio else ""),
         "images": ", ".join(f"{count:,} {kind}" for kind, count in figures.image_formats.items()),
         "audio": _audio(figures),
-        "expires": dataset.expires_at.isoformat(timespec="seconds") if dataset.expires_at else "",
+        "expires": to_the_second(dataset.expires_at),
         "sha256": dataset.sha256,
     }
     for title, spread, unit in (
@@ -179,7 +180,7 @@ def _audio(figures: FiguresView) -> str:
 def _text(content: object) -> str:
     """Of a message, on one line; an image is a mark."""
     if isinstance(content, str):
-        return readable(content)[:200]
+        return printable(content)[:200]
     parts = content if isinstance(content, list) else []
     texts = [str(part.get("text", f"<{part.get('type')}>")) for part in parts if isinstance(part, dict)]
-    return readable(" ".join(texts))[:200]
+    return printable(" ".join(texts))[:200]

@@ -6,8 +6,8 @@ from datetime import datetime
 
 import click
 
-from quant_experts.client.views import Deleted
-from quant_experts.commands.dates import Moment
+from quant_experts.client.views.jobs import Deleted
+from quant_experts.commands.options.dates import Moment
 from quant_experts.commands.service_client import connected, json_option, print_json, url_option
 
 FINISHED = ("succeeded", "failed", "cancelled")
@@ -57,8 +57,8 @@ def command(
             deleted = list(job_ids)
         else:
             pairs = (label.partition("=") for label in labels)
-            wanted = {key: value if equals else None for key, equals, value in pairs}
-            deleted = client.jobs.delete_many(status=status, label=wanted, model=model, finished_before=finished_before)
+            label = {key: value if equals else None for key, equals, value in pairs}
+            deleted = client.jobs.delete_many(status=status, label=label, model=model, finished_before=finished_before)
     if as_json:
         print_json(Deleted(deleted=deleted, has_more=False))
     else:

@@ -1,4 +1,4 @@
-"""Whether the disk has room for a run: asked before it begins, and told when it turns out that it had not."""
+"""Disk space of a run: checked before it begins, and explained when the disk is full."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from quant_experts.spec.specification import QuantizationSpec
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
-def check_room(model: Path, spec: QuantizationSpec, *, output: Path, work: Path) -> None:
-    """Raises DiskFull when the checkpoint alone, whose size is exact, does not fit beside what the run keeps.
+def check_disk_space(model: Path, spec: QuantizationSpec, *, output: Path, work: Path) -> None:
+    """Raises DiskFull when the checkpoint, whose size is exact, does not fit beside the files of the run.
 
-    What an earlier run left in ``work`` counts as there. Says nothing of a model that cannot be planned: the run will.
+    Files of an earlier run in ``work`` count as written. A model that cannot be planned is not checked; the run reports
+    it.
     """
     try:
         headers = read_local(model)
@@ -40,8 +41,8 @@ def check_room(model: Path, spec: QuantizationSpec, *, output: Path, work: Path)
 
 
 def _needed(plan: Plan, output: Path, work: Path) -> dict[Path, int]:
-    """Directory that exists → bytes that are certain to be written below it. Blocks are written twice: into ``work``,
-    and from there into the checkpoint."""
+    """Existing directory → bytes that the run writes below it at least. Blocks are written to ``work``, and again into
+    the checkpoint."""
     blocks = sum(plan.size.blocks_after) if plan.size.is_exact else 0
     there = sum(path.stat().st_size for path in work.glob("blocks/*")) if work.is_dir() else 0
     needed: dict[Path, int] = {}
@@ -52,8 +53,8 @@ def _needed(plan: Plan, output: Path, work: Path) -> dict[Path, int]:
 
 
 @contextmanager
-def telling_what_is_kept(work: Path, output: Path) -> Iterator[None]:
-    """Raises DiskFull, which says where, in place of the OSError of a disk that is full."""
+def disk_full_advice(work: Path, output: Path) -> Iterator[None]:
+    """Turn the OSError of a full disk into DiskFull, which names the directory."""
     try:
         yield
     except OSError as error:

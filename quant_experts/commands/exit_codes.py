@@ -1,18 +1,18 @@
-"""How ``qe`` ends, for scripts. One meaning per number, whatever the command; ``docs/client.md`` has the same table."""
+"""Exit codes of ``qe``, the same for every command. ``docs/client.md`` has the table."""
 
 from __future__ import annotations
 
 BAD_INPUT = 1
-"""The input is at fault, or the service refused the request."""
+"""The input is invalid, or the service refused the request."""
 BAD_ARGUMENTS = 2
 FAILED, CANCELLED = 3, 4
-"""A job of a service that was waited for."""
+"""End of a job that the command waited for."""
 REJECTED = 5
-"""The checkpoint is whole, and misses a limit of ``--accept-…``."""
+"""The checkpoint is complete and misses a limit of ``--accept-…``."""
 UNREACHED = 6
 INTERRUPTED = 130
 UNREAD = 141
-"""Nobody reads the output any more: as a program that SIGPIPE ends."""
+"""The output pipe was closed, as SIGPIPE ends a program."""
 
 OF_A_JOB = f"""\b
 Exit code:
@@ -26,4 +26,4 @@ Exit code:
   {INTERRUPTED}  interrupted with Ctrl-C; the job goes on
   {UNREAD}  nobody reads the output any more, as after head; the job goes on
 """
-"""For the end of a command's help."""
+"""Exit codes for the help of a command."""

@@ -7,9 +7,9 @@ from typing import Any
 import click
 
 from quant_experts.client import Job
-from quant_experts.commands.job_options import CALIBRATION, handed_over, job_options, labels_of, rows_of
+from quant_experts.commands.options.job import CALIBRATION, job_options, labels_of, report_submitted, rows_of
+from quant_experts.commands.options.spec import changes_of, is_given, spec_options
 from quant_experts.commands.service_client import connected, json_option, url_option
-from quant_experts.commands.spec_options import changes_of, is_given, spec_options
 
 
 @click.command("fork", short_help="Queue a job again with changes; what fits is taken over.")
@@ -51,8 +51,9 @@ def command(
 
     Calibration is taken over when model and rows are the same, finished blocks when all that is computed is the same.
     """
-    given = {option: value for option, value in options.items() if is_given(context, option)}
-    changes: dict[str, Any] = changes_of(**given)
+    changes: dict[str, Any] = changes_of(
+        **{option: value for option, value in options.items() if is_given(context, option)}
+    )
     fields = {"name": name, "alias": alias, "timeout_s": timeout_s, "labels": labels_of(labels) or None}
     fields |= {"max_wait_s": max_wait_s, "priority": priority, "device": device}
     changes.update({field: value for field, value in fields.items() if value is not None})
@@ -66,7 +67,7 @@ def command(
         if calibration is not None:
             changes["calibration"] = {"dataset": rows_of(client, calibration, ask=ask)}
         job = client.jobs.fork(job_id, idempotency_key=idempotency_key, **changes)
-        return handed_over(client, job, as_json=as_json, and_watch=and_watch)
+        return report_submitted(client, job, as_json=as_json, and_watch=and_watch)
 
 
 def _take_away(changes: dict[str, Any], path: str) -> None:

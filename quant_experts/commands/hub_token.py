@@ -51,9 +51,9 @@ def delete(*, as_json: bool, url: str | None) -> None:
         _show(client.delete_hub_token(), as_json)
 
 
-def _show(found: HubTokenView, as_json: bool) -> None:
+def _show(token: HubTokenView, as_json: bool) -> None:
     if as_json:
-        print_json(found)
+        print_json(token)
         return
-    when = f"{found.set_at:%Y-%m-%d %H:%M} UTC" if found.set_at else ""
-    click.echo(SAYS.get(found.source, found.source).format(when))
+    when = f"{token.set_at:%Y-%m-%d %H:%M} UTC" if token.set_at else ""
+    click.echo(SAYS.get(token.source, token.source).format(when))

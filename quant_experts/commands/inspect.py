@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PARTS_OF_THE_REPORT = ("quality", "baseline", "acceptance", "calibration", "images", "mixed_precision", "auto")
 WIDTH_OF_A_FILE = 140
-"""Columns when nobody watches: without a terminal rich assumes 80 and folds the names."""
+"""Columns without a terminal, where rich assumes 80 and folds the names."""
 
 
 DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)

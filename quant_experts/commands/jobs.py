@@ -7,9 +7,10 @@ from itertools import islice
 import click
 
 from quant_experts.client import JobView
-from quant_experts.commands.readable import readable
+from quant_experts.commands.display.dates import to_the_minute, to_the_second
+from quant_experts.commands.display.printable import printable
+from quant_experts.commands.display.table import print_rows
 from quant_experts.commands.service_client import connected, json_option, missed_limits, print_json, url_option
-from quant_experts.commands.table import print_rows
 
 STATUSES = ("queued", "running", "cancelling", "succeeded", "failed", "cancelled")
 
@@ -38,8 +39,8 @@ def command(
             jobs: list[JobView] = [client.jobs.get(job_id)]
         else:
             pairs = (label.partition("=") for label in labels)
-            wanted = {key: value if equals else None for key, equals, value in pairs}
-            listed = client.jobs.list(status=status, label=wanted, model=model, page_size=min(limit, 100))
+            label_values = {key: value if equals else None for key, equals, value in pairs}
+            listed = client.jobs.list(status=status, label=label_values, model=model, page_size=min(limit, 100))
             jobs = list(islice(listed, limit))
     if as_json:
         for job in jobs:
@@ -55,11 +56,11 @@ def _table(jobs: list[JobView]) -> None:
         (
             job.id,
             job.status if job.verdict != "rejected" else "rejected",
-            readable(ended_how(job) or (job.waiting.code if job.waiting else progress_of(job))),
-            readable(job.name or job.model.id),
-            readable(job.alias or ""),
+            printable(ended_how(job) or (job.waiting.code if job.waiting else progress_of(job))),
+            printable(job.name or job.model.id),
+            printable(job.alias or ""),
             job.scheme,
-            job.created_at.strftime("%Y-%m-%d %H:%M"),
+            to_the_minute(job.created_at),
         )
         for job in jobs
     ]
@@ -90,13 +91,13 @@ def _show(job: JobView) -> None:
         "verdict": ": ".join(filter(None, (job.verdict, ended_how(job) if job.verdict else ""))),
         "warnings": "; ".join(job.warnings),
         "error": f"{job.error.code}: {job.error.message}" if job.error else None,
-        "created": job.created_at.isoformat(timespec="seconds"),
-        "started": job.started_at.isoformat(timespec="seconds") if job.started_at else None,
-        "finished": job.finished_at.isoformat(timespec="seconds") if job.finished_at else None,
+        "created": to_the_second(job.created_at),
+        "started": to_the_second(job.started_at),
+        "finished": to_the_second(job.finished_at),
     }
     for title, value in lines.items():
         if value:
-            click.echo(f"{title:<12} {readable(value)}")
+            click.echo(f"{title:<12} {printable(value)}")
 
 
 def progress_of(job: JobView) -> str:

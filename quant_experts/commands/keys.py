@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 import click
 
 from quant_experts.client import CreatedKey, KeyView
-from quant_experts.commands.dates import in_days
+from quant_experts.commands.display.table import print_rows
+from quant_experts.commands.options.dates import in_days
+from quant_experts.commands.options.spec import Finite
 from quant_experts.commands.service_client import connected, json_option, print_json, url_option
-from quant_experts.commands.spec_options import Finite
-from quant_experts.commands.table import print_rows
 
 SCOPES = (
     "jobs:read",
@@ -24,7 +24,7 @@ SCOPES = (
     "workers:read",
     "keys:admin",
 )
-"""Those that this version knows, for the help; what a key may have is the service's to say."""
+"""Scopes that this version knows, for the help; the service checks them."""
 
 tenant_option = click.option("--tenant", metavar="NAME", help="Of another tenant: with the bootstrap key alone.")
 

@@ -12,7 +12,7 @@ ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def check_is_of_a_service(model: str, *, instead: str = "") -> None:
-    """Raises UsageError for a model that no service could know. ``instead``: what else may be done with a directory."""
+    """Raises UsageError for a local path. ``instead``: advice for a directory."""
     if ID.fullmatch(model):
         return
     named = "name it as local/NAME below the service's model root"

@@ -1,4 +1,5 @@
-"""``qe plan``: what a quantization would take, told from config.json and safetensors headers, here or by a service."""
+"""``qe plan``: bytes, memory and time of a quantization, from config.json and safetensors headers, here or by a
+service."""
 
 from __future__ import annotations
 
@@ -11,10 +12,20 @@ from typing import Any
 
 import click
 
+from quant_experts.commands.display.plan_text import (
+    PlacementText,
+    PlanText,
+    QuantizedLayers,
+    SkippedLayers,
+    Tokens,
+    refusal,
+    sentences,
+    stack_title,
+    warning,
+)
 from quant_experts.commands.exit_codes import BAD_INPUT
 from quant_experts.commands.models import ID, check_is_of_a_service
-from quant_experts.commands.plan_table import Kind, Left, Placed, Tokens, Told, refusal, sentences, stack_title, warning
-from quant_experts.commands.spec_options import body_of, spec_of, spec_options
+from quant_experts.commands.options.spec import body_of, spec_of, spec_options
 from quant_experts.errors import InvalidModel, QuantExpertsError
 from quant_experts.planning.blocks import Block
 from quant_experts.planning.errors import HubUnavailable, Unreadable
@@ -117,7 +128,7 @@ def command(
 
 
 def on_the_service(model: str, *, url: str | None, asked: bool | None) -> bool:
-    """Whether a service is to plan, or this machine. Raises UsageError where only the user can say."""
+    """Whether a service plans, or this machine. Raises UsageError where it is ambiguous."""
     directory, looks_like_id = Path(model).is_dir(), ID.fullmatch(model) is not None
     if asked is False and url is not None:
         raise click.UsageError("--here and --url: give one of them")
@@ -184,7 +195,8 @@ def _rows(calibration: Path | None, model: str, headers: ModelHeaders) -> Rows:
 
 
 def _text_files(model: str, headers: ModelHeaders) -> TextFiles:
-    """Without a tokenizer where it cannot be had: then text is judged by its length."""
+    """Text files of the model; without a tokenizer where it cannot be fetched, and then text is estimated by its
+    length."""
     try:
         if headers.commit is None:
             return read_local_text(Path(model))
@@ -211,19 +223,19 @@ def described(plan: Plan, headers: ModelHeaders) -> dict[str, Any]:
     }
 
 
-def _told(plan: Plan, headers: ModelHeaders) -> Told:
+def _told(plan: Plan, headers: ModelHeaders) -> PlanText:
     shapes = plan.shapes
     commit = f" at {headers.commit[:12]}" if headers.commit else ""
-    return Told(
+    return PlanText(
         model=f"{shapes.model_type}{commit}",
         blocks=len(shapes.blocks),
         weights=shapes.weights,
         quantized=[
-            Kind(_stack(block, shapes), group.label, group.layers, group.width, group.outs)
+            QuantizedLayers(_stack(block, shapes), group.label, group.layers, group.width, group.outs)
             for block in shapes.kinds
             for group in block.groups
         ],
-        skipped=[Left(kind.name, kind.layers, kind.weights, kind.reason) for kind in shapes.skipped],
+        skipped=[SkippedLayers(kind.name, kind.layers, kind.weights, kind.reason) for kind in shapes.skipped],
         exact=plan.size.is_exact,
         before=plan.size.bytes_before,
         after=plan.size.bytes_after_most,
@@ -234,9 +246,9 @@ def _told(plan: Plan, headers: ModelHeaders) -> Told:
     )
 
 
-def _placed(placement: Placement) -> Placed:
+def _placed(placement: Placement) -> PlacementText:
     memory, seconds = placement.memory, placement.seconds
-    return Placed(
+    return PlacementText(
         placement.device, memory.device, memory.host, memory.phase, seconds.least, seconds.likely, seconds.most
     )
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from quant_experts.client import Transferred
-from quant_experts.commands.live_line import bytes_bar
+from quant_experts.client import DownloadProgress
+from quant_experts.commands.display.live_line import bytes_bar
 from quant_experts.commands.service_client import connected, json_option, url_option
 
 
@@ -29,7 +29,7 @@ def command(
     with connected(url) as client, bytes_bar() as progress:
         task = progress.add_task("files", total=None)
 
-        def show(step: Transferred) -> None:
+        def show(step: DownloadProgress) -> None:
             progress.update(
                 task, completed=step.done, total=step.total, description=f"{step.files_done} of {step.files} files"
             )

@@ -13,10 +13,10 @@ from typing import Any
 
 import click
 
-from quant_experts.commands.disk_space import check_room, telling_what_is_kept
+from quant_experts.commands.disk_space import check_disk_space, disk_full_advice
+from quant_experts.commands.display.run_progress import RunProgress, say
 from quant_experts.commands.exit_codes import REJECTED
-from quant_experts.commands.progress_display import ProgressDisplay, say
-from quant_experts.commands.spec_options import spec_of, spec_options
+from quant_experts.commands.options.spec import spec_of, spec_options
 from quant_experts.errors import InvalidCalibration, InvalidModel, Stopped
 from quant_experts.progress import ShouldStop
 
@@ -76,10 +76,10 @@ def command(
     work = work or output.with_name(f"{output.name}.work")
     _check_names(model, calibration)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    display = ProgressDisplay()
+    display = RunProgress()
     with display, _stopping_softly() as should_stop:
         directory, model_id, commit = _find_model(model, revision, display)
-        check_room(directory, spec, output=output, work=work)
+        check_disk_space(directory, spec, output=output, work=work)
         rows = _find_rows(calibration, display)
         display.note("loading torch and transformers")
         from transformers.utils.logging import disable_progress_bar
@@ -88,7 +88,7 @@ def command(
 
         disable_progress_bar()
         try:
-            with telling_what_is_kept(work, output):
+            with disk_full_advice(work, output):
                 report = quantize(
                     model=directory,
                     calibration=rows,
@@ -133,7 +133,7 @@ def _check_names(model: str, calibration: str) -> None:
         )
 
 
-def _find_model(model: str, revision: str | None, display: ProgressDisplay) -> tuple[Path, str | None, str | None]:
+def _find_model(model: str, revision: str | None, display: RunProgress) -> tuple[Path, str | None, str | None]:
     """Directory, id and commit. Raises what the hub answered."""
     directory = Path(model)
     if directory.is_dir():
@@ -145,7 +145,7 @@ def _find_model(model: str, revision: str | None, display: ProgressDisplay) -> t
     return download("model", model, commit=commit, to=_cache() / "models" / model / commit), model, commit
 
 
-def _find_rows(calibration: str, display: ProgressDisplay) -> Path:
+def _find_rows(calibration: str, display: RunProgress) -> Path:
     path = Path(calibration)
     if path.exists():
         return path

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from quant_experts.commands.readable import readable
+from quant_experts.commands.display.printable import printable
 from quant_experts.commands.service_client import connected, json_option, save, say_warnings, url_option
 from quant_experts.planning.units import said
 from quant_experts.report.charts import numbers
@@ -64,4 +64,4 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
         if value is not None:
             yield f"{title:<22} {form(value)}"
     for sentence in (report.get("acceptance") or {}).get("missed") or []:
-        yield f"{'limit missed':<22} {readable(sentence)}"
+        yield f"{'limit missed':<22} {printable(sentence)}"

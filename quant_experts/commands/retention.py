@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
+from quant_experts.commands.display.table import print_rows
 from quant_experts.commands.service_client import connected, json_option, print_json, url_option
-from quant_experts.commands.table import print_rows
 
 KINDS = {
     "jobs": "finished jobs with all that belongs to them",
@@ -38,19 +38,19 @@ class Days(click.ParamType[int]):
 @click.option("--deliveries", type=Days(), metavar="DAYS", help="Finished deliveries of webhooks.")
 @json_option("All of it as one JSON object on stdout.")
 @url_option
-def command(*, as_json: bool, url: str | None, **days: int | None) -> None:
+def command(*, as_json: bool, url: str | None, **days_by_kind: int | None) -> None:
     """Show it, or change it: a number of DAYS, or "default" for the service's. What is older goes within minutes."""
-    changes = {f"{kind}_days": given or None for kind, given in days.items() if given is not None}
+    changes = {f"{kind}_days": days or None for kind, days in days_by_kind.items() if days is not None}
     with connected(url) as client:
-        kept = client.set_retention(changes) if changes else client.retention()
+        retention = client.set_retention(changes) if changes else client.retention()
     if as_json:
-        print_json(kept)
+        print_json(retention)
         return
     rows = [
         (
             title,
-            "until deleted" if (found := getattr(kept, f"{kind}_days")) is None else f"{found} days",
-            "yours" if f"{kind}_days" in kept.own else "the service's",
+            "until deleted" if (days := getattr(retention, f"{kind}_days")) is None else f"{days} days",
+            "yours" if f"{kind}_days" in retention.own else "the service's",
         )
         for kind, title in KINDS.items()
     ]

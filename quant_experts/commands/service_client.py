@@ -1,4 +1,4 @@
-"""What the commands that speak to a service share: the client, JSON on stdout, and how a finished job ends them."""
+"""Shared by the commands that call a service: the client, JSON on stdout, exit codes of a finished job."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import click
 from pydantic import BaseModel
 
 from quant_experts.client import Client, JobView
+from quant_experts.commands.display.printable import printable
 from quant_experts.commands.exit_codes import CANCELLED, FAILED, REJECTED
-from quant_experts.commands.readable import readable
 
 
 def url_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -25,7 +25,7 @@ def json_option(help_text: str) -> Callable[[Callable[..., Any]], Callable[..., 
 
 
 def connected(url: str | None) -> Client:
-    """Raises MisconfiguredClient that says what to set."""
+    """A client. Raises MisconfiguredClient, which says what to set."""
     return Client(url)
 
 
@@ -35,7 +35,7 @@ def print_json(view: BaseModel) -> None:
 
 
 def save(path: Path, text: str) -> None:
-    """Raises OSError that names the file also when it is the disk that is full."""
+    """Write a file. The OSError of a full disk names the file too."""
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -44,28 +44,28 @@ def save(path: Path, text: str) -> None:
 
 
 def missed_limits(job: JobView) -> list[str]:
-    """One sentence for each limit that the checkpoint does not keep."""
+    """One sentence per limit that the checkpoint misses."""
     return [str(sentence) for sentence in (job.summary or {}).get("missed") or []]
 
 
 def say_warnings(warnings: Sequence[str]) -> None:
     for warning in warnings:
-        click.echo(f"warning: {readable(warning)}", err=True)
+        click.echo(f"warning: {printable(warning)}", err=True)
 
 
 def exit_code(job: JobView) -> int:
-    """And one line on stderr when it is not 0."""
+    """The exit code of a finished job, with a line on stderr when it is not 0."""
     if job.status == "failed":
         error = job.error
-        said = f"error {error.code}: {readable(error.message)}" if error else "error"
+        reason = f"error {error.code}: {printable(error.message)}" if error else "error"
         again = f" (qe retry {job.id} may help)" if error and error.retryable else ""
-        click.echo(f"{job.id} failed: {said}{again}", err=True)
+        click.echo(f"{job.id} failed: {reason}{again}", err=True)
         return FAILED
     if job.status == "cancelled":
         click.echo(f"{job.id} was cancelled", err=True)
         return CANCELLED
     if job.verdict == "rejected":
         missed = "; ".join(missed_limits(job)) or "its checkpoint misses a limit of accept_if"
-        click.echo(f"{job.id} rejected: {readable(missed)}; the files are there", err=True)
+        click.echo(f"{job.id} rejected: {printable(missed)}; the files are there", err=True)
         return REJECTED
     return 0

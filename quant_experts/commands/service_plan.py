@@ -1,4 +1,4 @@
-"""``qe plan`` asked of a service: what its workers would have to do, kept there for a day, to be run by its digest."""
+"""``qe plan`` on a service, which stores the plan for a day; ``qe submit --plan`` runs it by its digest."""
 
 from __future__ import annotations
 
@@ -9,9 +9,19 @@ from typing import Any
 import click
 
 from quant_experts.client import Plan, PlanView
-from quant_experts.client.views import Estimate, GroupKind, WorkerFit
-from quant_experts.commands.job_options import rows_of
-from quant_experts.commands.plan_table import Kind, Left, Placed, Tokens, Told, refusal, sentences, stack_title, warning
+from quant_experts.client.views.plans import Estimate, GroupKind, WorkerFit
+from quant_experts.commands.display.plan_text import (
+    PlacementText,
+    PlanText,
+    QuantizedLayers,
+    SkippedLayers,
+    Tokens,
+    refusal,
+    sentences,
+    stack_title,
+    warning,
+)
+from quant_experts.commands.options.job import rows_of
 from quant_experts.commands.service_client import connected, print_json
 from quant_experts.planning.units import said
 
@@ -69,21 +79,21 @@ def _worker(kind: WorkerFit) -> str:
     return f"{what}: {'cannot run it' if kind.fits is False else 'may run it'}: {kind.reason or 'nothing is known'}"
 
 
-def _told(model: str, estimate: Estimate) -> Told:
+def _told(model: str, estimate: Estimate) -> PlanText:
     blocks = Counter(each.stack for each in estimate.size.blocks if each.index is not None)
-    return Told(
+    return PlanText(
         model=f"{model}, {estimate.model_type}" if estimate.model_type else model,
         blocks=estimate.blocks,
         weights=estimate.quantized_weights,
         quantized=[_kind(each, blocks) for each in estimate.quantized],
-        skipped=[Left(each.name, each.layers, each.weights, each.reason) for each in estimate.skipped],
+        skipped=[SkippedLayers(each.name, each.layers, each.weights, each.reason) for each in estimate.skipped],
         exact=estimate.size.exact,
         before=estimate.size.bytes_before,
         after=estimate.size.bytes_after,
         bits=estimate.size.effective_bits,
         tokens=Tokens(estimate.rows.tokens_per_row, estimate.rows.tokens_counted, estimate.rows.tokens_off_by),
         placements=[
-            Placed(
+            PlacementText(
                 each.device,
                 each.peak_device_bytes,
                 each.peak_host_bytes,
@@ -98,6 +108,6 @@ def _told(model: str, estimate: Estimate) -> Told:
     )
 
 
-def _kind(kind: GroupKind, blocks: Counter[str | None]) -> Kind:
+def _kind(kind: GroupKind, blocks: Counter[str | None]) -> QuantizedLayers:
     stack = None if kind.stack is None else stack_title(kind.stack, None if kind.behind else blocks[kind.stack])
-    return Kind(stack, kind.name.rpartition(".")[2], kind.layers, kind.width, kind.outs)
+    return QuantizedLayers(stack, kind.name.rpartition(".")[2], kind.layers, kind.width, kind.outs)

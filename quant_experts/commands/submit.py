@@ -8,10 +8,10 @@ import click
 
 from quant_experts.client import Client, Job
 from quant_experts.client.jobs import Names
-from quant_experts.commands.job_options import CALIBRATION, handed_over, job_options, labels_of, rows_of
 from quant_experts.commands.models import check_is_of_a_service
+from quant_experts.commands.options.job import CALIBRATION, job_options, labels_of, report_submitted, rows_of
+from quant_experts.commands.options.spec import LIMITS, body_of, is_given, names_of_spec_options, spec_options
 from quant_experts.commands.service_client import connected, json_option, url_option
-from quant_experts.commands.spec_options import LIMITS, body_of, is_given, names_of_spec_options, spec_options
 
 
 @click.command("submit", short_help="Queue a quantization on a service.")
@@ -70,7 +70,7 @@ def command(
             job = _created(
                 client, calibration or "", idempotency_key, model=model, revision=revision, split=split, **names, **body
             )
-        return handed_over(client, job, as_json=as_json, and_watch=and_watch)
+        return report_submitted(client, job, as_json=as_json, and_watch=and_watch)
 
 
 def _created(client: Client, calibration: str, idempotency_key: str | None, **fields: Any) -> Job:
@@ -81,7 +81,7 @@ def _created(client: Client, calibration: str, idempotency_key: str | None, **fi
 
 
 def _check_nothing_else_decides(context: click.Context) -> None:
-    """Raises UsageError that names the first option that a plan has said already."""
+    """Raises UsageError for the first option that the plan determines."""
     deciding = {"model", "revision", "calibration", "split", *names_of_spec_options()} - set(LIMITS.values())
     given = [option for option in context.params if option in deciding and is_given(context, option)]
     if given:

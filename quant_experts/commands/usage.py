@@ -1,4 +1,4 @@
-"""``qe usage``: what was used of a service, what is stored there, and what may be."""
+"""``qe usage``: usage, stored bytes and limits of a tenant."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Literal
 import click
 
 from quant_experts.client import Usage
-from quant_experts.client.views import Period
-from quant_experts.commands.dates import Moment
+from quant_experts.client.views.account import Period
+from quant_experts.commands.display.table import print_rows
+from quant_experts.commands.options.dates import Moment
 from quant_experts.commands.service_client import connected, json_option, print_json, url_option
-from quant_experts.commands.table import print_rows
 from quant_experts.planning.units import said
 
 COUNTS = ("jobs_created", "jobs_succeeded", "jobs_failed", "jobs_cancelled")

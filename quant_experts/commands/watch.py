@@ -5,9 +5,9 @@ from __future__ import annotations
 import click
 
 from quant_experts.client import Client, Job
+from quant_experts.commands.display.job_progress import JobProgress
 from quant_experts.commands.exit_codes import INTERRUPTED, OF_A_JOB, REJECTED
 from quant_experts.commands.service_client import connected, exit_code, json_option, print_json, url_option
-from quant_experts.commands.watch_display import WatchDisplay
 
 
 @click.command("watch", short_help="Follow a job to its end.", epilog=OF_A_JOB)
@@ -21,14 +21,14 @@ def command(job_id: str, *, as_json: bool, url: str | None) -> int:
 
 
 def watch(client: Client, job_id: str, *, as_json: bool) -> int:
-    """The exit code that the job's end asks for."""
+    """The exit code of the finished job."""
     job: Job = client.jobs.get(job_id)
     try:
         if as_json:
             for event in job.follow():
                 print_json(event)
         else:
-            with WatchDisplay(job.id) as display:
+            with JobProgress(job.id) as display:
                 for event in job.follow():
                     display.on_event(event)
     except KeyboardInterrupt:

@@ -8,7 +8,8 @@ from typing import Literal, get_args
 import click
 
 from quant_experts.client import WebhookWithSecret
-from quant_experts.commands.readable import readable
+from quant_experts.commands.display.dates import to_the_second
+from quant_experts.commands.display.printable import printable
 from quant_experts.commands.service_client import connected, json_option, print_json, url_option
 
 Status = Literal["pending", "delivered", "failed"]
@@ -44,7 +45,7 @@ def list_webhooks(*, as_json: bool, url: str | None) -> None:
             else:
                 why = f" ({webhook.disabled_reason})" if webhook.disabled_reason else ""
                 click.echo(
-                    readable(f"{webhook.id} {webhook.status}{why} {webhook.url} {','.join(webhook.event_types)}")
+                    printable(f"{webhook.id} {webhook.status}{why} {webhook.url} {','.join(webhook.event_types)}")
                 )
 
 
@@ -72,7 +73,7 @@ def deliveries(*, webhook_id: str, status: Status | None, limit: int, as_json: b
             if as_json:
                 print_json(each)
             else:
-                sent = each.created_at.isoformat(timespec="seconds")
+                sent = to_the_second(each.created_at)
                 click.echo(f"{each.id} {sent} {each.event_type} {each.status}, {each.attempts} attempts")
 
 

@@ -24,7 +24,7 @@ from quant_experts.client import (
     Unauthenticated,
     Unavailable,
 )
-from quant_experts.client.retrying import RetryPolicy
+from quant_experts.client.retries import RetryPolicy
 from tests.app.conftest import BOOTSTRAP_KEY, MODEL, Api, served
 from tests.app.cutting import Cuts, cutting
 

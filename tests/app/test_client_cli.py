@@ -18,8 +18,8 @@ from rich.console import Console
 
 from quant_experts import cli
 from quant_experts.client import ComparisonView
-from quant_experts.client.retrying import RetryPolicy
-from quant_experts.commands.comparison_table import table_of
+from quant_experts.client.retries import RetryPolicy
+from quant_experts.commands.display.comparison_table import table_of
 from quant_experts.spec.methods import METHOD_VERSION
 from tests.app.conftest import BOOTSTRAP_KEY, MODEL, Api, ok, served
 from tests.app.cutting import Cuts, cutting
@@ -521,7 +521,7 @@ async def test_what_goes_wrong_is_one_line_and_a_code(qe: Qe, monkeypatch: pytes
     assert (code, "goes with --scheme auto" in err) == (2, True)
     code, _, err = await qe(*SUBMIT, "--label", "x")
     assert (code, "KEY=VALUE" in err) == (2, True)
-    monkeypatch.setattr("quant_experts.client.synchronous.RetryPolicy", lambda: RetryPolicy(retries=0))
+    monkeypatch.setattr("quant_experts.client.client.RetryPolicy", lambda: RetryPolicy(retries=0))
     code, _, err = await qe("jobs", "--url", "http://127.0.0.1:9")
     assert (code, "connection_failed" in err) == (6, True)
 

@@ -15,11 +15,11 @@ import httpx
 import pytest
 from fastapi import Request
 
-from quant_experts.client import Client, ClientError, ConnectionFailed, DigestMismatch, ServiceFault, Transferred
+from quant_experts.client import Client, ClientError, ConnectionFailed, DigestMismatch, DownloadProgress, ServiceFault
 from quant_experts.client.download import PARTS, _digest, target_of
 from quant_experts.client.errors import Stopped
-from quant_experts.client.exclusive import to_oneself
-from quant_experts.client.retrying import RetryPolicy
+from quant_experts.client.file_lock import locked_file
+from quant_experts.client.retries import RetryPolicy
 from tests.app.conftest import BOOTSTRAP_KEY, Api, served
 from tests.app.cutting import Cuts, cutting
 from tests.app.test_client import JOB, QUICK, run
@@ -78,7 +78,7 @@ async def test_a_file_is_resumed_where_its_connection_broke(
     job = await finished(client, api, tmp_path, {"model.safetensors": body})
     network.requests.clear()
     network.after = [10**9, 400_000, 100, 900_000]  # the list of files passes
-    seen: list[Transferred] = []
+    seen: list[DownloadProgress] = []
     [path] = await run(job.pull, tmp_path / "out", on_progress=seen.append)
     assert path.read_bytes() == body
     assert network.made == 3
@@ -131,7 +131,7 @@ async def test_a_service_that_sends_other_bytes_than_were_asked_for_spoils_no_fi
     part = tmp_path / "out" / PARTS / f"{hashlib.sha256(body).hexdigest()}.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(body[:1000])
-    steps: list[Transferred] = []
+    steps: list[DownloadProgress] = []
     if fails:
         with pytest.raises(ConnectionFailed, match="asked for bytes from 1000"):
             await run(job.pull, tmp_path / "out", on_progress=steps.append)
@@ -190,7 +190,7 @@ async def test_the_first_error_ends_all_and_keeps_the_parts(
 async def test_files_of_the_same_bytes_all_arrive(client: Client, api: Api, tmp_path: Path) -> None:
     files = {f"{number}/config.json": content(300_000) for number in range(8)}
     job = await finished(client, api, tmp_path, files)
-    steps: list[Transferred] = []
+    steps: list[DownloadProgress] = []
     paths = await run(job.pull, tmp_path / "out", parallel=8, on_progress=steps.append)
     assert [path.read_bytes() for path in paths] == list(files.values())
     assert (steps[-1].done, steps[-1].total, steps[-1].files_done) == (2_400_000, 2_400_000, 8)
@@ -213,12 +213,12 @@ def test_a_part_is_of_one_caller_at_a_time(tmp_path: Path) -> None:
     part, entered = tmp_path / PARTS / "a.part", threading.Event()
 
     def enter() -> None:
-        with to_oneself(part, threading.Event()) as file:
+        with locked_file(part, threading.Event()) as file:
             assert file.read() == b"all of it"
             entered.set()
 
     other = threading.Thread(target=enter)
-    with to_oneself(part, threading.Event()) as file:
+    with locked_file(part, threading.Event()) as file:
         other.start()
         assert not entered.wait(0.3)
         file.write(b"all of it")
@@ -232,7 +232,7 @@ async def test_a_part_that_another_call_took_first_is_not_missed(
     job = await finished(client, api, tmp_path, {"a.bin": b"a" * 1000})
     rename = Path.replace
     monkeypatch.setattr(Path, "replace", lambda self, to: rename(self, to) and rename(self, to))
-    steps: list[Transferred] = []
+    steps: list[DownloadProgress] = []
     [path] = await run(job.pull, tmp_path / "out", on_progress=steps.append)
     assert (path.read_bytes(), steps[-1].done, steps[-1].files_done) == (b"a" * 1000, 1000, 1)
 
@@ -293,7 +293,7 @@ async def test_who_interrupts_a_download_does_not_wait_for_a_network_that_hangs(
             over.set()
         yield b"y" if number else b"x"
 
-    def interrupt(step: Transferred) -> None:
+    def interrupt(step: DownloadProgress) -> None:
         if step.files_done:
             raise KeyboardInterrupt
 
@@ -317,7 +317,7 @@ def test_who_stops_while_a_file_is_hashed_does_not_wait_for_its_end(tmp_path: Pa
 async def test_a_callback_that_raises_ends_the_download(client: Client, api: Api, tmp_path: Path) -> None:
     job = await finished(client, api, tmp_path, {f"{n}.bin": content(100_000, n) for n in range(6)})
 
-    def refuse(step: Transferred) -> None:
+    def refuse(step: DownloadProgress) -> None:
         raise RuntimeError("enough")
 
     with pytest.raises(RuntimeError, match="enough"):

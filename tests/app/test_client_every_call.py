@@ -22,15 +22,15 @@ from quant_experts.client import (
     Client,
     ClientError,
     ConnectionFailed,
-    Sent,
-    Transferred,
+    DownloadProgress,
     Unauthenticated,
-    asynchronous,
-    calls,
+    UploadProgress,
+    async_transport,
 )
+from quant_experts.client.client import BlockingTransport
 from quant_experts.client.download import PARTS
-from quant_experts.client.retrying import RetryPolicy
-from quant_experts.client.synchronous import BlockingTransport
+from quant_experts.client.requests import datasets as requests
+from quant_experts.client.retries import RetryPolicy
 from tests.app.conftest import BOOTSTRAP_KEY, MODEL, Api, served
 from tests.app.cutting import Cuts
 from tests.app.test_client import QUICK, run
@@ -182,9 +182,9 @@ async def test_what_must_not_happen_twice_is_sent_once_when_its_answer_is_lost(
     key = await run(client.keys.create, name="ci", scopes=["jobs:read"])
     hook = await run(client.webhooks.create, "https://hooks.example.com/qe")
     delivery = await run(client.webhooks.ping, hook.id)
-    upload = await run(client.send, calls.begin_upload(name="x"))
-    await run(client.send, calls.put_part(upload.id, 1, ROWS))
-    whole = calls.complete_upload(upload.id, hashlib.sha256(ROWS).hexdigest(), expires_at=None)
+    upload = await run(client.send, requests.begin_upload(name="x"))
+    await run(client.send, requests.put_part(upload.id, 1, ROWS))
+    whole = requests.complete_upload(upload.id, hashlib.sha256(ROWS).hexdigest(), expires_at=None)
     once: dict[str, Callable[[], Any]] = {
         "jobs.retry": lambda: client.jobs.retry(job.id),
         "webhooks.create": lambda: client.webhooks.create("https://hooks.example.com/two"),
@@ -197,7 +197,7 @@ async def test_what_must_not_happen_twice_is_sent_once_when_its_answer_is_lost(
         "datasets.delete": lambda: client.datasets.delete(dataset.id),
         "comparisons.delete": lambda: client.comparisons.delete(comparison.id),
         "complete_upload": lambda: client.send(whole),
-        "upload": lambda: client.send(calls.upload("x", ROWS, expires_at=None)),
+        "upload": lambda: client.send(requests.upload("x", ROWS, expires_at=None)),
     }
     for name, call in once.items():
         network.requests.clear()
@@ -282,7 +282,7 @@ async def test_who_waits_for_a_comparison_gives_up_on_a_service_that_stays_away(
 
 
 async def test_a_part_that_another_call_cut_otherwise_is_sent_again(client: Client, rows: Path) -> None:  # noqa: F811
-    def break_off(step: Sent) -> None:
+    def break_off(step: UploadProgress) -> None:
         if step.parts_done == 2:
             raise KeyboardInterrupt
 
@@ -294,7 +294,7 @@ async def test_a_part_that_another_call_cut_otherwise_is_sent_again(client: Clie
 
 
 async def test_a_file_that_becomes_shorter_while_it_is_sent_is_no_dataset(client: Client, rows: Path) -> None:  # noqa: F811
-    def shorten(step: Sent) -> None:
+    def shorten(step: UploadProgress) -> None:
         if step.parts_done == 1:
             rows.write_bytes(ROWS[: len(ROWS) // 2])
 
@@ -316,7 +316,7 @@ async def test_a_cancelled_task_stops_its_download(network: Cuts, api: Api, tmp_
     loop = asyncio.get_running_loop()
     size = 40_000_000
 
-    def seen(step: Transferred) -> None:
+    def seen(step: DownloadProgress) -> None:
         loop.call_soon_threadsafe(begun.set)
         time.sleep(0.01)  # or it is over before anybody can stop it
 
@@ -349,7 +349,7 @@ async def test_an_asynchronous_upload_or_download_is_as_patient_as_its_client_an
             super().__init__(*arguments, **named)
             made.append(self)
 
-    monkeypatch.setattr(asynchronous, "BlockingTransport", Noted)
+    monkeypatch.setattr(async_transport, "BlockingTransport", Noted)
     async with AsyncClient(network.url, BOOTSTRAP_KEY, retry=QUICK, timeout=17) as awaited:
         await awaited.datasets.upload(rows)
         job = await awaited.jobs.create(**JOB)

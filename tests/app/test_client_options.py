@@ -34,10 +34,10 @@ async def test_of_a_job(qe: Qe, api: Api) -> None:  # noqa: F811
     assert json.loads(again)["id"] == fork["id"]
     queue = ("--max-wait", "600", "--priority", "-5", "--device", "H100")
     other = await qe("submit", "--model", "acme/other", "--calibration", "acme/rows", *queue)
-    forked = json.loads((await qe("fork", other[1].strip(), "--seed", "2", "--json"))[1])
-    assert (forked["max_wait_s"], forked["priority"], forked["device"]) == (600, -5, "H100")
-    await qe("cancel", forked["id"])
-    await qe("delete", forked["id"])
+    fork_spec = json.loads((await qe("fork", other[1].strip(), "--seed", "2", "--json"))[1])
+    assert (fork_spec["max_wait_s"], fork_spec["priority"], fork_spec["device"]) == (600, -5, "H100")
+    await qe("cancel", fork_spec["id"])
+    await qe("delete", fork_spec["id"])
     says = {"code": "no_such_device", "message": "a device of class H100 is asked for, and no worker alive has one"}
     api.execute("UPDATE jobs SET waiting = %s WHERE id = %s", [Jsonb(says), other[1].strip()])
     assert "no_such_device" in (await qe("jobs", "--model", "acme/other"))[1]

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from quant_experts import cli
-from quant_experts.commands.readable import readable
-from quant_experts.commands.table import _fitted, _total
+from quant_experts.commands.display.printable import printable
+from quant_experts.commands.display.table import _fitted, _total
 from tests.app.conftest import Api
 from tests.app.test_client_cli import COMPARE, SUBMIT, Qe, network, qe, submitted  # noqa: F401 -- fixtures
 from tests.app.test_client_terminal import ended
@@ -137,7 +137,7 @@ async def test_an_encoding_that_lacks_a_character_is_no_end(qe: Qe, monkeypatch:
 
 
 def test_what_would_move_the_cursor_is_shown_as_a_mark() -> None:
-    assert readable("a\x1b[2Jb\x9b31m\n\tc\u202ed\0é模") == "a�[2Jb�31m c�d�é模"
+    assert printable("a\x1b[2Jb\x9b31m\n\tc\u202ed\0é模") == "a�[2Jb�31m c�d�é模"
 
 
 async def test_rows_and_names_of_others_do_nothing_to_a_terminal(qe: Qe, api: Api, tmp_path: Path) -> None:  # noqa: F811

@@ -12,8 +12,9 @@ import pytest
 from fastapi import Request, Response
 
 from app.uploads.service import abort_upload
-from quant_experts.client import AsyncClient, Client, Sent, calls
-from quant_experts.client.sending import CHUNK
+from quant_experts.client import AsyncClient, Client, UploadProgress
+from quant_experts.client.requests import datasets as requests
+from quant_experts.client.upload_progress import CHUNK
 from tests.app.conftest import BOOTSTRAP_KEY, Api
 from tests.app.test_client import QUICK, run
 from tests.app.test_client_surface import client, network  # noqa: F401 -- fixtures
@@ -30,19 +31,19 @@ def rows(tmp_path: Path) -> Path:
     return path
 
 
-def check_that_it_only_goes_back_aloud(steps: list[Sent]) -> None:
+def check_that_it_only_goes_back_aloud(steps: list[UploadProgress]) -> None:
     assert steps[-1].done == steps[-1].total == len(ROWS)
     for before, after in pairwise(steps):
         assert after.done >= before.done or after.again > before.again
         assert after.again >= before.again
 
 
-def moves(steps: list[Sent]) -> int:
+def moves(steps: list[UploadProgress]) -> int:
     return len({step.done for step in steps})
 
 
 async def test_a_file_that_goes_at_once_moves_by_bytes(client: Client, rows: Path) -> None:  # noqa: F811
-    steps: list[Sent] = []
+    steps: list[UploadProgress] = []
     await run(client.datasets.upload, rows, on_progress=steps.append)
     assert moves(steps) >= len(ROWS) // CHUNK
     check_that_it_only_goes_back_aloud(steps)
@@ -53,7 +54,7 @@ async def test_a_file_that_goes_at_once_moves_by_bytes(client: Client, rows: Pat
 async def test_a_part_moves_by_bytes_in_both_clients(client: Client, rows: Path) -> None:  # noqa: F811
     async with AsyncClient(client.access.url, BOOTSTRAP_KEY, retry=QUICK) as awaited:
         for number in range(2):
-            steps: list[Sent] = []
+            steps: list[UploadProgress] = []
             how: dict[str, Any] = {"part_bytes": PART, "on_progress": steps.append, "reuse": False}
             if number:
                 await awaited.datasets.upload(rows, **how)
@@ -61,10 +62,10 @@ async def test_a_part_moves_by_bytes_in_both_clients(client: Client, rows: Path)
                 await run(client.datasets.upload, rows, **how)
             assert moves(steps) >= len(ROWS) // CHUNK
             check_that_it_only_goes_back_aloud(steps)
-            assert steps[-1] == Sent(len(ROWS), len(ROWS), 3, 3, 0)
-        begun = await awaited.send(calls.begin_upload(name="x"))
+            assert steps[-1] == UploadProgress(len(ROWS), len(ROWS), 3, 3, 0)
+        begun = await awaited.send(requests.begin_upload(name="x"))
         counted: list[int] = []
-        await awaited.send(replace(calls.put_part(begun.id, 1, ROWS), on_sent=counted.append))
+        await awaited.send(replace(requests.put_part(begun.id, 1, ROWS), on_sent=counted.append))
         assert counted == [*range(0, len(ROWS), CHUNK), len(ROWS)]
 
 
@@ -84,11 +85,11 @@ async def test_a_part_that_is_sent_again_says_so_and_keeps_what_was_counted(
         answer: Response = await call_next(request)
         return answer
 
-    steps: list[Sent] = []
+    steps: list[UploadProgress] = []
     await run(client.datasets.upload, rows, part_bytes=PART, parallel=1, on_progress=steps.append)
     check_that_it_only_goes_back_aloud(steps)
     assert [step.done for step in steps] == sorted(step.done for step in steps)
-    assert steps[-1] == Sent(len(ROWS), len(ROWS), 3, 3, again=2)
+    assert steps[-1] == UploadProgress(len(ROWS), len(ROWS), 3, 3, again=2)
 
 
 async def test_a_file_that_is_sent_again_at_once_says_so(client: Client, api: Api, rows: Path) -> None:  # noqa: F811
@@ -102,10 +103,10 @@ async def test_a_file_that_is_sent_again_at_once_says_so(client: Client, api: Ap
         answer: Response = await call_next(request)
         return answer
 
-    steps: list[Sent] = []
+    steps: list[UploadProgress] = []
     await run(client.datasets.upload, rows, on_progress=steps.append)
     check_that_it_only_goes_back_aloud(steps)
-    assert steps[-1] == Sent(len(ROWS), len(ROWS), 1, 1, again=2)
+    assert steps[-1] == UploadProgress(len(ROWS), len(ROWS), 1, 1, again=2)
 
 
 @pytest.mark.parametrize("at", ["/complete", "/parts/3"])
@@ -125,7 +126,7 @@ async def test_an_upload_that_the_service_lost_begins_anew_aloud(
         answer: Response = await call_next(request)
         return answer
 
-    steps: list[Sent] = []
+    steps: list[UploadProgress] = []
     dataset = await run(client.datasets.upload, rows, part_bytes=PART, parallel=1, on_progress=steps.append)
     assert (dataset.bytes, len(lost)) == (len(ROWS), 1)
     check_that_it_only_goes_back_aloud(steps)
@@ -137,7 +138,7 @@ async def test_an_upload_that_another_call_has_completed_is_its_dataset(client: 
     """Two that upload the same file go on with the same upload."""
     made: list[str] = []
 
-    def complete(step: Sent) -> None:
+    def complete(step: UploadProgress) -> None:
         if step.parts_done == 2 and not made:
             with Client(client.access.url, BOOTSTRAP_KEY, retry=QUICK) as another:
                 made.append(another.datasets.upload(rows, part_bytes=PART).id)

@@ -24,10 +24,10 @@ from quant_experts.client import (
     Conflict,
     InvalidRequest,
     NotFound,
-    Sent,
+    UploadProgress,
 )
-from quant_experts.client.retrying import RetryPolicy
-from quant_experts.client.upload import kept_at
+from quant_experts.client.retries import RetryPolicy
+from quant_experts.client.upload import resume_file
 from tests.app.conftest import BOOTSTRAP_KEY, MODEL, Api, served
 from tests.app.cutting import Cuts, cutting
 from tests.app.test_audio_headers import row as heard
@@ -203,9 +203,9 @@ async def test_webhooks_are_made_changed_rotated_and_removed(client: Client, api
 async def test_a_large_file_goes_on_in_the_middle_after_a_break(
     client: Client, network: Cuts, parts: list[int], rows: Path
 ) -> None:
-    steps: list[Sent] = []
+    steps: list[UploadProgress] = []
 
-    def break_off(step: Sent) -> None:
+    def break_off(step: UploadProgress) -> None:
         steps.append(step)
         if step.parts_done == 3:
             raise KeyboardInterrupt
@@ -219,9 +219,9 @@ async def test_a_large_file_goes_on_in_the_middle_after_a_break(
         dataset = await run(another.datasets.upload, rows, part_bytes=size, on_progress=steps.append)
     assert sorted(parts) == [1, 2, 3, 4, 5, 6]
     assert (dataset.bytes, dataset.rows, dataset.name) == (len(ROWS), 20, "rows.jsonl")
-    assert steps[-1] == Sent(len(ROWS), len(ROWS), 6, 6)
+    assert steps[-1] == UploadProgress(len(ROWS), len(ROWS), 6, 6)
     assert (await run(client.datasets.upload, rows, part_bytes=size)).id == dataset.id
-    assert not kept_at(network.url, dataset.sha256).exists()
+    assert not resume_file(network.url, dataset.sha256).exists()
 
 
 async def test_a_lost_answer_to_the_last_call_makes_no_second_dataset(
@@ -236,7 +236,7 @@ async def test_a_lost_answer_to_the_last_call_makes_no_second_dataset(
 async def test_an_upload_that_was_begun_in_other_parts_is_not_mixed(
     client: Client, parts: list[int], rows: Path
 ) -> None:
-    def break_off(step: Sent) -> None:
+    def break_off(step: UploadProgress) -> None:
         if step.parts_done == 6:
             raise KeyboardInterrupt
 

@@ -21,7 +21,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from core.settings import Settings
-from quant_experts.commands.live_line import _Line, clock
+from quant_experts.commands.display.live_line import _Line, clock
 from tests.app.conftest import BOOTSTRAP_KEY, Api, started
 from tests.app.test_client_cli import Qe, network, qe, submitted  # noqa: F401 -- fixtures
 from tests.services import wait_until

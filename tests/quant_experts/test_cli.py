@@ -19,7 +19,7 @@ import pytest
 
 from demo.rows import write_jsonl
 from quant_experts.cli import run
-from quant_experts.commands.spec_options import spec_of, spec_options
+from quant_experts.commands.options.spec import spec_of, spec_options
 from quant_experts.spec.specification import AcceptIf, Budget, Sensitive, Target
 from quant_experts.walk.resume_files import one_at_a_time
 from tests.models import make_model

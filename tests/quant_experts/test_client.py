@@ -34,10 +34,10 @@ from quant_experts.client import (
 )
 from quant_experts.client.configuration import LOCAL, resolve
 from quant_experts.client.errors import ApiError, Stopped, error_of
-from quant_experts.client.following import Following
-from quant_experts.client.retrying import RetryPolicy
-from quant_experts.client.upload import _cut, kept_at
-from quant_experts.client.views import UploadView
+from quant_experts.client.event_stream import EventStream
+from quant_experts.client.retries import RetryPolicy
+from quant_experts.client.upload import _cut, resume_file
+from quant_experts.client.views.datasets import UploadView
 
 KEY = "qe_0123456789"
 JOB: dict[str, Any] = {"model": "a/b", "calibration": "ds_x", "scheme": "W4A6"}
@@ -157,7 +157,7 @@ def test_a_stream_reads_the_same_however_it_is_cut_into_chunks(cuts: list[int], 
         event(seq, "a\u2028b\x85c", end) for seq in (1, 2, 3)
     )
     stream += f": the end{end}".encode()
-    following = Following(after=0, patience=1, policy=RetryPolicy())
+    following = EventStream(after=0, patience=1, policy=RetryPolicy())
     edges = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
     events = [e for start, stop in pairwise(edges) for e in following.feed(stream[start:stop])]
     assert [e.seq for e in events] == [1, 2, 3]
@@ -166,14 +166,14 @@ def test_a_stream_reads_the_same_however_it_is_cut_into_chunks(cuts: list[int], 
 
 
 def test_half_an_event_of_a_broken_connection_is_forgotten_and_a_known_one_skipped() -> None:
-    following = Following(after=0, patience=1, policy=RetryPolicy())
+    following = EventStream(after=0, patience=1, policy=RetryPolicy())
     assert [e.seq for e in following.feed(event(1) + event(2)[:30])] == [1]
     assert following.headers()["Last-Event-ID"] == "1"
     assert [e.seq for e in following.feed(event(1) + event(2))] == [2]
 
 
 def test_a_line_without_end_does_not_fill_the_memory() -> None:
-    following = Following(after=0, patience=1, policy=RetryPolicy())
+    following = EventStream(after=0, patience=1, policy=RetryPolicy())
     for _ in range(4):
         assert list(following.feed(b"x" * (1 << 20))) == []
     with pytest.raises(ConnectionFailed, match="without end"):
@@ -216,7 +216,7 @@ def test_every_refusal_has_its_class(status: int, kind: type[ApiError]) -> None:
 
 
 def test_a_stream_that_is_closed_ends_only_after_the_last_event() -> None:
-    following = Following(after=0, patience=1, policy=RetryPolicy())
+    following = EventStream(after=0, patience=1, policy=RetryPolicy())
     assert [e.seq for e in following.feed(event(1))] == [1]
     following.closed()
     assert not following.ended
@@ -392,7 +392,7 @@ def test_a_user_without_a_home_needs_none(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(Path, "home", nobody)
     assert resolve("http://x", environment={"QE_API_KEY": KEY}).api_key == KEY
-    assert kept_at("http://x", "0" * 64, {}).parts[:3] == ("/", ".local", "state")
+    assert resume_file("http://x", "0" * 64, {}).parts[:3] == ("/", ".local", "state")
 
 
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")

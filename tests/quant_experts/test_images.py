@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from transformers.image_utils import load_image
 
-from app.datasets.images import read_header
+from app.parsing.images import read_header
 from quant_experts.calibration.images import as_rgb, decode
 from quant_experts.planning.rows import sampled_rows
 from quant_experts.planning.text_files import TextFiles

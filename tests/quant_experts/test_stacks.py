@@ -21,7 +21,7 @@ from transformers import AutoModelForImageTextToText, WhisperForConditionalGener
 
 import quant_experts  # noqa: F401 -- registers the method
 from quant_experts.calibration.captured_inputs import Call, Calls, read_calls
-from quant_experts.commands.progress_display import ProgressDisplay
+from quant_experts.commands.display.run_progress import RunProgress
 from quant_experts.errors import InvalidCalibration, InvalidSpec, Stopped
 from quant_experts.evaluation.next_token import evaluate, text_positions
 from quant_experts.forward.modeling_quant_experts import InputGroup, QuantizedLinear
@@ -319,7 +319,7 @@ def test_the_progress_says_which_block_of_which_stack(tower: Undisturbed, capsys
     fitted = [event for event in tower.events if isinstance(event, GroupFitted)]
     assert {event.block for event in fitted} == set(place)
     assert all((event.stack, event.index) == place[event.block] for event in fitted)
-    with ProgressDisplay() as display:
+    with RunProgress() as display:
         for event in tower.events:
             display.on_event(event)
     told = [line.split(" · ")[:2] for line in capsys.readouterr().err.splitlines()]

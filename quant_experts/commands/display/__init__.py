@@ -1,0 +1,1 @@
+"""What a terminal shows: tables, live lines, plans as text. Imports ``client``, ``planning`` and ``progress``."""

@@ -1,0 +1,68 @@
+"""A comparison on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from quant_experts.client import ComparedJob, ComparisonView
+from quant_experts.commands.display.dates import to_the_minute
+from quant_experts.commands.display.printable import printable
+from quant_experts.commands.display.table import print_rows, stdout_console
+from quant_experts.planning.units import said
+
+UNKNOWN = "–"
+BEST = "★"
+NARROWEST, WIDE = 80, 120
+"""Columns from which there is room for the ids of the jobs as well."""
+
+
+def table_of(comparison: ComparisonView, *, width: int) -> Table:
+    """A row per candidate, in their order; what nothing beats is marked. It fits ``width`` columns, 80 or more."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    table.add_column("candidate", overflow="fold")
+    table.add_column("status", no_wrap=True)
+    for title in ("KL", "same token", "bits", "size", "seconds"):
+        table.add_column(title, no_wrap=True, justify="right")
+    judged = any(job.verdict for job in comparison.jobs)
+    for title in (["verdict"] if judged else []) + (["job"] if width >= WIDE else []):
+        table.add_column(title, no_wrap=True)
+    for job in comparison.jobs:
+        ids = [job.job_id] if width >= WIDE else []
+        table.add_row(*_cells(job, judged=judged), *ids)
+    return table
+
+
+def print_table(comparison: ComparisonView) -> None:
+    console = stdout_console()
+    console.width = max(console.width, NARROWEST)
+    console.print(table_of(comparison, width=console.width))
+    labels = {job.job_id: job.label for job in comparison.jobs}
+    if comparison.frontier:
+        best = ", ".join(labels[job_id] for job_id in comparison.frontier)
+        console.print(f"{BEST} nothing is as small and closer, smallest first: {printable(best)}", soft_wrap=True)
+
+
+def print_list(comparisons: Sequence[ComparisonView]) -> None:
+    rows = []
+    for each in comparisons:
+        ended = sum(job.status in ("succeeded", "failed", "cancelled") for job in each.jobs)
+        created = to_the_minute(each.created_at)
+        rows.append((each.id, f"{ended} of {len(each.jobs)}", each.model.id, each.name or "", created))
+    print_rows(("comparison", "ended", "model", "name", "created"), rows)
+
+
+def _cells(job: ComparedJob, *, judged: bool) -> list[str]:
+    return [
+        BEST if job.frontier else "",
+        printable(job.label),
+        job.status,
+        UNKNOWN if job.kl is None else f"{job.kl:.4g}",
+        UNKNOWN if job.top1_agreement is None else f"{job.top1_agreement:.1%}",
+        UNKNOWN if job.effective_bits is None else f"{job.effective_bits:.2f}",
+        UNKNOWN if job.bytes_after is None else said(job.bytes_after),
+        UNKNOWN if job.seconds is None else f"{job.seconds:.0f}",
+        *([job.verdict or UNKNOWN] if judged else []),
+    ]

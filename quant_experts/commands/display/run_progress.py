@@ -1,0 +1,108 @@
+"""The progress of a run on stderr: one live line on a terminal, else one plain line per step."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from quant_experts.commands.display.live_line import LiveLine, time_left
+from quant_experts.progress import (
+    Advanced,
+    BlockFinished,
+    Event,
+    Finished,
+    Forecast,
+    GroupFitted,
+    Phase,
+    PhaseStarted,
+    Warned,
+)
+
+TITLES: dict[Phase, str] = {
+    "preparing": "checking the model",
+    "calibrating": "reading samples",
+    "fitting": "fitting",
+    "packing": "writing the checkpoint",
+    "verifying": "loading it in a fresh process",
+    "evaluating": "comparing with full precision",
+    "publishing": "publishing",
+}
+
+
+def block_name(block: int, stack: str | None, index: int | None, part: str | None) -> str:
+    """``block 17``, or ``vision block 3`` and ``vision merger`` where the model has several stacks. A name is the index
+    in the model, as in ``model.layers.17``; only counts begin at 1."""
+    if stack is None:
+        return f"block {block}"
+    if index is None:
+        return f"{stack} {part}" if part else f"{stack}, behind its blocks"
+    return f"{stack} block {index}"
+
+
+def blocks_counted(done: int, blocks: int) -> str:
+    """``18 of 28 blocks``."""
+    return f"{done} of {blocks} blocks"
+
+
+def say(text: str) -> None:
+    """Print a line of the result on stdout, unchanged."""
+    Console(highlight=False, soft_wrap=True, markup=False, emoji=False).print(text)
+
+
+class RunProgress(LiveLine):
+    """A context manager whose ``on_event`` a run calls.
+
+    The bar and the time left are of the whole run. While fitting it shows n of N blocks, the block and group in hand
+    and the mean held-out error so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("starting")
+        self._errors: list[float] = []
+        self._forecast: Forecast | None = None
+        self._done = 0
+
+    def note(self, text: str) -> None:
+        """Print a note that stays on the screen."""
+        self.keep(f"qe: {text}")
+
+    def on_event(self, event: Event) -> None:
+        match event:
+            case Forecast():
+                self._forecast = event
+            case PhaseStarted(phase):
+                self._show(TITLES[phase])
+                self.plain(" · ".join((TITLES[phase], *self._time_left())))
+            case Advanced(phase, done, total):
+                self._show(TITLES[phase], f"{done} of {total}")
+            case GroupFitted(block, blocks, group, stack, index, part):
+                self._errors.append(group.error.routed)
+                short = ".".join(group.name.split(".")[-2:])
+                where = f"{block_name(block, stack, index, part)} · {short}"
+                self._show(blocks_counted(self._done, blocks), f"{where} · error so far {self._mean_error():.3%}")
+            case BlockFinished():
+                self._finish(event)
+            case Warned(message):
+                self.print_once(f"note: {message}")  # the run's warnings are listed at its end, grouped
+            case Finished(_, files):
+                self.plain(f"{len(files)} files, {sum(file.bytes for file in files):,} bytes")
+
+    def _finish(self, event: BlockFinished) -> None:
+        self._done += 1
+        if event.resumed:
+            self._errors += [group.error.routed for group in event.groups]
+        detail = f"error so far {self._mean_error():.3%}"
+        counted = blocks_counted(self._done, event.blocks)
+        name = block_name(event.block, event.stack, event.index, event.part)
+        self._show(counted, f"{name} · {detail}")
+        how = "found finished" if event.resumed else f"{event.seconds:.1f} s"
+        self.plain(" · ".join((counted, name, how, detail, *self._time_left())))
+
+    def _show(self, text: str, detail: str = "") -> None:
+        forecast = (self._forecast.done, self._forecast.left) if self._forecast else None
+        self.show(text, detail=detail, forecast=forecast)
+
+    def _mean_error(self) -> float:
+        return sum(self._errors) / max(1, len(self._errors))
+
+    def _time_left(self) -> list[str]:
+        return [time_left(self._forecast.left)] if self._forecast else []

@@ -1,0 +1,137 @@
+"""Shared by ``qe submit``, ``qe fork`` and ``qe compare``: options of a job, its rows, and its report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from quant_experts.client import Client, EmbeddingProgress, InvalidRequest, Job, UploadProgress
+from quant_experts.client.views.datasets import DatasetView
+from quant_experts.commands.display.live_line import bytes_bar
+from quant_experts.commands.service_client import print_json, say_warnings
+from quant_experts.commands.watch import watch
+from quant_experts.planning.units import said
+
+FILES = (".jsonl", ".parquet", ".json", ".ndjson", ".csv", ".tsv", ".txt", ".gz", ".zip")
+"""A name with such an ending is a file, not a dataset of the hub."""
+CALIBRATION = (
+    "File of rows, uploaded with the images that it names unless the service has it; or ds_…; or a hub dataset id."
+)
+
+label_option = click.option(
+    "--label", "labels", multiple=True, metavar="KEY=VALUE", help="Repeatable; qe jobs --label finds it."
+)
+timeout_option = click.option(
+    "--timeout", "timeout_s", type=int, metavar="S", help="Seconds after which it fails.  [default: a day]"
+)
+max_wait_option = click.option(
+    "--max-wait", "max_wait_s", type=int, metavar="S", help="Seconds that it may wait for a worker.  [default: any]"
+)
+priority_option = click.option(
+    "--priority", type=click.IntRange(-100, 100), metavar="N", help="Of your own waiting jobs, the highest first."
+)
+device_option = click.option("--device", metavar="CLASS", help='Only on such a device: "cpu", "gpu", or "H100".')
+idempotency_option = click.option(
+    "--idempotency-key", metavar="TEXT", help="The same command with the same key is carried out once in 24 hours."
+)
+
+OPTIONS = (
+    click.option("--name", metavar="TEXT", help="What people call the job."),
+    click.option("--alias", metavar="OWNER/NAME", help="Under which the Hub protocol serves the finished checkpoint."),
+    label_option,
+    timeout_option,
+    max_wait_option,
+    priority_option,
+    device_option,
+    idempotency_option,
+    click.option("--watch", "and_watch", is_flag=True, help="Then follow it, and end, as qe watch does."),
+)
+
+
+def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: all options, in the order of the help."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+def report_submitted(client: Client, job: Job, *, as_json: bool, and_watch: bool) -> int:
+    """Print the job's id, and follow the job with ``--watch``. Returns the exit code."""
+    if as_json:
+        print_json(job)
+    else:
+        click.echo(job.id)
+        say_warnings(job.warnings)
+    if and_watch:
+        return watch(client, job.id, as_json=as_json)
+    click.echo(f"Follow it: qe watch {job.id}", err=True)
+    return 0
+
+
+NO_ROWS = f"ds_{'0' * 32}"
+"""An id that no dataset has: real ids begin with a timestamp."""
+
+
+def rows_of(client: Client, calibration: str, *, ask: Callable[[str], object] | None = None) -> str:
+    """The id of the rows; a local file is uploaded. ``ask`` sends the request with the id of a dataset. It is called
+    with a missing dataset first, so that other errors show before the upload.
+
+    Raises UsageError for a missing file.
+    """
+    path = Path(calibration)
+    if not path.is_file():
+        if path.exists() and calibration:
+            what = "a directory" if path.is_dir() else "no regular file"
+            raise click.UsageError(
+                f"--calibration {calibration} is {what}: give a JSONL or Parquet file, ds_… or a hub id"
+            )
+        if path.suffix.lower() in FILES or calibration.startswith((".", "/", "~")):
+            raise click.UsageError(f"--calibration: there is no file {calibration}")
+        return calibration
+    if ask is not None:
+        _check(ask)
+    dataset = uploaded(client, path)
+    click.echo(f"{path.name}: {dataset.rows} rows as {dataset.id}", err=True)
+    return dataset.id
+
+
+def _check(ask: Callable[[str], object]) -> None:
+    try:
+        ask(NO_ROWS)
+    except InvalidRequest as error:
+        if error.type != "dataset-not-found":
+            raise
+
+
+def uploaded(client: Client, path: Path, **how: Any) -> DatasetView:
+    """Upload a file, with a progress bar."""
+    with bytes_bar() as bar:
+        task = bar.add_task(path.name, total=None)
+
+        def show(sent: UploadProgress) -> None:
+            text = f"{path.name} · {sent.parts_done} of {sent.parts} parts" if sent.parts > 1 else path.name
+            if sent.done == sent.total:
+                text = f"{path.name} · the service checks the rows"
+            elif sent.again:
+                text += f" · sent again {sent.again}×"
+            bar.update(task, completed=sent.done, total=sent.total, description=text)
+
+        def embedding(embedded: EmbeddingProgress) -> None:
+            text = f"{path.name} · {embedded.images} images put inside, {said(embedded.bytes)}"
+            bar.update(task, completed=0, total=None, description=text)
+
+        return client.datasets.upload(path, on_progress=show, on_embedded=embedding, **how)
+
+
+def labels_of(pairs: tuple[str, ...]) -> dict[str, str]:
+    """Raises UsageError for the first entry that is no pair."""
+    labels = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise click.UsageError(f"--label {pair}: write KEY=VALUE")
+        labels[key] = value
+    return labels
