@@ -273,7 +273,8 @@ def test_the_api_loads_neither_torch_nor_the_worker_and_of_the_library_the_plann
     program = (
         "import sys; from app.main import create_app; create_app().openapi(); "
         f"print([name for name in {FORBIDDEN!r} if name in sys.modules], "
-        "[name for name in sys.modules if name.startswith('quant_experts.') and name.split('.')[1] not in ('planning', 'spec')])"
+        "[name for name in sys.modules if name.startswith('quant_experts.')"
+        " and name.split('.')[1] not in ('planning', 'spec')])"
     )
     found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[] []"

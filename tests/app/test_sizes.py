@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from app.comparisons.plot import size_ticks
-from quant_experts.planning.units import UNITS
+from quant_experts.planning.units import UNITS, said
 
 
 @pytest.mark.parametrize(
