@@ -13,7 +13,8 @@ from typing import Protocol
 from kombu import Connection, Producer
 
 QUEUE = "qe.jobs"
-TASK = "worker.queue.tasks.ring"
+TASK = "worker.tasks.ring"
+"""The name on the wire. It stays when code moves: in a rolling upgrade old and new processes share the queue."""
 MOST_WAITING = 200
 """Bells in the queue beyond which another one tells nobody anything: whoever hears one works until no job waits, so
 these wake two hundred workers. Without any, the keeper would go on ringing for every waiting job each minute, for days

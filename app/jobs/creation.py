@@ -21,20 +21,12 @@ from core.contract.events import EventType
 from core.contract.ids import new_id
 from core.contract.spec import JobSpec
 from core.contract.versions import stored
+from core.ledger import transitions
 from core.logs import EXTRA
 from core.settings import Settings
 
 LOCAL = "local/"
-CREATE = f"""
-INSERT INTO jobs (id, tenant, name, alias, labels, spec, spec_version, progress, plan, forked_from, comparison_id,
-    model_id, method, scheme, trace_context, max_wait_s, priority, device, needs_host_cpu, needs_host_cuda,
-    needs_device, needs_disk, event_seq)
-VALUES (%(job_id)s, %(tenant)s, %(name)s, %(alias)s, %(labels)s, %(spec)s, %(spec_version)s, %(progress)s, %(plan)s,
-    %(forked_from)s, %(comparison_id)s, %(model_id)s, %(method)s, %(scheme)s, %(trace_context)s,
-    %(max_wait_s)s, %(priority)s, %(device)s, %(needs_host_cpu)s, %(needs_host_cuda)s, %(needs_device)s,
-    %(needs_disk)s, 1)
-RETURNING {columns_of(JobRow)}
-"""  # noqa: S608 -- every part is ours
+CREATE = f"{transitions.CREATE} RETURNING {columns_of(JobRow)}"
 FIRST_EVENT = f"""
 INSERT INTO events (job_id, seq, type, data) VALUES (%(job_id)s, 1, '{EventType.CREATED}', %(data)s)
 """  # noqa: S608 -- every part is ours

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fastapi import Request
-from sqlalchemy import func
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.access.auth import Caller
@@ -28,6 +27,7 @@ from app.web.wakeups import RequestNotifier
 from core import tracing
 from core.contract.events import EventType
 from core.crash_points import reach
+from core.ledger import transitions
 from core.ledger.states import FINISHED, TRANSITIONS, JobStatus
 from core.ledger.tables import Job
 from core.settings import Settings
@@ -133,12 +133,12 @@ async def cancel_job(session: AsyncSession, *, tenant: str, job_id: str) -> Job:
     if job.status in FINISHED:
         raise Problem(problems.JOB_FINISHED, f"job {job_id} has {job.status} and cannot be cancelled")
     await append_event(session, job_id=job_id, kind=EventType.CANCEL_REQUESTED, data={})
+    transaction = await pipeline.transaction_of(session)
     if job.status == JobStatus.QUEUED:
-        job.status = JobStatus.CANCELLED
-        job.finished_at = func.clock_timestamp()
+        await transaction.run(pipeline.Statement(transitions.CANCEL_QUEUED, {"job_id": job_id}))
         await append_event(session, job_id=job_id, kind=EventType.CANCELLED, data={"attempt": job.attempt})
     else:
-        job.status = JobStatus.CANCELLING
+        await transaction.run(pipeline.Statement(transitions.REQUEST_CANCEL, {"job_id": job_id}))
     await note(session, Action.JOB_CANCELLED, job_id)
     await session.flush()
     await session.refresh(job)
@@ -161,13 +161,7 @@ async def retry_job(session: AsyncSession, *, tenant: str, job_id: str, settings
     await lock_usable_dataset(transaction, tenant=tenant, dataset=job.spec["calibration"]["dataset"])
     # Attempts belong to the trace of the request that created the job; this request is linked to it.
     tracing.current().link(job.trace_context)
-    now = func.clock_timestamp()
-    job.status = JobStatus.QUEUED
-    job.phase = job.worker = job.error = job.started_at = job.finished_at = job.rung_at = None
-    job.queued_at = job.run_after = now
-    job.barren_attempts = 0
-    job.avoid = []
-    await session.flush()
+    await transaction.run(pipeline.Statement(transitions.RETRY, {"job_id": job_id}))
     await append_event(session, job_id=job_id, kind=EventType.RETRIED, data={"blocks_done": job.blocks_done})
     await note(session, Action.JOB_RETRIED, job_id)
     await session.refresh(job)

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from core.ledger.placement import Place
 from tests.worker.conftest import Workshop
 from worker.keeper.waiting import explain_waiting
 from worker.ledger import claims, workers
 from worker.machine.device import Capacity
-from worker.machine.place import Place
 
 GB = 10**9
 NUMBER = itertools.count()

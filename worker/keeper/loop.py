@@ -24,6 +24,7 @@ import psycopg
 from core import pooler, preflight
 from core.crash_points import reach
 from core.heartbeat import touch
+from core.ledger import transitions
 from core.ledger.states import LEASED, AttemptOutcome, JobStatus
 from core.logs import configure_logging
 from core.settings import Settings, read_settings
@@ -55,15 +56,7 @@ Ring = Callable[[str], object]
 
 def ring_again(connection: Connection, ring: Ring, *, after: float) -> list[str]:
     """Ring for queued jobs whose last bell is ``after`` seconds old or was never rung; returns their ids."""
-    rows = connection.execute(
-        "UPDATE jobs SET rung_at = clock_timestamp() WHERE id IN ("
-        " SELECT id FROM jobs WHERE status = 'queued' AND run_after <= clock_timestamp()"
-        # One that had to wait before its next attempt has no bell on its way.
-        " AND (coalesce(rung_at, queued_at) < clock_timestamp() - make_interval(secs => %s)"
-        " OR (rung_at IS NULL AND run_after > queued_at + interval '1 s'))"
-        " ORDER BY priority DESC, created_at LIMIT 100 FOR UPDATE SKIP LOCKED) RETURNING id",
-        (after,),
-    ).fetchall()
+    rows = connection.execute(transitions.NOTIFY_AGAIN, {"after": after}).fetchall()
     metrics.RUNG_AGAIN.inc(len(rows))
     found = [row["id"] for row in rows]
     _ring_all(ring, found)

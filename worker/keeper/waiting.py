@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 
+from core.ledger.placement import fits, fits_worker
 from worker.ledger.attempts import Connection, Hold, fail_waiting
-from worker.machine.place import fits, fits_worker
 
 logger = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ from core import pooler
 from core.contract.errors import RETRYABLE, FailureCode
 from core.contract.events import EventType
 from core.crash_points import reach
+from core.ledger import transitions
 from core.ledger.outbox import APPEND_EVENT
 from core.ledger.states import LEASED, AttemptOutcome, JobStatus
 
@@ -75,11 +76,8 @@ def connect(database_url: str) -> Connection:
 
 def beat(connection: Connection, hold: Hold, *, lease: float) -> JobStatus:
     """Extend the lease. The answer is ``running``, or ``cancelling`` when someone asked to stop. Raises NotHeld."""
-    row = connection.execute(
-        "UPDATE jobs SET lease_until = clock_timestamp() + make_interval(secs => %s)"
-        " WHERE id = %s AND attempt = %s AND status IN ('running', 'cancelling') RETURNING status",
-        (lease, hold.job_id, hold.attempt),
-    ).fetchone()
+    values = {"lease": lease, "job_id": hold.job_id, "attempt": hold.attempt}
+    row = connection.execute(transitions.EXTEND_LEASE, values).fetchone()
     if row is None:
         raise NotHeld(f"{hold.job_id} is no longer attempt {hold.attempt}'s")
     return JobStatus(row["status"])
@@ -100,7 +98,7 @@ def set_phase(connection: Connection, hold: Hold, phase: str, *, forecast: Mappi
     """``forecast``: of the whole job, as ``core.contract.forecast`` has it, for who follows the events."""
     with connection.transaction():
         lock(connection, hold)
-        connection.execute("UPDATE jobs SET phase = %s WHERE id = %s", (phase, hold.job_id))
+        connection.execute(transitions.SET_PHASE, {"phase": phase, "job_id": hold.job_id})
         append_event(connection, hold.job_id, EventType.PHASE, {"phase": phase, **(forecast or {})})
 
 
@@ -108,10 +106,8 @@ def set_progress(connection: Connection, hold: Hold, progress: Mapping[str, Any]
     """Lay ``progress`` over what the job last said of itself; ``blocks`` is the model's number of decoder blocks."""
     with connection.transaction():
         lock(connection, hold)
-        connection.execute(
-            "UPDATE jobs SET progress = progress || %s, blocks_total = coalesce(%s, blocks_total) WHERE id = %s",
-            (Jsonb(dict(progress)), blocks, hold.job_id),
-        )
+        values = {"progress": Jsonb(dict(progress)), "blocks": blocks, "job_id": hold.job_id}
+        connection.execute(transitions.MERGE_PROGRESS, values)
 
 
 def add_warning(connection: Connection, hold: Hold, message: str) -> None:
@@ -152,10 +148,6 @@ def succeed(
                 " (%(job_id)s, %(name)s, %(attempt)s, %(key)s, %(bytes)s, %(sha256)s, %(media_type)s)",
                 [{**artifact, "job_id": hold.job_id, "attempt": hold.attempt} for artifact in artifacts],
             )
-        connection.execute(
-            "UPDATE jobs SET artifact_bytes = %s WHERE id = %s",
-            (sum(artifact["bytes"] for artifact in artifacts), hold.job_id),
-        )
         reach("artifacts.before_commit")
         data = {
             "attempt": hold.attempt,
@@ -163,7 +155,8 @@ def succeed(
             "verdict": summary.get("verdict"),
             "summary": dict(summary),
         }
-        _end_job(connection, hold, JobStatus.SUCCEEDED, summary=summary)
+        size = sum(artifact["bytes"] for artifact in artifacts)
+        _end_job(connection, hold, JobStatus.SUCCEEDED, summary=summary, artifact_bytes=size)
         _end_attempt(connection, hold, AttemptOutcome.SUCCEEDED)
         append_event(connection, hold.job_id, EventType.SUCCEEDED, data)
         reach("end.before_commit")
@@ -199,7 +192,7 @@ def hand_back(connection: Connection, hold: Hold, *, reason: str) -> JobStatus:
     with connection.transaction():
         lock(connection, hold)
         _end_attempt(connection, hold, AttemptOutcome.HANDED_BACK)
-        _requeue(connection, hold, reason, barren=None)
+        _requeue(connection, hold, reason)
     return JobStatus.QUEUED
 
 
@@ -243,20 +236,18 @@ def end_dead_attempt(
     attempt = connection.execute(
         "SELECT blocks_done FROM attempts WHERE job_id = %s AND attempt = %s", (hold.job_id, hold.attempt)
     ).fetchone()
-    barren = 0 if attempt is not None and attempt["blocks_done"] > 0 else job["barren_attempts"] + 1
+    progressed = attempt is not None and attempt["blocks_done"] > 0
+    attempts_without_progress = 0 if progressed else job["barren_attempts"] + 1
     if outcome != AttemptOutcome.LEASE_EXPIRED:  # its process is gone, and who comes back under its name is another
-        connection.execute(
-            "UPDATE jobs SET avoid = array_append(array_remove(avoid, worker), worker) WHERE id = %s", (hold.job_id,)
-        )
-    if barren >= budget:
-        tried = f"{barren} attempts in a row ended without a new block; the last: "
-        message = reason if budget == 1 else tried + reason
-        connection.execute("UPDATE jobs SET barren_attempts = %s WHERE id = %s", (barren, hold.job_id))
-        _fail(connection, hold, outcome, code, message)
+        connection.execute(transitions.AVOID_WORKER, {"job_id": hold.job_id})
+    if attempts_without_progress >= budget:
+        row_of_failures = f"{attempts_without_progress} attempts in a row ended without a new block; the last: "
+        message = reason if budget == 1 else row_of_failures + reason
+        _fail(connection, hold, outcome, code, message, attempts_without_progress=attempts_without_progress)
         return JobStatus.FAILED
     _end_attempt(connection, hold, outcome, error={"message": clean(reason)})
-    wait = min(delay * 2 ** (barren - 1), LONGEST_DELAY) if barren else 0.0
-    _requeue(connection, hold, reason, barren=barren, wait=wait)
+    wait = min(delay * 2 ** (attempts_without_progress - 1), LONGEST_DELAY) if attempts_without_progress else 0.0
+    _requeue(connection, hold, reason, attempts_without_progress=attempts_without_progress, wait=wait)
     return JobStatus.QUEUED
 
 
@@ -281,9 +272,17 @@ def clean(message: str) -> str:
     return " ".join(message.replace("\x00", "").split())[:2000]
 
 
-def _fail(connection: Connection, hold: Hold, outcome: AttemptOutcome, code: FailureCode, message: str) -> None:
+def _fail(
+    connection: Connection,
+    hold: Hold,
+    outcome: AttemptOutcome,
+    code: FailureCode,
+    message: str,
+    *,
+    attempts_without_progress: int | None = None,
+) -> None:
     error = _error(code, message)
-    _end_job(connection, hold, JobStatus.FAILED, error=error)
+    _end_job(connection, hold, JobStatus.FAILED, error=error, attempts_without_progress=attempts_without_progress)
     _end_attempt(connection, hold, outcome, error=error)
     append_event(connection, hold.job_id, EventType.FAILED, {"attempt": hold.attempt, "error": error})
 
@@ -305,27 +304,33 @@ def _end_job(
     *,
     summary: Mapping[str, Any] | None = None,
     error: Mapping[str, Any] | None = None,
+    artifact_bytes: int | None = None,
+    attempts_without_progress: int | None = None,
 ) -> None:
     connection.execute(
-        "UPDATE jobs SET status = %s, lease_until = NULL, phase = NULL, finished_at = clock_timestamp(), summary = %s,"
-        " verdict = %s, error = %s WHERE id = %s",
-        (
-            status.value,
-            None if summary is None else Jsonb(dict(summary)),
-            None if summary is None else summary.get("verdict"),
-            None if error is None else Jsonb(dict(error)),
-            hold.job_id,
-        ),
+        transitions.END,
+        {
+            "status": status.value,
+            "summary": None if summary is None else Jsonb(dict(summary)),
+            "verdict": None if summary is None else summary.get("verdict"),
+            "error": None if error is None else Jsonb(dict(error)),
+            "artifact_bytes": artifact_bytes,
+            "attempts_without_progress": attempts_without_progress,
+            "job_id": hold.job_id,
+        },
     )
 
 
-def _requeue(connection: Connection, hold: Hold, reason: str, *, barren: int | None, wait: float = 0.0) -> None:
-    connection.execute(
-        "UPDATE jobs SET status = 'queued', lease_until = NULL, phase = NULL, worker = NULL, rung_at = NULL,"
-        " run_after = clock_timestamp() + make_interval(secs => %s), barren_attempts = coalesce(%s, barren_attempts)"
-        " WHERE id = %s",
-        (wait, barren, hold.job_id),
-    )
+def _requeue(
+    connection: Connection,
+    hold: Hold,
+    reason: str,
+    *,
+    attempts_without_progress: int | None = None,
+    wait: float = 0.0,
+) -> None:
+    values = {"wait": wait, "attempts_without_progress": attempts_without_progress, "job_id": hold.job_id}
+    connection.execute(transitions.REQUEUE, values)
     data = {"attempt": hold.attempt, "reason": clean(reason), **({"wait_seconds": wait} if wait else {})}
     append_event(connection, hold.job_id, EventType.REQUEUED, data)
 

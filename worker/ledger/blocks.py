@@ -10,6 +10,7 @@ from psycopg.types.json import Jsonb
 from core.contract.block_files import CALLS_FILES
 from core.contract.events import EventType
 from core.crash_points import reach
+from core.ledger import transitions
 from worker.ledger import attempts as ledger
 from worker.ledger.attempts import Connection, Hold
 
@@ -57,9 +58,8 @@ def record_block(
                 )
         new = not before.get(block)
         connection.execute(
-            "UPDATE jobs SET avoid = '{}', blocks_done = %(done)s, blocks_total = %(blocks)s, block_seconds ="
-            " coalesce(block_seconds * (1 - %(weight)s) + %(seconds)s * %(weight)s, %(seconds)s) WHERE id = %(id)s",
-            {"done": block + 1, "blocks": blocks, "weight": NEWEST_WEIGHT, "seconds": seconds, "id": hold.job_id},
+            transitions.FINISH_BLOCK,
+            {"done": block + 1, "blocks": blocks, "weight": NEWEST_WEIGHT, "seconds": seconds, "job_id": hold.job_id},
         )
         if new:
             connection.execute(
@@ -81,9 +81,7 @@ def record_resumed(connection: Connection, hold: Hold, *, block: int, blocks: in
             "UPDATE attempts SET resumed_from_block = %s WHERE job_id = %s AND attempt = %s",
             (block + 1, hold.job_id, hold.attempt),
         )
-        connection.execute(
-            "UPDATE jobs SET blocks_done = %s, blocks_total = %s WHERE id = %s", (block + 1, blocks, hold.job_id)
-        )
+        connection.execute(transitions.SKIP_BLOCK, {"done": block + 1, "blocks": blocks, "job_id": hold.job_id})
 
 
 def block_files(connection: Connection, job_id: str) -> list[dict[str, Any]]:

@@ -16,9 +16,10 @@ from psycopg.rows import DictRow
 from core.contract.events import EventType
 from core.contract.versions import UNDERSTOOD
 from core.crash_points import reach
+from core.ledger import transitions
+from core.ledger.placement import ANYWHERE, Place
 from core.ledger.states import Phase
 from worker.ledger.attempts import Connection, Hold, append_event
-from worker.machine.place import ANYWHERE, FITS_HERE, Place, fits_worker
 
 
 @dataclass(frozen=True)
@@ -65,37 +66,6 @@ LIMIT 1 FOR UPDATE OF turn"""
 of ``ix_jobs_turn`` for each tenant with jobs that wait, however many they are."""
 LOOKS = (20, 2000)
 """So many jobs of the tenant are looked at, first those and then these, for one that this worker may have."""
-SMALLER = f"""EXISTS (SELECT FROM workers AS smaller WHERE smaller.device_memory_bytes < %(device_memory)s::bigint
-    AND smaller.job_id IS NULL AND smaller.state = 'ready' AND smaller.id <> ALL(avoid)
-    AND smaller.spec_version >= jobs.spec_version
-    AND smaller.seen_at > clock_timestamp() - make_interval(secs => %(lease)s) AND {fits_worker("smaller")})"""
-"""A job is left to an idle worker with a smaller device that it fits."""
-LEFT_SECONDS = 5.0
-"""For so long."""
-CLAIM = f"""
-UPDATE jobs SET status = 'running', attempt = attempt + 1, worker = %(worker)s, phase = 'preparing',
-    lease_until = clock_timestamp() + make_interval(secs => %(lease)s), waiting = NULL,
-    started_at = CASE WHEN started_at >= queued_at THEN started_at ELSE clock_timestamp() END,
-    blocks_done = (SELECT count(*) FROM layers WHERE job_id = jobs.id AND files <> '[]'::jsonb)
-WHERE id = (
-    SELECT id FROM jobs WHERE id IN (
-        SELECT id FROM jobs WHERE tenant = %(tenant)s AND status = 'queued' AND waiting IS NULL
-        ORDER BY priority DESC, created_at LIMIT %(look)s
-    ) AND status = 'queued' AND run_after <= clock_timestamp() AND spec_version <= %(understood)s AND {FITS_HERE}
-        AND (%(worker)s <> ALL(avoid) OR NOT EXISTS (SELECT FROM workers WHERE state <> 'stopped' AND id <> ALL(avoid)
-            AND id <> %(worker)s AND seen_at > clock_timestamp() - make_interval(secs => %(lease)s)
-            AND workers.spec_version >= jobs.spec_version AND {fits_worker("workers")}))
-        AND (needs_device IS NULL OR NOT {SMALLER}
-            OR greatest(queued_at, run_after) < clock_timestamp() - make_interval(secs => {LEFT_SECONDS}))
-    ORDER BY priority DESC, created_at LIMIT 1 FOR UPDATE SKIP LOCKED
-) AND coalesce((SELECT count(*) FROM jobs AS held WHERE held.tenant = %(tenant)s AND held.lease_until IS NOT NULL)
-    < %(most)s::integer, true)
-RETURNING id, tenant, spec, attempt, progress, blocks_done, trace_context,
-    (SELECT coalesce(EXTRACT(EPOCH FROM sum(ended_at - started_at)), 0)::float8 FROM attempts
-        WHERE job_id = jobs.id AND started_at >= jobs.queued_at) AS elapsed,
-    EXTRACT(EPOCH FROM clock_timestamp() - greatest(queued_at, run_after))::float8 AS waited
-"""  # noqa: S608 -- every part is ours
-"""The count is right although others claim at the same moment: whoever does so for this tenant holds its turn."""
 SERVED = "UPDATE tenant_turns SET served_at = clock_timestamp() WHERE tenant = %s"
 SAY_UNDERSTOOD = "SELECT set_config('qe.spec_version', %s, true)"
 """For this transaction: a trigger refuses the claims of old code, which does not look at the version."""
@@ -152,7 +122,7 @@ def _turn(connection: Connection, values: Mapping[str, Any], passed: Sequence[st
 
 def _take(connection: Connection, values: Mapping[str, Any]) -> DictRow | None:
     for look in LOOKS:
-        row = connection.execute(CLAIM.encode(), {**values, "look": look}).fetchone()
+        row = connection.execute(transitions.CLAIM.encode(), {**values, "look": look}).fetchone()
         if row is not None:
             return row
     return None
@@ -168,14 +138,8 @@ def waits(connection: Connection, job_id: str) -> bool:
 
 def confirm(connection: Connection, hold: Hold, *, worker: str, lease: float) -> bool:
     """Whether a claim whose end we did not hear is ours; if so its lease begins anew."""
-    return (
-        connection.execute(
-            "UPDATE jobs SET lease_until = clock_timestamp() + make_interval(secs => %s)"
-            " WHERE id = %s AND attempt = %s AND worker = %s AND status IN ('running', 'cancelling')",
-            (lease, hold.job_id, hold.attempt, worker),
-        ).rowcount
-        == 1
-    )
+    values = {"lease": lease, "job_id": hold.job_id, "attempt": hold.attempt, "worker": worker}
+    return connection.execute(transitions.CONFIRM_CLAIM, values).rowcount == 1
 
 
 def _begin_attempt(connection: Connection, row: DictRow, *, worker: str) -> Claim:

@@ -1,4 +1,4 @@
-"""What a worker has, as the claim compares it with what a job needs. In SQL, for the ledger decides."""
+"""What a worker has, compared with what a job needs: one SQL condition that the claim and the keeper share."""
 
 from __future__ import annotations
 
