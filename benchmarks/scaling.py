@@ -41,6 +41,7 @@ from tests.services import TEMPLATE, Postgres, running_postgres, running_redis
 from worker.embedded.servers import free_port
 from worker.ledger import attempts as ledger
 from worker.ledger import blocks, claims
+from worker.ledger.connection import connect
 from worker.process import start
 from worker.supervisor.fenced_writer import Pen
 from worker.supervisor.lease import CancelRequested, Lost, kept
@@ -129,7 +130,7 @@ def _heard(bells: redis.Redis) -> bool:
 
 
 def _claim(settings: Settings, name: str, times: Times) -> claims.Claim | None:
-    with times.of("claim"), ledger.connect(settings.database_url or "") as connection:
+    with times.of("claim"), connect(settings.database_url or "") as connection:
         claim = claims.claim(connection, worker=name, lease=settings.lease, max_running=None)
     if claim is not None:
         times.took.setdefault("waited", []).append(claim.waited)

@@ -17,7 +17,7 @@ from core import heartbeat
 from core.settings import Settings
 from tests.services import wait_until
 from worker.keeper import loop as keeper
-from worker.machine.presence import present
+from worker.queue.presence import present
 
 CHECK = re.findall(r"^    (test .*)$", heartbeat.__doc__ or "", re.M)[0]
 

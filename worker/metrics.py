@@ -14,7 +14,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from core.ledger.states import JobStatus
-from worker.machine.device import ask_gpus
+from worker.nvidia import ask_gpus
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from core.settings import Settings
 from tests.app.conftest import Api, job_body, ok, problem, started
 from tests.app.test_datasets import jsonl, row
 from worker.keeper import sweep
-from worker.ledger import attempts as ledger
+from worker.ledger.connection import connect
 
 ROWS = jsonl(*(row(text=f"row {number}") for number in range(3)))
 
@@ -39,7 +39,7 @@ def expire(api: Api, dataset: str) -> None:
 
 def swept(api: Api) -> int:
     """As the keeper does it."""
-    with ledger.connect(api.settings.database_url or "") as connection:
+    with connect(api.settings.database_url or "") as connection:
         return sweep.expire_datasets(connection, api.service.storage)
 
 
@@ -149,7 +149,7 @@ async def test_the_keeper_removes_the_bytes_when_no_unfinished_job_needs_them(ap
 async def test_a_dataset_that_a_job_is_just_being_made_of_is_left_for_the_next_time(api: Api) -> None:
     dataset = (await uploaded(api))["id"]
     expire(api, dataset)
-    with ledger.connect(api.settings.database_url or "") as creating, creating.transaction():
+    with connect(api.settings.database_url or "") as creating, creating.transaction():
         creating.execute("SELECT 1 FROM datasets WHERE id = %s FOR KEY SHARE", (dataset,))
         assert swept(api) == 0
     assert swept(api) == 1
@@ -167,7 +167,7 @@ async def test_bytes_that_a_killed_keeper_left_are_found_again(api: Api, monkeyp
         with pytest.raises(KeyboardInterrupt):
             swept(api)
     assert list(api.service.storage.keys("datasets"))
-    with ledger.connect(api.settings.database_url or "") as connection:
+    with connect(api.settings.database_url or "") as connection:
         assert sweep.drop_unnamed_uploads(connection, api.service.storage, hours=0) == 1
     assert list(api.service.storage.keys("datasets")) == []
 

@@ -7,7 +7,7 @@ import pytest
 from core import pooler
 from core.settings import Settings
 from tests.app.conftest import ok, started
-from worker.ledger import attempts as ledger
+from worker.ledger.connection import connect
 
 
 def pooled(url: str) -> str:
@@ -30,7 +30,7 @@ async def test_api_and_worker_prepare_nothing_and_ask_for_nothing_of_the_session
         async with api.service.engine.connect() as connection:
             for table in ("pg_prepared_statements", "pg_settings WHERE source = 'client' AND name LIKE '%timeout'"):
                 assert (await connection.exec_driver_sql(f"SELECT count(*) FROM {table}")).scalar() == 0
-    with ledger.connect(url) as ours:
+    with connect(url) as ours:
         for _ in range(10):
             ours.execute("SELECT 1 AS one")
         row = ours.execute("SELECT count(*) AS prepared FROM pg_prepared_statements").fetchone()

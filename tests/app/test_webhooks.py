@@ -12,6 +12,7 @@ from core.secret import BadSeal
 from core.settings import Settings
 from tests.app.conftest import Api, ok, problem, served, started
 from worker.ledger import attempts as ledger
+from worker.ledger.connection import connect
 
 URL = "https://hooks.example.com/qe"
 
@@ -100,7 +101,7 @@ async def test_an_event_that_is_rolled_back_queues_nothing(api: Api) -> None:
     await make(api, event_types=["job.failed"])
     job = await api.create_job()
     api.start(job["id"])
-    with ledger.connect(api.settings.database_url or "") as connection:
+    with connect(api.settings.database_url or "") as connection:
         hold = ledger.Hold(job["id"], 1)
         with connection.transaction(force_rollback=True):
             ledger.fail(connection, hold, code=ledger.FailureCode.INTERNAL, message="x")

@@ -49,7 +49,7 @@ from worker.embedded.servers import (
     embedded_redis,
     free_port,
 )
-from worker.ledger import attempts as ledger
+from worker.ledger.connection import Connection, connect
 
 KEY = "qe_bootstrap_key_of_the_faults_0123456789"
 TENANT = "default"
@@ -104,8 +104,8 @@ class Cluster:
     def log(self) -> Path:
         return self.directory / "home" / "logs"
 
-    def connect(self) -> ledger.Connection:
-        return ledger.connect(self.postgres.url)
+    def connect(self) -> Connection:
+        return connect(self.postgres.url)
 
     def rows(self, query: str, *arguments: Any) -> list[dict[str, Any]]:
         with self.connect() as connection:

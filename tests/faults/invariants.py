@@ -19,7 +19,7 @@ from core.ledger.states import FINISHED, LEASED, AttemptOutcome, JobStatus
 from core.storage import LocalStorage
 from tests.faults.process_table import Overlap
 from worker.keeper import removal, sweep
-from worker.ledger.attempts import Connection
+from worker.ledger.connection import Connection
 
 MEANING = {
     "I1": "every accepted job reaches a terminal state",

@@ -10,18 +10,19 @@ from typing import Any
 
 from core.ledger.states import JobStatus
 from worker.ledger import attempts as ledger
+from worker.ledger.connection import Connection
 from worker.supervisor.lease import Lease
 
 
 def drop_the_fence() -> None:
     """A job's row is locked and answered whoever holds it: what a ledger without fencing tokens does."""
 
-    def lock(connection: ledger.Connection, hold: ledger.Hold, *_: JobStatus) -> Any:
+    def lock(connection: Connection, hold: ledger.Hold, *_: JobStatus) -> Any:
         return connection.execute(
             "SELECT status, barren_attempts FROM jobs WHERE id = %s FOR UPDATE", (hold.job_id,)
         ).fetchone()
 
-    def beat(connection: ledger.Connection, hold: ledger.Hold, *, lease: float) -> JobStatus:
+    def beat(connection: Connection, hold: ledger.Hold, *, lease: float) -> JobStatus:
         connection.execute(
             "UPDATE jobs SET lease_until = clock_timestamp() + make_interval(secs => %s)"
             " WHERE id = %s AND status IN ('running', 'cancelling')",

@@ -16,7 +16,7 @@ import pytest
 from core.contract.errors import FailureCode
 from tests.faults.troubled_hub import FIRST, SECOND, Answer, Cut, Hub, Slow, troubled_hub
 from tests.worker.conftest import Workshop
-from worker.keeper import sweep
+from worker.machine import hub_copies
 from worker.supervisor import fetch
 from worker.supervisor.lease import kept
 from worker.supervisor.supervisor import work
@@ -134,5 +134,5 @@ def test_downloads_that_nobody_took_up_are_swept_after_a_day_and_whole_models_st
         then = time.time() - hours * 3600
         for path in (directory / "file", directory, directory.parent):
             os.utime(path, (then, then))
-    assert sweep.drop_stale_downloads(home) == 2
+    assert hub_copies.drop_stale_downloads(home) == 2
     assert shelf(workshop) == [FIRST, "partial_new"]

@@ -9,7 +9,7 @@ import psycopg
 from tests.faults.invariants import Evidence, Violation, check
 from tests.faults.process_table import Overlap, Running
 from tests.worker.conftest import Workshop, workshop  # noqa: F401 -- a fixture
-from worker.ledger import attempts as ledger
+from worker.ledger.connection import Connection
 from worker.supervisor.supervisor import work
 
 
@@ -27,7 +27,7 @@ def run_three(workshop: Workshop) -> list[str]:  # noqa: F811
     return jobs
 
 
-def found(workshop: Workshop, connection: ledger.Connection, **evidence: Any) -> list[Violation]:  # noqa: F811
+def found(workshop: Workshop, connection: Connection, **evidence: Any) -> list[Violation]:  # noqa: F811
     work_directory = workshop.settings.work_directory
     return check(connection, workshop.storage, evidence=Evidence(**evidence), work=work_directory)
 

@@ -46,6 +46,7 @@ from worker.keeper import waiting
 from worker.ledger import attempts as ledger
 from worker.ledger import blocks, claims
 from worker.ledger.attempts import Hold, NotHeld
+from worker.ledger.connection import connect
 
 TENANT = "default"
 LEASE = 60.0
@@ -100,7 +101,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.connection = ledger.connect(self.url)
+        self.connection = connect(self.url)
         self.connection.execute("TRUNCATE jobs CASCADE")
         self.loop = asyncio.Runner()
         self.engine = create_engine(self.url)

@@ -23,7 +23,7 @@ from tests.faults.troubled_storage import DROPPED, FULL, READ_ONLY, TroubledStor
 from tests.services import wait_until
 from tests.worker.conftest import Workshop
 from worker.keeper import sweep
-from worker.machine.fitness import unfit
+from worker.machine.health import unfit
 from worker.supervisor import retrying_storage as patient_storage
 from worker.supervisor.supervisor import work
 

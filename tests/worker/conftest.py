@@ -23,6 +23,7 @@ from core.storage import LocalStorage, Storage
 from tests.services import wait_until
 from worker.ledger import attempts as ledger
 from worker.ledger import claims
+from worker.ledger.connection import Connection, connect
 from worker.machine.context import Hands
 from worker.machine.health import Health
 from worker.supervisor.supervisor import work
@@ -40,8 +41,8 @@ class Workshop:
     stage: Path
     rung: list[str] = field(default_factory=list)
 
-    def connect(self) -> ledger.Connection:
-        return ledger.connect(self.settings.database_url or "")
+    def connect(self) -> Connection:
+        return connect(self.settings.database_url or "")
 
     def add_dataset(self) -> str:
         content = b'{"messages": []}\n'

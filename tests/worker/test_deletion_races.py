@@ -19,7 +19,8 @@ from tests.worker.conftest import Workshop
 from tests.worker.test_webhooks import TAKEN, add_webhook, fail_a_job
 from worker.ledger import attempts as ledger
 from worker.ledger import claims
-from worker.ledger.attempts import Connection, Hold
+from worker.ledger.attempts import Hold
+from worker.ledger.connection import Connection
 from worker.supervisor.fenced_writer import REFUSALS, Pen
 from worker.supervisor.lease import kept
 from worker.webhooks import queue as webhooks

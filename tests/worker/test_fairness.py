@@ -13,7 +13,7 @@ from core.ledger.placement import Place
 from tests.worker.conftest import Workshop
 from worker.keeper.waiting import explain_waiting
 from worker.ledger import claims, workers
-from worker.machine.device import Capacity
+from worker.ledger.workers import Capacity
 
 GB = 10**9
 NUMBER = itertools.count()

@@ -20,11 +20,12 @@ from worker.keeper import loop as keeper
 from worker.keeper import sweep, waiting
 from worker.ledger import attempts as ledger
 from worker.ledger import blocks, workers
-from worker.queue.notify import ring_quietly
+from worker.ledger.connection import Connection
+from worker.notify import ring_quietly
 from worker.supervisor.supervisor import work
 
 
-def expire(connection: ledger.Connection, seconds: float) -> None:
+def expire(connection: Connection, seconds: float) -> None:
     connection.execute("UPDATE jobs SET lease_until = clock_timestamp() - make_interval(secs => %s)", (seconds,))
 
 

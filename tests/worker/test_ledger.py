@@ -13,7 +13,8 @@ from core.ledger.states import AttemptOutcome, JobStatus
 from tests.worker.conftest import Workshop
 from worker.ledger import attempts as ledger
 from worker.ledger import blocks, claims
-from worker.ledger.attempts import Connection, Hold
+from worker.ledger.attempts import Hold
+from worker.ledger.connection import Connection
 
 Write = Callable[[Connection, Hold], Any]
 

@@ -10,6 +10,7 @@ import pytest
 
 from tests.worker.conftest import TENANT, Workshop
 from worker.keeper import removal, sweep
+from worker.machine import hub_copies
 from worker.supervisor.supervisor import work
 
 
@@ -145,5 +146,5 @@ def test_copies_of_models_that_no_job_has_used_for_a_month_go(workshop: Workshop
     month = time.time() - 31 * 24 * 3600
     for directory in (old, other):
         os.utime(directory, (month, month))
-    assert sweep.drop_unused_copies(home, days=30) == 1
+    assert hub_copies.drop_unused_copies(home, days=30) == 1
     assert sorted(path.name for path in old.parent.iterdir()) == ["1" * 40, "notes"]

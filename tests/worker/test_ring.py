@@ -7,7 +7,7 @@ import redis
 
 from core.settings import Settings
 from core.wakeup import QUEUE
-from worker.queue.notify import ring_quietly
+from worker.notify import ring_quietly
 
 
 def test_a_child_of_the_pool_rings_although_its_parent_has_rung_before(redis_url: str) -> None:

@@ -16,6 +16,7 @@ from tests.worker.conftest import Workshop, alive
 from worker import metrics
 from worker.keeper import sweep
 from worker.ledger import attempts as ledger
+from worker.ledger.connection import Connection
 from worker.supervisor.fenced_writer import Pen
 from worker.supervisor.lease import kept
 from worker.supervisor.supervisor import work
@@ -432,7 +433,7 @@ def test_a_transaction_that_the_server_ended_for_idling_is_begun_again(workshop:
     hold = workshop.claim().hold
     tries = []
 
-    def write(connection: ledger.Connection, hold: ledger.Hold) -> int:
+    def write(connection: Connection, hold: ledger.Hold) -> int:
         tries.append(hold.attempt)
         with connection.transaction():
             ledger.lock(connection, hold)

@@ -19,6 +19,7 @@ from tests.worker.conftest import TENANT, Workshop
 from tests.worker.endpoint import listening
 from worker.keeper import removal
 from worker.ledger import attempts as ledger
+from worker.ledger.connection import Connection
 from worker.webhooks import queue as webhooks
 from worker.webhooks.delivery import deliver
 from worker.webhooks.queue import MOST_GIVEN_UP, SCHEDULE, Answer, Due
@@ -30,7 +31,7 @@ TAKEN = Answer(status=204, error=None, milliseconds=1)
 
 
 @pytest.fixture
-def connection(workshop: Workshop) -> Iterator[ledger.Connection]:
+def connection(workshop: Workshop) -> Iterator[Connection]:
     with workshop.connect() as connection:
         yield connection
 
@@ -61,16 +62,16 @@ def fail_a_job(workshop: Workshop) -> str:
     return job_id
 
 
-def take(connection: ledger.Connection) -> Due:
+def take(connection: Connection) -> Due:
     (due,) = webhooks.take_due(connection, busy=(), limit=10)
     return due
 
 
-def hurry(connection: ledger.Connection) -> None:
+def hurry(connection: Connection) -> None:
     connection.execute("UPDATE webhook_deliveries SET due_at = clock_timestamp() WHERE status = 'pending'")
 
 
-def one(connection: ledger.Connection, query: str) -> dict[str, Any]:
+def one(connection: Connection, query: str) -> dict[str, Any]:
     row = connection.execute(query.encode()).fetchone()
     assert row is not None
     return row
@@ -119,7 +120,7 @@ def test_the_schedule_is_the_specifications() -> None:
 
 
 def test_every_attempt_waits_longer_and_after_the_last_the_delivery_has_failed(
-    workshop: Workshop, connection: ledger.Connection
+    workshop: Workshop, connection: Connection
 ) -> None:
     add_webhook(workshop)
     fail_a_job(workshop)
@@ -143,7 +144,7 @@ def test_every_attempt_waits_longer_and_after_the_last_the_delivery_has_failed(
 
 
 def test_a_bounded_run_of_failures_disables_the_webhook_and_one_success_ends_the_run(
-    workshop: Workshop, connection: ledger.Connection
+    workshop: Workshop, connection: Connection
 ) -> None:
     add_webhook(workshop)
     answers = [REFUSED] * (MOST_GIVEN_UP - 1) + [TAKEN] + [REFUSED] * MOST_GIVEN_UP
@@ -160,7 +161,7 @@ def test_a_bounded_run_of_failures_disables_the_webhook_and_one_success_ends_the
     assert webhooks.take_due(connection, busy=(), limit=10) == []
 
 
-def test_410_disables_at_once_and_what_waits_has_failed(workshop: Workshop, connection: ledger.Connection) -> None:
+def test_410_disables_at_once_and_what_waits_has_failed(workshop: Workshop, connection: Connection) -> None:
     add_webhook(workshop)
     fail_a_job(workshop)
     webhooks.record(connection, take(connection), Answer(status=410, error=None, milliseconds=1))
@@ -172,7 +173,7 @@ def test_410_disables_at_once_and_what_waits_has_failed(workshop: Workshop, conn
 
 
 def test_two_keepers_take_one_delivery_once_and_a_dead_one_loses_nothing(
-    workshop: Workshop, connection: ledger.Connection
+    workshop: Workshop, connection: Connection
 ) -> None:
     add_webhook(workshop)
     fail_a_job(workshop)
@@ -189,7 +190,7 @@ def test_two_keepers_take_one_delivery_once_and_a_dead_one_loses_nothing(
     assert one(connection, "SELECT status FROM webhook_deliveries") == {"status": "delivered"}
 
 
-def test_one_message_of_a_webhook_is_on_its_way_at_a_time(workshop: Workshop, connection: ledger.Connection) -> None:
+def test_one_message_of_a_webhook_is_on_its_way_at_a_time(workshop: Workshop, connection: Connection) -> None:
     for number in (1, 2):
         add_webhook(workshop, number=number)
     fail_a_job(workshop)
@@ -202,7 +203,7 @@ def test_one_message_of_a_webhook_is_on_its_way_at_a_time(workshop: Workshop, co
     assert [due.webhook_id for due in webhooks.take_due(connection, busy=busy, limit=10)] == ["wh_2"]
 
 
-def test_one_event_is_queued_once_for_a_webhook(workshop: Workshop, connection: ledger.Connection) -> None:
+def test_one_event_is_queued_once_for_a_webhook(workshop: Workshop, connection: Connection) -> None:
     add_webhook(workshop)
     fail_a_job(workshop)
     with pytest.raises(psycopg.errors.UniqueViolation):
@@ -212,7 +213,7 @@ def test_one_event_is_queued_once_for_a_webhook(workshop: Workshop, connection: 
         )
 
 
-def test_finished_deliveries_are_forgotten_after_a_month(workshop: Workshop, connection: ledger.Connection) -> None:
+def test_finished_deliveries_are_forgotten_after_a_month(workshop: Workshop, connection: Connection) -> None:
     add_webhook(workshop)
     fail_a_job(workshop)
     webhooks.record(connection, take(connection), TAKEN)
@@ -223,7 +224,7 @@ def test_finished_deliveries_are_forgotten_after_a_month(workshop: Workshop, con
 
 
 def test_a_message_that_is_asked_for_again_while_its_last_attempt_is_under_way_is_sent_again(
-    workshop: Workshop, connection: ledger.Connection
+    workshop: Workshop, connection: Connection
 ) -> None:
     webhook_id = add_webhook(workshop)
     fail_a_job(workshop)
@@ -242,9 +243,7 @@ def test_a_message_that_is_asked_for_again_while_its_last_attempt_is_under_way_i
     assert take(connection).webhook_id == webhook_id
 
 
-def test_what_came_of_a_message_waits_for_who_holds_its_webhook(
-    workshop: Workshop, connection: ledger.Connection
-) -> None:
+def test_what_came_of_a_message_waits_for_who_holds_its_webhook(workshop: Workshop, connection: Connection) -> None:
     """The owner's requests lock the webhook, then a delivery; in the other order the two would be locked for ever."""
     webhook_id = add_webhook(workshop)
     fail_a_job(workshop)
@@ -272,7 +271,7 @@ def test_what_came_of_a_message_waits_for_who_holds_its_webhook(
     assert one(connection, f"SELECT status FROM webhook_deliveries WHERE id = '{due.id}'") == {"status": "delivered"}
 
 
-def test_a_tenant_with_many_webhooks_leaves_room_for_others(workshop: Workshop, connection: ledger.Connection) -> None:
+def test_a_tenant_with_many_webhooks_leaves_room_for_others(workshop: Workshop, connection: Connection) -> None:
     for number in range(1, 7):
         add_webhook(workshop, number=number)
     fail_a_job(workshop)
@@ -312,7 +311,7 @@ def test_the_postman_survives_what_nobody_thought_of(workshop: Workshop, monkeyp
         postman.join(20)
 
 
-def test_two_keepers_send_one_message_of_a_webhook_at_a_time(workshop: Workshop, connection: ledger.Connection) -> None:
+def test_two_keepers_send_one_message_of_a_webhook_at_a_time(workshop: Workshop, connection: Connection) -> None:
     add_webhook(workshop)
     fail_a_job(workshop)  # two messages
     with workshop.connect() as other:
@@ -325,7 +324,7 @@ def test_two_keepers_send_one_message_of_a_webhook_at_a_time(workshop: Workshop,
     assert one(connection, "SELECT count(*) AS n FROM webhook_deliveries WHERE status = 'delivered'") == {"n": 2}
 
 
-def test_a_webhook_whose_keeper_died_is_served_again(workshop: Workshop, connection: ledger.Connection) -> None:
+def test_a_webhook_whose_keeper_died_is_served_again(workshop: Workshop, connection: Connection) -> None:
     add_webhook(workshop)
     fail_a_job(workshop)
     take(connection)
@@ -333,7 +332,7 @@ def test_a_webhook_whose_keeper_died_is_served_again(workshop: Workshop, connect
     take(connection)
 
 
-def test_a_tenants_messages_to_one_host_keep_apart(workshop: Workshop, connection: ledger.Connection) -> None:
+def test_a_tenants_messages_to_one_host_keep_apart(workshop: Workshop, connection: Connection) -> None:
     for number, host in enumerate(("one", "one", "other")):
         add_webhook(workshop, f"https://{host}.example.com/{number}", number)
     fail_a_job(workshop)

@@ -31,12 +31,14 @@ from core.settings import Settings, read_settings
 from core.storage import Storage, storage_from_url
 from core.tracing import OFF, Tracing, open_tracing
 from worker import metrics
+from worker.attempt_span import attempt_span
 from worker.keeper import removal, sweep
 from worker.keeper.waiting import end_waiting, explain_waiting
 from worker.ledger import attempts as ledger
-from worker.ledger.attempts import Connection, Hold
-from worker.queue.notify import ring_quietly
-from worker.supervisor.spans import attempt_span
+from worker.ledger.attempts import Hold
+from worker.ledger.connection import Connection, connect
+from worker.machine import hub_copies
+from worker.notify import ring_quietly
 from worker.webhooks.delivery import deliver
 
 logger = logging.getLogger(__name__)
@@ -136,7 +138,7 @@ def sweep_away(connection: Connection, storage: Storage, settings: Settings) -> 
         "half stored files": lambda: sweep.drop_unfinished_puts(storage),
         "uploads without a dataset": lambda: sweep.drop_unnamed_uploads(connection, storage),
         "work directories": lambda: sweep.drop_work_directories(connection, settings.work_directory),
-        "downloads that nobody took up": lambda: sweep.drop_stale_downloads(settings.resolved_home),
+        "downloads that nobody took up": lambda: hub_copies.drop_stale_downloads(settings.resolved_home),
         "rows that were kept long enough": lambda: removal.retire(connection, settings),
         "deleted jobs": lambda: removal.remove_deleted_jobs(connection, storage),
         "artifacts of deleted jobs": lambda: removal.remove_artifacts_of_deleted(connection, storage),
@@ -160,7 +162,7 @@ def keep(settings: Settings, ring: Ring, stop: threading.Event, tracing: Tracing
         while not stop.is_set():
             touch(settings.heartbeat_file)
             try:
-                with ledger.connect(settings.database_url or "") as connection:
+                with connect(settings.database_url or "") as connection:
                     _keep_connected(connection, settings, ring, stop, tracing)
             except psycopg.Error as error:
                 logger.warning("the ledger is away, trying again: %s", error)
@@ -198,7 +200,7 @@ def _sweep_regularly(settings: Settings, stop: threading.Event) -> None:
     while not stop.is_set():
         try:
             storage = storage_from_url(settings.resolved_storage_url)
-            with ledger.connect(settings.database_url or "") as connection:
+            with connect(settings.database_url or "") as connection:
                 _sweep_connected(connection, storage, settings, stop)
         except Exception as error:  # a thread that is gone would sweep nothing any more, and nobody would notice
             logger.warning("could not sweep, trying again: %s", error, exc_info=not isinstance(error, psycopg.Error))

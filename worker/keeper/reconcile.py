@@ -25,8 +25,7 @@ from core.ledger.states import LEASED, JobStatus
 from core.settings import read_settings
 from core.storage import CHUNK, ObjectMissing, Storage, storage_from_url
 from worker.keeper.sweep import DEAD_SECONDS, drop_unfinished_puts
-from worker.ledger import attempts as ledger
-from worker.ledger.attempts import Connection
+from worker.ledger.connection import Connection, connect
 
 OLDER_THAN_HOURS = 24.0
 ID = re.compile(r"(?:job|ds)_([0-9a-f]{12})7[0-9a-f]{19}")
@@ -231,7 +230,7 @@ def main() -> int:
     settings = read_settings()
     if settings.database_url is None:
         raise SystemExit("QE_DATABASE_URL is not set: reconciling needs the address of the ledger, postgresql://…")
-    with ledger.connect(settings.database_url) as connection:
+    with connect(settings.database_url) as connection:
         findings = reconcile(
             connection,
             storage_from_url(settings.resolved_storage_url),

@@ -7,7 +7,7 @@ from typing import Any
 from core.settings import Settings
 from core.storage import Storage
 from worker.keeper.sweep import DEAD_SECONDS
-from worker.ledger.attempts import Connection
+from worker.ledger.connection import Connection
 
 AT_ONCE = 1000
 """Rows of one statement: each is over long before its time limit."""

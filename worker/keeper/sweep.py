@@ -16,9 +16,8 @@ from core.contract.ids import made_at, new_id
 from core.crash_points import reach
 from core.ledger.states import FINISHED, LEASED, AttemptOutcome, JobStatus
 from core.storage import LocalStorage, Storage
-from worker.ledger.attempts import Connection, Hold
-from worker.supervisor.fetch import ARRIVING, COMMIT, PARTIAL
-from worker.supervisor.publish import attempt_prefix
+from worker.ledger.attempts import Hold
+from worker.ledger.connection import Connection
 
 IDEMPOTENCY_HOURS = 24
 PLAN_HOURS = 24
@@ -36,7 +35,6 @@ KEEPER, EXPIRED = "keeper", "dataset.expired"
 """Who and what, in the audit log."""
 LOG_DAYS = 14
 UNFINISHED_HOURS = 24
-DOWNLOAD_HOURS = 24
 
 
 def forget_idempotency(connection: Connection) -> int:
@@ -125,7 +123,7 @@ def drop_dead_artifacts(connection: Connection, storage: Storage, *, dead_second
         (AttemptOutcome.SUCCEEDED.value, dead_seconds, DEAD_WINDOW_DAYS),
     ).fetchall()
     for row in attempts:
-        storage.delete_under(attempt_prefix(Hold(row["job_id"], row["attempt"])))
+        storage.delete_under(Hold(row["job_id"], row["attempt"]).prefix)
     return len(attempts)
 
 
@@ -245,41 +243,6 @@ def drop_work_directories(connection: Connection, work: Path, *, dead_seconds: f
             if parent.is_dir() and parent.stat().st_mtime < time.time() - dead_seconds and not any(parent.iterdir()):
                 parent.rmdir()
     return dropped
-
-
-def drop_stale_downloads(home: Path, *, hours: float = DOWNLOAD_HOURS) -> int:
-    """Drop what interrupted downloads from the hub left and nobody took up for a day."""
-    dropped = 0
-    for kind in ("models", "datasets"):
-        for pattern in (f"*/{ARRIVING}_*", f"*/{PARTIAL}_*"):
-            for directory in (home / kind).glob(pattern):
-                if _last_change(directory) < time.time() - hours * 3600:
-                    shutil.rmtree(directory, ignore_errors=True)
-                    dropped += 1
-    return dropped
-
-
-def drop_unused_copies(home: Path, *, days: float) -> int:
-    """Drop copies of a hub's models and datasets that no job has used for ``days``; a job fetches them again."""
-    dropped = 0
-    for kind in ("models", "datasets"):
-        for directory in (home / kind).glob("*/*"):
-            if COMMIT.fullmatch(directory.name) and directory.stat().st_mtime < time.time() - days * 24 * 3600:
-                # Out of sight first: a job that comes meanwhile must not find half of it.
-                doomed = directory.with_name(new_id(ARRIVING))
-                directory.rename(doomed)
-                shutil.rmtree(doomed, ignore_errors=True)
-                dropped += 1
-    return dropped
-
-
-def _last_change(directory: Path) -> float:
-    """When a file below ``directory`` was last written; a download that another worker is busy with is young."""
-    newest = 0.0
-    for path in (directory, *directory.rglob("*")):
-        with contextlib.suppress(FileNotFoundError):
-            newest = max(newest, path.stat().st_mtime)
-    return newest
 
 
 def drop_logs(logs: Path, *, days: float = LOG_DAYS) -> int:

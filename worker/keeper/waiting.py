@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 
 from core.ledger.placement import fits, fits_worker
-from worker.ledger.attempts import Connection, Hold, fail_waiting
+from worker.ledger.attempts import Hold, fail_waiting
+from worker.ledger.connection import Connection
 
 logger = logging.getLogger(__name__)
 

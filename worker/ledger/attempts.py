@@ -12,22 +12,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import psycopg
-from psycopg.rows import DictRow, dict_row
+from psycopg.rows import DictRow
 from psycopg.types.json import Jsonb
 
-from core import pooler
 from core.contract.errors import RETRYABLE, FailureCode
 from core.contract.events import EventType
 from core.crash_points import reach
 from core.ledger import transitions
 from core.ledger.outbox import APPEND_EVENT
 from core.ledger.states import LEASED, AttemptOutcome, JobStatus
+from worker.ledger.connection import Connection
 
-Connection = psycopg.Connection[DictRow]
-
-CONNECT_SECONDS = 5
-STATEMENT_SECONDS = 20
 LONGEST_DELAY = 300.0
 """Seconds between two attempts that brought nothing."""
 
@@ -43,35 +38,10 @@ class Hold:
     job_id: str
     attempt: int
 
-
-AWAY = (
-    psycopg.OperationalError,
-    psycopg.InterfaceError,
-    psycopg.errors.ReadOnlySqlTransaction,
-    psycopg.errors.IdleInTransactionSessionTimeout,
-)
-"""The database is not there, another one is now the primary, or it has ended a session whose machine stood still:
-connect again and try again."""
-
-
-def connect(database_url: str) -> Connection:
-    """A connection on which no statement hangs for long: a worker that cannot write must notice it.
-
-    Raises psycopg.OperationalError.
-    """
-    limits = f"-c statement_timeout={STATEMENT_SECONDS}s -c lock_timeout={STATEMENT_SECONDS}s"
-    limits += " -c idle_in_transaction_session_timeout=60s"
-    return psycopg.connect(
-        pooler.plain(database_url),
-        row_factory=dict_row,
-        autocommit=True,
-        connect_timeout=CONNECT_SECONDS,
-        keepalives_idle=10,
-        keepalives_interval=5,
-        keepalives_count=3,
-        tcp_user_timeout=STATEMENT_SECONDS * 1000,
-        **pooler.of_session(database_url, limits),
-    )
+    @property
+    def prefix(self) -> str:
+        """The folder in storage that belongs to this attempt alone."""
+        return f"jobs/{self.job_id}/a{self.attempt}"
 
 
 def beat(connection: Connection, hold: Hold, *, lease: float) -> JobStatus:

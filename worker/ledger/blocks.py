@@ -12,7 +12,8 @@ from core.contract.events import EventType
 from core.crash_points import reach
 from core.ledger import transitions
 from worker.ledger import attempts as ledger
-from worker.ledger.attempts import Connection, Hold
+from worker.ledger.attempts import Hold
+from worker.ledger.connection import Connection
 
 NEWEST_WEIGHT = 0.3
 """Weight of the newest block in the moving average of seconds per block."""

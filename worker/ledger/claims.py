@@ -19,7 +19,8 @@ from core.crash_points import reach
 from core.ledger import transitions
 from core.ledger.placement import ANYWHERE, Place
 from core.ledger.states import Phase
-from worker.ledger.attempts import Connection, Hold, append_event
+from worker.ledger.attempts import Hold, append_event
+from worker.ledger.connection import Connection
 
 
 @dataclass(frozen=True)

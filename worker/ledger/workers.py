@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from core.contract.versions import UNDERSTOOD
-from worker.ledger.attempts import Connection
-from worker.machine.device import UNKNOWN, Capacity
+from worker.ledger.connection import Connection
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """``memory``: bytes of the machine or of its container; ``device_memory``: of the GPU; None where nobody says."""
+
+    memory: int | None
+    device_memory: int | None
+    cores: int | None
+
+
+UNKNOWN = Capacity(None, None, None)
 
 
 def seen(

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from core.ledger.placement import Place
 from core.settings import Settings
+from worker.ledger.workers import Capacity
+from worker.nvidia import query_gpus
 
 MEMORY_INFO = Path("/proc/meminfo")
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -33,18 +35,6 @@ class NoSuchDevice(Exception):
     """The GPUs cannot be told, or one that was asked for is not there; the message says what to do."""
 
 
-@dataclass(frozen=True)
-class Capacity:
-    """``memory``: bytes of the machine or of its container; ``device_memory``: of the GPU; None where nobody says."""
-
-    memory: int | None
-    device_memory: int | None
-    cores: int | None
-
-
-UNKNOWN = Capacity(None, None, None)
-
-
 def devices() -> list[Device]:
     """The GPUs that this process may use, one runner each; the CPU where there is none. Raises NoSuchDevice.
 
@@ -55,7 +45,7 @@ def devices() -> list[Device]:
     if wanted is not None and wanted.strip() in ("", "-1"):
         return [CPU]
     try:
-        lines = _query("uuid,memory.total,name")
+        lines = query_gpus("uuid,memory.total,name")
     except (OSError, subprocess.SubprocessError) as error:
         raise NoSuchDevice(
             f"nvidia-smi fails ({_reason(error)}): repair the driver, or set CUDA_VISIBLE_DEVICES= to use the CPU"
@@ -148,26 +138,6 @@ def _memory() -> int | None:
         except (OSError, ValueError):  # absent, or "max"
             continue
     return min(known, default=None)
-
-
-def ask_gpus(what: str, *, uuid: str | None = None) -> list[str]:
-    """One answer per GPU, or of that with ``uuid``; none where there is no GPU or nvidia-smi fails."""
-    try:
-        return _query(what, uuid)
-    except (OSError, subprocess.SubprocessError):
-        return []
-
-
-def _query(what: str, uuid: str | None = None) -> list[str]:
-    """Raises OSError and SubprocessError."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    command = [program, f"--query-gpu={what}", "--format=csv,noheader,nounits"]
-    answer = subprocess.run(  # noqa: S603 -- a fixed command
-        [*command, f"--id={uuid}"] if uuid else command, capture_output=True, text=True, timeout=20, check=True
-    )
-    return [line.strip() for line in answer.stdout.splitlines() if line.strip()]
 
 
 def _reason(error: Exception) -> str:

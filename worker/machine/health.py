@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,7 +21,6 @@ from dataclasses import dataclass, field
 from core.settings import Settings
 from worker import metrics
 from worker.machine.device import CPU, Device, visible
-from worker.machine.fitness import unfit
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,22 @@ def probe_device(kind: str, device: Device = CPU) -> str | int:
     if answer.returncode == 0 and said and said[0].isdecimal():
         return int(said[0])
     return (said or answer.stderr.strip().splitlines()[-1:] or [f"the probe ended with {answer.returncode}"])[0]
+
+
+def unfit(settings: Settings) -> str | None:
+    """Why no job may be taken now; None when the work directory takes files and has ``min_free_bytes`` left."""
+    work = settings.work_directory
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=work, prefix=".fit-") as probe:
+            probe.write(b"\0" * 4096)
+            probe.flush()
+        free = shutil.disk_usage(work).free
+    except OSError as error:
+        return f"{work} cannot be written: {error.strerror or error}"
+    if free < settings.min_free_bytes:
+        return f"{work} has {free / 1e6:.0f} MB free, QE_MIN_FREE_BYTES asks for {settings.min_free_bytes / 1e6:.0f} MB"
+    return None
 
 
 @dataclass

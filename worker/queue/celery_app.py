@@ -30,11 +30,11 @@ from worker import metrics, process
 from worker.machine import device
 from worker.machine.context import RUNNER, Hands
 from worker.machine.device import Device
-from worker.machine.presence import present
-from worker.queue import tasks
+from worker.notify import ring_quietly
 from worker.queue.draining import Draining
-from worker.queue.notify import ring_quietly
+from worker.queue.presence import present
 from worker.runner import confinement
+from worker.supervisor.supervisor import pass_on, work
 
 logger = logging.getLogger(__name__)
 
@@ -83,9 +83,20 @@ def create_celery(settings: Settings | None = None, *, runner: tuple[str, ...] =
         # No ETA and no revoke are used; a day's clock difference could otherwise delay a bell.
         enable_utc=True,
     )
-    celery.task(tasks.ring, name=bell.TASK, bind=True)
+    celery.task(ring, name=bell.TASK, bind=True)
     _connect_signals(celery, settings, devices, runner)
     return celery
+
+
+def ring(task: Any, job_id: str) -> int:
+    """The only Celery task: a wake-up. Claims and runs jobs until none is left that this worker can take.
+
+    ``job_id`` may be late or doubled. When this worker took no job and ``job_id`` still waits, others are woken.
+    """
+    attempts = work(task.app.hands)
+    if attempts == 0:
+        pass_on(task.app.hands, job_id)
+    return attempts
 
 
 def hands_of(

@@ -13,9 +13,9 @@ from core.settings import read_settings
 from core.tracing import open_tracing
 from worker import metrics
 from worker.machine.context import RUNNER
-from worker.machine.presence import present
 from worker.queue.celery_app import hands_of, own_devices
 from worker.queue.draining import Draining
+from worker.queue.presence import present
 from worker.runner import confinement
 from worker.supervisor.supervisor import work
 

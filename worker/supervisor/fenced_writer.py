@@ -11,6 +11,7 @@ import psycopg
 
 from worker import metrics
 from worker.ledger import attempts as ledger
+from worker.ledger.connection import AWAY, Connection, connect
 from worker.supervisor.lease import Keeping, Lease, Lost
 
 logger = logging.getLogger(__name__)
@@ -30,11 +31,11 @@ class Pen:
         self._database_url = database_url
         self._hold = hold
         self._lease = lease
-        self._connection: ledger.Connection | None = None
+        self._connection: Connection | None = None
 
     def write(
         self,
-        statement: Callable[Concatenate[ledger.Connection, ledger.Hold, P], T],
+        statement: Callable[Concatenate[Connection, ledger.Hold, P], T],
         *arguments: P.args,
         **options: P.kwargs,
     ) -> T:
@@ -61,26 +62,26 @@ class Pen:
                     raise
                 logger.warning("%s: the ledger refused a write, trying again: %s", self._hold.job_id, error)
                 self._lease.wait(RETRY_SECONDS / REFUSALS)
-            except ledger.AWAY as error:
+            except AWAY as error:
                 logger.warning("%s: the ledger cannot be written, trying again: %s", self._hold.job_id, error)
                 self._disconnect()
                 self._lease.wait(RETRY_SECONDS)
 
-    def read(self, query: Callable[Concatenate[ledger.Connection, P], T], *arguments: P.args, **options: P.kwargs) -> T:
+    def read(self, query: Callable[Concatenate[Connection, P], T], *arguments: P.args, **options: P.kwargs) -> T:
         """Run a query of :mod:`worker.ledger.attempts`, tried again like a write."""
         while True:
             if self._lease.state is Keeping.LOST:
                 raise Lost(self._hold.job_id)
             try:
                 return query(self._connected(), *arguments, **options)
-            except ledger.AWAY as error:
+            except AWAY as error:
                 logger.warning("%s: the ledger cannot be read, trying again: %s", self._hold.job_id, error)
                 self._disconnect()
                 self._lease.wait(RETRY_SECONDS)
 
-    def _connected(self) -> ledger.Connection:
+    def _connected(self) -> Connection:
         if self._connection is None:
-            self._connection = ledger.connect(self._database_url)
+            self._connection = connect(self._database_url)
         return self._connection
 
     def _disconnect(self) -> None:
@@ -92,7 +93,7 @@ class Pen:
         """Raise what the refusal of a write means."""
         try:
             self._lease.look_again(self._connected())
-        except ledger.AWAY:
+        except AWAY:
             self._disconnect()
             self._lease.wait(RETRY_SECONDS)
             return

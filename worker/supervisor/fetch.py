@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from core.secret import BadSeal, open_hub_token
 from core.settings import Settings
 from core.storage import ObjectMissing, sha256_file
 from worker import process
+from worker.machine.hub_copies import ARRIVING, COMMIT, PARTIAL
 from worker.supervisor.lease import Lease, Lost, TimedOut, monotonic
 from worker.supervisor.retrying_storage import PatientStorage
 
@@ -35,9 +35,6 @@ logger = logging.getLogger(__name__)
 LOCAL = "local/"
 UPLOADED = "ds_"
 SUFFIXES = {"jsonl": ".jsonl", "parquet": ".parquet"}
-COMMIT = re.compile(r"[0-9a-f]{40}")
-ARRIVING, PARTIAL = "arriving", "partial"
-"""Prefixes of directories beside the whole ones: a download in progress, and what an interrupted one left."""
 LOOK_SECONDS = 1.0
 """How often to look whether a download still grows."""
 
@@ -192,7 +189,7 @@ class Hub:
         shelf = self.settings.resolved_home / f"{kind}s" / access.shelf(repository)
         shelf.mkdir(parents=True, exist_ok=True)
         if revision is not None and COMMIT.fullmatch(revision) and (shelf / revision).is_dir():
-            os.utime(shelf / revision)  # used now: see sweep.drop_unused_copies
+            os.utime(shelf / revision)  # used now: see hub_copies.drop_unused_copies
             return shelf / revision, revision
         # Named by the commit only when whole: two workers may download at once, and one of them may die.
         arriving = shelf / new_id(ARRIVING)

@@ -22,6 +22,7 @@ from core.ledger.states import JobStatus
 from core.settings import Settings
 from worker import metrics, process
 from worker.ledger import attempts as ledger
+from worker.ledger.connection import CONNECT_SECONDS, STATEMENT_SECONDS, Connection, connect
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ class Lease:
             with self._lock:
                 self._child = None
 
-    def look_again(self, connection: ledger.Connection) -> None:
+    def look_again(self, connection: Connection) -> None:
         """A write was refused: learn at once whether the job is lost or to be cancelled."""
         try:
             status = ledger.peek(connection, self._hold)
@@ -111,12 +112,12 @@ class Lease:
 
     def keep(self) -> None:
         """Beat until the lease is over. The body of the first thread."""
-        connection: ledger.Connection | None = None
+        connection: Connection | None = None
         next_beat = 0.0
         while not self._over.is_set() and self._state is not Keeping.LOST:
             started = monotonic()
             try:
-                connection = connection or ledger.connect(self._settings.database_url or "")
+                connection = connection or connect(self._settings.database_url or "")
                 if started < next_beat:
                     self.look_again(connection)
                 else:
@@ -154,7 +155,7 @@ class Lease:
         self._over.set()
         self._ended.set()
 
-    def _beat(self, connection: ledger.Connection, started: float) -> None:
+    def _beat(self, connection: Connection, started: float) -> None:
         try:
             status = ledger.beat(connection, self._hold, lease=self._settings.lease)
         except ledger.NotHeld:
@@ -199,7 +200,7 @@ def kept(settings: Settings, hold: ledger.Hold, *, seconds_left: float) -> Itera
         lease.close()
         for thread in threads:
             if thread.ident is not None:
-                thread.join(ledger.CONNECT_SECONDS + ledger.STATEMENT_SECONDS)
+                thread.join(CONNECT_SECONDS + STATEMENT_SECONDS)
 
 
 def monotonic() -> float:

@@ -35,11 +35,6 @@ class Incomplete(Exception):
     """A file that the runner announced is not there, or has another size."""
 
 
-def attempt_prefix(hold: Hold) -> str:
-    """The folder in storage that belongs to one attempt alone."""
-    return f"jobs/{hold.job_id}/a{hold.attempt}"
-
-
 def publish(
     storage: PatientStorage, hold: Hold, output: Path, files: Sequence[protocol.File]
 ) -> Iterator[dict[str, Any]]:
@@ -49,7 +44,7 @@ def publish(
         inside = source.resolve().is_relative_to(output.resolve())
         if not inside or not source.is_file() or source.stat().st_size != file.bytes:
             raise Incomplete(f"{file.name!r} was announced with {file.bytes} bytes and is not there like that")
-        key = f"{attempt_prefix(hold)}/{safe_name(file.name)}"
+        key = f"{hold.prefix}/{safe_name(file.name)}"
         storage.put(key, source)
         reach("artifact.uploaded")
         yield {

@@ -9,34 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from core.tracing import OFF, Attributes, Carrier, Span, Tracing
-from worker.ledger.attempts import Hold
+from core.tracing import OFF, Span
 from worker.runner import protocol
-
-
-def attempt_span(
-    tracing: Tracing,
-    hold: Hold,
-    *,
-    tenant: str,
-    worker: str,
-    model: str,
-    scheme: str,
-    method: str,
-    carrier: Carrier | None,
-    began: float | None = None,
-) -> Span:
-    """The same span from whoever ends it: the worker, or the keeper when that one was not heard of."""
-    attributes: Attributes = {
-        "qe.job.id": hold.job_id,
-        "qe.attempt": hold.attempt,
-        "qe.tenant": tenant,
-        "qe.worker": worker,
-        "qe.model": model,
-        "qe.scheme": scheme,
-        "qe.method": method,
-    }
-    return tracing.attempt(hold.job_id, hold.attempt, attributes, carrier=carrier, began=began)
 
 
 class RunnerSpans:

@@ -24,8 +24,10 @@ from core.logs import said_of
 from core.settings import Settings
 from core.tracing import Span, part
 from worker import metrics
+from worker.attempt_span import attempt_span
 from worker.ledger import attempts as ledger
 from worker.ledger import blocks, claims, workers
+from worker.ledger.connection import Connection, connect
 from worker.machine import device
 from worker.machine.context import Hands
 from worker.runner import protocol
@@ -37,7 +39,6 @@ from worker.supervisor.publish import Incomplete, publish, summary_of
 from worker.supervisor.relay import Relay
 from worker.supervisor.retrying_storage import NO_SPACE, PatientStorage, StorageFailed
 from worker.supervisor.running import out_of_memory, run
-from worker.supervisor.spans import attempt_span
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ MOST_PASSES = 5
 PASS_SECONDS = 1.0
 OWN_FAULTS = (FailureCode.INTERNAL, FailureCode.NO_PROGRESS, FailureCode.OUT_OF_DISK)
 """Codes of attempts that another worker might have carried further."""
-Ending = Callable[[ledger.Connection, ledger.Hold], JobStatus]
+Ending = Callable[[Connection, ledger.Hold], JobStatus]
 """One fenced transaction that ends the attempt and says what the job is then."""
 
 
@@ -77,7 +78,7 @@ def pass_on(hands: Hands, bell: str) -> None:
     number = int(passed) + 1 if passed.isdecimal() else 1
     if number > MOST_PASSES or hands.draining():
         return
-    with ledger.connect(hands.settings.database_url or "") as connection:
+    with connect(hands.settings.database_url or "") as connection:
         waits = claims.waits(connection, job_id)
     if waits:
         time.sleep(PASS_SECONDS)
@@ -89,7 +90,7 @@ def _may_claim(hands: Hands) -> bool:
     health = hands.health
     reason = health.reason(hands.settings, hands.device)
     if reason is None and health.suspicious(hands.settings):
-        with ledger.connect(hands.settings.database_url or "") as connection:
+        with connect(hands.settings.database_url or "") as connection:
             further = workers.went_on_elsewhere(connection, worker=hands.worker, jobs=list(health.failures))
         if further >= hands.settings.sick_after:
             health.stop(f"{further} jobs that failed here, one after the other, went on elsewhere")
@@ -105,7 +106,7 @@ def _tell(hands: Hands, state: tuple[str, str | None]) -> None:
     metrics.STOPPED.set(state[0] == "stopped")
     if state[1] is not None:
         logger.error("this worker is %s: %s", *state)
-    with ledger.connect(hands.settings.database_url or "") as connection:
+    with connect(hands.settings.database_url or "") as connection:
         workers.set_state(connection, worker=hands.worker, state=state[0], reason=state[1])
     hands.health.told = state
 
@@ -113,7 +114,7 @@ def _tell(hands: Hands, state: tuple[str, str | None]) -> None:
 def _claim(hands: Hands) -> claims.Claim | None:
     """Raises psycopg.OperationalError."""
     try:
-        with ledger.connect(hands.settings.database_url or "") as connection:
+        with connect(hands.settings.database_url or "") as connection:
             return claims.claim(
                 connection,
                 worker=hands.worker,
@@ -134,7 +135,7 @@ def _confirmed(hands: Hands, hold: ledger.Hold) -> bool:
     deadline = monotonic() + hands.settings.self_kill
     while True:
         try:
-            with ledger.connect(hands.settings.database_url or "") as connection:
+            with connect(hands.settings.database_url or "") as connection:
                 return claims.confirm(connection, hold, worker=hands.worker, lease=hands.settings.lease)
         except psycopg.OperationalError:
             if hands.draining() or monotonic() > deadline:

@@ -15,7 +15,7 @@ import psycopg
 
 from core.secret import BadSeal, Seal, service_secret
 from core.settings import Settings
-from worker.ledger import attempts as ledger
+from worker.ledger.connection import Connection, connect
 from worker.webhooks import queue as webhooks
 from worker.webhooks.queue import Answer, Due
 from worker.webhooks.sender import NotDelivered, Policy, post, signed_headers
@@ -31,7 +31,7 @@ def deliver(settings: Settings, stop: threading.Event) -> None:
     while not stop.is_set():
         try:
             seal = Seal(service_secret(settings))
-            with ledger.connect(settings.database_url or "") as connection:
+            with connect(settings.database_url or "") as connection:
                 asyncio.run(_deliver_connected(connection, settings, seal, stop))
         except psycopg.Error as error:
             logger.warning("the ledger is away, webhooks wait: %s", error)
@@ -62,9 +62,7 @@ async def attempt(due: Due, *, seal: Seal, policy: Policy) -> Answer:
     return Answer(status, error, int((time.monotonic() - began) * 1000))
 
 
-async def _deliver_connected(
-    connection: ledger.Connection, settings: Settings, seal: Seal, stop: threading.Event
-) -> None:
+async def _deliver_connected(connection: Connection, settings: Settings, seal: Seal, stop: threading.Event) -> None:
     policy = Policy(
         allow_http=settings.webhook_allow_http,
         allow_private=settings.webhook_allow_private,

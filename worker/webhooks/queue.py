@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from worker.ledger.attempts import Connection
+from worker.ledger.connection import Connection
 
 SCHEDULE = (0, 5, 5 * 60, 30 * 60, 2 * 3600, 5 * 3600, 10 * 3600, 14 * 3600, 20 * 3600, 24 * 3600)
 """Seconds before each attempt, counted from the one before (Standard Webhooks, "Deliverability and reliability")."""

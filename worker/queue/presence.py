@@ -13,10 +13,9 @@ import psycopg
 
 from core.heartbeat import touched_by_thread
 from core.settings import Settings
-from worker.keeper import sweep
 from worker.ledger import workers
-from worker.ledger.attempts import connect
-from worker.machine import device
+from worker.ledger.connection import connect
+from worker.machine import device, hub_copies
 from worker.machine.context import Hands
 
 logger = logging.getLogger(__name__)
@@ -67,7 +66,7 @@ def _be_seen(settings: Settings, slots: Sequence[Hands], over: threading.Event) 
 
 def _drop_unused_copies(settings: Settings) -> None:
     try:
-        dropped = sweep.drop_unused_copies(settings.resolved_home, days=settings.keep_models_days)
+        dropped = hub_copies.drop_unused_copies(settings.resolved_home, days=settings.keep_models_days)
     except OSError as error:
         logger.warning("could not sweep copies of models: %s", error)
     else:
