@@ -12,6 +12,11 @@ class QuantExpertsError(Exception):
     code = "error"
 
 
+def one_line(error: BaseException, most: int = 200) -> str:
+    """What ``error`` says, on one line of at most ``most`` characters; its type when it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 class UnsupportedModel(QuantExpertsError):
     """The architecture is not one that the walk knows."""
 

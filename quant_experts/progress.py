@@ -124,7 +124,10 @@ def never() -> bool:
     return False
 
 
-def stop_if(should_stop: ShouldStop) -> None:
-    """Raises Stopped, between two rows."""
+def stop_if(
+    should_stop: ShouldStop,
+    where: str = "between rows; finished blocks are on disk and a later run goes on from them",
+) -> None:
+    """Raises Stopped that says ``where`` the run stopped and what a later one does, when the caller asks to stop."""
     if should_stop():
-        raise Stopped("stopped between rows; finished blocks are on disk and a later run goes on from them")
+        raise Stopped(f"stopped {where}")

@@ -10,7 +10,7 @@ from statistics import fmean
 
 import pytest
 
-from quant_experts.calibration.captured_inputs import read_calls
+from quant_experts.calibration.captured_inputs import read_captured_inputs
 from quant_experts.planning.disk import VARIANTS_EACH, disk_by_phase
 from quant_experts.planning.local import read_local
 from quant_experts.planning.recipe import Recipe
@@ -81,13 +81,13 @@ def check_planned_disk(
 
 def rows_of_the_run(work: Path) -> Rows:
     """As a plan that knew the seeded choice would judge them."""
-    calls = read_calls(work, json.loads((work / "calls.json").read_text())["fingerprint"])
-    assert calls is not None
-    passed = [*calls.rows, *calls.variants]
+    inputs = read_captured_inputs(work, json.loads((work / "calls.json").read_text())["fingerprint"])
+    assert inputs is not None
+    passed = [*inputs.rows, *inputs.variants]
     return Rows(
-        rows=len(calls.rows),
-        tokens=fmean(call.tokens for call in passed),
+        rows=len(inputs.rows),
+        tokens=fmean(row.tokens for row in passed),
         spread=1.0,
-        images=len(calls.variants) / VARIANTS_EACH / len(calls.held_out),
-        image_tokens=fmean(call.tokens_vision for call in passed),
+        images=len(inputs.variants) / VARIANTS_EACH / len(inputs.held_out),
+        image_tokens=fmean(row.tokens_vision for row in passed),
     )

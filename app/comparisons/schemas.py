@@ -12,10 +12,10 @@ from app.jobs.fork import merge
 from app.jobs.rows import JobRow
 from app.jobs.schemas import JobError, Verdict
 from core.contract import patterns
-from core.contract.numbers import WHOLE
-from core.contract.spec import AcceptIf, Calibration, JobSpec, ModelRef, Options, Target
+from core.contract.spec import Calibration, JobSpec, ModelRef, Options
 from core.ledger.states import FINISHED, JobStatus
 from core.ledger.tables import Comparison, Job
+from quant_experts.spec.choices import WHOLE, AcceptIf, Target
 from quant_experts.spec.methods import DEFAULT_METHOD
 
 MOST_CANDIDATES = 16

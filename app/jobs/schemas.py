@@ -15,11 +15,12 @@ from app.web.timestamps import Timestamp
 from core.contract import patterns
 from core.contract.events import EventType
 from core.contract.forecast import FORECAST, Forecast
-from core.contract.spec import AcceptIf, Calibration, JobSpec, ModelRef, Options, Target
+from core.contract.spec import Calibration, JobSpec, ModelRef, Options
 from core.ledger.states import LEASED, AttemptOutcome, JobStatus, Phase
 from core.ledger.tables import Attempt, Job, JobEvent, Layer
 from quant_experts.planning.cautions import cautions_of_scheme
 from quant_experts.planning.recipe import Recipe
+from quant_experts.spec.choices import AcceptIf, Target
 
 Printable = Annotated[str, StringConstraints(max_length=200, pattern=patterns.LINE)]
 

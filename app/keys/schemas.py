@@ -11,8 +11,8 @@ from app.access.auth import Scope
 from app.web.paging import PageQuery
 from app.web.timestamps import Timestamp
 from core.contract import patterns
-from core.contract.numbers import WHOLE
 from core.ledger.tables import ApiKey
+from quant_experts.spec.choices import WHOLE
 
 KeyName = Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=patterns.LINE)]
 Tenant = Annotated[str, StringConstraints(pattern=patterns.TENANT)]

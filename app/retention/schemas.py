@@ -6,9 +6,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from core.contract.numbers import WHOLE
 from core.ledger.tables import Retention
 from core.settings import Settings
+from quant_experts.spec.choices import WHOLE
 
 Days = Annotated[int, Field(strict=True, ge=1, le=36_500), WHOLE]
 FIELDS = ("jobs_days", "events_days", "layers_days", "audit_days", "deliveries_days")

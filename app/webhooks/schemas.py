@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 
 from app.web.paging import PageQuery
 from core.contract import patterns
-from core.contract.numbers import WHOLE
 from core.contract.webhook_url import MOST_CHARACTERS
 from core.ledger.outbox import ANNOUNCED
 from core.ledger.tables import Webhook, WebhookAttempt, WebhookDelivery
+from quant_experts.spec.choices import WHOLE
 
 Url = Annotated[str, StringConstraints(min_length=1, max_length=MOST_CHARACTERS)]
 Description = Annotated[str, StringConstraints(max_length=200, pattern=patterns.LINE_OR_NOTHING)]

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, WithJsonSc
 
 from core.contract import patterns
 from core.contract.alias import Alias
-from core.contract.numbers import WHOLE
+from quant_experts.spec.choices import WHOLE, AcceptIf, Budget, Sensitive, Target
 from quant_experts.spec.methods import DEFAULT_METHOD, DEFAULTS, PRESETS
 
 SCHEME_PATTERN = re.compile(r"W([2-8])A([4-8]|16)")
@@ -63,64 +63,6 @@ class Calibration(_Strict):
 
     dataset: DatasetRef = Field(examples=["ds_0198a1b2c3d47e5f8a9b0c1d2e3f4a5b"])
     split: Annotated[str, StringConstraints(pattern=patterns.SPLIT)] = "train"
-
-
-class Sensitive(_Strict):
-    """The input groups that keep more weight bits: the most sensitive share of all weights, or groups by name."""
-
-    share: Annotated[float, Field(strict=True, gt=0, le=1)] | None = None
-    groups: Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=4096)] | None = Field(
-        default=None, description="Full names, or their ends as in `layers.0.mlp.down`."
-    )
-    weight_bits: Literal[6, 8] = 8
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> Self:
-        if (self.share is None) == (self.groups is None):
-            raise ValueError("give either share or groups")
-        return self
-
-
-class Budget(_Strict):
-    """Stored bits per quantized weight, adapters included, that the most sensitive groups may fill up."""
-
-    bits_per_weight: Annotated[float, Field(strict=True, ge=2, le=16)]
-
-
-class Target(_Strict):
-    """What scheme `auto` searches for: the best model within a size, or the smallest within a KL."""
-
-    max_bytes: Annotated[int, Field(strict=True, gt=0), WHOLE] | None = Field(
-        default=None, description="Of all tensors of the checkpoint."
-    )
-    max_kl: Annotated[float, Field(strict=True, gt=0)] | None = Field(
-        default=None, description="Mean KL to the full-precision model on held-out rows, nats per token."
-    )
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> Self:
-        if (self.max_bytes is None) == (self.max_kl is None):
-            raise ValueError("give either max_bytes or max_kl")
-        return self
-
-
-class AcceptIf(_Strict):
-    """Limits that a finished checkpoint is held against; they set the job's `verdict`, and the artifacts stay."""
-
-    max_kl: Annotated[float, Field(strict=True, gt=0)] | None = None
-    min_top1_agreement: Annotated[float, Field(strict=True, ge=0, le=1)] | None = None
-    max_perplexity_increase: Annotated[float, Field(strict=True, ge=0)] | None = Field(
-        default=None, description="Share: 0.02 allows two percent over the full-precision model."
-    )
-    min_image_sensitivity: Annotated[float, Field(strict=True, ge=0)] | None = Field(
-        default=None, description="Reaction to another image, relative to the full-precision model's."
-    )
-
-    @model_validator(mode="after")
-    def _at_least_one(self) -> Self:
-        if not self.model_fields_set:
-            raise ValueError("give at least one limit")
-        return self
 
 
 class Options(_Strict):

@@ -21,7 +21,7 @@ from quant_experts.calibration.processor import load_processor, load_tokenizer
 from quant_experts.calibration.rows import Row, texts_of
 from quant_experts.calibration.sample import Sample, TooLong
 from quant_experts.calibration.speech import open_speech_collator
-from quant_experts.errors import InvalidCalibration, InvalidModel
+from quant_experts.errors import InvalidCalibration, InvalidModel, one_line
 
 MOST_TOKENS = 2048
 """Tokens of one sample. A photograph at Qwen2-VL's default bound is 16384; beyond two thousand, calibration costs time
@@ -133,8 +133,9 @@ def _process(
         # A list per row: some families treat several images of one row otherwise than one image of several rows.
         return dict(processor(text=[text], images=[images] if images else None, return_tensors="pt", **options))
     except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InvalidCalibration(f"calibration row {row.number}: the model's processor refuses it: {reason}") from error
+        raise InvalidCalibration(
+            f"calibration row {row.number}: the model's processor refuses it: {one_line(error)}"
+        ) from error
 
 
 def _check_placeholders(row: Row, text: str, processor: Any, image_token: int) -> None:
@@ -206,7 +207,6 @@ def _render(row: Row, template_holder: Any, messages: list[dict[str, Any]], *, a
             )
         )
     except (jinja2.TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise InvalidCalibration(
-            f"calibration row {row.number}: the model's chat template refuses it: {reason}"
+            f"calibration row {row.number}: the model's chat template refuses it: {one_line(error)}"
         ) from error

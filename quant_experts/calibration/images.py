@@ -10,7 +10,7 @@ import zlib
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from quant_experts.errors import InvalidCalibration
+from quant_experts.errors import InvalidCalibration, one_line
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 LARGEST = 50_000_000
@@ -38,7 +38,7 @@ def decode(data: bytes, where: str) -> Image.Image:
     except Image.DecompressionBombError:
         raise InvalidCalibration(_too_large(where, "far too many")) from None
     except CORRUPT as error:
-        raise InvalidCalibration(f"{where}: the image is corrupt ({' '.join(str(error).split())[:120]})") from error
+        raise InvalidCalibration(f"{where}: the image is corrupt ({one_line(error, 120)})") from error
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import AutoProcessor, AutoTokenizer
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-from quant_experts.errors import InvalidModel
+from quant_experts.errors import InvalidModel, one_line
 from quant_experts.forward.processing_quant_experts import without_video
 
 LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError)
@@ -25,7 +25,7 @@ def load_tokenizer(directory: Path) -> Any:
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     # The tokenizers library raises bare Exception for a broken tokenizer.json.
     except Exception as error:
-        raise InvalidModel(f"{directory.name}: its tokenizer cannot be loaded ({_one_line(error)})") from error
+        raise InvalidModel(f"{directory.name}: its tokenizer cannot be loaded ({one_line(error)})") from error
 
 
 def load_processor(directory: Path, config: Any) -> Any:
@@ -40,7 +40,7 @@ def load_processor(directory: Path, config: Any) -> Any:
             kind = without_video(PROCESSOR_MAPPING[type(config)])
             processor = kind.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     except LOADING_ERRORS as error:
-        raise InvalidModel(f"{directory.name}: its processor cannot be loaded ({_one_line(error)})") from error
+        raise InvalidModel(f"{directory.name}: its processor cannot be loaded ({one_line(error)})") from error
     if getattr(processor, "patch_size", "") is None:
         for name, value in patches_of(config).items():
             setattr(processor, name, value)
@@ -58,7 +58,3 @@ def patches_of(config: Any) -> dict[str, Any]:
         "vision_feature_select_strategy": config.vision_feature_select_strategy,
         "num_additional_image_tokens": 1 if vision.model_type == "clip_vision_model" else 0,  # the class token
     }
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import torch
 
 from quant_experts.calibration.rows import BadRow, Row, parse_row
-from quant_experts.errors import InvalidCalibration
+from quant_experts.errors import InvalidCalibration, one_line
 from quant_experts.planning.row_files import RawRow, UnreadableFile, UnreadableRow, is_packed, opened, raw_rows
 from quant_experts.planning.row_formats import COLUMNS, TURNS, WANTED, UnknownRow, kind_of, of_columns, what_it_is
 from quant_experts.planning.rows import MOST_BAD
@@ -201,7 +201,7 @@ class _ParquetRows:
                 names = file.schema_arrow.names
                 sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
         except (pa.ArrowException, OSError) as error:
-            raise InvalidCalibration(f"{path.name} is not a Parquet file, or truncated ({_one_line(error)})") from error
+            raise InvalidCalibration(f"{path.name} is not a Parquet file, or truncated ({one_line(error)})") from error
         if not set(TURNS) & set(names):
             raise InvalidCalibration(f"{path.name} has no column messages; {what_it_is(names)}")
         self._columns = [name for name in COLUMNS if name in names]
@@ -225,7 +225,7 @@ class _ParquetRows:
                                 yield self._row(position + 1, batch, index)
                             position += 1
         except (pa.ArrowException, OSError) as error:
-            raise InvalidCalibration(f"{self._path.name} cannot be read ({_one_line(error)})") from error
+            raise InvalidCalibration(f"{self._path.name} cannot be read ({one_line(error)})") from error
 
     def _row(self, number: int, batch: Any, index: int) -> Row | BadRow:
         try:
@@ -233,10 +233,6 @@ class _ParquetRows:
         except UnknownRow as error:
             return BadRow(number, f"calibration row {number}: {error}")
         return _row(number, row, self._path.parent, self._follow_links)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 class _Concatenated:

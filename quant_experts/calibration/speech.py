@@ -19,7 +19,7 @@ from quant_experts.calibration.audio import decode, resample
 from quant_experts.calibration.processor import LOADING_ERRORS, load_tokenizer
 from quant_experts.calibration.rows import Row, texts_of
 from quant_experts.calibration.sample import Sample, TooLong
-from quant_experts.errors import InvalidCalibration, InvalidModel
+from quant_experts.errors import InvalidCalibration, InvalidModel, one_line
 
 ASSUMED_LANGUAGE = "en"
 
@@ -31,8 +31,7 @@ def open_speech_collator(directory: Path, config: Any, *, dtype: torch.dtype) ->
     try:
         extractor = WhisperFeatureExtractor.from_pretrained(directory, local_files_only=True)
     except LOADING_ERRORS as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InvalidModel(f"{directory.name}: its feature extractor cannot be loaded ({reason})") from error
+        raise InvalidModel(f"{directory.name}: its feature extractor cannot be loaded ({one_line(error)})") from error
     frames = 2 * config.max_source_positions  # the second convolution halves them
     if (extractor.nb_max_frames, extractor.feature_size) != (frames, config.num_mel_bins):
         raise InvalidModel(

@@ -1,4 +1,4 @@
-"""The config.json of a checkpoint: the model's own, and what a loader needs to build and find the quantized layers."""
+"""The configuration files of a checkpoint: the model's and the processor's own, and what their loaders need."""
 
 from __future__ import annotations
 
@@ -9,13 +9,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoConfig
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
 import quant_experts
+from quant_experts.calibration.processor import patches_of
 from quant_experts.checkpoint.shards import TensorSource
 from quant_experts.errors import InvalidModel
 from quant_experts.forward.modeling_quant_experts import FORMAT, QUANT_METHOD
 from quant_experts.spec.specification import QuantizationSpec
 
 MODULE = "modeling_quant_experts"
+PROCESSOR, PROCESSOR_MODULE = "processor_config.json", "processing_quant_experts"
 BLOCK = re.compile(r"(.*?\.\d+)(\.|$)")
 """The block of a stack that a parent is in, or is; a merger behind the blocks is in none."""
 
@@ -67,10 +73,27 @@ def loadable_config(
     return json.dumps(config, indent=2) + "\n"
 
 
+def processor_files(source: Path) -> dict[str, str]:
+    """The processor's configuration and its loader, name → text; empty for a model that takes no images.
+
+    The configuration is the source's, with ``auto_map`` to the loader and what LLaVA's processor needs to count tokens.
+    """
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=True)
+    kind = PROCESSOR_MAPPING.get(type(config), None) if hasattr(config, "vision_config") else None
+    if kind is None:
+        return {}
+    path = source / PROCESSOR
+    stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if stored.get("patch_size") is None:
+        stored |= patches_of(config)
+    stored["processor_class"] = kind.__name__
+    stored["auto_map"] = {**stored.get("auto_map", {}), "AutoProcessor": f"{PROCESSOR_MODULE}.{kind.__name__}"}
+    loader = Path(__file__).parent.parent / "forward" / f"{PROCESSOR_MODULE}.py"
+    return {PROCESSOR: json.dumps(stored, indent=2) + "\n", loader.name: loader.read_text(encoding="utf-8")}
+
+
 def auto_map(architecture: str) -> dict[str, str]:
     """Auto class → class in the shipped loader, for every auto class that transformers maps to the architecture."""
-    from transformers.models.auto import modeling_auto
-
     known = {
         "AutoModelForImageTextToText": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
         "AutoModelForMultimodalLM": "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES",

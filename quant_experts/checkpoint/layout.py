@@ -24,9 +24,11 @@ from quant_experts.errors import InvalidCheckpoint, NumericalFailure
 from quant_experts.fit.fitted import FittedGroup
 from quant_experts.forward.modeling_quant_experts import place_group
 from quant_experts.model.groups import GroupPlan
+from quant_experts.spec.ranks import SHAPE_BITS, SMOOTH_BITS, adapter_bits
 from quant_experts.spec.specification import QuantizationSpec
 
-_BASE = (".weight_packed", ".weight_scale", ".weight_shape")
+BASE = (".weight_packed", ".weight_scale", ".weight_shape")
+"""Ends of the names of the tensors that rounding alone would store."""
 
 
 def adapter_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -145,6 +147,26 @@ def install_group(model: nn.Module, entry: Mapping[str, Any], tensors: Mapping[s
 
 def stored_bits(tensors: Mapping[str, Tensor]) -> tuple[int, int]:
     """Bits that a group takes on disk: (all but biases, integers and scales alone)."""
-    sizes = {name: tensor.numel() * tensor.element_size() * 8 for name, tensor in tensors.items()}
-    base = sum(size for name, size in sizes.items() if name.endswith(_BASE))
-    return sum(size for name, size in sizes.items() if not name.endswith(".bias")), base
+    return bits_of({name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()})
+
+
+def bits_of(sizes: Mapping[str, int]) -> tuple[int, int]:
+    """The same from the bytes of each tensor, by name."""
+    base = sum(size for name, size in sizes.items() if name.endswith(BASE))
+    return 8 * sum(size for name, size in sizes.items() if not name.endswith(".bias")), 8 * base
+
+
+def stored_group_bits(plan: GroupPlan, spec: QuantizationSpec, dtype: torch.dtype) -> int:
+    """The most bits that a group can take on disk, known before it is fitted; biases do not count.
+
+    ``dtype``: the model's. A fit ends below this number when a group has too few token-dependent channels for all
+    experts; it never ends above.
+    """
+    words = -(-plan.width * spec.bits.weight_bits // 32)
+    scales = plan.width // spec.group_size_for(plan.width)
+    scale_bits = 8 * weight_scale_dtype(spec, dtype).itemsize
+    rows = sum(plan.outs)
+    base = rows * (32 * words + scales * scale_bits) + len(plan.layers) * SHAPE_BITS
+    smooth = 0 if spec.smoothing == "none" else plan.width * SMOOTH_BITS
+    ranks = spec.ranks_for(rows=rows, width=plan.width, layers=len(plan.layers))
+    return base + smooth + adapter_bits(rows, plan.width, ranks, int8=spec.adapter_dtype == "int8")

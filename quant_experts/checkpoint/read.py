@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quant_experts.checkpoint.shards import INDEX, TensorSource, stored_tensors
+from quant_experts.checkpoint.layout import bits_of
+from quant_experts.checkpoint.shards import TensorSource, stored_tensors
 from quant_experts.checkpoint.write import REPORT
 from quant_experts.errors import InvalidCheckpoint, InvalidModel
 from quant_experts.forward.modeling_quant_experts import QUANT_METHOD
 from quant_experts.model.manifest_record import check_version
+from quant_experts.planning.headers import INDEX
 from quant_experts.report.data import QualityReport
-
-BASE = (".weight_packed", ".weight_scale", ".weight_shape")
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,7 @@ def _group(entry: dict[str, Any], tensors: dict[str, TensorSource]) -> GroupCont
     scales = [tensors[f"{parent}.{layer}.weight_scale"] for layer in layers]
     weights = sum(scale.shape[0] * scale.shape[1] * int(entry["group_size"]) for scale in scales)
     prefixes = tuple(f"{parent}.{name}." for name in (*layers, f"{entry['label']}_input_group"))
-    held = {name: tensor.bytes * 8 for name, tensor in tensors.items() if name.startswith(prefixes)}
-    base = sum(bits for name, bits in held.items() if name.endswith(BASE))
-    everything = sum(bits for name, bits in held.items() if not name.endswith(".bias"))
+    bits, base = bits_of({name: tensor.bytes for name, tensor in tensors.items() if name.startswith(prefixes)})
     return GroupContents(
         name=entry["name"],
         layers=layers,
@@ -121,7 +119,7 @@ def _group(entry: dict[str, Any], tensors: dict[str, TensorSource]) -> GroupCont
         routed_rank=entry["routed_rank"],
         experts=entry["experts"],
         base_bits=base / weights,
-        effective_bits=everything / weights,
+        effective_bits=bits / weights,
     )
 
 

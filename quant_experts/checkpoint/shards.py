@@ -6,16 +6,15 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from quant_experts.model.tensor_file import TensorFile, write_tensors, write_text
+from quant_experts.model.tensor_file import TensorFile, tensor_bytes, write_tensors, write_text
+from quant_experts.planning.headers import INDEX
 from quant_experts.progress import WrittenFile
 
 SHARD_BYTES = 5_000_000_000
-INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,10 @@ class TensorSource:
     def read(self) -> Tensor:
         """The tensor, on the CPU, in memory of its own. Raises OSError when the file has become shorter."""
         tensor = torch.empty(self.shape, dtype=self.dtype)
-        if self.bytes:
-            with self.path.open("rb") as reader:
-                reader.seek(self.start)
-                if reader.readinto(_memory(tensor)) != self.bytes:
-                    raise OSError(f"{self.path}: ends within the tensor at byte {self.start}")
+        with self.path.open("rb") as reader:
+            reader.seek(self.start)
+            if reader.readinto(tensor_bytes(tensor)) != self.bytes:
+                raise OSError(f"{self.path}: ends within the tensor at byte {self.start}")
         return tensor
 
 
@@ -54,16 +52,9 @@ def spool(tensors: Iterable[tuple[str, Tensor]], path: Path) -> dict[str, Tensor
         for name, tensor in tensors:
             start = out.tell()
             tensor = tensor.detach().cpu().contiguous()
-            if tensor.numel():
-                out.write(_memory(tensor))
+            out.write(tensor_bytes(tensor))
             spooled[name] = TensorSource(path, tensor.dtype, tuple(tensor.shape), start, out.tell() - start)
     return spooled
-
-
-def _memory(tensor: Tensor) -> memoryview:
-    """The bytes of a contiguous CPU tensor, not copied."""
-    flat: Any = tensor.view(-1).view(torch.uint8).numpy()
-    return memoryview(flat)
 
 
 def write_shards(

@@ -1,7 +1,7 @@
-"""Write a checkpoint directory: streamed tensor by tensor, proven, and only then under its name.
+"""Write a checkpoint directory tensor by tensor; give it its name once it is verified.
 
-What the directory holds is described in docs/checkpoint.md. Everything is written into a hidden sibling of the output
-and renamed at the end, so that a checkpoint is there whole or not at all.
+docs/checkpoint.md describes what the directory holds. Everything is written into a hidden directory beside the output,
+which is renamed at the end. So a checkpoint is there as a whole or not at all.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from quant_experts.checkpoint.card import model_card
-from quant_experts.checkpoint.configuration import loadable_config
-from quant_experts.checkpoint.processor_files import processor_files
+from quant_experts.checkpoint.configuration import loadable_config, processor_files
 from quant_experts.checkpoint.shards import TensorSource, spool, stored_tensors, write_shards
 from quant_experts.crash_points import reach
 from quant_experts.errors import InvalidModel, InvalidSpec
@@ -58,10 +57,10 @@ LARGEST_COPY = 256 << 20
 """Bytes. Tokenizers take a few tens of megabytes; anything larger under these names is not one."""
 
 
-def write_checkpoint(
+def write_files(
+    directory: Path,
     *,
     source: Path,
-    output: Path,
     block_files: Sequence[Path],
     groups: Sequence[Mapping[str, Any]],
     other_tensors: Iterable[tuple[str, Tensor]],
@@ -71,77 +70,83 @@ def write_checkpoint(
     architecture: str,
     manifest: Mapping[str, Any] | None = None,
     untied: bool = False,
-    check: Callable[[Path], None] | None = None,
 ) -> list[WrittenFile]:
-    """Write the checkpoint and return its files.
+    """Write the checkpoint into the empty ``directory`` and return its files.
 
     ``source``: the model's directory. ``block_files``: one safetensors file per walked block with all of its tensors.
-    ``groups``: entries of ``quantization_config["groups"]``. ``other_tensors``: everything outside of the blocks; it is
-    consumed once, one tensor in memory at a time. All names are those of modules in memory. ``architecture``: the
+    ``groups``: entries of ``quantization_config["groups"]``. ``other_tensors``: everything outside the blocks; it is
+    consumed once, with one tensor in memory at a time. All names are those of modules in memory. ``architecture``: the
     model's class. ``manifest``: stacks and skipped layers (``manifest_record.py``). ``untied``: its output head is not
-    its embeddings, though config.json says so. ``check``: called with the complete directory before it gets its name;
-    what it raises is passed on, and nothing is left behind.
-
-    Raises InvalidSpec when ``output`` exists and is not empty, InvalidModel when two files hold the same tensor.
+    its embeddings, although config.json says so.
+    Raises InvalidModel when two files hold the same tensor.
     """
-    with _appearing_whole(output) as directory:
-        marks = ((name, torch.empty(0)) for entry in groups for name in marks_of(entry))
-        spooled = spool(itertools.chain(other_tensors, marks), directory / ".spool")
-        tensors: dict[str, TensorSource] = {}
-        for held in (spooled, *map(stored_tensors, block_files)):
-            for name, tensor in held.items():
-                if name in tensors:
-                    raise InvalidModel(f"tensor {name} comes from {tensors[name].path.name} and {tensor.path.name}")
-                tensors[name] = tensor
-        files = write_shards(tensors, directory)
-        (directory / ".spool").unlink()
+    marks = ((name, torch.empty(0)) for entry in groups for name in marks_of(entry))
+    spooled = spool(itertools.chain(other_tensors, marks), directory / ".spool")
+    tensors: dict[str, TensorSource] = {}
+    for held in (spooled, *map(stored_tensors, block_files)):
+        for name, tensor in held.items():
+            if name in tensors:
+                raise InvalidModel(f"tensor {name} comes from {tensors[name].path.name} and {tensor.path.name}")
+            tensors[name] = tensor
+    files = write_shards(tensors, directory)
+    (directory / ".spool").unlink()
 
-        made = processor_files(source)
-        files += _copy_companions(source, directory, leave_out=set(made))
-        config = loadable_config(
-            source,
-            architecture=architecture,
-            spec=spec,
-            groups=groups,
-            tensors=tensors,
-            manifest=manifest,
-            untied=untied,
-        )
-        texts = {
-            "config.json": config,
-            LOADER: (Path(__file__).parent.parent / "forward" / LOADER).read_text(encoding="utf-8"),
-            CARD: model_card(report, spec, architecture=architecture, chats=has_chat_template(directory)),
-            **made,
-            REPORT: report.model_dump_json(indent=2) + "\n",
-            REPORT_PAGE: render_report(report, recipe),
-            RECIPE: json.dumps(recipe, indent=2, sort_keys=True) + "\n",
-        }
-        files += [write_text(directory / name, text) for name, text in texts.items()]
-        files.sort(key=lambda file: file.name)
-        sums = "".join(f"{file.sha256}  {file.name}\n" for file in files)
-        files.append(write_text(directory / CHECKSUMS, sums))
-        if check is not None:
-            check(directory)
+    made = processor_files(source)
+    files += _copy_companions(source, directory, leave_out=set(made))
+    config = loadable_config(
+        source,
+        architecture=architecture,
+        spec=spec,
+        groups=groups,
+        tensors=tensors,
+        manifest=manifest,
+        untied=untied,
+    )
+    texts = {
+        "config.json": config,
+        LOADER: (Path(__file__).parent.parent / "forward" / LOADER).read_text(encoding="utf-8"),
+        CARD: model_card(report, spec, architecture=architecture, chats=has_chat_template(directory)),
+        **made,
+        REPORT: report.model_dump_json(indent=2) + "\n",
+        REPORT_PAGE: render_report(report, recipe),
+        RECIPE: json.dumps(recipe, indent=2, sort_keys=True) + "\n",
+    }
+    files += [write_text(directory / name, text) for name, text in texts.items()]
+    files.sort(key=lambda file: file.name)
+    sums = "".join(f"{file.sha256}  {file.name}\n" for file in files)
+    files.append(write_text(directory / CHECKSUMS, sums))
     return files
 
 
-@contextmanager
-def _appearing_whole(output: Path) -> Iterator[Path]:
-    """A hidden directory beside ``output`` that becomes ``output`` when the block ends well and vanishes when not."""
+def check_output(output: Path) -> None:
+    """Raises InvalidSpec when ``output`` exists and is not an empty directory."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InvalidSpec(f"output {output} exists and is not an empty directory: choose another, or remove it")
+
+
+@contextmanager
+def staging_directory(output: Path) -> Iterator[Path]:
+    """A hidden directory beside ``output``. It is removed when this closes, unless :func:`publish` has renamed it.
+
+    Raises InvalidSpec as :func:`check_output` does.
+    """
+    check_output(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     part = output.parent / f".{output.name}.part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     try:
         yield part
-        reach("checkpoint.checked")
-        part.replace(output)  # over an empty directory this is one atomic step too
-        sync_directory(output.parent)
-        reach("checkpoint.named")
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def publish(directory: Path, output: Path) -> None:
+    """Rename the staging directory to ``output``, in one atomic step."""
+    reach("checkpoint.checked")
+    directory.replace(output)  # over an empty directory this is one atomic step too
+    sync_directory(output.parent)
+    reach("checkpoint.named")
 
 
 def companions(source: Path) -> Iterator[Path]:

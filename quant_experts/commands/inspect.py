@@ -163,7 +163,7 @@ def _print(contents: Contents) -> None:
 def _what_the_report_says(report: QualityReport) -> Iterator[str]:
     """The verdict and what was bought; then, where they were measured, limits, data, images and mixed precision."""
     from quant_experts.report.charts import numbers
-    from quant_experts.report.charts.sentences import bought, image_ratio, verdict
+    from quant_experts.report.charts.sentences import bought, verdict
 
     yield verdict(report)
     if report.acceptance is not None:
@@ -173,7 +173,7 @@ def _what_the_report_says(report: QualityReport) -> Iterator[str]:
     if report.calibration is not None:
         yield ": ".join([f"calibration data: {report.calibration.verdict}", *report.calibration.reasons[:1]])
     if report.images is not None:
-        ratio = image_ratio(report.images)
+        ratio = report.images.smallest_ratio if report.images else None
         measured = "" if ratio is None else f" ({numbers.percent(ratio)} of the full-precision reaction)"
         yield f"images: {report.images.verdict.replace('_', ' ')}{measured}"
     if report.mixed_precision is not None:

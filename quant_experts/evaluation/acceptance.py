@@ -1,14 +1,13 @@
-"""A finished report held against the limits that the user gave. They decide its verdict, never whether it is kept."""
+"""Compare a finished report with the user's limits. They decide its verdict; the checkpoint stays in either case."""
 
 from __future__ import annotations
 
-from quant_experts.evaluation.image_sensitivity import smallest_ratio
 from quant_experts.report.data import Acceptance, QualityReport
 from quant_experts.spec.specification import AcceptIf
 
 
 def judge(report: QualityReport, accept_if: AcceptIf) -> Acceptance:
-    """Accepted when every limit is kept; a limit on what was not measured is missed."""
+    """Accepted when every limit is kept. A limit on a figure that was not measured is missed."""
     limits = accept_if.model_dump(exclude_none=True)
     checks = {
         "max_kl": _kl,
@@ -21,15 +20,15 @@ def judge(report: QualityReport, accept_if: AcceptIf) -> Acceptance:
 
 
 def _kl(report: QualityReport, limit: float) -> str | None:
-    found = report.quality.kl
-    return None if found <= limit else f"KL is {found:.4g} nats per token, over the limit of {limit:g}"
+    measured = report.quality.kl
+    return None if measured <= limit else f"KL is {measured:.4g} nats per token, over the limit of {limit:g}"
 
 
 def _agreement(report: QualityReport, limit: float) -> str | None:
-    found = report.quality.top1_agreement
-    if found >= limit:
+    measured = report.quality.top1_agreement
+    if measured >= limit:
         return None
-    return f"the most likely next token agrees at {found:.2%} of the positions, under the limit of {limit:.2%}"
+    return f"the most likely next token agrees at {measured:.2%} of the positions, under the limit of {limit:.2%}"
 
 
 def _perplexity(report: QualityReport, limit: float) -> str | None:
@@ -46,12 +45,12 @@ def _images(report: QualityReport, limit: float) -> str | None:
             f"image sensitivity was not measured, because no held-out row has an image: the limit of {limit:.2%} "
             "cannot be kept; give calibration rows with images"
         )
-    found = smallest_ratio(report.images)
-    if found is None:
+    ratio = report.images.smallest_ratio
+    if ratio is None:
         return (
             "image sensitivity has no ratio, because the full-precision model itself does not react to the images of "
             f"the held-out rows: the limit of {limit:.2%} cannot be kept"
         )
-    if found >= limit:
+    if ratio >= limit:
         return None
-    return f"the reaction to another image is {found:.2%} of the full-precision model's, under the limit of {limit:.2%}"
+    return f"the reaction to another image is {ratio:.2%} of the full-precision model's, under the limit of {limit:.2%}"

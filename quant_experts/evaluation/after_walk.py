@@ -1,4 +1,4 @@
-"""Everything that is measured behind the last block, before the report is written."""
+"""Everything that is measured behind the last block, for the report."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from quant_experts.calibration.captured_inputs import Calls
+from quant_experts.calibration.captured_inputs import CapturedInputs
 from quant_experts.checkpoint.verify import Probe
 from quant_experts.errors import NumericalFailure
 from quant_experts.evaluation.calibration_quality import judge_calibration
@@ -14,7 +14,7 @@ from quant_experts.evaluation.image_sensitivity import measure_image_sensitivity
 from quant_experts.evaluation.next_token import evaluate
 from quant_experts.evaluation.replies import compare_replies
 from quant_experts.model.blueprint import Blueprint
-from quant_experts.model.groups import GroupPlan
+from quant_experts.model.run_context import RunContext
 from quant_experts.report.data import BlockReport, CalibrationQuality, ImageSensitivity, ModelQuality, Reply
 from quant_experts.spec.specification import QuantizationSpec
 from quant_experts.walk.baseline import is_baseline
@@ -34,31 +34,31 @@ class Measured:
 
 
 def measure_run(
-    blueprint: Blueprint,
-    plans: Sequence[Sequence[GroupPlan]],
-    calls: Calls,
-    blocks: Sequence[BlockReport],
-    spec: QuantizationSpec,
-    work: Path,
+    context: RunContext, inputs: CapturedInputs, blocks: Sequence[BlockReport], spec: QuantizationSpec
 ) -> Measured:
-    """Raises NumericalFailure when a logit is not finite, InvalidCalibration when no held-out row has text."""
-    quality, probe = evaluate(blueprint, calls, work)
-    baseline, warnings = (quality, ()) if is_baseline(spec) else _evaluate_baseline(blueprint, calls, work)
-    images = measure_image_sensitivity(blueprint, calls, work)
-    about_images = None if images is None else warning_about(images)
+    """Measure the walked model. ``inputs``: of the last stack.
+
+    Raises NumericalFailure when a logit is not finite, InvalidCalibration when no held-out row has text."""
+    blueprint, work = context.blueprint, context.work
+    quality, probe = evaluate(blueprint, inputs, work)
+    baseline, warnings = (quality, ()) if is_baseline(spec) else _evaluate_baseline(blueprint, inputs, work)
+    images = measure_image_sensitivity(blueprint, inputs, work)
+    image_warning = None if images is None else warning_about(images)
     calibration = judge_calibration(
         blocks,
-        calls,
-        widest=max(plan.width for block in plans for plan in block),
+        inputs,
+        widest=max(plan.width for block in context.plans for plan in block),
         takes_images=blueprint.manifest.takes_images,
     )
-    found = (*calibration.reasons, *warnings, *((about_images,) if about_images else ()))
-    return Measured(quality, probe, baseline, images, calibration, found, compare_replies(blueprint, calls, work))
+    warnings = (*calibration.reasons, *warnings, *((image_warning,) if image_warning else ()))
+    return Measured(quality, probe, baseline, images, calibration, warnings, compare_replies(blueprint, inputs, work))
 
 
-def _evaluate_baseline(blueprint: Blueprint, calls: Calls, work: Path) -> tuple[ModelQuality | None, tuple[str, ...]]:
-    """The baseline's quality and warnings; where it overflows, that is no reason to end a run that does not."""
+def _evaluate_baseline(
+    blueprint: Blueprint, inputs: CapturedInputs, work: Path
+) -> tuple[ModelQuality | None, tuple[str, ...]]:
+    """The baseline's quality and warnings. A baseline that overflows does not end the run."""
     try:
-        return evaluate(blueprint, calls, work, stream="baseline")[0], ()
+        return evaluate(blueprint, inputs, work, stream="baseline")[0], ()
     except NumericalFailure as error:
         return None, (f"rounded to nearest the model gives no finite logits: nothing to compare with ({error})",)

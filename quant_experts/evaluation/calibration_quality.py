@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from quant_experts.calibration.captured_inputs import Call, Calls
+from quant_experts.calibration.captured_inputs import CapturedInputs, CapturedRow
 from quant_experts.report.data import BlockReport, CalibrationQuality, ChannelStatistics, GroupReport
 
 NO_IMAGE = (
@@ -61,7 +61,7 @@ _ORDER: tuple[Verdict, ...] = ("good", "thin", "poor")
 
 
 def judge_calibration(
-    blocks: Sequence[BlockReport], calls: Calls, *, widest: int, takes_images: bool
+    blocks: Sequence[BlockReport], inputs: CapturedInputs, *, widest: int, takes_images: bool
 ) -> CalibrationQuality:
     """``widest``: input channels of the widest group; ``takes_images``: whether the model has a vision tower."""
     groups = [group for block in blocks for group in block.groups]
@@ -69,9 +69,9 @@ def judge_calibration(
     unseen = _Summary.of(groups, lambda channels: channels.unseen_share, worst=max)
     idle, experts = _idle(groups)
     findings = [
-        *_about_amount(calls, widest),
-        *_about_sides(calls, takes_images),
-        *_about_copies(calls),
+        *_about_amount(inputs, widest),
+        *_about_sides(inputs, takes_images),
+        *_about_copies(inputs),
         *_about_channels(split_half, unseen),
         *_about_experts(idle, experts),
     ]
@@ -116,8 +116,8 @@ class _Summary:
         return cls(sum(value for value, _ in found) / len(found), value, name)
 
 
-def _about_amount(calls: Calls, widest: int) -> Iterator[Finding]:
-    rows, tokens = len(calls.fit), sum(call.tokens for call in calls.fit)
+def _about_amount(inputs: CapturedInputs, widest: int) -> Iterator[Finding]:
+    rows, tokens = len(inputs.fit), sum(row.tokens for row in inputs.fit)
     if (verdict := ROWS.below(rows)) != "good":
         yield verdict, f"only {_counted(rows)} fitted on; give at least {ROWS.thin:g} rows, 128 are usual"
     if (verdict := TOKENS_PER_CHANNEL.below(tokens / widest)) != "good":
@@ -126,17 +126,17 @@ def _about_amount(calls: Calls, widest: int) -> Iterator[Finding]:
             f"{tokens} calibration tokens for inputs of up to {widest} channels; give at least "
             f"{TOKENS_PER_CHANNEL.thin:g} tokens per channel",
         )
-    if len(calls.held_out) < HELD_OUT_ROWS:
+    if len(inputs.held_out) < HELD_OUT_ROWS:
         yield (
             "thin",
-            f"only {_counted(len(calls.held_out))} held out, so that every figure of this report is uncertain; give "
+            f"only {_counted(len(inputs.held_out))} held out, so that every figure of this report is uncertain; give "
             "more rows or raise `holdout`",
         )
 
 
-def _about_sides(calls: Calls, takes_images: bool) -> Iterator[Finding]:
-    vision = sum(call.tokens_vision for call in calls.fit)
-    tokens = sum(call.tokens for call in calls.fit)
+def _about_sides(inputs: CapturedInputs, takes_images: bool) -> Iterator[Finding]:
+    vision = sum(row.tokens_vision for row in inputs.fit)
+    tokens = sum(row.tokens for row in inputs.fit)
     if takes_images and not vision:
         yield "poor", NO_IMAGE
     elif takes_images and vision < IMAGE_SHARE * tokens:
@@ -152,17 +152,17 @@ def _about_sides(calls: Calls, takes_images: bool) -> Iterator[Finding]:
         )
 
 
-def _about_copies(calls: Calls) -> Iterator[Finding]:
-    fit = [call.digest for call in calls.fit]
+def _about_copies(inputs: CapturedInputs) -> Iterator[Finding]:
+    fit = [row.digest for row in inputs.fit]
     distinct = len(set(fit))
     if distinct == 1 < len(fit):
         yield "poor", f"all {len(fit)} calibration rows are the same; give rows that differ as real requests do"
     elif distinct <= COPIES * len(fit):
         yield "thin", f"only {distinct} of {len(fit)} calibration rows are different; remove the copies and give others"
-    if known := [call for call in calls.held_out if call.digest in set(fit)]:
+    if known := [row for row in inputs.held_out if row.digest in set(fit)]:
         yield (
             "thin",
-            f"{len(known)} of {len(calls.held_out)} held-out rows are copies of rows that were fitted on "
+            f"{len(known)} of {len(inputs.held_out)} held-out rows are copies of rows that were fitted on "
             f"({_rows(known)}), so that the report is too good; remove the copies",
         )
 
@@ -171,9 +171,9 @@ def _counted(rows: int) -> str:
     return "1 row was" if rows == 1 else f"{rows} rows were"
 
 
-def _rows(calls: Sequence[Call]) -> str:
-    numbers = [str(call.number) for call in calls[:5]]
-    return ("row " if len(calls) == 1 else "rows ") + ", ".join(numbers) + (", …" if len(calls) > 5 else "")
+def _rows(inputs: Sequence[CapturedRow]) -> str:
+    numbers = [str(row.number) for row in inputs[:5]]
+    return ("row " if len(inputs) == 1 else "rows ") + ", ".join(numbers) + (", …" if len(inputs) > 5 else "")
 
 
 def _about_channels(split_half: _Summary, unseen: _Summary) -> Iterator[Finding]:

@@ -1,9 +1,9 @@
-"""What quantization did to the next token, on held-out rows that walked both ways (method.md, section 8)."""
+"""How quantization changes the next token, on held-out rows that passed the walk both ways (method.md, section 8)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -11,11 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from quant_experts.calibration.captured_inputs import Call, Calls, Stream
+from quant_experts.calibration.captured_inputs import CapturedInputs, CapturedRow, Stream
 from quant_experts.checkpoint.verify import Probe
 from quant_experts.errors import InvalidCalibration, NumericalFailure
-from quant_experts.model.block_runner import block_glue
-from quant_experts.model.blueprint import Blueprint, empty, fill
+from quant_experts.model.block_runner import open_block_runner
+from quant_experts.model.blueprint import Blueprint, loaded
 from quant_experts.report.data import ModelQuality
 from quant_experts.walk.resume_files import HiddenStates
 
@@ -23,39 +23,53 @@ CHUNK = 256
 """Positions whose logits are in memory at a time: 256 x 152k float32 are 155 MB, twice."""
 
 PROBE_TOKENS = 16
-"""Last positions of a probe row whose logits a written checkpoint must reproduce."""
+"""A written checkpoint must reproduce the logits of this many last positions of a probe row."""
+
+
+@contextmanager
+def last_hidden_states(
+    blueprint: Blueprint, inputs: CapturedInputs, work: Path
+) -> Iterator[Callable[[CapturedRow, Stream], Tensor]]:
+    """Yields a function: a row in one of its streams → (tokens, d), the hidden states behind the last norm.
+
+    ``inputs``: of the last stack. The output head is in memory while this is open.
+    """
+    hidden = HiddenStates(work, inputs, inputs.first + blueprint.blocks)
+
+    def states_of(row: CapturedRow, stream: Stream) -> Tensor:
+        state = hidden.read(stream, row).to(blueprint.device)
+        return runner.run(inputs.arguments(row, blueprint.device, stream), state)[0]
+
+    with (
+        loaded(blueprint, blueprint.manifest.head),
+        open_block_runner(blueprint.language_model, blueprint.blocks) as runner,
+    ):
+        yield states_of
 
 
 @torch.no_grad()
 def evaluate(
-    blueprint: Blueprint, calls: Calls, work: Path, *, stream: Literal["quantized", "baseline"] = "quantized"
+    blueprint: Blueprint, inputs: CapturedInputs, work: Path, *, stream: Literal["quantized", "baseline"] = "quantized"
 ) -> tuple[ModelQuality, Probe | None]:
-    """Compare ``stream`` of the held-out rows with the full-precision one behind the last block; and what the written
-    checkpoint must reproduce when it is the quantized one.
+    """Compare the held-out rows in ``stream`` with the full-precision stream, behind the last block.
 
-    Counted are positions whose next token is text: an image placeholder is nothing that a model has to foresee.
+    Returns the figures, and of the quantized stream the logits that the written checkpoint must reproduce. Only
+    positions whose next token is text count: a model does not predict image placeholders.
     Raises NumericalFailure when a logit is not finite, InvalidCalibration when no held-out row has two text tokens.
     """
-    hidden = HiddenStates(work, calls, calls.first + blueprint.blocks)
-    streams: tuple[Stream, Stream] = ("full", stream)
     rows: list[Tensor] = []
     probe: Probe | None = None
-    with after_the_blocks(blueprint), block_glue(blueprint.language_model, blueprint.blocks) as glue:
-        for call in calls.held_out:
-            full, quantized = (
-                glue.run(calls.arguments(call, blueprint.device, of), hidden.of_stream(of, call).to(blueprint.device))[
-                    0
-                ]
-                for of in streams
-            )
-            targets, positions = text_positions(calls, call, blueprint.device)
+    with last_hidden_states(blueprint, inputs, work) as states_of:
+        for row in inputs.held_out:
+            full, quantized = states_of(row, "full"), states_of(row, stream)
+            targets, positions = text_positions(inputs, row, blueprint.device)
             sums = torch.zeros(5, dtype=torch.float64)
             for chunk in torch.split(positions, CHUNK):
-                sums += _compare(blueprint, full[chunk], quantized[chunk], targets[chunk], call)
+                sums += _compare(blueprint, full[chunk], quantized[chunk], targets[chunk], row)
             rows.append(sums)
-            inputs = calls.probe(call)
-            if inputs is not None:
-                probe = Probe(inputs, _logits(blueprint, quantized[-PROBE_TOKENS:]).cpu().unsqueeze(0))
+            model_inputs = inputs.probe(row)
+            if model_inputs is not None:
+                probe = Probe(model_inputs, _logits(blueprint, quantized[-PROBE_TOKENS:]).cpu().unsqueeze(0))
     return _quality(torch.stack(rows)), probe
 
 
@@ -78,11 +92,11 @@ def _quality(rows: Tensor) -> ModelQuality:
 
 
 def standard_error(sums: Tensor, counts: Tensor) -> float | None:
-    """Of ``sums.sum() / counts.sum()``, with the row as the unit that was drawn: tokens of a row are not independent.
+    """Standard error of ``sums.sum() / counts.sum()``. The row is the unit that was drawn: its tokens are dependent.
 
-    sums, counts: (rows,) float64. The ratio estimator's (Cochran, Sampling Techniques, section 6.4); with rows of equal
-    length it is the standard error of the mean of the rows' means. Rows without a token do not count; None for fewer
-    than two others.
+    sums, counts: (rows,) float64. This is the ratio estimator's error (Cochran, Sampling Techniques, section 6.4); for
+    rows of equal length it is the standard error of the mean over rows. Rows without a token do not count. None when
+    fewer than two rows are left.
     """
     sums, counts = sums[counts > 0], counts[counts > 0]
     n = len(counts)
@@ -92,31 +106,31 @@ def standard_error(sums: Tensor, counts: Tensor) -> float | None:
     return float((residual.square().sum() * n / (n - 1)).sqrt() / counts.sum())
 
 
-def text_positions(calls: Calls, call: Call, device: torch.device) -> tuple[Tensor, Tensor]:
+def text_positions(inputs: CapturedInputs, row: CapturedRow, device: torch.device) -> tuple[Tensor, Tensor]:
     """The next token at every position (tokens - 1,), and the positions where it is text."""
-    targets = calls.input_ids(call)[1:]
-    positions = (~calls.vision(call)[1:]).nonzero().flatten()
+    targets = inputs.input_ids(row)[1:]
+    positions = (~inputs.vision(row)[1:]).nonzero().flatten()
     return targets.to(device), positions.to(device)
 
 
-def _compare(blueprint: Blueprint, full: Tensor, quantized: Tensor, targets: Tensor, call: Call) -> Tensor:
+def _compare(blueprint: Blueprint, full: Tensor, quantized: Tensor, targets: Tensor, row: CapturedRow) -> Tensor:
     """Sums over positions: their number, KL(full ‖ quantized), top-1 agreement, both negative log-likelihoods; (5,)
     float64."""
-    p, q = (log_probabilities(blueprint, hidden, call) for hidden in (full, quantized))
+    p, q = (log_probabilities(blueprint, hidden, row) for hidden in (full, quantized))
     kl = (p.exp() * (p - q)).sum()
     agreement = (p.argmax(-1) == q.argmax(-1)).sum()
     of_target = [-logs.gather(-1, targets.unsqueeze(-1)).sum() for logs in (p, q)]
     return torch.stack([torch.ones_like(kl) * len(targets), kl, agreement, *of_target]).double().cpu()
 
 
-def log_probabilities(blueprint: Blueprint, hidden: Tensor, call: Call) -> Tensor:
+def log_probabilities(blueprint: Blueprint, hidden: Tensor, row: CapturedRow) -> Tensor:
     """hidden: (positions, d) behind the last norm; returns (positions, vocabulary) float32 of the next token.
 
     Raises NumericalFailure naming the row when one is not finite.
     """
     logs = _logits(blueprint, hidden).log_softmax(-1)
     if not bool(torch.isfinite(logs).all()):
-        raise NumericalFailure(f"calibration row {call.number}: the model's logits are not finite")
+        raise NumericalFailure(f"calibration row {row.number}: the model's logits are not finite")
     return logs
 
 
@@ -127,14 +141,3 @@ def _logits(blueprint: Blueprint, hidden: Tensor) -> Tensor:
 
 def _perplexity(loss: float) -> float:
     return math.exp(min(loss, 700.0))  # e^709 is the largest double
-
-
-@contextmanager
-def after_the_blocks(blueprint: Blueprint) -> Iterator[None]:
-    """The output head in memory."""
-    head = blueprint.manifest.head
-    fill(blueprint, head)
-    try:
-        yield
-    finally:
-        empty(blueprint, head)

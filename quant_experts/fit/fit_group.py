@@ -19,8 +19,8 @@ from quant_experts.fit.experts.partition import partition_channels
 from quant_experts.fit.fitted import FittedGroup
 from quant_experts.fit.group_evaluation import GroupErrors, evaluate_group
 from quant_experts.fit.problem import EQUAL_WEIGHTS, GroupProblem, ModalityWeights
-from quant_experts.fit.quantizer import dequantize
 from quant_experts.fit.statistics import Observation, channel_importance, important_channels
+from quant_experts.forward.modeling_quant_experts import dequantize
 from quant_experts.spec.specification import QuantizationSpec
 
 __all__ = ["FittedGroup", "GroupErrors", "evaluate_group", "fit_group"]
@@ -59,7 +59,7 @@ def fit_group(
     choice = reconstruction.get(spec.reconstruction)
     rounded = rounding.get(spec.rounding).round_weights(problem, choice.exempt_columns(problem))
     refuse_overflow(name, rounded, scale_dtype)
-    adapters = choice.reconstruct(problem, dequantize(rounded.codes, rounded.scales, group_size))
+    adapters = choice.reconstruct(problem, dequantize(rounded.codes, rounded.scales, torch.float32))
     outs = [w.shape[0] for w in weights.values()]
     fitted = FittedGroup(
         name=name,

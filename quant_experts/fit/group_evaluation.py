@@ -12,7 +12,8 @@ from torch import Tensor
 
 from quant_experts.fit.experts.router import route
 from quant_experts.fit.fitted import FittedGroup
-from quant_experts.fit.quantizer import dequantize, fake_quantize_tokens
+from quant_experts.fit.quantizer import round_tokens
+from quant_experts.forward.modeling_quant_experts import dequantize
 from quant_experts.report.data import StageErrors
 
 CHUNK = 1024
@@ -81,12 +82,12 @@ def token_errors(
 ) -> tuple[Tensor, Tensor]:
     """Squared error per token and stage, (T, 3), and squared output per token, (T,), summed over the layers."""
     scaled = x if fitted.smooth is None else x / fitted.smooth
-    integer_input = fake_quantize_tokens(scaled, fitted.activation_bits)
+    integer_input = round_tokens(scaled, fitted.activation_bits)
     squared = torch.zeros(x.shape[0], 3, device=x.device)
     energy = torch.zeros(x.shape[0], device=x.device)
     for j, layer in enumerate(fitted.layers):
         exact = x @ weights[layer].to(x.device).float().T
-        left = exact - integer_input @ dequantize(fitted.codes[j], fitted.scales[j], fitted.group_size).T
+        left = exact - integer_input @ dequantize(fitted.codes[j], fitted.scales[j], torch.float32).T
         energy += exact.square().sum(-1)
         squared[:, 0] += left.square().sum(-1)
         if fitted.shared_down is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from quant_experts.forward.modeling_quant_experts import fake_quantize_tokens
 from quant_experts.spec.schemes import UNQUANTIZED
 
 
@@ -55,23 +56,10 @@ def quantize(w: Tensor, bits: int, group_size: int, scale_dtype: torch.dtype = t
     return encode(w, scales, -bound, bound, group_size), scales
 
 
-def dequantize(codes: Tensor, scales: Tensor, group_size: int) -> Tensor:
-    """codes: (out, d) int8, scales: (out, d/g); returns (out, d) float32."""
-    out, d = codes.shape
-    grouped = codes.reshape(out, d // group_size, group_size).float()
-    return grouped.mul_(scales.float().unsqueeze(-1)).reshape(out, d)
-
-
-def fake_quantize_tokens(x: Tensor, bits: int) -> Tensor:
-    """Quantize and dequantize activations with one dynamic symmetric scale per token.
+def round_tokens(x: Tensor, bits: int) -> Tensor:
+    """Activations as a quantized layer reads them: ``Q(x)``, with one dynamic symmetric scale per token.
 
     x: (..., d) float; returns the same shape and dtype; 16 bits returns x itself. A token of zeros stays zero. The
     scale is computed in float32 whatever the dtype of x.
     """
-    if bits == UNQUANTIZED:
-        return x
-    bound = largest_integer(bits)
-    values = x.float()
-    scale = values.abs().amax(-1, keepdim=True) / bound
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    return (values / scale).round_().clamp_(-bound, bound).mul_(scale).to(x.dtype)
+    return x if bits == UNQUANTIZED else fake_quantize_tokens(x, bits).to(x.dtype)

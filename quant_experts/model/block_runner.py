@@ -1,50 +1,51 @@
-"""One block of a stack, run with everything that the model itself does around it.
+"""Run one block of a stack, together with everything that the model itself does around its blocks.
 
-Models do things between their blocks: Qwen3-VL adds vision features after the first ones, masks and rotary tables are
-built inside of the language model and may differ from block to block. So a block is never called by hand. The forward
-of the module that has the blocks runs; blocks before the wanted one are relays that hand on what is stored, and the
+Models do things between their blocks: Qwen3-VL adds vision features after the first ones; masks and rotary tables are
+built inside the language model and may differ from block to block. So a block is never called by hand. The forward of
+the module that holds the blocks runs. Stubs replace the blocks before the wanted one and return stored outputs. The
 forward ends as soon as the wanted block has its output.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from quant_experts.model.families.stack import LANGUAGE, Stack
 
 Arguments = dict[str, Any]
-"""Keyword arguments of one call of a stack's module; of a language model's, without the embeddings."""
+"""Keyword arguments of one call of a stack's module; for a language model, without the embeddings."""
 
 
-class NotCalled(Exception):
-    """These inputs have nothing for the stack: a row without an image does not reach the vision tower."""
+class StackNotCalled(Exception):
+    """The model does not call the stack on these inputs: a row without an image does not reach the vision tower."""
 
 
-class _Called(Exception):
+class _StackCalled(Exception):
     def __init__(self, states: Tensor | None) -> None:
         self.states = states
 
 
-class _Reached(Exception):
+class _BlockFinished(Exception):
     def __init__(self, output: Tensor) -> None:
         self.output = output
 
 
-class _Relay(nn.Module):
-    """Stands for a block that has run before. Everything but its forward is the block's own."""
+class _StubBlock(nn.Module):
+    """Stub for a finished block: ``forward`` returns the stored output; every other attribute is the block's own."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
         self._block = (block,)
         self.stored: Tensor | None = None
-        """(1, tokens, d): the block's output; None hands on the input, which nobody looks at."""
+        """(1, tokens, d): the block's output. None returns the input, which nothing reads."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return hidden_states if self.stored is None else self.stored
@@ -56,40 +57,40 @@ class _Relay(nn.Module):
             return getattr(self.__dict__["_block"][0], name)  # models ask a block for its attention_type
 
 
+@contextmanager
+def hooked(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Remove the ``hooks`` when this closes."""
+    handles = list(hooks)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 @torch.no_grad()
-def capture_call(
+def capture_arguments(
     model: nn.Module, module: Any, inputs: Mapping[str, Tensor], stack: Stack = LANGUAGE, *, next_module: Any = None
 ) -> tuple[Arguments, Tensor]:
-    """Run ``model`` until it calls ``module``, which runs ``stack``; what it calls it with, and the states that the
-    first block begins with, (1, tokens, d): the embeddings, for a language model.
+    """Run ``model`` on ``inputs`` until it calls ``module``, which runs ``stack``.
 
-    Raises NotCalled when the model calls ``next_module``, which runs the next stack, before it has called this one:
-    there is no image in ``inputs``, for a vision tower.
+    Returns the arguments of that call, and the states that the first block receives, (1, tokens, d). For a language
+    model these are the embeddings.
+    Raises StackNotCalled when the model calls ``next_module``, which runs the next stack, before ``module``.
     """
     arguments: Arguments = {}
 
-    def note(called: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> None:
+    def record(called: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> None:
         arguments.update(inspect.signature(called.forward).bind_partial(*args).arguments | kwargs)
         if stack.embeds is not None:
-            raise _Called(None)
+            raise _StackCalled(None)
 
-    def stop(block: nn.Module, args: tuple[Any, ...]) -> None:
-        raise _Called(args[0])
-
-    hooks = [module.register_forward_pre_hook(note, with_kwargs=True)]
+    hooks = [module.register_forward_pre_hook(record, with_kwargs=True)]
     if stack.embeds is None:
-        hooks.append(_layers(module, stack)[0].register_forward_pre_hook(stop))
+        hooks.append(_layers(module, stack)[0].register_forward_pre_hook(_stop_at_block))
     if next_module is not None:
-        hooks.append(next_module.register_forward_pre_hook(_pass_by))
-    try:
-        model(**inputs, use_cache=False)
-    except _Called as call:
-        states = call.states
-    else:
-        raise AssertionError(f"the model never called its {stack.name}")
-    finally:
-        for hook in hooks:
-            hook.remove()
+        hooks.append(next_module.register_forward_pre_hook(_stop_at_next_stack))
+    states = _states_at_call(model, inputs, hooks)
     if stack.embeds is not None:
         tokens, states = arguments.pop("input_ids", None), arguments.pop(stack.embeds, None)
         if states is None:
@@ -100,87 +101,100 @@ def capture_call(
     return arguments, states
 
 
-def _pass_by(module: nn.Module, args: tuple[Any, ...]) -> None:
-    raise NotCalled
+def _states_at_call(model: nn.Module, inputs: Mapping[str, Tensor], hooks: Iterable[RemovableHandle]) -> Tensor | None:
+    """Run the model until one of the ``hooks`` raises; the states that the hook found."""
+    with hooked(hooks):
+        try:
+            model(**inputs, use_cache=False)
+        except _StackCalled as call:
+            return call.states
+    raise AssertionError("the model never called the stack")
 
 
-class Glue:
-    """Runs block ``block`` of a stack; ``blocks`` of them means the part after the last one."""
+def _stop_at_block(block: nn.Module, args: tuple[Any, ...]) -> None:
+    raise _StackCalled(args[0])
 
-    def __init__(self, module: Any, stack: Stack, block: int, relays: list[_Relay]) -> None:
+
+def _stop_at_next_stack(module: nn.Module, args: tuple[Any, ...]) -> None:
+    raise StackNotCalled
+
+
+class BlockRunner:
+    """Runs block ``block`` of a stack. A ``block`` equal to the number of blocks means the part after the last one."""
+
+    def __init__(self, module: Any, stack: Stack, block: int, stubs: list[_StubBlock]) -> None:
         self._module = module
         self._stack = stack
         self._block = block
-        self._relays = relays
+        self._stubs = stubs
         self._first: Tensor | None = None
 
     @torch.no_grad()
     def run(self, arguments: Arguments, hidden: Tensor) -> Tensor:
-        """One sample. hidden: (1, tokens, d), the output of the block before (of the embeddings for block 0).
+        """Run one sample. hidden: (1, tokens, d), the output of the block before; for block 0, of the embeddings.
 
         Returns the block's output (1, tokens, d); after the last block, the normalised output of the language model.
         """
-        return self.run_recorded(arguments, hidden)
+        return self.run_with_gradients(arguments, hidden)
 
-    def run_recorded(self, arguments: Arguments, hidden: Tensor) -> Tensor:
-        """The same, recorded by autograd when ``hidden`` requires a gradient."""
-        # Once there are relays, only shape, dtype and device of the embeddings matter.
+    def run_with_gradients(self, arguments: Arguments, hidden: Tensor) -> Tensor:
+        """The same as :meth:`run`; autograd records it when ``hidden`` requires a gradient."""
+        # Once there are stubs, only shape, dtype and device of the embeddings matter.
         embeddings = {} if self._stack.embeds is None else {self._stack.embeds: hidden, "use_cache": False}
-        with self.standing_for(hidden):
+        with self.stubs_return(hidden):
             try:
                 output = self._module(**arguments, **embeddings)
-            except _Reached as reached:
-                return reached.output
+            except _BlockFinished as finished:
+                return finished.output
         assert self._block == len(_layers(self._module, self._stack)), "the forward ended before the block ran"
         last: Tensor = output.last_hidden_state
         return last
 
     @contextmanager
-    def standing_for(self, hidden: Tensor, read_again: Mapping[int, Tensor] = MappingProxyType({})) -> Iterator[None]:
-        """While open, the module finds ``hidden`` behind the blocks before ``block``, and behind those of
-        ``read_again`` (number → state) what they have put out."""
+    def stubs_return(self, hidden: Tensor, read_again: Mapping[int, Tensor] = MappingProxyType({})) -> Iterator[None]:
+        """While this is open, the block before ``block`` returns ``hidden``, and each block of ``read_again`` (number →
+        state) returns its state."""
         stored = {**read_again, self._block - 1: hidden}
-        if self._relays:
+        if self._stubs:
             for number, state in stored.items():
-                self._relays[number].stored = state
+                self._stubs[number].stored = state
         else:
             self._first = hidden
         try:
             yield
         finally:
             self._first = None
-            for relay in self._relays:
-                relay.stored = None
+            for stub in self._stubs:
+                stub.stored = None
 
-    def begin_with(self, block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """Hook of the first block: it gets its states as they are kept, not as this machine computes them."""
+    def replace_states(self, block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Hook of the first block: it receives its stored states, not those that this machine computes."""
         return None if self._first is None else (self._first, *args[1:])
 
 
 @contextmanager
-def block_glue(module: Any, block: int, stack: Stack = LANGUAGE) -> Iterator[Glue]:
-    """Put relays in place of the blocks before ``block`` and end the forward after it. ``module``: runs ``stack``."""
+def open_block_runner(module: Any, block: int, stack: Stack = LANGUAGE) -> Iterator[BlockRunner]:
+    """Put stubs in place of the blocks before ``block`` and end the forward after it. ``module``: runs ``stack``."""
     layers = _layers(module, stack)
     originals = list(layers)
-    relays = [_Relay(original) for original in originals[:block]]
-    glue = Glue(module, stack, block, relays)
-    hooks = [originals[block].register_forward_hook(_reach)] if block < len(originals) else []
+    stubs = [_StubBlock(original) for original in originals[:block]]
+    runner = BlockRunner(module, stack, block, stubs)
+    hooks = [originals[block].register_forward_hook(_stop_after_block)] if block < len(originals) else []
     if stack.embeds is None and block == 0:
-        hooks.append(originals[0].register_forward_pre_hook(glue.begin_with))
-    for index, relay in enumerate(relays):
-        layers[index] = relay
+        hooks.append(originals[0].register_forward_pre_hook(runner.replace_states))
+    for index, stub in enumerate(stubs):
+        layers[index] = stub
     try:
-        yield glue
+        with hooked(hooks):
+            yield runner
     finally:
         for index, original in enumerate(originals[:block]):
             layers[index] = original
-        for hook in hooks:
-            hook.remove()
 
 
 def _layers(module: Any, stack: Stack) -> Any:
     return module.get_submodule(stack.layers)
 
 
-def _reach(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    raise _Reached(output[0] if isinstance(output, tuple) else output)
+def _stop_after_block(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    raise _BlockFinished(output[0] if isinstance(output, tuple) else output)

@@ -1,4 +1,4 @@
-"""The model without its weights: built on the meta device, filled and emptied module by module."""
+"""The model without its weights: built on the meta device; modules are loaded and unloaded one by one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
-from quant_experts.errors import InvalidModel
+from quant_experts.errors import InvalidModel, one_line
 from quant_experts.model.families.stack import Stack
 from quant_experts.model.manifest import Manifest, auto_class_of, manifest_of, parts_but
 from quant_experts.model.weights import Shards, Weights, open_shards
@@ -38,7 +38,7 @@ CONFIGURATION_ERRORS = (
 
 @dataclass(frozen=True)
 class Blueprint:
-    """A model whose parameters are on the meta device until :func:`fill` brings some of them in."""
+    """A model whose parameters are on the meta device until :func:`load` brings some of them in."""
 
     directory: Path
     config_text: str
@@ -141,7 +141,7 @@ def _build(directory: Path, auto_class: str, shards: Shards) -> tuple[PreTrained
         with torch.device("meta"):
             model = kind.from_config(config, dtype=dtype, trust_remote_code=False)
     except CONFIGURATION_ERRORS as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = one_line(error, 300)
         raise InvalidModel(f"{directory.name}/config.json does not describe a model: {reason}") from error
     model.eval().requires_grad_(False)
     return model, dtype
@@ -160,7 +160,7 @@ def _dtype(config: Any, shards: Shards) -> torch.dtype:
     return chosen
 
 
-def fill(blueprint: Blueprint, prefix: str) -> None:
+def load(blueprint: Blueprint, prefix: str) -> None:
     """Read every tensor of the module ``prefix`` onto the device; ``prefix`` may also name one parameter or buffer.
 
     Raises InvalidModel for one that is not finite.
@@ -186,22 +186,25 @@ def fill(blueprint: Blueprint, prefix: str) -> None:
         for name in list(owner._buffers):
             if owner._buffers[name] is not None and name not in owner._non_persistent_buffers_set:
                 owner._buffers[name] = blueprint.weights.read(f"{owner_name}.{name}").to(blueprint.device)
-    left = [name for name, tensor in _tensors(module) if tensor.is_meta]
-    if left:
+    missing = [name for name, tensor in _tensors(module) if tensor.is_meta]
+    if missing:
         raise InvalidModel(
-            f"{prefix}.{left[0]} stayed without a value; this version of transformers builds it differently"
+            f"{prefix}.{missing[0]} stayed without a value; this version of transformers builds it differently"
         )
 
 
-def around_blocks(blueprint: Blueprint, stack: Stack) -> list[str]:
-    """Modules of a stack's module that are part of every forward, whichever block runs: all but blocks and embeddings
-    of tokens, which are large. Norms and rotary tables of a language model; patch embedding and merger of a tower."""
+def modules_around_blocks(blueprint: Blueprint, stack: Stack) -> list[str]:
+    """Names of the modules that take part in every forward of the stack, whichever block runs.
+
+    These are all but the blocks and the token embeddings, which are large: norms and rotary tables of a language model;
+    patch embedding and merger of a tower.
+    """
     without = {f"{stack.module}.{stack.layers}", f"{stack.module}.{stack.embedding}"}
     return list(parts_but(blueprint.model, stack.module, without))
 
 
-def empty(blueprint: Blueprint, prefix: str) -> None:
-    """Forget the tensors of the module (or the parameter or buffer) ``prefix``: back to the meta device."""
+def unload(blueprint: Blueprint, prefix: str) -> None:
+    """Drop the tensors of the module (or the parameter or buffer) ``prefix``: back to the meta device."""
     if (owned := _tensor(blueprint.model, prefix)) is not None:
         owner, name = owned
         if name in owner._buffers:
@@ -210,6 +213,18 @@ def empty(blueprint: Blueprint, prefix: str) -> None:
             owner._parameters[name] = nn.Parameter(owner._parameters[name].to("meta"), requires_grad=False)
         return
     blueprint.model.get_submodule(prefix).to("meta")
+
+
+@contextmanager
+def loaded(blueprint: Blueprint, *prefixes: str) -> Iterator[None]:
+    """Hold the modules (or tensors) ``prefixes`` in memory while this is open. Raises as :func:`load` does."""
+    for prefix in prefixes:
+        load(blueprint, prefix)
+    try:
+        yield
+    finally:
+        for prefix in prefixes:
+            unload(blueprint, prefix)
 
 
 def _tensor(model: nn.Module, path: str) -> tuple[Any, str] | None:

@@ -75,7 +75,7 @@ class TensorFile:
         if entry.bytes:
             with self.path.open("rb", buffering=0) as reader:
                 reader.seek(entry.start)
-                _read_into(reader, _bytes(tensor), f"{self.path.name}: tensor {name}")
+                _read_into(reader, tensor_bytes(tensor), f"{self.path.name}: tensor {name}")
         return tensor
 
     def holds_same(self, name: str, other: TensorFile, other_name: str) -> bool:
@@ -115,8 +115,7 @@ class TensorWriter:
             raise ValueError(
                 f"{self._path.name}: {name} {tensor.dtype} {tuple(tensor.shape)} came where {announced} was due"
             )
-        if tensor.numel():
-            self._put(_bytes(tensor.detach().cpu().contiguous()))
+        self._put(tensor_bytes(tensor.detach().cpu().contiguous()))
 
     def finish(self) -> WrittenFile:
         """Name, size and digest. Raises ValueError when an announced tensor never came."""
@@ -180,8 +179,14 @@ def sync_directory(directory: Path) -> None:
 
 
 def file_digest(path: Path) -> str:
+    """SHA-256 of the file's bytes, in hexadecimal."""
     with path.open("rb") as reader:
         return hashlib.file_digest(reader, "sha256").hexdigest()
+
+
+def json_digest(content: object) -> str:
+    """SHA-256 of ``content`` as JSON with sorted keys, in hexadecimal."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _header(layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> bytes:
@@ -240,8 +245,10 @@ def _entry(path: Path, name: str, fields: dict[str, Any], base: int) -> Entry:
     return Entry(dtype, shape, base + start, base + end)
 
 
-def _bytes(tensor: Tensor) -> memoryview:
+def tensor_bytes(tensor: Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor, not copied."""
+    if not tensor.numel():
+        return memoryview(bytearray())
     flat: Any = tensor.view(-1).view(torch.uint8).numpy()
     return memoryview(flat)
 
@@ -268,8 +275,7 @@ class TensorSpool:
         if name in self._layout:
             raise ValueError(f"{self._path.name}: tensor {name} is there already")
         self._layout[name] = (tensor.dtype, tuple(tensor.shape))
-        if tensor.numel():
-            self._out.write(_bytes(tensor.detach().cpu().contiguous()))
+        self._out.write(tensor_bytes(tensor.detach().cpu().contiguous()))
 
     def finish(self) -> WrittenFile:
         """Write the tensor file and remove the spool."""
@@ -285,6 +291,5 @@ class TensorSpool:
     def _replay(self) -> Iterator[tuple[str, Tensor]]:
         for name, (dtype, shape) in self._layout.items():
             tensor = torch.empty(shape, dtype=dtype)
-            if tensor.numel():
-                _read_into(self._out, _bytes(tensor), f"{self._path.name}: tensor {name}")
+            _read_into(self._out, tensor_bytes(tensor), f"{self._path.name}: tensor {name}")
             yield name, tensor

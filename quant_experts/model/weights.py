@@ -23,11 +23,10 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, dot
 from quant_experts.errors import InvalidModel
 from quant_experts.model.families.internvl_chat_weights import MARK, Cut, native_parts
 from quant_experts.model.tensor_file import TensorFile
+from quant_experts.planning.headers import INDEX, SINGLE
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 SAMPLE_BYTES = 1 << 20
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 
 
 @dataclass(frozen=True)

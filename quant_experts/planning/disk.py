@@ -16,8 +16,11 @@ from quant_experts.planning.rows import Rows
 from quant_experts.planning.shapes import Shapes
 from quant_experts.planning.sizes import Size
 
-KEPT_CHAINS = 3
-"""Files of hidden states at once: two kept ones and the one being written."""
+RETAINED_STATES = 2
+"""Hidden states of this many blocks stay on disk. When the newest are damaged, the walk goes back one block and not to
+the beginning."""
+STATES_AT_ONCE = RETAINED_STATES + 1
+"""Files of hidden states at once: the retained ones and the one being written."""
 VARIED_ROWS, VARIANTS_EACH = 8, 2
 """Held-out rows that are also passed with other images, and how many times."""
 FEW_ROWS, FEW_TOKENS = 4, 4096
@@ -84,7 +87,7 @@ def disk_by_phase(shapes: Shapes, recipe: Recipe, rows: Rows, size: Size) -> dic
     calls = _gathered(shapes, rows, stacks, passed)
     few = max(1.0, min(FEW_ROWS, used - held, FEW_TOKENS / max(rows.tokens, 1.0)))
     crossed = stacks[-1].call * passed.states if len(stacks) > 1 else 0.0
-    kept = crossed + (KEPT_CHAINS - 1) * stacks[-1].state * passed.states + sum(size.blocks_after)
+    kept = crossed + (STATES_AT_ONCE - 1) * stacks[-1].state * passed.states + sum(size.blocks_after)
     # What lies beside the blocks is spooled while the shards are written, and gone when the report is.
     phases = {
         "gathering": calls,
@@ -150,10 +153,10 @@ def _walk(shapes: Shapes, stacks: Sequence[_Stack], passed: _Passed, blocks: Seq
     for stack, following in itertools.zip_longest(stacks, stacks[1:]):
         written += sum(blocks[block.number] for block in (*stack.blocks, *stack.behind))
         again = shapes.read_again if following is not None else 0
-        yield written + crossed + (KEPT_CHAINS + again) * stack.state * passed.states
+        yield written + crossed + (STATES_AT_ONCE + again) * stack.state * passed.states
         if following is not None:
             crossed = following.call * passed.states
-            yield written + 2 * crossed + (KEPT_CHAINS - 1 + again) * stack.state * passed.states
+            yield written + 2 * crossed + (STATES_AT_ONCE - 1 + again) * stack.state * passed.states
 
 
 def _sensitivity(shapes: Shapes, stacks: Sequence[_Stack], rows: float) -> Iterator[float]:

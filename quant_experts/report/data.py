@@ -144,6 +144,12 @@ class Reaction(_Frozen):
         return self.quantized / self.full if self.full > 1e-9 else None
 
 
+def smallest_ratio(*reactions: Reaction | None) -> float | None:
+    """The smallest ratio of the reactions; None when the full-precision model shows none."""
+    ratios = (reaction.ratio for reaction in reactions if reaction is not None)
+    return min((ratio for ratio in ratios if ratio is not None), default=None)
+
+
 class ImageSensitivity(_Frozen):
     """Does the quantized model still look? Held-out rows, their image swapped for another row's, or blanked."""
 
@@ -154,6 +160,11 @@ class ImageSensitivity(_Frozen):
     verdict: Literal["keeps_looking", "looks_less", "looks_away", "never_looked"]
     """``looks_less``: under 80 % of the full-precision reaction; ``looks_away``: under 50 %; ``never_looked``: the
     full-precision model itself does not react on these rows."""
+
+    @property
+    def smallest_ratio(self) -> float | None:
+        """The ratio behind the verdict."""
+        return smallest_ratio(self.swapped, self.blanked)
 
 
 class Reply(_Frozen):

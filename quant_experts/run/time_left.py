@@ -1,4 +1,4 @@
-"""How much of a run is left, over all of its phases: predicted as a plan does, corrected by what the run measures."""
+"""The time that is left of a run, over all its phases: predicted as in a plan, corrected by what the run measures."""
 
 from __future__ import annotations
 
@@ -11,25 +11,23 @@ from pathlib import Path
 
 import torch
 
-from quant_experts.calibration.captured_inputs import Calls, tokens_of
-from quant_experts.planning.errors import Unreadable
-from quant_experts.planning.local import read_local
+from quant_experts.calibration.captured_inputs import CapturedInputs, count_tokens
 from quant_experts.planning.recipe import Recipe
 from quant_experts.planning.rows import Rows
 from quant_experts.planning.seconds import CORE, GPU, PhaseSeconds, block_seconds, on_cores, phases_of
-from quant_experts.planning.shapes import shapes_of
+from quant_experts.planning.shapes import Shapes
 from quant_experts.progress import Advanced, BlockFinished, Event, Forecast, OnEvent, PhaseStarted
 from quant_experts.spec.specification import QuantizationSpec
 
 OLDER_WEIGHT = 0.7
-"""Of a block's seconds, for each block that was finished after it."""
+"""Weight of a block's seconds for each block that finished after it."""
 WARM_UP = 0.25
-"""Of the seconds that the process took to start, what the first block takes more than the next: seen to be 0.22 to 0.33
-on the demo's model."""
+"""What the first block takes more than the next one, as a share of the seconds that the process took to start. Measured
+on the demo's model: 0.22 to 0.33."""
 LONGEST_START = 60.0
-"""Seconds. A process that is older has done something else before."""
+"""Seconds. An older process has done something else before."""
 MEASURING = "measuring"
-"""Looking at the whole model before blocks are fitted: a part of the phase ``calibrating`` that counts anew."""
+"""Measuring the whole model before blocks are fitted: a part of the phase ``calibrating`` that counts from 0 again."""
 STAGES = ("preparing", "calibrating", MEASURING, "fitting", "evaluating", "packing", "verifying", "publishing")
 
 
@@ -43,12 +41,12 @@ class Expected:
 
 
 class Forecaster:
-    """An ``on_event`` that puts a :class:`Forecast` before every other event, as soon as something is expected."""
+    """An ``on_event`` that sends a :class:`Forecast` before every other event, once it knows what to expect."""
 
     def __init__(
         self, on_event: OnEvent, *, started: float | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """``started``: seconds that this process took to start, as the one that verifies will; None: nobody knows."""
+        """``started``: seconds that this process took to start, as the verifying process will; None: unknown."""
         self._on_event, self._clock, self._started = on_event, clock, started
         self._expecting: Callable[[Rows], Expected] | None = None
         self._rows: Rows | None = None
@@ -61,11 +59,12 @@ class Forecaster:
         """(measured, predicted) seconds of finished blocks."""
         self._is_warm = False
 
-    def expect(self, expecting: Callable[[Rows], Expected] | None, calls: Calls | None = None) -> None:
-        """``expecting``: what rows take; known from ``calls``, or as they are calibrated. None: no forecasts."""
+    def expect(self, expecting: Callable[[Rows], Expected] | None, inputs: CapturedInputs | None = None) -> None:
+        """``expecting``: the seconds that rows take. The rows are those of ``inputs``, or become known as they are
+        calibrated. None: no forecasts."""
         self._expecting = expecting
-        if calls is not None:
-            self._rows = _rows(len(calls.rows), len(calls.rows), tokens_of(calls.rows))
+        if inputs is not None:
+            self._rows = _rows(len(inputs.rows), len(inputs.rows), count_tokens(inputs.rows))
         self._expected = expecting(self._rows) if expecting and self._rows else None
 
     def __call__(self, event: Event) -> None:
@@ -111,14 +110,14 @@ class Forecaster:
         passed = now - self._stage_began
         done, total = self._units
         if self._stage == "fitting":
-            left = self._blocks_left(expected, passed)
+            seconds = self._blocks_left(expected, passed)
         elif done and self._stage in ("calibrating", MEASURING):
-            left = passed / done * (total - done)
+            seconds = passed / done * (total - done)
         else:
-            left = max(0.0, self._predicted(expected, self._stage) - passed)
+            seconds = max(0.0, self._predicted(expected, self._stage) - passed)
         later = STAGES[STAGES.index(self._stage) + 1 :]
-        left += sum(self._predicted(expected, stage) for stage in later)
-        return Forecast(done=now - self._began + self._before, left=left)
+        seconds += sum(self._predicted(expected, stage) for stage in later)
+        return Forecast(done=now - self._began + self._before, left=seconds)
 
     def _blocks_left(self, expected: Expected, passed: float) -> float:
         in_hand, *others = [seconds * self._factor for seconds in expected.blocks[len(self._blocks) :]] or [0.0]
@@ -147,11 +146,11 @@ class Forecaster:
         return measured / predicted if measured and predicted else 1.0
 
 
-def expecting(model: Path, spec: QuantizationSpec, device: torch.device) -> Callable[[Rows], Expected] | None:
-    """What a run over rows takes; None for a model that is not planned."""
-    try:
-        shapes = shapes_of(read_local(model), vision=spec.vision)
-    except (Unreadable, OSError):
+def expected_seconds(
+    shapes: Shapes | None, spec: QuantizationSpec, device: torch.device
+) -> Callable[[Rows], Expected] | None:
+    """Rows → the seconds that a run over them takes; None for a model that cannot be planned."""
+    if shapes is None:
         return None
     recipe = Recipe.of(**spec.model_dump())
     rates = GPU if device.type == "cuda" else on_cores(CORE, torch.get_num_threads())

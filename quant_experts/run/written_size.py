@@ -1,33 +1,29 @@
-"""What the checkpoint weighs, counted from what the walk has written and from what it has left as it was."""
+"""The size of the checkpoint: planned from the headers, and counted from what the walk has written."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from quant_experts.model.blueprint import Blueprint
 from quant_experts.model.groups import GroupPlan, walked_modules
+from quant_experts.model.run_context import RunContext
 from quant_experts.model.tensor_file import TensorFile
-from quant_experts.planning.cautions import cautions_of
 from quant_experts.planning.errors import Unreadable
 from quant_experts.planning.local import read_local
-from quant_experts.planning.recipe import Recipe
-from quant_experts.planning.shapes import shapes_of
-from quant_experts.planning.sizes import size_of
+from quant_experts.planning.shapes import Shapes, shapes_of
 from quant_experts.report.data import Size
 from quant_experts.spec.specification import QuantizationSpec
 from quant_experts.walk.resume_files import FinishedBlock, block_file
 
 
-def written_size(
-    blueprint: Blueprint, plans: Sequence[Sequence[GroupPlan]], blocks: Sequence[FinishedBlock], work: Path
-) -> Size:
-    """Bytes of all tensors, before and after; bits per quantized weight. ``work``: where the block files are."""
+def written_size(context: RunContext, blocks: Sequence[FinishedBlock]) -> Size:
+    """Bytes of all tensors, before and after; bits per quantized weight."""
+    blueprint, plans = context.blueprint, context.plans
     weights = sum(plan.weights for block in plans for plan in block)
     in_blocks = sum(
-        entry.bytes for block in blocks for entry in TensorFile(work / block_file(block.block)).entries.values()
+        entry.bytes for block in blocks for entry in TensorFile(context.work / block_file(block.block)).entries.values()
     )
-    beside = sum(blueprint.weights.bytes(name) for name in names_beside_the_blocks(blueprint, plans))
+    beside = sum(blueprint.weights.bytes(name) for name in names_beside_the_blocks(context))
     return Size(
         bytes_before=blueprint.weights.shards.bytes,
         bytes_after=in_blocks + beside,
@@ -41,20 +37,18 @@ def written_size(
     )
 
 
-def about_size(model: Path, spec: QuantizationSpec) -> list[str]:
-    """What a plan warns of, with figures of what to choose instead; nothing for a model that is not planned."""
+def planned_shapes(model: Path, spec: QuantizationSpec) -> Shapes | None:
+    """The shapes that a plan of the run is computed from; None for a model that cannot be planned."""
     try:
-        shapes = shapes_of(read_local(model), vision=spec.vision)
+        return shapes_of(read_local(model), vision=spec.vision)
     except (Unreadable, OSError):
-        return []
-    recipe = Recipe.of(**spec.model_dump())
-    return [caution.message for caution in cautions_of(shapes, recipe, size_of(shapes, recipe))]
+        return None
 
 
-def names_beside_the_blocks(blueprint: Blueprint, plans: Sequence[Sequence[GroupPlan]]) -> list[str]:
-    """Every tensor outside of what was walked, under in-memory names."""
-    blocks = tuple(f"{module}." for block in plans for module in walked_modules(block))
-    return [name for name in blueprint.weights.names if not name.startswith(blocks)]
+def names_beside_the_blocks(context: RunContext) -> list[str]:
+    """Every tensor outside the walked blocks, under its in-memory name."""
+    blocks = tuple(f"{module}." for block in context.plans for module in walked_modules(block))
+    return [name for name in context.blueprint.weights.names if not name.startswith(blocks)]
 
 
 def _bits_in_bf16(plans: Sequence[Sequence[GroupPlan]], blocks: Sequence[FinishedBlock]) -> float | None:

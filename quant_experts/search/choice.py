@@ -1,8 +1,8 @@
 """Which points of the grid are worth trying for a target, and which one to take.
 
-What is not tried is ruled out by one assumption: a point that is at least as rich as another in each respect (weight
-bits, adapters, sensitive groups) has at most the other's KL. Size alone would not do: eight large experts on 4-bit
-weights may take more bytes than plain 8-bit weights, and lose more.
+One assumption rules out the points that are not tried: a point that is at least as rich as another in each respect
+(weight bits, adapters, sensitive groups) has at most the other's KL. Size alone does not decide: eight large experts on
+4-bit weights may take more bytes than plain 8-bit weights, and lose more.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from quant_experts.errors import InvalidSpec
 from quant_experts.search.grid import Point
 
 KlOf = Callable[[Point], float]
-"""Tries a point; asking twice is free."""
+"""Tries a point and returns its KL. A point is tried once only."""
 
 
 def best_within_bytes(points: Sequence[Point], max_bytes: int, kl_of: KlOf) -> Point:
-    """The point of the lowest KL among those worth trying; of equals the smallest. ``points``: smallest first.
+    """The point with the lowest KL among those worth trying; the smallest of equals. ``points``: smallest first.
 
     Raises InvalidSpec, before anything is tried, when not even the smallest fits.
     """
@@ -32,8 +32,10 @@ def best_within_bytes(points: Sequence[Point], max_bytes: int, kl_of: KlOf) -> P
 
 
 def worth_trying(points: Sequence[Point], max_bytes: int) -> list[Point]:
-    """The points that fit and are not poorer in each respect than another that fits; and the largest that fits of each
-    scheme, which cannot win then but shows what a smaller model would lose. Smallest first."""
+    """The points that fit, except those that are poorer in each respect than another that fits; smallest first.
+
+    The largest point of each scheme that fits stays as well. It cannot win, but it shows what a smaller model loses.
+    """
     fitting = [point for point in points if point.bytes <= max_bytes]
     largest = {point.spec.scheme: point.label for point in fitting}
     return [
@@ -47,8 +49,9 @@ def worth_trying(points: Sequence[Point], max_bytes: int) -> list[Point]:
 def smallest_within_kl(points: Sequence[Point], max_kl: float, kl_of: KlOf) -> Point:
     """The smallest point with at most this KL. ``points``: smallest first.
 
-    The richest is tried first, then always the one in the middle of those left: one that meets the target rules out
-    everything larger, one that misses it everything poorer. Raises InvalidSpec saying how close the richest came.
+    It tries the richest first, then the middle of the remaining points again and again. A point that meets the target
+    rules out everything larger; one that misses it rules out everything poorer.
+    Raises InvalidSpec that says how close the richest came.
     """
     richest = max(points, key=lambda point: point.richness)
     if kl_of(richest) > max_kl:
@@ -57,14 +60,14 @@ def smallest_within_kl(points: Sequence[Point], max_kl: float, kl_of: KlOf) -> P
             f"KL of {kl_of(richest):.3g} nats per token on the rows of the search, and takes {richest.bytes:,} bytes"
         )
     best = richest
-    left = [point for point in points if point.bytes < best.bytes]
-    while left:
-        middle = left[len(left) // 2]
+    remaining = [point for point in points if point.bytes < best.bytes]
+    while remaining:
+        middle = remaining[len(remaining) // 2]
         if kl_of(middle) <= max_kl:
             best = middle
-            left = [point for point in left if point.bytes < best.bytes]
+            remaining = [point for point in remaining if point.bytes < best.bytes]
         else:
-            left = [point for point in left if not is_richer(middle, point)]
+            remaining = [point for point in remaining if not is_richer(middle, point)]
     return best
 
 

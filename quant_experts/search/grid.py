@@ -1,8 +1,8 @@
 """The configurations that a search chooses from, with what each will take in bytes before anything is fitted.
 
 Weight bits 3, 4, 6, 8 x with adapters or without x the most sensitive tenth of the weights at 8 bits or not.
-Activations have 8 bits throughout: they take no bytes, so that fewer bits could only lose, and 16 bits would be another
-kind of kernel.
+Activations always have 8 bits. They take no bytes, so that fewer bits could only lose; 16 bits would need another kind
+of kernel.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from quant_experts.checkpoint.stored_size import stored_group_bits
+from quant_experts.checkpoint.layout import stored_group_bits
 from quant_experts.model.groups import GroupPlan
 from quant_experts.sensitivity.mixed_precision import most_sensitive
 from quant_experts.spec.specification import QuantizationSpec
@@ -55,11 +55,14 @@ def grid(
     plans: Sequence[Sequence[GroupPlan]],
     kl: Mapping[str, float],
     *,
-    kept_bytes: int,
+    unquantized_bytes: int,
     dtype: torch.dtype,
 ) -> list[Point]:
-    """All points, smallest first. ``kl``: of every group, for the order of sensitivity; ``kept_bytes``: of the tensors
-    that are not quantized; ``dtype``: the model's."""
+    """All points, smallest first.
+
+    ``kl``: of every group, for the order of sensitivity. ``unquantized_bytes``: of the tensors that no group replaces.
+    ``dtype``: the model's.
+    """
     groups = list(itertools.chain.from_iterable(plans))
     sensitive = most_sensitive(groups, kl, SENSITIVE_SHARE)
     points = []
@@ -81,7 +84,7 @@ def grid(
                     label=label,
                     options=chosen,
                     spec=candidate,
-                    bytes=kept_bytes + bits // 8,
+                    bytes=unquantized_bytes + bits // 8,
                     effective_bits=bits / sum(plan.weights for plan in groups),
                     richness=(candidate.bits.weight_bits, place, bool(raised) or all_raised),
                     weight_bits=weight_bits,

@@ -1,12 +1,11 @@
-"""Each point that is tried is a walk over the model on a few rows, in ``auto/<number>`` of the work directory.
+"""Try points of the grid: each is a walk over the model on a few rows, in ``auto/<digest>`` of the work directory.
 
-What a finished point came to is kept in ``auto.json``, so that a stopped search goes on, and its directory is deleted.
+``auto.json`` records the KL of each finished point, so that a stopped search continues; the point's directory is
+deleted.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import shutil
 import time
@@ -15,21 +14,22 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from quant_experts.calibration.captured_inputs import Call, Calls
+from quant_experts.calibration.captured_inputs import CapturedInputs, CapturedRow
 from quant_experts.evaluation.next_token import evaluate
 from quant_experts.fit.problem import ModalityWeights
 from quant_experts.model.blueprint import Blueprint
-from quant_experts.model.groups import GroupPlan
+from quant_experts.model.run_context import RunContext
+from quant_experts.model.tensor_file import json_digest
 from quant_experts.progress import Advanced, BlockFinished, Event
 from quant_experts.report.data import AutoSearch, FrontierPoint, ModelQuality
 from quant_experts.search.choice import best_within_bytes, smallest_within_kl, worth_trying
 from quant_experts.search.grid import Point, grid, resolved
 from quant_experts.seeding import generator
-from quant_experts.sensitivity.measuring import Measuring
+from quant_experts.sensitivity.measurements import SensitivityMeasurements
 from quant_experts.sensitivity.record import read_record, write_record
 from quant_experts.spec.specification import QuantizationSpec, Target
-from quant_experts.walk.blocks import calls_behind, walk
-from quant_experts.walk.group_settings import Treatment
+from quant_experts.walk.blocks import last_stack_inputs, walk
+from quant_experts.walk.group_settings import GroupSettings
 from quant_experts.walk.resume_files import claim_directory
 
 FIT_ROWS = 16
@@ -42,138 +42,135 @@ SENSITIVITY_SCHEME = "W4A8"
 
 @dataclass
 class _Trials:
-    """The points that were tried. ``open_model``: a fresh blueprint, because a walk leaves quantized layers in it."""
+    """The points that were tried. ``open_model``: opens a fresh model; a walk leaves quantized layers in its own."""
 
-    measuring: Measuring
+    measurements: SensitivityMeasurements
     open_model: Callable[[], Blueprint]
-    calls: Calls
+    inputs: CapturedInputs
     modality_weights: dict[str, ModalityWeights]
     expected: int
-    """Number of points, for the progress."""
+    """Number of points that the search will try, for the progress."""
     kl: dict[str, float] = field(default_factory=dict)
     """Label → KL on held-out rows."""
     seconds: float = 0.0
 
     def kl_of(self, point: Point) -> float:
-        """Raises what a walk raises; Stopped too, after which a later search goes on inside of this point."""
+        """Raises what a walk raises, Stopped among it: a later search then continues inside this point."""
         if point.label not in self.kl:
             started = time.monotonic()
             quality = self._try(point)
             self.seconds += time.monotonic() - started
             self.kl[point.label] = quality.kl
-            self._keep()
+            self._record()
         return self.kl[point.label]
 
     def recall(self) -> None:
-        """Take over what an earlier search found out."""
-        found = read_record(self.measuring.work, RECORD, self.measuring.fingerprint)
-        if found is not None:
-            content, self.measuring.files[RECORD] = found
+        """Read what an earlier search recorded."""
+        context = self.measurements.context
+        record = read_record(context.work, RECORD, context.fingerprint)
+        if record is not None:
+            content, self.measurements.files[RECORD] = record
             self.kl, self.seconds = content["kl"], content["seconds"]
 
     def _try(self, point: Point) -> ModelQuality:
-        measuring = self.measuring
-        fingerprint = _digest([measuring.fingerprint, point.options])
-        directory = measuring.work / "auto" / fingerprint[:16]
+        context = self.measurements.context
+        fingerprint = json_digest([context.fingerprint, point.options])
+        directory = context.work / "auto" / fingerprint[:16]
         claim_directory(directory, {"point": fingerprint})
-        blueprint = self.open_model()
-        blocks = len(measuring.plans)
+        blocks = len(context.plans)
         before, total = len(self.kl) * blocks, max(self.expected, len(self.kl) + 1) * blocks
 
         def on_event(event: Event) -> None:
             if isinstance(event, BlockFinished):
-                measuring.on_event(Advanced("calibrating", before + event.block + 1, total))
+                context.on_event(Advanced("calibrating", before + event.block + 1, total))
 
-        treatment = Treatment(point.spec, point.weight_bits, self.modality_weights)
-        decided = treatment.fingerprint(fingerprint)
-        walk(
-            blueprint,
-            measuring.plans,
-            self.calls,
-            treatment,
+        settings = GroupSettings(point.spec, point.weight_bits, self.modality_weights)
+        trial = replace(
+            context,
+            blueprint=self.open_model(),
             work=directory,
-            fingerprint=decided,
+            fingerprint=settings.fingerprint(fingerprint),
             on_event=on_event,
-            should_stop=measuring.should_stop,
         )
-        behind = calls_behind(measuring.plans, self.calls, directory, decided, blueprint)
-        quality, _ = evaluate(blueprint, behind, directory)
+        walk(trial, self.inputs, settings)
+        quality, _ = evaluate(trial.blueprint, last_stack_inputs(trial, self.inputs), directory)
         shutil.rmtree(directory)
         return quality
 
-    def _keep(self) -> None:
-        work, fingerprint = self.measuring.work, self.measuring.fingerprint
-        content = {"kl": self.kl, "seconds": self.seconds}
-        self.measuring.files[RECORD] = write_record(work, RECORD, fingerprint, content)
+    def _record(self) -> None:
+        context, content = self.measurements.context, {"kl": self.kl, "seconds": self.seconds}
+        self.measurements.files[RECORD] = write_record(context.work, RECORD, context.fingerprint, content)
 
 
 def search(
-    spec: QuantizationSpec, measuring: Measuring, *, open_model: Callable[[], Blueprint]
+    spec: QuantizationSpec, measurements: SensitivityMeasurements, *, open_model: Callable[[], Blueprint]
 ) -> tuple[QuantizationSpec, AutoSearch]:
-    """The spec to go on with, and what was seen. ``open_model``: the model without the weights of its blocks, anew.
+    """Search for the spec that meets ``spec.target``; returns it and the points that were tried.
 
-    Raises InvalidSpec that says how close it came when no point meets the target; what a walk raises; Stopped.
+    ``open_model``: opens the model anew, without the weights of its blocks.
+    Raises InvalidSpec that says how close the search came when no point meets the target; what a walk raises; Stopped.
     """
     target = spec.target
     assert target is not None, 'scheme "auto" has a target'
-    measured = measuring.sensitivity(resolved(spec, {"scheme": SENSITIVITY_SCHEME}))
+    context = measurements.context
+    sensitivity = measurements.sensitivity(resolved(spec, {"scheme": SENSITIVITY_SCHEME}))
     points = grid(
         spec,
-        measuring.plans,
-        {name: values.kl for name, values in measured.items()},
-        kept_bytes=_kept_bytes(measuring.blueprint, measuring.plans),
-        dtype=measuring.blueprint.dtype,
+        context.plans,
+        {name: values.kl for name, values in sensitivity.items()},
+        unquantized_bytes=_unquantized_bytes(context),
+        dtype=context.blueprint.dtype,
     )
-    few = few_calls(measuring.calls, spec.seed)
-    trials = _Trials(measuring, open_model, few, measuring.modality_weights(spec), _expected(points, target))
+    few = few_inputs(measurements.inputs, spec.seed)
+    trials = _Trials(measurements, open_model, few, measurements.modality_weights(spec), _expected(points, target))
     trials.recall()
     if target.max_bytes is not None:
         chosen = best_within_bytes(points, target.max_bytes, trials.kl_of)
     else:
         assert target.max_kl is not None
         chosen = smallest_within_kl(points, target.max_kl, trials.kl_of)
-    shutil.rmtree(measuring.work / "auto", ignore_errors=True)
+    shutil.rmtree(context.work / "auto", ignore_errors=True)
     return chosen.spec, AutoSearch(
         target={name: value for name, value in target.model_dump().items() if value is not None},
-        points=[_seen(point, trials.kl[point.label], point is chosen) for point in points if point.label in trials.kl],
+        points=[_tried(point, trials.kl[point.label], point is chosen) for point in points if point.label in trials.kl],
         rows=len(few.fit),
         seconds=round(trials.seconds, 1),
     )
 
 
-def missed_target(found: AutoSearch | None, quality: ModelQuality) -> list[str]:
-    """What to warn about when the finished model is not what the few rows of the search promised."""
-    max_kl = None if found is None else found.target.get("max_kl")
-    if found is None or max_kl is None or quality.kl <= max_kl:
+def missed_target(search: AutoSearch | None, quality: ModelQuality) -> list[str]:
+    """A warning when the finished model misses the target that it met on the few rows of the search."""
+    max_kl = None if search is None else search.target.get("max_kl")
+    if search is None or max_kl is None or quality.kl <= max_kl:
         return []
-    seen = next(point.kl for point in found.points if point.chosen)
+    seen = next(point.kl for point in search.points if point.chosen)
     return [
         f'scheme "auto": the finished model has a KL of {quality.kl:.3g}, above the target of {max_kl:g}; the search '
-        f"saw {seen:.3g} after {found.rows} calibration rows; ask for a lower max_kl"
+        f"saw {seen:.3g} after {search.rows} calibration rows; ask for a lower max_kl"
     ]
 
 
-def few_calls(calls: Calls, seed: int) -> Calls:
-    """A seeded choice of the rows to fit, and the first held-out rows; the first stack is called for some of both."""
-    fit = calls.fit
+def few_inputs(inputs: CapturedInputs, seed: int) -> CapturedInputs:
+    """A seeded choice of the rows to fit, and the first held-out rows. Some of both reach the first stack."""
+    fit = inputs.fit
     drawn = [fit[place] for place in torch.randperm(len(fit), generator=generator(seed, "auto", "rows")).tolist()]
-    chosen = sorted(_begin(drawn, FIT_ROWS), key=lambda call: call.index)
-    return replace(calls, rows=(*_begin(calls.held_out, HELD_OUT_ROWS), *chosen), variants=(), files=())
+    chosen = sorted(_begin(drawn, FIT_ROWS), key=lambda row: row.index)
+    return replace(inputs, rows=(*_begin(inputs.held_out, HELD_OUT_ROWS), *chosen), variants=(), files=())
 
 
-def _begin(rows: Sequence[Call], number: int) -> list[Call]:
-    """The first ``number`` rows; when the stack is called for none of them, the next row for which it is comes in for
-    the last."""
+def _begin(rows: Sequence[CapturedRow], number: int) -> list[CapturedRow]:
+    """The first ``number`` rows. If none of them reaches the stack, the next row that does replaces the last."""
     chosen, others = list(rows[:number]), rows[number:]
-    if not any(call.tree is not None for call in chosen):
-        chosen[-1:] = [next((call for call in others if call.tree is not None), chosen[-1])]
+    if not any(row.tree is not None for row in chosen):
+        chosen[-1:] = [next((row for row in others if row.tree is not None), chosen[-1])]
     return chosen
 
 
-def _kept_bytes(blueprint: Blueprint, plans: Sequence[Sequence[GroupPlan]]) -> int:
-    """Of every tensor that no group replaces."""
-    replaced = {f"{plan.parent}.{layer}.weight" for block in plans for plan in block for layer in plan.layers}
-    return sum(blueprint.weights.bytes(name) for name in blueprint.weights.names if name not in replaced)
+def _unquantized_bytes(context: RunContext) -> int:
+    """Bytes of every tensor that no group replaces."""
+    weights = context.blueprint.weights
+    replaced = {f"{plan.parent}.{layer}.weight" for block in context.plans for plan in block for layer in plan.layers}
+    return sum(weights.bytes(name) for name in weights.names if name not in replaced)
 
 
 def _expected(points: Sequence[Point], target: Target) -> int:
@@ -182,7 +179,7 @@ def _expected(points: Sequence[Point], target: Target) -> int:
     return 1 + math.ceil(math.log2(len(points)))
 
 
-def _seen(point: Point, kl: float, chosen: bool) -> FrontierPoint:
+def _tried(point: Point, kl: float, chosen: bool) -> FrontierPoint:
     return FrontierPoint(
         label=point.label,
         options=point.options,
@@ -191,7 +188,3 @@ def _seen(point: Point, kl: float, chosen: bool) -> FrontierPoint:
         kl=kl,
         chosen=chosen,
     )
-
-
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,11 +1,11 @@
-"""How much the loss feels an output error on image tokens and on text tokens, for each input group.
+"""How strongly the loss reacts to an output error on image tokens and on text tokens, for each input group.
 
-Source: MBQ (Li et al., CVPR 2025): the mean absolute gradient of the loss with respect to a layer's output, taken apart
-by modality. The loss is the next-token cross entropy over all text: where the assistant's part begins is not kept.
+Source: MBQ (Li et al., CVPR 2025): the mean absolute gradient of the loss with respect to a layer's output, for each
+modality. The loss is the next-token cross entropy over all text: the start of the assistant's part is not stored.
 
-One block in memory: forwards with every block's input stored, then from the head backwards, block by block under
-autograd. What a model does between two blocks happens inside of the recorded forward, so that the gradient with respect
-to a block's input is that with respect to the output of the block before, and nothing has to be assumed.
+Memory holds one block. First the rows run forwards, and every block's input is stored. Then autograd runs backwards
+from the head, block by block. The recorded forward includes what the model does between two blocks. So the gradient
+with respect to a block's input is the gradient with respect to the output of the block before.
 """
 
 from __future__ import annotations
@@ -13,28 +13,30 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from quant_experts.calibration.captured_inputs import Call, Calls
-from quant_experts.errors import NumericalFailure, Stopped
-from quant_experts.evaluation.next_token import after_the_blocks, text_positions
+from quant_experts.calibration.captured_inputs import CapturedInputs, CapturedRow
+from quant_experts.errors import NumericalFailure
+from quant_experts.evaluation.next_token import text_positions
 from quant_experts.fit.problem import EQUAL_WEIGHTS, ModalityWeights
-from quant_experts.model.block_runner import block_glue
-from quant_experts.model.blueprint import Blueprint, empty, fill
+from quant_experts.model.block_runner import Arguments, BlockRunner, hooked, open_block_runner
+from quant_experts.model.blueprint import Blueprint, loaded
 from quant_experts.model.groups import GroupPlan, block_prefix
-from quant_experts.progress import Advanced, OnEvent, ShouldStop
+from quant_experts.model.run_context import RunContext
+from quant_experts.progress import Advanced, stop_if
+from quant_experts.walk.baseline import group_layers
 from quant_experts.walk.state_file import StateFile, temporary_states
 
 CHUNK = 256
 """Positions whose logits are in memory at a time, with their gradient."""
 
 SMALLEST = 1e-3
-"""Of a modality's weight; the larger one is 1. Behind the last attention image tokens have no gradient at all, and a
-weight of zero would let a scale do to them whatever it likes."""
+"""The smallest weight of a modality; the larger one is 1. Image tokens have no gradient behind the last attention, and
+a weight of zero would leave their errors unbounded."""
 
 STATES = ".gradients.states"
 
@@ -57,111 +59,104 @@ class _Magnitudes:
         self.counts = (self.counts[0] + images * width, self.counts[1] + (len(of_token) - images) * width)
 
 
-def measure_gradients(
-    blueprint: Blueprint,
-    plans: Sequence[Sequence[GroupPlan]],
-    calls: Calls,
-    *,
-    work: Path,
-    on_event: OnEvent,
-    should_stop: ShouldStop,
-) -> dict[str, ModalityWeights]:
-    """Group name → the weights of both modalities, the larger one 1. ``plans``, ``calls``: of the last stack,
-    with the rows to measure on.
+def measure_gradients(context: RunContext, inputs: CapturedInputs) -> dict[str, ModalityWeights]:
+    """Group name → the weights of both modalities, the larger one 1.
 
-    The blueprint is as empty afterwards as before. Raises NumericalFailure naming a group whose gradient is not finite,
-    Stopped when ``should_stop`` says so.
+    ``context.plans``, ``inputs``: of the last stack, with the rows to measure on. The blueprint holds no more weights
+    afterwards than before.
+    Raises NumericalFailure naming a group whose gradient is not finite, Stopped when ``should_stop`` says so.
     """
-    rows = calls.rows
+    plans = context.plans
     streams = [str(number) for number in range(len(plans) + 1)]
     steps = 2 * len(plans) + 1
-    with temporary_states(work / STATES, streams, calls, rows) as states:
+    with temporary_states(context.work / STATES, streams, inputs, inputs.rows) as states:
+        passes = _Passes(context, inputs, states)
         for number in range(len(plans)):
-            _store_output(blueprint, number, calls, rows, states, should_stop)
-            on_event(Advanced("calibrating", number + 1, steps))
-        gradients = _of_the_loss(blueprint, calls, rows, states, should_stop)
-        on_event(Advanced("calibrating", len(plans) + 1, steps))
+            passes.store_output(number)
+            context.on_event(Advanced("calibrating", number + 1, steps))
+        passes.start_at_loss()
+        context.on_event(Advanced("calibrating", len(plans) + 1, steps))
         weights: dict[str, ModalityWeights] = {}
         for number in reversed(range(len(plans))):
-            weights |= _backwards(blueprint, plans[number], calls, rows, states, gradients, should_stop)
-            on_event(Advanced("calibrating", steps - number, steps))
+            weights |= passes.backwards(plans[number])
+            context.on_event(Advanced("calibrating", steps - number, steps))
     return {plan.name: weights[plan.name] for block in plans for plan in block}
 
 
-def _store_output(
-    blueprint: Blueprint,
-    number: int,
-    calls: Calls,
-    rows: Sequence[Call],
-    states: StateFile,
-    should_stop: ShouldStop,
-) -> None:
-    """Stream ``n`` holds what comes out of the first n blocks."""
-    with (
-        _loaded(blueprint, block_prefix(blueprint.manifest, number)),
-        block_glue(blueprint.language_model, number) as glue,
-    ):
-        for call in rows:
-            _stop_if(should_stop)
-            if number == 0:
-                states.write("0", call, calls.embeddings(call))
-            hidden = states.read(str(number), call).to(blueprint.device)
-            states.write(str(number + 1), call, glue.run(calls.arguments(call, blueprint.device), hidden))
+class _Passes:
+    """The rows on their way forwards and backwards. Stream ``n`` of ``states`` holds the output of the first n blocks.
 
+    ``gradients``: row index → gradient with respect to the output of the block before the current one, float32, CPU.
+    """
 
-def _of_the_loss(
-    blueprint: Blueprint, calls: Calls, rows: Sequence[Call], states: StateFile, should_stop: ShouldStop
-) -> dict[int, Tensor]:
-    """Row index → gradient of the summed cross entropy with respect to the last block's output, float32, CPU."""
-    device = blueprint.device
-    gradients: dict[int, Tensor] = {}
-    with after_the_blocks(blueprint), block_glue(blueprint.language_model, blueprint.blocks) as glue:
-        for call in rows:
-            _stop_if(should_stop)
-            with torch.enable_grad():
-                hidden = states.read(str(blueprint.blocks), call).to(device).requires_grad_()
-                last = glue.run_recorded(calls.arguments(call, device), hidden)
-                normalised = last.detach().requires_grad_()
-                targets, positions = text_positions(calls, call, device)
-                for chunk in torch.split(positions, CHUNK):
-                    logits = blueprint.logits(normalised[0, chunk]).float()
-                    loss = nn.functional.cross_entropy(logits, targets[chunk], reduction="sum")
-                    loss.backward()  # type: ignore[no-untyped-call]
-                assert normalised.grad is not None
-                gradients[call.index] = _through(last, normalised.grad.float(), hidden, 1.0)
-    return gradients
+    def __init__(self, context: RunContext, inputs: CapturedInputs, states: StateFile) -> None:
+        self._context, self._inputs, self._states = context, inputs, states
+        self._blueprint, self._device = context.blueprint, context.blueprint.device
+        self._gradients: dict[int, Tensor] = {}
 
+    def store_output(self, number: int) -> None:
+        """Run the rows through block ``number``."""
+        with self._block(number) as runner:
+            for row in self._rows():
+                if number == 0:
+                    self._states.write("0", row, self._inputs.embeddings(row))
+                hidden = self._states.read(str(number), row).to(self._device)
+                self._states.write(str(number + 1), row, runner.run(self._arguments(row), hidden))
 
-def _backwards(
-    blueprint: Blueprint,
-    block: Sequence[GroupPlan],
-    calls: Calls,
-    rows: Sequence[Call],
-    states: StateFile,
-    gradients: dict[int, Tensor],
-    should_stop: ShouldStop,
-) -> dict[str, ModalityWeights]:
-    """Replace the gradients with respect to the block's output by those with respect to its input."""
-    number, device = block[0].index, blueprint.device
-    assert number is not None, "the last stack has nothing behind its blocks"
-    magnitudes = {plan.name: _Magnitudes(torch.zeros(0, dtype=torch.bool)) for plan in block}
-    with (
-        _loaded(blueprint, block_prefix(blueprint.manifest, number)),
-        block_glue(blueprint.language_model, number) as glue,
-        _watched(blueprint, block, magnitudes),
-    ):
-        for call in rows:
-            _stop_if(should_stop)
-            gradient = gradients[call.index].to(device)
-            # float16 ends at 6e-8: the largest value is made 1 on the way through, and the sums are scaled back.
-            factor = float(gradient.abs().amax()) or 1.0
-            for magnitude in magnitudes.values():
-                magnitude.vision, magnitude.factor = calls.vision(call).to(device), factor
-            with torch.enable_grad():
-                hidden = states.read(str(number), call).to(device).requires_grad_()
-                output = glue.run_recorded(calls.arguments(call, device), hidden)
-                gradients[call.index] = _through(output, gradient, hidden, factor)
-    return {name: _weights(name, magnitude) for name, magnitude in magnitudes.items()}
+    def start_at_loss(self) -> None:
+        """Set the gradients of the summed cross entropy with respect to the last block's output."""
+        blueprint = self._blueprint
+        with (
+            loaded(blueprint, blueprint.manifest.head),
+            open_block_runner(blueprint.language_model, blueprint.blocks) as runner,
+        ):
+            for row in self._rows():
+                with torch.enable_grad():
+                    hidden = self._states.read(str(blueprint.blocks), row).to(self._device).requires_grad_()
+                    last = runner.run_with_gradients(self._arguments(row), hidden)
+                    normalised = last.detach().requires_grad_()
+                    targets, positions = text_positions(self._inputs, row, self._device)
+                    for chunk in torch.split(positions, CHUNK):
+                        logits = blueprint.logits(normalised[0, chunk]).float()
+                        loss = nn.functional.cross_entropy(logits, targets[chunk], reduction="sum")
+                        loss.backward()  # type: ignore[no-untyped-call]
+                    assert normalised.grad is not None
+                    self._gradients[row.index] = _through(last, normalised.grad.float(), hidden, 1.0)
+
+    def backwards(self, block: Sequence[GroupPlan]) -> dict[str, ModalityWeights]:
+        """Replace the gradients with respect to the block's output by those with respect to its input."""
+        number = block[0].index
+        assert number is not None, "the last stack has nothing behind its blocks"
+        magnitudes = {plan.name: _Magnitudes(torch.zeros(0, dtype=torch.bool)) for plan in block}
+        with self._block(number) as runner, hooked(_output_hooks(self._blueprint, block, magnitudes)):
+            for row in self._rows():
+                gradient = self._gradients[row.index].to(self._device)
+                # float16 ends at 6e-8: the largest value is made 1 on the way through, and the sums are scaled back.
+                factor = float(gradient.abs().amax()) or 1.0
+                for magnitude in magnitudes.values():
+                    magnitude.vision, magnitude.factor = self._inputs.vision(row).to(self._device), factor
+                with torch.enable_grad():
+                    hidden = self._states.read(str(number), row).to(self._device).requires_grad_()
+                    output = runner.run_with_gradients(self._arguments(row), hidden)
+                    self._gradients[row.index] = _through(output, gradient, hidden, factor)
+        return {name: _weights(name, magnitude) for name, magnitude in magnitudes.items()}
+
+    @contextmanager
+    def _block(self, number: int) -> Iterator[BlockRunner]:
+        blueprint = self._blueprint
+        with (
+            loaded(blueprint, block_prefix(blueprint.manifest, number)),
+            open_block_runner(blueprint.language_model, number) as runner,
+        ):
+            yield runner
+
+    def _rows(self) -> Iterator[CapturedRow]:
+        for row in self._inputs.rows:
+            stop_if(self._context.should_stop, "while measuring gradients; a later run measures them anew")
+            yield row
+
+    def _arguments(self, row: CapturedRow) -> Arguments:
+        return self._inputs.arguments(row, self._device)
 
 
 def _through(output: Tensor, gradient: Tensor, hidden: Tensor, factor: float) -> Tensor:
@@ -171,48 +166,29 @@ def _through(output: Tensor, gradient: Tensor, hidden: Tensor, factor: float) ->
     return hidden.grad.float().cpu() * factor
 
 
-@contextmanager
-def _watched(blueprint: Blueprint, block: Sequence[GroupPlan], magnitudes: dict[str, _Magnitudes]) -> Iterator[None]:
-    hooks = []
+def _output_hooks(
+    blueprint: Blueprint, block: Sequence[GroupPlan], magnitudes: dict[str, _Magnitudes]
+) -> Iterator[RemovableHandle]:
+    """Hooks that add the gradient of each layer's output to its group's magnitudes."""
     for plan in block:
         add = magnitudes[plan.name].add
 
         def watch(module: nn.Module, args: tuple[Any, ...], output: Tensor, add: Any = add) -> None:
             output.register_hook(add)  # type: ignore[no-untyped-call]
 
-        parent = blueprint.model.get_submodule(plan.parent)
-        hooks += [parent.get_submodule(layer).register_forward_hook(watch) for layer in plan.layers]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+        yield from (layer.register_forward_hook(watch) for layer in group_layers(blueprint, plan))
 
 
 def _weights(name: str, magnitude: _Magnitudes) -> ModalityWeights:
     means = [total / count if count else None for total, count in zip(magnitude.sums, magnitude.counts, strict=True)]
-    there = [mean for mean in means if mean is not None]
-    if not all(mean < float("inf") for mean in there):
+    known = [mean for mean in means if mean is not None]
+    if not all(mean < float("inf") for mean in known):
         raise NumericalFailure(
             f"input group {name}: the gradient of the loss is not finite; the model overflows on this calibration data "
             "(try bfloat16 or float32 weights, or another smoothing than mbq)"
         )
-    largest = max(there, default=0.0)
-    if largest == 0.0 or len(there) < 2:
+    largest = max(known, default=0.0)
+    if largest == 0.0 or len(known) < 2:
         return EQUAL_WEIGHTS
-    vision, text = (max(mean / largest, SMALLEST) for mean in there)
+    vision, text = (max(mean / largest, SMALLEST) for mean in known)
     return ModalityWeights(vision=vision, text=text)
-
-
-@contextmanager
-def _loaded(blueprint: Blueprint, prefix: str) -> Iterator[None]:
-    fill(blueprint, prefix)
-    try:
-        yield
-    finally:
-        empty(blueprint, prefix)
-
-
-def _stop_if(should_stop: ShouldStop) -> None:
-    if should_stop():
-        raise Stopped("stopped while measuring gradients; a later run measures them anew")

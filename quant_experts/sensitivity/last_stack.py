@@ -1,31 +1,32 @@
-"""What the last stack of blocks is called with in the full-precision model, before the walk has been there.
+"""Capture what the last stack of blocks receives in the full-precision model, before the walk reaches it.
 
-Block by block as everywhere, on a few rows, in a scratch directory.
+Block by block, on a few rows, in a scratch directory.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
-from quant_experts.calibration.captured_inputs import Call, Calls
-from quant_experts.model.block_runner import block_glue
-from quant_experts.model.blueprint import Blueprint, empty, fill
+from quant_experts.calibration.captured_inputs import CapturedInputs, CapturedRow
+from quant_experts.model.block_runner import open_block_runner
+from quant_experts.model.blueprint import loaded
 from quant_experts.model.groups import GroupPlan
-from quant_experts.progress import ShouldStop, stop_if
-from quant_experts.sensitivity.border import (
+from quant_experts.model.run_context import RunContext
+from quant_experts.progress import stop_if
+from quant_experts.sensitivity.transition import (
     FULL,
-    around,
     by_stack,
-    cross_over,
-    is_read_at_the_border,
-    keep_states,
+    is_read_by_transition,
+    run_transition,
     scratch_directory,
-    taken_apart,
+    split_stack,
+    stack_loaded,
+    write_states,
 )
 from quant_experts.walk.state_file import StateFile, temporary_states
 
@@ -34,59 +35,42 @@ SCRATCH, STATES = ".last-stack", "states"
 
 @contextmanager
 @torch.no_grad()
-def calls_of_the_last_stack(
-    blueprint: Blueprint, plans: Sequence[Sequence[GroupPlan]], calls: Calls, work: Path, should_stop: ShouldStop
-) -> Iterator[Calls]:
-    """Of the rows of ``calls``, which are those of the first stack; on disk while this is open.
+def last_stack_in_full_precision(context: RunContext, inputs: CapturedInputs) -> Iterator[CapturedInputs]:
+    """The inputs of the last stack for the rows of ``inputs``, which are of the first; on disk while this is open.
 
     Raises Stopped when ``should_stop`` says so, NumericalFailure naming a row on which the model overflows.
     """
-    with scratch_directory(work / SCRATCH) as directory:
-        for stack, following in itertools.pairwise(by_stack(plans)):
-            blocks, _ = taken_apart(stack)
-            running = calls.running.rows
+    blueprint = context.blueprint
+    with scratch_directory(context.work / SCRATCH) as directory:
+        scratch = replace(context, work=directory)
+        for stack, following in itertools.pairwise(by_stack(context.plans)):
+            blocks, _ = split_stack(stack)
+            last, rows = blocks[-1][0], inputs.running.rows
             with (
-                around(blueprint, stack[0][0].stack),
-                temporary_states(directory / STATES, (FULL,), calls, running) as states,
+                stack_loaded(blueprint, stack[0][0].stack),
+                temporary_states(directory / STATES, (FULL,), inputs, rows) as states,
             ):
-                for call in running:
-                    states.write(FULL, call, calls.embeddings(call))
+                for row in rows:
+                    states.write(FULL, row, inputs.embeddings(row))
                 for block in blocks:
-                    _advance(blueprint, block[0], calls, running, states, should_stop)
-                    if is_read_at_the_border(block[0], blocks[-1][0], blueprint.model.config):
-                        keep_states(directory, block[0].block, states, {FULL: True}, running)
-                calls = cross_over(
-                    blueprint,
-                    blocks[-1][0],
-                    (),
-                    following[0][0],
-                    calls,
-                    (),
-                    directory,
-                    rounded=lambda plan: nullcontext(),
-                    watched=nullcontext,
-                    should_stop=should_stop,
-                )
-        yield calls
+                    _advance(context, block[0], inputs, rows, states)
+                    if is_read_by_transition(block[0], last, blueprint.model.config):
+                        write_states(directory, block[0].block, states, {FULL: True}, rows)
+                inputs = run_transition(scratch, last, following[0][0], inputs)
+        yield inputs
 
 
 def _advance(
-    blueprint: Blueprint,
-    first: GroupPlan,
-    calls: Calls,
-    rows: Sequence[Call],
-    states: StateFile,
-    should_stop: ShouldStop,
+    context: RunContext, plan: GroupPlan, inputs: CapturedInputs, rows: Sequence[CapturedRow], states: StateFile
 ) -> None:
-    """Take the rows through the block of which ``first`` is a plan."""
-    assert first.index is not None, "a block, not what lies behind its stack"
-    prefix = first.stack.block(first.index)
-    fill(blueprint, prefix)
-    try:
-        with block_glue(blueprint.module(first.stack), first.index, first.stack) as glue:
-            for call in rows:
-                stop_if(should_stop)
-                state = states.read(FULL, call).to(blueprint.device)
-                states.write(FULL, call, glue.run(calls.arguments(call, blueprint.device), state).cpu())
-    finally:
-        empty(blueprint, prefix)
+    """Take the rows through the block of ``plan``."""
+    assert plan.index is not None, "a block, not the part behind its stack"
+    blueprint = context.blueprint
+    with (
+        loaded(blueprint, plan.stack.block(plan.index)),
+        open_block_runner(blueprint.module(plan.stack), plan.index, plan.stack) as runner,
+    ):
+        for row in rows:
+            stop_if(context.should_stop)
+            state = states.read(FULL, row).to(blueprint.device)
+            states.write(FULL, row, runner.run(inputs.arguments(row, blueprint.device), state).cpu())

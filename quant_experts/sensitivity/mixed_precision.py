@@ -22,7 +22,7 @@ from typing import Literal
 
 import torch
 
-from quant_experts.checkpoint.stored_size import stored_group_bits
+from quant_experts.checkpoint.layout import stored_group_bits
 from quant_experts.errors import InvalidSpec
 from quant_experts.model.groups import GroupPlan
 from quant_experts.report.data import MixedPrecision

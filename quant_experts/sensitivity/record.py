@@ -1,4 +1,4 @@
-"""What was measured, as a small JSON file of the work directory, so that a resumed run decides as the first one did."""
+"""Measurements as small JSON files of the work directory, so that a resumed run decides as the first one did."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from quant_experts.progress import WrittenFile
 
 
 def read_record(work: Path, name: str, fingerprint: str) -> tuple[Any, WrittenFile] | None:
-    """What :func:`write_record` was given, and the file; None when there is none, or another run's."""
+    """The content that :func:`write_record` stored, and the file; None when there is none or it is another run's."""
     path = work / name
     try:
         text = path.read_bytes()

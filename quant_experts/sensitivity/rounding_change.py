@@ -1,48 +1,47 @@
 """How far the next-token distribution moves when a single input group is rounded to nearest.
 
-One pass over the blocks, stack by stack (``border.py``), with one block in memory. Every group has a stream of hidden
-states of its own, which leaves the full-precision stream at that group and goes on through the later blocks in full
-precision; behind the last block all streams meet the output head.
+One pass over the blocks, stack by stack (``transition.py``), with one block in memory. Every group has a stream of its
+own. The stream leaves the full-precision stream at its group and continues through the later blocks in full precision.
+Behind the last block all streams reach the output head.
 
-Cost, for N blocks of G groups: N (1 + G) + G N (N - 1) / 2 block forwards for each row, that is about G N / 2 forwards
+Cost, for N blocks of G groups: N (1 + G) + G N (N - 1) / 2 block forwards for each row, which is about G N / 2 forwards
 of the model: 56 for 28 blocks of 4 groups, on ``rows.ROWS`` rows. Disk: one hidden state per group and row.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from quant_experts.calibration.captured_inputs import Call, Calls
-from quant_experts.errors import NumericalFailure, Stopped
-from quant_experts.evaluation.next_token import after_the_blocks, text_positions
-from quant_experts.fit.quantizer import dequantize, fake_quantize_tokens, quantize
-from quant_experts.model.block_runner import Arguments, Glue, block_glue
-from quant_experts.model.blueprint import Blueprint, empty, fill
+from quant_experts.calibration.captured_inputs import CapturedInputs, CapturedRow
+from quant_experts.errors import NumericalFailure
+from quant_experts.evaluation.next_token import text_positions
+from quant_experts.model.block_runner import BlockRunner, hooked, open_block_runner
+from quant_experts.model.blueprint import Blueprint, loaded
 from quant_experts.model.groups import GroupPlan
-from quant_experts.progress import Advanced, OnEvent, ShouldStop
+from quant_experts.model.run_context import RunContext
+from quant_experts.progress import Advanced, stop_if
 from quant_experts.report.data import GroupSensitivity
-from quant_experts.sensitivity.border import (
-    FULL,
-    around,
-    by_stack,
-    cross_over,
-    is_read_at_the_border,
-    keep_states,
-    scratch_directory,
-    taken_apart,
-)
 from quant_experts.sensitivity.rows import few_rows
+from quant_experts.sensitivity.transition import (
+    FULL,
+    by_stack,
+    is_read_by_transition,
+    run_transition,
+    scratch_directory,
+    split_stack,
+    stack_loaded,
+    write_states,
+)
 from quant_experts.spec.specification import QuantizationSpec
+from quant_experts.walk.baseline import group_layers, overwritten_by_rounding
 from quant_experts.walk.state_file import StateFile, temporary_states
 
 CHUNK = 256
@@ -53,7 +52,7 @@ SCRATCH, STATES = ".sensitivity", "states"
 
 @dataclass
 class _Moments:
-    """Sums over all values of a group's input, in double precision: what n terms of float32 lose does not matter."""
+    """Sums over all values of a group's input, in double precision."""
 
     count: int = 0
     total: float = 0.0
@@ -78,171 +77,174 @@ class _Moments:
 
 @torch.no_grad()
 def measure_rounding_change(
-    blueprint: Blueprint,
-    plans: Sequence[Sequence[GroupPlan]],
-    calls: Calls,
-    spec: QuantizationSpec,
-    *,
-    work: Path,
-    on_event: OnEvent,
-    should_stop: ShouldStop,
+    context: RunContext, inputs: CapturedInputs, spec: QuantizationSpec
 ) -> dict[str, GroupSensitivity]:
     """Group name → its three measures, at the spec's weight and activation bits and group size.
 
-    The blueprint is as empty afterwards as before. Raises NumericalFailure naming a group whose measure is not finite,
-    InvalidCalibration when no row has text, Stopped when ``should_stop`` says so.
+    ``inputs``: of the first stack. The blueprint holds no more weights afterwards than before.
+    Raises NumericalFailure naming a group whose measure is not finite, InvalidCalibration when no row has text, Stopped
+    when ``should_stop`` says so.
     """
-    calls = replace(calls, rows=few_rows(calls, spec.seed), variants=())
-    names = [plan.name for block in plans for plan in block]
-    moments = {name: _Moments() for name in names}
-    streams: list[str] = []
-    with scratch_directory(work / SCRATCH) as directory:
-        for stack, following in itertools.pairwise((*by_stack(plans), None)):
+    inputs = replace(inputs, rows=few_rows(inputs, spec.seed), variants=())
+    steps = len(context.plans) + 1
+    with scratch_directory(context.work / SCRATCH) as directory:
+        measurement = _Measurement(replace(context, work=directory), spec)
+        for stack, following in itertools.pairwise((*by_stack(context.plans), None)):
             assert stack is not None
-            blocks, behind = taken_apart(stack)
-            running = calls.running.rows
-            own = [plan.name for block in blocks for plan in block]
-            with (
-                around(blueprint, blocks[0][0].stack),
-                temporary_states(directory / STATES, (FULL, *streams, *own), calls, running) as states,
-            ):
-                for stream, call in itertools.product((FULL, *streams), running):
-                    states.write(stream, call, calls.embeddings(call, stream))
-                for block in blocks:
-                    _advance(blueprint, block, streams, moments, calls, running, states, spec, should_stop)
-                    streams += [plan.name for plan in block]
-                    if following is not None and is_read_at_the_border(block[0], blocks[-1][0], blueprint.model.config):
-                        begun = dict.fromkeys(own, False) | dict.fromkeys((FULL, *streams), True)
-                        keep_states(directory, block[0].block, states, begun, running)
-                    on_event(Advanced("calibrating", block[0].block + 1, len(plans) + 1))
-                if following is None:
-                    kl = _meet_the_head(blueprint, names, calls, running, states, should_stop)
-                else:
-                    calls = cross_over(
-                        blueprint,
-                        blocks[-1][0],
-                        behind,
-                        following[0][0],
-                        calls,
-                        streams,
-                        directory,
-                        rounded=lambda plan: rounded_to_nearest(blueprint, plan, spec),
-                        watched=functools.partial(_watched, blueprint, behind, moments),
-                        should_stop=should_stop,
-                    )
-                    streams += [plan.name for plan in behind]
-        on_event(Advanced("calibrating", len(plans) + 1, len(plans) + 1))
-    return {name: _sensitivity(name, moments[name], kl[name]) for name in names}
+            inputs = measurement.pass_stack(stack, following, inputs)
+        context.on_event(Advanced("calibrating", steps, steps))
+    return measurement.result()
 
 
-def _advance(
-    blueprint: Blueprint,
-    block: Sequence[GroupPlan],
-    earlier: Sequence[str],
-    moments: dict[str, _Moments],
-    calls: Calls,
-    rows: Sequence[Call],
-    states: StateFile,
-    spec: QuantizationSpec,
-    should_stop: ShouldStop,
-) -> None:
-    """Take every stream through one block; the streams of its own groups begin here."""
-    first = block[0]
-    assert first.index is not None, "a block, not what lies behind its stack"
-    prefix = first.stack.block(first.index)
-    fill(blueprint, prefix)
-    try:
-        with block_glue(blueprint.module(first.stack), first.index, first.stack) as glue:
+class _Measurement:
+    """All streams on their way through the model. ``context.work``: the scratch directory."""
+
+    def __init__(self, context: RunContext, spec: QuantizationSpec) -> None:
+        self._context, self._spec, self._blueprint = context, spec, context.blueprint
+        self._names = [plan.name for block in context.plans for plan in block]
+        self._moments = {name: _Moments() for name in self._names}
+        self._streams: list[str] = []
+        """Of the groups that the rows have passed."""
+        self._kl: dict[str, float] = {}
+
+    def result(self) -> dict[str, GroupSensitivity]:
+        return {name: _sensitivity(name, self._moments[name], self._kl[name]) for name in self._names}
+
+    def pass_stack(
+        self,
+        stack: Sequence[Sequence[GroupPlan]],
+        following: Sequence[Sequence[GroupPlan]] | None,
+        inputs: CapturedInputs,
+    ) -> CapturedInputs:
+        """Take all streams through the stack; returns the inputs of the ``following`` one, if there is one."""
+        context, config = self._context, self._blueprint.model.config
+        blocks, behind = split_stack(stack)
+        last, rows = blocks[-1][0], inputs.running.rows
+        own = [plan.name for block in blocks for plan in block]
+        with (
+            stack_loaded(self._blueprint, last.stack),
+            temporary_states(context.work / STATES, (FULL, *self._streams, *own), inputs, rows) as states,
+        ):
+            for stream, row in itertools.product((FULL, *self._streams), rows):
+                states.write(stream, row, inputs.embeddings(row, stream))
+            for block in blocks:
+                self._pass_block(block, inputs, rows, states)
+                self._streams += [plan.name for plan in block]
+                if following is not None and is_read_by_transition(block[0], last, config):
+                    has_left = dict.fromkeys(own, False) | dict.fromkeys((FULL, *self._streams), True)
+                    write_states(context.work, block[0].block, states, has_left, rows)
+                context.on_event(Advanced("calibrating", block[0].block + 1, len(context.plans) + 1))
+            if following is None:
+                self._kl = self._compare(inputs, rows, states)
+                return inputs
+            inputs = run_transition(
+                context,
+                last,
+                following[0][0],
+                inputs,
+                streams=self._streams,
+                behind=behind,
+                rounded=self._rounded,
+                observed=lambda: self._observed(behind),
+            )
+            self._streams += [plan.name for plan in behind]
+            return inputs
+
+    def _pass_block(
+        self,
+        block: Sequence[GroupPlan],
+        inputs: CapturedInputs,
+        rows: Sequence[CapturedRow],
+        states: StateFile,
+    ) -> None:
+        """Take every stream through one block. The streams of its own groups begin here."""
+        plan = block[0]
+        assert plan.index is not None, "a block, not the part behind its stack"
+        blueprint = self._blueprint
+        with (
+            loaded(blueprint, plan.stack.block(plan.index)),
+            open_block_runner(blueprint.module(plan.stack), plan.index, plan.stack) as runner,
+        ):
             for plan in block:
-                with rounded_to_nearest(blueprint, plan, spec):
-                    for call in rows:
-                        _stop_if(should_stop)
-                        arguments = _arguments(calls, call, FULL, blueprint)
-                        states.write(plan.name, call, _run(glue, arguments, states.read(FULL, call), blueprint))
-            for call in rows:
-                for name in earlier:
-                    _stop_if(should_stop)
-                    arguments = _arguments(calls, call, name, blueprint)
-                    states.write(name, call, _run(glue, arguments, states.read(name, call), blueprint))
-                arguments = _arguments(calls, call, FULL, blueprint)
-                with _watched(blueprint, block, moments):
-                    states.write(FULL, call, _run(glue, arguments, states.read(FULL, call), blueprint))
-        for plan in block:
-            _check_finite(plan.name, "input", moments[plan.name].mean_abs, moments[plan.name].variance)
-    finally:
-        empty(blueprint, prefix)
+                with self._rounded(plan):
+                    for row in rows:
+                        self._run(runner, inputs, row, states, FULL, to=plan.name)
+            for row in rows:
+                for name in self._streams:
+                    self._run(runner, inputs, row, states, name)
+                with self._observed(block):
+                    self._run(runner, inputs, row, states, FULL)
+            for plan in block:
+                _check_finite(plan.name, "input", self._moments[plan.name].mean_abs, self._moments[plan.name].variance)
 
+    def _compare(self, inputs: CapturedInputs, rows: Sequence[CapturedRow], states: StateFile) -> dict[str, float]:
+        """Group name → mean KL(full ‖ its stream) over the positions whose next token is text."""
+        blueprint = self._blueprint
+        sums = dict.fromkeys(self._names, 0.0)
+        tokens = 0
+        with (
+            loaded(blueprint, blueprint.manifest.head),
+            open_block_runner(blueprint.language_model, blueprint.blocks) as runner,
+        ):
+            for row in rows:
+                for name in (FULL, *self._names):
+                    self._run(runner, inputs, row, states, name)
+                _, positions = text_positions(inputs, row, torch.device("cpu"))
+                tokens += len(positions)
+                for chunk in torch.split(positions, CHUNK):
+                    p = _log_probabilities(blueprint, states.read(FULL, row)[0, chunk])
+                    for name in self._names:
+                        self._stop_if_asked()
+                        q = _log_probabilities(blueprint, states.read(name, row)[0, chunk])
+                        sums[name] += float((p.exp() * (p - q)).sum(dtype=torch.float64))
+        return {name: total / tokens for name, total in sums.items()}
 
-def _arguments(calls: Calls, call: Call, stream: str, blueprint: Blueprint) -> Arguments:
-    """Of the stream behind a border; streams that began in this stack are called as the full-precision one is."""
-    own = call.streams is not None and stream in call.streams
-    return calls.arguments(call, blueprint.device, stream if own else FULL)
+    def _run(
+        self,
+        runner: BlockRunner,
+        inputs: CapturedInputs,
+        row: CapturedRow,
+        states: StateFile,
+        stream: str,
+        *,
+        to: str | None = None,
+    ) -> None:
+        """Run one row in ``stream``; its output goes into the stream ``to``, by default the same one."""
+        self._stop_if_asked()
+        # A stream that begins in this stack receives the arguments of the full-precision stream.
+        is_own = row.streams is not None and stream in row.streams
+        arguments = inputs.arguments(row, self._blueprint.device, stream if is_own else FULL)
+        state = states.read(stream, row).to(self._blueprint.device)
+        states.write(to or stream, row, runner.run(arguments, state).cpu())
 
+    def _rounded(self, plan: GroupPlan) -> AbstractContextManager[None]:
+        return rounded_group(self._blueprint, plan, self._spec)
 
-def _run(glue: Glue, arguments: Arguments, state: Tensor, blueprint: Blueprint) -> Tensor:
-    return glue.run(arguments, state.to(blueprint.device)).cpu()
+    @contextmanager
+    def _observed(self, block: Sequence[GroupPlan]) -> Iterator[None]:
+        """Add the inputs of the block's groups to their moments."""
+        firsts = [(group_layers(self._blueprint, plan)[0], self._moments[plan.name]) for plan in block]
+        with hooked(layer.register_forward_pre_hook(moments) for layer, moments in firsts):
+            yield
+
+    def _stop_if_asked(self) -> None:
+        stop_if(self._context.should_stop, "while measuring sensitivity; a later run measures it anew")
 
 
 @contextmanager
-def rounded_to_nearest(blueprint: Blueprint, plan: GroupPlan, spec: QuantizationSpec) -> Iterator[None]:
-    """The group's layers with weights and inputs rounded to nearest at the spec's bits, in the model's dtype."""
-    parent = blueprint.model.get_submodule(plan.parent)
-    layers = [parent.get_submodule(layer) for layer in plan.layers]
+def rounded_group(blueprint: Blueprint, plan: GroupPlan, spec: QuantizationSpec) -> Iterator[None]:
+    """Round the group's layers to nearest at the spec's bits while this is open; then restore their weights."""
+    layers = group_layers(blueprint, plan)
     originals = [layer.weight for layer in layers]
-    size, bits = spec.group_size_for(plan.width), spec.bits
-
-    def round_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (fake_quantize_tokens(args[0], bits.activation_bits), *args[1:])
-
-    hooks = [layer.register_forward_pre_hook(round_input) for layer in layers]
+    for layer, weight in zip(layers, originals, strict=True):
+        layer.weight = nn.Parameter(weight.clone(), requires_grad=False)
+    bits = (spec.bits.weight_bits, spec.bits.activation_bits)
     try:
-        for layer, weight in zip(layers, originals, strict=True):
-            codes, scales = quantize(weight, bits.weight_bits, size, weight.dtype)
-            layer.weight = nn.Parameter(dequantize(codes, scales, size).to(weight.dtype), requires_grad=False)
-        yield
+        with overwritten_by_rounding(layers, *bits, spec.group_size_for(plan.width), originals[0].dtype):
+            yield
     finally:
-        for hook in hooks:
-            hook.remove()
         for layer, weight in zip(layers, originals, strict=True):
             layer.weight = weight
-
-
-@contextmanager
-def _watched(blueprint: Blueprint, block: Sequence[GroupPlan], moments: dict[str, _Moments]) -> Iterator[None]:
-    firsts = {plan.name: blueprint.model.get_submodule(f"{plan.parent}.{plan.layers[0]}") for plan in block}
-    hooks = [layer.register_forward_pre_hook(moments[name]) for name, layer in firsts.items()]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _meet_the_head(
-    blueprint: Blueprint,
-    names: Sequence[str],
-    calls: Calls,
-    rows: Sequence[Call],
-    states: StateFile,
-    should_stop: ShouldStop,
-) -> dict[str, float]:
-    """Mean KL(full ‖ stream) over the positions whose next token is text."""
-    sums = dict.fromkeys(names, 0.0)
-    tokens = 0
-    with after_the_blocks(blueprint), block_glue(blueprint.language_model, blueprint.blocks) as glue:
-        for call in rows:
-            for name in (FULL, *names):
-                arguments = _arguments(calls, call, name, blueprint)
-                states.write(name, call, _run(glue, arguments, states.read(name, call), blueprint))
-            _, positions = text_positions(calls, call, torch.device("cpu"))
-            tokens += len(positions)
-            for chunk in torch.split(positions, CHUNK):
-                p = _log_probabilities(blueprint, states.read(FULL, call)[0, chunk])
-                for name in names:
-                    _stop_if(should_stop)
-                    q = _log_probabilities(blueprint, states.read(name, call)[0, chunk])
-                    sums[name] += float((p.exp() * (p - q)).sum(dtype=torch.float64))
-    return {name: total / tokens for name, total in sums.items()}
 
 
 def _log_probabilities(blueprint: Blueprint, hidden: Tensor) -> Tensor:
@@ -262,8 +264,3 @@ def _check_finite(name: str, what: str, *values: float) -> None:
             f"input group {name}: its {what} is not finite; the model overflows on this calibration data (try bfloat16 "
             "or float32 weights)"
         )
-
-
-def _stop_if(should_stop: ShouldStop) -> None:
-    if should_stop():
-        raise Stopped("stopped while measuring sensitivity; a later run measures it anew")

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from quant_experts.spec.choices import AcceptIf, Budget, Sensitive, Target
 from quant_experts.spec.methods import DEFAULT_METHOD, DEFAULTS, GROUP_SIZES, METHOD_VERSION, PRESETS
 from quant_experts.spec.ranks import Ranks, ranks_of
 from quant_experts.spec.schemes import Scheme, parse_scheme
@@ -18,68 +19,6 @@ __all__ = ["AUTO", "METHOD_VERSION", "PRESETS", "AcceptIf", "Budget", "Quantizat
 
 AUTO = "auto"
 """The scheme that stands for a search."""
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Sensitive(_Frozen):
-    """The input groups that keep more weight bits: the most sensitive ``share`` of all weights, or ``groups`` by name.
-
-    A name is a group's full name or its end, as in ``layers.0.mlp.down``.
-    """
-
-    share: Annotated[float, Field(gt=0, le=1)] | None = None
-    groups: (
-        Annotated[tuple[Annotated[str, Field(min_length=1, max_length=200)], ...], Field(max_length=4096)] | None
-    ) = None
-    weight_bits: Literal[6, 8] = 8
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> Self:
-        if (self.share is None) == (self.groups is None):
-            raise ValueError("give either share or groups")
-        return self
-
-
-class Budget(_Frozen):
-    """Stored bits per quantized weight, adapters included, that the most sensitive groups may fill up."""
-
-    bits_per_weight: Annotated[float, Field(ge=2, le=16)]
-
-
-class Target(_Frozen):
-    """What ``scheme: "auto"`` searches for: the best model within a size, or the smallest within a KL.
-
-    ``max_bytes``: of all tensors of the checkpoint. ``max_kl``: nats per token on held-out rows.
-    """
-
-    max_bytes: Annotated[int, Field(gt=0)] | None = None
-    max_kl: Annotated[float, Field(gt=0)] | None = None
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> Self:
-        if (self.max_bytes is None) == (self.max_kl is None):
-            raise ValueError("give either max_bytes or max_kl")
-        return self
-
-
-class AcceptIf(_Frozen):
-    """Limits that a finished checkpoint is held against. They decide its verdict, never whether it is kept."""
-
-    max_kl: Annotated[float, Field(gt=0)] | None = None
-    min_top1_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
-    max_perplexity_increase: Annotated[float, Field(ge=0)] | None = None
-    """Share: 0.02 allows two percent over the full-precision model."""
-    min_image_sensitivity: Annotated[float, Field(ge=0)] | None = None
-    """The quantized model's reaction to another image, relative to the full-precision model's."""
-
-    @model_validator(mode="after")
-    def _at_least_one(self) -> Self:
-        if not self.model_fields_set:
-            raise ValueError("give at least one limit")
-        return self
 
 
 class QuantizationSpec(BaseModel):

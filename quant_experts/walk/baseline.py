@@ -1,13 +1,13 @@
 """The baseline of every report: each group rounded to nearest at its own bits, and nothing else.
 
-It says what the method bought on the same rows. Held-out rows travel the walk behind blocks that are rounded so, in
-a stream of their own; and each group's error has its counterpart.
+It shows what the method gains on the same rows. Held-out rows travel the walk in a stream of their own, behind blocks
+that are rounded so, and each group's error has its counterpart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -16,13 +16,12 @@ from torch import Tensor, nn
 from quant_experts.checkpoint.layout import adapter_dtype
 from quant_experts.fit.fitted import FittedGroup
 from quant_experts.fit.group_evaluation import evaluate_group
-from quant_experts.fit.quantizer import quantize
-from quant_experts.forward.modeling_quant_experts import dequantize, fake_quantize_tokens
+from quant_experts.fit.quantizer import quantize, round_tokens
+from quant_experts.forward.modeling_quant_experts import dequantize
+from quant_experts.model.block_runner import hooked
 from quant_experts.model.blueprint import Blueprint
 from quant_experts.model.groups import GroupPlan
-from quant_experts.spec.schemes import UNQUANTIZED
 from quant_experts.spec.specification import QuantizationSpec
-from quant_experts.walk.observe import group_weights
 
 
 def is_baseline(spec: QuantizationSpec) -> bool:
@@ -57,33 +56,41 @@ def baseline_error(
 
 
 @contextmanager
-def rounded_to_nearest(
+def layers_rounded_to_nearest(
     blueprint: Blueprint, plans: Sequence[GroupPlan], entries: Sequence[Mapping[str, Any]]
 ) -> Iterator[None]:
-    """Weights overwritten with what a checkpoint's layers would dequantize; inputs rounded while this is open.
+    """The layers of all groups rounded to nearest while this is open; their full-precision weights are lost.
 
-    ``entries``: of the fitted groups, for their bits and group sizes. The block's linear layers still hold their
-    full-precision weights, and lose them here: what comes next is putting the fitted layers in their place.
+    ``entries``: of the fitted groups, for their bits and group sizes.
     """
     scale_dtype = adapter_dtype(blueprint.dtype)
-    hooks = []
-    try:
+    with ExitStack() as opened:
         for plan, entry in zip(plans, entries, strict=True):
-            parent = blueprint.model.get_submodule(plan.parent)
-            for layer, weight in group_weights(blueprint, plan).items():
-                codes, scales = quantize(weight, entry["weight_bits"], entry["group_size"], scale_dtype)
-                weight.copy_(dequantize(codes, scales, weight.dtype))
-                hooks.append(parent.get_submodule(layer).register_forward_pre_hook(_rounding(entry["activation_bits"])))
+            bits = (entry["weight_bits"], entry["activation_bits"])
+            rounding = overwritten_by_rounding(group_layers(blueprint, plan), *bits, entry["group_size"], scale_dtype)
+            opened.enter_context(rounding)
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
-def _rounding(bits: int) -> Any:
-    """A hook that rounds a linear layer's input, token by token."""
+@contextmanager
+def overwritten_by_rounding(
+    layers: Sequence[nn.Linear], weight_bits: int, activation_bits: int, group_size: int, scale_dtype: torch.dtype
+) -> Iterator[None]:
+    """Overwrite the layers' weights with what a checkpoint's layers would dequantize, and round their inputs while this
+    is open. The weights stay overwritten."""
 
     def round_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return args if bits == UNQUANTIZED else (fake_quantize_tokens(args[0], bits).to(args[0].dtype), *args[1:])
+        return (round_tokens(args[0], activation_bits), *args[1:])
 
-    return round_input
+    for layer in layers:
+        weight = layer.weight.detach()
+        codes, scales = quantize(weight, weight_bits, group_size, scale_dtype)
+        weight.copy_(dequantize(codes, scales, weight.dtype))
+    with hooked(layer.register_forward_pre_hook(round_input) for layer in layers):
+        yield
+
+
+def group_layers(blueprint: Blueprint, plan: GroupPlan) -> list[nn.Linear]:
+    """The linear layers of the group, in its order."""
+    parent = blueprint.model.get_submodule(plan.parent)
+    return [parent.get_submodule(layer) for layer in plan.layers]

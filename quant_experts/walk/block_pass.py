@@ -1,7 +1,7 @@
-"""How calibration rows pass what is walked, stream by stream, and what they leave for the walk to go on with.
+"""Run the calibration rows through one walked block, stream by stream, and store what the walk continues from.
 
-A block of a stack takes hidden states and leaves hidden states. What lies behind the blocks of a stack takes hidden
-states and leaves the calls of the next one.
+A block of a stack turns hidden states into hidden states. The part behind the blocks of a stack turns them into the
+inputs of the next stack.
 """
 
 from __future__ import annotations
@@ -9,152 +9,153 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from quant_experts.calibration.captured_inputs import Call, Calls, Stream
-from quant_experts.model.block_runner import block_glue
-from quant_experts.model.blueprint import Blueprint, around_blocks, empty, fill
+from quant_experts.calibration.captured_inputs import CapturedInputs, CapturedRow, Stream
+from quant_experts.model.block_runner import open_block_runner
+from quant_experts.model.blueprint import Blueprint, loaded, modules_around_blocks
 from quant_experts.model.groups import GroupPlan
-from quant_experts.progress import OnEvent, ShouldStop, WrittenFile, stop_if
+from quant_experts.model.run_context import RunContext
+from quant_experts.progress import WrittenFile, stop_if
 from quant_experts.walk.baseline import is_baseline
-from quant_experts.walk.file_lifetimes import Route
-from quant_experts.walk.group_settings import Treatment
-from quant_experts.walk.resume_files import ChainWriter, HiddenStates
-from quant_experts.walk.stack_transition import Cross, CrossingWriter, calls_at, to_the_next_stack
+from quant_experts.walk.file_lifetimes import FileLifetimes
+from quant_experts.walk.group_settings import GroupSettings
+from quant_experts.walk.resume_files import HiddenStates, StatesWriter
+from quant_experts.walk.stack_transition import NextInputsWriter, Transition, stack_transition, stored_stack_inputs
 
-Pass = Callable[[Call, Stream], Tensor]
-"""A row, in one of its streams → the block's output, on the CPU."""
-
-
-@contextmanager
-def _through_block(blueprint: Blueprint, plan: GroupPlan, calls: Calls, hidden: HiddenStates) -> Iterator[Pass]:
-    """With the weights that the block has when the row passes. ``plan``: any of the block's; ``hidden``: its inputs."""
-    assert plan.index is not None, "a block, not what lies behind its stack"
-    device = blueprint.device
-    with block_glue(blueprint.module(plan.stack), plan.index, plan.stack) as glue:
-
-        def run(call: Call, stream: Stream) -> Tensor:
-            state = hidden.of_stream(stream, call).to(device)
-            return glue.run(calls.arguments(call, device, stream), state).cpu()
-
-        yield run
+RunRow = Callable[[CapturedRow, Stream], Tensor]
+"""A row in one of its streams → the block's output, on the CPU."""
 
 
 @dataclass(frozen=True)
 class Walk:
     """What stays the same from block to block."""
 
-    blueprint: Blueprint
-    plans: Sequence[Sequence[GroupPlan]]
-    route: Route
-    treatment: Treatment
-    work: Path
-    fingerprint: str
-    on_event: OnEvent
-    should_stop: ShouldStop
+    context: RunContext
+    settings: GroupSettings
+    lifetimes: FileLifetimes
+
+    def rows_by_stream(self, inputs: CapturedInputs) -> dict[Stream, Sequence[CapturedRow]]:
+        """Stream → the rows that travel in it."""
+        rows: dict[Stream, Sequence[CapturedRow]] = {"full": (*inputs.held_out, *inputs.variants)}
+        if not is_baseline(self.settings.spec):
+            rows["baseline"] = inputs.held_out
+        return {**rows, "quantized": (*inputs.rows, *inputs.variants)}
 
 
-def calls_for(walk: Walk, number: int, calls: Calls) -> Calls:
-    """Of the block's stack: ``calls``, or those behind a border, crossed now unless an earlier run did."""
-    first = walk.route.first_of[number]
-    found = calls_at(walk.work, first, calls, walk.fingerprint)
-    if found is not None:
-        return found
-    last = walk.plans[first - 1][0]
-    assert last.index is not None, "what lies behind a stack writes the next one's calls itself"
-    names = around_blocks(walk.blueprint, last.stack)
-    for name in names:
-        fill(walk.blueprint, name)
-    writer = CrossingWriter(walk.work, first, calls)
+def stack_inputs(walk: Walk, number: int, inputs: CapturedInputs) -> CapturedInputs:
+    """The inputs of the stack of block ``number``: ``inputs``, what an earlier run stored, or captured now."""
+    context = walk.context
+    first = walk.lifetimes.first_of[number]
+    stored = stored_stack_inputs(context.work, first, inputs, context.fingerprint)
+    if stored is not None:
+        return stored
+    last, following = context.plans[first - 1][0], context.plans[number][0].stack
+    assert last.index is not None, "the part behind a stack stores the next stack's inputs itself"
+    writer = NextInputsWriter(context.work, first, inputs)
     try:
-        following = walk.plans[number][0].stack
-        with to_the_next_stack(walk.blueprint, last, following, calls, walk.work) as cross:
-            for stream, rows in _rows_by_stream(walk.treatment, calls).items():
-                writer.take(rows, stream, cross, walk.should_stop)
-        return writer.finish(walk.fingerprint)
+        with (
+            loaded(context.blueprint, *modules_around_blocks(context.blueprint, last.stack)),
+            stack_transition(context.blueprint, last, following, inputs, context.work) as transition,
+        ):
+            for stream, rows in walk.rows_by_stream(inputs).items():
+                writer.take(rows, stream, transition, context.should_stop)
+            return writer.finish(context.fingerprint)
     finally:
         writer.discard()
-        for name in names:
-            empty(walk.blueprint, name)
 
 
-def _rows_by_stream(treatment: Treatment, calls: Calls) -> dict[Stream, Sequence[Call]]:
-    rows: dict[Stream, Sequence[Call]] = {"full": (*calls.held_out, *calls.variants)}
-    if not is_baseline(treatment.spec):
-        rows["baseline"] = calls.held_out
-    return {**rows, "quantized": (*calls.rows, *calls.variants)}
+class BlockPass(Protocol):
+    """One walked block, while rows run through it."""
+
+    inputs: CapturedInputs
+    """Of the rows that reach the block."""
+
+    def open(self) -> AbstractContextManager[Callable[[CapturedRow, Stream], Any]]:
+        """Yields what runs one row, with the weights that the block holds at that moment."""
+
+    def take(self, stream: Stream, rows: Sequence[CapturedRow], run_row: Callable[[CapturedRow, Stream], Any]) -> None:
+        """Run the rows and store what comes out."""
+
+    def finish(self, run_row: Callable[[CapturedRow, Stream], Any]) -> tuple[WrittenFile, ...]:
+        """Run the quantized stream and make all outputs durable."""
 
 
-class Passage(Protocol):
-    """Rows pass what is walked, stream by stream, and leave what the walk goes on with."""
-
-    calls: Calls
-
-    def open(self) -> AbstractContextManager[Callable[[Call, Stream], Any]]: ...
-
-    def take(self, stream: Stream, rows: Sequence[Call], passing: Callable[[Call, Stream], Any]) -> None: ...
-
-    def finish(self, passing: Callable[[Call, Stream], Any]) -> tuple[WrittenFile, ...]: ...
+def open_block_pass(walk: Walk, number: int, inputs: CapturedInputs) -> BlockPass:
+    """The pass of block ``number``. ``inputs``: of its stack."""
+    if walk.context.plans[number][0].index is None:
+        return _TransitionPass(walk, number, inputs)
+    return _StackBlockPass(walk, number, inputs.running)
 
 
-def passage_of(walk: Walk, number: int, calls: Calls) -> Passage:
-    return _Border(walk, number, calls) if walk.plans[number][0].index is None else _Block(walk, number, calls.running)
+class _StackBlockPass:
+    """Hidden states in, hidden states out. Each state is on disk before the next is computed."""
 
-
-class _Block:
-    """Hidden states in, hidden states out: each is on disk before the next is computed."""
-
-    def __init__(self, walk: Walk, number: int, calls: Calls) -> None:
-        self._walk, self._number, self.calls = walk, number, calls
-        self._rows = _rows_by_stream(walk.treatment, calls)
-        if number + 1 == len(walk.plans):  # nobody looks at the rows that were fitted on
-            self._rows["quantized"] = (*calls.held_out, *calls.variants)
+    def __init__(self, walk: Walk, number: int, inputs: CapturedInputs) -> None:
+        self._context, self._number, self.inputs = walk.context, number, inputs
+        self._rows = walk.rows_by_stream(inputs)
+        if number + 1 == len(walk.context.plans):  # behind the last block nothing reads the rows that were fitted on
+            self._rows["quantized"] = (*inputs.held_out, *inputs.variants)
 
     @contextmanager
-    def open(self) -> Iterator[Pass]:
-        walk, number = self._walk, self._number
-        hidden = HiddenStates(walk.work, self.calls, number)
-        self._writer = ChainWriter(walk.work, number, self.calls, self._rows)
+    def open(self) -> Iterator[RunRow]:
+        context = self._context
+        hidden = HiddenStates(context.work, self.inputs, self._number)
+        self._writer = StatesWriter(context.work, self._number, self.inputs, self._rows)
         try:
-            with _through_block(walk.blueprint, walk.plans[number][0], self.calls, hidden) as passing:
-                yield passing
+            with _running_block(context.blueprint, context.plans[self._number][0], self.inputs, hidden) as run_row:
+                yield run_row
         finally:
             self._writer.discard()
 
-    def take(self, stream: Stream, rows: Sequence[Call], passing: Pass) -> None:
-        for call in rows:
-            stop_if(self._walk.should_stop)
-            self._writer.add(stream, call, passing(call, stream))
+    def take(self, stream: Stream, rows: Sequence[CapturedRow], run_row: RunRow) -> None:
+        for row in rows:
+            stop_if(self._context.should_stop)
+            self._writer.add(stream, row, run_row(row, stream))
 
-    def finish(self, passing: Pass) -> tuple[WrittenFile, ...]:
-        """Run the quantized block."""
-        self.take("quantized", self._rows["quantized"], passing)
+    def finish(self, run_row: RunRow) -> tuple[WrittenFile, ...]:
+        self.take("quantized", self._rows["quantized"], run_row)
         return (self._writer.finish(),)
 
 
-class _Border:
-    """What lies behind the blocks of a stack: hidden states in, calls of the next stack out."""
+class _TransitionPass:
+    """The part behind the blocks of a stack: hidden states in, inputs of the next stack out."""
 
-    def __init__(self, walk: Walk, number: int, calls: Calls) -> None:
-        self._walk, self._number, self.calls = walk, number, calls
+    def __init__(self, walk: Walk, number: int, inputs: CapturedInputs) -> None:
+        self._context, self._number, self.inputs = walk.context, number, inputs
 
     @contextmanager
-    def open(self) -> Iterator[Cross]:
-        walk, number = self._walk, self._number
-        last, following = walk.plans[number - 1][0], walk.plans[number + 1][0].stack
-        self._writer = CrossingWriter(walk.work, number + 1, self.calls)
+    def open(self) -> Iterator[Transition]:
+        context, number = self._context, self._number
+        last, following = context.plans[number - 1][0], context.plans[number + 1][0].stack
+        self._writer = NextInputsWriter(context.work, number + 1, self.inputs)
         try:
-            with to_the_next_stack(walk.blueprint, last, following, self.calls, walk.work) as cross:
-                yield cross
+            with stack_transition(context.blueprint, last, following, self.inputs, context.work) as transition:
+                yield transition
         finally:
             self._writer.discard()
 
-    def take(self, stream: Stream, rows: Sequence[Call], passing: Cross) -> None:
-        self._writer.take(rows, stream, passing, self._walk.should_stop)
+    def take(self, stream: Stream, rows: Sequence[CapturedRow], run_row: Transition) -> None:
+        self._writer.take(rows, stream, run_row, self._context.should_stop)
 
-    def finish(self, passing: Cross) -> tuple[WrittenFile, ...]:
-        self.take("quantized", (*self.calls.rows, *self.calls.variants), passing)
-        return self._writer.finish(self._walk.fingerprint).files
+    def finish(self, run_row: Transition) -> tuple[WrittenFile, ...]:
+        self.take("quantized", (*self.inputs.rows, *self.inputs.variants), run_row)
+        return self._writer.finish(self._context.fingerprint).files
+
+
+@contextmanager
+def _running_block(
+    blueprint: Blueprint, plan: GroupPlan, inputs: CapturedInputs, hidden: HiddenStates
+) -> Iterator[RunRow]:
+    """``plan``: any of the block's. ``hidden``: the block's inputs."""
+    assert plan.index is not None, "a block, not the part behind its stack"
+    device = blueprint.device
+    with open_block_runner(blueprint.module(plan.stack), plan.index, plan.stack) as runner:
+
+        def run_row(row: CapturedRow, stream: Stream) -> Tensor:
+            state = hidden.read(stream, row).to(device)
+            return runner.run(inputs.arguments(row, device, stream), state).cpu()
+
+        yield run_row

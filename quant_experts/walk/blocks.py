@@ -1,9 +1,10 @@
-"""Walk a model block by block, so that memory is one block and not one model (method.md, section 7).
+"""Walk a model block by block, so that memory holds one block and not one model (method.md, section 7).
 
-For each block: read it, run it in full precision to observe its groups, fit them, run it rounded to nearest for the
-baseline, put the quantized layers in place, run it again for the next block's inputs, write everything down, forget it.
-Stack by stack: behind the last block of one the rows cross over to the next (``crossing.py``); what the model has there
-is one block more, whose outputs are the next stack's calls.
+For each block: load it; run it in full precision and observe its groups; fit them; run it rounded to nearest for the
+baseline; install the quantized layers; run it again for the next block's inputs; store everything; unload it.
+The stacks follow one another: behind the last block of a stack the rows go over to the next
+(``stack_transition.py``). The part of the model between two stacks, if it is quantized, is one block more; its outputs
+are the next stack's inputs.
 """
 
 from __future__ import annotations
@@ -17,24 +18,73 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from quant_experts.calibration.captured_inputs import Calls
+from quant_experts.calibration.captured_inputs import CapturedInputs
 from quant_experts.checkpoint.layout import install_group
 from quant_experts.crash_points import reach
-from quant_experts.errors import Stopped
 from quant_experts.forward.modeling_quant_experts import dequantized_weights
-from quant_experts.model.blueprint import Blueprint, around_blocks, empty, fill
+from quant_experts.model.blueprint import Blueprint, load, loaded, modules_around_blocks, unload
 from quant_experts.model.groups import GroupPlan, walked_modules
+from quant_experts.model.run_context import RunContext
 from quant_experts.model.tensor_file import write_tensors
-from quant_experts.progress import BlockFinished, GroupFitted, OnEvent, ShouldStop, WrittenFile
+from quant_experts.progress import BlockFinished, GroupFitted, WrittenFile, stop_if
 from quant_experts.report.data import BlockReport
-from quant_experts.walk.baseline import is_baseline, rounded_to_nearest
-from quant_experts.walk.block_pass import Walk, calls_for, passage_of
-from quant_experts.walk.file_lifetimes import Route
-from quant_experts.walk.fit_in_block import fit_in_block
-from quant_experts.walk.group_settings import Treatment
+from quant_experts.walk.baseline import is_baseline, layers_rounded_to_nearest
+from quant_experts.walk.block_pass import BlockPass, Walk, open_block_pass, stack_inputs
+from quant_experts.walk.file_lifetimes import FileLifetimes
+from quant_experts.walk.fit_in_block import GroupInBlock, fit_in_block
+from quant_experts.walk.group_settings import GroupSettings
 from quant_experts.walk.observe import observe_block
 from quant_experts.walk.resume_files import FinishedBlock, block_file, commit_block, finished_prefix
-from quant_experts.walk.stack_transition import calls_at
+from quant_experts.walk.stack_transition import stored_stack_inputs
+
+
+def walk(
+    context: RunContext, inputs: CapturedInputs, settings: GroupSettings, *, keep_superseded: bool = False
+) -> list[FinishedBlock]:
+    """Quantize every block that the work directory does not hold finished; returns all of them, in order.
+
+    ``inputs``: of the first stack. ``context.fingerprint``: of finished blocks, see :meth:`GroupSettings.fingerprint`.
+    Emits BlockFinished for each block, and GroupFitted for each group that is fitted now. When ``on_event`` returns
+    from a BlockFinished, its ``superseded`` files are deleted; with ``keep_superseded`` the caller deletes them.
+    Raises Stopped when ``should_stop`` says so, NumericalFailure and InvalidModel naming what failed.
+    """
+    plans, work = context.plans, context.work
+    lifetimes = FileLifetimes.of(plans, context.blueprint.model.config)
+    finished = finished_prefix(work, lifetimes.states, context.fingerprint)
+    for block in finished:
+        # Files that were superseded since are gone, and no resume asks for them.
+        present = tuple(file for file in block.files if (work / file.name).is_file())
+        context.on_event(_event(replace(block, files=present), len(plans), superseded=(), resumed=True))
+    state = Walk(context, settings, lifetimes)
+    for number in range(len(finished), len(plans)):
+        stop_if(context.should_stop, f"before block {number}; a later run goes on from there")
+        with _stack_loaded(context, number):
+            inputs = stack_inputs(state, number, inputs)
+            block = _BlockWalk(state, number, inputs).run()
+        finished.append(block)
+        reach("block.finished")
+        superseded = lifetimes.superseded(work, number)
+        context.on_event(_event(block, len(plans), superseded=superseded, resumed=False))
+        for name in () if keep_superseded else superseded:
+            (work / name).unlink(missing_ok=True)
+    return finished
+
+
+def last_stack_inputs(context: RunContext, inputs: CapturedInputs) -> CapturedInputs:
+    """The inputs of the last stack, after the walk. ``inputs``: of the first."""
+    first = FileLifetimes.of(context.plans, context.blueprint.model.config).first_of[-1]
+    stored = stored_stack_inputs(context.work, first, inputs, context.fingerprint)
+    assert stored is not None, "the walk has stored them"
+    return stored
+
+
+@contextmanager
+def _stack_loaded(context: RunContext, number: int) -> Iterator[None]:
+    """Load what every forward of the block's stack needs. For the last stack it is in memory all the time."""
+    stack = context.plans[number][0].stack
+    is_last = stack == context.plans[-1][0].stack
+    with loaded(context.blueprint, *([] if is_last else modules_around_blocks(context.blueprint, stack))):
+        yield
 
 
 @dataclass
@@ -55,142 +105,97 @@ class _Clock:
         return round(time.monotonic() - self.started, 3)
 
 
-def walk(
-    blueprint: Blueprint,
-    plans: Sequence[Sequence[GroupPlan]],
-    calls: Calls,
-    treatment: Treatment,
-    *,
-    work: Path,
-    fingerprint: str,
-    on_event: OnEvent,
-    should_stop: ShouldStop,
-    keep_superseded: bool = False,
-) -> list[FinishedBlock]:
-    """Quantize every block that ``work`` does not hold finished; all of them, in order. ``calls``: of the first stack.
+class _BlockWalk:
+    """One block, from its weights to its record in the work directory."""
 
-    Emits BlockFinished for each, and GroupFitted for each group that is fitted now. When ``on_event`` returns from a
-    BlockFinished its ``superseded`` files are deleted, unless ``keep_superseded`` leaves that to a caller who reads
-    them in his own time.
-    Raises Stopped when ``should_stop`` says so, NumericalFailure and InvalidModel naming what failed.
-    """
-    route = Route.of(plans, blueprint.model.config)
-    finished = finished_prefix(work, route.states, fingerprint)
-    for block in finished:
-        # What was superseded since is gone, and no resume will ask for it.
-        there = tuple(file for file in block.files if (work / file.name).is_file())
-        on_event(_event(replace(block, files=there), len(plans), superseded=(), resumed=True))
-    walked = Walk(blueprint, plans, route, treatment, work, fingerprint, on_event, should_stop)
-    for number in range(len(finished), len(plans)):
-        if should_stop():
-            raise Stopped(f"stopped before block {number}; a later run goes on from there")
-        with _in_memory(blueprint, plans, number):
-            calls = calls_for(walked, number, calls)
-            block = _walk_block(walked, number, calls)
-        finished.append(block)
-        reach("block.finished")
-        superseded = route.superseded(work, number)
-        on_event(_event(block, len(plans), superseded=superseded, resumed=False))
-        for name in () if keep_superseded else superseded:
-            (work / name).unlink(missing_ok=True)
-    return finished
+    def __init__(self, walk: Walk, number: int, inputs: CapturedInputs) -> None:
+        """``inputs``: of the block's stack."""
+        self._walk, self._context, self._settings = walk, walk.context, walk.settings
+        self._blueprint, self._plans = walk.context.blueprint, walk.context.plans[number]
+        self._number, self._inputs = number, inputs
+        self._place = (None, None, None) if walk.lifetimes.is_single else _place(self._plans[0])
+        self._clock = _Clock()
 
+    def run(self) -> FinishedBlock:
+        with self._clock.phase("read"):
+            for name in walked_modules(self._plans):
+                load(self._blueprint, name)
+        groups, tensors, states = self._quantize(open_block_pass(self._walk, self._number, self._inputs))
+        with self._clock.phase("write"):
+            reach("chain.written")
+            file = _write_block(self._context.work, self._number, tensors)
+            reach("block.written")
+        _unload_block(self._blueprint, self._plans)
+        return self._commit(groups, (file, *states, *self._stack_files()))
 
-def calls_behind(
-    plans: Sequence[Sequence[GroupPlan]], calls: Calls, work: Path, fingerprint: str, blueprint: Blueprint
-) -> Calls:
-    """The calls of the last stack, after the walk. ``calls``: of the first."""
-    first = Route.of(plans, blueprint.model.config).first_of[-1]
-    found = calls_at(work, first, calls, fingerprint)
-    assert found is not None, "the walk has left them"
-    return found
+    def _quantize(self, block_pass: BlockPass) -> tuple[list[GroupInBlock], dict[str, Tensor], tuple[WrittenFile, ...]]:
+        """The fitted groups, all tensors of the block, and the files with what it puts out."""
+        rows, spec = block_pass.inputs, self._settings.spec
+        with block_pass.open() as run_row:
+            with self._clock.phase("observe"):
+                observations = observe_block(self._context, self._plans, self._inputs.running, run_row, spec)
+                block_pass.take("full", (*rows.held_out, *rows.variants), run_row)
+            groups = []
+            for plan in self._plans:
+                with self._clock.phase("fit"):
+                    groups.append(fit_in_block(self._blueprint, plan, observations.pop(plan.name), self._settings))
+                fitted = GroupFitted(self._number, len(self._context.plans), groups[-1].report, *self._place)
+                self._context.on_event(fitted)
+                stop_if(self._context.should_stop, f"inside block {self._number}; a later run begins it anew")
+            tensors = _unchanged_tensors(self._blueprint, self._plans)
+            if not is_baseline(spec):
+                entries = [group.entry for group in groups]
+                with (
+                    self._clock.phase("baseline"),
+                    layers_rounded_to_nearest(self._blueprint, self._plans, entries),
+                ):
+                    block_pass.take("baseline", rows.held_out, run_row)
+            with self._clock.phase("forward"):
+                for group in groups:
+                    install_group(self._blueprint.model, group.entry, group.tensors)
+                    tensors.update(group.tensors)
+                with _dequantized(self._blueprint, self._plans):
+                    states = block_pass.finish(run_row)
+        return groups, tensors, states
 
+    def _stack_files(self) -> tuple[WrittenFile, ...]:
+        """The first block of a stack lists the files of the stack's inputs, unless the part before it has done so."""
+        plans, number = self._context.plans, self._number
+        is_listed = number > 0 and plans[number - 1][0].index is None
+        return self._inputs.files if number == self._inputs.first and not is_listed else ()
 
-@contextmanager
-def _in_memory(blueprint: Blueprint, plans: Sequence[Sequence[GroupPlan]], number: int) -> Iterator[None]:
-    """What every forward of the block's stack needs, where the walk has several; else it is there all the time."""
-    stack = plans[number][0].stack
-    names = [] if stack == plans[-1][0].stack else around_blocks(blueprint, stack)
-    for name in names:
-        fill(blueprint, name)
-    try:
-        yield
-    finally:
-        for name in names:
-            empty(blueprint, name)
-
-
-def _walk_block(walk: Walk, number: int, calls: Calls) -> FinishedBlock:
-    blueprint, plans, clock = walk.blueprint, walk.plans[number], _Clock()
-    stack, index, part = (None, None, None) if walk.route.is_single else _place(plans[0])
-    running = calls.running
-    passage = passage_of(walk, number, calls)
-    with clock.phase("read"):
-        for name in walked_modules(plans):
-            fill(blueprint, name)
-    with passage.open() as passing:
-        with clock.phase("observe"):
-            observed = observe_block(blueprint, plans, running, passing, walk.treatment.spec, walk.should_stop)
-            passage.take("full", (*passage.calls.held_out, *passage.calls.variants), passing)
-        groups = []
-        for plan in plans:
-            with clock.phase("fit"):
-                groups.append(fit_in_block(blueprint, plan, observed.pop(plan.name), walk.treatment))
-            walk.on_event(GroupFitted(number, len(walk.plans), groups[-1].report, stack, index, part))
-            if walk.should_stop():
-                raise Stopped(f"stopped inside block {number}; a later run begins it anew")
-        entries = [group.entry for group in groups]
-        tensors = _block_tensors(blueprint, plans)
-        if not is_baseline(walk.treatment.spec):
-            with clock.phase("baseline"), rounded_to_nearest(blueprint, plans, entries):
-                passage.take("baseline", passage.calls.held_out, passing)
-        with clock.phase("forward"):
-            for group in groups:
-                install_group(blueprint.model, group.entry, group.tensors)
-                tensors.update(group.tensors)
-            with _dequantized(blueprint, plans):
-                states = passage.finish(passing)
-    with clock.phase("write"):
-        reach("chain.written")
-        file = _write_block(walk.work, number, tensors)
-        reach("block.written")
-    _forget(blueprint, plans)
-    report = BlockReport(
-        block=number,
-        stack=stack,
-        index=index,
-        part=part,
-        seconds=clock.total,
-        seconds_by_phase=dict(clock.seconds),
-        groups=[group.report for group in groups],
-    )
-    return commit_block(
-        walk.work,
-        report=report,
-        groups=entries,
-        bits=(sum(group.bits[0] for group in groups), sum(group.bits[1] for group in groups)),
-        files=(file, *states, *_calls_that_come_with(walk, number, calls)),
-        fingerprint=walk.fingerprint,
-    )
+    def _commit(self, groups: Sequence[GroupInBlock], files: tuple[WrittenFile, ...]) -> FinishedBlock:
+        stack, index, part = self._place
+        report = BlockReport(
+            block=self._number,
+            stack=stack,
+            index=index,
+            part=part,
+            seconds=self._clock.total,
+            seconds_by_phase=dict(self._clock.seconds),
+            groups=[group.report for group in groups],
+        )
+        return commit_block(
+            self._context.work,
+            report=report,
+            groups=[group.entry for group in groups],
+            bits=(sum(group.bits[0] for group in groups), sum(group.bits[1] for group in groups)),
+            files=files,
+            fingerprint=self._context.fingerprint,
+        )
 
 
 def _place(plan: GroupPlan) -> tuple[str, int | None, str | None]:
-    """Stack, number in it, and what it is that lies behind its blocks."""
+    """The stack, the block's number in it, and the name of the part behind its blocks, if the plan belongs to that."""
     return plan.stack.name, plan.index, plan.stack.part if plan.index is None else None
 
 
-def _calls_that_come_with(walk: Walk, number: int, calls: Calls) -> tuple[WrittenFile, ...]:
-    """The first block of a stack brings its calls, unless what lies before it has done so."""
-    brought = number > 0 and walk.plans[number - 1][0].index is None
-    return calls.files if number == calls.first and not brought else ()
-
-
-def _block_tensors(blueprint: Blueprint, plans: Sequence[GroupPlan]) -> dict[str, Tensor]:
-    """What stays as it is in the block: norms, biases. On the CPU, under in-memory names."""
+def _unchanged_tensors(blueprint: Blueprint, plans: Sequence[GroupPlan]) -> dict[str, Tensor]:
+    """The tensors of the block that no group replaces: norms, biases. On the CPU, under in-memory names."""
     replaced = {f"{plan.parent}.{layer}.weight" for plan in plans for layer in plan.layers}
     names = [name for module in walked_modules(plans) for name in blueprint.weights.names_under(module)]
-    kept = (name for name in names if name not in replaced)
-    return {name: blueprint.model.get_parameter_or_buffer(name).detach().cpu() for name in kept}
+    unchanged = (name for name in names if name not in replaced)
+    return {name: blueprint.model.get_parameter_or_buffer(name).detach().cpu() for name in unchanged}
 
 
 @contextmanager
@@ -204,13 +209,13 @@ def _dequantized(blueprint: Blueprint, plans: Sequence[GroupPlan]) -> Iterator[N
 def _write_block(work: Path, number: int, tensors: dict[str, Tensor]) -> WrittenFile:
     layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in sorted(tensors.items())}
     written = write_tensors(work / block_file(number), layout, sorted(tensors.items()))
-    return WrittenFile(block_file(number), written.bytes, written.sha256)
+    return replace(written, name=block_file(number))
 
 
-def _forget(blueprint: Blueprint, plans: Sequence[GroupPlan]) -> None:
+def _unload_block(blueprint: Blueprint, plans: Sequence[GroupPlan]) -> None:
     """Drop the block's tensors, the quantized ones included."""
     for name in walked_modules(plans):
-        empty(blueprint, name)
+        unload(blueprint, name)
     if blueprint.device.type == "cuda":
         torch.cuda.empty_cache()
 

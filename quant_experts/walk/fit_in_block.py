@@ -1,4 +1,4 @@
-"""One planned group of the block that is in memory: fitted, measured on held-out tokens, as tensors to store."""
+"""Fit one input group of the block in memory, measure it on held-out tokens, and turn it into tensors to store."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from quant_experts.model.blueprint import Blueprint
 from quant_experts.model.groups import GroupPlan
 from quant_experts.report.data import GroupReport
 from quant_experts.walk.baseline import baseline_error, is_baseline
-from quant_experts.walk.group_settings import Treatment
-from quant_experts.walk.observe import Observed, group_weights
+from quant_experts.walk.group_settings import GroupSettings
+from quant_experts.walk.observe import GroupObservation, group_weights
 
 
 @dataclass(frozen=True)
 class GroupInBlock:
-    """``entry``: for quantization_config; ``tensors``: by full name, on the CPU; ``bits``: (all, base alone) stored."""
+    """A fitted group. ``entry``: for quantization_config. ``tensors``: by full name, on the CPU. ``bits``: stored bits,
+    (all, base alone)."""
 
     report: GroupReport
     entry: dict[str, Any]
@@ -30,27 +31,29 @@ class GroupInBlock:
     bits: tuple[int, int]
 
 
-def fit_in_block(blueprint: Blueprint, plan: GroupPlan, observed: Observed, treatment: Treatment) -> GroupInBlock:
-    """The block holds its full-precision weights, and still does so afterwards.
+def fit_in_block(
+    blueprint: Blueprint, plan: GroupPlan, observation: GroupObservation, settings: GroupSettings
+) -> GroupInBlock:
+    """Fit the group. The block holds its full-precision weights before and after.
 
     Raises NumericalFailure naming the group, InvalidSpec for an unknown choice.
     """
     weights = group_weights(blueprint, plan)
-    spec = treatment.spec_of(plan.name)
+    spec = settings.spec_of(plan.name)
     fitted = fit_group(
         plan.name,
         weights,
-        observed.observation,
+        observation.observation,
         spec,
         scale_dtype=adapter_dtype(blueprint.dtype),
-        modality_weights=treatment.modality_weights.get(plan.name, EQUAL_WEIGHTS),
+        modality_weights=settings.modality_weights.get(plan.name, EQUAL_WEIGHTS),
     )
     scale_dtype = weight_scale_dtype(spec, blueprint.dtype)
     ranks = spec.ranks_for(rows=sum(plan.outs), width=plan.width, layers=len(plan.layers))
     tensors = group_tensors(fitted, plan, dtype=blueprint.dtype, scale_dtype=scale_dtype)
     bits = stored_bits(tensors)
-    errors = evaluate_group(fitted, weights, observed.tokens, observed.vision)
-    error_bf16, bits_bf16 = _with_adapters_in_bf16(blueprint, plan, fitted, weights, observed, scale_dtype)
+    errors = evaluate_group(fitted, weights, observation.tokens, observation.vision)
+    error_bf16, bits_bf16 = _with_adapters_in_bf16(blueprint, plan, fitted, weights, observation, scale_dtype)
     report = GroupReport(
         name=plan.name,
         block=plan.block,
@@ -67,12 +70,12 @@ def fit_in_block(blueprint: Blueprint, plan: GroupPlan, observed: Observed, trea
         error_rtn=errors.error.routed
         if is_baseline(spec)
         else baseline_error(
-            fitted, weights, observed.tokens, observed.vision, scale_dtype=adapter_dtype(blueprint.dtype)
+            fitted, weights, observation.tokens, observation.vision, scale_dtype=adapter_dtype(blueprint.dtype)
         ),
         error_bf16=error_bf16,
         effective_bits_bf16=bits_bf16,
-        channels=describe_channels(observed.observation, observed.importance, observed.tokens, spec, ranks),
-        sensitivity=treatment.sensitivity.get(plan.name),
+        channels=describe_channels(observation.observation, observation.importance, observation.tokens, spec, ranks),
+        sensitivity=settings.sensitivity.get(plan.name),
         warnings=list(fitted.warnings),
     )
     return GroupInBlock(report, group_config(fitted, plan, dtype=blueprint.dtype), tensors, bits)
@@ -83,13 +86,13 @@ def _with_adapters_in_bf16(
     plan: GroupPlan,
     fitted: FittedGroup,
     weights: dict[str, Tensor],
-    observed: Observed,
+    observation: GroupObservation,
     scale_dtype: torch.dtype,
 ) -> tuple[float | None, float | None]:
     """Error and stored bits per weight of the same group without int8 adapters; None where it has none."""
     other = fitted.in_bf16
     if other is None:
         return None, None
-    error = evaluate_group(other, weights, observed.tokens, observed.vision).error.routed
+    error = evaluate_group(other, weights, observation.tokens, observation.vision).error.routed
     tensors = group_tensors(other, plan, dtype=blueprint.dtype, scale_dtype=scale_dtype)
     return error, stored_bits(tensors)[0] / plan.weights

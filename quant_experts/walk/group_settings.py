@@ -1,22 +1,21 @@
-"""What each input group is to get: its bits, and what errors on its vision and text tokens count."""
+"""How each input group is fitted: its bits, and the weights of errors on its vision and text tokens."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 from quant_experts.fit.problem import ModalityWeights
+from quant_experts.model.tensor_file import json_digest
 from quant_experts.report.data import GroupSensitivity, MixedPrecision
 from quant_experts.spec.specification import QuantizationSpec
 
 
 @dataclass(frozen=True)
-class Treatment:
-    """Group names are full names. Groups that a mapping does not have get what the spec says.
+class GroupSettings:
+    """Mappings from full group names. For a group that a mapping lacks, the spec decides.
 
-    ``weight_bits``: of the groups that keep more than the scheme's. ``modality_weights``, ``sensitivity``: as measured.
+    ``weight_bits``: of the groups with more bits than the scheme's. ``modality_weights``, ``sensitivity``: as measured.
     """
 
     spec: QuantizationSpec
@@ -31,12 +30,13 @@ class Treatment:
         return self.spec if bits is None else self.spec.with_weight_bits(bits)
 
     def fingerprint(self, run: str) -> str:
-        """What finished blocks have to agree on to be taken over: the run, and what was decided while it ran.
+        """The fingerprint under which blocks are stored: of the run, and of the decisions that it took.
 
-        Should measurements be lost and come out differently elsewhere, no two decisions get mixed in one model.
+        Measurements that were lost may come out differently on another machine. Blocks of two decisions must not meet
+        in one model.
         """
         if not (self.weight_bits or self.modality_weights):
             return run
         weights = {name: asdict(pair) for name, pair in self.modality_weights.items()}
         decided = [run, self.spec.scheme, dict(self.weight_bits), weights]
-        return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
+        return json_digest(decided)

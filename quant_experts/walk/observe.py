@@ -1,4 +1,4 @@
-"""Run one block in full precision and gather what its input groups see."""
+"""Run one block in full precision and collect the statistics of its input groups (method.md, section 3)."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quant_experts.calibration.captured_inputs import Call, Calls, Stream
+from quant_experts.calibration.captured_inputs import CapturedInputs, CapturedRow, Stream
 from quant_experts.fit.statistics import GroupStatistics, Observation, TokenReservoir, channel_importance
+from quant_experts.model.block_runner import hooked
 from quant_experts.model.blueprint import Blueprint
 from quant_experts.model.groups import GroupPlan
-from quant_experts.progress import ShouldStop, stop_if
+from quant_experts.model.run_context import RunContext
+from quant_experts.progress import stop_if
 from quant_experts.spec.specification import QuantizationSpec
+from quant_experts.walk.baseline import group_layers
 
 HELD_OUT_TOKENS = 2048
-"""Held-out tokens kept per group to measure its errors on: a mean over 2048 tokens is uncertain in its third digit."""
+"""Held-out tokens per group on which its errors are measured: a mean over 2048 is uncertain in its third digit."""
 
 
 @dataclass(frozen=True)
-class Observed:
+class GroupObservation:
     """``observation``: of the rows to fit. ``importance``: (d,) float32, of the group's weights. ``tokens``: (T, d) of
     held-out rows in the model's dtype; ``vision``: (T,) bool."""
 
@@ -33,16 +36,16 @@ class Observed:
 
 
 @dataclass
-class _Gatherer:
-    """Receives one group's inputs; ``vision``, ``held_out`` and ``first_half`` are those of the row that is running.
+class _GroupObserver:
+    """A hook that receives one group's inputs. ``vision``, ``held_out`` and ``first_half`` describe the current row.
 
-    ``plan``: says whether the tokens are those of the row at all, or pieces of images or audio without exception.
+    Where the group's stack reads images or audio alone, the stack decides the modality of its tokens, not the row.
     """
 
     plan: GroupPlan
     statistics: GroupStatistics
     importance: Tensor
-    held: TokenReservoir
+    held_out_tokens: TokenReservoir
     vision: Tensor | None = None
     held_out: bool = False
     first_half: bool = True
@@ -54,71 +57,65 @@ class _Gatherer:
         if self.plan.stack.media is not None or self.plan.of_memory:
             vision = torch.full(x.shape[:1], self.plan.stack.media == "image", device=x.device)
         if self.held_out:
-            self.held.update(x, vision)
+            self.held_out_tokens.update(x, vision)
         else:
             self.statistics.update(x, vision, first_half=self.first_half)
 
 
 def observe_block(
-    blueprint: Blueprint,
+    context: RunContext,
     plans: Sequence[GroupPlan],
-    calls: Calls,
-    passing: Callable[[Call, Stream], object],
+    inputs: CapturedInputs,
+    run_row: Callable[[CapturedRow, Stream], object],
     spec: QuantizationSpec,
-    should_stop: ShouldStop,
-) -> dict[str, Observed]:
-    """Observations of every group by name, while the rows pass the block, which holds its full-precision weights.
+) -> dict[str, GroupObservation]:
+    """Run the rows through the block, which holds its full-precision weights; group name → observation.
 
-    ``calls``: of the rows that reach the block. Statistics are of the quantized prefix's hidden states, because those
-    are what the quantized block will meet. Rows to fit belong to two halves in turn.
+    ``plans``: of the block. ``inputs``: of the rows that reach it. The rows travel in the quantized stream, because the
+    quantized block will receive that one. Rows to fit alternate between two halves.
     Raises NumericalFailure naming a group whose input is not finite; Stopped between rows.
     """
-    device = blueprint.device
-    with _gatherers(blueprint, plans, spec) as gatherers:
-        for place, call in enumerate(calls.rows):
-            stop_if(should_stop)
-            vision = calls.vision(call).to(device)
-            for gatherer in gatherers.values():
-                gatherer.vision, gatherer.held_out, gatherer.first_half = vision, call.held_out, place % 2 == 0
-            passing(call, "quantized")
-    return {name: _finish(gatherer) for name, gatherer in gatherers.items()}
+    device = context.blueprint.device
+    with _group_observers(context.blueprint, plans, spec) as observers:
+        for place, row in enumerate(inputs.rows):
+            stop_if(context.should_stop)
+            vision = inputs.vision(row).to(device)
+            for observer in observers.values():
+                observer.vision, observer.held_out, observer.first_half = vision, row.held_out, place % 2 == 0
+            run_row(row, "quantized")
+    return {name: _finish(observer) for name, observer in observers.items()}
 
 
 def group_weights(blueprint: Blueprint, plan: GroupPlan) -> dict[str, Tensor]:
     """Layer name → (out, d), the weights that the block holds now."""
-    parent = blueprint.model.get_submodule(plan.parent)
-    return {layer: parent.get_submodule(layer).weight.detach() for layer in plan.layers}
+    layers = group_layers(blueprint, plan)
+    return {name: layer.weight.detach() for name, layer in zip(plan.layers, layers, strict=True)}
 
 
 @contextmanager
-def _gatherers(
+def _group_observers(
     blueprint: Blueprint, plans: Sequence[GroupPlan], spec: QuantizationSpec
-) -> Iterator[dict[str, _Gatherer]]:
-    gatherers: dict[str, _Gatherer] = {}
-    hooks = []
-    try:
-        for plan in plans:
-            stacked = torch.cat(list(group_weights(blueprint, plan).values()))
-            importance = channel_importance(stacked)
-            statistics = GroupStatistics(
-                plan.name,
-                plan.width,
-                importance,
-                important_channels=spec.important_channels,
-                reservoir=spec.reservoir,
-                seed=spec.seed,
-                device=blueprint.device,
-            )
-            held = TokenReservoir(HELD_OUT_TOKENS, seed=spec.seed, name=f"{plan.name}.held_out")
-            gatherers[plan.name] = _Gatherer(plan, statistics, importance, held)
-            first = blueprint.model.get_submodule(f"{plan.parent}.{plan.layers[0]}")
-            hooks.append(first.register_forward_pre_hook(gatherers[plan.name]))
-        yield gatherers
-    finally:
-        for hook in hooks:
-            hook.remove()
+) -> Iterator[dict[str, _GroupObserver]]:
+    observers = {plan.name: _observer(blueprint, plan, spec) for plan in plans}
+    with hooked(group_layers(blueprint, plan)[0].register_forward_pre_hook(observers[plan.name]) for plan in plans):
+        yield observers
 
 
-def _finish(gatherer: _Gatherer) -> Observed:
-    tokens, vision = gatherer.held.finish()
-    return Observed(gatherer.statistics.finish(), gatherer.importance, tokens, vision)
+def _observer(blueprint: Blueprint, plan: GroupPlan, spec: QuantizationSpec) -> _GroupObserver:
+    importance = channel_importance(torch.cat(list(group_weights(blueprint, plan).values())))
+    statistics = GroupStatistics(
+        plan.name,
+        plan.width,
+        importance,
+        important_channels=spec.important_channels,
+        reservoir=spec.reservoir,
+        seed=spec.seed,
+        device=blueprint.device,
+    )
+    held_out = TokenReservoir(HELD_OUT_TOKENS, seed=spec.seed, name=f"{plan.name}.held_out")
+    return _GroupObserver(plan, statistics, importance, held_out)
+
+
+def _finish(observer: _GroupObserver) -> GroupObservation:
+    tokens, vision = observer.held_out_tokens.finish()
+    return GroupObservation(observer.statistics.finish(), observer.importance, tokens, vision)

@@ -1,15 +1,15 @@
-"""The work directory of a run: immutable files per walked block, and how much of them a later run may take over.
+"""The work directory of a run: immutable files per walked block, from which a later run resumes.
 
     fingerprint.json           what this run is: spec, model, rows
-    calls.safetensors/.json    calls of the first stack, of all rows (calls.py); of a model with one stack that is the
-                               language model, of others the next stack has ``calls-<number of its first block>``
+    calls.safetensors/.json    inputs of the first stack, of all rows (calibration/captured_inputs.py); a later stack
+                               has ``calls-<number of its first block>``
     blocks/00007.safetensors   every tensor of the quantized block, under in-memory names
     blocks/00007.json          its report and configuration, and the digests of all its files; written last
     chain/00007.safetensors    hidden states after the block, (1, tokens, d): ``quantized.<row>`` of all rows,
                                ``full.<row>`` of held-out ones and their variants in full precision,
                                ``baseline.<row>`` of held-out ones with every block so far rounded to nearest
 
-Hidden states are kept verbatim: computing them again would not be bit-identical on another machine.
+Hidden states are stored verbatim: another machine would not compute them bit-identically.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 import torch
 from torch import Tensor
 
-from quant_experts.calibration.captured_inputs import Call, Calls, Stream
+from quant_experts.calibration.captured_inputs import CapturedInputs, CapturedRow, Stream
 from quant_experts.errors import InvalidSpec
 from quant_experts.model.tensor_file import TensorFile, TensorWriter, file_digest, write_text
 from quant_experts.progress import WrittenFile
@@ -52,9 +52,9 @@ class FinishedBlock:
 
 
 def one_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
-    """``function`` for one caller of a work directory, its argument ``work``, at a time.
+    """Let only one process at a time run ``function`` on a work directory, its argument ``work``.
 
-    Raises InvalidSpec that names the other process. The lock goes with the process, however it ends.
+    Raises InvalidSpec that names the other process. The lock ends with the process, however that ends.
     """
 
     @functools.wraps(function)
@@ -73,7 +73,7 @@ def one_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         finally:
             if new:
-                with contextlib.suppress(OSError):  # it holds something: a later run goes on from there
+                with contextlib.suppress(OSError):  # not empty: a later run resumes from it
                     work.rmdir()
             os.close(descriptor)
 
@@ -100,7 +100,7 @@ def block_record(block: int) -> str:
     return f"blocks/{block:05d}.json"
 
 
-def chain_file(block: int) -> str:
+def states_file(block: int) -> str:
     return f"chain/{block:05d}.safetensors"
 
 
@@ -114,10 +114,10 @@ def claim_directory(work: Path, parts: dict[str, str]) -> None:
     path = work / FINGERPRINT
     if path.is_file():
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            recorded = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
-            found = {}
-        different = [name for name, digest in parts.items() if found.get(name) != digest]
+            recorded = {}
+        different = [name for name, digest in parts.items() if recorded.get(name) != digest]
         if different:
             raise InvalidSpec(
                 f"the work directory {work} holds a run with another {' and '.join(different)}; "
@@ -128,52 +128,43 @@ def claim_directory(work: Path, parts: dict[str, str]) -> None:
 
 
 class HiddenStates:
-    """The inputs of a block: what the block before left, or what its stack begins with. ``block``: among all that are
-    walked."""
+    """The inputs of a walked block: the states that the block before left, or those that its stack receives."""
 
-    def __init__(self, work: Path, calls: Calls, block: int) -> None:
-        self._calls = calls
-        self._file = TensorFile(work / chain_file(block - 1)) if block > calls.first else None
+    def __init__(self, work: Path, inputs: CapturedInputs, block: int) -> None:
+        self._inputs = inputs
+        self._file = TensorFile(work / states_file(block - 1)) if block > inputs.first else None
 
-    def quantized(self, call: Call) -> Tensor:
-        """(1, tokens, d), CPU: behind the quantized prefix."""
-        return self.of_stream("quantized", call)
+    def read(self, stream: Stream, row: CapturedRow) -> Tensor:
+        """(1, tokens, d), on the CPU.
 
-    def full(self, call: Call) -> Tensor:
-        """(1, tokens, d), CPU: of the full-precision model; held-out rows and variants only."""
-        return self.of_stream("full", call)
-
-    def baseline(self, call: Call) -> Tensor:
-        """(1, tokens, d), CPU: behind the prefix rounded to nearest; held-out rows only.
-
-        Raises KeyError for a method that is itself rounding to nearest, whose baseline is the quantized stream.
+        Raises KeyError for a stream that the row does not travel in: ``full`` has held-out rows and variants only,
+        ``baseline`` held-out rows only, and no row where the method is itself rounding to nearest.
         """
-        return self.of_stream("baseline", call)
-
-    def of_stream(self, stream: Stream, call: Call) -> Tensor:
         if self._file is None:
-            return self._calls.embeddings(call, stream)
-        return self._file.read(f"{stream}.{call.index}")
+            return self._inputs.embeddings(row, stream)
+        return self._file.read(f"{stream}.{row.index}")
 
 
-class ChainWriter:
-    """The hidden states after a block, row by row as they are computed; nothing is visible until it is finished."""
+class StatesWriter:
+    """Writes the hidden states behind a block, row by row. Nothing is visible until :meth:`finish`."""
 
-    def __init__(self, work: Path, block: int, calls: Calls, rows: Mapping[Stream, Sequence[Call]]) -> None:
-        """``rows``: of each stream, in the order in which they will come."""
+    def __init__(
+        self, work: Path, block: int, inputs: CapturedInputs, rows: Mapping[Stream, Sequence[CapturedRow]]
+    ) -> None:
+        """``rows``: of each stream, in the order in which they are added."""
         self._block = block
         layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
         for stream, of_stream in rows.items():
-            for call in of_stream:
-                entry = calls.tensors.entries[f"{call.index}.embeddings"]
-                layout[f"{stream}.{call.index}"] = (entry.dtype, entry.shape)
-        self._writer = TensorWriter(work / chain_file(block), layout)
+            for row in of_stream:
+                entry = inputs.tensors.entries[f"{row.index}.embeddings"]
+                layout[f"{stream}.{row.index}"] = (entry.dtype, entry.shape)
+        self._writer = TensorWriter(work / states_file(block), layout)
 
-    def add(self, stream: Stream, call: Call, state: Tensor) -> None:
-        self._writer.add(f"{stream}.{call.index}", state)
+    def add(self, stream: Stream, row: CapturedRow, state: Tensor) -> None:
+        self._writer.add(f"{stream}.{row.index}", state)
 
     def finish(self) -> WrittenFile:
-        return replace(self._writer.finish(), name=chain_file(self._block))
+        return replace(self._writer.finish(), name=states_file(self._block))
 
     def discard(self) -> None:
         self._writer.discard()
@@ -188,7 +179,7 @@ def commit_block(
     files: tuple[WrittenFile, ...],
     fingerprint: str,
 ) -> FinishedBlock:
-    """Write the block's record, which makes it finished: its other files are durable already."""
+    """Write the block's record, which makes the block finished. Its other files are durable already."""
     record = {
         "fingerprint": fingerprint,
         "report": report.model_dump(mode="json"),
@@ -202,10 +193,10 @@ def commit_block(
 
 
 def finished_prefix(work: Path, states: Sequence[Sequence[str]], fingerprint: str) -> list[FinishedBlock]:
-    """The longest run of blocks from the first on whose files are whole, and after which the walk can go on.
+    """The finished blocks from the first on, up to the last one from which the walk can continue.
 
-    ``states``: for each block the files with which the walk goes on behind it. Of hidden states only those after the
-    last block are needed, and older ones are gone by design.
+    ``states``: for each block the files from which the walk continues behind it. Only the last block needs its hidden
+    states; older ones are deleted by design.
     """
     prefix: list[FinishedBlock] = []
     for block in range(len(states)):
@@ -240,6 +231,6 @@ def _read_block(work: Path, block: int, fingerprint: str) -> FinishedBlock | Non
 
 
 def _is_whole(work: Path, blocks: Sequence[FinishedBlock], name: str) -> bool:
-    wanted = next((file for block in blocks for file in block.files if file.name == name), None)
+    recorded = next((file for block in blocks for file in block.files if file.name == name), None)
     path = work / name
-    return wanted is not None and path.is_file() and file_digest(path) == wanted.sha256
+    return recorded is not None and path.is_file() and file_digest(path) == recorded.sha256

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from quant_experts.calibration.captured_inputs import Call, Calls
+from quant_experts.calibration.captured_inputs import CapturedInputs, CapturedRow
+from quant_experts.model.tensor_file import tensor_bytes
 
 
 class StateFile:
@@ -21,8 +20,8 @@ class StateFile:
     the program, so nothing is synchronised.
     """
 
-    def __init__(self, path: Path, streams: Iterable[str], calls: Calls, rows: Iterable[Call]) -> None:
-        entries = {call.index: calls.tensors.entries[f"{call.index}.embeddings"] for call in rows}
+    def __init__(self, path: Path, streams: Iterable[str], inputs: CapturedInputs, rows: Iterable[CapturedRow]) -> None:
+        entries = {row.index: inputs.tensors.entries[f"{row.index}.embeddings"] for row in rows}
         self._dtype = {index: entry.dtype for index, entry in entries.items()}
         self._shape = {index: entry.shape for index, entry in entries.items()}
         self._start: dict[tuple[str, int], int] = {}
@@ -34,22 +33,22 @@ class StateFile:
         self._file = path.open("w+b", buffering=0)
         self._file.truncate(end)
 
-    def write(self, stream: str, call: Call, state: Tensor) -> None:
+    def write(self, stream: str, row: CapturedRow, state: Tensor) -> None:
         """Raises ValueError when the state has not the dtype and shape of the row's embeddings."""
-        index = call.index
+        index = row.index
         if (state.dtype, tuple(state.shape)) != (self._dtype[index], self._shape[index]):
-            raise ValueError(f"{stream}, row {call.number}: a state of {state.dtype} {tuple(state.shape)} does not fit")
-        view = _bytes(state.detach().cpu().contiguous())
+            raise ValueError(f"{stream}, row {row.number}: a state of {state.dtype} {tuple(state.shape)} does not fit")
+        view = tensor_bytes(state.detach().cpu().contiguous())
         self._file.seek(self._start[stream, index])
         while view:
             view = view[self._file.write(view) :]
 
-    def read(self, stream: str, call: Call) -> Tensor:
+    def read(self, stream: str, row: CapturedRow) -> Tensor:
         """On the CPU, in memory of its own."""
-        index = call.index
+        index = row.index
         state = torch.empty(self._shape[index], dtype=self._dtype[index])
         self._file.seek(self._start[stream, index])
-        view = _bytes(state)
+        view = tensor_bytes(state)
         while view:
             count = self._file.readinto(view)
             if not count:
@@ -62,19 +61,13 @@ class StateFile:
 
 
 @contextmanager
-def temporary_states(path: Path, streams: Iterable[str], calls: Calls, rows: Iterable[Call]) -> Iterator[StateFile]:
+def temporary_states(
+    path: Path, streams: Iterable[str], inputs: CapturedInputs, rows: Iterable[CapturedRow]
+) -> Iterator[StateFile]:
     """A state file that is gone afterwards."""
-    states = StateFile(path, streams, calls, rows)
+    states = StateFile(path, streams, inputs, rows)
     try:
         yield states
     finally:
         states.close()
         path.unlink(missing_ok=True)
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    """The memory of a contiguous CPU tensor, not copied."""
-    if math.prod(tensor.shape) == 0:
-        return memoryview(b"")
-    flat: Any = tensor.view(-1).view(torch.uint8).numpy()
-    return memoryview(flat)

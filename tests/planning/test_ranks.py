@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quant_experts.checkpoint.stored_size import stored_group_bits
+from quant_experts.checkpoint.layout import stored_group_bits
 from quant_experts.model.groups import GroupPlan
 from quant_experts.planning.recipe import Recipe
 from quant_experts.spec.methods import DEFAULTS, PRESETS

@@ -16,7 +16,6 @@ from quant_experts.search import search as auto_search
 from quant_experts.sensitivity import mixed_precision
 from quant_experts.sensitivity import rows as sensitivity_rows
 from quant_experts.spec.specification import PRESETS, QuantizationSpec
-from quant_experts.walk import file_lifetimes as route
 from quant_experts.walk import observe
 
 
@@ -37,7 +36,6 @@ def test_the_constants_that_sizes_memory_and_time_follow_are_those_of_the_librar
     assert recipe.LEVELS == mixed_precision.LEVELS
     assert row_tokens.MOST_TOKENS == collate.MOST_TOKENS
     assert memory.HELD_OUT_TOKENS == observe.HELD_OUT_TOKENS
-    assert disk.KEPT_CHAINS == route.KEPT_CHAINS + 1
     assert disk.VARIED_ROWS == image_variants.MOST_ROWS
     assert seconds.VARIANTS == disk.VARIANTS_EACH * disk.VARIED_ROWS
     assert (disk.FEW_ROWS, disk.FEW_TOKENS) == (sensitivity_rows.ROWS, sensitivity_rows.TOKENS)

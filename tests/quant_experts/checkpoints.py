@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from quant_experts.checkpoint.layout import group_config, group_tensors, install_group
-from quant_experts.checkpoint.write import write_checkpoint
+from quant_experts.checkpoint.write import publish, staging_directory, write_files
 from quant_experts.fit.fitted import FittedGroup
 from quant_experts.fit.quantizer import quantize
 from quant_experts.model.groups import GroupPlan, plan_groups
@@ -32,7 +32,7 @@ class Parts:
 
     model: Any
     arguments: dict[str, Any]
-    """Of ``write_checkpoint``, all but ``output``."""
+    """Of ``write_files``, all but the directory."""
 
 
 def drawn_group(plan: GroupPlan, weights: list[Tensor], seed: int) -> FittedGroup:
@@ -106,8 +106,14 @@ def _save_block(block: nn.Module, prefix: str, path: Path) -> Path:
     return path
 
 
-def written(parts: Parts, output: Path, **changes: Any) -> Path:
-    write_checkpoint(**{**parts.arguments, "output": output, **changes})
+def written(
+    parts: Parts, output: Path, *, check: Callable[[Path], None] = lambda directory: None, **changes: Any
+) -> Path:
+    """``check``: called with the whole checkpoint before it gets its name."""
+    with staging_directory(output) as directory:
+        write_files(directory, **{**parts.arguments, **changes})
+        check(directory)
+        publish(directory, output)
     return output
 
 

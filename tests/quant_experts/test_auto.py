@@ -19,7 +19,7 @@ from quant_experts.report.data import AutoSearch, FrontierPoint, ModelQuality, Q
 from quant_experts.run.quantize import quantize
 from quant_experts.search.choice import best_within_bytes, is_richer, smallest_within_kl, worth_trying
 from quant_experts.search.grid import SCHEMES, Point, grid
-from quant_experts.search.search import few_calls, missed_target
+from quant_experts.search.search import few_inputs, missed_target
 from quant_experts.spec.specification import PRESETS, QuantizationSpec
 from tests.models import make_model
 from tests.quant_experts.measuring import measuring
@@ -31,7 +31,7 @@ SENSITIVITY = {plan.name: 1.0 + number for number, plan in enumerate(flat(TWELVE
 
 def points_of(method: str, version: int = 2) -> list[Point]:
     spec = QuantizationSpec.preset(method, method_version=version, scheme="auto", target={"max_kl": 1.0}, group_size=32)
-    return grid(spec, TWELVE, SENSITIVITY, kept_bytes=10_000, dtype=torch.bfloat16)
+    return grid(spec, TWELVE, SENSITIVITY, unquantized_bytes=10_000, dtype=torch.bfloat16)
 
 
 POINTS = points_of("qe")
@@ -153,20 +153,20 @@ def test_a_finished_model_that_misses_the_target_is_warned_about() -> None:
 
 def test_a_search_sees_few_rows_and_the_held_out_ones(tmp_path: Path) -> None:
     of = measuring(tmp_path, "llama", rows=[text_row(i) for i in range(40)])
-    few = few_calls(of.calls, 0)
-    assert (len(few.fit), few.held_out) == (16, of.calls.held_out)
-    assert few == few_calls(of.calls, 0)
-    assert few.fit != few_calls(of.calls, 1).fit
+    few = few_inputs(of.inputs, 0)
+    assert (len(few.fit), few.held_out) == (16, of.inputs.held_out)
+    assert few == few_inputs(of.inputs, 0)
+    assert few.fit != few_inputs(of.inputs, 1).fit
 
 
 def test_a_search_sees_rows_that_the_first_stack_is_called_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = measuring(tmp_path, "llama", rows=[text_row(i) for i in range(40)]).calls
-    called = (calls.held_out[-1].index, calls.fit[-1].index)
-    rows = tuple(call if call.index in called else replace(call, tree=None) for call in calls.rows)
+    inputs = measuring(tmp_path, "llama", rows=[text_row(i) for i in range(40)]).inputs
+    called = (inputs.held_out[-1].index, inputs.fit[-1].index)
+    rows = tuple(row if row.index in called else replace(row, tree=None) for row in inputs.rows)
     monkeypatch.setattr("quant_experts.search.search.HELD_OUT_ROWS", 2)
     for seed in range(3):
-        few = few_calls(replace(calls, rows=rows), seed)
-        assert tuple(call.index for call in few.running.rows) == called
+        few = few_inputs(replace(inputs, rows=rows), seed)
+        assert tuple(row.index for row in few.running.rows) == called
         assert (len(few.held_out), len(few.fit)) == (2, 16)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from quant_experts.calibration.captured_inputs import read_calls
+from quant_experts.calibration.captured_inputs import read_captured_inputs
 from quant_experts.report.data import GroupReport, QualityReport
 from quant_experts.spec.specification import QuantizationSpec
 from quant_experts.walk.resume_files import HiddenStates
@@ -41,9 +41,9 @@ def test_the_baseline_stream_is_bit_for_bit_that_of_a_model_rounded_to_nearest(
     states = []
     for method, stream in (("qe", "baseline"), ("rtn", "quantized")):
         work = runs[method][0]
-        calls = read_calls(work, json.loads((work / "calls.json").read_text())["fingerprint"])
-        assert calls is not None
-        states.append([getattr(HiddenStates(work, calls, 2), stream)(call) for call in calls.held_out])
+        inputs = read_captured_inputs(work, json.loads((work / "calls.json").read_text())["fingerprint"])
+        assert inputs is not None
+        states.append([HiddenStates(work, inputs, 2).read(stream, row) for row in inputs.held_out])
     assert len(states[0]) == 2
     assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
 

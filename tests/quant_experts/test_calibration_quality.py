@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from quant_experts.calibration.captured_inputs import Call, Calls
+from quant_experts.calibration.captured_inputs import CapturedInputs, CapturedRow
 from quant_experts.evaluation.calibration_quality import NO_IMAGE, judge_calibration
 from quant_experts.model.tensor_file import TensorFile, write_tensors
 from quant_experts.report.data import (
@@ -22,8 +22,8 @@ from quant_experts.report.data import (
 
 def _call(
     index: int, *, held_out: bool = False, tokens: int = 100, vision: int = 60, digest: str | None = None
-) -> Call:
-    return Call(index, index + 1, held_out, tokens, vision, {"dict": {}}, digest or f"row {index}")
+) -> CapturedRow:
+    return CapturedRow(index, index + 1, held_out, tokens, vision, {"dict": {}}, digest or f"row {index}")
 
 
 GOOD = [*(_call(i, held_out=True) for i in range(8)), *(_call(i) for i in range(8, 108))]
@@ -31,7 +31,7 @@ GOOD = [*(_call(i, held_out=True) for i in range(8)), *(_call(i) for i in range(
 
 def _judge(
     directory: Path,
-    rows: list[Call],
+    rows: list[CapturedRow],
     *,
     split_half: float | None = 0.97,
     unseen: float | None = 0.001,
@@ -39,7 +39,7 @@ def _judge(
     takes_images: bool = True,
 ) -> CalibrationQuality:
     write_tensors(directory / "calls.safetensors", {"x": (torch.float32, (1,))}, [("x", torch.zeros(1))])
-    calls = Calls(tuple(rows), {}, 0, TensorFile(directory / "calls.safetensors"), ())
+    inputs = CapturedInputs(tuple(rows), {}, 0, TensorFile(directory / "calls.safetensors"), ())
     groups = [
         GroupReport(
             name=name,
@@ -62,7 +62,7 @@ def _judge(
         for name, agreement in (("first", split_half), ("second", None if split_half is None else split_half - 0.02))
     ]
     block = BlockReport(block=0, seconds=1.0, seconds_by_phase={}, groups=groups)
-    return judge_calibration([block], calls, widest=64, takes_images=takes_images)
+    return judge_calibration([block], inputs, widest=64, takes_images=takes_images)
 
 
 def test_enough_and_varied_rows_are_good_and_need_no_words(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_enough_and_varied_rows_are_good_and_need_no_words(tmp_path: Path) -> No
     ],
 )
 def test_rows_that_are_too_few_or_one_sided_are_named(
-    rows: list[Call], verdict: str, sentence: str, tmp_path: Path
+    rows: list[CapturedRow], verdict: str, sentence: str, tmp_path: Path
 ) -> None:
     found = _judge(tmp_path, rows)
     assert found.verdict == verdict

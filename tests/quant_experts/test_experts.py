@@ -13,14 +13,15 @@ from quant_experts.fit.experts.partition import partition_channels
 from quant_experts.fit.experts.routed import best_expert, explained, fit_on_clusters, reassign, residual_norms
 from quant_experts.fit.experts.router import norm_router, normalised, random_router, ridge_router, route
 from quant_experts.fit.problem import GroupProblem
-from quant_experts.fit.quantizer import dequantize, quantize
+from quant_experts.fit.quantizer import quantize
+from quant_experts.forward.modeling_quant_experts import dequantize
 from quant_experts.seeding import generator
 from tests.quant_experts.problems import problem_of
 from tests.quant_experts.tokens import KINDS, WIDTH, mixture
 
 
 def _error(problem: GroupProblem) -> torch.Tensor:
-    return problem.weight - dequantize(*quantize(problem.weight, 4, problem.width), problem.width)
+    return problem.weight - dequantize(*quantize(problem.weight, 4, problem.width), torch.float32)
 
 
 def _labels(problem: GroupProblem) -> torch.Tensor:

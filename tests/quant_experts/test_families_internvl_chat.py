@@ -15,7 +15,7 @@ import quant_experts  # noqa: F401 -- registers the method
 from quant_experts.calibration.collate import open_collator
 from quant_experts.calibration.rows import parse_row
 from quant_experts.errors import InvalidModel, UnsupportedModel
-from quant_experts.model.blueprint import fill, open_blueprint
+from quant_experts.model.blueprint import load, open_blueprint
 from quant_experts.model.families.internvl_chat import native_directory
 from quant_experts.run.quantize import quantize
 from tests.models_internvl_chat import make_internvl_chat
@@ -34,7 +34,7 @@ def test_the_original_layout_gives_the_native_logits(language: str, tmp_path: Pa
     blueprint = open_blueprint(directory, device=CPU)
     assert blueprint.weights.unused == []
     for name, _ in blueprint.model.named_children():
-        fill(blueprint, name)
+        load(blueprint, name)
     row = image_row(1, data_uri(picture(size=(112, 56))))
     sample = open_collator(directory, blueprint.model.config)(parse_row(1, row, tmp_path))
     assert int(sample.vision.sum()) == 3 * 4  # two tiles and the thumbnail

@@ -10,7 +10,8 @@ import torch
 from quant_experts.planning.rows import Rows
 from quant_experts.planning.seconds import PhaseSeconds
 from quant_experts.progress import Advanced, BlockFinished, Event, Forecast, PhaseStarted
-from quant_experts.run.time_left import Expected, Forecaster, expecting
+from quant_experts.run.time_left import Expected, Forecaster, expected_seconds
+from quant_experts.run.written_size import planned_shapes
 from quant_experts.spec.specification import QuantizationSpec
 from tests.models import make_model
 
@@ -110,10 +111,11 @@ def test_a_second_look_at_all_rows_before_the_blocks_counts_anew() -> None:
 
 def test_a_real_model_is_expected_block_by_block(tmp_path: Path) -> None:
     model = make_model("qwen2_vl", tmp_path)
-    expected = expecting(model, QuantizationSpec.preset("qe"), torch.device("cpu"))
+    spec, device = QuantizationSpec.preset("qe"), torch.device("cpu")
+    expected = expected_seconds(planned_shapes(model, spec), spec, device)
     assert expected is not None
     found = expected(Rows(8, 100.0, 1.0, 1.0, 50.0))
     assert len(found.blocks) == 2
     assert min(found.blocks) > 0
     assert set(found.phases) == {"preparing", "calibrating", "evaluating", "packing", "verifying"}
-    assert expecting(tmp_path / "nothing", QuantizationSpec.preset("qe"), torch.device("cpu")) is None
+    assert expected_seconds(planned_shapes(tmp_path / "nothing", spec), spec, device) is None

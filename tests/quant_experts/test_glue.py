@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 
 from quant_experts.calibration.collate import open_collator
 from quant_experts.calibration.rows import parse_row
-from quant_experts.model.block_runner import NotCalled, block_glue, capture_call
-from quant_experts.model.blueprint import fill, open_blueprint
+from quant_experts.model.block_runner import StackNotCalled, capture_arguments, open_block_runner
+from quant_experts.model.blueprint import load, open_blueprint
 from tests.models import FAMILIES, VISION_FAMILIES, make_model
 from tests.models_speech import audio_row
 from tests.rows import image_row, text_row
@@ -47,16 +47,16 @@ def test_blocks_one_by_one_are_the_whole_model(family: str, tmp_path: Path) -> N
     )
 
     for name, _ in blueprint.model.named_children():
-        fill(blueprint, name)
+        load(blueprint, name)
     language_model = blueprint.language_model
     originals = list(language_model.layers)
-    arguments, hidden = capture_call(blueprint.model, language_model, sample.inputs)
+    arguments, hidden = capture_arguments(blueprint.model, language_model, sample.inputs)
     for block, output in enumerate(expected):
-        with block_glue(language_model, block) as glue:
-            hidden = glue.run(arguments, hidden)
+        with open_block_runner(language_model, block) as runner:
+            hidden = runner.run(arguments, hidden)
         assert torch.equal(hidden, output), f"block {block}"
-    with block_glue(language_model, len(expected)) as glue:
-        last = glue.run(arguments, hidden)
+    with open_block_runner(language_model, len(expected)) as runner:
+        last = runner.run(arguments, hidden)
     with torch.no_grad():
         assert torch.equal(blueprint.logits(last), logits)
     assert list(language_model.layers) == originals
@@ -66,12 +66,12 @@ def test_earlier_blocks_need_no_weights(tmp_path: Path) -> None:
     directory = make_model("qwen3_vl", tmp_path, blocks=3)
     blueprint = open_blueprint(directory, device=CPU)
     for name in ("model.visual", "model.language_model.embed_tokens", "model.language_model.rotary_emb"):
-        fill(blueprint, name)
+        load(blueprint, name)
     sample = open_collator(directory, blueprint.model.config)(parse_row(1, image_row(1), tmp_path))
-    arguments, hidden = capture_call(blueprint.model, blueprint.language_model, sample.inputs)
-    fill(blueprint, "model.language_model.layers.2")
-    with block_glue(blueprint.language_model, 2) as glue:
-        assert torch.isfinite(glue.run(arguments, hidden)).all()
+    arguments, hidden = capture_arguments(blueprint.model, blueprint.language_model, sample.inputs)
+    load(blueprint, "model.language_model.layers.2")
+    with open_block_runner(blueprint.language_model, 2) as runner:
+        assert torch.isfinite(runner.run(arguments, hidden)).all()
     assert next(blueprint.language_model.layers[0].parameters()).is_meta
 
 
@@ -79,12 +79,12 @@ def test_deep_stack_features_reach_the_block_after(tmp_path: Path) -> None:
     directory = make_model("qwen3_vl", tmp_path, blocks=3)
     blueprint = open_blueprint(directory, device=CPU)
     for name, _ in blueprint.model.named_children():
-        fill(blueprint, name)
+        load(blueprint, name)
     sample = open_collator(directory, blueprint.model.config)(parse_row(1, image_row(1), tmp_path))
-    arguments, hidden = capture_call(blueprint.model, blueprint.language_model, sample.inputs)
+    arguments, hidden = capture_arguments(blueprint.model, blueprint.language_model, sample.inputs)
     without = {**arguments, "deepstack_visual_embeds": None, "visual_pos_masks": None}
-    with block_glue(blueprint.language_model, 1) as glue:
-        assert not torch.equal(glue.run(arguments, hidden), glue.run(without, hidden))
+    with open_block_runner(blueprint.language_model, 1) as runner:
+        assert not torch.equal(runner.run(arguments, hidden), runner.run(without, hidden))
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "whisper"])
@@ -95,26 +95,26 @@ def test_blocks_of_the_first_stack_one_by_one_are_the_whole_stack(family: str, t
     stack = blueprint.manifest.stacks("keep" if family == "whisper" else "quantize")[0]
     sample = open_collator(directory, blueprint.model.config)(parse_row(1, ROWS[family](1), tmp_path))
     for name, _ in blueprint.model.named_children():
-        fill(blueprint, name)
+        load(blueprint, name)
     module = blueprint.module(stack)
-    arguments, hidden = capture_call(blueprint.model, module, sample.inputs, stack)
+    arguments, hidden = capture_arguments(blueprint.model, module, sample.inputs, stack)
     expected, _ = outputs_of_the_whole_model(blueprint.model, module.get_submodule(stack.layers), sample.inputs)
     first = hidden
     for block, output in enumerate(expected):
-        with block_glue(module, block, stack) as glue:
-            hidden = glue.run(arguments, hidden)
+        with open_block_runner(module, block, stack) as runner:
+            hidden = runner.run(arguments, hidden)
         assert torch.equal(hidden, output), f"block {block}"
-    with block_glue(module, 0, stack) as glue:
-        assert not torch.equal(glue.run(arguments, first + 1), expected[0])
+    with open_block_runner(module, 0, stack) as runner:
+        assert not torch.equal(runner.run(arguments, first + 1), expected[0])
 
 
 def test_a_row_without_an_image_goes_past_the_vision_tower(tmp_path: Path) -> None:
     directory = make_model("qwen2_vl", tmp_path)
     blueprint = open_blueprint(directory, device=CPU)
-    fill(blueprint, "model.language_model.embed_tokens")
+    load(blueprint, "model.language_model.embed_tokens")
     sample = open_collator(directory, blueprint.model.config)(parse_row(1, text_row(1), tmp_path))
     tower, language = blueprint.manifest.stacks("quantize")
-    with pytest.raises(NotCalled):
-        capture_call(
+    with pytest.raises(StackNotCalled):
+        capture_arguments(
             blueprint.model, blueprint.module(tower), sample.inputs, tower, next_module=blueprint.module(language)
         )

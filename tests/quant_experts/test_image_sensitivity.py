@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from quant_experts.calibration.captured_inputs import read_calls
+from quant_experts.calibration.captured_inputs import read_captured_inputs
 from quant_experts.calibration.image_variants import image_variants
 from quant_experts.calibration.rows import Row, parse_row
-from quant_experts.evaluation.image_sensitivity import smallest_ratio, verdict_of, warning_about
+from quant_experts.evaluation.image_sensitivity import verdict_of, warning_about
 from quant_experts.report.data import ImageSensitivity, QualityReport, Reaction
 from quant_experts.spec.specification import QuantizationSpec
 from tests.models import make_model
@@ -124,30 +124,30 @@ def test_a_run_measures_both_reactions_in_both_models(looking: tuple[Path, Quali
         assert reaction.full > 1e-4
         assert reaction.ratio == pytest.approx(1, abs=0.3)
     assert images.verdict == "keeps_looking"
-    assert smallest_ratio(images) == min(images.swapped.ratio or 0, images.blanked.ratio or 0)
+    assert images.smallest_ratio == min(images.swapped.ratio or 0, images.blanked.ratio or 0)
 
 
 def test_variants_have_their_rows_layout_and_are_nobody_elses_business(looking: tuple[Path, QualityReport]) -> None:
     work, report = looking[0] / "work", looking[1]
-    calls = read_calls(work, json.loads((work / "calls.json").read_text())["fingerprint"])
-    assert calls is not None
-    originals = {call.index: call for call in calls.held_out}
-    assert {(v.variant_of, v.change) for v in calls.variants} == {
-        (call.index, change) for call in calls.held_out if call.tokens_vision for change in ("swapped", "blanked")
+    inputs = read_captured_inputs(work, json.loads((work / "calls.json").read_text())["fingerprint"])
+    assert inputs is not None
+    originals = {row.index: row for row in inputs.held_out}
+    assert {(v.variant_of, v.change) for v in inputs.variants} == {
+        (row.index, change) for row in inputs.held_out if row.tokens_vision for change in ("swapped", "blanked")
     }
-    for variant in calls.variants:
+    for variant in inputs.variants:
         assert variant.variant_of is not None
         original = originals[variant.variant_of]
-        assert torch.equal(calls.input_ids(variant), calls.input_ids(original))
-        assert torch.equal(calls.vision(variant), calls.vision(original))
-        assert not torch.equal(calls.embeddings(variant), calls.embeddings(original))
-        text = ~calls.vision(original)
-        assert torch.equal(calls.embeddings(variant)[0, text], calls.embeddings(original)[0, text])
-    assert len(calls.variants) >= 4
-    assert len(calls.rows) == report.rows_used + report.rows_held_out
-    assert report.quality.rows == len(calls.held_out)
-    assert report.blocks[0].groups[0].tokens == sum(call.tokens for call in calls.held_out)
-    assert report.tokens_text + report.tokens_vision == sum(call.tokens for call in calls.fit)
+        assert torch.equal(inputs.input_ids(variant), inputs.input_ids(original))
+        assert torch.equal(inputs.vision(variant), inputs.vision(original))
+        assert not torch.equal(inputs.embeddings(variant), inputs.embeddings(original))
+        text = ~inputs.vision(original)
+        assert torch.equal(inputs.embeddings(variant)[0, text], inputs.embeddings(original)[0, text])
+    assert len(inputs.variants) >= 4
+    assert len(inputs.rows) == report.rows_used + report.rows_held_out
+    assert report.quality.rows == len(inputs.held_out)
+    assert report.blocks[0].groups[0].tokens == sum(row.tokens for row in inputs.held_out)
+    assert report.tokens_text + report.tokens_vision == sum(row.tokens for row in inputs.fit)
 
 
 def test_a_model_that_never_looked_is_told_from_one_that_looks_away(tmp_path: Path) -> None:

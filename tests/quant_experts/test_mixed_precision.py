@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from quant_experts.checkpoint.stored_size import stored_group_bits
+from quant_experts.checkpoint.layout import stored_group_bits
 from quant_experts.errors import InvalidSpec, Stopped
 from quant_experts.model.groups import GroupPlan
 from quant_experts.model.tensor_file import file_digest
@@ -250,7 +250,7 @@ def test_a_budget_holds_with_adapters_included(runs: Runs) -> None:
     assert report.quality.kl < plain.quality.kl
     spec = QuantizationSpec.preset("qe", **{**OPTIONS, "scheme": "W3A8"})
     by_name = groups_of(plain)
-    for plan in flat(measuring(runs.directory / "plans", "qwen2_vl", blocks=2).plans):
+    for plan in flat(measuring(runs.directory / "plans", "qwen2_vl", blocks=2).context.plans):
         predicted = stored_group_bits(plan, spec, torch.bfloat16) / plan.weights
         group = by_name[plan.name]
         assert group.effective_bits <= predicted
@@ -280,7 +280,7 @@ def test_bytes_are_known_before_the_fit(runs: Runs, method: str, dtype: str, tmp
             on_event=on_event,
             should_stop=stop.is_set,
         )
-    for plan, group in zip(measuring(tmp_path, "qwen2_vl").plans[0], seen, strict=True):
+    for plan, group in zip(measuring(tmp_path, "qwen2_vl").context.plans[0], seen, strict=True):
         predicted = stored_group_bits(plan, spec, torch.bfloat16)
         if not any("fitted" in warning for warning in group.warnings):
             assert group.effective_bits * plan.weights == pytest.approx(predicted)

@@ -14,8 +14,14 @@ from quant_experts.checkpoint.layout import group_config, group_tensors, install
 from quant_experts.checkpoint.pack import pack
 from quant_experts.errors import InvalidCheckpoint, NumericalFailure
 from quant_experts.fit.fitted import FittedGroup
-from quant_experts.fit.quantizer import dequantize, fake_quantize_tokens, quantize
-from quant_experts.forward.modeling_quant_experts import InputGroup, QuantizedLinear, dequantized_weights, unpack
+from quant_experts.fit.quantizer import quantize, round_tokens
+from quant_experts.forward.modeling_quant_experts import (
+    InputGroup,
+    QuantizedLinear,
+    dequantize,
+    dequantized_weights,
+    unpack,
+)
 from quant_experts.model.groups import GroupPlan
 
 WIDTH, OUTS, EXPERTS, SHARED, ROUTED = 64, (48, 16), 4, 6, 5
@@ -75,7 +81,10 @@ def by_the_formula(fitted: FittedGroup, x: Tensor, j: int, bias: Tensor) -> Tens
     rows = []
     for token in x.reshape(-1, WIDTH):
         h = token if fitted.smooth is None else token / fitted.smooth
-        y = dequantize(fitted.codes[j], fitted.scales[j], 32) @ fake_quantize_tokens(h, fitted.activation_bits) + bias
+        y = (
+            dequantize(fitted.codes[j], fitted.scales[j], torch.float32) @ round_tokens(h, fitted.activation_bits)
+            + bias
+        )
         if fitted.shared_down is not None:
             y = y + fitted.shared_up[j] @ (fitted.shared_down @ h)
         if fitted.routed_down is not None and fitted.router is not None:

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
-from quant_experts.calibration.captured_inputs import Call, read_calls
+from quant_experts.calibration.captured_inputs import CapturedRow, read_captured_inputs
 from quant_experts.checkpoint.layout import adapter_dtype
 from quant_experts.errors import InvalidCalibration, InvalidModel, InvalidSpec, QuantExpertsError, Stopped
 from quant_experts.forward import modeling_quant_experts
@@ -30,8 +30,8 @@ from quant_experts.progress import Advanced, BlockFinished, Event, Finished, For
 from quant_experts.report.data import QualityReport
 from quant_experts.run.quantize import quantize
 from quant_experts.spec.specification import AcceptIf, QuantizationSpec
-from quant_experts.walk import block_pass as passage
-from quant_experts.walk import resume_files as chain
+from quant_experts.walk import block_pass
+from quant_experts.walk.resume_files import HiddenStates
 from tests.models import make_model
 from tests.rows import data_uri, image_row, picture, text_row, write_rows
 
@@ -251,17 +251,17 @@ def test_the_loaded_checkpoint_is_the_model_that_was_measured(
     monkeypatch.setattr(modeling_quant_experts, "kernel_rows", lambda: 0)
     model = AutoModelForImageTextToText.from_pretrained(vision.output).eval()
     fingerprint = json.loads((vision.work / "calls.json").read_text())["fingerprint"]
-    calls = read_calls(vision.work, fingerprint)
-    assert calls is not None
-    call = calls.held_out[0]
-    inputs = calls.probe(call)
+    inputs = read_captured_inputs(vision.work, fingerprint)
     assert inputs is not None
+    row = inputs.held_out[0]
+    model_inputs = inputs.probe(row)
+    assert model_inputs is not None
     outputs: list[torch.Tensor] = []
     last = model.model.language_model.layers[-1]
     last.register_forward_hook(lambda module, args, output: outputs.append(output))
     with torch.no_grad():
-        model(**inputs, use_cache=False)
-    assert torch.equal(outputs[0], chain.HiddenStates(vision.work, calls, 2).quantized(call))
+        model(**model_inputs, use_cache=False)
+    assert torch.equal(outputs[0], HiddenStates(vision.work, inputs, 2).read("quantized", row))
 
 
 def test_only_the_last_hidden_states_stay_on_disk(text: Undisturbed) -> None:
@@ -522,21 +522,21 @@ def test_a_hidden_state_is_on_disk_before_the_next_is_computed(tmp_path: Path, m
     """Rows that are held out are as many as the user wants: memory must not grow with them."""
     made: list[weakref.ref[torch.Tensor]] = []
     alive: list[int] = []
-    through_block = passage._through_block
+    through_block = block_pass._running_block
 
     @contextmanager
-    def watched(*arguments: Any) -> Iterator[passage.Pass]:
+    def watched(*arguments: Any) -> Iterator[block_pass.RunRow]:
         with through_block(*arguments) as passing:
 
-            def run_row(call: Call, stream: str) -> torch.Tensor:
+            def run_row(row: CapturedRow, stream: str) -> torch.Tensor:
                 alive.append(sum(state() is not None for state in made))
-                state = passing(call, stream)
+                state = passing(row, stream)
                 made.append(weakref.ref(state))
                 return state
 
             yield run_row
 
-    monkeypatch.setattr(passage, "_through_block", watched)
+    monkeypatch.setattr(block_pass, "_running_block", watched)
     evaluating = threading.Event()
 
     def on_event(event: Event) -> None:

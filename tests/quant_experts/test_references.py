@@ -14,8 +14,9 @@ from quant_experts.errors import InvalidSpec
 from quant_experts.fit import reconstruction, rounding, smoothing
 from quant_experts.fit.experts.shared import fit_shared
 from quant_experts.fit.problem import GroupProblem, ModalityWeights
-from quant_experts.fit.quantizer import dequantize, fake_quantize_tokens, quantize
+from quant_experts.fit.quantizer import quantize, round_tokens
 from quant_experts.fit.rounding.obq import WIDTH_LIMIT
+from quant_experts.forward.modeling_quant_experts import dequantize
 from quant_experts.seeding import generator
 from tests.quant_experts import problems
 from tests.quant_experts.tokens import mixture, weights
@@ -44,7 +45,7 @@ def damped(problem: GroupProblem) -> Tensor:
 
 
 def output_error(problem: GroupProblem, codes: Tensor, scales: Tensor) -> float:
-    rest = problem.weight - dequantize(codes, scales, problem.group_size)
+    rest = problem.weight - dequantize(codes, scales, torch.float32)
     return float(((rest @ problem.second_moment) * rest).sum())
 
 
@@ -231,7 +232,7 @@ def low_rank_problem(method: str, rank: int) -> tuple[GroupProblem, Tensor]:
 
 
 def base_of(problem: GroupProblem) -> Tensor:
-    return dequantize(*quantize(problem.weight, 4, problem.group_size), problem.group_size)
+    return dequantize(*quantize(problem.weight, 4, problem.group_size), torch.float32)
 
 
 def product(method: str, problem: GroupProblem) -> Tensor:
@@ -257,9 +258,9 @@ def grid(problem: GroupProblem) -> dict[str, Tensor | None]:
 def absolute_error(problem: GroupProblem, scale: Tensor | None, tokens: Tensor) -> Tensor:
     """|W x - W_q Q(x/s)|, (tokens, out)."""
     scaled = problem.scaled(scale)
-    rounded = dequantize(*quantize(scaled.weight, 4, problem.group_size, problem.scale_dtype), problem.group_size)
+    rounded = dequantize(*quantize(scaled.weight, 4, problem.group_size, problem.scale_dtype), torch.float32)
     x = tokens if scale is None else tokens / scale
-    output = fake_quantize_tokens(x, problem.spec.bits.activation_bits) @ rounded.T
+    output = round_tokens(x, problem.spec.bits.activation_bits) @ rounded.T
     return (output - tokens @ problem.weight.T).abs()
 
 

@@ -7,15 +7,15 @@ import torch
 
 from quant_experts.fit import rounding
 from quant_experts.fit.problem import GroupProblem
-from quant_experts.fit.quantizer import dequantize
 from quant_experts.fit.rounding.gptq import BLOCK
+from quant_experts.forward.modeling_quant_experts import dequantize
 from tests.quant_experts.problems import problem_of
 from tests.quant_experts.tokens import mixture, weights
 
 
 def _output_error(problem: GroupProblem, rounded: rounding.Rounded, exempt: torch.Tensor) -> float:
     wanted = problem.weight.masked_fill(exempt, 0)
-    rest = wanted - dequantize(rounded.codes, rounded.scales, problem.group_size)
+    rest = wanted - dequantize(rounded.codes, rounded.scales, torch.float32)
     return float(((rest @ problem.second_moment) * rest).sum())
 
 

@@ -93,9 +93,10 @@ def test_search_never_keeps_a_worse_scale_than_none() -> None:
 
 
 def _rounding_error(problem: GroupProblem, scale: torch.Tensor | None) -> float:
-    from quant_experts.fit.quantizer import dequantize, fake_quantize_tokens, quantize
+    from quant_experts.fit.quantizer import quantize, round_tokens
+    from quant_experts.forward.modeling_quant_experts import dequantize
 
     scaled = problem.scaled(scale)
-    rounded = dequantize(*quantize(scaled.weight, 4, problem.group_size, problem.scale_dtype), problem.group_size)
-    output = fake_quantize_tokens(scaled.samples, 6) @ rounded.T
+    rounded = dequantize(*quantize(scaled.weight, 4, problem.group_size, problem.scale_dtype), torch.float32)
+    output = round_tokens(scaled.samples, 6) @ rounded.T
     return float((output - problem.samples @ problem.weight.T).square().sum())

@@ -20,22 +20,22 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, WhisperForConditionalGeneration
 
 import quant_experts  # noqa: F401 -- registers the method
-from quant_experts.calibration.captured_inputs import Call, Calls, read_calls
+from quant_experts.calibration.captured_inputs import CapturedInputs, CapturedRow, read_captured_inputs
 from quant_experts.commands.display.run_progress import RunProgress
 from quant_experts.errors import InvalidCalibration, InvalidSpec, Stopped
 from quant_experts.evaluation.next_token import evaluate, text_positions
 from quant_experts.forward.modeling_quant_experts import InputGroup, QuantizedLinear
-from quant_experts.model.blueprint import around_blocks, fill, open_blueprint
+from quant_experts.model.blueprint import load, modules_around_blocks, open_blueprint
 from quant_experts.model.groups import GroupPlan, plan_groups
 from quant_experts.model.tensor_file import file_digest
 from quant_experts.progress import Advanced, BlockFinished, Event, GroupFitted, PhaseStarted, Warned
 from quant_experts.report.data import GroupReport, QualityReport
 from quant_experts.run.quantize import quantize
-from quant_experts.sensitivity.rounding_change import rounded_to_nearest
+from quant_experts.sensitivity.rounding_change import rounded_group
 from quant_experts.sensitivity.rows import few_rows
 from quant_experts.spec.specification import QuantizationSpec
-from quant_experts.walk.file_lifetimes import Route
-from quant_experts.walk.resume_files import HiddenStates, chain_file
+from quant_experts.walk.file_lifetimes import FileLifetimes
+from quant_experts.walk.resume_files import HiddenStates, states_file
 from tests.models import make_model
 from tests.models_speech import audio_row
 from tests.planned import check_planned_disk, disk_peaks
@@ -69,20 +69,22 @@ def rows_with_and_without_images(path: Path) -> Path:
     return write_rows(path, [(text_row if i in (2, 5) else image_row)(i) for i in range(8)])
 
 
-def last_calls(work: Path, first: int) -> Calls:
+def last_calls(work: Path, first: int) -> CapturedInputs:
     """Of the stack that begins with the walked block ``first``."""
     stem = f"calls-{first:05d}"
-    calls = read_calls(work, json.loads((work / f"{stem}.json").read_text())["fingerprint"], stem=stem, first=first)
-    assert calls is not None
-    return calls
+    inputs = read_captured_inputs(
+        work, json.loads((work / f"{stem}.json").read_text())["fingerprint"], stem=stem, first=first
+    )
+    assert inputs is not None
+    return inputs
 
 
-def last_states(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+def last_states(model: Any, model_inputs: dict[str, Tensor]) -> Tensor:
     """What the last block of the language model puts out when the whole model runs."""
     outputs: list[Tensor] = []
     hook = model.model.language_model.layers[-1].register_forward_hook(lambda _, args, output: outputs.append(output))
     with torch.no_grad():
-        model(**inputs, use_cache=False)
+        model(**model_inputs, use_cache=False)
     hook.remove()
     return outputs[0]
 
@@ -187,15 +189,15 @@ def assert_both_streams_are_those_of_the_whole_models(source: Undisturbed) -> No
     """Bit for bit: the language model sees what the quantized tower makes, its full stream what the original makes."""
     blocks = len(source.report.blocks)
     language = [block.block for block in source.report.blocks if block.stack == "language model"]
-    calls = last_calls(source.work, language[0])
-    hidden = HiddenStates(source.work, calls, blocks)
-    call = calls.held_out[0]
-    inputs = calls.probe(call)
-    assert inputs is not None
-    assert not torch.equal(hidden.full(call), hidden.quantized(call))
-    for directory, state in ((source.output, hidden.quantized(call)), (source.model, hidden.full(call))):
+    inputs = last_calls(source.work, language[0])
+    hidden = HiddenStates(source.work, inputs, blocks)
+    row = inputs.held_out[0]
+    model_inputs = inputs.probe(row)
+    assert model_inputs is not None
+    assert not torch.equal(hidden.read("full", row), hidden.read("quantized", row))
+    for directory, state in ((source.output, hidden.read("quantized", row)), (source.model, hidden.read("full", row))):
         model = AutoModelForImageTextToText.from_pretrained(directory).eval()
-        assert torch.equal(last_states(model, inputs), state)
+        assert torch.equal(last_states(model, model_inputs), state)
 
 
 def test_the_language_model_sees_what_the_quantized_tower_makes(tower: Undisturbed) -> None:
@@ -241,15 +243,15 @@ def test_blocks_are_numbered_through_and_named_by_stack(tower: Undisturbed) -> N
 
 def test_image_tokens_count_as_vision_and_rows_without_images_go_past_the_tower(tower: Undisturbed) -> None:
     first, _, merger, language = tower.report.blocks
-    held_out = read_calls(tower.work, json.loads((tower.work / "calls.json").read_text())["fingerprint"])
+    held_out = read_captured_inputs(tower.work, json.loads((tower.work / "calls.json").read_text())["fingerprint"])
     assert held_out is not None
-    merged = sum(call.tokens_vision for call in held_out.held_out)
+    merged = sum(row.tokens_vision for row in held_out.held_out)
     for group in (*first.groups, *merger.groups):
         assert group.error_text is None
         assert group.error_vision == group.error
     assert {group.tokens for group in merger.groups} == {merged}
     assert {group.tokens for group in first.groups} == {4 * merged}  # two by two patches make one token
-    assert {group.tokens for group in language.groups} == {sum(call.tokens for call in held_out.held_out)}
+    assert {group.tokens for group in language.groups} == {sum(row.tokens for row in held_out.held_out)}
 
 
 def test_the_warning_is_in_report_and_card_and_what_stays_is_said(tower: Undisturbed) -> None:
@@ -296,11 +298,11 @@ def test_a_search_tries_all_stacks_together(family: str, depth: int, tmp_path: P
     assert 0 < min(kl.values()) < max(kl.values())
     assert [event.done for event in trials] == list(range(1, blocks * len(kl) + 1))
     language = next(plan.block for plan in plans if plan.stack == plans[-1].stack)
-    calls = last_calls(source.work, language)
+    inputs = last_calls(source.work, language)
     blueprint = open_blueprint(source.model, device=torch.device("cpu"))
-    for name in around_blocks(blueprint, blueprint.manifest.decoder):
-        fill(blueprint, name)
-    quality, _ = evaluate(blueprint, calls, source.work)
+    for name in modules_around_blocks(blueprint, blueprint.manifest.decoder):
+        load(blueprint, name)
+    quality, _ = evaluate(blueprint, inputs, source.work)
     assert quality.kl in kl.values()
 
 
@@ -353,13 +355,13 @@ def test_states_that_are_read_again_stay_until_the_border_is_crossed(tower: Undi
     blueprint = open_blueprint(tower.model, device=torch.device("cpu"))
     plans = plan_groups(blueprint.model, blueprint.manifest, vision="quantize")
     deep = SimpleNamespace(vision_config=SimpleNamespace(depth=4, deepstack_visual_indexes=[0, 3]))
-    route = Route.of([[replace(plans[0][0], block=n, index=n)] for n in range(4)] + plans[2:], deep)
+    lifetimes = FileLifetimes.of([[replace(plans[0][0], block=n, index=n)] for n in range(4)] + plans[2:], deep)
     for number in range(4):
-        (tmp_path / chain_file(number)).parent.mkdir(exist_ok=True)
-        (tmp_path / chain_file(number)).touch()
-    assert route.superseded(tmp_path, 3) == (chain_file(1),)
-    assert route.superseded(tmp_path, 4) == (chain_file(1), chain_file(2))
-    assert set(route.superseded(tmp_path, 5)) == {chain_file(number) for number in range(4)}
+        (tmp_path / states_file(number)).parent.mkdir(exist_ok=True)
+        (tmp_path / states_file(number)).touch()
+    assert lifetimes.superseded(tmp_path, 3) == (states_file(1),)
+    assert lifetimes.superseded(tmp_path, 4) == (states_file(1), states_file(2))
+    assert set(lifetimes.superseded(tmp_path, 5)) == {states_file(number) for number in range(4)}
 
 
 # --- An encoder ------------------------------------------------------------------------------------------------------
@@ -371,16 +373,16 @@ def speech(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 
 
 def test_the_decoder_reads_what_the_quantized_encoder_puts_out(speech: Undisturbed) -> None:
-    calls = last_calls(speech.work, 2)
-    call = calls.held_out[0]
-    inputs = calls.probe(call)
-    assert inputs is not None
-    assert inputs["input_features"].dtype == torch.bfloat16
-    hidden = HiddenStates(speech.work, calls, 4)
-    for directory, state in ((speech.output, hidden.quantized(call)), (speech.model, hidden.full(call))):
+    inputs = last_calls(speech.work, 2)
+    row = inputs.held_out[0]
+    model_inputs = inputs.probe(row)
+    assert model_inputs is not None
+    assert model_inputs["input_features"].dtype == torch.bfloat16
+    hidden = HiddenStates(speech.work, inputs, 4)
+    for directory, state in ((speech.output, hidden.read("quantized", row)), (speech.model, hidden.read("full", row))):
         model = WhisperForConditionalGeneration.from_pretrained(directory).eval()
         with torch.no_grad():
-            new = model.generate(inputs["input_features"], max_new_tokens=4, min_new_tokens=4, do_sample=False)
+            new = model.generate(model_inputs["input_features"], max_new_tokens=4, min_new_tokens=4, do_sample=False)
         assert new.shape[1] >= 4
         outputs: list[Tensor] = []
         model.model.decoder.layers[-1].register_forward_hook(lambda _, args, output, to=outputs: to.append(output))
@@ -388,7 +390,7 @@ def test_the_decoder_reads_what_the_quantized_encoder_puts_out(speech: Undisturb
             if isinstance(module, InputGroup | QuantizedLinear):
                 module.accelerated = False
         with torch.no_grad():
-            model(**inputs, use_cache=False)
+            model(**model_inputs, use_cache=False)
         assert torch.equal(outputs[0], state)
 
 
@@ -461,21 +463,21 @@ def test_a_tower_of_which_an_earlier_layer_is_taken_is_refused(tmp_path: Path) -
 
 
 @torch.no_grad()
-def kl_of_the_whole_model(source: Subject, group: str, calls: Calls, rows: tuple[Call, ...]) -> float:
+def kl_of_the_whole_model(source: Subject, group: str, inputs: CapturedInputs, rows: tuple[CapturedRow, ...]) -> float:
     """All of the model in memory, and one group of it rounded: mean KL over the positions whose next token is text."""
     blueprint = open_blueprint(source.model, device=torch.device("cpu"))
     for name, _ in blueprint.model.named_children():
-        fill(blueprint, name)
+        load(blueprint, name)
     plans = plan_groups(blueprint.model, blueprint.manifest, vision=source.spec.vision)
     plan = next(plan for block in plans for plan in block if plan.name == group)
     total, count = 0.0, 0
-    for call in rows:
-        inputs = calls.probe(call)
-        assert inputs is not None
-        _, positions = text_positions(calls, call, torch.device("cpu"))
-        p = blueprint.model(**inputs, use_cache=False).logits[0, positions].float().log_softmax(-1)
-        with rounded_to_nearest(blueprint, plan, source.spec):
-            q = blueprint.model(**inputs, use_cache=False).logits[0, positions].float().log_softmax(-1)
+    for row in rows:
+        model_inputs = inputs.probe(row)
+        assert model_inputs is not None
+        _, positions = text_positions(inputs, row, torch.device("cpu"))
+        p = blueprint.model(**model_inputs, use_cache=False).logits[0, positions].float().log_softmax(-1)
+        with rounded_group(blueprint, plan, source.spec):
+            q = blueprint.model(**model_inputs, use_cache=False).logits[0, positions].float().log_softmax(-1)
         total += float((p.exp() * (p - q)).sum(dtype=torch.float64))
         count += len(positions)
     return max(total / count, 0.0)
@@ -496,14 +498,14 @@ def test_the_share_of_sensitive_groups_is_measured_through_all_stacks(
     source = Subject(tmp_path, family, method="rtn", options=options, blocks=1)
     weights = {plan.name: plan.weights for plan in source.plans()}
     measured = source.fitted(len(weights))
-    calls = read_calls(source.work, json.loads((source.work / "calls.json").read_text())["fingerprint"])
-    assert calls is not None
-    rows = few_rows(calls, source.spec.seed)
+    inputs = read_captured_inputs(source.work, json.loads((source.work / "calls.json").read_text())["fingerprint"])
+    assert inputs is not None
+    rows = few_rows(inputs, source.spec.seed)
     for group in groups:
         full_name = f"model.{group}" if f"model.{group}" in measured else f"model.visual.{group}"
         sensitivity = measured[full_name].sensitivity
         assert sensitivity is not None
-        assert sensitivity.kl == pytest.approx(kl_of_the_whole_model(source, full_name, calls, rows), rel=1e-4)
+        assert sensitivity.kl == pytest.approx(kl_of_the_whole_model(source, full_name, inputs, rows), rel=1e-4)
         assert sensitivity.kl > 0
     raised = [name for name, group in measured.items() if group.weight_bits == 8]
     assert 0 < sum(map(weights.__getitem__, raised)) <= 0.4 * sum(weights.values())

@@ -9,10 +9,8 @@ from torch import Tensor
 from quant_experts.checkpoint.pack import pack
 from quant_experts.fit import reconstruction, rounding
 from quant_experts.fit.fit_group import fit_group
-from quant_experts.fit.quantizer import dequantize
 from quant_experts.fit.weight_grid import SHRINKS, grid_of, searched_scales
-from quant_experts.forward.modeling_quant_experts import dequantize as dequantize_as_served
-from quant_experts.forward.modeling_quant_experts import unpack
+from quant_experts.forward.modeling_quant_experts import dequantize, unpack
 from quant_experts.spec.methods import GROUP_SIZES, PRESETS
 from quant_experts.spec.specification import QuantizationSpec
 from tests.quant_experts.problems import problem_of
@@ -45,7 +43,7 @@ def test_the_weight_of_largest_magnitude_may_take_the_code_without_a_counterpart
     w = torch.tensor([[-8.0, 7.0, 3.0, *[0.0] * 29], [8.0, -7.0, -3.0, *[0.0] * 29]])
     scales = searched_scales(w, 4, 32, torch.ones(32))
     assert scales.flatten().tolist() == [1.0, -1.0]
-    assert torch.equal(dequantize((w / scales).round().to(torch.int8), scales, 32), w)
+    assert torch.equal(dequantize((w / scales).round().to(torch.int8), scales, torch.float32), w)
 
 
 @pytest.mark.parametrize("choice", ["rtn", "gptq", "obq"])
@@ -60,7 +58,7 @@ def test_every_rounding_loses_less_on_the_searched_grid(choice: str, bits: int) 
         assert int(rounded.codes.min()) >= -(2 ** (bits - 1))
         assert int(rounded.codes.max()) < 2 ** (bits - 1)
         assert int(rounded.codes[:, exempt].abs().max()) == 0
-        rest = problem.weight.masked_fill(exempt, 0) - dequantize(rounded.codes, rounded.scales, 32)
+        rest = problem.weight.masked_fill(exempt, 0) - dequantize(rounded.codes, rounded.scales, torch.float32)
         errors[grid] = float(((rest @ problem.second_moment) * rest).sum())
     assert errors["searched"] < 0.95 * errors["max"]
 
@@ -74,8 +72,8 @@ def test_what_is_stored_on_the_searched_grid_is_what_runs(bits: int, dtype: torc
     codes, scales = torch.cat(fitted.codes), torch.cat(fitted.scales)
     assert int(codes.min()) == -(2 ** (bits - 1))
     assert set(scales.sign().unique().tolist()) == {-1.0, 1.0}
-    served = dequantize_as_served(unpack(pack(codes, bits), bits, codes.shape[1]), scales.to(dtype), torch.float32)
-    assert torch.equal(served, dequantize(codes, scales, 32))
+    served = dequantize(unpack(pack(codes, bits), bits, codes.shape[1]), scales.to(dtype), torch.float32)
+    assert torch.equal(served, dequantize(codes, scales, torch.float32))
 
 
 def test_groups_that_say_nothing_get_a_scale() -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from quant_experts.errors import InvalidModel, UnsupportedModel
-from quant_experts.model.blueprint import empty, fill, open_blueprint
+from quant_experts.model.blueprint import load, open_blueprint, unload
 from quant_experts.model.tensor_file import TensorFile, write_tensors
 from tests.models import FAMILIES, make_model
 
@@ -27,7 +27,7 @@ def test_every_family_is_read_as_transformers_loads_it(family: str, tied: bool, 
     kind = AutoModelForImageTextToText if blueprint.manifest.takes_images else AutoModelForCausalLM
     expected = kind.from_pretrained(tmp_path)
     for name, _ in blueprint.model.named_children():
-        fill(blueprint, name)
+        load(blueprint, name)
     for ours, theirs in (
         (blueprint.model.named_parameters(), expected.named_parameters()),
         (blueprint.model.named_buffers(), expected.named_buffers()),
@@ -60,21 +60,21 @@ def test_without_a_dtype_in_the_configuration_the_files_decide(tmp_path: Path) -
 def test_a_buffer_that_no_file_holds_and_the_model_cannot_make_is_found(dtype: torch.dtype, tmp_path: Path) -> None:
     blueprint = open_blueprint(make_model("llava", tmp_path), device=CPU)
     tower = blueprint.model.get_submodule("model.vision_tower.embeddings")
-    fill(blueprint, "model.vision_tower")  # its positions can be made
+    load(blueprint, "model.vision_tower")  # its positions can be made
     assert tower.position_ids.tolist() == [list(range(17))]
     tower.register_buffer("marks", torch.zeros(3, dtype=dtype, device="meta"), persistent=False)
     with pytest.raises(InvalidModel, match=r"vision_tower\.embeddings\.marks cannot be computed"):
-        fill(blueprint, "model.vision_tower")
+        load(blueprint, "model.vision_tower")
 
 
 def test_an_emptied_block_holds_no_memory_and_can_be_filled_again(tmp_path: Path) -> None:
     blueprint = open_blueprint(make_model("qwen2_vl", tmp_path), device=CPU)
     name = "model.language_model.layers.1"
-    fill(blueprint, name)
+    load(blueprint, name)
     before = blueprint.model.get_submodule(name).mlp.up_proj.weight.clone()
-    empty(blueprint, name)
+    unload(blueprint, name)
     assert all(parameter.is_meta for parameter in blueprint.model.get_submodule(name).parameters())
-    fill(blueprint, name)
+    load(blueprint, name)
     assert torch.equal(blueprint.model.get_submodule(name).mlp.up_proj.weight, before)
 
 
@@ -167,7 +167,7 @@ def test_a_weight_that_is_not_finite_is_found_when_its_block_is_read(model: Path
     save_file(tensors, model / "model.safetensors")
     blueprint = open_blueprint(model, device=CPU)
     with pytest.raises(InvalidModel, match=r"layers\.1\.mlp\.down_proj\.weight: 1 of 24576 weights are not finite"):
-        fill(blueprint, "model.language_model.layers.1")
+        load(blueprint, "model.language_model.layers.1")
 
 
 @pytest.mark.parametrize(

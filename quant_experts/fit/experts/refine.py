@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from quant_experts.fit.experts.router import route
 from quant_experts.fit.problem import GroupProblem
-from quant_experts.fit.quantizer import fake_quantize_tokens
+from quant_experts.fit.quantizer import round_tokens
 from quant_experts.fit.reconstruction import Adapters
 from quant_experts.seeding import generator
 
@@ -32,7 +32,7 @@ class _Target:
     bits: int
 
     def gap(self, x: Tensor) -> Tensor:
-        return x @ self.weight.T - fake_quantize_tokens(x, self.bits) @ self.base.T
+        return x @ self.weight.T - round_tokens(x, self.bits) @ self.base.T
 
 
 def refine(problem: GroupProblem, base: Tensor, adapters: Adapters) -> Adapters:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from quant_experts.fit.problem import GroupProblem
-from quant_experts.fit.quantizer import dequantize, fake_quantize_tokens
+from quant_experts.fit.quantizer import round_tokens
 from quant_experts.fit.smoothing import Smoothing, storable
 from quant_experts.fit.weight_grid import COARSE, grid_of
+from quant_experts.forward.modeling_quant_experts import dequantize
 from quant_experts.seeding import generator
 
 SUBSAMPLE = 512
@@ -29,8 +30,8 @@ def output_error(problem: GroupProblem, scale: Tensor | None, x: Tensor, exact: 
     """``W x - W_q Q(x/s)`` with W diag(s) rounded to nearest. x: (n, d); exact: (n, out), W x; returns (n, out)."""
     weight, scaled = (problem.weight, x) if scale is None else (problem.weight * scale, x / scale)
     grid = grid_of(problem, weight, scale, COARSE)
-    rounded = dequantize(grid.encode(weight), grid.scales, problem.group_size)
-    return exact - fake_quantize_tokens(scaled, problem.spec.bits.activation_bits) @ rounded.T
+    rounded = dequantize(grid.encode(weight), grid.scales, torch.float32)
+    return exact - round_tokens(scaled, problem.spec.bits.activation_bits) @ rounded.T
 
 
 def by_magnitude(problem: GroupProblem, alpha: float) -> Tensor | None:

@@ -29,7 +29,7 @@ class Axis:
     def ticks(self, most: int = 6) -> list[float]:
         """Round values within the axis, at most about ``most`` of them."""
         if not self.logarithmic:
-            step = _round_step((self.high - self.low) / most)
+            step = _round_up((self.high - self.low) / most)
             first = math.ceil(self.low / step - 1e-9)
             return [i * step for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
         low, high = math.log10(self.low), math.log10(self.high)
@@ -60,10 +60,6 @@ def padded(values: Iterable[float], start: float, end: float) -> Axis:
     low, high = min(known, default=0.0), max(known, default=1.0)
     room = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
     return Axis(low - room, high + room, start, end)
-
-
-def _round_step(step: float) -> float:
-    return _round_up(step)
 
 
 def _round_down(value: float) -> float:

@@ -81,12 +81,6 @@ def modality_charts(report: QualityReport) -> list[Chart]:
     ]
 
 
-def mean_error(groups: Sequence[GroupReport], stage: str) -> float:
-    """Mean over groups of the relative squared output error after ``stage``."""
-    errors: list[float] = [getattr(group.error, stage) for group in groups]
-    return sum(errors) / max(1, len(errors))
-
-
 def _chart(
     blocks: Sequence[BlockReport],
     title: str,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from quant_experts.planning.units import unit_of
 from quant_experts.report.charts import numbers
 from quant_experts.report.charts.axes import logarithmic, padded
 from quant_experts.report.data import AutoSearch, FrontierPoint
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 880, 300, 72, 24, 16, 46
-UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def frontier_chart(search: AutoSearch) -> Frontier | None:
         return None
     max_bytes, max_kl = search.target.get("max_bytes"), search.target.get("max_kl")
     sizes = [float(point.bytes) for point in search.points] + ([max_bytes] if max_bytes else [])
-    factor, unit = next((f, u) for f, u in UNITS if max(sizes) >= f)
+    factor, unit = unit_of(max(sizes))
     x = padded([size / factor for size in sizes], LEFT, WIDTH - RIGHT)
     y = logarithmic([point.kl for point in search.points] + ([max_kl] if max_kl else []), HEIGHT - BOTTOM, TOP)
     places = [

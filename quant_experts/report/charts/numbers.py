@@ -1,8 +1,10 @@
-"""Figures as people read them: three digits, a unit, and never 100 % for what is not quite."""
+"""Figures as people read them: three digits, a unit, and never 100 % for a share below 1."""
 
 from __future__ import annotations
 
 import math
+
+from quant_experts.planning.units import said
 
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MISSING = "–"
@@ -38,13 +40,8 @@ def change(value: float) -> str:
 
 
 def size(value: int) -> str:
-    """Bytes as ``1.86 GiB``."""
-    scaled = float(value)
-    units = ["B", "KiB", "MiB", "GiB", "TiB"]
-    while abs(scaled) >= 1000 and len(units) > 1:
-        scaled /= 1024
-        units.pop(0)
-    return f"{scaled:.4g} {units[0]}"
+    """Bytes as ``1.863 GiB``: four digits, because sizes are compared across a few percent."""
+    return said(value, 4)
 
 
 def perplexity(value: float | None) -> str:

@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 from quant_experts.report.charts import numbers
-from quant_experts.report.data import FEWEST_TOKENS, ImageSensitivity, ModelQuality, QualityReport, Size
+from quant_experts.report.data import FEWEST_TOKENS, ModelQuality, QualityReport, Size
 
 NOTHING = 1e-9
 """A KL below this is arithmetic noise."""
@@ -148,13 +148,4 @@ def measured(report: QualityReport, limit: str) -> float | None:
         return quality.top1_agreement
     if limit == "max_perplexity_increase":
         return quality.perplexity_quantized / quality.perplexity_full - 1
-    return image_ratio(report.images)
-
-
-def image_ratio(images: ImageSensitivity | None) -> float | None:
-    """The quantized model's reaction to another image, relative to the full-precision model's: the smaller of the two.
-
-    It is what ``image_sensitivity.smallest_ratio`` gives; that module loads torch, and a reader of reports need not.
-    """
-    reactions = (images.swapped, images.blanked) if images else ()
-    return min((r.ratio for r in reactions if r is not None and r.ratio is not None), default=None)
+    return report.images.smallest_ratio if report.images else None
