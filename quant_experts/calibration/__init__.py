@@ -1,4 +1,6 @@
-"""From rows of text, images and audio to the inputs that each stack of blocks is called with, on disk.
+"""From calibration rows (text, images, audio) to the arguments that each stack of blocks receives, on disk.
 
-May import the model; knows nothing of how a group is fitted.
+May import ``model`` and ``planning``; never ``fit``, ``walk`` or ``checkpoint``.
+Read in this order: ``rows`` (one checked row), ``samples`` (which rows a run uses), ``collate`` and ``speech`` (a row
+becomes model inputs), ``capture`` (the model runs up to its first block), ``captured_inputs`` (the files).
 """

@@ -1,4 +1,5 @@
-"""The forward of a quantized model and its processor, in two files that every checkpoint carries a copy of.
+"""The forward of a quantized model and its processor, in two files of which every checkpoint carries a copy.
 
-Each needs torch and transformers alone and imports nothing of this project.
+Each file needs torch and transformers alone and imports nothing of this project. In ``modeling_quant_experts`` read
+``QuantizedLinear.forward`` and ``InputGroup.prepare`` first.
 """

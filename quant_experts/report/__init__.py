@@ -1,4 +1,5 @@
-"""The quality report: ``data`` is what is measured, ``page`` and ``charts`` are how people read it.
+"""The quality report: ``data`` holds what was measured; ``page`` and ``charts`` show it to people.
 
-``data`` imports nothing, so that any room may fill it in.
+``data`` imports nothing of the project, so that every room can produce it. The rest may import ``planning`` (for sizes
+in words). Read in this order: ``data``, ``page``, then ``charts``.
 """

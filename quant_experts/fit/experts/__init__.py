@@ -1,1 +1,1 @@
-"""The parts of the ``qe`` reconstruction: which channels matter, the experts that correct them, and the router."""
+"""The parts of the ``qe`` reconstruction (docs/method.md, section 4): partition, shared and routed experts, router."""

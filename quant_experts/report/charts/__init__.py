@@ -1,1 +1,1 @@
-"""The parts of the quality report's page: sentences, advice, one file per chart; ``report_html`` has them all."""
+"""The parts of the report's page: sentences, advice, numbers in words, and one file per chart. ``page`` uses them all."""
