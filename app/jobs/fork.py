@@ -22,11 +22,7 @@ MOST_OPTIONS = 64
 DECIDES_NOTHING = {"accept_if", "alias", "name", "labels", "timeout_s", "max_wait_s", "priority", "device"}
 """Fields of a spec that do not change the result."""
 BEFORE_THE_BLOCKS = ("model", "calibration", "options.samples", "options.seed", "options.vision")
-<<<<<<< HEAD
-"""Fields that the captured inputs depend on. ``quant_experts.run.reuse`` has the same list in its own terms."""
-=======
-"""What the captured inputs depend on: ``quant_experts.run.fingerprints`` has the same list in its own terms."""
->>>>>>> 01b7b28 (library: quantize() is a run object; the walk's parameters are one object; the field's words)
+"""Fields that the captured inputs depend on. ``quant_experts.run.fingerprints`` has the same list in its own terms."""
 
 
 class ForkRequest(BaseModel):

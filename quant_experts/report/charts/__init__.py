@@ -1,1 +1,1 @@
-"""The parts of the report's page: sentences, advice, numbers in words, and one file per chart. ``page`` uses them all."""
+"""The parts of the report's page: sentences, advice, numbers in words, and one file per chart."""
