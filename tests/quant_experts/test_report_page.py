@@ -276,7 +276,7 @@ def test_the_frontier_marks_what_nothing_tried_beats() -> None:
         (numbers.change(-0.01), "−1.00 %"),
         (numbers.size(0), "0 B"),
         (numbers.size(2_356_113_408), "2.194 GiB"),
-        (numbers.size(1_048_500), "0.9999 MiB"),
+        (numbers.size(1_048_500), "1024 KiB"),
     ],
 )
 def test_numbers_are_written_as_people_read_them(written: str, expected: str) -> None:
