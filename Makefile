@@ -66,6 +66,9 @@ bench: setup ## print the benchmark tables; BENCH="layers real.quick memory peer
 readme: setup ## write the README's figures from benchmarks/results
 	$(BIN)/python -m benchmarks.readme
 
+models: setup ## every type of the installed transformers, tiny, end to end, into docs/models.md; goes on where it was (TYPES="llama cohere", TYPES=plans)
+	OMP_NUM_THREADS=1 nice $(BIN)/python -m tests.every_type $(TYPES)
+
 fuzz: setup ## schemathesis against the served API for MINUTES (10); QE_FUZZ_SEED repeats a run; the suite has a short one
 	QE_FUZZ_MINUTES=$(or $(MINUTES),10) $(BIN)/python -m pytest --timeout 0 tests/app/test_contract_fuzzing.py
 
@@ -107,4 +110,4 @@ lock: setup ## write deploy/requirements: what the images install, with hashes (
 clean: ## remove what the targets made, the environment included
 	rm -rf $(VENV) demo-output .qe build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
-.PHONY: help setup demo serve browser test screenshots docs lint format bench readme fuzz faults compose-test vllm-test openapi wheel images release constraints lock clean
+.PHONY: help setup demo serve browser test screenshots docs lint format bench models readme fuzz faults compose-test vllm-test openapi wheel images release constraints lock clean

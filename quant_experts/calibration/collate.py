@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from quant_experts.calibration.images import decode
-from quant_experts.calibration.processor import load_processor, load_tokenizer
+from quant_experts.calibration.processor import PROCESSORS, has_processor, load_processor, load_tokenizer
 from quant_experts.calibration.rows import Row, texts_of
 from quant_experts.calibration.sample import Sample, TooLong
 from quant_experts.calibration.speech import open_speech_collator
@@ -70,7 +70,7 @@ def _within(sample: Sample, vocabulary: int, config: Any) -> Sample:
 
 def _open_text_collator(directory: Path, config: Any) -> Collate:
     most = min(MOST_TOKENS, getattr(config.get_text_config(), "max_position_embeddings", MOST_TOKENS))
-    if hasattr(config, "vision_config"):
+    if hasattr(config, "vision_config") and has_processor(directory):
         processor = load_processor(directory, config)
         if not processor.chat_template:
             raise InvalidModel(f"{directory.name} has no chat template; give the instruction-tuned model")
@@ -155,7 +155,10 @@ def _check_placeholders(row: Row, text: str, processor: Any, image_token: int) -
 def _text_only(row: Row, tokenizer: Any, model_type: str, most: int) -> Sample:
     if row.images or row.audio:
         what = "an image" if row.images else "audio"
-        raise InvalidCalibration(f"calibration row {row.number}: it has {what}, but {model_type} takes text only")
+        raise InvalidCalibration(
+            f"calibration row {row.number}: it has {what}, but {model_type} takes text only, or its directory has no "
+            f"{PROCESSORS[0]}"
+        )
     messages = [
         {**message, "content": None if message["content"] is None else "".join(texts_of(message))}
         for message in row.messages

@@ -16,6 +16,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from quant_experts.errors import InvalidModel, one_line
 from quant_experts.forward.processing_quant_experts import without_video
 
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError)
 
 
@@ -26,6 +27,11 @@ def load_tokenizer(directory: Path) -> Any:
     # The tokenizers library raises bare Exception for a broken tokenizer.json.
     except Exception as error:
         raise InvalidModel(f"{directory.name}: its tokenizer cannot be loaded ({one_line(error)})") from error
+
+
+def has_processor(directory: Path) -> bool:
+    """A model of images without one is calibrated on rows of text alone; the report warns that no row has an image."""
+    return any((directory / name).is_file() for name in PROCESSORS)
 
 
 def load_processor(directory: Path, config: Any) -> Any:

@@ -14,7 +14,7 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 import quant_experts
-from quant_experts.calibration.processor import patches_of
+from quant_experts.calibration.processor import has_processor, patches_of
 from quant_experts.checkpoint.shards import TensorSource
 from quant_experts.errors import InvalidModel
 from quant_experts.forward.modeling_quant_experts import FORMAT, QUANT_METHOD
@@ -80,7 +80,7 @@ def processor_files(source: Path) -> dict[str, str]:
     """
     config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=True)
     kind = PROCESSOR_MAPPING.get(type(config), None) if hasattr(config, "vision_config") else None
-    if kind is None:
+    if kind is None or not has_processor(source):
         return {}
     path = source / PROCESSOR
     stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -10,7 +10,6 @@ Every block is looked at, because blocks of one model differ: dense ones before 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,20 +22,10 @@ from quant_experts.errors import UnsupportedModel
 from quant_experts.model.families.overrides import PLAIN
 from quant_experts.model.families.stack import Groups
 from quant_experts.model.shape_pass import ShapePass
+from quant_experts.planning.layer_rules import ELSEWHERE, WIDTH_STEP, labelled, reason_to_skip
 
 TOKENS = 8
 """Of the row that the forward without weights sees."""
-FEWEST_OUTPUTS = 16
-WIDTH_STEP = 32
-"""Input channels share a weight scale by 32 at least; a width that 32 does not divide cannot be quantized."""
-ELSEWHERE = re.compile(r"(^|[._])(vision|visual|audio|image|img|vit|vq|qformer|tower|speech|perceiver|aligner)")
-"""In the path of a list of blocks that is not the language model's."""
-ROUTERS = ("router", "gate", "shared_expert_gate", "expert_gate")
-"""Last names of linear layers that choose experts."""
-SMALL_PARTS = ("in_proj_ba", "in_proj_a", "in_proj_b", "b_proj", "a_proj", "dt_proj", "x_proj", "dt_in_proj")
-"""Last names of linear layers whose outputs steer a recurrence: few weights, and errors that accumulate over tokens."""
-
-NO_PREFIX = re.compile(r"^linear_(?=.)|_(proj|layer|linear)(?=$)")
 
 
 @dataclass(frozen=True)
@@ -132,7 +121,7 @@ def _refuse_shared(path: str, blocks: list[nn.Module]) -> None:
     seen: dict[int, int] = {}
     for number, block in enumerate(blocks):
         for name, module in block.named_modules():
-            if seen.setdefault(id(module), number) != number:
+            if next(module.parameters(), None) is not None and seen.setdefault(id(module), number) != number:
                 raise UnsupportedModel(
                     f"{path}.{number}.{name} is also a module of block {seen[id(module)]}: blocks that share modules "
                     "cannot be walked one by one"
@@ -268,20 +257,13 @@ class _Reads:
         return FoundStack(module, layers, inside, tuple(found), tuple(memory), skipped, self.widths.get(stack, 0))
 
     def _reason(self, name: str, linear: nn.Linear) -> str | None:
-        last = name.rpartition(".")[2]
         if type(linear) is not nn.Linear and type(linear).__name__ not in PLAIN:
             return f"a {type(linear).__name__}, not a plain linear layer"
         if name in self.direct:
             return "the model's code reads its weight itself"
         if name not in self.inputs:
             return "a forward does not call it"
-        if last in ROUTERS:
-            return "router: chooses among experts"
-        if last in SMALL_PARTS or linear.out_features < FEWEST_OUTPUTS:
-            return f"small: {linear.out_features} outputs that steer others"
-        if linear.in_features % WIDTH_STEP:
-            return f"{linear.in_features} input channels are no multiple of {WIDTH_STEP}"
-        return None
+        return reason_to_skip(name, linear.in_features, linear.out_features)
 
 
 def _linears(block: nn.Module) -> list[tuple[str, nn.Linear]]:
@@ -304,20 +286,12 @@ def _large_parameters(path: str, block: nn.Module) -> dict[str, str]:
 
 
 def _named(block: nn.Module, groups: list[list[str]]) -> Groups:
-    """Each list of layers as (parent, label, layers within the parent); no two of one parent have the same label."""
-    named: list[tuple[str, str, tuple[str, ...]]] = []
-    taken: set[tuple[str, str]] = set()
+    """Each list of layers as (parent, label, layers within the parent)."""
+    placed = []
     for layers in groups:
         parent = _common_parent(block, layers)
-        within = tuple(layer.removeprefix(f"{parent}.") if parent else layer for layer in layers)
-        label = stem = label_of(within)
-        number = 1
-        while (parent, label) in taken:
-            number += 1
-            label = f"{stem}_{number}"
-        taken.add((parent, label))
-        named.append((parent, label, within))
-    return tuple(named)
+        placed.append((parent, tuple(layer.removeprefix(f"{parent}.") if parent else layer for layer in layers)))
+    return labelled(placed)
 
 
 def _common_parent(block: nn.Module, layers: list[str]) -> str:
@@ -331,12 +305,3 @@ def _common_parent(block: nn.Module, layers: list[str]) -> str:
     while common and isinstance(block.get_submodule(".".join(common)), (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
         common.pop()
     return ".".join(common)
-
-
-def label_of(layers: tuple[str, ...]) -> str:
-    """What a group is called: ``q_proj k_proj v_proj`` → ``qkv``, ``gate_proj up_proj`` → ``gate_up``."""
-    stems = [
-        NO_PREFIX.sub("", layer if layer.rpartition(".")[2].isdigit() else layer.rpartition(".")[2]) for layer in layers
-    ]
-    joint = "" if all(len(stem) == 1 for stem in stems) else "_"
-    return joint.join(stems).replace(".", "_")

@@ -30,6 +30,9 @@ AUTO_CLASSES: Mapping[str, Mapping[str, Any]] = {
 }
 """Auto class → ``model_type`` → class of the model, or several."""
 
+EXPERTS = re.compile(r"\.experts\b(?!.*shared)")
+"""In the path of a mixture's routed experts, which are not quantized yet."""
+
 OUTPUT_HEAD = "output head: kept in full precision"
 TOWER = "vision tower: quantizing it costs the most accuracy"
 ELSEWHERE = "outside of the blocks that are walked"
@@ -193,7 +196,8 @@ def _refuse_mostly_kept(model: nn.Module, decoder: Stack, found: FoundStack) -> 
     for name in found.skipped:
         kept[_starred(name)] = kept.get(_starred(name), 0) + _weights(model, name)
     total = quantized + sum(kept.values())
-    if quantized >= LEAST_SHARE * total and quantized:
+    experts = any(EXPERTS.search(name) for name in kept)
+    if quantized >= LEAST_SHARE * total and quantized and not experts:
         return
     if not kept:
         raise UnsupportedModel(f"{found.module}.{found.layers} holds no linear layers")

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from quant_experts.planning.errors import Unreadable
-from quant_experts.planning.families import STACKS, Family, text_config
+from quant_experts.planning.families import MULTIMODAL, STACKS, Family, text_config
+from quant_experts.planning.found_groups import BLOCK, decoder_prefix, groups_in
 from quant_experts.planning.headers import ITEM_BYTES, Tensor
 from quant_experts.planning.stacks import Stack, native
 
@@ -21,6 +22,8 @@ INTERNLM2 = {
     "feed_forward.w2.": "mlp.down_proj.",
 }
 INTERNLM2_QKV = re.compile(r"attention\.wqkv\.(weight|bias)")
+
+EXPERTS = re.compile(r"(^|\.)experts\.")
 
 Reads = Literal["tokens", "patches", "images", "audio"]
 """What a row brings to a group: its tokens, the patches of its images, the image tokens that they become, or the
@@ -73,6 +76,8 @@ def walked_blocks(
 ) -> Walked:
     """Raises Unreadable naming a block or a layer that the family has and the files have not."""
     blocks: list[Block] = []
+    if family.is_found:
+        return _found_blocks(tensors, config, dtype, takes_images=family.vision)
     for stack in family.stacks(vision):
         inside, tensors = _inside(stack, tensors, config, is_decoder=stack == family.decoder)
         what = "decoder" if stack == family.decoder else stack.name
@@ -89,6 +94,34 @@ def walked_blocks(
             where = f"what lies behind the {what} blocks"
             blocks.append(_block(len(blocks), stack, None, "", where, groups, behind, dtype, "images"))
     return Walked(tuple(blocks), tensors)
+
+
+def _found_blocks(
+    tensors: Mapping[str, Tensor], config: Mapping[str, Any], dtype: str, *, takes_images: bool
+) -> Walked:
+    prefix = decoder_prefix(tensors)
+    if prefix is None:
+        raise Unreadable("invalid_model", "no tensor of the model belongs to a block of its decoder")
+    inside: Inside = {}
+    outside: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        found = BLOCK.fullmatch(key)
+        if found and found[1] == prefix and EXPERTS.search(found[3]):
+            raise Unreadable("unsupported_model", f"{key} is of a mixture's experts, which cannot be quantized yet")
+        if found and found[1] == prefix:
+            inside.setdefault(int(found[2]), {})[found[3]] = tensor
+        else:
+            outside[key] = tensor
+    path = (
+        f"{MULTIMODAL}.layers" if takes_images and f"{prefix}." in {f"{stack}layers." for stack in STACKS} else prefix
+    )
+    stack = Stack("language model", path, ())
+    blocks = []
+    for index in range(_count(stack, "decoder", config, inside)):
+        groups = [(f"{parent}." if parent else "", label, layers) for parent, label, layers in groups_in(inside[index])]
+        where = f"decoder block {index}"
+        blocks.append(_block(index, stack, index, f"{path}.{index}.", where, groups, inside[index], dtype, "tokens"))
+    return Walked(tuple(blocks), outside)
 
 
 def in_memory(tensor: Tensor, dtype: str) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 from quant_experts.planning import stacks
 from quant_experts.planning.errors import Unreadable
+from quant_experts.planning.known_types import KNOWN_TYPES
 from quant_experts.planning.stacks import Groups, Stack
 
 DECODER: Groups = (
@@ -51,7 +52,8 @@ class Family:
     the model takes images. ``tied``: whether the head is the embeddings where config.json does not say.
     ``any_text``: the language model is one of several; its ``model_type`` where config.json names none. ``tower``: the
     vision tower, where it can be quantized; ``encoder``: a stack whose output the decoder reads; ``memory``: see
-    :class:`Stack`, of the decoder. ``head``: path of the output head in memory."""
+    :class:`Stack`, of the decoder. ``head``: path of the output head in memory. ``is_found``: stack and groups are told
+    from the names in the files (``found_groups.py``), and ``stack`` and ``groups`` are not looked at."""
 
     model_class: str
     stack: str
@@ -63,6 +65,7 @@ class Family:
     encoder: Stack | None = None
     memory: tuple[str, ...] = ()
     head: str = "lm_head"
+    is_found: bool = False
 
     @property
     def decoder(self) -> Stack:
@@ -78,7 +81,7 @@ class Family:
 
 MULTIMODAL = "model.language_model"
 
-FAMILIES: Mapping[str, Family] = {
+FAMILIES: dict[str, Family] = {
     "qwen2_vl": Family("Qwen2VLForConditionalGeneration", MULTIMODAL, vision=True, tower=stacks.QWEN2_VL),
     "qwen2_5_vl": Family("Qwen2_5_VLForConditionalGeneration", MULTIMODAL, vision=True, tower=stacks.QWEN2_5_VL),
     "qwen3_vl": Family("Qwen3VLForConditionalGeneration", MULTIMODAL, vision=True, tower=stacks.QWEN3_VL),
@@ -112,6 +115,11 @@ FAMILIES: Mapping[str, Family] = {
         head="proj_out",
     ),
 }
+FAMILIES |= {
+    kind: Family(model_class, MULTIMODAL if vision else "model", vision=vision, tied=tied, is_found=True)
+    for kind, model_class, vision, tied in KNOWN_TYPES
+    if kind not in FAMILIES
+}
 ORIGINALS = {"internvl_chat": "InternVLChatModel"}
 """Layouts that are read as one of the families above."""
 
@@ -122,7 +130,8 @@ def family_of(config: Mapping[str, Any]) -> Family:
     if kind == "internvl_chat":
         return Family("InternVLChatModel", MULTIMODAL, vision=True, tower=stacks.INTERNVL)
     family = FAMILIES.get(kind) if isinstance(kind, str) else None
-    supported = ", ".join([*FAMILIES, *ORIGINALS])
+    named = [*(name for name, known in FAMILIES.items() if not known.is_found), *ORIGINALS]
+    supported = f"{', '.join(named)} and {len(FAMILIES) + len(ORIGINALS) - len(named)} others (docs/models.md)"
     if family is None:
         raise Unreadable(
             "unsupported_model", f"config.json: model_type {kind!r} is not supported; supported: {supported}"
@@ -142,7 +151,7 @@ def _with_text_groups(config: Mapping[str, Any], family: Family) -> Family:
     """The groups of the language model inside a model that may have any."""
     text = config.get("text_config")
     inside = text.get("model_type", family.any_text) if isinstance(text, dict) else family.any_text
-    known = {name: text for name, text in FAMILIES.items() if text.stack == "model"}
+    known = {name: text for name, text in FAMILIES.items() if text.stack == "model" and not text.is_found}
     if inside not in known:
         raise Unreadable(
             "unsupported_model",

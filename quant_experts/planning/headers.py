@@ -44,8 +44,17 @@ ITEM_BYTES = {
     "F64": 8,
 }
 FLOATS = ("F32", "F16", "BF16")
-HEADS = ("lm_head.weight", "language_model.lm_head.weight", "language_model.output.weight", "proj_out.weight")
-EMBEDDINGS = ("embed_tokens.weight", "tok_embeddings.weight")
+HEADS = (
+    "lm_head.weight",
+    "language_model.lm_head.weight",
+    "language_model.output.weight",
+    "proj_out.weight",
+    "embed_out.weight",
+)
+EMBEDDINGS = (
+    *("embed_tokens.weight", "tok_embeddings.weight"),
+    *("wte.weight", "embed_in.weight", "word_embeddings.weight", "token_embedding.weight"),
+)
 PIECE, PIECES = 32 * 1024, 4
 """Of the output head and the embeddings, that are compared: bytes, and how many pieces."""
 

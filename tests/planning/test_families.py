@@ -28,7 +28,7 @@ from tests.models import make_model
 from tests.models_internvl_chat import make_internvl_chat
 
 
-@pytest.mark.parametrize("name", families.FAMILIES)
+@pytest.mark.parametrize("name", [name for name, known in families.FAMILIES.items() if not known.is_found])
 def test_a_head_is_tied_by_default_where_transformers_ties_it(name: str) -> None:
     assert CONFIG_MAPPING[name]().tie_word_embeddings is families.FAMILIES[name].tied
 

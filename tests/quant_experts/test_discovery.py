@@ -18,8 +18,8 @@ from transformers import (
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from quant_experts.errors import UnsupportedModel
-from quant_experts.model.discovery import label_of
 from quant_experts.model.manifest import Manifest, manifest_of
+from quant_experts.planning.layer_rules import label_of
 
 SMALL: dict[str, Any] = {
     "vocab_size": 128,

@@ -1,0 +1,1 @@
+"""Every causal language model and image-text-to-text type of the installed transformers, tiny, through the pipeline."""

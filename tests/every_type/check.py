@@ -1,0 +1,153 @@
+"""One model type through the pipeline, stage by stage, until one of them says why not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.models.auto import modeling_auto
+
+from demo.model import make_tokenizer
+from quant_experts.calibration.collate import open_collator
+from quant_experts.calibration.rows import parse_row
+from quant_experts.errors import QuantExpertsError
+from quant_experts.model.blueprint import open_blueprint
+from quant_experts.planning.errors import Unreadable
+from quant_experts.planning.local import read_local
+from quant_experts.planning.recipe import Recipe
+from quant_experts.planning.shapes import shapes_of
+from quant_experts.planning.sizes import size_of
+from quant_experts.run.quantize import quantize
+from quant_experts.spec.specification import QuantizationSpec
+from tests.every_type.tiny import tiny_config
+from tests.models import TEXT_TEMPLATE, draw
+from tests.rows import text_row, write_rows
+
+VLMS = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+CAUSAL = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+STAGES = ("built", "discovered", "quantized", "loaded", "generates")
+"""``quantized`` ends with the packed checkpoint; ``loaded``: a process without our package gives the same logits."""
+SPEC = QuantizationSpec.preset(
+    "qe",
+    scheme="W4A8",
+    samples=4,
+    experts=2,
+    shared_rank=4,
+    routed_rank=4,
+    important_channels=8,
+    group_size=32,
+    reservoir=128,
+)
+LARGEST = 40_000_000
+"""Parameters: a type whose configuration does not get smaller by the known names is not run."""
+
+
+@dataclass
+class Outcome:
+    """``reached``: the stages that went well, in order but for the last. ``reason``: of the first that did not."""
+
+    kind: str
+    group: str
+    reached: list[str]
+    reason: str | None = None
+    written: int | None = None
+    """Bytes of the checkpoint's tensors."""
+    plan: str | None = "there is no checkpoint to compare with"
+    """Why the plan is not exact; None where it is."""
+
+    def text(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def check(kind: str, directory: Path) -> Outcome:
+    """``directory``: empty; it is left so."""
+    outcome = Outcome(kind, "image-text-to-text" if kind in VLMS else "causal", [])
+    try:
+        _make(kind, directory / "model")
+    # A type's own code: whatever it raises is the answer.
+    except Exception as error:
+        return _ended(outcome, error)
+    outcome.reached.append("built")
+    try:
+        open_blueprint(directory / "model", device=torch.device("cpu"))
+        outcome.reached.append("discovered")
+        rows = write_rows(directory / "rows.jsonl", [text_row(i) for i in range(5)])
+        report = quantize(
+            model=directory / "model",
+            calibration=rows,
+            output=directory / "out",
+            spec=SPEC,
+            work=directory / "work",
+            device="cpu",
+            on_event=lambda event: outcome.reached.append("quantized") if _verifies(event) else None,
+        )
+        outcome.reached.append("loaded")
+        outcome.written = report.size.bytes_after if report.size is not None else None
+        outcome.plan = plan_of(directory / "model", outcome.written)
+        _generate(directory / "out")
+        outcome.reached.append("generates")
+    except Exception as error:
+        return _ended(outcome, error)
+    finally:
+        for path in directory.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return outcome
+
+
+def plan_again(outcome: Outcome, directory: Path) -> None:
+    """What today's planner says of a type that an earlier run has quantized."""
+    if outcome.written is not None:
+        _make(outcome.kind, directory)
+        outcome.plan = plan_of(directory, outcome.written)
+
+
+def _verifies(event: Any) -> bool:
+    return getattr(event, "phase", None) == "verifying" and type(event).__name__ == "PhaseStarted"
+
+
+def _ended(outcome: Outcome, error: Exception) -> Outcome:
+    kind = "" if isinstance(error, QuantExpertsError) else f"{type(error).__name__}: "
+    outcome.reason = f"{kind}{' '.join(str(error).split())}"[:240] or type(error).__name__
+    return outcome
+
+
+def _make(kind: str, directory: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = TEXT_TEMPLATE
+    config = tiny_config(kind)
+    auto_class = transformers.AutoModelForImageTextToText if kind in VLMS else transformers.AutoModelForCausalLM
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in auto_class.from_config(config).parameters())
+    if size > LARGEST:
+        raise ValueError(f"its configuration does not get small: {size:,} parameters")
+    torch.manual_seed(0)
+    model = auto_class.from_config(config, dtype=torch.bfloat16)
+    model.to(torch.bfloat16)
+    draw(model, 0)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def _generate(checkpoint: Path) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    model = getattr(transformers, next(iter(config["auto_map"]))).from_pretrained(checkpoint)
+    sample = open_collator(checkpoint, model.config)(parse_row(1, text_row(7), checkpoint))
+    with torch.no_grad():
+        new = model.generate(**sample.inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    if new.shape[1] != sample.tokens + 4:
+        raise ValueError(f"generated {new.shape[1] - sample.tokens} tokens instead of 4")
+
+
+def plan_of(model: Path, written: int | None) -> str | None:
+    """Why the plan does not say the bytes that the checkpoint has; None where it does."""
+    try:
+        shapes = shapes_of(read_local(model))
+    except (Unreadable, OSError) as error:
+        return f"{' '.join(str(error).split())}"[:200]
+    planned = size_of(shapes, Recipe.of(**SPEC.model_dump())).bytes_after_most
+    return None if planned == written else f"{planned} bytes planned, {written} written"
