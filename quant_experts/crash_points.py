@@ -1,7 +1,6 @@
-"""Steps of a run at which its process may die and a later run must go on, told to whoever listens.
+"""Named steps of a run at which its process may die and from which a later run must resume.
 
-Nobody does, unless a fault test has the runner kill itself exactly there; the names are listed in
-``core/crash_points.py``.
+Only fault tests listen: they make the runner kill itself exactly there. ``core/crash_points.py`` lists the names.
 """
 
 from __future__ import annotations

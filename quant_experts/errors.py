@@ -1,13 +1,13 @@
-"""Everything that a user's input can get wrong, as one family of exceptions with stable codes.
+"""The errors that a user's input can cause, as one family of exceptions with stable codes.
 
-Each message names what is wrong, where, and what to do. The code is what a service stores and a script matches.
+Each message says what is wrong, where, and what to do. A service stores the code, and a script matches it.
 """
 
 from __future__ import annotations
 
 
 class QuantExpertsError(Exception):
-    """Base of all errors that the input, not the program, is responsible for."""
+    """Base of all errors whose cause is the input and not the program."""
 
     code = "error"
 
@@ -18,7 +18,7 @@ def one_line(error: BaseException, most: int = 200) -> str:
 
 
 class UnsupportedModel(QuantExpertsError):
-    """The architecture is not one that the walk knows."""
+    """The walk does not support the architecture."""
 
     code = "unsupported_model"
 
@@ -48,7 +48,7 @@ class NumericalFailure(QuantExpertsError):
 
 
 class InvalidCheckpoint(QuantExpertsError):
-    """A written checkpoint does not hold what it promises: digests, tensors or logits."""
+    """Digests, tensors or logits of a written checkpoint are wrong."""
 
     code = "invalid_checkpoint"
 

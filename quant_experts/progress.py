@@ -1,4 +1,4 @@
-"""What a run tells while it works. A caller passes ``on_event`` and gets these, in order, from the calling thread."""
+"""The events of a run. A caller passes ``on_event`` and receives them in order, on the calling thread."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class BlockFinished:
 
 @dataclass(frozen=True)
 class Warned:
-    """Something the user should know that does not end the run; it is also in the report."""
+    """A warning that does not end the run; the report has it too."""
 
     message: str
 

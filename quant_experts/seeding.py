@@ -1,4 +1,4 @@
-"""Randomness that depends on names, never on what ran before, so that a resumed run is bit-identical."""
+"""Random numbers that depend on a seed and names, never on what ran before, so that a resumed run is bit-identical."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Where an installed wheel keeps the service: ``app``, ``worker``, ``core`` and ``migrations``.
 
-They lie in one directory beside this package, on nobody's import path: names as common as ``app`` are not taken from
-whoever installs the client. ``qe`` adds the directory for itself and the processes that it starts. A checkout has no
-such directory; there the packages are found as usual.
+They are in one directory beside this package, outside the import path, so that a common name such as ``app`` stays free
+for whoever installs the client. ``qe`` adds the directory for itself and the processes that it starts. A checkout has
+no such directory and needs none.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The only place that decodes audio: PCM in WAV files, as one channel at the rate that a model wants."""
+"""Decode audio: PCM in WAV files becomes one channel at the sampling rate of the model. No other file decodes audio."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ CONVERT = "convert it, for example with: ffmpeg -i IN -c:a pcm_s16le OUT.wav"
 
 
 def decode(data: bytes, where: str) -> tuple[Tensor, int]:
-    """Samples between -1 and 1, (n,) float32, the mean of all channels; and how many there are in a second.
+    """Samples between -1 and 1, (n,) float32, the mean of all channels; and the sampling rate, per second.
 
-    ``where``: row and audio, for the message. Raises InvalidCalibration for another format or a file that is cut off.
+    ``where``: row and audio, for the message. Raises InvalidCalibration for another format or a truncated file.
     """
     try:
         with wave.open(io.BytesIO(data)) as file:
@@ -40,29 +40,29 @@ def decode(data: bytes, where: str) -> tuple[Tensor, int]:
 
 
 def _samples(pcm: bytes, width: int) -> Tensor:
-    """Little-endian integers of ``width`` bytes; those of one byte are without a sign (RIFF WAVE specification)."""
+    """Little-endian integers of ``width`` bytes; those of one byte are unsigned (RIFF WAVE specification)."""
     raw = torch.frombuffer(bytearray(pcm), dtype=torch.uint8)
     if width == 1:
         return (raw.float() - 128) / 128
-    if width == 3:  # a byte of zeros below each, and the factor is that of four bytes
+    if width == 3:  # a zero byte below each makes four bytes, with their factor
         raw = torch.cat([torch.zeros(len(raw) // 3, 1, dtype=torch.uint8), raw.reshape(-1, 3)], dim=1).reshape(-1)
     dtype = torch.int16 if width == 2 else torch.int32
     values: Tensor = raw.view(dtype).float() / 2 ** (torch.iinfo(dtype).bits - 1)
     return values
 
 
-def resample(samples: Tensor, rate: int, wanted: int) -> Tensor:
-    """samples: (n,) float32 at ``rate``; returns (round(n · wanted / rate),) at ``wanted``.
+def resample(samples: Tensor, rate: int, target: int) -> Tensor:
+    """samples: (n,) float32 at ``rate``; returns (round(n · target / rate),) at ``target``.
 
-    Band-limited, by its Fourier transform: what lies above half of the lower rate is cut off. The signal counts as
+    The Fourier transform limits the band: frequencies above half of the lower rate are cut off. It treats the signal as
     periodic, so that a clip that does not begin and end in silence rings for a few samples at its ends.
     """
-    if rate == wanted:
+    if rate == target:
         return samples
-    n = max(1, round(len(samples) * wanted / rate))
+    n = max(1, round(len(samples) * target / rate))
     spectrum = torch.fft.rfft(samples.double())
-    kept = torch.zeros(n // 2 + 1, dtype=spectrum.dtype)
-    shared = min(len(kept), len(spectrum))
-    kept[:shared] = spectrum[:shared]
-    made: Tensor = (torch.fft.irfft(kept, n=n) * (n / len(samples))).float()
-    return made
+    band = torch.zeros(n // 2 + 1, dtype=spectrum.dtype)
+    shared = min(len(band), len(spectrum))
+    band[:shared] = spectrum[:shared]
+    resampled: Tensor = (torch.fft.irfft(band, n=n) * (n / len(samples))).float()
+    return resampled

@@ -1,6 +1,6 @@
-"""From a row to model inputs: chat template, processor, and never a cut through an image.
+"""Turn a calibration row into model inputs with the chat template and the processor; never cut through an image.
 
-A row is called alone, as a batch of one: no padding, so no padding token can reach a statistic.
+Every row is a batch of one. There is no padding, so that no padding token can reach a statistic.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from quant_experts.calibration.speech import open_speech_collator
 from quant_experts.errors import InvalidCalibration, InvalidModel, one_line
 
 MOST_TOKENS = 2048
-"""Tokens of one sample. A photograph at Qwen2-VL's default bound is 16384; beyond two thousand, calibration costs time
-and learns nothing new."""
+"""Most tokens of one sample. A photograph at Qwen2-VL's default bound has 16384 tokens; beyond two thousand,
+calibration takes more time and learns nothing new."""
 
 REPLACED_BEFORE_EMBEDDING = ("gemma3",)
-"""Model types that put another token in place of an image's before they look tokens up."""
+"""Model types that replace image tokens before they look up embeddings."""
 
 LONGEST_QUESTION = 200
-"""Characters that are kept."""
+"""Characters of a question in the report."""
 
 SMALLEST_SIDE = 56
-"""Pixels: images are not shrunk below this to make a row fit."""
+"""Pixels. Images are not shrunk below this side to make a row fit."""
 
 
 __all__ = ["MOST_TOKENS", "Collate", "Sample", "TooLong", "open_collator"]
@@ -43,8 +43,10 @@ Collate = Callable[[Row], Sample]
 
 
 def open_collator(directory: Path, config: Any, *, dtype: torch.dtype | None = None) -> Collate:
-    """The function that turns rows into samples for the model in ``directory``. ``dtype``: the model's, of sounds; that
-    of its configuration when it is not given. Raises InvalidModel."""
+    """The function that turns rows into samples for the model in ``directory``.
+
+    ``dtype``: of audio features; by default the configuration's. Raises InvalidModel.
+    """
     if config.model_type == "whisper":
         collate = open_speech_collator(directory, config, dtype=dtype or config.dtype or torch.float32)
     else:
@@ -54,7 +56,7 @@ def open_collator(directory: Path, config: Any, *, dtype: torch.dtype | None = N
 
 
 def _within(sample: Sample, vocabulary: int, config: Any) -> Sample:
-    """The sample itself. Raises InvalidCalibration for a token that the model's embedding has no row for."""
+    """Returns the sample. Raises InvalidCalibration for a token without a row in the model's embedding."""
     ids = sample.input_ids[0]
     if config.model_type in REPLACED_BEFORE_EMBEDDING:
         ids = ids[~sample.vision]
@@ -100,17 +102,17 @@ def _with_images(row: Row, processor: Any, image_token: int, most: int) -> Sampl
         if hasattr(processor.image_processor, "max_patches"):
             options["max_patches"] = _tiles(processor, images, most - (tokens - seen), options)
         else:
-            # Tokens go with the area; a little less than what fits, because sides are rounded to whole patches.
+            # Tokens grow with the area; aim a little below the limit, because sides are rounded to whole patches.
             images = _shrunk(images, 0.95 * math.sqrt((most - tokens + seen) / seen))
         resized = True
 
 
 def _tiles(processor: Any, images: list[Image.Image], room: int, options: dict[str, Any]) -> int:
-    """Tiles per image that fit into ``room`` tokens: every tile costs the same, however small the image is."""
+    """Tiles per image that fit into ``room`` tokens. Every tile costs the same, however small the image is."""
     fitting: int = room // (processor.image_seq_length * len(images))
     if fitting < 1 or "max_patches" in options:
         raise TooLong(f"its images take {processor.image_seq_length} tokens each, {room} are left")
-    return max(1, fitting - 1)  # more than one tile brings a thumbnail of the whole image with it
+    return max(1, fitting - 1)  # more than one tile adds a thumbnail of the whole image
 
 
 def _shrunk(images: list[Image.Image], share: float) -> list[Image.Image]:
@@ -128,9 +130,9 @@ def _process(
 ) -> dict[str, Tensor]:
     beginning = processor.tokenizer.bos_token
     if beginning and text.startswith(beginning):
-        options = {**options, "add_special_tokens": False}  # the template has written it already
+        options = {**options, "add_special_tokens": False}  # the template has written it
     try:
-        # A list per row: some families treat several images of one row otherwise than one image of several rows.
+        # A list per row: some families distinguish several images of one row from one image of several rows.
         return dict(processor(text=[text], images=[images] if images else None, return_tensors="pt", **options))
     except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
         raise InvalidCalibration(
@@ -139,12 +141,13 @@ def _process(
 
 
 def _check_placeholders(row: Row, text: str, processor: Any, image_token: int) -> None:
-    """The template writes one placeholder per image, and nobody else may; the processor makes the tokens of it."""
+    """Raises InvalidCalibration unless the text holds one placeholder per image, which the processor expands to
+    tokens."""
     placeholder = processor.image_token
-    found = text.count(placeholder)
-    if found != len(row.images):
+    count = text.count(placeholder)
+    if count != len(row.images):
         raise InvalidCalibration(
-            f"calibration row {row.number}: {found} image tokens for {len(row.images)} of its images; "
+            f"calibration row {row.number}: {count} image tokens for {len(row.images)} of its images; "
             f"its text must not contain {placeholder!r}"
         )
     token = processor.tokenizer.convert_ids_to_tokens(image_token)
@@ -168,7 +171,7 @@ def _text_only(row: Row, tokenizer: Any, model_type: str, most: int) -> Sample:
     text = (
         _render(row, tokenizer, messages) if templated else "\n".join(message["content"] or "" for message in messages)
     )
-    # The template has written the special tokens already; twice, the model would see two beginnings.
+    # The template has written the special tokens; added again, the model would see two beginnings.
     encoded = tokenizer([text], return_tensors="pt", return_token_type_ids=False, add_special_tokens=not templated)
     inputs = dict(encoded)
     tokens = inputs["input_ids"].shape[1]
@@ -179,8 +182,8 @@ def _text_only(row: Row, tokenizer: Any, model_type: str, most: int) -> Sample:
 
 
 def _with_reply(sample: Sample, row: Row, text: str, holder: Any, messages: list[dict[str, Any]]) -> Sample:
-    """Where its last answer begins, if the tokens before it are those of the conversation without it. ``holder``: of
-    the template, the processor or the tokenizer."""
+    """The sample with question and reply length, if its tokens before the last answer are those of the conversation
+    without it. ``holder``: the processor or tokenizer that has the template."""
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
         return sample
     try:
@@ -189,7 +192,7 @@ def _with_reply(sample: Sample, row: Row, text: str, holder: Any, messages: list
         return sample
     tokenizer = getattr(holder, "tokenizer", holder)
     answer = text.removeprefix(before)
-    # Behind what a template writes before an answer, even where it was not asked to.
+    # Some templates write a prefix before an answer even without a generation prompt: skip it.
     answer = answer[max(0, answer.find("".join(texts_of(messages[-1])).strip())) :]
     reply = tokenizer(answer, add_special_tokens=False)["input_ids"]
     if not reply or not text.startswith(before) or sample.input_ids[0, -len(reply) :].tolist() != reply:

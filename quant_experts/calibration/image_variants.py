@@ -1,6 +1,6 @@
-"""The same calibration row with other pixels: its images swapped for another row's, or blanked.
+"""Variants of a calibration row with other pixels: its images swapped for another row's, or blanked.
 
-The variants have the token layout of their row, so that the model's answers can be compared place by place.
+A variant has the token layout of its row, so that the model's answers can be compared position by position.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from quant_experts.calibration.images import decode
 from quant_experts.calibration.rows import Row
 
 MOST_ROWS = 8
-"""Held-out rows that get variants: each variant travels the walk in full precision and quantized."""
+"""Most held-out rows with variants. Each variant passes the walk in full precision and quantized."""
 
 Change = Literal["swapped", "blanked"]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """``original``: index of the call that this row was made from."""
+    """``original``: index of the captured row that this one was made from."""
 
     original: int
     change: Change
@@ -31,10 +31,10 @@ class Variant:
 
 
 def image_variants(rows: Sequence[tuple[int, Row]]) -> Iterator[Variant]:
-    """Variants of ``rows``: (index of its call, row), held out, with images.
+    """Variants of ``rows``: (index of the captured row, row), held out, with images.
 
-    Swapped images come from the next row that has others (the last row's next is the first); a row for which there is
-    no such row has no swapped variant, and one whose images are blank already has no blanked one.
+    Swapped images come from the next row with other images; the first row follows the last. A row without such a next
+    row has no swapped variant. A row whose images are blank already has no blanked one.
     """
     for place, (index, row) in enumerate(rows):
         donors = (donor for _, donor in [*rows[place + 1 :], *rows[:place]])

@@ -1,4 +1,4 @@
-"""The only place that decodes images: three formats, bounded pixels, what a person sees as eight-bit RGB."""
+"""Decode images: PNG, JPEG and WEBP become eight-bit RGB, as a viewer shows them. No other file decodes images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 LARGEST = 50_000_000
 """Pixels. A decoded image of this size is 150 MB."""
 CORRUPT = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, struct.error, zlib.error)
-"""What Pillow was seen to raise for bytes that are no image."""
+"""Exceptions that Pillow raises for bytes that are no image, as observed."""
 
 
 def decode(data: bytes, where: str) -> Image.Image:
@@ -26,7 +26,7 @@ def decode(data: bytes, where: str) -> Image.Image:
     """
     try:
         with warnings.catch_warnings():
-            # The header is read first and the bound below is stricter than PIL's own.
+            # The bound below is stricter than Pillow's own, and only the header has been read by then.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             width, height = image.size
@@ -42,11 +42,11 @@ def decode(data: bytes, where: str) -> Image.Image:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """The image as a viewer shows it: turned as its EXIF orientation says, 16-bit greys scaled to eight bits, and on
-    white where it is transparent.
+    """The image as a viewer shows it: rotated by its EXIF orientation, 16-bit greys scaled to eight bits, and white
+    where it is transparent.
 
-    The first is what ``transformers.image_utils.load_image`` does. Greys it would clip to white, and of transparent
-    pixels it takes the colour that nobody sees, which is mostly black.
+    ``transformers.image_utils.load_image`` rotates too. But it clips 16-bit greys to white, and it shows the hidden
+    colour of transparent pixels, which is mostly black.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
@@ -60,7 +60,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """A 16-bit grey as L, or as LA when one of its levels stands for transparent."""
+    """A 16-bit grey as L, or as LA when one of its levels means transparent."""
     levels = np.asarray(image).astype(np.uint32)
     grey = Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
     transparent = image.info.get("transparency")

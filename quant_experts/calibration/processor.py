@@ -1,7 +1,7 @@
 """The model's own processor and chat template.
 
-``AutoProcessor`` of many families cannot be built where torchvision is missing, because their *video* processor needs
-it (transformers 5.23). Images do not: then the same processor class is built without its video part.
+Without torchvision, ``AutoProcessor`` cannot build many families' processors, because their *video* part needs it
+(transformers 5.23). Images do not. In that case the same processor class is built without its video part.
 """
 
 from __future__ import annotations
@@ -54,8 +54,10 @@ def load_processor(directory: Path, config: Any) -> Any:
 
 
 def patches_of(config: Any) -> dict[str, Any]:
-    """What LLaVA's processor counts image tokens by, from the model's configuration: old repositories have no
-    processor_config.json. Empty for other models."""
+    """What LLaVA's processor counts image tokens with, from the model's configuration; empty for other models.
+
+    Old repositories have no processor_config.json.
+    """
     if config.model_type != "llava":
         return {}
     vision = config.vision_config

@@ -1,10 +1,10 @@
-"""One calibration row in the chat convention: checked, with its images and audio found but not decoded.
+"""One calibration row in the chat convention: checked, with its images and audio read but not decoded.
 
 A row is ``{"messages": [{"role", "content"}], "images"?: [...]}``; other formats are brought to it by
 ``quant_experts.planning.row_formats``. Content is a string or a list of text, image and audio parts. An image part
 carries its source (relative path or data URI), or takes the next one of ``images``, as Hugging Face image datasets have
-it. An audio part carries its source, and may name the ``language`` that is spoken. Whatever else a message or the row
-has for the chat template goes there as it is: ``tool_calls``, ``name``, ``reasoning_content``; ``tools`` and
+it. An audio part carries its source, and may name the ``language`` that is spoken. Everything else that a message or
+row has for the chat template is passed on unchanged: ``tool_calls``, ``name``, ``reasoning_content``; ``tools`` and
 ``documents`` of the row.
 """
 
@@ -42,9 +42,9 @@ class Row:
 
     @property
     def digest(self) -> str:
-        """Tells this row from another, images and audio included."""
-        said = [self.number, self.messages, *([self.template] if self.template else [])]
-        digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=repr).encode())
+        """Differs between rows that differ, also in images or audio."""
+        content = [self.number, self.messages, *([self.template] if self.template else [])]
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=repr).encode())
         for file in (*self.images, *self.audio):
             digest.update(hashlib.sha256(file).digest())
         return digest.hexdigest()
@@ -52,7 +52,7 @@ class Row:
 
 @dataclass(frozen=True)
 class BadRow:
-    """One that cannot be used; ``reason`` names it."""
+    """A row that cannot be used; ``reason`` names it."""
 
     number: int
     reason: str
@@ -98,7 +98,7 @@ def parse_row(number: int, content: Any, base: Path, *, follow_links: bool = Tru
 
 
 def _of_template(number: int, content: dict[str, Any]) -> dict[str, Any]:
-    found = {}
+    entries = {}
     for name in OF_TEMPLATES:
         value = content.get(name)
         if isinstance(value, str) and value.strip():  # columns of datasets hold them as JSON
@@ -110,8 +110,8 @@ def _of_template(number: int, content: dict[str, Any]) -> dict[str, Any]:
             continue
         if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
             raise InvalidCalibration(f"calibration row {number}: {name} is {shown(value)}, expected a list of objects")
-        found[name] = value
-    return found
+        entries[name] = value
+    return entries
 
 
 def texts_of(message: dict[str, Any]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What a model is called with for one calibration row."""
+"""The model inputs of one calibration row."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sample:
-    """What the model is called with for one row.
+    """The model inputs of one row.
 
-    ``inputs``: of the processor, batch of one; ``vision``: (tokens,) bool, the image placeholders; ``resized``: whether
-    images were made smaller to fit. ``question``: the words before the row's last answer; ``reply``: how many tokens at
-    the end are that answer, 0 where a row has none that can be told from what is before it.
+    ``inputs``: from the processor, a batch of one. ``vision``: (tokens,) bool, the image placeholders. ``resized``:
+    whether images were made smaller to fit. ``question``: the text before the row's last answer. ``reply``: number of
+    tokens at the end that are this answer; 0 where the answer cannot be separated from the text before it.
     """
 
     row: int
@@ -29,7 +29,7 @@ class Sample:
 
     @property
     def input_ids(self) -> Tensor:
-        """(1, tokens) int64, of the tokens that the model foretells."""
+        """(1, tokens) int64, of the tokens that the model predicts."""
         return self.inputs["input_ids" if "input_ids" in self.inputs else "decoder_input_ids"]
 
 

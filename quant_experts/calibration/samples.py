@@ -1,6 +1,7 @@
-"""Which rows a run uses: a file or dataset directory opened, counted, a seeded choice made, rows read one at a time.
+"""Choose the rows of a run: open a file or dataset directory, count its rows, draw a seeded choice, read rows one by
+one.
 
-Text is remembered as offsets and Parquet read group by group, so that a file of images never has to fit in memory.
+Text files are indexed by offsets, and Parquet is read group by group, so that a file of images need not fit in memory.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from quant_experts.seeding import generator
 
 FEWEST_HELD_OUT = 2
 POOL = 10_000
-"""Rows that the seeded choice is made from; what follows in a larger file is not looked at."""
+"""The seeded choice draws from this many rows; the rest of a larger file is not read."""
 
 TEXT = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
 
@@ -45,9 +46,9 @@ class RowFile(Protocol):
 
 @dataclass(frozen=True)
 class Choice:
-    """Positions of the rows that a run uses, each part sorted.
+    """Positions of the rows that a run uses; ``held_out`` and ``fit`` are sorted.
 
-    ``held_out``: never used to fit; ``fit``: the others; ``reserve``: taken in this order for rows that are skipped.
+    ``held_out``: never used to fit. ``fit``: the others. ``reserve``: replace skipped rows, in this order.
     """
 
     held_out: tuple[int, ...]
@@ -123,12 +124,12 @@ def _dataset_files(directory: Path, split: str) -> list[Path]:
         return of_split
     if len(candidates) == 1:
         return candidates
-    found = ", ".join(path.relative_to(directory).as_posix() for path in candidates[:5]) or "nothing"
-    raise InvalidCalibration(f"{directory.name}: no Parquet or JSONL file of split {split!r}; found {found}")
+    listed = ", ".join(path.relative_to(directory).as_posix() for path in candidates[:5]) or "nothing"
+    raise InvalidCalibration(f"{directory.name}: no Parquet or JSONL file of split {split!r}; found {listed}")
 
 
 class _TextRows:
-    """Rows are read where they lie; those of a packed file from a copy that goes when the run ends."""
+    """Rows of a text file, read in place. Rows of a packed file are read from a temporary copy."""
 
     def __init__(self, path: Path, follow_links: bool) -> None:
         """Parses every row once, so that a broken file is reported before anything runs. Raises InvalidCalibration for

@@ -1,6 +1,6 @@
-"""From a row of audio and its transcript to what a Whisper model is called with.
+"""Turn a row of audio and its transcript into the inputs of a Whisper model.
 
-The encoder always hears a window of the same length; what the clip does not fill is silence, as when the model is used.
+The encoder always receives a window of the same length. Silence fills the rest of it, as when the model is used.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def open_speech_collator(directory: Path, config: Any, *, dtype: torch.dtype) ->
 
 
 def _is_multilingual(directory: Path) -> bool:
-    """As Whisper's own generation configuration says; models of English alone say so."""
+    """Whether the generation configuration says so; Whisper's English-only models say that they are not."""
     try:
         settings = json.loads((directory / "generation_config.json").read_text(encoding="utf-8"))
         return bool(settings.get("is_multilingual", True))
@@ -71,13 +71,13 @@ def _features(row: Row, extractor: Any) -> Tensor:
     if seconds > extractor.chunk_length:
         raise TooLong(f"{seconds:.1f} seconds of audio, at most {extractor.chunk_length}")
     samples = resample(samples, rate, extractor.sampling_rate)
-    made = extractor(samples.numpy(), sampling_rate=extractor.sampling_rate, return_tensors="pt")
-    features: Tensor = made["input_features"]
+    output = extractor(samples.numpy(), sampling_rate=extractor.sampling_rate, return_tensors="pt")
+    features: Tensor = output["input_features"]
     return features
 
 
 def _tokens(row: Row, tokenizer: Any, config: Any, *, multilingual: bool) -> Tensor:
-    """(1, tokens) int64: what a transcription starts with, the transcript, the end."""
+    """(1, tokens) int64: the start tokens of a transcription, the transcript, the end token."""
     texts = [(message["role"], "".join(texts_of(message)).strip()) for message in row.messages]
     spoken = [text for role, text in texts if role == "assistant" and text]
     if len(spoken) != 1 or any(text for role, text in texts if role != "assistant"):

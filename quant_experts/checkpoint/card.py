@@ -1,4 +1,4 @@
-"""The model card, README.md of a checkpoint: what it is, what it lost, how to load it, what it cannot do."""
+"""Write the model card, README.md of a checkpoint: what it is, what it lost, how to load it, what it cannot do."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ print(processor.batch_decode(model.generate(**inputs), skip_special_tokens=True)
 
 @dataclass(frozen=True)
 class _Kind:
-    """What the card says of one kind of model. ``task``: as model hubs name it; ``snippet``: from the checkpoint to a
-    reply; tests run it as it stands."""
+    """The texts of the card for one kind of model. ``task``: as model hubs call it. ``snippet``: code from loading to a
+    reply; tests run it unchanged."""
 
     auto_class: str
     task: str

@@ -1,9 +1,9 @@
-"""Run as a script in a process of its own: load a checkpoint as a stranger would and compare its logits.
+"""A script for a process of its own: load a checkpoint without this package and compare its logits.
 
     python fresh_process.py CHECKPOINT PROBE DEVICE
 
-It has nothing but torch, transformers and the checkpoint's own loader: the package ``quant_experts`` is hidden, so
-that a loader that secretly needs it fails here and not at the user's. PROBE is a safetensors file with the tensors
+The process has torch, transformers and the checkpoint's own loader. It hides the package ``quant_experts``, so that a
+loader that needs it fails here and not on the user's machine. PROBE is a safetensors file with the tensors
 ``inputs.<argument>`` and, optionally, ``logits``: (rows, n, vocabulary), those of the last n positions. Without inputs,
 a few token ids are made up. The result is one JSON object on the last line of stdout.
 """
@@ -57,7 +57,7 @@ def main(checkpoint: Path, probe: Path, device: str) -> dict[str, Any]:
 
 
 def _die_with_parent() -> None:
-    """A run that is killed must not leave this process loading a model for nobody."""
+    """End with the run: a killed run must not leave this process behind."""
     if sys.platform == "linux":
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG
         ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGKILL), 0, 0, 0)

@@ -78,7 +78,8 @@ def group_tensors(
 
 
 def _adapter(name: str, values: Tensor, scale: Tensor | None, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The adapter in ``dtype``; or, with a scale per row, its whole multiples in int8 and the scales in ``dtype``."""
+    """The adapter in ``dtype``; or, with a scale per row, its multiples of the scale in int8 and the scales in
+    ``dtype``."""
     if scale is None:
         return {name: _stored(name, values, dtype)}
     codes = (values / scale.unsqueeze(-1)).round_()

@@ -1,4 +1,5 @@
-"""What a checkpoint holds, from its configuration, its report and the headers of its shards; no tensor is read."""
+"""Read what a checkpoint holds from its configuration, its report and the headers of its shards, without its
+tensors."""
 
 from __future__ import annotations
 

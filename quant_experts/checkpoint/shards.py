@@ -1,4 +1,4 @@
-"""Tensors from several files, copied into shards of bounded size with one tensor in memory at a time."""
+"""Copy tensors from several files into shards of bounded size, with one tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHARD_BYTES = 5_000_000_000
 
 @dataclass(frozen=True)
 class TensorSource:
-    """One tensor that lies in a file. ``start``: its first byte."""
+    """One tensor in a file. ``start``: its first byte."""
 
     path: Path
     dtype: torch.dtype
@@ -38,7 +38,7 @@ class TensorSource:
 
 
 def stored_tensors(path: Path) -> dict[str, TensorSource]:
-    """What a safetensors file holds. Raises InvalidModel when it is not whole."""
+    """The tensors of a safetensors file, by name. Raises InvalidModel when the file is not whole."""
     entries = TensorFile(path).entries
     return {
         name: TensorSource(path, entry.dtype, entry.shape, entry.start, entry.bytes) for name, entry in entries.items()

@@ -1,4 +1,4 @@
-"""Prove a written checkpoint: its digests, and its logits in a process that knows nothing of us."""
+"""Verify a written checkpoint: its digests, and its logits in a process without this package."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ or device moves low bits, which can tip the rounding or the routing of single to
 
 @dataclass(frozen=True)
 class Probe:
-    """What to ask a loaded checkpoint, and what it has to answer.
+    """Inputs for a loaded checkpoint, and the logits that it must give.
 
     ``inputs``: arguments of the model's forward, by name. ``logits``: (rows, n, vocabulary), of the last n positions.
     """
@@ -105,7 +105,7 @@ def _ask(directory: Path, probe: Probe, device: str) -> dict[str, Any]:
         environment = {
             **os.environ,
             "HF_HUB_OFFLINE": "1",
-            # The formula that quantized the model: equal logits are equal to the bit.
+            # The same formula as in the run, so that equal logits are equal to the bit.
             "QE_KERNELS": "reference",
             # Where transformers puts the checkpoint's loader before it imports it.
             "HF_MODULES_CACHE": str(Path(scratch) / "modules"),

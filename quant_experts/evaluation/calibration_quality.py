@@ -1,4 +1,4 @@
-"""Is the calibration data good enough? Plain sentences with numbers, from what the run has measured anyway.
+"""Is the calibration data good enough? Sentences with numbers, from figures that the run measures anyway.
 
 Thresholds (``thin`` / ``poor``), each with its reason. Those of agreement and unseen share lie between what rows of the
 trained model in ``benchmarks/digits`` gave: 4, 8, 16, 32, 64 and 120 rows have a mean agreement of 0.84, 0.86, 0.95,
@@ -109,11 +109,11 @@ class _Summary:
         worst: Callable[..., tuple[float, str]],
     ) -> _Summary:
         known = [(group.channels, group.name) for group in groups if group.channels is not None]
-        found = [(value, name) for channels, name in known if (value := figure(channels)) is not None]
-        if not found:
+        figures = [(value, name) for channels, name in known if (value := figure(channels)) is not None]
+        if not figures:
             return cls()
-        value, name = worst(found, key=lambda pair: pair[0])
-        return cls(sum(value for value, _ in found) / len(found), value, name)
+        value, name = worst(figures, key=lambda pair: pair[0])
+        return cls(sum(value for value, _ in figures) / len(figures), value, name)
 
 
 def _about_amount(inputs: CapturedInputs, widest: int) -> Iterator[Finding]:

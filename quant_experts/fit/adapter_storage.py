@@ -1,6 +1,6 @@
-"""Experts as they are stored: in 16 bits, or in int8 with one scale per row.
+"""Round experts to their stored form: 16 bits, or int8 with one scale per row (method.md, section 4, storage).
 
-The fit hands on exactly the stored values, so that what is measured is what is shipped.
+The fit returns exactly the stored values, so that the measured errors are those of the checkpoint.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ def with_adapters(fitted: FittedGroup, adapters: Adapters, dtype: torch.dtype) -
 def with_int8_adapters(fitted: FittedGroup, adapters: Adapters, dtype: torch.dtype) -> FittedGroup:
     """``fitted``, which has its adapters in 16 bits, with the same in int8; the scales are stored in ``dtype``.
 
-    A rank's size goes into its row of "down", whose own scale takes it up; the columns of "up" then are all alike, and
-    one scale per output loses none of them. The router stays in 16 bits: it is small, and a near tie is decided by it.
+    The magnitude of a rank moves into its row of "down", which has a scale of its own. All columns of "up" then have
+    the same magnitude, so that one scale per output loses none of them. The router stays in 16 bits: it is small, and
+    it decides near ties.
     """
     shared_up, shared_down = _balanced(adapters.shared_up, adapters.shared_down, even_up=True)
     routed_up, routed_down = _balanced(adapters.routed_up, adapters.routed_down, even_up=True)

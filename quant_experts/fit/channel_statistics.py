@@ -1,4 +1,4 @@
-"""How far the calibration tokens of one input group tell which of its channels matter."""
+"""How reliably the calibration tokens of one input group show which of its channels matter."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def describe_channels(
 
 
 def _experts(spec: QuantizationSpec, ranks: Ranks) -> int:
-    """That there are or, in a group without any, could be."""
+    """Routed experts of the group; in a group without any, the number that a larger group would have."""
     return spec.experts if isinstance(spec.experts, int) else ranks.experts or COUNTS[0]
 
 

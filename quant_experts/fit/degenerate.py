@@ -1,4 +1,4 @@
-"""Input that a fit survives but cannot learn from: said in words, so that nobody trusts the numbers that follow."""
+"""Warn about inputs that a fit survives but cannot learn from, so that nobody trusts its numbers."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from quant_experts.fit.rounding import Rounded
 
 
 def warnings_about(problem: GroupProblem, weights: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """What is missing in the group's weights and inputs, before any scaling. weights: layer name → (out_j, d)."""
+    """Warnings about the group's weights and inputs, before any scaling. weights: layer name → (out_j, d)."""
     zeros = [layer for layer, weight in weights.items() if not bool(weight.any())]
     of_weights = (f"{problem.name}: the weights of {', '.join(zeros)} are all zero",) if zeros else ()
     return of_weights + _of_inputs(problem)
 
 
 def _of_inputs(problem: GroupProblem) -> tuple[str, ...]:
-    name, kept = problem.name, problem.samples.shape[0]
+    name, tokens = problem.name, problem.samples.shape[0]
     if not bool(problem.max_abs.any()):
         return (f"{name}: the inputs of all {problem.tokens} calibration tokens are zero; nothing could be learnt",)
     same = problem.samples.amax(0) == problem.samples.amin(0)
     if bool(same.all()):
         seen = (
-            "only one calibration token reached it" if kept == 1 else f"all {kept} tokens looked at have the same input"
+            "only one calibration token reached it"
+            if tokens == 1
+            else f"all {tokens} tokens looked at have the same input"
         )
         return (f"{name}: {seen}; it is fitted to that one alone",)
     constant = int(same.sum())

@@ -1,4 +1,4 @@
-"""What the fit of one input group hands to whoever stores or runs it."""
+"""The result of the fit of one input group, for storing and running it."""
 
 from __future__ import annotations
 

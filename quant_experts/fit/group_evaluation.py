@@ -1,5 +1,4 @@
-"""What one fitted group loses on tokens it has not seen: after the base, with the shared expert, with the routed
-experts."""
+"""The error of one fitted group on held-out tokens: after the base, with the shared expert, with the routed experts."""
 
 from __future__ import annotations
 
@@ -110,7 +109,7 @@ def _routed_output(x: Tensor, expert: Tensor, down: Tensor, up: Tensor) -> Tenso
 
 def _stages(squared: Tensor, energy: Tensor) -> StageErrors:
     total = float(energy.sum())
-    # A group whose outputs are all zero has no relative error; what is lost is then zero too, or counted against one.
+    # A group whose outputs are all zero has no relative error: its error is divided by one.
     base, shared, routed = (float(stage) / (total if total > 0 else 1.0) for stage in squared.sum(0))
     return StageErrors(base=base, shared=shared, routed=routed)
 

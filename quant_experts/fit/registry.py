@@ -1,6 +1,6 @@
-"""Slots and their choices: one package per slot, one file per choice, and the file's name is the choice's name.
+"""The choices of a slot: one package per slot, one file per choice. The file's name is the choice's name.
 
-Adding a choice means adding a file; nothing lists them a second time.
+To add a choice, add a file; no other list names it.
 """
 
 from __future__ import annotations

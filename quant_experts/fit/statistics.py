@@ -1,6 +1,6 @@
-"""What one streaming pass over the calibration tokens leaves behind for each input group (method.md, section 3).
+"""The statistics of each input group, collected in one pass over the calibration tokens (method.md, section 3).
 
-Nothing grows with the number of tokens: a second moment, counts per channel, and a seeded sample of tokens.
+They are a second moment, counts per channel and a seeded sample of tokens. None grows with the number of tokens.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ class _Stratum:
         stay = torch.zeros(len(keys), dtype=torch.bool)
         stay[keys.topk(min(self._capacity, len(keys))).indices] = True
         accepted = stay[held:].nonzero().flatten()
-        # A newcomer takes the place of a token that it displaces; only while there is room does it take a new one.
+        # A new token takes the place of one that it displaces; only while there is room, a new place.
         displaced = (~stay[:held]).nonzero().flatten()
         place = torch.cat([displaced, torch.arange(held, held + len(accepted) - len(displaced))])
         added = len(accepted) - len(displaced)

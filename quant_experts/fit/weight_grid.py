@@ -20,7 +20,7 @@ from quant_experts.fit.quantizer import encode, largest_integer, weight_scales
 SHRINKS = tuple(0.70 + 0.025 * step for step in range(19))
 """0.70 to 1.15. Beyond 1 the range is wider than the weights: 8/7 is the ``max`` grid of 4 bits."""
 COARSE = SHRINKS[::4]
-"""For a scale on trial: which of several is best shows as well on a coarse search."""
+"""For a scale on trial: a coarse search ranks several scales as well as a fine one."""
 CHUNK = 2**17
 """Weights searched together, so that the temporaries stay in a core's cache."""
 

@@ -1,7 +1,7 @@
-"""The quality report as one self-contained page: no script, no request; light, dark, on a phone and in print.
+"""Render the quality report as one self-contained page without scripts or requests, for screens, phones and print.
 
-What the page says is computed in ``report_page``, one file per chart; what it looks like is in ``templates``. Every
-figure that stands in the report is marked with its path and its full value (``report_page/figures.py``).
+``charts`` computes what the page says, one file per chart; ``templates`` holds its look. Every figure of the report is
+marked with its path and its full value (``charts/figures.py``).
 """
 
 from __future__ import annotations
@@ -111,12 +111,12 @@ def _most_sensitive(rows: Sequence[Row]) -> list[tuple[Row, dict[str, int]]]:
 def _limits(report: QualityReport) -> list[Limit]:
     if report.acceptance is None:
         return []
-    found = []
+    limits = []
     for name, allowed in report.acceptance.limits.items():
         measured = sentences.measured(report, name)
         form = numbers.number if name in ("max_kl", "min_image_sensitivity") else numbers.percent
         kept = measured is not None and (measured >= allowed if name.startswith("min_") else measured <= allowed)
-        found.append(
+        limits.append(
             Limit(
                 sentences.LIMITS.get(name, name),
                 f"{allowed:g}" if form is numbers.number else form(allowed),
@@ -124,7 +124,7 @@ def _limits(report: QualityReport) -> list[Limit]:
                 kept,
             )
         )
-    return found
+    return limits
 
 
 def _seconds_by_phase(report: QualityReport) -> dict[str, float]:
@@ -146,7 +146,7 @@ def _flat(recipe: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 
 def _options_as_code(sentence: str) -> Markup:
-    """``--experts 4``, and what stands in backticks, stays in one piece and looks like what one types."""
+    """Mark options such as ``--experts 4``, and text in backticks, as code that does not break over lines."""
     parts = OPTION.split(sentence)
     code = Markup("<code class='option'>{}</code>")
     pieces = [code.format(part.strip("`")) if i % 2 else escape(part) for i, part in enumerate(parts)]

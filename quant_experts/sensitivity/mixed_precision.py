@@ -36,7 +36,8 @@ NEAR_MATCHES = 3
 
 @dataclass(frozen=True)
 class Step:
-    """One group from ``bits_before`` to ``bits`` weight bits: the nats it removes, and the bits that it stores more."""
+    """One group from ``bits_before`` to ``bits`` weight bits. ``gain``: the KL that it removes, in nats. ``cost``: the
+    bits that it adds to the checkpoint."""
 
     group: str
     bits_before: int
@@ -46,7 +47,7 @@ class Step:
 
 
 def check_mixed_precision(spec: QuantizationSpec, plans: Sequence[Sequence[GroupPlan]], dtype: torch.dtype) -> None:
-    """Raises InvalidSpec for what can be known to be wrong before anything runs. ``dtype``: the model's."""
+    """Check the spec before anything runs. ``dtype``: the model's. Raises InvalidSpec."""
     if spec.scheme == AUTO:
         return
     groups = list(itertools.chain.from_iterable(plans))
@@ -87,25 +88,25 @@ def named_groups(names: Iterable[str], groups: Sequence[GroupPlan]) -> list[str]
 
     Raises InvalidSpec listing near matches for a name that means none.
     """
-    wanted: set[str] = set()
+    chosen: set[str] = set()
     for name in names:
         meant = [plan.name for plan in groups if plan.name == name or plan.name.endswith(f".{name}")]
         if not meant:
             raise InvalidSpec(f"sensitive.groups: no input group is called {name!r}; {_near(name, groups)}")
-        wanted.update(meant)
-    return [plan.name for plan in groups if plan.name in wanted]
+        chosen.update(meant)
+    return [plan.name for plan in groups if plan.name in chosen]
 
 
 def most_sensitive(groups: Sequence[GroupPlan], kl: Mapping[str, float], share: float) -> list[str]:
     """Names of the groups with the largest KL per weight that together hold at most ``share`` of all weights, or of the
     first alone when it holds more; in the order of the model."""
     order = sorted(groups, key=lambda plan: -max(kl[plan.name], 0.0) / plan.weights)
-    left = share * sum(plan.weights for plan in groups)
+    room = share * sum(plan.weights for plan in groups)
     chosen: set[str] = set()
     for plan in order:
-        if plan.weights <= left or not chosen:
+        if plan.weights <= room or not chosen:
             chosen.add(plan.name)
-            left -= plan.weights
+            room -= plan.weights
     return [plan.name for plan in groups if plan.name in chosen]
 
 

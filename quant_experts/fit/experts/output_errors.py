@@ -1,8 +1,8 @@
-"""What the shared expert leaves, seen from the output: there the routed experts are fitted, at a fraction of the cost.
+"""The errors that the shared expert leaves, in the space of the outputs. Fitting routed experts there costs far less.
 
-An expert sees its tokens x only through their errors ``E_S x``. Those are computed once, and a solve then works on
-(m, m) matrices, m = min(out, d): for wide outputs E_S is replaced by the triangle R of ``E_S = Q R``, which leaves
-every norm and every product of errors as it is.
+An expert sees its tokens x only through their errors ``E_S x``. They are computed once; a solve then works on (m, m)
+matrices, m = min(out, d). For wide outputs the triangle R of ``E_S = Q R`` replaces E_S, which preserves every norm
+and every product of errors (docs/method.md, section 4, step 6).
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ CHUNK = 1024
 
 @dataclass(frozen=True)
 class _Target:
-    """What the adapters must produce: ``gap`` is W x - W_q Q(x) - (frozen part), never held for more than a batch."""
+    """What the adapters must produce: ``gap`` is W x - W_q Q(x), computed batch by batch."""
 
     weight: Tensor
     base: Tensor
@@ -39,8 +39,8 @@ def refine(problem: GroupProblem, base: Tensor, adapters: Adapters) -> Adapters:
     """Train routed up/down and the router (``refine: routed``), the shared expert too (``all``), on the reservoir.
 
     Loss: relative squared error of the compensated output + KL(softmax of minus the true residual norms ‖ softmax of
-    minus the router's scores), both in units of the norms' spread within a token. A tenth of the reservoir is kept
-    out; when its error does not fall, the closed-form adapters stay and a warning says so. Deterministic for (seed,
+    minus the router's scores), both in units of the norms' spread within a token. A tenth of the reservoir is held
+    back. When its error does not fall, the closed-form adapters stay and a warning says so. Deterministic for (seed,
     group name) on one device.
     """
     assert adapters.routed_up is not None
@@ -59,8 +59,10 @@ def refine(problem: GroupProblem, base: Tensor, adapters: Adapters) -> Adapters:
     refined = {**tensors, **{name: value.detach() for name, value in parameters.items()}}
     before, after = (_routed_error(target, candidate, validation) for candidate in (_named(start), refined))
     if not after < before:
-        kept = f"{problem.name}: refinement did not lower the error on held-back tokens; the closed-form experts stay"
-        return replace(adapters, warnings=(*adapters.warnings, kept))
+        warning = (
+            f"{problem.name}: refinement did not lower the error on held-back tokens; the closed-form experts stay"
+        )
+        return replace(adapters, warnings=(*adapters.warnings, warning))
     return replace(
         adapters,
         shared_up=refined.get("shared_up"),

@@ -1,7 +1,7 @@
-"""Slot three: what is added back to the rounded weights, in full precision and low rank.
+"""Slot three: what is added to the rounded weights, in full precision and low rank.
 
-A choice is a file with two functions: ``exempt_columns(problem)``, (d,) bool, the input channels that it takes over
-whole, so that they are zero in the base; and ``reconstruct(problem, base)``.
+A choice is a file with two functions: ``exempt_columns(problem)``, (d,) bool, the input channels that it carries as a
+whole and that are zero in the base; and ``reconstruct(problem, base)``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One low-rank adapter from the plain SVD of the weight error; the inputs are not looked at."""
+"""One low-rank adapter from the plain SVD of the weight error, which ignores the inputs."""
 
 from __future__ import annotations
 

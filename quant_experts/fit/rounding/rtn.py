@@ -1,4 +1,4 @@
-"""Round to nearest. Calibration data is looked at by the search for a grid alone."""
+"""Round to nearest. Only the search for a grid uses calibration data."""
 
 from __future__ import annotations
 

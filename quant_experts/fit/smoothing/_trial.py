@@ -1,4 +1,4 @@
-"""What a search over scales tries and measures: a subsample of tokens, a grid of scales, a layer rounded on trial."""
+"""The parts of a search over scales: a subsample of tokens, a grid of scales, a layer rounded on trial."""
 
 from __future__ import annotations
 

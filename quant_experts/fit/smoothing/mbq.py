@@ -1,7 +1,7 @@
-"""MBQ (Li et al., CVPR 2025): AWQ's grid under an objective that knows how much each modality's errors matter.
+"""MBQ (Li et al., CVPR 2025): AWQ's grid under an objective that weighs the errors of both modalities.
 
-Vision tokens outnumber text tokens by far, and an error on one of them moves the model's loss less. The gradients that
-say how much less are measured before the fit and arrive as ``problem.modality_weights``.
+Vision tokens far outnumber text tokens, and an error on one of them changes the model's loss less. Gradients measured
+before the fit say how much less (``problem.modality_weights``).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def smooth(problem: GroupProblem) -> Smoothing:
 def balanced_error(problem: GroupProblem, scale: Tensor | None, x: Tensor, exact: Tensor, vision: Tensor) -> float:
     """Sum over modalities of weight · mean over its tokens of ``|W x - W_q Q(x/s)|`` (the paper's equation for MAE).
 
-    x: (n, d); exact: (n, out), W x; vision: (n,) bool. A modality without tokens counts nothing; where all that
-    count have weight 0, as without a gradient, all tokens count alike.
+    x: (n, d); exact: (n, out), W x; vision: (n,) bool. A modality without tokens does not count. Where all
+    weights are 0, as without a gradient, all tokens count alike.
     """
     error = output_error(problem, scale, x, exact).abs().mean(-1)
     weights = problem.modality_weights

@@ -1,5 +1,5 @@
-"""Try several scalings and keep the one that hurts least, activation quantization included (method.md, section 4,
-step 2)."""
+"""Try several scalings and take the one with the smallest error, activation quantization included (method.md, section
+4, step 2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What to try for an input group, computed plainly from its figures; every sentence carries the number behind it."""
+"""Advice for an input group, computed from its figures. Every sentence gives the number behind it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from quant_experts.report.charts.numbers import number, percent
 from quant_experts.report.data import GroupReport, MixedPrecision, QualityReport
 
 MOST = 3
-"""Sentences per group: more is not read."""
+"""Sentences per group."""
 LOPSIDED = 2.0
 """One modality loses this many times what the other does."""
 USELESS = 0.97
@@ -69,10 +69,10 @@ class Advice(NamedTuple):
 
 
 def advice(group: GroupReport, context: Context) -> list[Advice]:
-    """At most three, the ones with the likeliest gain first; one that says so when nothing stands out."""
-    found = [Advice(action, reason) for action, rule in RULES if (reason := rule(group, context)) is not None]
-    if found:
-        return found[:MOST]
+    """At most three pieces of advice, the most promising first. One that says so when nothing stands out."""
+    pieces = [Advice(action, reason) for action, rule in RULES if (reason := rule(group, context)) is not None]
+    if pieces:
+        return pieces[:MOST]
     times = group.error.routed / context.median_error if context.median_error else 1.0
     comparison = f"it loses {number(times, 2)} times what the middle group does"
     return [Advice(MORE_BITS, f"No single cause stands out; {comparison}. {_keep(group, context)}")]
@@ -90,8 +90,8 @@ def grouped(groups: Sequence[tuple[str, Sequence[Advice]]]) -> list[Advised]:
     """Each action once, the ones that most groups are advised first. ``groups``: short name and advice of each, the
     one with the largest error first."""
     by_action: dict[str, dict[str, str]] = {}
-    for name, found in groups:
-        for action, reason in found:
+    for name, pieces in groups:
+        for action, reason in pieces:
             by_action.setdefault(action, {}).setdefault(name, reason)
     listed = [Advised(action, list(reasons), next(iter(reasons.values()))) for action, reasons in by_action.items()]
     return sorted(listed, key=lambda one: len(one.groups), reverse=True)

@@ -1,4 +1,4 @@
-"""Bars that make two comparisons visible at a glance: the loss against rounding alone, the bytes against before."""
+"""Bars for two comparisons: the loss against rounding alone, and the bytes against the full-precision model."""
 
 from __future__ import annotations
 

@@ -144,17 +144,17 @@ def _error_axis(series: Sequence[dict[int, float]], height: int) -> Axis:
 
 def _series(blocks: Sequence[BlockReport], errors: Errors, *, with_rounding: bool) -> dict[str, dict[int, float]]:
     """Stage → block's place → mean over its groups. A stage that the method does not have is left out."""
-    found: dict[str, dict[int, float]] = {}
+    series: dict[str, dict[int, float]] = {}
     if with_rounding:
-        found["rtn"] = _means(blocks, lambda group: group.error_rtn)
+        series["rtn"] = _means(blocks, lambda group: group.error_rtn)
     base, shared, routed = (_means(blocks, _after(errors, stage)) for stage in STAGES)
     if base == shared == routed:
-        found["error"] = routed
+        series["error"] = routed
     else:
-        found["base"] = base
-        found |= {"shared": shared} if shared != base else {}
-        found |= {"routed": routed} if routed != shared else {}
-    return {stage: means for stage, means in found.items() if means}
+        series["base"] = base
+        series |= {"shared": shared} if shared != base else {}
+        series |= {"routed": routed} if routed != shared else {}
+    return {stage: means for stage, means in series.items() if means}
 
 
 def _after(errors: Errors, stage: str) -> Callable[[GroupReport], float | None]:

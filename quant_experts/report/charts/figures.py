@@ -1,4 +1,4 @@
-"""A figure on the page is taken from the report by its path, and keeps path and full value beside its rounded text."""
+"""Figures on the page: read from the report by their path, shown rounded, marked with path and full value."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Figures:
 
     def value(self, path: str) -> Any:
         """None where a part of the path is not there."""
-        found: Any = self._report
+        value: Any = self._report
         for step in path.split("."):
-            if found is None:
+            if value is None:
                 return None
-            found = found[int(step)] if isinstance(found, list) else found.get(step)
-        return found
+            value = value[int(step)] if isinstance(value, list) else value.get(step)
+        return value
 
     def __call__(self, path: str, form: str = "number") -> Markup:
         """``<data data-at="quality.kl" value="0.01234">0.0123</data>``; an en dash where there is no such figure."""

@@ -1,4 +1,4 @@
-"""What the figures say, in words: the verdict, what the method bought, whether the model still looks."""
+"""The figures in words: the verdict, what the method gains, whether the model still looks at its images."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DECIDED = {
 
 
 class Bought(NamedTuple):
-    """What the method brought over rounding alone. ``removed``: share of its KL, None when there is none to remove."""
+    """What the method gains over rounding alone. ``removed``: share of its KL; None when there is none to remove."""
 
     sentence: str
     removed: float | None

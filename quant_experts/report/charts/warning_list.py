@@ -1,4 +1,4 @@
-"""The warnings of a run as one list: the same on the report's page, in the card, on the command line and of a job."""
+"""The warnings of a run as one list, for the report's page, the card, the command line and the API."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ NAMED_GROUPS = 3
 
 
 def warning_list(report: QualityReport) -> list[str]:
-    """Each kind once, in the order of the first, with the input groups that it is about or how many are like it."""
+    """Each kind of warning once, in order of appearance, with its input groups or with how many are like it."""
     about: dict[str, list[str]] = {}
-    said = [*report.warnings, *(report.calibration.reasons if report.calibration else [])]
-    for warning in dict.fromkeys(said):
+    warnings = [*report.warnings, *(report.calibration.reasons if report.calibration else [])]
+    for warning in dict.fromkeys(warnings):
         about.setdefault(warning, [])
     for group in (group for block in report.blocks for group in block.groups):
         prefix = f"{group.name}: "
