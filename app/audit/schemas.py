@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
 from app.web.paging import PageQuery
+from app.web.schemas import OfRow
 from core.contract import patterns
-from core.ledger.tables import AuditEntry
 
 Word = Annotated[str, StringConstraints(max_length=80, pattern=patterns.WORD)]
 
@@ -20,7 +20,7 @@ class AuditQuery(PageQuery):
     key_id: Word | None = None
 
 
-class AuditView(BaseModel):
+class AuditView(OfRow):
     id: str = Field(examples=["aud_0198a1b2c3d47e5f8a9b0c1d2e3f4a5b"])
     object: Literal["audit_entry"] = "audit_entry"
     created_at: datetime
@@ -29,15 +29,3 @@ class AuditView(BaseModel):
     object_id: str
     request_id: str = Field(description="`X-Request-Id` of the request that did it.")
     details: dict[str, Any]
-
-    @classmethod
-    def of(cls, entry: AuditEntry) -> AuditView:
-        return cls(
-            id=entry.id,
-            created_at=entry.created_at,
-            key_id=entry.key_id,
-            action=entry.action,
-            object_id=entry.object_id,
-            request_id=entry.request_id,
-            details=entry.details,
-        )

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, Field, StringConstraints, ValidationError, model_validator
 
 from app.jobs.fork import merge
 from app.jobs.rows import JobRow
 from app.jobs.schemas import JobError, Verdict
+from app.web.schemas import Strict
 from core.contract import patterns
 from core.contract.spec import Calibration, JobSpec, ModelRef, Options
 from core.ledger.states import FINISHED, JobStatus
@@ -22,11 +23,7 @@ MOST_CANDIDATES = 16
 Label = Annotated[str, StringConstraints(min_length=1, max_length=80, pattern=patterns.LINE)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Candidate(_Strict):
+class Candidate(Strict):
     """One way to quantize the model. ``options`` are laid over those of the comparison."""
 
     scheme: str
@@ -40,7 +37,7 @@ class Candidate(_Strict):
         return self.label or f"{self.scheme} {self.method}"
 
 
-class NewComparison(_Strict):
+class NewComparison(Strict):
     """Several schemes or methods on one model and dataset."""
 
     model: ModelRef

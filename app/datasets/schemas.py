@@ -12,6 +12,7 @@ from app.datasets.expiry import State, state_of
 from app.parsing.contents import Row
 from app.parsing.row_statistics import DatasetStatistics, TokenStatistics
 from app.web.paging import PageQuery
+from app.web.schemas import Strict
 from app.web.timestamps import Timestamp
 from core.contract import patterns
 from core.ledger.tables import Dataset
@@ -26,9 +27,7 @@ class DatasetQuery(PageQuery):
     )
 
 
-class DatasetChanges(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class DatasetChanges(Strict):
     expires_at: Timestamp | None = Field(description="A time to come; null: it stays until it is deleted.")
 
 

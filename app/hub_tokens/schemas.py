@@ -5,16 +5,15 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, Field, StringConstraints
 
+from app.web.schemas import Strict
 from core.contract import patterns
 from core.ledger.tables import HubToken
 from core.settings import Settings
 
 
-class NewHubToken(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class NewHubToken(Strict):
     token: Annotated[str, StringConstraints(pattern=patterns.HUB_TOKEN)] = Field(
         repr=False,
         description="A token of the Hugging Face Hub with read access: `hf_…`.",

@@ -7,13 +7,14 @@ from itertools import takewhile
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from sqlalchemy import cast, func
 from sqlalchemy.dialects.postgresql import JSONPATH
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.tenancy import of_job
 from app.jobs.queries import get_job
+from app.web.schemas import Strict
 from core.contract.block_files import CALLS_FILES
 from core.contract.spec import JobSpec
 from core.ledger.tables import Job, Layer
@@ -25,11 +26,9 @@ BEFORE_THE_BLOCKS = ("model", "calibration", "options.samples", "options.seed", 
 """Fields that the captured inputs depend on. ``quant_experts.run.fingerprints`` has the same list in its own terms."""
 
 
-class ForkRequest(BaseModel):
+class ForkRequest(Strict):
     """Fields of a job that are to be other ones, merged as JSON merge patch (RFC 7396): objects field by field, and
     null takes away what the first job said."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: dict[str, Any] | None = None
     calibration: dict[str, Any] | None = None

@@ -11,13 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 from app.jobs.rows import JobRow
 from app.web.paging import PageQuery
+from app.web.schemas import OfRow
 from app.web.timestamps import Timestamp
 from core.contract import patterns
 from core.contract.events import EventType
 from core.contract.forecast import FORECAST, Forecast
 from core.contract.spec import Calibration, JobSpec, ModelRef, Options
 from core.ledger.states import LEASED, AttemptOutcome, JobStatus, Phase
-from core.ledger.tables import Attempt, Job, JobEvent, Layer
+from core.ledger.tables import Job, Layer
 from quant_experts.planning.cautions import cautions_of_scheme
 from quant_experts.planning.recipe import Recipe
 from quant_experts.spec.choices import AcceptIf, Target
@@ -162,31 +163,21 @@ class JobView(BaseModel):
             {
                 **_SPEC_DEFAULTS,
                 **job.spec,
-                "id": job.id,
-                "alias": job.alias,
+                **{name: getattr(job, name) for name in COLUMNS},
                 "resolved": job.progress,
-                "max_wait_s": job.max_wait_s,
-                "priority": job.priority,
-                "device": job.device,
-                "status": job.status,
-                "phase": job.phase,
                 "progress": _progress(job),
                 "attempts": job.attempt,
-                "worker": job.worker,
                 "waiting": job.waiting if job.status == JobStatus.QUEUED else None,
-                "forked_from": job.forked_from,
-                "comparison_id": job.comparison_id,
-                "plan": job.plan,
-                "summary": job.summary,
                 "warnings": _warnings(job),
-                "verdict": job.verdict,
-                "error": job.error,
-                "created_at": job.created_at,
-                "queued_at": job.queued_at,
-                "started_at": job.started_at,
-                "finished_at": job.finished_at,
             }
         )
+
+
+COLUMNS = (
+    *("id", "alias", "max_wait_s", "priority", "device", "status", "phase", "worker", "forked_from", "comparison_id"),
+    *("plan", "summary", "verdict", "error", "created_at", "queued_at", "started_at", "finished_at"),
+)
+"""Columns of a job that its view shows unchanged."""
 
 
 def _warnings(job: Job | JobRow) -> list[str]:
@@ -225,15 +216,11 @@ def _current(job: Job | JobRow) -> dict[str, Any]:
     return {name: value for name, value in job.progress.items() if name not in (*Resolved.model_fields, FORECAST)}
 
 
-class EventView(BaseModel):
+class EventView(OfRow):
     seq: int
     type: EventType
     data: dict[str, Any]
     created_at: datetime
-
-    @classmethod
-    def of(cls, event: JobEvent) -> EventView:
-        return cls(seq=event.seq, type=EventType(event.type), data=event.data, created_at=event.created_at)
 
 
 class EventPage(BaseModel):
@@ -277,7 +264,7 @@ class LayerPage(BaseModel):
     has_more: bool
 
 
-class AttemptView(BaseModel):
+class AttemptView(OfRow):
     """One worker's hold on the job."""
 
     attempt: int
@@ -288,19 +275,6 @@ class AttemptView(BaseModel):
     error: dict[str, Any] | None
     resumed_from_block: int | None = Field(description="Blocks that earlier attempts had finished.")
     blocks_done: int = Field(description="New blocks of this attempt.")
-
-    @classmethod
-    def of(cls, attempt: Attempt) -> AttemptView:
-        return cls(
-            attempt=attempt.attempt,
-            worker=attempt.worker,
-            started_at=attempt.started_at,
-            ended_at=attempt.ended_at,
-            outcome=AttemptOutcome(attempt.outcome) if attempt.outcome is not None else None,
-            error=attempt.error,
-            resumed_from_block=attempt.resumed_from_block,
-            blocks_done=attempt.blocks_done,
-        )
 
 
 class AttemptList(BaseModel):

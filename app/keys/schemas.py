@@ -5,13 +5,13 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
 from app.access.auth import Scope
 from app.web.paging import PageQuery
+from app.web.schemas import OfRow, Strict
 from app.web.timestamps import Timestamp
 from core.contract import patterns
-from core.ledger.tables import ApiKey
 from quant_experts.spec.choices import WHOLE
 
 KeyName = Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=patterns.LINE)]
@@ -20,9 +20,7 @@ Tenant = Annotated[str, StringConstraints(pattern=patterns.TENANT)]
 OTHERS = "Only the bootstrap key may name one; else the caller's own."
 
 
-class NewKey(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class NewKey(Strict):
     name: KeyName
     scopes: list[Scope] = Field(min_length=1, max_length=len(Scope), description="At most those of the calling key.")
     expires_at: Timestamp | None = None
@@ -33,15 +31,13 @@ class KeyQuery(PageQuery):
     tenant: Tenant | None = Field(default=None, description=OTHERS)
 
 
-class KeyRotation(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class KeyRotation(Strict):
     keep_previous_s: Annotated[int, Field(strict=True, ge=0, le=30 * 24 * 3600), WHOLE] = Field(
         default=24 * 3600, description="For so long the key before opens the same."
     )
 
 
-class KeyView(BaseModel):
+class KeyView(OfRow):
     id: str
     object: Literal["key"] = "key"
     name: str
@@ -51,19 +47,6 @@ class KeyView(BaseModel):
     expires_at: datetime | None
     revoked_at: datetime | None
     last_used_at: datetime | None = Field(description="To within a minute.")
-
-    @classmethod
-    def of(cls, key: ApiKey) -> KeyView:
-        return cls(
-            id=key.id,
-            name=key.name,
-            tenant=key.tenant,
-            scopes=[Scope(scope) for scope in key.scopes],
-            created_at=key.created_at,
-            expires_at=key.expires_at,
-            revoked_at=key.revoked_at,
-            last_used_at=key.last_used_at,
-        )
 
 
 class CreatedKey(KeyView):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
+from app.web.schemas import Strict
 from core.ledger.tables import Retention
 from core.settings import Settings
 from quant_experts.spec.choices import WHOLE
@@ -14,10 +15,8 @@ Days = Annotated[int, Field(strict=True, ge=1, le=36_500), WHOLE]
 FIELDS = ("jobs_days", "events_days", "layers_days", "audit_days", "deliveries_days")
 
 
-class RetentionChanges(BaseModel):
+class RetentionChanges(Strict):
     """What is left out stays; null goes back to the service's default."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     jobs_days: Days | None = Field(
         default=None,

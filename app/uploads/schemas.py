@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, Field, StringConstraints
 
 from app.uploads.parts import Part
+from app.web.schemas import OfRow, Strict
 from app.web.timestamps import Timestamp
 from core.contract import patterns
 from core.contract.uploads import expires_at
@@ -17,27 +18,19 @@ MOST_PARTS = 1000
 MOST_PART_BYTES = 64 << 20
 
 
-class NewUpload(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class NewUpload(Strict):
     name: Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=patterns.LINE)] | None = None
 
 
-class CompleteUpload(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class CompleteUpload(Strict):
     sha256: Annotated[str, StringConstraints(pattern=patterns.SHA256)] = Field(description="Of the whole file.")
     expires_at: Timestamp | None = Field(default=None, description="Of the dataset.")
 
 
-class PartView(BaseModel):
+class PartView(OfRow):
     number: int
     bytes: int
     sha256: str
-
-    @classmethod
-    def of(cls, part: Part) -> PartView:
-        return cls(number=part.number, bytes=part.bytes, sha256=part.sha256)
 
 
 class UploadView(BaseModel):

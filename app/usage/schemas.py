@@ -6,8 +6,9 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
+from app.web.schemas import Strict
 from app.web.timestamps import Timestamp
 
 MOST_DAYS = 400
@@ -18,9 +19,7 @@ class By(StrEnum):
     MONTH = "month"
 
 
-class UsageQuery(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class UsageQuery(Strict):
     since: Timestamp | None = Field(
         default=None, description="30 days before `until` when left out. Of jobs, whole days in UTC."
     )

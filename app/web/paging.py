@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from sqlalchemy import Select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.tenancy import Owned
 from app.web import problems
 from app.web.problems import Problem
+from app.web.schemas import Strict
 
 SIGNATURE = 16
 T = TypeVar("T")
@@ -33,10 +34,8 @@ class Signer(Protocol):
     def sign(self, payload: bytes) -> bytes: ...
 
 
-class PageQuery(BaseModel):
+class PageQuery(Strict):
     """The query parameters of every listing. Unknown parameters are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     limit: int = Field(default=20, ge=1, le=100)
     cursor: str | None = Field(default=None, max_length=400, description="`next_cursor` of the page before.")

@@ -6,13 +6,14 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, Field, StringConstraints, field_validator
 
 from app.web.paging import PageQuery
+from app.web.schemas import OfRow, Strict
 from core.contract import patterns
 from core.contract.webhook_url import MOST_CHARACTERS
 from core.ledger.outbox import ANNOUNCED
-from core.ledger.tables import Webhook, WebhookAttempt, WebhookDelivery
+from core.ledger.tables import Webhook, WebhookDelivery
 from quant_experts.spec.choices import WHOLE
 
 Url = Annotated[str, StringConstraints(min_length=1, max_length=MOST_CHARACTERS)]
@@ -33,10 +34,6 @@ class DeliveryStatus(StrEnum):
     FAILED = "failed"
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 def _sorted_set(events: list[Event] | None) -> list[Event] | None:
     return events if events is None else sorted(set(events))
 
@@ -44,7 +41,7 @@ def _sorted_set(events: list[Event] | None) -> list[Event] | None:
 Events = Annotated[list[Event], Field(min_length=1, max_length=len(ANNOUNCED))]
 
 
-class NewWebhook(_Strict):
+class NewWebhook(Strict):
     url: Url = Field(description="https://…, reachable on the internet.", examples=["https://ci.example.com/hooks/qe"])
     event_types: Events = Field(default=["job.cancelled", "job.failed", "job.succeeded"])
     description: Description = ""
@@ -52,7 +49,7 @@ class NewWebhook(_Strict):
     _each_once = field_validator("event_types")(_sorted_set)
 
 
-class WebhookChanges(_Strict):
+class WebhookChanges(Strict):
     """What is left out stays as it is."""
 
     url: Url | None = None
@@ -63,7 +60,7 @@ class WebhookChanges(_Strict):
     _each_once = field_validator("event_types")(_sorted_set)
 
 
-class Rotation(_Strict):
+class Rotation(Strict):
     keep_previous_s: Annotated[int, Field(strict=True, ge=0, le=7 * DAY), WHOLE] = Field(
         default=DAY, description="For so long both secrets sign."
     )
@@ -131,22 +128,12 @@ class DeliveryView(BaseModel):
         )
 
 
-class DeliveryAttempt(BaseModel):
+class DeliveryAttempt(OfRow):
     number: int
     at: datetime = Field(description="When it ended.")
     status_code: int | None = Field(description="Of the endpoint's answer; null when none came.")
     error: str | None
     milliseconds: int
-
-    @classmethod
-    def of(cls, attempt: WebhookAttempt) -> DeliveryAttempt:
-        return cls(
-            number=attempt.number,
-            at=attempt.at,
-            status_code=attempt.status_code,
-            error=attempt.error,
-            milliseconds=attempt.milliseconds,
-        )
 
 
 class DeliveryDetail(DeliveryView):
