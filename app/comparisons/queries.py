@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import re
-
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.db.tenancy import owned
+from app.db.tenancy import find_owned, owned
 from app.web import problems
 from app.web.problems import Problem
 from core.ledger.tables import Comparison, Job
 
-COMPARISON_ID = re.compile(r"cmp_[0-9a-f]{32}")
-
 
 async def get_comparison(session: AsyncSession, *, tenant: str, comparison_id: str, lock: bool = False) -> Comparison:
     """Raises Problem 404 for one that does not exist or is another tenant's."""
-    comparison = None
-    if COMPARISON_ID.fullmatch(comparison_id):
-        statement = owned(Comparison, tenant).where(Comparison.id == comparison_id)
-        comparison = await session.scalar(statement.with_for_update() if lock else statement)
+    comparison = await find_owned(session, Comparison, comparison_id, tenant=tenant, lock=lock)
     if comparison is None:
         raise Problem(problems.NOT_FOUND, f"no comparison {comparison_id!r}")
     return comparison

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,26 +12,18 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.datasets.expiry import state_of, unusable_reason
 from app.datasets.schemas import DatasetQuery
 from app.db.pipeline import Transaction, columns_of
-from app.db.tenancy import of_tenant, owned
+from app.db.tenancy import find_owned, of_tenant, owned
 from app.web import problems
 from app.web.paging import Signer, page_of
 from app.web.problems import Problem
 from core.ledger.tables import Dataset, Job
 
 UPLOADED = "ds_"
-DATASET_ID = re.compile(r"ds_[0-9a-f]{32}")
-
-
-async def find_dataset(session: AsyncSession, *, tenant: str, dataset_id: str, lock: bool = False) -> Dataset | None:
-    if DATASET_ID.fullmatch(dataset_id) is None:
-        return None
-    statement = owned(Dataset, tenant).where(Dataset.id == dataset_id)
-    return await session.scalar(statement.with_for_update() if lock else statement)
 
 
 async def get_dataset(session: AsyncSession, *, tenant: str, dataset_id: str, lock: bool = False) -> Dataset:
     """Raises Problem 404."""
-    dataset = await find_dataset(session, tenant=tenant, dataset_id=dataset_id, lock=lock)
+    dataset = await find_owned(session, Dataset, dataset_id, tenant=tenant, lock=lock)
     if dataset is None:
         raise Problem(problems.NOT_FOUND, f"no dataset {dataset_id!r}")
     return dataset

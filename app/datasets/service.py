@@ -16,11 +16,12 @@ from app.access.auth import Caller
 from app.access.quotas import StorageMeter, storage_quota
 from app.audit.service import Action, note
 from app.datasets.expiry import checked_expiry, unusable_reason
-from app.datasets.queries import find_dataset, get_dataset, jobs_needing, page_of_datasets
+from app.datasets.queries import get_dataset, jobs_needing, page_of_datasets
 from app.datasets.schemas import DatasetQuery, DatasetView, FiguresView, RowPage, RowView
 from app.datasets.upload import EXPIRES_AT, ExpiryFields, Upload, received, scratch_file
 from app.db.engine import release
 from app.db.pipeline import transaction_of
+from app.db.tenancy import find_owned
 from app.deps import Service
 from app.hub_tokens.service import token_of
 from app.models.files import LOCAL, ModelText, read_model_text
@@ -316,7 +317,7 @@ async def store_dataset(
         async with meter.adding(tenant):
             uploads = await meter.unfinished(tenant, fresh=True) - replaced
             if once:
-                there = await find_dataset(session, tenant=tenant, dataset_id=dataset_id)
+                there = await find_owned(session, Dataset, dataset_id, tenant=tenant)
             if there is None:
                 room = await storage_quota(session, tenant=tenant, settings=settings, meter=meter, uploads=uploads)
                 room.check(upload.bytes)

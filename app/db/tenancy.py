@@ -6,6 +6,7 @@ Row-level security is the second defence: see ``app.db.engine``.
 
 from __future__ import annotations
 
+import re
 from typing import TypeVar
 
 from sqlalchemy import Select, func, select
@@ -33,6 +34,7 @@ from core.ledger.tables import (
     WebhookDelivery,
 )
 
+ROW_ID = re.compile(r"[a-z]{2,4}_[0-9a-f]{32}")
 Owned = TypeVar("Owned", Job, Dataset, ApiKey, Comparison, Webhook, WebhookDelivery, AuditEntry)
 Named = TypeVar(
     "Named",
@@ -58,6 +60,16 @@ Part = TypeVar("Part", Attempt, Layer, JobEvent, Artifact)
 def owned(table: type[Named], tenant: str) -> Select[Named]:
     """The tenant's rows."""
     return select(table).where(table.tenant == tenant)
+
+
+async def find_owned(
+    session: AsyncSession, table: type[Owned], row_id: str, *, tenant: str, lock: bool = False
+) -> Owned | None:
+    """The tenant's row with this id. An id of another form is not sent to the database: it may hold a NUL."""
+    if ROW_ID.fullmatch(row_id) is None:
+        return None
+    statement = owned(table, tenant).where(table.id == row_id)
+    return await session.scalar(statement.with_for_update() if lock else statement)
 
 
 def of_job(table: type[Part], job_id: str) -> Select[Part]:

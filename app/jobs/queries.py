@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.engine import Sessions
 from app.db.pipeline import columns_of, read, transaction_of
-from app.db.tenancy import of_job, of_tenant, owned
+from app.db.tenancy import find_owned, of_job, of_tenant
 from app.jobs.rows import JobRow
 from app.jobs.schemas import JobDeletion, JobFilter, JobQuery
 from app.web import problems
@@ -41,10 +41,7 @@ class BlockErrors:
 
 async def get_job(session: AsyncSession, *, tenant: str, job_id: str, lock: bool = False) -> Job:
     """Raises Problem 404 for a job that does not exist or is another tenant's: the two look the same."""
-    job = None
-    if JOB_ID.fullmatch(job_id):
-        statement = owned(Job, tenant).where(Job.id == job_id)
-        job = await session.scalar(statement.with_for_update() if lock else statement)
+    job = await find_owned(session, Job, job_id, tenant=tenant, lock=lock)
     if job is None:
         raise Problem(problems.NOT_FOUND, f"no job {job_id!r}")
     return job

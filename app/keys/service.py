@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import func, select
@@ -11,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.access.auth import Caller, Keyring, Scope, new_api_key
 from app.audit.service import Action, note
 from app.db.pipeline import transaction_of
-from app.db.tenancy import act_for, owned
+from app.db.tenancy import act_for, find_owned, owned
 from app.deps import Service
 from app.keys.schemas import CreatedKey, KeyQuery, KeyRotation, KeyView, NewKey
 from app.web import problems
@@ -20,8 +19,6 @@ from app.web.paging import Page, Signer, as_page, page_of
 from app.web.problems import Problem
 from core.contract.ids import new_id
 from core.ledger.tables import ApiKey
-
-KEY_ID = re.compile(r"key_[0-9a-f]{32}")
 
 
 async def enter(session: AsyncSession, *, caller: Caller, tenant: str | None) -> str:
@@ -161,9 +158,7 @@ async def rotate_key(
 
 
 async def _locked(session: AsyncSession, tenant: str, key_id: str) -> ApiKey:
-    row = None
-    if KEY_ID.fullmatch(key_id):
-        row = await session.scalar(owned(ApiKey, tenant).where(ApiKey.id == key_id).with_for_update())
+    row = await find_owned(session, ApiKey, key_id, tenant=tenant, lock=True)
     if row is None:
         raise Problem(problems.NOT_FOUND, f"no key {key_id!r}")
     return row

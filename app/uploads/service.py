@@ -14,11 +14,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.access.auth import Caller
 from app.access.quotas import StorageMeter, storage_quota
 from app.datasets.expiry import expiry_of_new
-from app.datasets.queries import find_dataset
 from app.datasets.service import store_dataset
 from app.datasets.upload import Upload, scratch_file
 from app.db.engine import OpenSession
 from app.db.pipeline import transaction_of
+from app.db.tenancy import find_owned
 from app.deps import Service
 from app.parsing.validation import Contents
 from app.uploads import parts
@@ -176,7 +176,7 @@ async def complete_upload(
     try:
         folder, name, there = await upload_of(tenant=tenant, upload_id=upload_id, storage=storage)
     except Problem:
-        dataset = await find_dataset(session, tenant=tenant, dataset_id=dataset_id)
+        dataset = await find_owned(session, Dataset, dataset_id, tenant=tenant)
         if dataset is None or dataset.sha256 != sha256:
             raise
         return dataset

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from sqlalchemy import Select, func
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.db.tenancy import owned
+from app.db.tenancy import find_owned, owned
 from app.web import problems
 from app.web.problems import Problem
 from app.webhooks.schemas import DeliveryQuery
 from core.ledger.tables import Webhook, WebhookAttempt, WebhookDelivery
 
-WEBHOOK_ID = re.compile(r"wh_[0-9a-f]{32}")
-DELIVERY_ID = re.compile(r"whd_[0-9a-f]{32}")
-
 
 async def get_webhook(session: AsyncSession, *, tenant: str, webhook_id: str, lock: bool = False) -> Webhook:
-    webhook = None
-    if WEBHOOK_ID.fullmatch(webhook_id):
-        statement = owned(Webhook, tenant).where(Webhook.id == webhook_id)
-        webhook = await session.scalar(statement.with_for_update() if lock else statement)
+    webhook = await find_owned(session, Webhook, webhook_id, tenant=tenant, lock=lock)
     if webhook is None:
         raise Problem(problems.NOT_FOUND, f"no webhook {webhook_id!r}")
     return webhook
@@ -57,13 +50,8 @@ async def newest_deliveries(
 async def get_delivery(
     session: AsyncSession, *, tenant: str, webhook_id: str, delivery_id: str, lock: bool = False
 ) -> WebhookDelivery:
-    delivery = None
-    if WEBHOOK_ID.fullmatch(webhook_id) and DELIVERY_ID.fullmatch(delivery_id):
-        statement = owned(WebhookDelivery, tenant).where(
-            WebhookDelivery.id == delivery_id, WebhookDelivery.webhook_id == webhook_id
-        )
-        delivery = await session.scalar(statement.with_for_update() if lock else statement)
-    if delivery is None:
+    delivery = await find_owned(session, WebhookDelivery, delivery_id, tenant=tenant, lock=lock)
+    if delivery is None or delivery.webhook_id != webhook_id:
         raise Problem(problems.NOT_FOUND, f"webhook {webhook_id!r} has no delivery {delivery_id!r}")
     return delivery
 
