@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from app.jobs.queries import BlockErrors
 from app.ui.formats import percent
-from app.ui.history import block_name
+from quant_experts.planning.block_names import block_name
 
 WIDTH, HEIGHT = 600, 250
 LEFT, RIGHT, TOP, BOTTOM = 84, 12, 12, 44

@@ -12,6 +12,7 @@ from app.ui.formats import duration, percent, plural
 from core.contract.events import EventType
 from core.ledger.states import AttemptOutcome
 from quant_experts.planning.alike import and_more, kind_of
+from quant_experts.planning.block_names import block_name
 
 
 def attempts(views: Sequence[AttemptView]) -> list[str]:
@@ -55,15 +56,6 @@ def queue(workers: Sequence[WorkerView]) -> str:
     if busy < len(alive):
         return f"{len(alive) - busy} of {plural(len(alive), 'worker')} idle"
     return "the only worker is busy" if busy == 1 else f"all {busy} workers are busy"
-
-
-def block_name(block: int, stack: str | None = None, index: int | None = None, part: str | None = None) -> str:
-    """``block 3``, or ``vision block 3`` and ``vision merger`` where the model has several stacks."""
-    if stack is None:
-        return f"block {block}"
-    if index is None:
-        return f"{stack} {part}" if part else f"{stack}, behind its blocks"
-    return f"{stack} block {index}"
 
 
 FIXED = {

@@ -9,7 +9,8 @@
             print(event.seq, event.type, event.data)
         job.pull("checkpoint")                     # parallel, resumed, digests checked
 
-``AsyncClient`` has the same methods, to be awaited.
+``AsyncClient`` has the same methods, to be awaited. It imports httpx and pydantic, and of the library
+``errors`` and the row formats of ``planning``.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ from typing import Any
 
 from quant_experts.client import EventView
 from quant_experts.commands.display.live_line import LiveLine, later, time_left
-from quant_experts.commands.display.run_progress import TITLES, block_name, blocks_counted
+from quant_experts.commands.display.run_progress import TITLES, blocks_counted
+from quant_experts.planning.block_names import block_name
 
 
 class JobProgress(LiveLine):

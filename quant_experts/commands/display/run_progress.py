@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from quant_experts.commands.display.live_line import LiveLine, time_left
+from quant_experts.planning.block_names import block_name
 from quant_experts.progress import (
     Advanced,
     BlockFinished,
@@ -26,16 +27,6 @@ TITLES: dict[Phase, str] = {
     "evaluating": "comparing with full precision",
     "publishing": "publishing",
 }
-
-
-def block_name(block: int, stack: str | None, index: int | None, part: str | None) -> str:
-    """``block 17``, or ``vision block 3`` and ``vision merger`` where the model has several stacks. A name is the index
-    in the model, as in ``model.layers.17``; only counts begin at 1."""
-    if stack is None:
-        return f"block {block}"
-    if index is None:
-        return f"{stack} {part}" if part else f"{stack}, behind its blocks"
-    return f"{stack} block {index}"
 
 
 def blocks_counted(done: int, blocks: int) -> str:
