@@ -97,7 +97,7 @@ async def test_a_form_that_is_not_of_this_session_changes_nothing(
 ) -> None:
     rows = {"file": ("rows.jsonl", ROW)}
     names = {
-        "wanted": "disabled",
+        "status": "disabled",
         "job_id": (await api.create_job())["id"],
         "dataset_id": ok(await api.client.post("/v1/datasets", files=rows), 201)["id"],
         "key_id": ok(await api.client.post("/v1/keys", json={"name": "n", "scopes": ["jobs:read"]}), 201)["id"],
@@ -141,7 +141,7 @@ async def test_another_tenants_things_are_not_there(browser: httpx.AsyncClient, 
     for route in (route for route, kind in DASHBOARD.items() if kind == "object"):
         method, path = (
             route.partition(" ")[0],
-            mine.path(route, {"name": "config.json", "wanted": "disabled", "number": 1, "index": 0}),
+            mine.path(route, {"name": "config.json", "status": "disabled", "number": 1, "index": 0}),
         )
         response = await browser.request(method, path, data={"csrf": token} if method == "POST" else None)
         assert response.status_code == 404, route
