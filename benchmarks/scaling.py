@@ -241,7 +241,8 @@ async def _follows(app: Any, times: Times) -> None:
             until = time.perf_counter() + 10
             while time.perf_counter() < until:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(channel.changed.wait(), 1)
+                    async with asyncio.timeout(1):  # wait_for of Python 3.11 can lose a cancellation
+                        await channel.changed.wait()
                 if channel.tail:
                     times.took.setdefault("followed", []).append(0.0)
 

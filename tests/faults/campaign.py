@@ -168,16 +168,22 @@ class Clients:
 
     def wait_begun(self) -> None:
         """Until the last job that was asked for has been begun, or a client failed."""
-        while self._begun < self._jobs and not self.errors:
-            time.sleep(0.1)
+        self._wait(lambda: self._begun >= self._jobs or bool(self.errors))
 
     def finish(self) -> None:
         """No further job beyond the number that was asked for; wait for those under way."""
         self._over.set()
-        for thread in self._threads:
-            thread.join()
+        self._wait(lambda: not any(thread.is_alive() for thread in self._threads))
         if self.errors:
             raise self.errors[0]
+
+    def _wait(self, condition: Callable[[], bool]) -> None:
+        """A process removes the sign of a crash point before it kills itself. On a busy machine it may do so after
+        everything else was started again."""
+        while not condition():
+            with contextlib.suppress(psycopg.OperationalError):
+                self._cluster.revive()
+            time.sleep(0.1)
 
     def _live(self) -> None:
         try:
