@@ -24,18 +24,19 @@ SIZES: Mapping[str, int] = {
     ),
     **dict.fromkeys(("num_attention_heads", "n_head", "num_heads", "n_heads", "decoder_attention_heads"), HEADS),
     **dict.fromkeys(("encoder_attention_heads", "num_global_attention_heads", "num_swa_attention_heads"), HEADS),
-    **dict.fromkeys(("head_dim", "kv_channels", "swa_head_dim", "global_head_dim", "dim_head", "d_kv"), HEAD),
+    **dict.fromkeys(("head_dim", "kv_channels", "swa_head_dim", "global_head_dim", "dim_head", "d_kv", "d_head"), HEAD),
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "encoder_vocab_size"), VOCABULARY),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"), 512),
     **dict.fromkeys(("moe_intermediate_size", "expert_ffn_hidden_size", "moe_shared_expert_intermediate_size"), 96),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "moe_topk", "moe_k", "num_experts_per_token", "top_k_experts"), 2),
-    **dict.fromkeys(("n_group", "topk_group", "moe_topk_group", "num_kv_shared_layers", "num_nextn_predict_layers"), 1),
+    **dict.fromkeys(("n_group", "topk_group", "moe_topk_group", "num_nextn_predict_layers"), 1),
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank"), 64),
     **dict.fromkeys(("qk_nope_head_dim", "v_head_dim"), HEAD),
     **dict.fromkeys(("qk_rope_head_dim",), HEAD),
     "qk_head_dim": 2 * HEAD,
     "hidden_size_per_layer_input": 32,
+    "num_kv_shared_layers": 0,
     "sliding_window": 32,
     **dict.fromkeys(
         ("ssm_state_size", "mamba_d_state", "state_size", "linear_key_head_dim", "linear_value_head_dim"), 32
@@ -70,9 +71,11 @@ def _shrunk(content: dict[str, Any], default: Any) -> dict[str, Any]:
     blocks = max(BLOCKS, len(kinds)) if kinds else BLOCKS
     small: dict[str, Any] = {}
     for name, value in content.items():
-        if name in ("model_type", "transformers_version", "architectures", "dtype", "torch_dtype"):
+        if name in ("model_type", "transformers_version", "architectures", "dtype", "torch_dtype", "attention_layers"):
             continue
-        if isinstance(value, dict) and (name.endswith("_config") or "model_type" in value):
+        if name == "per_layer_config":
+            small[name] = {}
+        elif isinstance(value, dict) and (name.endswith("_config") or "model_type" in value):
             small[name] = _shrunk(value, default) | (
                 {"model_type": value["model_type"]} if "model_type" in value else {}
             )
@@ -80,11 +83,15 @@ def _shrunk(content: dict[str, Any], default: Any) -> dict[str, Any]:
             small[name] = _rope(value)
         elif name in LISTS and isinstance(value, (list, tuple)):
             small[name] = _one_of_each(list(value), blocks)
+        elif name == "head_dim" and value is None:
+            small[name] = HEAD
+        elif name == "num_heads" and "state_size" in content:  # Mamba 2: twice as wide inside
+            small[name] = 2 * HEADS
+        elif name == "num_key_value_heads" and value is None:
+            small[name] = HEADS
         elif name in KEY_VALUE_HEADS and value is not None:
             latent = content.get("qk_rope_head_dim") is not None
             small[name] = 1 if value == 1 else HEADS if latent else 2
-        elif name == "per_layer_config" and isinstance(value, dict):
-            small[name] = {}
         elif name == "attention_types":  # GPT-Neo's own way to write a list
             small[name] = [[["global", "local"], 1]]
         elif (
