@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 from app.comparisons.schemas import ComparedJob, ComparisonView
-from app.web.number_format import number
-from quant_experts.planning.units import said, unit_of
+from quant_experts.planning.number_text import number, size_text, unit_of
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 880, 420, 84, 28, 52, 56
 LEAST_KL = 1e-9
@@ -53,7 +52,7 @@ def draw(comparison: ComparisonView, *, dressed: bool = True) -> str:
     )
     waiting = len(comparison.jobs) - len(rows)
     note = f"{waiting} of {len(comparison.jobs)} have no figures" if waiting and rows else ""
-    described = "; ".join(f"{row.label}: {said(row.bytes_after or 0)}, KL {number(row.kl or 0.0)}" for row in rows)
+    described = "; ".join(f"{row.label}: {size_text(row.bytes_after or 0)}, KL {number(row.kl or 0.0)}" for row in rows)
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img"'
@@ -100,7 +99,7 @@ def _original(x: Scale, size: int | None) -> list[str]:
     at = x(float(size))
     return [
         f'<line class="original" x1="{at}" x2="{at}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>',
-        f'<text class="small" x="{at - 6}" y="{TOP + 16}" text-anchor="end">original, {said(size)}</text>',
+        f'<text class="small" x="{at - 6}" y="{TOP + 16}" text-anchor="end">original, {size_text(size)}</text>',
     ]
 
 
@@ -113,7 +112,7 @@ def _axes(x: Scale, y: Scale, sizes: tuple[float, float], decades: tuple[float, 
     for power in range(math.ceil(decades[0]), math.floor(decades[1]) + 1):
         at = y(10.0**power)
         lines.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at}" y2="{at}"/>')
-        lines.append(f'<text class="small" x="{LEFT - 8}" y="{at + 4}" text-anchor="end">{number(10.0**power)}</text>')
+        lines.append(f'<text class="small" x="{LEFT - 8}" y="{at + 4}" text-anchor="end">{number(10.0**power, 1)}</text>')
     for size, label in size_ticks(*sizes):
         lines.append(f'<line class="grid" x1="{x(size)}" x2="{x(size)}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
         lines.append(
@@ -147,7 +146,7 @@ def _marks(points: Sequence[Point]) -> list[str]:
     for point in points:
         kind = "best" if point.row.frontier else "beaten"
         kind = "missed" if point.row.verdict == "rejected" else kind
-        description = f"{point.row.label}: {said(point.row.bytes_after or 0)}, KL {number(point.row.kl or 0.0)}"
+        description = f"{point.row.label}: {size_text(point.row.bytes_after or 0)}, KL {number(point.row.kl or 0.0)}"
         description += f", {point.row.verdict.value}" if point.row.verdict else ""
         lines.append(
             f'<circle class="{kind}" cx="{point.x}" cy="{point.y}" r="6"><title>{escape(description)}</title></circle>'

@@ -16,6 +16,7 @@ from app.parsing.audio import BadAudio
 from app.parsing.audio import read_header as read_audio_header
 from app.parsing.images import BadImage, read_header
 from core.settings import Settings
+from quant_experts.planning.row_files import shown
 from quant_experts.planning.row_formats import UnknownRow, canonical, kind_of
 
 EXAMPLES = {"image": "image/png", "audio": "audio/wav"}
@@ -74,7 +75,7 @@ def _check_message(
         check.refuse(pointer, "expected an object with role and content")
         return
     if message.get("role") not in ROLES:
-        check.refuse(f"{pointer}/role", f"{_shown(message.get('role'))} is not one of {', '.join(ROLES)}")
+        check.refuse(f"{pointer}/role", f"{shown(message.get('role'))} is not one of {', '.join(ROLES)}")
     content = message.get("content")
     if content is None and message.get("tool_calls"):
         return
@@ -106,7 +107,7 @@ def _check_part(pointer: str, part: Any, waiting: list[tuple[str, Any]], check: 
     elif kind == "audio":
         _check_audio(pointer, part, check, settings)
     else:
-        check.refuse(f"{pointer}/type", f"{_shown(kind)}; expected text, image or audio")
+        check.refuse(f"{pointer}/type", f"{shown(kind)}; expected text, image or audio")
 
 
 def _check_audio(pointer: str, part: dict[str, Any], check: RowCheck, settings: Settings) -> None:
@@ -180,8 +181,8 @@ def _embedded(source: Any, limit: int, what: str) -> bytes:
 def _data_uri(source: str, limit: int, what: str) -> bytes:
     if not source.startswith("data:"):
         if "://" in source[:32]:
-            raise BadFile(f"{_shown(source)} is a URL and nothing is fetched: embed the {what} as a data URI")
-        raise BadFile(f"{_shown(source)} is a path and an upload has no files: embed the {what} as a data URI")
+            raise BadFile(f"{shown(source)} is a URL and nothing is fetched: embed the {what} as a data URI")
+        raise BadFile(f"{shown(source)} is a path and an upload has no files: embed the {what} as a data URI")
     head, comma, data = source.partition(",")
     if not comma or not head.endswith(";base64"):
         raise BadFile(f"the data URI is not of the form data:{EXAMPLES[what]};base64,…")
@@ -191,8 +192,3 @@ def _data_uri(source: str, limit: int, what: str) -> bytes:
         return base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError) as error:
         raise BadFile(f"the data URI is not base64: {error}") from None
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

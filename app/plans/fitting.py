@@ -8,8 +8,8 @@ from app.plans.queries import kind_of
 from app.plans.schemas import WorkerFit
 from core.ledger.tables import Worker
 from quant_experts.planning.errors import Refusal
+from quant_experts.planning.number_text import size_text
 from quant_experts.planning.plan import Plan
-from quant_experts.planning.units import said
 
 ROOM = 0.95
 """Share of a machine's memory that a job may use; the rest is for the system."""
@@ -53,7 +53,7 @@ def _fits(worker: Worker, plan: Plan | None) -> tuple[bool | None, str | None]:
         if there is not None and needed > ROOM * there:
             return (
                 False,
-                f"the job needs {said(needed)} {what} ({memory.phase}), {worker.device} has {said(there)}",
+                f"the job needs {size_text(needed)} {what} ({memory.phase}), {worker.device} has {size_text(there)}",
             )
     if worker.memory_bytes is None:
         return None, "the worker does not say how much memory it has"

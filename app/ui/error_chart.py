@@ -78,7 +78,7 @@ def error_chart(blocks: Sequence[BlockErrors], total: int | None) -> Chart | Non
         dots = [Dot(x(b.block), y(value), f"{_named(b)}, {title}: {percent(value)}") for b, value in known]
         points = " ".join(f"{dot.x},{dot.y}" for dot in dots)
         curves.append(Curve(stage, title, percent(known[-1][1]), points, dots))
-    gridlines = [(y(value), percent(value)) for value in _rungs(low, high)]
+    gridlines = [(y(value), f"{100 * value:g} %") for value in _rungs(low, high)]
     step = math.ceil((last + 1) / MOST_TICKS)
     return Chart(curves, gridlines, [(x(block), block) for block in range(0, last + 1, step)], _axis(blocks))
 

@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from app.web import number_format
-from quant_experts.planning.units import said
+from quant_experts.planning.number_text import MISSING as NONE
+from quant_experts.planning.number_text import number as figure
+from quant_experts.planning.number_text import percent as percent
+from quant_experts.planning.number_text import size_text
 
 STEPS = ((86400.0, "day"), (3600.0, "hour"), (60.0, "minute"), (1.0, "second"))
-NONE = "–"
 
 
 def ago(moment: datetime | None) -> str:
@@ -50,19 +51,11 @@ def duration(seconds: float | None) -> str:
 
 
 def bytes_(number: int | None) -> str:
-    return NONE if number is None else said(number)
-
-
-def figure(value: float | None, digits: int = 3) -> str:
-    return NONE if value is None else number_format.number(value, digits)
+    return NONE if number is None else size_text(number)
 
 
 def count(number: int) -> str:
     return f"{number:,}"
-
-
-def percent(share: float | None, digits: int = 3) -> str:
-    return NONE if share is None else number_format.percent(share, digits)
 
 
 def status(value: str) -> str:

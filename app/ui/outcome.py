@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from app.jobs.schemas import JobView
-from app.web.number_format import number, percent
-from quant_experts.planning.units import said
+from quant_experts.planning.number_text import number, percent, size_text
 
 SNIPPET = """\
 from huggingface_hub import snapshot_download
@@ -24,9 +23,8 @@ def sentence(job: JobView) -> str:
     share = after / before
     size = f"{percent(share)} of the original's size" if share <= 1 else f"{number(share)} times the original's size"
     took = f", made in {_duration(job)}" if _duration(job) else ""
-    return (
-        f"{said(after)}, {size}; it picks the same next token {percent(agreement)} of the time (KL {number(kl)}){took}."
-    )
+    same = f"it picks the same next token {percent(agreement)} of the time (KL {number(kl)})"
+    return f"{size_text(after)}, {size}; {same}{took}."
 
 
 def _duration(job: JobView) -> str:

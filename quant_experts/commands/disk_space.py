@@ -11,10 +11,10 @@ from pathlib import Path
 from quant_experts.errors import DiskFull
 from quant_experts.planning.errors import HubUnavailable, Unreadable
 from quant_experts.planning.local import read_local
+from quant_experts.planning.number_text import size_text
 from quant_experts.planning.plan import Plan, make_plan
 from quant_experts.planning.recipe import Recipe
 from quant_experts.planning.rows import unknown_rows
-from quant_experts.planning.units import said
 from quant_experts.spec.specification import QuantizationSpec
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -35,8 +35,8 @@ def check_disk_space(model: Path, spec: QuantizationSpec, *, output: Path, work:
         free = shutil.disk_usage(path).free
         if free < needed:
             raise DiskFull(
-                f"{path} has {said(free)} free, and the run writes {said(needed)} there at least: make room, or "
-                "choose another --output and --work"
+                f"{path} has {size_text(free)} free, and the run writes {size_text(needed)} there at least: make room, "
+                "or choose another --output and --work"
             )
 
 
@@ -63,6 +63,6 @@ def disk_full_advice(work: Path, output: Path) -> Iterator[None]:
         full = Path(error.filename) if error.filename else work
         existing = next((parent for parent in (full, *full.absolute().parents) if parent.exists()), Path("/"))
         raise DiskFull(
-            f"no space is left at {full} ({said(shutil.disk_usage(existing).free)} free); finished blocks are kept in "
-            f"{work}: make room and run the same command again, which goes on from there"
+            f"no space is left at {full} ({size_text(shutil.disk_usage(existing).free)} free); finished blocks are "
+            f"kept in {work}: make room and run the same command again, which goes on from there"
         ) from error

@@ -11,7 +11,7 @@ import click
 
 from quant_experts.commands.display.printable import printable
 from quant_experts.commands.service_client import connected, json_option, save, say_warnings, url_option
-from quant_experts.planning.units import said
+from quant_experts.planning.number_text import size_text
 from quant_experts.report.charts import numbers
 from quant_experts.report.data import FEWEST_TOKENS
 
@@ -22,9 +22,9 @@ FIGURES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
     "perplexity before": ("quality", "perplexity_full", numbers.perplexity),
     "perplexity after": ("quality", "perplexity_quantized", numbers.perplexity),
     "bits per weight": ("size", "effective_bits", numbers.bits),
-    "size before": ("size", "bytes_before", said),
-    "size after": ("size", "bytes_after", said),
-    "memory when loaded": ("size", "bytes_loaded", said),
+    "size before": ("size", "bytes_before", size_text),
+    "size after": ("size", "bytes_after", size_text),
+    "memory when loaded": ("size", "bytes_loaded", size_text),
     "verdict": ("acceptance", "verdict", str),
 }
 """Title → where it stands in the report, and how people read it."""

@@ -23,7 +23,7 @@ from quant_experts.commands.display.plan_text import (
 )
 from quant_experts.commands.options.job import rows_of
 from quant_experts.commands.service_client import connected, print_json
-from quant_experts.planning.units import said
+from quant_experts.planning.number_text import size_text
 
 
 def plan_on_service(
@@ -71,8 +71,8 @@ def _lines(plan: PlanView) -> Iterator[str]:
 
 
 def _worker(kind: WorkerFit) -> str:
-    memory = [said(kind.memory_bytes)] if kind.memory_bytes else []
-    memory += [f"{said(kind.device_memory_bytes)} on the device"] if kind.device_memory_bytes else []
+    memory = [size_text(kind.memory_bytes)] if kind.memory_bytes else []
+    memory += [f"{size_text(kind.device_memory_bytes)} on the device"] if kind.device_memory_bytes else []
     what = f"{kind.workers} × {kind.device}" + (f" ({', '.join(memory)})" if memory else "")
     if kind.fits:
         return f"{what}: can run it"

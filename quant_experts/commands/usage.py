@@ -13,7 +13,7 @@ from quant_experts.client.views.account import Period
 from quant_experts.commands.display.table import print_rows
 from quant_experts.commands.options.dates import Moment
 from quant_experts.commands.service_client import connected, json_option, print_json, url_option
-from quant_experts.planning.units import said
+from quant_experts.planning.number_text import size_text
 
 COUNTS = ("jobs_created", "jobs_succeeded", "jobs_failed", "jobs_cancelled")
 TITLES = ("created", "succeeded", "failed", "cancelled", "workers h:m:s", "GPUs h:m:s", "bytes added")
@@ -44,7 +44,7 @@ def command(
 
 def _cells(period: Period) -> tuple[str, ...]:
     counts = (f"{getattr(period, name):,}" for name in COUNTS)
-    return (*counts, _clock(period.worker_seconds), _clock(period.gpu_seconds), said(period.bytes_added))
+    return (*counts, _clock(period.worker_seconds), _clock(period.gpu_seconds), size_text(period.bytes_added))
 
 
 def _sum(usage: Usage) -> Period:
@@ -56,9 +56,10 @@ def _sum(usage: Usage) -> Period:
 
 def _now(usage: Usage) -> Iterator[str]:
     stored, limits, unfinished = usage.stored, usage.limits, usage.unfinished
-    most = f" of {said(limits.stored_bytes)}" if limits else ""
+    most = f" of {size_text(limits.stored_bytes)}" if limits else ""
     parts = {"datasets": stored.datasets, "artifacts": stored.artifacts, "unfinished uploads": stored.uploads}
-    yield f"stored: {said(stored.total)}{most} ({', '.join(f'{name} {said(part)}' for name, part in parts.items())})"
+    shares = ", ".join(f"{name} {size_text(part)}" for name, part in parts.items())
+    yield f"stored: {size_text(stored.total)}{most} ({shares})"
     if limits is None or unfinished is None:
         return
     at_once = "" if limits.running_jobs is None else f" of {limits.running_jobs:,}"

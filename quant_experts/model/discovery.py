@@ -10,7 +10,7 @@ Every block is looked at, because blocks of one model differ: dense ones before 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -230,31 +230,43 @@ class _Reads:
 
     def of_stack(self, module: str, stack: str, embedding: str, blocks: list[tuple[str, nn.Module]]) -> FoundStack:
         skipped: dict[str, str] = {}
-        readers: dict[int, set[str]] = {}
-        for name, reads in self.inputs.items():
-            if name.startswith(f"{stack}."):
-                for read in reads:
-                    readers.setdefault(read, set()).add(name.removeprefix(f"{stack}.").partition(".")[0])
+        readers = self._blocks_that_read(stack)
         memory: dict[str, None] = {}
-        found = []
+        groups_of_blocks = []
         for path, block in blocks:
-            taken: dict[tuple[int, ...], list[str]] = {}
-            for name, linear in _linears(block):
-                reason = self._reason(f"{path}.{name}", linear)
-                if reason:
-                    skipped[f"{path}.{name}"] = reason
-            for full, reads in self.inputs.items():
-                if full.startswith(f"{path}.") and full not in skipped:
-                    taken.setdefault(tuple(dict.fromkeys(reads)), []).append(full.removeprefix(f"{path}."))
+            skipped |= self._skipped(path, block)
+            taken = self._layers_by_input(path, skipped)
             groups = _named(block, list(taken.values()))
-            found.append(groups)
-            for (parent, label, _), read_by_it in zip(groups, taken, strict=True):
-                if any(len(readers[read]) > 1 for read in read_by_it):
+            groups_of_blocks.append(groups)
+            for (parent, label, _), inputs in zip(groups, taken, strict=True):
+                if any(len(readers[tensor]) > 1 for tensor in inputs):
                     memory[f"{parent}.{label}".removeprefix(".")] = None
-            skipped |= _large_parameters(path, block)
         layers = stack.removeprefix(f"{module}.")
         inside = embedding.removeprefix(f"{module}.") if embedding.startswith(f"{module}.") else None
-        return FoundStack(module, layers, inside, tuple(found), tuple(memory), skipped, self.widths.get(stack, 0))
+        width = self.widths.get(stack, 0)
+        return FoundStack(module, layers, inside, tuple(groups_of_blocks), tuple(memory), skipped, width)
+
+    def _blocks_that_read(self, stack: str) -> dict[int, set[str]]:
+        """Tensor → numbers of the blocks in which a linear layer reads it."""
+        readers: dict[int, set[str]] = {}
+        for name, tensors in self.inputs.items():
+            if name.startswith(f"{stack}."):
+                for tensor in tensors:
+                    readers.setdefault(tensor, set()).add(name.removeprefix(f"{stack}.").partition(".")[0])
+        return readers
+
+    def _skipped(self, path: str, block: nn.Module) -> dict[str, str]:
+        """Linear layer or parameter of a block that stays as it is → why."""
+        reasons = {f"{path}.{name}": self._reason(f"{path}.{name}", linear) for name, linear in _linears(block)}
+        return {name: reason for name, reason in reasons.items() if reason} | _large_parameters(path, block)
+
+    def _layers_by_input(self, path: str, skipped: Mapping[str, str]) -> dict[tuple[int, ...], list[str]]:
+        """The tensors that layers of a block read → those layers, by their names within the block."""
+        layers: dict[tuple[int, ...], list[str]] = {}
+        for name, tensors in self.inputs.items():
+            if name.startswith(f"{path}.") and name not in skipped:
+                layers.setdefault(tuple(dict.fromkeys(tensors)), []).append(name.removeprefix(f"{path}."))
+        return layers
 
     def _reason(self, name: str, linear: nn.Linear) -> str | None:
         if type(linear) is not nn.Linear and type(linear).__name__ not in PLAIN:

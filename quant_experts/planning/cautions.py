@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from quant_experts.planning.number_text import size_text
 from quant_experts.planning.recipe import AUTO, Recipe
 from quant_experts.planning.shapes import Shapes
 from quant_experts.planning.sizes import Size, size_of
-from quant_experts.planning.units import said
 
 RANKS = (32, 16, 8, 4, 2, 1)
 FEWER_BITS = (6, 4)
@@ -45,7 +45,7 @@ def _costly(shapes: Shapes, recipe: Recipe, size: Size) -> Iterator[Caution]:
     if not larger and _worth_it(size):
         return
     may = size.bytes_after_least != size.bytes_after_most
-    figures = f"{said(size.bytes_after_most, 4)} after, {said(size.bytes_before, 4)} before"
+    figures = f"{size_text(size.bytes_after_most, 4)} after, {size_text(size.bytes_before, 4)} before"
     if larger:
         would = "may" if size.bytes_after_least <= size.bytes_before else "would"
         what = f"the checkpoint {would} be larger than the model: {figures}"
@@ -59,14 +59,14 @@ def _costly(shapes: Shapes, recipe: Recipe, size: Size) -> Iterator[Caution]:
     code = "larger_than_model" if larger else "saves_little"
     found = _instead(shapes, recipe, size)
     if found is None:
-        kept = said(size.bytes_after_most - int(size.bits_most * shapes.weights) // 8, 4)
+        kept = size_text(size.bytes_after_most - int(size.bits_most * shapes.weights) // 8, 4)
         yield Caution(code, f"{what}; {kept} of it are never quantized, and no other setting saves more", "")
         return
     changes, after = found
     settings = " and ".join(f"{name} {value}" for name, value in changes.items())
     pointer = "/scheme" if next(iter(changes)) == "scheme" else f"/options/{next(iter(changes))}"
     bits = f" at {after.bits_most:.3g} bits per quantized weight"
-    yield Caution(code, f"{what}; with {settings} it is {said(after.bytes_after_most, 4)}{bits}", pointer)
+    yield Caution(code, f"{what}; with {settings} it is {size_text(after.bytes_after_most, 4)}{bits}", pointer)
 
 
 def _worth_it(size: Size) -> bool:

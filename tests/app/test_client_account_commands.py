@@ -19,7 +19,9 @@ async def test_usage_is_a_table_with_its_sums_and_the_limits(qe: Qe, api: Api) -
     api.start(done)
     api.execute(
         "INSERT INTO attempts (job_id, attempt, worker, device, started_at, ended_at) VALUES"
-        " (%s, 1, 'w', 'NVIDIA H100', clock_timestamp() - interval '3725 seconds', clock_timestamp())",
+        " (%s, 1, 'w', 'NVIDIA H100', this_month, this_month + interval '3725 seconds')".replace(
+            "this_month", "date_trunc('month', clock_timestamp())"
+        ),
         [done],
     )
     api.execute("UPDATE jobs SET artifact_bytes = 2500000 WHERE id = %s", [done])

@@ -236,8 +236,8 @@ async def test_blocks_of_several_stacks_are_called_by_their_stack(
     page = (await browser.get(f"/jobs/{job}")).text
     assert "block (vision 0–1, language model 2)" in page
     for number, name in enumerate(("vision block 0", called, "language model block 0")):
-        assert f"<title>{name}, + routed experts: 5 %</title>" in page
-        assert f"Block {number}, {name}, done in 2.0 seconds, error 5 %" in page
+        assert f"<title>{name}, + routed experts: 5.00 %</title>" in page
+        assert f"Block {number}, {name}, done in 2.0 seconds, error 5.00 %" in page
     assert "decoder block" not in page
     api.execute("UPDATE jobs SET blocks_done = 3, phase = 'evaluating' WHERE id = %s", [job])
     assert "All 3 blocks are fitted</p>" in (await browser.get(f"/jobs/{job}")).text
@@ -279,7 +279,7 @@ async def test_a_method_without_experts_has_one_curve_called_error(browser: http
     api.execute("UPDATE jobs SET blocks_done = 1, blocks_total = 1 WHERE id = %s", [job])
     await sign_in(browser, BOOTSTRAP_KEY)
     page = (await browser.get(f"/jobs/{job}")).text
-    assert "block 0, error: 5 %" in page
+    assert "block 0, error: 5.00 %" in page
     assert "routed experts" not in page
 
 

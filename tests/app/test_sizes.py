@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from app.comparisons.plot import size_ticks
-from quant_experts.planning.units import UNITS, said
+from quant_experts.planning.number_text import UNITS, size_text
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ from quant_experts.planning.units import UNITS, said
     ],
 )  # fmt: skip
 def test_a_size_is_said_in_three_digits(size: int, text: str) -> None:
-    assert said(size) == text
+    assert size_text(size) == text
 
 
 @pytest.mark.parametrize(

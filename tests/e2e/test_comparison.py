@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from quant_experts.client import Comparison, Job
-from quant_experts.planning.units import said
+from quant_experts.planning.number_text import size_text
 from tests.e2e.conftest import Site
 
 pytestmark = pytest.mark.slow
@@ -84,7 +84,7 @@ def test_what_is_printed_is_what_the_service_says(compared: Compared) -> None:
         assert line.startswith("★") == entry.frontier
         assert entry.kl is not None
         assert entry.bytes_after is not None
-        words = [entry.label, "succeeded", f"{entry.kl:.4g}", said(entry.bytes_after), entry.job_id]
+        words = [entry.label, "succeeded", f"{entry.kl:.4g}", size_text(entry.bytes_after), entry.job_id]
         places = [line.find(word) for word in words]
         assert -1 not in places
         assert places == sorted(places)

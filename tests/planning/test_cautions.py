@@ -12,10 +12,10 @@ from quant_experts.cli import run
 from quant_experts.planning.cautions import Caution, cautions_of_scheme
 from quant_experts.planning.headers import ModelHeaders
 from quant_experts.planning.local import read_local
+from quant_experts.planning.number_text import size_text
 from quant_experts.planning.plan import Plan, make_plan
 from quant_experts.planning.recipe import Recipe
 from quant_experts.planning.rows import unknown_rows
-from quant_experts.planning.units import said
 from quant_experts.spec.methods import METHOD_VERSION
 from tests.models import make_model
 from tests.planning.big import write_72b
@@ -58,7 +58,7 @@ def followed(model: ModelHeaders, caution: Caution, options: dict[str, Any]) -> 
     wanted = {name: int(value) if value.isdecimal() else value for name, value in changes.items()}
     better = planned(model, **{**options, **wanted})
     size = better.size
-    assert figures == f"{said(size.bytes_after_most, 4)} at {size.bits_most:.3g} bits per quantized weight"
+    assert figures == f"{size_text(size.bytes_after_most, 4)} at {size.bits_most:.3g} bits per quantized weight"
     return better
 
 

@@ -10,7 +10,7 @@ from quant_experts.client import ComparedJob, ComparisonView
 from quant_experts.commands.display.dates import to_the_minute
 from quant_experts.commands.display.printable import printable
 from quant_experts.commands.display.table import print_rows, stdout_console
-from quant_experts.planning.units import said
+from quant_experts.planning.number_text import size_text
 
 UNKNOWN = "–"
 BEST = "★"
@@ -62,7 +62,7 @@ def _cells(job: ComparedJob, *, judged: bool) -> list[str]:
         UNKNOWN if job.kl is None else f"{job.kl:.4g}",
         UNKNOWN if job.top1_agreement is None else f"{job.top1_agreement:.1%}",
         UNKNOWN if job.effective_bits is None else f"{job.effective_bits:.2f}",
-        UNKNOWN if job.bytes_after is None else said(job.bytes_after),
+        UNKNOWN if job.bytes_after is None else size_text(job.bytes_after),
         UNKNOWN if job.seconds is None else f"{job.seconds:.0f}",
         *([job.verdict or UNKNOWN] if judged else []),
     ]

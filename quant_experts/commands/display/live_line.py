@@ -22,7 +22,7 @@ from rich.text import Text
 
 from quant_experts.commands.display.printable import printable
 from quant_experts.planning.alike import kind_of
-from quant_experts.planning.units import said, unit_of
+from quant_experts.planning.number_text import size_text, unit_of
 
 BAR, SHORTEST_BAR = 28, 8
 FREE_COLUMNS = len("^C") + 1
@@ -141,7 +141,7 @@ class _Speed(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("?" if speed is None else f"{said(int(speed))}/s", style="progress.data.speed")
+        return Text("?" if speed is None else f"{size_text(int(speed))}/s", style="progress.data.speed")
 
 
 class _WithRoom(Console):

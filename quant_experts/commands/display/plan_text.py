@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from quant_experts.planning.units import said
+from quant_experts.planning.number_text import size_text
 
 
 @dataclass(frozen=True)
@@ -82,18 +82,18 @@ def sentences(text: PlanText) -> Iterator[str]:
         yield f"  {layers.name} ({layers.layers} layers, {layers.weights / 1e6:.1f} M weights): {layers.reason}"
     at_most = "" if text.exact else "at most "
     yield (
-        f"bytes: {said(text.before, 4)} before, {at_most}{said(text.after, 4)} after "
+        f"bytes: {size_text(text.before, 4)} before, {at_most}{size_text(text.after, 4)} after "
         f"({at_most}{text.bits:.3f} bits per quantized weight)"
     )
     how = "counted by the model's tokenizer" if text.tokens.counted else "estimated"
     yield f"tokens of a row: {text.tokens.a_row:.0f}, {how}, right within a factor of {text.tokens.off_by:.2f}"
     for placed in text.placements:
-        on_device = f"{said(placed.on_device)} on the GPU, " if placed.on_device else ""
+        on_device = f"{size_text(placed.on_device)} on the GPU, " if placed.on_device else ""
         yield (
-            f"on {placed.device}: peak {on_device}{said(placed.host)} of memory ({placed.phase}); "
+            f"on {placed.device}: peak {on_device}{size_text(placed.host)} of memory ({placed.phase}); "
             f"{minutes(placed.likely)}, between {minutes(placed.least)} and {minutes(placed.most)}"
         )
-    yield f"disk: {said(text.disk)}"
+    yield f"disk: {size_text(text.disk)}"
 
 
 def _count(weights: int) -> str:

@@ -13,7 +13,7 @@ from quant_experts.client.views.datasets import DatasetView
 from quant_experts.commands.display.live_line import bytes_bar
 from quant_experts.commands.service_client import print_json, say_warnings
 from quant_experts.commands.watch import watch
-from quant_experts.planning.units import said
+from quant_experts.planning.number_text import size_text
 
 FILES = (".jsonl", ".parquet", ".json", ".ndjson", ".csv", ".tsv", ".txt", ".gz", ".zip")
 """A name with such an ending is a file, not a dataset of the hub."""
@@ -120,7 +120,7 @@ def uploaded(client: Client, path: Path, **how: Any) -> DatasetView:
             bar.update(task, completed=sent.done, total=sent.total, description=text)
 
         def embedding(embedded: EmbeddingProgress) -> None:
-            text = f"{path.name} · {embedded.images} images put inside, {said(embedded.bytes)}"
+            text = f"{path.name} · {embedded.images} images put inside, {size_text(embedded.bytes)}"
             bar.update(task, completed=0, total=None, description=text)
 
         return client.datasets.upload(path, on_progress=show, on_embedded=embedding, **how)

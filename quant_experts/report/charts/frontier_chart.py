@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from quant_experts.planning.units import unit_of
+from quant_experts.planning.number_text import unit_of
 from quant_experts.report.charts import numbers
 from quant_experts.report.charts.axes import logarithmic, padded
 from quant_experts.report.data import AutoSearch, FrontierPoint
