@@ -60,7 +60,7 @@ from core.secret import Seal, service_secret
 from core.settings import Settings, read_settings
 from core.storage import storage_from_url
 from core.tracing import OFF, open_tracing
-from core.wakeup import RedisBell
+from core.wakeup import RedisNotifier
 
 COLLECTING = (10_000, 20, 20)
 """Thresholds of the garbage collector's three generations."""
@@ -180,7 +180,7 @@ def open_service(settings: Settings, telemetry: Telemetry) -> Service:
         storage=storage,
         keyring=load_keyring(settings),
         seal=Seal(service_secret(settings)),
-        notifier=WorkerNotifier(RedisBell(settings.redis_url) if settings.redis_url is not None else None),
+        notifier=WorkerNotifier(RedisNotifier(settings.redis_url) if settings.redis_url is not None else None),
         buckets=TokenBuckets(settings.requests_per_minute) if settings.requests_per_minute else None,
         meter=StorageMeter(partial(bytes_of_tenant, storage), locks),
         readers=TenantLimiter(most=READERS, each=max(1, READERS // 2)),

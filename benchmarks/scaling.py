@@ -43,8 +43,8 @@ from worker.ledger import attempts as ledger
 from worker.ledger import blocks, claims
 from worker.ledger.connection import connect
 from worker.process import start
-from worker.supervisor.fenced_writer import Pen
-from worker.supervisor.lease import CancelRequested, Lost, kept
+from worker.supervisor.fenced_writer import FencedWriter
+from worker.supervisor.lease import CancelRequested, Lost, hold_lease
 
 RESULTS = Path(__file__).parent / "results" / "scaling.md"
 KEY = "qe_benchmark_key_0123456789_0123456789"
@@ -140,29 +140,29 @@ def _claim(settings: Settings, name: str, times: Times) -> claims.Claim | None:
 def _attempt(
     settings: Settings, claim: claims.Claim, block_seconds: float, over: threading.Event, times: Times
 ) -> None:
-    hold = claim.hold
+    ref = claim.ref
     with (
-        kept(settings, hold, seconds_left=3600) as lease,
-        Pen(settings.database_url or "", hold, lease) as pen,
+        hold_lease(settings, ref, seconds_left=3600) as lease,
+        FencedWriter(settings.database_url or "", ref, lease) as writer,
     ):
         for block in range(BLOCKS):
             for share in (1, 2):  # what a runner says of itself in between
                 lease.wait(block_seconds / 2 * random.uniform(0.9, 1.1))
                 if over.is_set():
-                    pen.write(ledger.hand_back, reason="the simulation is over")
+                    writer.write(ledger.hand_back, reason="the simulation is over")
                     return
                 with times.of("progress"):
-                    pen.write(ledger.set_progress, {"phase": "fitting", "group": f"down.{share}"}, blocks=BLOCKS)
-            file = {"name": f"blocks/{block:05}.bin", "bytes": 1, "sha256": "00", "key": f"jobs/{hold.job_id}/{block}"}
+                    writer.write(ledger.set_progress, {"phase": "fitting", "group": f"down.{share}"}, blocks=BLOCKS)
+            file = {"name": f"blocks/{block:05}.bin", "bytes": 1, "sha256": "00", "key": f"jobs/{ref.job_id}/{block}"}
             with times.of("block"):
-                pen.write(
+                writer.write(
                     blocks.record_block, block=block, blocks=BLOCKS, seconds=block_seconds,
                     report={"groups": [{"name": "down", "error": 0.01}] * 4}, files=[file], superseded=[],
                     event={"block": block, "blocks": BLOCKS, "seconds": block_seconds},
                 )  # fmt: skip
-        artifact = {"name": "model", "key": hold.job_id, "bytes": 1, "sha256": "00", "media_type": "x"}
+        artifact = {"name": "model", "key": ref.job_id, "bytes": 1, "sha256": "00", "media_type": "x"}
         with times.of("end"):
-            pen.write(ledger.succeed, summary={}, artifacts=[artifact])
+            writer.write(ledger.succeed, summary={}, artifacts=[artifact])
 
 
 # API replicas

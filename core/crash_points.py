@@ -40,18 +40,18 @@ SUPERVISOR = {
 }
 KEEPER = {
     "reap.before_commit": "a job was taken from a silent worker in a transaction that is still open",
-    "reap.after_commit": "a job was taken from a silent worker and the bell was not rung",
+    "reap.after_commit": "a job was taken from a silent worker and no worker was notified",
     "sweep.before_commit": "block files are deleted from storage, and the rows still name them",
 }
 API = {
     "create.before_commit": "a job is created in a transaction that is still open",
-    "bell.before": "a job is committed and answered, and the bell was not rung",
+    "bell.before": "a job is committed and answered, and no worker was notified",
     "dataset.stored": "an upload's bytes are in storage and no row names them",
 }
 NAMES = {**LIBRARY, **SUPERVISOR, **KEEPER, **API}
 
 
-def wanted() -> bool:
+def enabled() -> bool:
     """Whether this process listens to a directory of signs."""
     return VARIABLE in os.environ
 

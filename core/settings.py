@@ -88,7 +88,10 @@ class Settings(BaseSettings):
     beat: float = Field(default=20.0, gt=0, allow_inf_nan=False)
     self_kill: float = Field(default=90.0, gt=0, allow_inf_nan=False)
     grace: float = Field(default=30.0, ge=0, allow_inf_nan=False)
-    ring_again: float = Field(default=60.0, description="A queued job not picked up for this long is rung again.")
+    ring_again: float = Field(
+        default=60.0,
+        description="Seconds after which workers are notified again of a queued job that none has claimed.",
+    )
     log_format: LogFormat = Field(default="auto", description="json, text, or auto: text on a terminal, else json.")
     metrics_port: int = Field(
         default=0, ge=0, le=65535, description="Of a worker or keeper: where it serves its metrics; 0: nowhere."

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from core.tracing import Attributes, Carrier, Span, Tracing
-from worker.ledger.attempts import Hold
+from worker.ledger.attempts import AttemptRef
 
 
 def attempt_span(
     tracing: Tracing,
-    hold: Hold,
+    ref: AttemptRef,
     *,
     tenant: str,
     worker: str,
@@ -20,12 +20,12 @@ def attempt_span(
 ) -> Span:
     """The same span from whoever ends it: the worker, or the keeper when that one was not heard of."""
     attributes: Attributes = {
-        "qe.job.id": hold.job_id,
-        "qe.attempt": hold.attempt,
+        "qe.job.id": ref.job_id,
+        "qe.attempt": ref.attempt,
         "qe.tenant": tenant,
         "qe.worker": worker,
         "qe.model": model,
         "qe.scheme": scheme,
         "qe.method": method,
     }
-    return tracing.attempt(hold.job_id, hold.attempt, attributes, carrier=carrier, began=began)
+    return tracing.attempt(ref.job_id, ref.attempt, attributes, carrier=carrier, began=began)

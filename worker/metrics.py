@@ -19,7 +19,7 @@ from worker.nvidia import ask_gpus
 logger = logging.getLogger(__name__)
 
 MINUTES = (0.1, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 3600)
-"""Bounds in seconds, from a bell's way to a large block's time."""
+"""Bounds in seconds, from the delay of a wake-up to a large block's time."""
 
 REGISTRY = CollectorRegistry()
 BLOCK_SECONDS = Histogram(
@@ -55,9 +55,11 @@ OWN_FAILURES = Gauge(
     registry=REGISTRY,
 )
 STOPPED = Gauge("qe_worker_stopped", "1 when this worker takes no job any more; its log says why.", registry=REGISTRY)
-BELLS_LOST = Counter("qe_bells_not_rung_total", "Bells that Redis did not take.", registry=REGISTRY)
+NOTIFICATIONS_LOST = Counter("qe_bells_not_rung_total", "Bells that Redis did not take.", registry=REGISTRY)
 REAPED = Counter("qe_keeper_reaped_total", "Jobs taken from workers that were not heard of.", registry=REGISTRY)
-RUNG_AGAIN = Counter("qe_keeper_rung_again_total", "Queued jobs that nobody had picked up in time.", registry=REGISTRY)
+NOTIFIED_AGAIN = Counter(
+    "qe_keeper_rung_again_total", "Queued jobs that nobody had picked up in time.", registry=REGISTRY
+)
 
 
 class GpuMemory(Collector):

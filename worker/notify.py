@@ -1,4 +1,4 @@
-"""Ringing without caring whether anybody hears it: a lost bell costs a minute, never a job."""
+"""Wake workers up, best effort: a lost wake-up delays a job by a minute and loses nothing."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import logging
 import os
 
 from core.settings import Settings
-from core.wakeup import RedisBell
+from core.wakeup import RedisNotifier
 from worker import metrics
 
 logger = logging.getLogger(__name__)
 
 
-def ring_quietly(settings: Settings, job_id: str) -> bool:
-    """Ring for ``job_id``; when Redis does not answer, say so, also in the log: the keeper rings again."""
+def notify_workers(settings: Settings, job_id: str) -> bool:
+    """Send a wake-up for ``job_id``. False when Redis does not answer: the log says so, and the keeper repeats it."""
     try:
-        _bell(settings.redis_url or "", os.getpid()).ring(job_id)
+        _notifier(settings.redis_url or "", os.getpid()).notify(job_id)
         return True
     except Exception as error:  # noqa: BLE001 -- kombu's transports raise errors of many libraries
-        metrics.BELLS_LOST.inc()
-        logger.warning("the bell for %s was not rung: %s", job_id, error)
+        metrics.NOTIFICATIONS_LOST.inc()
+        logger.warning("workers were not notified of %s: %s", job_id, error)
         return False
 
 
 @functools.cache
-def _bell(redis_url: str, process: int) -> RedisBell:
+def _notifier(redis_url: str, process: int) -> RedisNotifier:
     """Of this process: Celery's pool forks, and kombu closes in the child what the parent had open."""
-    return RedisBell(redis_url)
+    return RedisNotifier(redis_url)

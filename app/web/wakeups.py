@@ -12,38 +12,40 @@ import logging
 from fastapi import BackgroundTasks
 
 from core.crash_points import reach
-from core.wakeup import Bell
+from core.wakeup import Notifier
 
 CLOSE_SECONDS = 2.0
 log = logging.getLogger(__name__)
 
 
 class WorkerNotifier:
-    """One for each process. ``bell``: None where the API has no broker; the keeper wakes the workers then."""
+    """One for each process. ``notifier``: None where the API has no broker; the keeper wakes the workers then."""
 
-    def __init__(self, bell: Bell | None) -> None:
-        self._bell = bell
+    def __init__(self, notifier: Notifier | None) -> None:
+        self._notifier = notifier
         self._queue: list[str] = []
         self._sending: asyncio.Task[None] | None = None
 
     async def notify(self, job_id: str) -> None:
         """Returns at once. The job is committed and answered."""
         reach("bell.before")
-        if self._bell is None:
+        if self._notifier is None:
             return
         self._queue.append(job_id)
         if self._sending is None or self._sending.done():
-            self._sending = asyncio.create_task(self._send_all(self._bell))
+            self._sending = asyncio.create_task(self._send_all(self._notifier))
 
-    async def _send_all(self, bell: Bell) -> None:
+    async def _send_all(self, notifier: Notifier) -> None:
         while self._queue:
             job_ids, self._queue = self._queue, []
             try:
                 # In a thread: a Redis that hangs must not stop the API, and may hold one of its threads.
-                await asyncio.to_thread(bell.ring, *job_ids)
+                await asyncio.to_thread(notifier.notify, *job_ids)
             except Exception as error:  # noqa: BLE001 -- whatever a broker can raise; the jobs are safe
                 log.warning(
-                    "bell for %s not rung, the keeper will: %s", ", ".join(job_ids[:3]), error or type(error).__name__
+                    "workers not notified of %s, the keeper will: %s",
+                    ", ".join(job_ids[:3]),
+                    error or type(error).__name__,
                 )
 
     async def close(self) -> None:

@@ -129,7 +129,7 @@ class Job(Base):
     max_wait_s: Mapped[int | None] = mapped_column(Integer)
     """Seconds that it may wait, each time, before the keeper fails it."""
     rung_at: Mapped[datetime | None]
-    """When the bell was last rung for it; the keeper rings again after a while."""
+    """When workers were last notified of it; the keeper notifies them again after a while."""
 
     attempt: Mapped[int] = mapped_column(Integer, server_default="0")
     """The fencing token: counts claims, only ever grows."""

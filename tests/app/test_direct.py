@@ -151,34 +151,34 @@ async def test_a_login_that_cannot_build_the_wall_is_told_what_to_do(postgres: P
             admin.execute("DROP ROLE nobody")
 
 
-class HeldBell:
+class HeldNotifier:
     """Stands for a broker that answers when it is let."""
 
     def __init__(self) -> None:
-        self.rung: list[tuple[str, ...]] = []
+        self.sent: list[tuple[str, ...]] = []
         self.open = threading.Event()
 
-    def ring(self, *job_ids: str) -> None:
-        self.rung.append(job_ids)
+    def notify(self, *job_ids: str) -> None:
+        self.sent.append(job_ids)
         assert self.open.wait(20)
         if "job_2" in job_ids:
             raise ConnectionError("gone")
 
 
 async def test_what_is_made_while_a_ring_is_under_way_is_rung_for_together(caplog: pytest.LogCaptureFixture) -> None:
-    bell = HeldBell()
-    ringer = WorkerNotifier(bell)
-    await ringer.notify("job_1")
-    await asyncio.sleep(0)  # the first ring begins
+    broker = HeldNotifier()
+    notifier = WorkerNotifier(broker)
+    await notifier.notify("job_1")
+    await asyncio.sleep(0)  # the first message begins
     for number in (2, 3, 4):
-        await ringer.notify(f"job_{number}")
-    bell.open.set()
-    await ringer.close()
-    assert bell.rung == [("job_1",), ("job_2", "job_3", "job_4")]
-    assert "bell for job_2, job_3, job_4 not rung, the keeper will: gone" in caplog.text
-    await ringer.notify("job_5")
-    await ringer.close()
-    assert bell.rung[-1] == ("job_5",)
+        await notifier.notify(f"job_{number}")
+    broker.open.set()
+    await notifier.close()
+    assert broker.sent == [("job_1",), ("job_2", "job_3", "job_4")]
+    assert "workers not notified of job_2, job_3, job_4, the keeper will: gone" in caplog.text
+    await notifier.notify("job_5")
+    await notifier.close()
+    assert broker.sent[-1] == ("job_5",)
 
 
 async def test_a_read_whose_connection_goes_before_its_answer_is_asked_once_more(api: Api) -> None:

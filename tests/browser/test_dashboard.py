@@ -22,7 +22,7 @@ from tests.app.conftest import BOOTSTRAP_KEY, Api, ok
 from tests.browser.dashboard import Dashboard, opened
 from tests.browser.looks import assert_accessible, assert_nothing_cut_or_overlapping, assert_one_unit
 from tests.services import wait_until
-from worker.machine.context import Hands
+from worker.machine.context import WorkerContext
 from worker.supervisor.supervisor import work
 
 STANDIN = Path(__file__).parent.parent / "worker" / "standin.py"
@@ -38,15 +38,15 @@ def stage(tmp_path: Path) -> Path:
 @contextlib.contextmanager
 def worker(api: Api, stage: Path, name: str = "gpu-1") -> Iterator[None]:
     """A supervisor on the service's own ledger and storage; its runner is the stand-in that the stage directs."""
-    hands = Hands(
+    context = WorkerContext(
         settings=api.settings.model_copy(update={"beat": 0.2}),
         storage=storage_from_url(api.settings.resolved_storage_url),
         worker=name,
         draining=threading.Event().is_set,
-        ring=lambda job_id: None,
+        notify=lambda job_id: None,
         runner=(sys.executable, str(STANDIN), str(stage)),
     )
-    thread = threading.Thread(target=work, args=(hands,))
+    thread = threading.Thread(target=work, args=(context,))
     thread.start()
     try:
         yield

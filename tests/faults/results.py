@@ -117,7 +117,7 @@ def _recovery(parts: Iterable[Figures]) -> str:
     return (
         "## Recovery\n\n"
         "SIGKILL of a Celery worker in the middle of a block of one second, until a runner on another worker computes"
-        " that block again; beyond the sum in the fifth column come the bell, the claim and the start of a process."
+        " that block again; beyond the sum in the fifth column come the wake-up, the claim and the start of a process."
         " Last column: the most blocks that were computed again after one kill, the one in hand included.\n\n"
         + _table(head, rows)
     )

@@ -17,22 +17,22 @@ from worker.supervisor.lease import Lease
 def drop_the_fence() -> None:
     """A job's row is locked and answered whoever holds it: what a ledger without fencing tokens does."""
 
-    def lock(connection: Connection, hold: ledger.Hold, *_: JobStatus) -> Any:
+    def lock(connection: Connection, ref: ledger.AttemptRef, *_: JobStatus) -> Any:
         return connection.execute(
-            "SELECT status, barren_attempts FROM jobs WHERE id = %s FOR UPDATE", (hold.job_id,)
+            "SELECT status, barren_attempts FROM jobs WHERE id = %s FOR UPDATE", (ref.job_id,)
         ).fetchone()
 
-    def beat(connection: Connection, hold: ledger.Hold, *, lease: float) -> JobStatus:
+    def beat(connection: Connection, ref: ledger.AttemptRef, *, lease: float) -> JobStatus:
         connection.execute(
             "UPDATE jobs SET lease_until = clock_timestamp() + make_interval(secs => %s)"
             " WHERE id = %s AND status IN ('running', 'cancelling')",
-            (lease, hold.job_id),
+            (lease, ref.job_id),
         )
         return JobStatus.RUNNING
 
     ledger.lock = lock
-    ledger.beat = beat
-    ledger.peek = lambda connection, hold: JobStatus.RUNNING
+    ledger.extend_lease = beat
+    ledger.read_status = lambda connection, ref: JobStatus.RUNNING
 
 
 def drop_the_self_kill() -> None:

@@ -36,20 +36,20 @@ async def test_a_backup_taken_while_jobs_run_restores_into_a_service_that_goes_o
 ) -> None:
     dataset = workshop.add_dataset()
     finished = workshop.add_job(dataset=dataset)
-    work(workshop.hands())
+    work(workshop.context())
     expected = workshop.artifact(finished)
     (workshop.stage / "at-2").unlink()
     workshop.direct("hold-2")
     running = workshop.add_job(dataset=dataset)
     queued = workshop.add_job(dataset=dataset)
     dump = str(tmp_path / "ledger.dump")
-    with workshop.working(workshop.hands("before")):
+    with workshop.working(workshop.context("before")):
         workshop.wait_for("at-2")
         # As docs/operations.md has it: the ledger first, then the storage.
         run(binary("pg_dump"), "--format=custom", f"--file={dump}", workshop.settings.database_url or "")
         workshop.release("hold-2")
     later = workshop.add_job(dataset=dataset)
-    work(workshop.hands())
+    work(workshop.context())
     assert workshop.job(later)["status"] == "succeeded"
     shutil.copytree(workshop.storage.root, tmp_path / "restored" / "storage")
 
@@ -66,13 +66,13 @@ async def test_a_backup_taken_while_jobs_run_restores_into_a_service_that_goes_o
     with restored.connect() as connection:
         # The job that ran is its dead worker's; the keeper takes it from it.
         connection.execute("UPDATE jobs SET lease_until = clock_timestamp() - interval '1 h' WHERE status = 'running'")
-        assert keeper.reap(connection, restored.rung.append, grace=30, budget=3) == {running: "queued"}
+        assert keeper.reap(connection, restored.notified.append, grace=30, budget=3) == {running: "queued"}
         findings = reconcile(connection, restored.storage, verify=True, older_than_hours=-1)
         # Blocks of the running job were superseded before the storage was copied: they are computed again.
         assert findings.whole
         assert {each.owner for each in findings.broken} <= {running}
         assert {key.split("/")[1] for key in findings.orphans} == {later}
-    assert work(restored.hands("after")) == 2
+    assert work(restored.context("after")) == 2
     for job_id in (finished, running, queued):
         assert restored.job(job_id)["status"] == "succeeded", restored.job(job_id)["error"]
         assert restored.artifact(job_id) == expected

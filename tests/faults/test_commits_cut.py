@@ -37,10 +37,10 @@ def settings(proxy: CuttingProxy, redis_url: str, tmp_path: Path) -> Settings:
 
 
 def work_until_done(workshop: Workshop, proxy: CuttingProxy, job_id: str) -> dict[str, Any]:
-    """As Celery does it: the next bell comes after a failed claim."""
+    """As Celery does it: the next wake-up comes after a failed claim."""
     for _ in range(10):
         with contextlib.suppress(psycopg.OperationalError):
-            work(workshop.hands(database_url=proxy.url))
+            work(workshop.context(database_url=proxy.url))
         job = workshop.job(job_id)
         if job["status"] not in ("queued", "running"):
             break
@@ -64,7 +64,7 @@ def test_a_job_whose_commits_are_cut_at_random_ends_once_with_the_same_bytes(
 ) -> None:
     dataset = workshop.add_dataset()
     reference = workshop.add_job(dataset=dataset)
-    work(workshop.hands("reference"))
+    work(workshop.context("reference"))
     job_id = workshop.add_job(dataset=dataset)
     chance = random.Random(seed)
     proxy.order.extend(chance.choices(["pass", "before", "after"], weights=[6, 2, 2], k=30))

@@ -18,7 +18,7 @@ from tests.faults.troubled_hub import FIRST, SECOND, Answer, Cut, Hub, Slow, tro
 from tests.worker.conftest import Workshop
 from worker.machine import hub_copies
 from worker.supervisor import fetch
-from worker.supervisor.lease import kept
+from worker.supervisor.lease import hold_lease
 from worker.supervisor.supervisor import work
 
 SHARD, TAIL = "model.safetensors", "tail.safetensors"
@@ -32,7 +32,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def attempt(workshop: Workshop, job_id: str, **settings: Any) -> dict[str, Any]:
-    work(workshop.hands(**settings))
+    work(workshop.context(**settings))
     return workshop.job(job_id)
 
 
@@ -115,7 +115,7 @@ def test_a_model_that_does_not_fit_on_the_disk_says_so_and_leaves_the_space(work
     workshop.add_job()
     # A quota that everyone can set: no file beyond 4 MiB.
     quota = ("sh", "-c", 'ulimit -f 8192; exec "$@"', "sh", sys.executable, "-m", "quant_experts.model.hub")
-    with kept(workshop.settings, workshop.claim().hold, seconds_left=60) as lease:
+    with hold_lease(workshop.settings, workshop.claim().ref, seconds_left=60) as lease:
         log, draining = workshop.stage / "log", threading.Event().is_set
         bringing = fetch.Hub(workshop.settings, lease, log, draining, lambda: fetch.Access(None), command=quota)
         with pytest.raises(fetch.FetchFailed, match="does not fit on this machine's disk") as caught:

@@ -17,12 +17,12 @@ def run_three(workshop: Workshop) -> list[str]:  # noqa: F811
     """Two like jobs, one killed on the way, and one that fails."""
     dataset = workshop.add_dataset()
     jobs = [workshop.add_job(dataset=dataset)]
-    work(workshop.hands())
+    work(workshop.context())
     workshop.direct("crash-2")
     jobs.append(workshop.add_job(dataset=dataset))
-    work(workshop.hands())
+    work(workshop.context())
     jobs.append(workshop.add_job(dataset="ds_absent"))
-    work(workshop.hands())
+    work(workshop.context())
     assert [workshop.job(job_id)["status"] for job_id in jobs] == ["succeeded", "succeeded", "failed"]
     return jobs
 

@@ -11,14 +11,14 @@ import pytest
 from core import crash_points
 from tests.faults.conftest import OPTIONS, add_real_dataset
 from tests.worker.conftest import Workshop
-from worker.machine.context import RUNNER, Hands
+from worker.machine.context import RUNNER, WorkerContext
 from worker.supervisor.supervisor import attempt, work
 
 SAFETENSORS = "SELECT name, sha256 FROM artifacts WHERE job_id = %s AND name LIKE '%%.safetensors' ORDER BY name"
 
 
-def real(hands: Hands) -> Hands:
-    return replace(hands, runner=RUNNER)
+def real(context: WorkerContext) -> WorkerContext:
+    return replace(context, runner=RUNNER)
 
 
 def digests(workshop: Workshop, job_id: str) -> list[dict[str, Any]]:
@@ -37,7 +37,7 @@ def test_runs_killed_at_crash_points_end_with_the_bytes_of_an_undisturbed_one_wh
     monkeypatch.setenv(crash_points.VARIABLE, str(signs))
     dataset = add_real_dataset(foundry)
     reference = foundry.add_job(model="local/small", dataset=dataset, options=OPTIONS)
-    work(real(foundry.hands("reference")))
+    work(real(foundry.context("reference")))
     assert foundry.job(reference)["status"] == "succeeded", foundry.job(reference)["error"]
     reached = {path.name.removeprefix("reached-") for path in signs.glob("reached-*")}
     assert crash_points.LIBRARY.keys() <= reached
@@ -46,11 +46,11 @@ def test_runs_killed_at_crash_points_end_with_the_bytes_of_an_undisturbed_one_wh
     # Amid the second block, between the durable files of the third, and with the checkpoint done but not announced.
     for number, (point, passes) in enumerate([("tensors.synced", 5), ("block.written", 2), ("checkpoint.named", 1)]):
         (signs / f"kill-{point}").write_text(str(passes))
-        hands = real(foundry.hands(f"doomed-{number}"))
-        attempt(hands, foundry.claim(hands.worker))
+        context = real(foundry.context(f"doomed-{number}"))
+        attempt(context, foundry.claim(context.worker))
         assert not (signs / f"kill-{point}").exists()
         assert foundry.job(killed)["status"] == "queued", foundry.job(killed)["error"]
-    assert work(real(foundry.hands("heir"))) == 1
+    assert work(real(foundry.context("heir"))) == 1
     assert foundry.job(killed)["status"] == "succeeded", foundry.job(killed)["error"]
     assert digests(foundry, killed) == digests(foundry, reference)
     attempts = foundry.attempts(killed)

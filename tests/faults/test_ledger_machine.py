@@ -45,7 +45,7 @@ from worker.keeper import loop as keeper
 from worker.keeper import waiting
 from worker.ledger import attempts as ledger
 from worker.ledger import blocks, claims
-from worker.ledger.attempts import Hold, NotHeld
+from worker.ledger.attempts import AttemptRef, NotHeld
 from worker.ledger.connection import connect
 
 TENANT = "default"
@@ -71,11 +71,11 @@ class Model:
     """Blocks in the ledger."""
     new: int = 0
     """Blocks of the attempt that holds it."""
-    barren: int = 0
+    attempts_without_progress: int = 0
     ends: int = 0
 
-    def holds(self, hold: Hold, *statuses: str) -> bool:
-        return hold.attempt == self.attempt and self.status in (statuses or ("running",))
+    def holds(self, ref: AttemptRef, *statuses: str) -> bool:
+        return ref.attempt == self.attempt and self.status in (statuses or ("running",))
 
     def end(self, status: str) -> None:
         self.status, self.ends, self.expired = status, self.ends + 1, False
@@ -85,8 +85,8 @@ class Model:
         if self.status == "cancelling":
             self.end("cancelled")
             return self.status
-        self.barren = 0 if self.new else self.barren + 1
-        if self.barren >= BUDGET:
+        self.attempts_without_progress = 0 if self.new else self.attempts_without_progress + 1
+        if self.attempts_without_progress >= BUDGET:
             self.end("failed")
         else:
             self.status, self.expired = "queued", False
@@ -154,47 +154,47 @@ class LedgerMachine(RuleBasedStateMachine):
                 )
             return
         self._as_client(lambda session: service.retry_job(session, tenant=TENANT, job_id=job_id, settings=SETTINGS))
-        job.status, job.barren = "queued", 0
+        job.status, job.attempts_without_progress = "queued", 0
 
     # Workers
 
     @precondition(lambda self: any(job.status == "queued" for job in self.model.values()))
     @rule(target=holds, worker=WORKERS)
-    def claim(self, worker: str) -> Hold:
+    def claim(self, worker: str) -> AttemptRef:
         job_id, job = next((job_id, job) for job_id, job in self.model.items() if job.status == "queued")
         claim = claims.claim(self.connection, worker=worker, lease=LEASE)
         job.status, job.new, job.attempt = "running", 0, job.attempt + 1
         assert claim is not None
-        assert claim.hold == Hold(job_id, job.attempt)
-        return claim.hold
+        assert claim.ref == AttemptRef(job_id, job.attempt)
+        return claim.ref
 
     @precondition(lambda self: not any(job.status == "queued" for job in self.model.values()))
     @rule(worker=WORKERS)
     def find_nothing(self, worker: str) -> None:
         assert claims.claim(self.connection, worker=worker, lease=LEASE) is None
 
-    @rule(hold=holds)
-    def beat(self, hold: Hold) -> None:
-        with self._fenced(hold, "running", "cancelling") as job:
-            assert ledger.beat(self.connection, hold, lease=LEASE) == job.status
+    @rule(ref=holds)
+    def beat(self, ref: AttemptRef) -> None:
+        with self._fenced(ref, "running", "cancelling") as job:
+            assert ledger.extend_lease(self.connection, ref, lease=LEASE) == job.status
             job.expired = False
 
-    @rule(hold=holds)
-    def finish_a_block(self, hold: Hold) -> None:
-        block = self.model[hold.job_id].blocks
+    @rule(ref=holds)
+    def finish_a_block(self, ref: AttemptRef) -> None:
+        block = self.model[ref.job_id].blocks
         if block >= BLOCKS:
             return
-        file = {"name": f"blocks/{block}", "bytes": 1, "sha256": "00", "key": f"jobs/{hold.job_id}/blocks/{block}"}
-        with self._fenced(hold) as job:
+        file = {"name": f"blocks/{block}", "bytes": 1, "sha256": "00", "key": f"jobs/{ref.job_id}/blocks/{block}"}
+        with self._fenced(ref) as job:
             blocks.record_block(
-                self.connection, hold, block=block, blocks=BLOCKS, seconds=1, report={}, files=[file], superseded=[],
+                self.connection, ref, block=block, blocks=BLOCKS, seconds=1, report={}, files=[file], superseded=[],
                 event={"block": block},
             )  # fmt: skip
             job.blocks, job.new = job.blocks + 1, job.new + 1
 
-    @rule(hold=holds)
-    def succeed(self, hold: Hold) -> None:
-        if self.model[hold.job_id].blocks < BLOCKS:
+    @rule(ref=holds)
+    def succeed(self, ref: AttemptRef) -> None:
+        if self.model[ref.job_id].blocks < BLOCKS:
             return
         artifact = {
             "name": "model.safetensors",
@@ -203,33 +203,33 @@ class LedgerMachine(RuleBasedStateMachine):
             "sha256": hashlib.sha256(CONTENT).hexdigest(),
             "media_type": "x",
         }
-        with self._fenced(hold) as job:
-            ledger.succeed(self.connection, hold, summary={}, artifacts=[artifact])
+        with self._fenced(ref) as job:
+            ledger.succeed(self.connection, ref, summary={}, artifacts=[artifact])
             job.end("succeeded")
 
-    @rule(hold=holds)
-    def fail(self, hold: Hold) -> None:
-        with self._fenced(hold) as job:
-            ledger.fail(self.connection, hold, code=FailureCode.INTERNAL, message="x")
+    @rule(ref=holds)
+    def fail(self, ref: AttemptRef) -> None:
+        with self._fenced(ref) as job:
+            ledger.fail(self.connection, ref, code=FailureCode.INTERNAL, message="x")
             job.end("failed")
 
-    @rule(hold=holds)
-    def obey_the_cancel(self, hold: Hold) -> None:
-        with self._fenced(hold, "cancelling") as job:
-            ledger.cancel(self.connection, hold)
+    @rule(ref=holds)
+    def obey_the_cancel(self, ref: AttemptRef) -> None:
+        with self._fenced(ref, "cancelling") as job:
+            ledger.cancel(self.connection, ref)
             job.end("cancelled")
 
-    @rule(hold=holds)
-    def hand_back(self, hold: Hold) -> None:
-        with self._fenced(hold) as job:
-            ledger.hand_back(self.connection, hold, reason="x")
+    @rule(ref=holds)
+    def hand_back(self, ref: AttemptRef) -> None:
+        with self._fenced(ref) as job:
+            ledger.hand_back(self.connection, ref, reason="x")
             job.status, job.expired = "queued", False
 
-    @rule(hold=holds)
-    def lose_the_runner(self, hold: Hold) -> None:
-        with self._fenced(hold, "running", "cancelling") as job:
+    @rule(ref=holds)
+    def lose_the_runner(self, ref: AttemptRef) -> None:
+        with self._fenced(ref, "running", "cancelling") as job:
             status = ledger.give_up_attempt(
-                self.connection, hold, outcome=AttemptOutcome.RUNNER_DIED, reason="x", budget=BUDGET
+                self.connection, ref, outcome=AttemptOutcome.RUNNER_DIED, reason="x", budget=BUDGET
             )
             assert status == job.die()
 
@@ -246,11 +246,11 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule()
     def reap(self) -> None:
-        rung: list[str] = []
-        reaped = keeper.reap(self.connection, rung.append, grace=30, budget=BUDGET)
+        notified: list[str] = []
+        reaped = keeper.reap(self.connection, notified.append, grace=30, budget=BUDGET)
         expected = {job_id: job.die() for job_id, job in self.model.items() if job.expired}
         assert reaped == expected
-        assert sorted(rung) == sorted(job_id for job_id, status in expected.items() if status == "queued")
+        assert sorted(notified) == sorted(job_id for job_id, status in expected.items() if status == "queued")
 
     @rule(job_id=jobs)
     def wait_for_too_long(self, job_id: str) -> None:
@@ -278,17 +278,17 @@ class LedgerMachine(RuleBasedStateMachine):
         assert said == true
 
     @contextmanager
-    def _fenced(self, hold: Hold, *statuses: str) -> Iterator[Model]:
+    def _fenced(self, ref: AttemptRef, *statuses: str) -> Iterator[Model]:
         """The body's write is accepted exactly when the hold is good; otherwise it must raise NotHeld."""
-        job = self.model[hold.job_id]
-        if job.holds(hold, *statuses):
+        job = self.model[ref.job_id]
+        if job.holds(ref, *statuses):
             yield job
             return
         try:
             yield job
         except NotHeld:
             return
-        raise AssertionError(f"{hold} was accepted, and the job is {job}")
+        raise AssertionError(f"{ref} was accepted, and the job is {job}")
 
     def _as_client(self, ask: Callable[[Any], Any]) -> Any:
         async def transaction() -> Any:
@@ -341,10 +341,10 @@ def test_without_the_fence_the_same_histories_go_wrong(machine: type[LedgerMachi
 @pytest.mark.usefixtures("unfenced")
 def test_without_the_fence_the_checker_finds_what_a_woken_worker_wrote(workshop: Workshop) -> None:  # noqa: F811
     workshop.add_job()
-    old = workshop.claim("slow").hold
+    old = workshop.claim("slow").ref
     with workshop.connect() as connection:
         connection.execute("UPDATE jobs SET lease_until = clock_timestamp() - interval '1 h'")
-        keeper.reap(connection, workshop.rung.append, grace=30, budget=3)
+        keeper.reap(connection, workshop.notified.append, grace=30, budget=3)
         workshop.claim("quick")
         blocks.record_block(
             connection, old, block=0, blocks=1, seconds=1, report={}, files=[], superseded=[], event={"block": 0}

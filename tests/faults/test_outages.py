@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import redis
 
-from core.wakeup import MOST_WAITING, QUEUE, RedisBell
+from core.wakeup import MOST_WAKE_UPS, QUEUE, RedisNotifier
 from tests.faults.cluster import Cluster, running_cluster
 from tests.services import wait_until
 
@@ -63,25 +63,25 @@ def test_a_job_is_created_while_the_broker_is_down_and_runs_when_it_is_back(clus
     cluster.wait_ended()
 
 
-def test_bells_that_are_flushed_doubled_reordered_and_ancient_change_nothing(cluster: Cluster) -> None:
+def test_wake_ups_that_are_flushed_doubled_reordered_and_ancient_change_nothing(cluster: Cluster) -> None:
     with broker(cluster) as client:
-        # With the workers held, the bells stay in the queue for us to spoil.
+        # With the workers held, the wake-ups stay in the queue for us to spoil.
         (cluster.stage / "hold-0").touch()
         held = [cluster.submit() for _ in range(2)]
         wait_until(lambda: not cluster.rows("SELECT 1 FROM jobs WHERE status = 'queued'"), what="two busy workers")
         flushed = [cluster.submit() for _ in range(3)]
-        wait_until(lambda: client.llen(QUEUE) >= 3, what="the bells")
+        wait_until(lambda: client.llen(QUEUE) >= 3, what="the wake-ups")
         ancient = client.lrange(QUEUE, 0, -1)
         client.flushall()
         waiting = [cluster.submit() for _ in range(3)]
-        wait_until(lambda: client.llen(QUEUE) >= 3, what="more bells")
+        wait_until(lambda: client.llen(QUEUE) >= 3, what="more wake-ups")
         spoiled = [*client.lrange(QUEUE, 0, -1), *ancient] * 2
         random.Random(4).shuffle(spoiled)
         client.delete(QUEUE)
         client.rpush(QUEUE, *spoiled)
         (cluster.stage / "hold-0").unlink()
         cluster.wait_ended([*held, *flushed, *waiting])
-        wait_until(lambda: client.llen(QUEUE) == 0, what="the last bell heard")
+        wait_until(lambda: client.llen(QUEUE) == 0, what="the last wake-up heard")
     attempts = cluster.rows("SELECT id, attempt FROM jobs WHERE id = ANY(%s)", [*held, *flushed, *waiting])
     assert {row["attempt"] for row in attempts} == {1}
 
@@ -91,30 +91,30 @@ def test_a_full_redis_delays_jobs_and_loses_none(cluster: Cluster) -> None:
         (cluster.stage / "hold-0").touch()
         held = [cluster.submit() for _ in range(2)]
         wait_until(lambda: not cluster.rows("SELECT 1 FROM jobs WHERE status = 'queued'"), what="two busy workers")
-        before = cluster.submit()  # its bell waits in Redis when that is full
+        before = cluster.submit()  # its wake-up waits in Redis when that is full
         client.config_set("maxmemory-policy", "noeviction")
         client.config_set("maxmemory", 1)
         during = cluster.submit()
         (cluster.stage / "hold-0").unlink()
-        # Workers take the next job without a bell.
+        # Workers take the next job without a wake-up.
         cluster.wait_ended([*held, before, during])
         client.config_set("maxmemory", 0)
         cluster.wait_ended([cluster.submit()])
-        # Nobody has to start a worker again: it still hears bells.
+        # Nobody has to start a worker again: it still hears wake-ups.
         client.config_set("maxmemory", 1)
         deaf = [cluster.submit() for _ in range(2)]
         client.config_set("maxmemory", 0)
         cluster.wait_ended(deaf)
 
 
-def test_without_workers_the_bells_in_redis_stay_few(cluster: Cluster) -> None:
+def test_without_workers_the_wake_ups_in_redis_stay_few(cluster: Cluster) -> None:
     with broker(cluster) as client:
-        bell = RedisBell(cluster.redis.url.replace("/0", "/1"))
+        notifier = RedisNotifier(cluster.redis.url.replace("/0", "/1"))
         other = redis.Redis.from_url(cluster.redis.url.replace("/0", "/1"))
-        other.rpush(QUEUE, *["{}"] * (MOST_WAITING - 1))
+        other.rpush(QUEUE, *["{}"] * (MOST_WAKE_UPS - 1))
         for _ in range(3):
-            bell.ring("job")
-        assert other.llen(QUEUE) == MOST_WAITING
+            notifier.notify("job")
+        assert other.llen(QUEUE) == MOST_WAKE_UPS
         other.flushdb()
         assert client.ping()
 

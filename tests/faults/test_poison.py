@@ -22,7 +22,7 @@ def test_a_poisonous_job_ends_by_its_budget_while_others_go_on(workshop: Worksho
     dataset = workshop.add_dataset()
     poison = workshop.add_job(priority=1, calibration={"dataset": dataset, "split": "poison"})
     others = [workshop.add_job(dataset=dataset) for _ in range(3)]
-    assert work(workshop.hands()) == 3 + len(others)
+    assert work(workshop.context()) == 3 + len(others)
     job = workshop.job(poison)
     assert (job["status"], job["error"]["code"], job["attempt"]) == ("failed", "no_progress", 3)
     assert "3 attempts in a row ended without a new block" in job["error"]["message"]
@@ -34,7 +34,7 @@ def test_a_poisonous_job_ends_by_its_budget_while_others_go_on(workshop: Worksho
 def test_a_kill_for_want_of_memory_before_the_first_block_fails_at_once_with_advice(workshop: Workshop) -> None:
     counts = itertools.count()
     poison = workshop.add_job(calibration={"dataset": workshop.add_dataset(), "split": "poison"})
-    assert work(replace(workshop.hands(), oom_kills=lambda: next(counts))) == 1
+    assert work(replace(workshop.context(), oom_kills=lambda: next(counts))) == 1
     error = workshop.job(poison)["error"]
     assert (error["code"], error["retryable"]) == ("out_of_memory", True)
     assert "for want of memory" in error["message"]
@@ -45,7 +45,7 @@ def test_a_kill_for_want_of_memory_after_a_block_is_resumed(workshop: Workshop) 
     counts = itertools.count()
     workshop.direct("crash-2")
     job_id = workshop.add_job()
-    assert work(replace(workshop.hands(), oom_kills=lambda: next(counts))) == 2
+    assert work(replace(workshop.context(), oom_kills=lambda: next(counts))) == 2
     assert workshop.job(job_id)["status"] == "succeeded"
     first = workshop.attempts(job_id)[0]
     assert (first["outcome"], first["blocks_done"]) == ("runner_died", 2)
@@ -55,7 +55,7 @@ def test_a_kill_for_want_of_memory_after_a_block_is_resumed(workshop: Workshop) 
 def test_the_kernel_would_take_the_runner_first(workshop: Workshop) -> None:
     workshop.direct("hold-1")
     workshop.add_job()
-    with workshop.working(workshop.hands()):
+    with workshop.working(workshop.context()):
         workshop.wait_for("at-1")
         assert Path(f"/proc/{workshop.runner_pid()}/oom_score_adj").read_text().strip() == "1000"
     assert Path("/proc/self/oom_score_adj").read_text().strip() != "1000"
@@ -96,7 +96,7 @@ def test_a_real_kill_by_the_kernel_ends_as_out_of_memory(workshop: Workshop, sma
     hog.write_text("import sys; kept = bytearray(1 << 30)\n")
     enter = ("sh", "-c", f'echo $$ > {small_cgroup}/cgroup.procs; exec "$@"', "sh", sys.executable)
     counter = small_cgroup / "memory.oom_control"
-    hungry = replace(workshop.hands(), runner=(*enter, str(hog)), oom_kills=lambda: memory.count_in(counter) or 0)
+    hungry = replace(workshop.context(), runner=(*enter, str(hog)), oom_kills=lambda: memory.count_in(counter) or 0)
     job_id = workshop.add_job()
     assert work(hungry) == 1
     assert workshop.job(job_id)["error"]["code"] == "out_of_memory"

@@ -24,7 +24,7 @@ from tests.services import wait_until
 from tests.worker.conftest import Workshop
 from worker.keeper import sweep
 from worker.machine.health import unfit
-from worker.supervisor import retrying_storage as patient_storage
+from worker.supervisor import retrying_storage as retrying_storage
 from worker.supervisor.supervisor import work
 
 BLOCK_FILES = 8
@@ -33,7 +33,7 @@ BLOCK_FILES = 8
 
 @pytest.fixture
 def storage(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> TroubledStorage:
-    monkeypatch.setattr(patient_storage, "WAITS", (0.01, 0.01, 0.01, 0.01))
+    monkeypatch.setattr(retrying_storage, "WAITS", (0.01, 0.01, 0.01, 0.01))
     workshop.storage = TroubledStorage(workshop.storage.root)
     return workshop.storage
 
@@ -52,7 +52,7 @@ def test_a_store_that_drops_connections_costs_no_job(workshop: Workshop, storage
     storage.fetches.extend([DROPPED, DROPPED])
     storage.puts.extend([0, DROPPED, DROPPED, 0, DROPPED, 0, 0, 0, 0, 0, 0, DROPPED, DROPPED])
     storage.deletes.extend([DROPPED])
-    work(workshop.hands())
+    work(workshop.context())
     assert (workshop.job(job_id)["status"], workshop.job(job_id)["attempt"]) == ("succeeded", 1)
     assert not storage.puts
     assert_artifacts_are_whole(workshop, job_id)
@@ -73,7 +73,7 @@ def test_a_store_that_stays_broken_fails_the_job_with_a_code_and_a_retry_ends_it
     dataset = workshop.add_dataset()
     storage.puts.extend([0] * before + [number] * times)
     job_id = workshop.add_job(dataset=dataset)
-    work(workshop.hands())
+    work(workshop.context())
     job = workshop.job(job_id)
     assert (job["status"], job["error"]["code"], job["error"]["retryable"]) == ("failed", code, True)
     assert said in job["error"]["message"]
@@ -81,7 +81,7 @@ def test_a_store_that_stays_broken_fails_the_job_with_a_code_and_a_retry_ends_it
     assert_artifacts_are_whole(workshop, job_id)
 
     retry(workshop, job_id)
-    work(workshop.hands())
+    work(workshop.context())
     job = workshop.job(job_id)
     assert job["status"] == "succeeded", job["error"]
     assert workshop.attempts(job_id)[1]["resumed_from_block"] == min(before // 2, 4)  # nothing done was lost
@@ -96,7 +96,7 @@ def test_a_store_that_stays_broken_fails_the_job_with_a_code_and_a_retry_ends_it
 def test_a_slow_store_costs_no_lease(workshop: Workshop, storage: TroubledStorage) -> None:
     job_id = workshop.add_job()
     storage.slow = threading.Event()
-    with workshop.working(workshop.hands(lease=30.0, beat=0.2)):
+    with workshop.working(workshop.context(lease=30.0, beat=0.2)):
         wait_until(storage.waiting.is_set, what="the upload")
         seen = [workshop.job(job_id)["lease_until"]]
         wait_until(lambda: workshop.job(job_id)["lease_until"] > seen[0], what="a heartbeat while the upload hangs")
@@ -109,11 +109,11 @@ def test_a_worker_without_a_place_to_work_leaves_the_jobs_to_others(workshop: Wo
     broken = workshop.settings.model_copy(update={"home": workshop.stage / "a-file" / "home"})
     (workshop.stage / "a-file").write_text("where a directory must be")
     assert "cannot be written" in (unfit(broken) or "")
-    assert work(replace(workshop.hands("broken"), settings=broken)) == 0
+    assert work(replace(workshop.context("broken"), settings=broken)) == 0
     assert "MB free" in (unfit(workshop.settings.model_copy(update={"min_free_bytes": 1 << 60})) or "")
-    assert work(workshop.hands("full", min_free_bytes=1 << 60)) == 0
+    assert work(workshop.context("full", min_free_bytes=1 << 60)) == 0
     assert (workshop.job(job_id)["status"], workshop.job(job_id)["attempt"]) == ("queued", 0)
-    assert work(workshop.hands()) == 1
+    assert work(workshop.context()) == 1
     assert workshop.job(job_id)["status"] == "succeeded"
 
 

@@ -190,7 +190,7 @@ def test_the_documented_query_counts_jobs_that_wait_and_jobs_that_run(variant: s
     assert query in documented
 
     jobs = [workshop.add_job() for _ in range(5)]
-    assert workshop.claim().hold.job_id == jobs[0]
+    assert workshop.claim().ref.job_id == jobs[0]
     with workshop.connect() as connection:
         connection.execute("UPDATE jobs SET run_after = clock_timestamp() + interval '1 h' WHERE id = %s", (jobs[1],))
         connection.execute("UPDATE jobs SET status = 'cancelled' WHERE id = %s", (jobs[2],))

@@ -24,7 +24,7 @@ from tests.services import wait_until
 from worker.ledger import attempts as ledger
 from worker.ledger import claims
 from worker.ledger.connection import Connection, connect
-from worker.machine.context import Hands
+from worker.machine.context import WorkerContext
 from worker.machine.health import Health
 from worker.supervisor.supervisor import work
 
@@ -39,7 +39,7 @@ class Workshop:
     settings: Settings
     storage: Storage
     stage: Path
-    rung: list[str] = field(default_factory=list)
+    notified: list[str] = field(default_factory=list)
 
     def connect(self) -> Connection:
         return connect(self.settings.database_url or "")
@@ -105,24 +105,26 @@ class Workshop:
         assert claim is not None
         return claim
 
-    def hands(self, worker: str = "worker-1", *, draining: threading.Event | None = None, **settings: Any) -> Hands:
-        return Hands(
+    def context(
+        self, worker: str = "worker-1", *, draining: threading.Event | None = None, **settings: Any
+    ) -> WorkerContext:
+        return WorkerContext(
             settings=self.settings.model_copy(update=settings),
             storage=self.storage,
             worker=worker,
             draining=(draining or threading.Event()).is_set,
-            ring=self.rung.append,
+            notify=self.notified.append,
             runner=(sys.executable, str(STANDIN), str(self.stage)),
             health=Health(probe=lambda kind, device: 1),
         )
 
     @contextlib.contextmanager
-    def working(self, hands: Hands) -> Iterator[threading.Thread]:
+    def working(self, context: WorkerContext) -> Iterator[threading.Thread]:
         """A supervisor at work in a thread; on the way out it has ended."""
 
         def take_jobs() -> None:
             with contextlib.suppress(psycopg.OperationalError):  # the ledger may be what a test takes away
-                work(hands)
+                work(context)
 
         thread = threading.Thread(target=take_jobs)
         thread.start()

@@ -108,7 +108,7 @@ def main(stage: Path, job_file: Path) -> None:
                 **(STACKS[block] if (stage / "stacks").exists() else {}),
             )
         )
-        wait_kept(block)
+        wait_stored(block)
     say(protocol.PhaseLine(phase="packing"))
     output.mkdir()
     (output / "model.safetensors").write_text("".join((work / f"blocks/{b:05}.bin").read_text() for b in range(BLOCKS)))
@@ -148,8 +148,8 @@ def stop_asked() -> bool:
     return hear() and (closed or protocol.STOP in heard)
 
 
-def wait_kept(block: int) -> None:
-    while hear() and not stop_asked() and protocol.kept(block) not in heard:
+def wait_stored(block: int) -> None:
+    while hear() and not stop_asked() and protocol.stored(block) not in heard:
         select.select([0], [], [], 1.0)
 
 

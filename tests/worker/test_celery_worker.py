@@ -1,4 +1,4 @@
-"""Real Celery workers on a real Redis: bells, lost bells, signals and sudden death."""
+"""Real Celery workers on a real Redis: wake-ups, lost wake-ups, signals and sudden death."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import psutil
 import pytest
 import redis
 
-from core.wakeup import RedisBell
+from core.wakeup import RedisNotifier
 from tests.services import ROOT, wait_until
 from tests.worker.conftest import Workshop, alive
 from worker.keeper import loop as keeper
@@ -25,7 +25,7 @@ from worker.supervisor.supervisor import work
 def celery_worker(
     workshop: Workshop, redis_url: str, name: str = "one", **more: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker process that is ready for bells; on the way out it is gone with all it started."""
+    """A worker process that is ready for wake-ups; on the way out it is gone with all it started."""
     log = workshop.stage / f"{name}.log"
     settings = {
         "QE_HOME": str(workshop.settings.resolved_home),
@@ -70,18 +70,18 @@ def expected(workshop: Workshop) -> tuple[str, bytes]:
     """A dataset, and what a job on it gives when nothing happens to it."""
     dataset = workshop.add_dataset()
     job_id = workshop.add_job(dataset=dataset)
-    work(workshop.hands("reference"))
+    work(workshop.context("reference"))
     for sign in workshop.stage.glob("at-*"):
         sign.unlink()
     return dataset, workshop.artifact(job_id)
 
 
-def test_a_bell_wakes_a_worker_and_doubled_and_wrong_bells_do_no_harm(workshop: Workshop, redis_url: str) -> None:
+def test_a_wake_up_starts_a_job_and_doubled_and_wrong_ones_do_no_harm(workshop: Workshop, redis_url: str) -> None:
     with celery_worker(workshop, redis_url) as process:
         job_id = workshop.add_job()
-        bell = RedisBell(redis_url)
+        notifier = RedisNotifier(redis_url)
         for name in (job_id, job_id, "job_that_never_was"):
-            bell.ring(name)
+            notifier.notify(name)
         wait_until(lambda: ended(workshop, job_id), what="the job's end")
         job = workshop.job(job_id)
         assert (job["status"], job["attempt"], job["worker"]) == ("succeeded", 1, "one@test")
@@ -91,7 +91,7 @@ def test_a_bell_wakes_a_worker_and_doubled_and_wrong_bells_do_no_harm(workshop: 
     assert workshop.rows("SELECT id FROM workers") == []
 
 
-def test_a_worker_that_starts_takes_what_waits_without_a_bell(workshop: Workshop, redis_url: str) -> None:
+def test_a_worker_that_starts_takes_what_waits_without_a_wake_up(workshop: Workshop, redis_url: str) -> None:
     job_id = workshop.add_job()
     with celery_worker(workshop, redis_url):
         wait_until(lambda: ended(workshop, job_id), what="the job's end")
@@ -103,15 +103,15 @@ def test_a_flushed_redis_harms_no_running_and_no_waiting_job(workshop: Workshop,
     with celery_worker(workshop, redis_url):
         workshop.wait_for("at-1")
         waiting = workshop.add_job()
-        RedisBell(redis_url).ring(waiting)
+        RedisNotifier(redis_url).notify(waiting)
         with redis.Redis.from_url(redis_url) as client:
             client.flushall()
         workshop.release("hold-1")
         wait_until(lambda: ended(workshop, running) and ended(workshop, waiting), what="the end of both jobs")
-        # The worker still hears bells: its subscription survived.
+        # The worker still hears wake-ups: its subscription survived.
         later = workshop.add_job()
         with workshop.connect() as connection:
-            assert keeper.ring_again(connection, RedisBell(redis_url).ring, after=0) == [later]
+            assert keeper.notify_again(connection, RedisNotifier(redis_url).notify, after=0) == [later]
         wait_until(lambda: ended(workshop, later), what="the end of the later job")
     assert {workshop.job(job_id)["attempt"] for job_id in (running, waiting, later)} == {1}
 
@@ -135,7 +135,7 @@ def test_a_killed_worker_leaves_no_process_and_another_ends_its_job_with_the_sam
     workshop.release("hold-2")
     with workshop.connect() as connection:
         connection.execute("UPDATE jobs SET lease_until = clock_timestamp() - interval '1 h' WHERE id = %s", (job_id,))
-        assert keeper.reap(connection, workshop.rung.append, grace=30, budget=3) == {job_id: "queued"}
+        assert keeper.reap(connection, workshop.notified.append, grace=30, budget=3) == {job_id: "queued"}
     with celery_worker(workshop, redis_url, "heir"):
         wait_until(lambda: ended(workshop, job_id), what="the job's end")
     assert workshop.artifact(job_id) == reference
@@ -180,7 +180,7 @@ def test_a_killed_pool_child_takes_its_runner_along_and_the_worker_lives_on(work
             connection.execute(
                 "UPDATE jobs SET lease_until = clock_timestamp() - interval '1 h' WHERE id = %s", (job_id,)
             )
-            keeper.reap(connection, RedisBell(redis_url).ring, grace=30, budget=3)
+            keeper.reap(connection, RedisNotifier(redis_url).notify, grace=30, budget=3)
         wait_until(lambda: ended(workshop, job_id), what="the job's end")
     assert workshop.job(job_id)["status"] == "succeeded"
 

@@ -19,13 +19,13 @@ from tests.worker.conftest import Workshop
 from tests.worker.test_webhooks import TAKEN, add_webhook, fail_a_job
 from worker.ledger import attempts as ledger
 from worker.ledger import claims
-from worker.ledger.attempts import Hold
+from worker.ledger.attempts import AttemptRef
 from worker.ledger.connection import Connection
-from worker.supervisor.fenced_writer import REFUSALS, Pen
-from worker.supervisor.lease import kept
+from worker.supervisor.fenced_writer import REFUSALS, FencedWriter
+from worker.supervisor.lease import hold_lease
 from worker.webhooks import queue as webhooks
 
-Write = Callable[[Connection, Hold], Any]
+Write = Callable[[Connection, AttemptRef], Any]
 ENDS: dict[str, Write] = {
     "succeed": lambda c, h: ledger.succeed(c, h, summary={}, artifacts=[]),
     "fail": lambda c, h: ledger.fail(c, h, code=FailureCode.INTERNAL, message="x"),
@@ -81,10 +81,10 @@ def while_deleting(workshop: Workshop, deletion: str, write: Callable[[Connectio
 def test_a_job_ends_as_it_would_when_its_webhook_is_deleted_meanwhile(workshop: Workshop, name: str) -> None:
     tell_of_everything(workshop)
     workshop.add_job()
-    hold = workshop.claim().hold
-    status = while_deleting(workshop, "DELETE FROM webhooks", lambda connection: ENDS[name](connection, hold))
+    ref = workshop.claim().ref
+    status = while_deleting(workshop, "DELETE FROM webhooks", lambda connection: ENDS[name](connection, ref))
     assert not isinstance(status, psycopg.Error), status
-    assert workshop.job(hold.job_id)["status"] == status
+    assert workshop.job(ref.job_id)["status"] == status
     assert workshop.rows("SELECT id FROM webhook_deliveries") == []
 
 
@@ -95,7 +95,7 @@ def test_a_claim_stands_when_a_webhook_is_deleted_meanwhile(workshop: Workshop) 
         workshop, "DELETE FROM webhooks", lambda connection: claims.claim(connection, worker="w", lease=30)
     )
     assert isinstance(claim, claims.Claim), claim
-    assert claim.hold.job_id == job_id
+    assert claim.ref.job_id == job_id
 
 
 def test_an_answer_of_an_endpoint_is_recorded_when_its_delivery_is_forgotten_meanwhile(workshop: Workshop) -> None:
@@ -123,21 +123,21 @@ def test_a_broken_constraint_is_tried_again_before_it_is_a_verdict(
     workshop: Workshop, times: int, goes_through: bool
 ) -> None:
     workshop.add_job()
-    hold = workshop.claim().hold
+    ref = workshop.claim().ref
     refusals = iter(range(times))
 
-    def phase(connection: Connection, hold: Hold) -> str:
+    def phase(connection: Connection, ref: AttemptRef) -> str:
         if next(refusals, None) is not None:
             connection.execute("INSERT INTO events (job_id, seq, type) VALUES ('job_absent', 1, 'x')")
-        ledger.append_event(connection, hold.job_id, EventType.WARNING, {"message": "x"})
+        ledger.append_event(connection, ref.job_id, EventType.WARNING, {"message": "x"})
         return "written"
 
     with (
-        kept(workshop.settings, hold, seconds_left=60) as lease,
-        Pen(workshop.settings.database_url or "", hold, lease) as pen,
+        hold_lease(workshop.settings, ref, seconds_left=60) as lease,
+        FencedWriter(workshop.settings.database_url or "", ref, lease) as writer,
     ):
         if goes_through:
-            assert pen.write(phase) == "written"
+            assert writer.write(phase) == "written"
         else:
             with pytest.raises(psycopg.IntegrityError):
-                pen.write(phase)
+                writer.write(phase)

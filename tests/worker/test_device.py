@@ -37,8 +37,8 @@ def test_what_a_worker_has_is_in_the_ledger_and_its_device_with_the_attempt(work
         workers.seen(connection, worker="worker-1", host="here", device="cpu", has=has)
     row = workshop.rows("SELECT memory_bytes, device_memory_bytes, cores FROM workers")[0]
     assert row == {"memory_bytes": 64, "device_memory_bytes": None, "cores": 2}
-    hold = workshop.claim().hold
-    assert [attempt["device"] for attempt in workshop.attempts(hold.job_id)] == ["cpu"]
+    ref = workshop.claim().ref
+    assert [attempt["device"] for attempt in workshop.attempts(ref.job_id)] == ["cpu"]
 
 
 def test_each_gpu_is_a_device_with_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,11 +88,11 @@ def test_runners_that_share_a_machine_share_its_cores(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("workers_", "hands"),
+    ("workers_", "gpus"),
     [(1, [GPUS]), (2, [[GPUS[0], GPUS[2]], [GPUS[1]]]), (4, [[GPUS[0]], [GPUS[1]], [GPUS[2]], [GPUS[0]]])],
 )
 def test_the_workers_of_qe_serve_deal_the_gpus_out(
-    workers_: int, hands: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workers_: int, gpus: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_gpus(tmp_path, monkeypatch)
-    assert embedded._gpus_by_worker(workers_) == [{"CUDA_VISIBLE_DEVICES": ",".join(hand)} for hand in hands]
+    assert embedded._gpus_by_worker(workers_) == [{"CUDA_VISIBLE_DEVICES": ",".join(hand)} for hand in gpus]

@@ -19,7 +19,7 @@ from tests.services import wait_until
 from tests.worker.conftest import Workshop, alive
 from worker.ledger import attempts as ledger
 from worker.supervisor import fetch
-from worker.supervisor.lease import CancelRequested, kept
+from worker.supervisor.lease import CancelRequested, hold_lease
 
 KEY = "k" * 32
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -65,7 +65,7 @@ class HubStage:
         self.script.with_suffix(".mode").write_text(mode)
         self.workshop.add_job()
         settings = self.workshop.settings
-        with kept(settings, self.workshop.claim().hold, seconds_left=60) as lease:
+        with hold_lease(settings, self.workshop.claim().ref, seconds_left=60) as lease:
             log = self.script.with_suffix(".log")
             asked = (draining or threading.Event()).is_set
             allowed = access or fetch.Access("hf_secret")
@@ -205,8 +205,8 @@ def test_the_commit_of_the_first_attempt_is_the_commit_of_the_next(workshop: Wor
     workshop.add_job(model="a/b")
     claim = workshop.claim()
     with workshop.connect() as connection:
-        ledger.set_progress(connection, claim.hold, {"model_commit": COMMIT})
-        ledger.hand_back(connection, claim.hold, reason="x")
+        ledger.set_progress(connection, claim.ref, {"model_commit": COMMIT})
+        ledger.hand_back(connection, claim.ref, reason="x")
     assert workshop.claim().progress["model_commit"] == COMMIT
 
 

@@ -25,7 +25,7 @@ def cancelled_after_two_blocks(workshop: Workshop) -> str:
     """A job of four blocks; the signs of the computed ones are cleared away."""
     job_id = workshop.add_job()
     workshop.direct("hold-2")
-    with workshop.working(workshop.hands()):
+    with workshop.working(workshop.context()):
         workshop.wait_for("at-2")
         wait_until(lambda: len(workshop.rows("SELECT block FROM layers")) == 2, what="two blocks in the ledger")
         with workshop.connect() as connection:
@@ -38,7 +38,7 @@ def cancelled_after_two_blocks(workshop: Workshop) -> str:
 
 def test_a_fork_takes_over_the_blocks_of_a_failed_job_and_keeps_files_of_its_own(workshop: Workshop) -> None:
     child = fork_of(workshop, cancelled_after_two_blocks(workshop))
-    work(workshop.hands())
+    work(workshop.context())
     assert workshop.job(child)["status"] == "succeeded"
     assert not (workshop.stage / "at-0").exists()  # was not computed again
     assert (workshop.stage / "at-2").exists()
@@ -55,7 +55,7 @@ def test_a_fork_takes_over_the_blocks_of_a_failed_job_and_keeps_files_of_its_own
     alone = fork_of(workshop, child)
     with workshop.connect() as connection:
         connection.execute("UPDATE jobs SET forked_from = NULL WHERE id = %s", (alone,))
-    work(workshop.hands())
+    work(workshop.context())
     assert workshop.artifact(child) == workshop.artifact(alone)
 
 
@@ -65,11 +65,11 @@ def test_jobs_of_a_comparison_are_brought_the_calls_of_the_first_and_nothing_els
     names = ("blocks/00000.safetensors", "calls.safetensors", "calls.json")
     with workshop.connect() as connection:
         connection.execute("UPDATE jobs SET comparison_id = 'cmp_1'")
-        hold = workshop.claim().hold
-        assert hold.job_id == first
+        ref = workshop.claim().ref
+        assert ref.job_id == first
         files = [{"name": name, "key": f"jobs/{first}/blocks/{name[:5]}", **file} for name in names]
         blocks.record_block(
-            connection, hold, block=0, blocks=2, seconds=1, report={}, files=files, superseded=[], event={}
+            connection, ref, block=0, blocks=2, seconds=1, report={}, files=files, superseded=[], event={}
         )
         brought = blocks.files_to_take_over(connection, second)
         assert [found["name"] for found in brought] == ["calls.safetensors", "calls.json"]
@@ -81,7 +81,7 @@ def test_jobs_of_a_comparison_are_brought_the_calls_of_the_first_and_nothing_els
 
 def test_of_a_job_that_succeeded_the_calls_stay_a_day_longer_than_the_rest(workshop: Workshop) -> None:
     job_id = workshop.add_job()
-    work(workshop.hands())
+    work(workshop.context())
     source = workshop.stage / "calls"
     source.write_text("calls")
     for name in ("kept", "orphan"):
@@ -101,7 +101,7 @@ def test_of_a_job_that_succeeded_the_calls_stay_a_day_longer_than_the_rest(works
 def test_a_fork_that_is_begun_again_takes_over_what_its_first_attempt_did_not_come_to(workshop: Workshop) -> None:
     child = fork_of(workshop, cancelled_after_two_blocks(workshop))
     with workshop.connect() as connection:  # a worker that was killed when it had taken over the first of two
-        hold = workshop.claim().hold
+        ref = workshop.claim().ref
         files = []
         for file in connection.execute("SELECT files FROM layers WHERE block = 0").fetchall()[0]["files"]:
             copy = workshop.stage / "copy"
@@ -109,10 +109,10 @@ def test_a_fork_that_is_begun_again_takes_over_what_its_first_attempt_did_not_co
             files.append({**file, "key": block_key(child, file["sha256"])})
             workshop.storage.put(files[-1]["key"], copy)
         blocks.record_block(
-            connection, hold, block=0, blocks=4, seconds=1, report={}, files=files, superseded=[], event={}
+            connection, ref, block=0, blocks=4, seconds=1, report={}, files=files, superseded=[], event={}
         )
-        ledger.hand_back(connection, hold, reason="stopped")
-    work(workshop.hands())
+        ledger.hand_back(connection, ref, reason="stopped")
+    work(workshop.context())
     assert workshop.job(child)["status"] == "succeeded"
     assert sorted(sign.name for sign in workshop.stage.glob("at-*")) == ["at-2", "at-3"]
     assert workshop.attempts(child)[1]["resumed_from_block"] == 2

@@ -21,7 +21,7 @@ from worker.keeper import sweep, waiting
 from worker.ledger import attempts as ledger
 from worker.ledger import blocks, workers
 from worker.ledger.connection import Connection
-from worker.notify import ring_quietly
+from worker.notify import notify_workers
 from worker.supervisor.supervisor import work
 
 
@@ -31,16 +31,16 @@ def expire(connection: Connection, seconds: float) -> None:
 
 def reap(workshop: Workshop) -> dict[str, ledger.JobStatus]:
     with workshop.connect() as connection:
-        return keeper.reap(connection, workshop.rung.append, grace=30, budget=3)
+        return keeper.reap(connection, workshop.notified.append, grace=30, budget=3)
 
 
-def test_a_job_whose_lease_ran_out_waits_again_and_the_bell_is_rung(workshop: Workshop) -> None:
+def test_a_job_whose_lease_ran_out_waits_again_and_workers_are_notified(workshop: Workshop) -> None:
     job_id = workshop.add_job()
     workshop.claim("silent")
     with workshop.connect() as connection:
         expire(connection, 31)
     assert reap(workshop) == {job_id: "queued"}
-    assert workshop.rung == [job_id]
+    assert workshop.notified == [job_id]
     event = workshop.events(job_id)[-1]
     assert event["type"] == "job.requeued"
     assert event["data"] == {"attempt": 1, "reason": "worker silent was not heard of"}
@@ -62,7 +62,7 @@ def test_a_job_that_was_to_be_cancelled_is_when_its_worker_is_gone(workshop: Wor
         connection.execute("UPDATE jobs SET status = 'cancelling'")
         expire(connection, 31)
     assert reap(workshop) == {job_id: "cancelled"}
-    assert workshop.rung == []
+    assert workshop.notified == []
 
 
 def test_the_third_barren_lease_fails_the_job(workshop: Workshop) -> None:
@@ -95,48 +95,49 @@ def test_a_job_that_waited_for_longer_than_it_may_fails_and_says_why(workshop: W
     assert [event["type"] for event in workshop.events(late)][-1] == "job.failed"
 
 
-def test_a_waiting_job_is_rung_again_after_a_while_and_not_before(workshop: Workshop) -> None:
+def test_a_waiting_job_is_announced_again_after_a_while_and_not_before(workshop: Workshop) -> None:
     job_id = workshop.add_job()
     with workshop.connect() as connection:
-        assert keeper.ring_again(connection, workshop.rung.append, after=60) == []
+        assert keeper.notify_again(connection, workshop.notified.append, after=60) == []
         connection.execute("UPDATE jobs SET queued_at = clock_timestamp() - interval '61 s'")
-        assert keeper.ring_again(connection, workshop.rung.append, after=60) == [job_id]
-        assert keeper.ring_again(connection, workshop.rung.append, after=60) == []
-    assert workshop.rung == [job_id]
+        assert keeper.notify_again(connection, workshop.notified.append, after=60) == [job_id]
+        assert keeper.notify_again(connection, workshop.notified.append, after=60) == []
+    assert workshop.notified == [job_id]
 
 
-def test_a_job_that_was_handed_back_is_rung_at_once(workshop: Workshop) -> None:
+def test_a_job_that_was_handed_back_is_announced_at_once(workshop: Workshop) -> None:
     job_id = workshop.add_job()
     with workshop.connect() as connection:
         connection.execute("UPDATE jobs SET queued_at = clock_timestamp() - interval '1 h', rung_at = queued_at")
-        ledger.hand_back(connection, workshop.claim().hold, reason="x")
-        assert keeper.ring_again(connection, workshop.rung.append, after=60) == [job_id]
+        ledger.hand_back(connection, workshop.claim().ref, reason="x")
+        assert keeper.notify_again(connection, workshop.notified.append, after=60) == [job_id]
 
 
 def test_of_two_keepers_one_works(workshop: Workshop) -> None:
     settings = workshop.settings.model_copy(update={"keeper_interval": 0.02, "ring_again": 0})
-    rung: dict[str, list[str]] = {"one": [], "two": []}
-    stops = {name: threading.Event() for name in rung}
+    notified: dict[str, list[str]] = {"one": [], "two": []}
+    stops = {name: threading.Event() for name in notified}
     threads = {
-        name: threading.Thread(target=keeper.keep, args=(settings, rung[name].append, stops[name])) for name in rung
+        name: threading.Thread(target=keeper.keep, args=(settings, notified[name].append, stops[name]))
+        for name in notified
     }
     workshop.add_job()
     threads["one"].start()
-    wait_until(lambda: rung["one"], what="the first keeper's bell")
+    wait_until(lambda: notified["one"], what="the first keeper's wake-up")
     threads["two"].start()
-    before = len(rung["one"])
-    wait_until(lambda: len(rung["one"]) > before + 5, what="more bells of the first keeper")
-    assert rung["two"] == []
+    before = len(notified["one"])
+    wait_until(lambda: len(notified["one"]) > before + 5, what="more wake-ups of the first keeper")
+    assert notified["two"] == []
     stops["one"].set()
     threads["one"].join(10)
-    wait_until(lambda: rung["two"], what="the second keeper's bell")
+    wait_until(lambda: notified["two"], what="the second keeper's wake-up")
     stops["two"].set()
     threads["two"].join(10)
 
 
 def test_block_files_of_a_finished_job_are_dropped_and_its_reports_stay(workshop: Workshop) -> None:
     job_id = workshop.add_job()
-    work(workshop.hands())
+    work(workshop.context())
     assert list(workshop.storage.keys(f"jobs/{job_id}/blocks"))
     with workshop.connect() as connection:
         assert sweep.drop_block_files(connection, workshop.storage) == 1
@@ -148,16 +149,16 @@ def test_block_files_of_a_finished_job_are_dropped_and_its_reports_stay(workshop
 
 def test_a_failed_job_keeps_its_blocks_for_a_retry_and_loses_them_after_a_day(workshop: Workshop) -> None:
     job_id = workshop.add_job()
-    hold = workshop.claim().hold
+    ref = workshop.claim().ref
     source = workshop.stage / "block"
     source.write_text("tensors")
     workshop.storage.put(f"jobs/{job_id}/blocks/00", source)
     file = {"name": "blocks/0", "bytes": 7, "sha256": "00", "key": f"jobs/{job_id}/blocks/00"}
     with workshop.connect() as connection:
         blocks.record_block(
-            connection, hold, block=0, blocks=2, seconds=1, report={}, files=[file], superseded=[], event={}
+            connection, ref, block=0, blocks=2, seconds=1, report={}, files=[file], superseded=[], event={}
         )
-        ledger.fail(connection, hold, code=FailureCode.OUT_OF_MEMORY, message="x")
+        ledger.fail(connection, ref, code=FailureCode.OUT_OF_MEMORY, message="x")
         assert sweep.drop_block_files(connection, workshop.storage) == 0
         connection.execute("UPDATE jobs SET finished_at = clock_timestamp() - interval '25 h'")
         assert sweep.drop_block_files(connection, workshop.storage) == 1
@@ -166,14 +167,14 @@ def test_a_failed_job_keeps_its_blocks_for_a_retry_and_loses_them_after_a_day(wo
 
 def test_a_job_that_was_retried_while_the_sweep_waited_for_it_keeps_its_blocks(workshop: Workshop) -> None:
     workshop.add_job()
-    hold = workshop.claim().hold
-    file = {"name": "blocks/0", "bytes": 7, "sha256": "00", "key": f"jobs/{hold.job_id}/blocks/00"}
+    ref = workshop.claim().ref
+    file = {"name": "blocks/0", "bytes": 7, "sha256": "00", "key": f"jobs/{ref.job_id}/blocks/00"}
     waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query ~ 'FOR UPDATE'"
     with workshop.connect() as connection:
         blocks.record_block(
-            connection, hold, block=0, blocks=2, seconds=1, report={}, files=[file], superseded=[], event={}
+            connection, ref, block=0, blocks=2, seconds=1, report={}, files=[file], superseded=[], event={}
         )
-        ledger.fail(connection, hold, code=FailureCode.OUT_OF_MEMORY, message="x")
+        ledger.fail(connection, ref, code=FailureCode.OUT_OF_MEMORY, message="x")
         connection.execute("UPDATE jobs SET finished_at = clock_timestamp() - interval '25 h'")
     with workshop.connect() as owner, workshop.connect() as sweeper, ThreadPoolExecutor(1) as pool:
         with owner.transaction():  # the retry, and the end that comes of it
@@ -181,7 +182,7 @@ def test_a_job_that_was_retried_while_the_sweep_waited_for_it_keeps_its_blocks(w
             swept = pool.submit(sweep.drop_block_files, sweeper, workshop.storage)
             wait_until(lambda: workshop.rows(waiting), what="the sweep at the lock")
         assert swept.result(10) == 0
-        assert blocks.block_files(owner, hold.job_id)
+        assert blocks.block_files(owner, ref.job_id)
 
 
 @pytest.mark.parametrize(("ended", "dropped"), [("11 min", 1), ("1 min", 0)])
@@ -193,11 +194,11 @@ def test_work_directories_and_objects_of_dead_attempts_are_dropped(
     directory.mkdir(parents=True)
     (directory / "job.json").write_text("{}")
     workshop.storage.put(f"jobs/{job_id}/a1/model.safetensors", directory / "job.json")
-    hold = workshop.claim().hold
+    ref = workshop.claim().ref
     with workshop.connect() as connection:
         assert sweep.drop_work_directories(connection, workshop.settings.work_directory) == 0
         assert sweep.drop_dead_artifacts(connection, workshop.storage) == 0
-        ledger.hand_back(connection, hold, reason="x")
+        ledger.hand_back(connection, ref, reason="x")
         connection.execute(f"UPDATE attempts SET ended_at = clock_timestamp() - interval '{ended}'")
         assert sweep.drop_work_directories(connection, workshop.settings.work_directory) == dropped
         assert sweep.drop_dead_artifacts(connection, workshop.storage) == dropped
@@ -236,7 +237,7 @@ def test_what_a_killed_process_was_about_to_store_is_dropped_after_a_day(worksho
 
 def test_published_artifacts_are_never_swept(workshop: Workshop) -> None:
     job_id = workshop.add_job()
-    work(workshop.hands())
+    work(workshop.context())
     with workshop.connect() as connection:
         connection.execute("UPDATE attempts SET ended_at = clock_timestamp() - interval '2 h'")
         keeper.sweep_away(connection, workshop.storage, workshop.settings)
@@ -273,16 +274,16 @@ def test_old_logs_of_runners_are_dropped(tmp_path: Path) -> None:
 
 
 def test_a_broker_that_hangs_is_asked_once_in_a_round(workshop: Workshop) -> None:
-    """Each bell costs seconds then, and meanwhile nobody would be reaped."""
+    """Each wake-up costs seconds then, and meanwhile nobody would be reaped."""
     jobs = {workshop.add_job() for _ in range(5)}
     with socket.socket() as listener, workshop.connect() as connection:
         listener.bind(("127.0.0.1", 0))
         listener.listen(16)  # the kernel accepts; nobody ever reads
         hung = workshop.settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{listener.getsockname()[1]}/0"})
-        lost = metrics.BELLS_LOST._value.get()
+        lost = metrics.NOTIFICATIONS_LOST._value.get()
         connection.execute("UPDATE jobs SET queued_at = clock_timestamp() - interval '61 s'")
-        assert set(keeper.ring_again(connection, partial(ring_quietly, hung), after=60)) == jobs
-    assert metrics.BELLS_LOST._value.get() == lost + 1
+        assert set(keeper.notify_again(connection, partial(notify_workers, hung), after=60)) == jobs
+    assert metrics.NOTIFICATIONS_LOST._value.get() == lost + 1
 
 
 def test_a_sweep_that_takes_long_delays_no_reaping(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,7 +297,7 @@ def test_a_sweep_that_takes_long_delays_no_reaping(workshop: Workshop, monkeypat
     monkeypatch.setattr(keeper, "sweep_away", sweep_away)
     stop = threading.Event()
     settings = workshop.settings.model_copy(update={"keeper_interval": 0.05, "grace": 0.0})
-    thread = threading.Thread(target=keeper.keep, args=(settings, workshop.rung.append, stop))
+    thread = threading.Thread(target=keeper.keep, args=(settings, workshop.notified.append, stop))
     thread.start()
     try:
         assert sweeping.wait(20)
@@ -340,7 +341,7 @@ def test_the_directory_of_a_job_that_is_just_begun_stays(workshop: Workshop) -> 
 
 def test_block_files_are_found_without_a_walk_over_all_jobs(workshop: Workshop) -> None:
     work_done = workshop.add_job()
-    work(workshop.hands())
+    work(workshop.context())
     with workshop.connect() as connection:
         connection.execute(
             "INSERT INTO layers (job_id, block, attempt, seconds, report, files)"

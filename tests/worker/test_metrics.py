@@ -33,7 +33,7 @@ def test_a_jobs_blocks_its_wait_and_its_end_are_counted_and_its_lines_carry_its_
     try:
         with caplog.at_level(logging.INFO, "worker.supervisor.supervisor"):
             job_id = workshop.add_job()
-            work(workshop.hands("w1"))
+            work(workshop.context("w1"))
     finally:
         logger.removeFilter(watcher)
     assert value("qe_worker_block_seconds_count") - before[0] == 4
@@ -53,7 +53,7 @@ def test_a_write_that_the_ledger_refuses_is_counted_with_the_lost_lease(workshop
                 UPDATE jobs SET attempt = attempt + 1 WHERE id = NEW.job_id; RETURN NEW; END $$"""
         )
         other.execute(b"CREATE TRIGGER steal AFTER INSERT ON layers FOR EACH ROW EXECUTE FUNCTION steal()")
-        work(workshop.hands())
+        work(workshop.context())
         other.execute(b"DROP TRIGGER steal ON layers; DROP FUNCTION steal")
     assert workshop.job(job_id)["attempt"] == 2
     assert value("qe_worker_leases_lost_total") - before[0] == 1

@@ -31,7 +31,7 @@ def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 def done(workshop: Workshop) -> str:
     """A finished job, long enough ago that nobody can be busy with its files."""
     job_id = workshop.add_job()
-    work(workshop.hands())
+    work(workshop.context())
     with workshop.connect() as connection:
         connection.execute("UPDATE attempts SET ended_at = clock_timestamp() - interval '1 h'")
     return job_id

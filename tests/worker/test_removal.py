@@ -38,7 +38,7 @@ def age(workshop: Workshop, table: str, column: str, days: int) -> None:
 @pytest.fixture
 def done(workshop: Workshop) -> str:
     job_id = workshop.add_job()
-    work(workshop.hands())
+    work(workshop.context())
     return job_id
 
 
@@ -67,7 +67,7 @@ def test_what_an_unfinished_fork_or_comparison_may_take_over_stays_until_it_has_
     kept = list(workshop.storage.keys(f"jobs/{done}"))
     assert kept
     assert all(key.startswith(f"jobs/{done}/blocks/") for key in kept)
-    work(workshop.hands())
+    work(workshop.context())
     assert workshop.job(child)["status"] == "succeeded"
     if relation == "forked_from":
         assert workshop.attempts(child)[0]["resumed_from_block"] == 4
@@ -86,7 +86,7 @@ def test_objects_of_deleted_artifacts_go(workshop: Workshop, done: str) -> None:
 
 def test_old_jobs_go_but_for_what_an_alias_serves(workshop: Workshop) -> None:
     jobs = {name: workshop.add_job() for name in ("old", "served", "replaced", "rejoined")}
-    work(workshop.hands())
+    work(workshop.context())
     with workshop.connect() as connection:
         connection.execute("UPDATE jobs SET alias = 'a/b' WHERE id = ANY(%s)", ([jobs["served"], jobs["replaced"]],))
         connection.execute(
@@ -114,7 +114,7 @@ def test_old_events_and_blocks_go_once_and_the_last_event_stays(workshop: Worksh
     assert [event["type"] for event in workshop.events(done)] == ["job.succeeded"]
     assert retired(workshop, **days) == 0
     later = workshop.add_job()
-    work(workshop.hands())
+    work(workshop.context())
     age(workshop, "jobs", "finished_at", 0)
     with workshop.connect() as connection:
         connection.execute(

@@ -182,14 +182,14 @@ def test_no_block_begins_before_the_last_is_kept_or_a_stop_is_asked() -> None:
     orders, said = runner.Orders(), queue.SimpleQueue[bytes]()
     threading.Thread(target=orders.listen, args=(iter(said.get, b""),), daemon=True).start()
     with ThreadPoolExecutor() as computing:
-        waiting = computing.submit(orders.wait_kept, 3)
-        said.put(protocol.kept(2))
+        waiting = computing.submit(orders.wait_stored, 3)
+        said.put(protocol.stored(2))
         with pytest.raises(TimeoutError):
             waiting.result(0.1)
-        said.put(protocol.kept(3))
+        said.put(protocol.stored(3))
         waiting.result(10)
         assert not orders.stop_asked()
-        waiting = computing.submit(orders.wait_kept, 4)
+        waiting = computing.submit(orders.wait_stored, 4)
         said.put(protocol.STOP)
         waiting.result(10)
         assert orders.stop_asked()
@@ -197,9 +197,9 @@ def test_no_block_begins_before_the_last_is_kept_or_a_stop_is_asked() -> None:
 
 def test_the_end_of_stdin_is_a_stop() -> None:
     orders = runner.Orders()
-    orders.listen(iter([protocol.kept(0)]))
+    orders.listen(iter([protocol.stored(0)]))
     assert orders.stop_asked()
-    orders.wait_kept(7)
+    orders.wait_stored(7)
 
 
 @pytest.mark.parametrize("line", [b"", b"{}", b"[]", b'{"type": "news"}', b'{"type": "phase"}', b"\xff", b"1"])

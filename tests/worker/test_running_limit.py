@@ -51,7 +51,7 @@ def test_a_place_that_is_free_again_is_taken(workshop: Workshop) -> None:
         first = claims.claim(connection, worker="w", lease=30, max_running=1)
         assert first is not None
         assert claims.claim(connection, worker="w", lease=30, max_running=1) is None
-        ledger.hand_back(connection, first.hold, reason="x")
+        ledger.hand_back(connection, first.ref, reason="x")
         assert claims.claim(connection, worker="w", lease=30, max_running=1) is not None
 
 

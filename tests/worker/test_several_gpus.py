@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from core.wakeup import RedisBell
+from core.wakeup import RedisNotifier
 from tests.services import wait_until
 from tests.worker.conftest import Workshop, alive
 from tests.worker.gpus import GPUS, fake_gpus
@@ -74,7 +74,7 @@ def test_a_supervisor_that_dies_costs_its_own_gpu_alone_and_the_next_has_that_gp
             connection.execute(
                 "UPDATE jobs SET lease_until = clock_timestamp() - interval '1 h' WHERE worker = 'host@test/1'"
             )
-            (lost,) = keeper.reap(connection, RedisBell(redis_url).ring, grace=30, budget=3)
+            (lost,) = keeper.reap(connection, RedisNotifier(redis_url).notify, grace=30, budget=3)
         wait_until(lambda: set(runners(process)) == set(GPUS), what="a runner on that GPU again")
         now = runners(process)
         assert {gpu: now[gpu].pid == before[gpu].pid for gpu in GPUS} == {GPUS[0]: True, GPUS[1]: False, GPUS[2]: True}

@@ -13,7 +13,7 @@ from tests.worker.conftest import TENANT, Workshop
 from worker.keeper import loop as keeper
 from worker.ledger import attempts as ledger
 from worker.ledger import claims, workers
-from worker.machine.context import Hands
+from worker.machine.context import WorkerContext
 from worker.machine.device import Device
 from worker.machine.health import FIRST_PAUSE, Health, probe_device
 from worker.metrics import REGISTRY
@@ -42,12 +42,12 @@ def machine() -> Iterator[Machine]:
     Health().went_well()
 
 
-def crashing(workshop: Workshop, machine: Machine, worker: str = "sick") -> Hands:
+def crashing(workshop: Workshop, machine: Machine, worker: str = "sick") -> WorkerContext:
     """A worker each runner of which is killed at once, as by a driver that crashes."""
-    hands = workshop.hands(worker)
-    object.__setattr__(hands, "health", machine.health())
-    object.__setattr__(hands, "runner", (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"))
-    return hands
+    context = workshop.context(worker)
+    object.__setattr__(context, "health", machine.health())
+    object.__setattr__(context, "runner", (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"))
+    return context
 
 
 def live(workshop: Workshop, *names: str) -> None:
@@ -71,20 +71,20 @@ def test_a_worker_whose_device_does_not_answer_takes_no_job_and_goes_on_when_it_
 ) -> None:
     live(workshop, "w")
     job_id = workshop.add_job()
-    hands = workshop.hands("w")
-    object.__setattr__(hands, "health", machine.health())
-    object.__setattr__(hands, "device", Device("NVIDIA H200", "GPU-0"))
+    context = workshop.context("w")
+    object.__setattr__(context, "health", machine.health())
+    object.__setattr__(context, "device", Device("NVIDIA H200", "GPU-0"))
     machine.driver = BROKEN
-    assert work(hands) == 0
+    assert work(context) == 0
     assert worker_row(workshop, "w") == ("stopped", BROKEN)
     assert REGISTRY.get_sample_value("qe_worker_stopped") == 1
     machine.driver = 1
-    assert work(hands) == 1
+    assert work(context) == 1
     assert workshop.job(job_id)["status"] == "succeeded"
     assert worker_row(workshop, "w") == ("ready", None)
     machine.driver = 0
     workshop.add_job()
-    assert work(hands) == 0
+    assert work(context) == 0
     assert worker_row(workshop, "w") == ("stopped", "NVIDIA H200 GPU-0 is gone")
 
 
@@ -99,7 +99,7 @@ def test_a_sick_worker_stops_after_three_jobs_and_the_others_are_left_for_its_ne
     assert state == "stopped"
     assert reason is not None
     assert BROKEN in reason
-    assert work(workshop.hands("well")) == 30
+    assert work(workshop.context("well")) == 30
     assert {workshop.job(job_id)["status"] for job_id in jobs} == {"succeeded"}
 
 
@@ -120,7 +120,7 @@ def test_devices_that_compute_do_not_help_a_worker_whose_jobs_go_on_elsewhere(
     sick = crashing(workshop, machine)
     assert work(sick) == 3
     assert worker_row(workshop, "sick")[0] == "resting"
-    assert work(workshop.hands("well")) == 3
+    assert work(workshop.context("well")) == 3
     machine.now += FIRST_PAUSE + 1
     workshop.add_job()
     assert work(sick) == 0
@@ -136,13 +136,13 @@ def test_jobs_of_one_tenant_that_kill_every_runner_do_not_take_the_worker_from_t
     with workshop.connect() as connection:
         connection.execute("UPDATE jobs SET tenant = 'hostile'")
         connection.execute("UPDATE datasets SET tenant = 'hostile'")
-    hands = crashing(workshop, machine, "w")
-    assert work(hands) == 3
+    context = crashing(workshop, machine, "w")
+    assert work(context) == 3
     state, reason = worker_row(workshop, "w")
     assert (state, reason) == ("resting", "3 jobs failed here one after the other: jobs of hostile are left alone")
     good = workshop.add_job()
-    object.__setattr__(hands, "runner", workshop.hands().runner)
-    assert work(hands) >= 1
+    object.__setattr__(context, "runner", workshop.context().runner)
+    assert work(context) >= 1
     assert workshop.job(good)["tenant"] == TENANT
     assert workshop.job(good)["status"] == "succeeded"
     assert {workshop.job(job_id)["status"] for job_id in poison} <= {"queued", "succeeded"}
@@ -159,36 +159,36 @@ def test_a_job_does_not_go_back_to_the_worker_that_failed_it_while_another_lives
         connection.execute("UPDATE workers SET seen_at = seen_at - interval '1 h' WHERE id = 'well'")
         claim = claims.claim(connection, worker="sick", lease=30)
     assert claim is not None
-    assert claim.hold.job_id == job_id
+    assert claim.ref.job_id == job_id
 
 
 def test_a_new_block_makes_a_job_forget_who_failed_it(workshop: Workshop) -> None:
     live(workshop, "w", "other")
     workshop.direct("crash-1")
     job_id = workshop.add_job()
-    assert work(workshop.hands("w")) == 1
+    assert work(workshop.context("w")) == 1
     assert workshop.job(job_id)["avoid"] == ["w"]
     workshop.direct("crash-2")
-    assert work(workshop.hands("other")) == 1
+    assert work(workshop.context("other")) == 1
     assert workshop.job(job_id)["avoid"] == ["other"]
-    assert work(workshop.hands("w")) == 1
+    assert work(workshop.context("w")) == 1
     assert workshop.job(job_id)["status"] == "succeeded"
 
 
-def test_attempts_that_bring_nothing_wait_longer_each_time_and_then_ring(workshop: Workshop) -> None:
+def test_attempts_that_bring_nothing_wait_longer_each_time_and_then_notify(workshop: Workshop) -> None:
     job_id = workshop.add_job()
     waits = []
     with workshop.connect() as connection:
         for _ in range(3):
-            hold = workshop.claim().hold
+            ref = workshop.claim().ref
             ledger.give_up_attempt(
-                connection, hold, outcome=ledger.AttemptOutcome.RUNNER_DIED, reason="x", budget=9, delay=10
+                connection, ref, outcome=ledger.AttemptOutcome.RUNNER_DIED, reason="x", budget=9, delay=10
             )
             waits.append(workshop.events(job_id)[-1]["data"]["wait_seconds"])
             assert claims.claim(connection, worker="w", lease=30) is None
-            assert keeper.ring_again(connection, workshop.rung.append, after=60) == []
+            assert keeper.notify_again(connection, workshop.notified.append, after=60) == []
             connection.execute("UPDATE jobs SET run_after = clock_timestamp(), queued_at = queued_at - interval '2 s'")
-            assert keeper.ring_again(connection, workshop.rung.append, after=60) == [job_id]
+            assert keeper.notify_again(connection, workshop.notified.append, after=60) == [job_id]
     assert waits == [10, 20, 40]
 
 
@@ -198,7 +198,7 @@ def test_a_fault_of_the_worker_is_tried_elsewhere_before_it_fails_the_job(worksh
     live(workshop, "w1", "w2", "w3")
     job_id = workshop.add_job()
     for number in (1, 2, 3):
-        assert work(workshop.hands(f"w{number}")) == 1
+        assert work(workshop.context(f"w{number}")) == 1
     job = workshop.job(job_id)
     assert (job["status"], job["error"]["code"]) == ("failed", code)
     assert [attempt["worker"] for attempt in workshop.attempts(job_id)] == ["w1", "w2", "w3"]

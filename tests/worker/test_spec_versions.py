@@ -37,12 +37,12 @@ def explained(workshop: Workshop) -> int:
 
 def test_an_old_worker_leaves_newer_jobs_alone_and_goes_on_with_the_others(workshop: Workshop) -> None:
     newer, other = newer_job(workshop), workshop.add_job()
-    assert work(workshop.hands()) == 1
+    assert work(workshop.context()) == 1
     assert [workshop.job(job_id)["status"] for job_id in (newer, other)] == ["queued", "succeeded"]
     with workshop.connect() as connection:
         claim = claims.claim(connection, worker="new", lease=30, understood=UNDERSTOOD + 1)
     assert claim is not None
-    assert claim.hold.job_id == newer
+    assert claim.ref.job_id == newer
 
 
 def test_the_ledger_refuses_the_claim_of_code_that_does_not_look(workshop: Workshop) -> None:
@@ -76,22 +76,22 @@ def test_a_spec_that_a_worker_does_not_understand_all_the_same_is_left_to_others
         connection.execute('UPDATE jobs SET spec = spec || \'{"colour": "red"}\'')
         connection.execute("ALTER TABLE jobs ENABLE TRIGGER guard_job")
     lives(workshop, "other", UNDERSTOOD)
-    assert work(workshop.hands()) == 1
+    assert work(workshop.context()) == 1
     job = workshop.job(job_id)
     assert (job["status"], job["avoid"]) == ("queued", ["worker-1"])
     assert "does not understand colour" in workshop.attempts(job_id)[0]["error"]["message"]
 
 
-def test_the_bell_of_a_job_for_others_is_passed_on_a_few_times(
+def test_the_wake_up_of_a_job_for_others_is_passed_on_a_few_times(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.supervisor.supervisor.PASS_SECONDS", 0)
     newer = newer_job(workshop)
-    bell = newer
+    message = newer
     for number in range(1, 6):
-        pass_on(workshop.hands(), bell)
-        bell = workshop.rung[-1]
-        assert bell == f"{newer}+{number}"
-    pass_on(workshop.hands(), bell)
-    pass_on(workshop.hands(), "worker-ready")
-    assert len(workshop.rung) == 5
+        pass_on(workshop.context(), message)
+        message = workshop.notified[-1]
+        assert message == f"{newer}+{number}"
+    pass_on(workshop.context(), message)
+    pass_on(workshop.context(), "worker-ready")
+    assert len(workshop.notified) == 5

@@ -17,8 +17,8 @@ from worker import metrics
 from worker.keeper import sweep
 from worker.ledger import attempts as ledger
 from worker.ledger.connection import Connection
-from worker.supervisor.fenced_writer import Pen
-from worker.supervisor.lease import kept
+from worker.supervisor.fenced_writer import FencedWriter
+from worker.supervisor.lease import hold_lease
 from worker.supervisor.supervisor import work
 
 
@@ -29,13 +29,13 @@ def kinds(workshop: Workshop, job_id: str) -> list[str]:
 def undisturbed(workshop: Workshop, dataset: str) -> bytes:
     """What the job gives when nothing happens to it."""
     job_id = workshop.add_job(dataset=dataset)
-    work(workshop.hands("reference"))
+    work(workshop.context("reference"))
     return workshop.artifact(job_id)
 
 
 def test_a_job_runs_to_success_and_its_artifacts_appear(workshop: Workshop) -> None:
     job_id = workshop.add_job()
-    assert work(workshop.hands()) == 1
+    assert work(workshop.context()) == 1
     job = workshop.job(job_id)
     assert job["status"] == "succeeded", job["error"]
     assert (job["blocks_done"], job["blocks_total"], job["lease_until"], job["phase"]) == (4, 4, None, None)
@@ -60,7 +60,7 @@ def test_a_job_on_an_object_store_resumes_there_and_ends_with_the_same_bytes(
     expected = undisturbed(workshop, dataset)
     job_id = workshop.add_job(dataset=dataset)
     workshop.direct("crash-2")
-    work(workshop.hands())
+    work(workshop.context())
     assert workshop.job(job_id)["status"] == "succeeded"
     assert workshop.artifact(job_id) == expected
     assert [attempt["resumed_from_block"] for attempt in workshop.attempts(job_id)][-1] == 2
@@ -74,7 +74,7 @@ def test_a_verdict_is_of_the_job_and_its_event_and_the_artifacts_stay(
     workshop: Workshop, max_kl: float, verdict: str
 ) -> None:
     job_id = workshop.add_job(accept_if={"max_kl": max_kl})
-    work(workshop.hands())
+    work(workshop.context())
     job = workshop.job(job_id)
     assert (job["status"], job["verdict"]) == ("succeeded", verdict)
     assert job["summary"]["verdict"] == verdict
@@ -86,7 +86,7 @@ def test_a_verdict_is_of_the_job_and_its_event_and_the_artifacts_stay(
 
 def test_without_limits_there_is_no_verdict_and_the_summary_has_the_headline_figures(workshop: Workshop) -> None:
     job_id = workshop.add_job()
-    work(workshop.hands())
+    work(workshop.context())
     job = workshop.job(job_id)
     assert job["verdict"] is None
     assert workshop.events(job_id)[-1]["data"]["verdict"] is None
@@ -97,7 +97,7 @@ def test_without_limits_there_is_no_verdict_and_the_summary_has_the_headline_fig
 def test_blocks_of_several_stacks_are_told_with_their_place(workshop: Workshop) -> None:
     workshop.direct("stacks")
     job_id = workshop.add_job()
-    work(workshop.hands())
+    work(workshop.context())
     told = [event["data"] for event in workshop.events(job_id) if event["type"] == "job.block"]
     with workshop.connect() as connection:
         kept = [row["report"] for row in connection.execute("SELECT report FROM layers ORDER BY block")]
@@ -109,7 +109,7 @@ def test_blocks_of_several_stacks_are_told_with_their_place(workshop: Workshop) 
 def test_the_runner_is_told_the_target_and_the_limits(workshop: Workshop) -> None:
     (workshop.stage / "job").touch()
     workshop.add_job(scheme="auto", target={"max_bytes": 10**6}, accept_if={"min_top1_agreement": 0.9})
-    work(workshop.hands())
+    work(workshop.context())
     told = json.loads((workshop.stage / "job").read_text())
     assert (told["scheme"], told["target"]) == ("auto", {"max_bytes": 10**6})
     assert told["accept_if"] == {"min_top1_agreement": 0.9}
@@ -117,20 +117,20 @@ def test_the_runner_is_told_the_target_and_the_limits(workshop: Workshop) -> Non
 
 def test_nothing_is_left_in_the_work_directory(workshop: Workshop) -> None:
     job_id = workshop.add_job()
-    work(workshop.hands())
+    work(workshop.context())
     assert list((workshop.settings.work_directory / job_id).iterdir()) == []
 
 
-def test_it_goes_on_with_the_next_job_without_a_bell(workshop: Workshop) -> None:
+def test_it_goes_on_with_the_next_job_without_a_wake_up(workshop: Workshop) -> None:
     jobs = [workshop.add_job() for _ in range(3)]
-    assert work(workshop.hands()) == 3
+    assert work(workshop.context()) == 3
     assert {workshop.job(job_id)["status"] for job_id in jobs} == {"succeeded"}
 
 
 def test_what_libraries_print_does_not_reach_the_channel(workshop: Workshop) -> None:
     workshop.direct("noise")
     job_id = workshop.add_job()
-    work(workshop.hands())
+    work(workshop.context())
     assert workshop.job(job_id)["status"] == "succeeded"
     log = workshop.settings.resolved_home / "logs" / f"runner-{job_id}-a1.log"
     assert "talks too much" in log.read_text()
@@ -141,7 +141,7 @@ def test_the_runner_knows_no_secret(workshop: Workshop, monkeypatch: pytest.Monk
         monkeypatch.setenv(name, "do-not-tell")
     workshop.direct("environment")
     workshop.add_job()
-    work(workshop.hands(hub_token="do-not-tell"))
+    work(workshop.context(hub_token="do-not-tell"))
     environment = json.loads((workshop.stage / "environment").read_text())
     assert "do-not-tell" not in environment.values()
     assert not any(name.startswith("QE_") for name in environment)
@@ -151,7 +151,7 @@ def test_the_runner_knows_no_secret(workshop: Workshop, monkeypatch: pytest.Monk
 def test_an_error_of_the_library_fails_the_job_with_its_code(workshop: Workshop) -> None:
     (workshop.stage / "fail").write_text("invalid_calibration calibration row 17: no text")
     job_id = workshop.add_job()
-    work(workshop.hands())
+    work(workshop.context())
     job = workshop.job(job_id)
     assert job["status"] == "failed"
     assert job["error"] == {
@@ -168,7 +168,7 @@ def test_an_error_of_the_library_fails_the_job_with_its_code(workshop: Workshop)
 )
 def test_something_that_is_not_there_fails_the_job(workshop: Workshop, spec: dict[str, str], code: str) -> None:
     job_id = workshop.add_job(**spec)
-    work(workshop.hands())
+    work(workshop.context())
     assert workshop.job(job_id)["error"]["code"] == code
 
 
@@ -176,14 +176,14 @@ def test_a_damaged_dataset_fails_the_job(workshop: Workshop) -> None:
     dataset = workshop.add_dataset()
     workshop.storage.local_path(f"datasets/{dataset}").write_bytes(b"other")
     job_id = workshop.add_job(dataset=dataset)
-    work(workshop.hands())
+    work(workshop.context())
     assert workshop.job(job_id)["error"]["code"] == "dataset_not_found"
 
 
 def test_a_line_that_is_not_of_the_protocol_fails_the_job_and_spares_the_worker(workshop: Workshop) -> None:
     workshop.direct("garbage")
     job_id = workshop.add_job()
-    assert work(workshop.hands()) == 3
+    assert work(workshop.context()) == 3
     assert workshop.job(job_id)["error"]["code"] == "internal"
 
 
@@ -193,7 +193,7 @@ def test_a_killed_runner_is_resumed_to_the_same_bytes(workshop: Workshop, block:
     expected = undisturbed(workshop, dataset)
     workshop.direct(f"crash-{block}")
     job_id = workshop.add_job(dataset=dataset)
-    assert work(workshop.hands()) == 2
+    assert work(workshop.context()) == 2
     assert workshop.job(job_id)["status"] == "succeeded"
     assert workshop.artifact(job_id) == expected
     first, second = workshop.attempts(job_id)
@@ -212,9 +212,9 @@ def test_three_barren_attempts_fail_the_job(workshop: Workshop) -> None:
         workshop.direct("crash-0")
         return threads.is_set()
 
-    hands = workshop.hands()
-    object.__setattr__(hands, "draining", crash_again)
-    assert work(hands) == 3
+    context = workshop.context()
+    object.__setattr__(context, "draining", crash_again)
+    assert work(context) == 3
     job = workshop.job(job_id)
     assert job["status"] == "failed"
     assert job["error"]["code"] == "no_progress"
@@ -224,7 +224,7 @@ def test_three_barren_attempts_fail_the_job(workshop: Workshop) -> None:
 def test_a_cancel_request_kills_the_runner_and_all_it_started(workshop: Workshop) -> None:
     workshop.direct("hold-1", "child")
     job_id = workshop.add_job()
-    with workshop.working(workshop.hands()):
+    with workshop.working(workshop.context()):
         workshop.wait_for("at-1")
         runner, child = workshop.runner_pid(), int((workshop.stage / "child").read_text())
         with workshop.connect() as connection:
@@ -244,14 +244,14 @@ def test_a_draining_worker_hands_the_job_back_and_another_ends_it_with_the_same_
     workshop.direct("hold-2")
     job_id = workshop.add_job(dataset=dataset)
     draining = threading.Event()
-    with workshop.working(workshop.hands("worker-1", draining=draining)):
+    with workshop.working(workshop.context("worker-1", draining=draining)):
         workshop.wait_for("at-2")
         draining.set()
         wait_until(lambda: workshop.job(job_id)["status"] == "queued", what="handed back")
-    assert workshop.rung == [job_id]
+    assert workshop.notified == [job_id]
     assert kinds(workshop, job_id)[-1] == "job.requeued"
     assert workshop.job(job_id)["barren_attempts"] == 0
-    work(workshop.hands("worker-2"))
+    work(workshop.context("worker-2"))
     assert workshop.artifact(job_id) == expected
     assert [(a["worker"], a["outcome"]) for a in workshop.attempts(job_id)] == [
         ("worker-1", "handed_back"),
@@ -268,7 +268,7 @@ def test_a_worker_with_little_time_to_drain_gives_the_block_up_and_says_what_is_
     workshop.direct("deaf")
     job_id = workshop.add_job(dataset=dataset)
     draining = threading.Event()
-    with workshop.working(workshop.hands("worker-1", draining=draining, drain_seconds=0.3)):
+    with workshop.working(workshop.context("worker-1", draining=draining, drain_seconds=0.3)):
         workshop.wait_for("at-2")
         draining.set()
         wait_until(lambda: workshop.job(job_id)["status"] == "queued", what="given up")
@@ -276,7 +276,7 @@ def test_a_worker_with_little_time_to_drain_gives_the_block_up_and_says_what_is_
     (requeued,) = (event for event in workshop.events(job_id) if event["type"] == "job.requeued")
     assert "did not end within 0.3 s" in requeued["data"]["reason"]
     assert workshop.job(job_id)["barren_attempts"] == 0
-    work(workshop.hands("worker-2"))
+    work(workshop.context("worker-2"))
     assert workshop.artifact(job_id) == expected
 
 
@@ -288,7 +288,7 @@ def test_a_runner_that_gets_nowhere_is_killed_and_the_job_goes_on_elsewhere(work
         sign.unlink()
     workshop.direct("hold-2")
     job_id = workshop.add_job(dataset=dataset)
-    with workshop.working(workshop.hands("worker-1", **{limit: 3.0})):
+    with workshop.working(workshop.context("worker-1", **{limit: 3.0})):
         workshop.wait_for("at-2")
         os.kill(workshop.runner_pid(), signal.SIGSTOP)
         wait_until(lambda: workshop.attempts(job_id)[0]["outcome"] == "runner_died", what="the end of the attempt")
@@ -304,13 +304,13 @@ def test_a_damaged_block_file_is_computed_again(workshop: Workshop) -> None:
     expected = undisturbed(workshop, dataset)
     workshop.direct("crash-3")
     job_id = workshop.add_job(dataset=dataset)
-    hands = workshop.hands()
-    object.__setattr__(hands, "draining", lambda: not (workshop.stage / "crash-3").exists())
-    work(hands)
+    context = workshop.context()
+    object.__setattr__(context, "draining", lambda: not (workshop.stage / "crash-3").exists())
+    work(context)
     files = workshop.rows("SELECT files FROM layers WHERE job_id = %s AND block = 2", job_id)[0]["files"]
     for file in files:
         workshop.storage.local_path(file["key"]).write_bytes(b"?" * file["bytes"])
-    work(workshop.hands())
+    work(workshop.context())
     assert workshop.artifact(job_id) == expected
     assert workshop.attempts(job_id)[1]["resumed_from_block"] == 2
 
@@ -318,9 +318,9 @@ def test_a_damaged_block_file_is_computed_again(workshop: Workshop) -> None:
 def test_superseded_files_leave_storage(workshop: Workshop) -> None:
     workshop.direct("crash-3")
     job_id = workshop.add_job()
-    hands = workshop.hands()
-    object.__setattr__(hands, "draining", lambda: not (workshop.stage / "crash-3").exists())
-    work(hands)
+    context = workshop.context()
+    object.__setattr__(context, "draining", lambda: not (workshop.stage / "crash-3").exists())
+    work(context)
     listed = {
         file["key"]: file["name"]
         for row in workshop.rows("SELECT files FROM layers WHERE job_id = %s", job_id)
@@ -352,7 +352,7 @@ def test_a_job_that_takes_too_long_is_ended(workshop: Workshop) -> None:
     workshop.direct("hold-1")
     job_id = workshop.add_job(timeout_s=60)
     held_before(workshop, job_id, seconds=58.5, waited=0)
-    work(workshop.hands())
+    work(workshop.context())
     assert workshop.job(job_id)["error"]["code"] == "timeout"
     assert not alive(workshop.runner_pid())
 
@@ -360,14 +360,14 @@ def test_a_job_that_takes_too_long_is_ended(workshop: Workshop) -> None:
 def test_what_a_job_waited_between_two_attempts_is_not_time_that_it_took(workshop: Workshop) -> None:
     job_id = workshop.add_job(timeout_s=60)
     held_before(workshop, job_id, seconds=1, waited=7200)
-    work(workshop.hands())
+    work(workshop.context())
     assert workshop.job(job_id)["status"] == "succeeded"
 
 
 def test_a_worker_without_heartbeat_kills_its_runner_before_the_job_is_anothers(workshop: Workshop) -> None:
     workshop.direct("hold-1")
     job_id = workshop.add_job()
-    with workshop.working(workshop.hands(self_kill=1.0)) as thread:
+    with workshop.working(workshop.context(self_kill=1.0)) as thread:
         workshop.wait_for("at-1")
         runner = workshop.runner_pid()
         database = workshop.rows("SELECT current_database() AS name")[0]["name"]
@@ -387,7 +387,7 @@ def test_a_worker_without_heartbeat_kills_its_runner_before_the_job_is_anothers(
 def test_a_reaped_worker_stops_computing_and_writes_nothing_more(workshop: Workshop) -> None:
     workshop.direct("hold-1")
     job_id = workshop.add_job()
-    with workshop.working(workshop.hands()):
+    with workshop.working(workshop.context()):
         workshop.wait_for("at-1")
         runner = workshop.runner_pid()
         with workshop.connect() as connection:
@@ -410,7 +410,7 @@ def test_a_spec_that_is_not_understood_is_tried_as_often_as_other_faults_and_spa
     with workshop.connect() as connection:
         connection.execute("SET session_replication_role = replica")  # the trigger keeps specs as they are
         connection.execute("UPDATE jobs SET spec = spec || '{\"novelty\": 1}' WHERE id = %s", (newer,))
-    assert work(workshop.hands()) == 4
+    assert work(workshop.context()) == 4
     assert failed() == before + 1
     assert workshop.job(newer)["error"]["code"] == "invalid_spec"
     assert "novelty" in workshop.job(newer)["error"]["message"]
@@ -422,7 +422,7 @@ def test_an_end_that_the_ledger_cannot_hold_is_told_and_not_computed_again(
 ) -> None:
     monkeypatch.setattr("worker.supervisor.supervisor.summary_of", lambda _: {"verdict": None, "error": float("inf")})
     job_id = workshop.add_job()
-    assert work(workshop.hands()) == 1
+    assert work(workshop.context()) == 1
     job = workshop.job(job_id)
     assert (job["status"], job["error"]["code"]) == ("failed", "internal")
 
@@ -430,31 +430,34 @@ def test_an_end_that_the_ledger_cannot_hold_is_told_and_not_computed_again(
 def test_a_transaction_that_the_server_ended_for_idling_is_begun_again(workshop: Workshop) -> None:
     """As after a machine that stood still for a minute in the middle of one."""
     job_id = workshop.add_job()
-    hold = workshop.claim().hold
+    ref = workshop.claim().ref
     tries = []
 
-    def write(connection: Connection, hold: ledger.Hold) -> int:
-        tries.append(hold.attempt)
+    def write(connection: Connection, ref: ledger.AttemptRef) -> int:
+        tries.append(ref.attempt)
         with connection.transaction():
-            ledger.lock(connection, hold)
+            ledger.lock(connection, ref)
             if len(tries) == 1:
                 connection.execute("SET LOCAL idle_in_transaction_session_timeout = '10ms'")
                 wait_until(
                     lambda: not workshop.rows("SELECT FROM pg_stat_activity WHERE state = 'idle in transaction'"),
                     what="the end of the idle session",
                 )
-            connection.execute("UPDATE jobs SET name = 'written' WHERE id = %s", (hold.job_id,))
+            connection.execute("UPDATE jobs SET name = 'written' WHERE id = %s", (ref.job_id,))
         return len(tries)
 
-    with kept(workshop.settings, hold, seconds_left=60) as lease, Pen(url(workshop), hold, lease) as pen:
-        assert pen.write(write) == 2
+    with (
+        hold_lease(workshop.settings, ref, seconds_left=60) as lease,
+        FencedWriter(url(workshop), ref, lease) as writer,
+    ):
+        assert writer.write(write) == 2
     assert workshop.job(job_id)["name"] == "written"
 
 
 def test_a_heartbeat_does_not_outlive_what_could_not_begin(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job would be held by nobody, for as long as the process lives."""
     workshop.add_job()
-    hold = workshop.claim().hold
+    ref = workshop.claim().ref
     start = threading.Thread.start
 
     def starting(thread: threading.Thread) -> None:
@@ -463,7 +466,7 @@ def test_a_heartbeat_does_not_outlive_what_could_not_begin(workshop: Workshop, m
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", starting)
-    with pytest.raises(RuntimeError), kept(workshop.settings, hold, seconds_left=60):
+    with pytest.raises(RuntimeError), hold_lease(workshop.settings, ref, seconds_left=60):
         pass
     assert "heartbeat" not in {thread.name for thread in threading.enumerate()}
 

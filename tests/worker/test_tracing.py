@@ -16,7 +16,7 @@ from tests.services import wait_until
 from tests.worker.conftest import Workshop
 from tests.worker.test_celery_worker import celery_worker
 from worker.keeper import loop as keeper
-from worker.machine.context import Hands
+from worker.machine.context import WorkerContext
 from worker.runner.protocol import BlockLine
 from worker.supervisor.spans import RunnerSpans
 from worker.supervisor.supervisor import work
@@ -49,8 +49,8 @@ def requested(workshop: Workshop, job_id: str) -> str:
     return job_id
 
 
-def traced(hands: Hands, tracing: Tracing) -> Hands:
-    return Hands(**{**vars(hands), "tracing": tracing})
+def traced(context: WorkerContext, tracing: Tracing) -> WorkerContext:
+    return WorkerContext(**{**vars(context), "tracing": tracing})
 
 
 def blocks_below(collector: Collector, start: Received) -> list[int]:
@@ -66,7 +66,7 @@ def hang_together(collector: Collector, *roots: str) -> bool:
 def test_the_trace_of_a_running_job_hangs_together(workshop: Workshop, collector: Collector, tracing: Tracing) -> None:
     requested(workshop, workshop.add_job())
     workshop.direct("hold-2")
-    with workshop.working(traced(workshop.hands(), tracing)):
+    with workshop.working(traced(workshop.context(), tracing)):
         workshop.wait_for("at-2")
         wait_until(lambda: len(collector.named("block")) == 2, what="the spans of two blocks")
         start = collector.one("attempt started")
@@ -106,8 +106,8 @@ def test_attempts_join_the_requests_trace_and_one_whose_worker_was_killed_is_end
     assert collector.named("attempt") == []
     with workshop.connect() as connection:
         connection.execute("UPDATE jobs SET lease_until = clock_timestamp() - interval '1 minute'")
-        keeper.reap(connection, workshop.rung.append, grace=0, budget=3, tracing=tracing)
-    work(traced(workshop.hands("two"), tracing))
+        keeper.reap(connection, workshop.notified.append, grace=0, budget=3, tracing=tracing)
+    work(traced(workshop.context("two"), tracing))
     assert workshop.job(job_id)["status"] == "succeeded"
 
     lost, second = collector.one("attempt", attempt=1), collector.one("attempt", attempt=2)
@@ -132,7 +132,7 @@ def test_a_job_that_no_traced_request_made_is_one_trace_too(
 ) -> None:
     workshop.add_job()
     workshop.direct("crash-2")
-    work(traced(workshop.hands(), tracing))
+    work(traced(workshop.context(), tracing))
     first, second = collector.one("attempt", attempt=1), collector.one("attempt", attempt=2)
     assert first.trace == second.trace
     assert [span.parent for span in collector.named("attempt started")] == ["", ""]
@@ -145,7 +145,7 @@ def test_a_job_that_no_traced_request_made_is_one_trace_too(
 def test_a_failed_job_says_why(workshop: Workshop, collector: Collector, tracing: Tracing) -> None:
     (workshop.stage / "fail").write_text("invalid_model the weights are not there")
     workshop.add_job()
-    work(traced(workshop.hands(), tracing))
+    work(traced(workshop.context(), tracing))
     attempt = collector.one("attempt")
     assert (attempt.failed, attempt.attributes["error.type"]) == ("the weights are not there", "invalid_model")
 
@@ -155,7 +155,7 @@ def test_a_worker_that_lost_its_job_leaves_the_attempt_to_the_keeper(
 ) -> None:
     workshop.add_job()
     workshop.direct("hold-1")
-    with workshop.working(traced(workshop.hands(), tracing)), workshop.connect() as connection:
+    with workshop.working(traced(workshop.context(), tracing)), workshop.connect() as connection:
         workshop.wait_for("at-1")
         connection.execute("UPDATE jobs SET lease_until = clock_timestamp() - interval '1 minute'")
         wait_until(lambda: _reaped(workshop, tracing), what="the keeper to take the job")
@@ -169,14 +169,14 @@ def _reaped(workshop: Workshop, tracing: Tracing) -> bool:
     """Between two heartbeats, each of which makes the lease good again."""
     with workshop.connect() as connection:
         connection.execute("UPDATE jobs SET lease_until = clock_timestamp() - interval '1 minute' WHERE attempt = 1")
-        return bool(keeper.reap(connection, workshop.rung.append, grace=0, budget=3, tracing=tracing))
+        return bool(keeper.reap(connection, workshop.notified.append, grace=0, budget=3, tracing=tracing))
 
 
 def test_a_collector_that_is_away_costs_a_job_nothing(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     tracing = open_tracing(Settings(tracing=True), "worker")
     job_id = workshop.add_job()
-    work(traced(workshop.hands(), tracing))
+    work(traced(workshop.context(), tracing))
     assert workshop.job(job_id)["status"] == "succeeded"
     tracing.close()
 
@@ -197,7 +197,7 @@ def test_the_runner_learns_nothing_of_the_collector(
 ) -> None:
     workshop.direct("environment")
     workshop.add_job()
-    work(traced(workshop.hands(), tracing))
+    work(traced(workshop.context(), tracing))
     seen = (workshop.stage / "environment").read_text()
     assert collector.url in os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"]
     assert "OTEL_" not in seen

@@ -58,7 +58,7 @@ def add_webhook(workshop: Workshop, url: str = "https://hooks.example.com/", num
 def fail_a_job(workshop: Workshop) -> str:
     job_id = workshop.add_job()
     with workshop.connect() as connection:
-        ledger.fail(connection, workshop.claim().hold, code=FailureCode.OUT_OF_DISK, message="full")
+        ledger.fail(connection, workshop.claim().ref, code=FailureCode.OUT_OF_DISK, message="full")
     return job_id
 
 
@@ -86,8 +86,8 @@ def test_a_failed_job_is_told_of_signed_and_logged(workshop: Workshop) -> None:
             add_webhook(workshop, f"http://127.0.0.1:{endpoint.port}/hook")
             job_id = await asyncio.to_thread(fail_a_job, workshop)
             stop = threading.Event()
-            postman = threading.Thread(target=deliver, args=(settings, stop))
-            postman.start()
+            delivery = threading.Thread(target=deliver, args=(settings, stop))
+            delivery.start()
             try:
                 await asyncio.to_thread(
                     wait_until,
@@ -96,7 +96,7 @@ def test_a_failed_job_is_told_of_signed_and_logged(workshop: Workshop) -> None:
                 )
             finally:
                 stop.set()
-                await asyncio.to_thread(postman.join, 20)
+                await asyncio.to_thread(delivery.join, 20)
             told = []
             for number in range(2):
                 for secret in (SECRET, OLD_SECRET):
@@ -301,14 +301,14 @@ def test_the_postman_survives_what_nobody_thought_of(workshop: Workshop, monkeyp
     monkeypatch.setattr(webhooks, "take_due", take_due)
     stop = threading.Event()
     settings = workshop.settings.model_copy(update={"keeper_interval": 0.01})
-    postman = threading.Thread(target=deliver, args=(settings, stop))
-    postman.start()
+    delivery = threading.Thread(target=deliver, args=(settings, stop))
+    delivery.start()
     try:
         assert taken.acquire(timeout=20)
         assert taken.acquire(timeout=20)
     finally:
         stop.set()
-        postman.join(20)
+        delivery.join(20)
 
 
 def test_two_keepers_send_one_message_of_a_webhook_at_a_time(workshop: Workshop, connection: Connection) -> None:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 
-from core.wakeup import RedisBell
+from core.wakeup import RedisNotifier
 from tests.services import ROOT, wait_until
 from tests.worker.conftest import STANDIN, Workshop, alive
 from tests.worker.test_celery_worker import ended, family
@@ -89,13 +89,13 @@ def test_a_stopped_one_gives_its_job_back(workshop: Workshop) -> None:
     assert workshop.rows("SELECT id FROM workers") == []
 
 
-def test_a_waiting_worker_hears_bells_and_stops_when_asked(workshop: Workshop, redis_url: str) -> None:
+def test_a_waiting_worker_hears_wake_ups_and_stops_when_asked(workshop: Workshop, redis_url: str) -> None:
     command = [sys.executable, "-m", "worker.queue.command", "--name", "plain@test"]
     with started(command, workshop, QE_REDIS_URL=redis_url, QE_BEAT="0.2") as process:
         assert process.stdout is not None
         assert any("ready." in line for line in process.stdout)
         job_id = workshop.add_job(model="local/absent")
-        RedisBell(redis_url).ring(job_id)
+        RedisNotifier(redis_url).notify(job_id)
         wait_until(lambda: ended(workshop, job_id), what="the job's end")
         assert workshop.job(job_id)["worker"] == "plain@test"
         process.send_signal(signal.SIGTERM)

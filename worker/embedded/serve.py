@@ -208,8 +208,8 @@ def _gpus_by_worker(workers: int) -> list[dict[str, str]]:
     if not found:
         return [{}] * workers
     # More workers than GPUs share them.
-    hands = [found[number::workers] or [found[number % len(found)]] for number in range(workers)]
-    return [{"CUDA_VISIBLE_DEVICES": ",".join(hand)} for hand in hands]
+    gpus_of_workers = [found[number::workers] or [found[number % len(found)]] for number in range(workers)]
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(hand)} for hand in gpus_of_workers]
 
 
 def _metrics_port(settings: Settings, nth: int) -> int:

@@ -114,7 +114,7 @@ def embedded_postgres(home: Path) -> EmbeddedPostgres:
 
 @dataclass(frozen=True)
 class EmbeddedRedis:
-    """A Redis that keeps nothing on disk: a lost bell is rung again."""
+    """A Redis that keeps nothing on disk: the keeper repeats a lost wake-up."""
 
     port: int
     password: str

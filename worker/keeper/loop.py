@@ -2,10 +2,9 @@
 
     python -m worker.keeper
 
-Each duty is one sentence: *ring again* for queued jobs that nobody took, *reap* jobs whose worker was not heard of,
-*end the wait* of jobs that waited for as long as they may, *sweep* away what is not needed any more. The sweeps have a
-thread of their own, so that no slow store delays a reaping, and so has the keeper that *delivers webhooks*, for slow
-endpoints.
+Each duty is one sentence. *Notify again*: wake workers for queued jobs that nobody took. *Reap*: take jobs from workers
+that were not heard of. *End waiting*: fail jobs that waited for as long as they may. *Sweep*: remove what is not needed
+any more. The sweeps and the webhook deliveries have a thread each, so that a slow store or endpoint delays no reaping.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ from worker.attempt_span import attempt_span
 from worker.keeper import removal, sweep
 from worker.keeper.waiting import end_waiting, explain_waiting
 from worker.ledger import attempts as ledger
-from worker.ledger.attempts import Hold
+from worker.ledger.attempts import AttemptRef
 from worker.ledger.connection import Connection, connect
 from worker.machine import hub_copies
-from worker.notify import ring_quietly
+from worker.notify import notify_workers
 from worker.webhooks.delivery import deliver
 
 logger = logging.getLogger(__name__)
@@ -52,21 +51,21 @@ EXPLAIN_SECONDS = 15.0
 JOIN_SECONDS = 5.0
 """Of a sweep that is under way when the keeper is to stop; it is safe to break off anywhere."""
 
-Ring = Callable[[str], object]
+Notify = Callable[[str], object]
 """False: nobody hears."""
 
 
-def ring_again(connection: Connection, ring: Ring, *, after: float) -> list[str]:
-    """Ring for queued jobs whose last bell is ``after`` seconds old or was never rung; returns their ids."""
+def notify_again(connection: Connection, notify: Notify, *, after: float) -> list[str]:
+    """Notify workers of queued jobs whose last wake-up is ``after`` seconds old or missing; returns the job ids."""
     rows = connection.execute(transitions.NOTIFY_AGAIN, {"after": after}).fetchall()
-    metrics.RUNG_AGAIN.inc(len(rows))
+    metrics.NOTIFIED_AGAIN.inc(len(rows))
     found = [row["id"] for row in rows]
-    _ring_all(ring, found)
+    _notify_all(notify, found)
     return found
 
 
 def reap(
-    connection: Connection, ring: Ring, *, grace: float, budget: int, delay: float = 0.0, tracing: Tracing = OFF
+    connection: Connection, notify: Notify, *, grace: float, budget: int, delay: float = 0.0, tracing: Tracing = OFF
 ) -> dict[str, JobStatus]:
     """Take jobs from workers whose lease ran out ``grace`` seconds ago; returns what each job is now."""
     reaped: dict[str, JobStatus] = {}
@@ -85,7 +84,7 @@ def reap(
             reason = f"worker {row['worker']} was not heard of"
             reaped[row["id"]] = ledger.end_dead_attempt(
                 connection,
-                Hold(row["id"], row["attempt"]),
+                AttemptRef(row["id"], row["attempt"]),
                 row,
                 outcome=AttemptOutcome.LEASE_EXPIRED,
                 reason=reason,
@@ -97,14 +96,14 @@ def reap(
         metrics.REAPED.inc()
         _end_span(tracing, row, reason)
         logger.warning("%s: attempt %d reaped: %s", row["id"], row["attempt"], reason)
-    _ring_all(ring, [job_id for job_id, status in reaped.items() if status == JobStatus.QUEUED])
+    _notify_all(notify, [job_id for job_id, status in reaped.items() if status == JobStatus.QUEUED])
     return reaped
 
 
-def _ring_all(ring: Ring, job_ids: Sequence[str]) -> None:
-    """While the broker answers: when it hangs each bell costs seconds, and the keeper has others to look after."""
+def _notify_all(notify: Notify, job_ids: Sequence[str]) -> None:
+    """Stop at the first failure: when the broker hangs each message costs seconds, and the keeper has other duties."""
     for job_id in job_ids:
-        if ring(job_id) is False:
+        if notify(job_id) is False:
             return
 
 
@@ -112,7 +111,7 @@ def _end_span(tracing: Tracing, row: Mapping[str, Any], reason: str) -> None:
     """The worker that began it cannot, or must not."""
     span = attempt_span(
         tracing,
-        Hold(row["id"], row["attempt"]),
+        AttemptRef(row["id"], row["attempt"]),
         tenant=row["tenant"],
         worker=row["worker"],
         model=row["model_id"],
@@ -156,21 +155,21 @@ def sweep_away(connection: Connection, storage: Storage, settings: Settings) -> 
             logger.info("swept away: %d %s", count, what)
 
 
-def keep(settings: Settings, ring: Ring, stop: threading.Event, tracing: Tracing = OFF) -> None:
+def keep(settings: Settings, notify: Notify, stop: threading.Event, tracing: Tracing = OFF) -> None:
     """Do every duty in turn until ``stop``. A database that is away is waited for."""
     with _sweeping(settings, stop):
         while not stop.is_set():
             touch(settings.heartbeat_file)
             try:
                 with connect(settings.database_url or "") as connection:
-                    _keep_connected(connection, settings, ring, stop, tracing)
+                    _keep_connected(connection, settings, notify, stop, tracing)
             except psycopg.Error as error:
                 logger.warning("the ledger is away, trying again: %s", error)
                 stop.wait(settings.keeper_interval)
 
 
 def _keep_connected(
-    connection: Connection, settings: Settings, ring: Ring, stop: threading.Event, tracing: Tracing
+    connection: Connection, settings: Settings, notify: Notify, stop: threading.Event, tracing: Tracing
 ) -> None:
     locked, next_explained = False, 0.0
     while not stop.is_set():
@@ -178,12 +177,12 @@ def _keep_connected(
         locked = locked or _is_ours(connection, LOCK)
         if locked:
             budget, delay = settings.barren_attempts, settings.retry_delay
-            reap(connection, ring, grace=settings.grace, budget=budget, delay=delay, tracing=tracing)
+            reap(connection, notify, grace=settings.grace, budget=budget, delay=delay, tracing=tracing)
             if time.monotonic() >= next_explained:
                 explain_waiting(connection, alive=settings.lease)
                 end_waiting(connection)
                 next_explained = time.monotonic() + EXPLAIN_SECONDS
-            ring_again(connection, ring, after=settings.ring_again)
+            notify_again(connection, notify, after=settings.ring_again)
         stop.wait(settings.keeper_interval)
 
 
@@ -234,11 +233,11 @@ def main() -> None:
     tracing = open_tracing(settings, "keeper")
     metrics.serve_metrics(settings.metrics_port)
     logger.info("keeper at work")
-    postman = threading.Thread(target=deliver, args=(settings, stop), name="postman", daemon=True)
-    postman.start()
-    keep(settings, partial(ring_quietly, settings), stop, tracing)
+    delivery = threading.Thread(target=deliver, args=(settings, stop), name="webhook delivery", daemon=True)
+    delivery.start()
+    keep(settings, partial(notify_workers, settings), stop, tracing)
     tracing.close()
-    postman.join(settings.webhook_timeout)
+    delivery.join(settings.webhook_timeout)
 
 
 if __name__ == "__main__":

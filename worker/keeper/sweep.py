@@ -16,7 +16,7 @@ from core.contract.ids import made_at, new_id
 from core.crash_points import reach
 from core.ledger.states import FINISHED, LEASED, AttemptOutcome, JobStatus
 from core.storage import LocalStorage, Storage
-from worker.ledger.attempts import Hold
+from worker.ledger.attempts import AttemptRef
 from worker.ledger.connection import Connection
 
 IDEMPOTENCY_HOURS = 24
@@ -123,7 +123,7 @@ def drop_dead_artifacts(connection: Connection, storage: Storage, *, dead_second
         (AttemptOutcome.SUCCEEDED.value, dead_seconds, DEAD_WINDOW_DAYS),
     ).fetchall()
     for row in attempts:
-        storage.delete_under(Hold(row["job_id"], row["attempt"]).prefix)
+        storage.delete_under(AttemptRef(row["job_id"], row["attempt"]).prefix)
     return len(attempts)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 
 from core.ledger.placement import fits, fits_worker
-from worker.ledger.attempts import Hold, fail_waiting
+from worker.ledger.attempts import AttemptRef, fail_waiting
 from worker.ledger.connection import Connection
 
 logger = logging.getLogger(__name__)
@@ -77,6 +77,6 @@ def end_waiting(connection: Connection) -> list[str]:
         for row in rows:
             reason = f": {row['waiting']['message']}" if row["waiting"] else ""
             message = f"no worker took it within {row['max_wait_s']} seconds{reason}"
-            fail_waiting(connection, Hold(row["id"], row["attempt"]), message=message)
+            fail_waiting(connection, AttemptRef(row["id"], row["attempt"]), message=message)
             logger.warning("%s: %s", row["id"], message)
     return [row["id"] for row in rows]

@@ -32,7 +32,7 @@ class NotHeld(Exception):
 
 
 @dataclass(frozen=True)
-class Hold:
+class AttemptRef:
     """A claimed job. ``job_id`` and ``attempt`` travel in every write."""
 
     job_id: str
@@ -44,46 +44,50 @@ class Hold:
         return f"jobs/{self.job_id}/a{self.attempt}"
 
 
-def beat(connection: Connection, hold: Hold, *, lease: float) -> JobStatus:
+def extend_lease(connection: Connection, ref: AttemptRef, *, lease: float) -> JobStatus:
     """Extend the lease. The answer is ``running``, or ``cancelling`` when someone asked to stop. Raises NotHeld."""
-    values = {"lease": lease, "job_id": hold.job_id, "attempt": hold.attempt}
+    values = {"lease": lease, "job_id": ref.job_id, "attempt": ref.attempt}
     row = connection.execute(transitions.EXTEND_LEASE, values).fetchone()
     if row is None:
-        raise NotHeld(f"{hold.job_id} is no longer attempt {hold.attempt}'s")
+        raise NotHeld(f"{ref.job_id} is no longer attempt {ref.attempt}'s")
     return JobStatus(row["status"])
 
 
-def peek(connection: Connection, hold: Hold) -> JobStatus:
+def read_status(connection: Connection, ref: AttemptRef) -> JobStatus:
     """The job's status, without touching the lease. Raises NotHeld."""
     row = connection.execute(
         "SELECT status FROM jobs WHERE id = %s AND attempt = %s AND status IN ('running', 'cancelling')",
-        (hold.job_id, hold.attempt),
+        (ref.job_id, ref.attempt),
     ).fetchone()
     if row is None:
-        raise NotHeld(f"{hold.job_id} is no longer attempt {hold.attempt}'s")
+        raise NotHeld(f"{ref.job_id} is no longer attempt {ref.attempt}'s")
     return JobStatus(row["status"])
 
 
-def set_phase(connection: Connection, hold: Hold, phase: str, *, forecast: Mapping[str, Any] | None = None) -> None:
+def set_phase(
+    connection: Connection, ref: AttemptRef, phase: str, *, forecast: Mapping[str, Any] | None = None
+) -> None:
     """``forecast``: of the whole job, as ``core.contract.forecast`` has it, for who follows the events."""
     with connection.transaction():
-        lock(connection, hold)
-        connection.execute(transitions.SET_PHASE, {"phase": phase, "job_id": hold.job_id})
-        append_event(connection, hold.job_id, EventType.PHASE, {"phase": phase, **(forecast or {})})
+        lock(connection, ref)
+        connection.execute(transitions.SET_PHASE, {"phase": phase, "job_id": ref.job_id})
+        append_event(connection, ref.job_id, EventType.PHASE, {"phase": phase, **(forecast or {})})
 
 
-def set_progress(connection: Connection, hold: Hold, progress: Mapping[str, Any], *, blocks: int | None = None) -> None:
+def set_progress(
+    connection: Connection, ref: AttemptRef, progress: Mapping[str, Any], *, blocks: int | None = None
+) -> None:
     """Lay ``progress`` over what the job last said of itself; ``blocks`` is the model's number of decoder blocks."""
     with connection.transaction():
-        lock(connection, hold)
-        values = {"progress": Jsonb(dict(progress)), "blocks": blocks, "job_id": hold.job_id}
+        lock(connection, ref)
+        values = {"progress": Jsonb(dict(progress)), "blocks": blocks, "job_id": ref.job_id}
         connection.execute(transitions.MERGE_PROGRESS, values)
 
 
-def add_warning(connection: Connection, hold: Hold, message: str) -> None:
+def add_warning(connection: Connection, ref: AttemptRef, message: str) -> None:
     with connection.transaction():
-        lock(connection, hold)
-        append_event(connection, hold.job_id, EventType.WARNING, {"message": clean(message)})
+        lock(connection, ref)
+        append_event(connection, ref.job_id, EventType.WARNING, {"message": clean(message)})
 
 
 def dataset(connection: Connection, *, tenant: str, dataset_id: str) -> dict[str, Any] | None:
@@ -102,7 +106,7 @@ def hub_token(connection: Connection, *, tenant: str) -> str | None:
 
 
 def succeed(
-    connection: Connection, hold: Hold, *, summary: Mapping[str, Any], artifacts: Sequence[Mapping[str, Any]]
+    connection: Connection, ref: AttemptRef, *, summary: Mapping[str, Any], artifacts: Sequence[Mapping[str, Any]]
 ) -> JobStatus:
     """End the job and make its artifacts visible, both or neither.
 
@@ -110,65 +114,65 @@ def succeed(
     checkpoint is published like any other.
     """
     with connection.transaction():
-        lock(connection, hold)
-        connection.execute("DELETE FROM artifacts WHERE job_id = %s", (hold.job_id,))
+        lock(connection, ref)
+        connection.execute("DELETE FROM artifacts WHERE job_id = %s", (ref.job_id,))
         with connection.cursor() as cursor:
             cursor.executemany(
                 "INSERT INTO artifacts (job_id, name, attempt, key, bytes, sha256, media_type) VALUES"
                 " (%(job_id)s, %(name)s, %(attempt)s, %(key)s, %(bytes)s, %(sha256)s, %(media_type)s)",
-                [{**artifact, "job_id": hold.job_id, "attempt": hold.attempt} for artifact in artifacts],
+                [{**artifact, "job_id": ref.job_id, "attempt": ref.attempt} for artifact in artifacts],
             )
         reach("artifacts.before_commit")
         data = {
-            "attempt": hold.attempt,
+            "attempt": ref.attempt,
             "artifacts": len(artifacts),
             "verdict": summary.get("verdict"),
             "summary": dict(summary),
         }
         size = sum(artifact["bytes"] for artifact in artifacts)
-        _end_job(connection, hold, JobStatus.SUCCEEDED, summary=summary, artifact_bytes=size)
-        _end_attempt(connection, hold, AttemptOutcome.SUCCEEDED)
-        append_event(connection, hold.job_id, EventType.SUCCEEDED, data)
+        _end_job(connection, ref, JobStatus.SUCCEEDED, summary=summary, artifact_bytes=size)
+        _end_attempt(connection, ref, AttemptOutcome.SUCCEEDED)
+        append_event(connection, ref.job_id, EventType.SUCCEEDED, data)
         reach("end.before_commit")
     return JobStatus.SUCCEEDED
 
 
-def fail(connection: Connection, hold: Hold, *, code: FailureCode, message: str) -> JobStatus:
+def fail(connection: Connection, ref: AttemptRef, *, code: FailureCode, message: str) -> JobStatus:
     """End the job with an error that the same attempt repeated would meet again, or that its owner must judge."""
     with connection.transaction():
-        lock(connection, hold)
-        _fail(connection, hold, AttemptOutcome.FAILED, code, message)
+        lock(connection, ref)
+        _fail(connection, ref, AttemptOutcome.FAILED, code, message)
     return JobStatus.FAILED
 
 
-def fail_waiting(connection: Connection, hold: Hold, *, message: str) -> None:
+def fail_waiting(connection: Connection, ref: AttemptRef, *, message: str) -> None:
     """End a job that no worker holds, inside the caller's transaction, which holds the lock on its row. ``hold``: its
     last attempt; 0 for none."""
     error = _error(FailureCode.NO_WORKER, message)
-    _end_job(connection, hold, JobStatus.FAILED, error=error)
-    append_event(connection, hold.job_id, EventType.FAILED, {"attempt": hold.attempt, "error": error})
+    _end_job(connection, ref, JobStatus.FAILED, error=error)
+    append_event(connection, ref.job_id, EventType.FAILED, {"attempt": ref.attempt, "error": error})
 
 
-def cancel(connection: Connection, hold: Hold) -> JobStatus:
+def cancel(connection: Connection, ref: AttemptRef) -> JobStatus:
     """End a job that someone asked to stop. Raises NotHeld when nobody did."""
     with connection.transaction():
-        lock(connection, hold, JobStatus.CANCELLING)
-        _cancel(connection, hold, AttemptOutcome.CANCELLED)
+        lock(connection, ref, JobStatus.CANCELLING)
+        _cancel(connection, ref, AttemptOutcome.CANCELLED)
     return JobStatus.CANCELLED
 
 
-def hand_back(connection: Connection, hold: Hold, *, reason: str) -> JobStatus:
+def hand_back(connection: Connection, ref: AttemptRef, *, reason: str) -> JobStatus:
     """Queue the job again because this worker was asked to stop; that counts against no budget."""
     with connection.transaction():
-        lock(connection, hold)
-        _end_attempt(connection, hold, AttemptOutcome.HANDED_BACK)
-        _requeue(connection, hold, reason)
+        lock(connection, ref)
+        _end_attempt(connection, ref, AttemptOutcome.HANDED_BACK)
+        _requeue(connection, ref, reason)
     return JobStatus.QUEUED
 
 
 def give_up_attempt(
     connection: Connection,
-    hold: Hold,
+    ref: AttemptRef,
     *,
     outcome: AttemptOutcome,
     reason: str,
@@ -182,15 +186,15 @@ def give_up_attempt(
     further one. Returns the job's status. Raises NotHeld.
     """
     with connection.transaction():
-        job = lock(connection, hold, *LEASED)
+        job = lock(connection, ref, *LEASED)
         return end_dead_attempt(
-            connection, hold, job, outcome=outcome, reason=reason, budget=budget, code=code, delay=delay
+            connection, ref, job, outcome=outcome, reason=reason, budget=budget, code=code, delay=delay
         )
 
 
 def end_dead_attempt(
     connection: Connection,
-    hold: Hold,
+    ref: AttemptRef,
     job: Mapping[str, Any],
     *,
     outcome: AttemptOutcome,
@@ -201,34 +205,34 @@ def end_dead_attempt(
 ) -> JobStatus:
     """The same inside the caller's transaction, which holds the lock on the row ``job``."""
     if job["status"] == JobStatus.CANCELLING:
-        _cancel(connection, hold, outcome)
+        _cancel(connection, ref, outcome)
         return JobStatus.CANCELLED
     attempt = connection.execute(
-        "SELECT blocks_done FROM attempts WHERE job_id = %s AND attempt = %s", (hold.job_id, hold.attempt)
+        "SELECT blocks_done FROM attempts WHERE job_id = %s AND attempt = %s", (ref.job_id, ref.attempt)
     ).fetchone()
     progressed = attempt is not None and attempt["blocks_done"] > 0
     attempts_without_progress = 0 if progressed else job["barren_attempts"] + 1
     if outcome != AttemptOutcome.LEASE_EXPIRED:  # its process is gone, and who comes back under its name is another
-        connection.execute(transitions.AVOID_WORKER, {"job_id": hold.job_id})
+        connection.execute(transitions.AVOID_WORKER, {"job_id": ref.job_id})
     if attempts_without_progress >= budget:
         row_of_failures = f"{attempts_without_progress} attempts in a row ended without a new block; the last: "
         message = reason if budget == 1 else row_of_failures + reason
-        _fail(connection, hold, outcome, code, message, attempts_without_progress=attempts_without_progress)
+        _fail(connection, ref, outcome, code, message, attempts_without_progress=attempts_without_progress)
         return JobStatus.FAILED
-    _end_attempt(connection, hold, outcome, error={"message": clean(reason)})
+    _end_attempt(connection, ref, outcome, error={"message": clean(reason)})
     wait = min(delay * 2 ** (attempts_without_progress - 1), LONGEST_DELAY) if attempts_without_progress else 0.0
-    _requeue(connection, hold, reason, attempts_without_progress=attempts_without_progress, wait=wait)
+    _requeue(connection, ref, reason, attempts_without_progress=attempts_without_progress, wait=wait)
     return JobStatus.QUEUED
 
 
-def lock(connection: Connection, hold: Hold, *statuses: JobStatus) -> DictRow:
+def lock(connection: Connection, ref: AttemptRef, *statuses: JobStatus) -> DictRow:
     """Lock the job's row for the rest of the transaction: the fence before every write. Raises NotHeld."""
     row = connection.execute(
         "SELECT status, barren_attempts FROM jobs WHERE id = %s AND attempt = %s AND status = ANY(%s) FOR UPDATE",
-        (hold.job_id, hold.attempt, [status.value for status in statuses or (JobStatus.RUNNING,)]),
+        (ref.job_id, ref.attempt, [status.value for status in statuses or (JobStatus.RUNNING,)]),
     ).fetchone()
     if row is None:
-        raise NotHeld(f"{hold.job_id} is no longer attempt {hold.attempt}'s to write")
+        raise NotHeld(f"{ref.job_id} is no longer attempt {ref.attempt}'s to write")
     return row
 
 
@@ -244,7 +248,7 @@ def clean(message: str) -> str:
 
 def _fail(
     connection: Connection,
-    hold: Hold,
+    ref: AttemptRef,
     outcome: AttemptOutcome,
     code: FailureCode,
     message: str,
@@ -252,24 +256,24 @@ def _fail(
     attempts_without_progress: int | None = None,
 ) -> None:
     error = _error(code, message)
-    _end_job(connection, hold, JobStatus.FAILED, error=error, attempts_without_progress=attempts_without_progress)
-    _end_attempt(connection, hold, outcome, error=error)
-    append_event(connection, hold.job_id, EventType.FAILED, {"attempt": hold.attempt, "error": error})
+    _end_job(connection, ref, JobStatus.FAILED, error=error, attempts_without_progress=attempts_without_progress)
+    _end_attempt(connection, ref, outcome, error=error)
+    append_event(connection, ref.job_id, EventType.FAILED, {"attempt": ref.attempt, "error": error})
 
 
 def _error(code: FailureCode, message: str) -> dict[str, Any]:
     return {"code": code.value, "message": clean(message), "retryable": code in RETRYABLE}
 
 
-def _cancel(connection: Connection, hold: Hold, outcome: AttemptOutcome) -> None:
-    _end_job(connection, hold, JobStatus.CANCELLED)
-    _end_attempt(connection, hold, outcome)
-    append_event(connection, hold.job_id, EventType.CANCELLED, {"attempt": hold.attempt})
+def _cancel(connection: Connection, ref: AttemptRef, outcome: AttemptOutcome) -> None:
+    _end_job(connection, ref, JobStatus.CANCELLED)
+    _end_attempt(connection, ref, outcome)
+    append_event(connection, ref.job_id, EventType.CANCELLED, {"attempt": ref.attempt})
 
 
 def _end_job(
     connection: Connection,
-    hold: Hold,
+    ref: AttemptRef,
     status: JobStatus,
     *,
     summary: Mapping[str, Any] | None = None,
@@ -286,30 +290,30 @@ def _end_job(
             "error": None if error is None else Jsonb(dict(error)),
             "artifact_bytes": artifact_bytes,
             "attempts_without_progress": attempts_without_progress,
-            "job_id": hold.job_id,
+            "job_id": ref.job_id,
         },
     )
 
 
 def _requeue(
     connection: Connection,
-    hold: Hold,
+    ref: AttemptRef,
     reason: str,
     *,
     attempts_without_progress: int | None = None,
     wait: float = 0.0,
 ) -> None:
-    values = {"wait": wait, "attempts_without_progress": attempts_without_progress, "job_id": hold.job_id}
+    values = {"wait": wait, "attempts_without_progress": attempts_without_progress, "job_id": ref.job_id}
     connection.execute(transitions.REQUEUE, values)
-    data = {"attempt": hold.attempt, "reason": clean(reason), **({"wait_seconds": wait} if wait else {})}
-    append_event(connection, hold.job_id, EventType.REQUEUED, data)
+    data = {"attempt": ref.attempt, "reason": clean(reason), **({"wait_seconds": wait} if wait else {})}
+    append_event(connection, ref.job_id, EventType.REQUEUED, data)
 
 
 def _end_attempt(
-    connection: Connection, hold: Hold, outcome: AttemptOutcome, error: Mapping[str, Any] | None = None
+    connection: Connection, ref: AttemptRef, outcome: AttemptOutcome, error: Mapping[str, Any] | None = None
 ) -> None:
     connection.execute(
         "UPDATE attempts SET ended_at = clock_timestamp(), outcome = %s, error = %s WHERE job_id = %s AND attempt = %s",
-        (outcome.value, None if error is None else Jsonb(dict(error)), hold.job_id, hold.attempt),
+        (outcome.value, None if error is None else Jsonb(dict(error)), ref.job_id, ref.attempt),
     )
-    connection.execute("UPDATE workers SET job_id = NULL WHERE job_id = %s", (hold.job_id,))
+    connection.execute("UPDATE workers SET job_id = NULL WHERE job_id = %s", (ref.job_id,))

@@ -12,7 +12,7 @@ from core.contract.events import EventType
 from core.crash_points import reach
 from core.ledger import transitions
 from worker.ledger import attempts as ledger
-from worker.ledger.attempts import Hold
+from worker.ledger.attempts import AttemptRef
 from worker.ledger.connection import Connection
 
 NEWEST_WEIGHT = 0.3
@@ -23,7 +23,7 @@ RECENT = 16
 
 def record_block(
     connection: Connection,
-    hold: Hold,
+    ref: AttemptRef,
     *,
     block: int,
     blocks: int,
@@ -40,13 +40,13 @@ def record_block(
     NotHeld.
     """
     with connection.transaction():
-        ledger.lock(connection, hold)
-        before = _blocks_with(connection, hold.job_id, {*superseded}, block)
+        ledger.lock(connection, ref)
+        before = _blocks_with(connection, ref.job_id, {*superseded}, block)
         connection.execute(
             "INSERT INTO layers (job_id, block, attempt, seconds, report, files) VALUES (%s, %s, %s, %s, %s, %s)"
             " ON CONFLICT (job_id, block) DO UPDATE SET attempt = excluded.attempt, seconds = excluded.seconds,"
             " report = excluded.report, files = excluded.files, created_at = excluded.created_at",
-            (hold.job_id, block, hold.attempt, seconds, Jsonb(dict(report)), Jsonb([dict(file) for file in files])),
+            (ref.job_id, block, ref.attempt, seconds, Jsonb(dict(report)), Jsonb([dict(file) for file in files])),
         )
         after = {**before, block: [dict(file) for file in files]}
         dropped = set(superseded)
@@ -55,34 +55,34 @@ def record_block(
             if len(left) != len(kept):
                 after[number] = left
                 connection.execute(
-                    "UPDATE layers SET files = %s WHERE job_id = %s AND block = %s", (Jsonb(left), hold.job_id, number)
+                    "UPDATE layers SET files = %s WHERE job_id = %s AND block = %s", (Jsonb(left), ref.job_id, number)
                 )
         new = not before.get(block)
         connection.execute(
             transitions.FINISH_BLOCK,
-            {"done": block + 1, "blocks": blocks, "weight": NEWEST_WEIGHT, "seconds": seconds, "job_id": hold.job_id},
+            {"done": block + 1, "blocks": blocks, "weight": NEWEST_WEIGHT, "seconds": seconds, "job_id": ref.job_id},
         )
         if new:
             connection.execute(
                 "UPDATE attempts SET blocks_done = blocks_done + 1 WHERE job_id = %s AND attempt = %s",
-                (hold.job_id, hold.attempt),
+                (ref.job_id, ref.attempt),
             )
-            ledger.append_event(connection, hold.job_id, EventType.BLOCK, event)
+            ledger.append_event(connection, ref.job_id, EventType.BLOCK, event)
         reach("layer.before_commit")
         unused = _keys(before) - _keys(after)
         # A file is stored by its content: another block may have the same.
-        return sorted(key for key in unused if not _is_named(connection, hold.job_id, key))
+        return sorted(key for key in unused if not _is_named(connection, ref.job_id, key))
 
 
-def record_resumed(connection: Connection, hold: Hold, *, block: int, blocks: int) -> None:
+def record_resumed(connection: Connection, ref: AttemptRef, *, block: int, blocks: int) -> None:
     """``block`` was found finished by an earlier attempt and was not computed again."""
     with connection.transaction():
-        ledger.lock(connection, hold)
+        ledger.lock(connection, ref)
         connection.execute(
             "UPDATE attempts SET resumed_from_block = %s WHERE job_id = %s AND attempt = %s",
-            (block + 1, hold.job_id, hold.attempt),
+            (block + 1, ref.job_id, ref.attempt),
         )
-        connection.execute(transitions.SKIP_BLOCK, {"done": block + 1, "blocks": blocks, "job_id": hold.job_id})
+        connection.execute(transitions.SKIP_BLOCK, {"done": block + 1, "blocks": blocks, "job_id": ref.job_id})
 
 
 def block_files(connection: Connection, job_id: str) -> list[dict[str, Any]]:

@@ -19,13 +19,13 @@ from core.crash_points import reach
 from core.ledger import transitions
 from core.ledger.placement import ANYWHERE, Place
 from core.ledger.states import Phase
-from worker.ledger.attempts import Hold, append_event
+from worker.ledger.attempts import AttemptRef, append_event
 from worker.ledger.connection import Connection
 
 
 @dataclass(frozen=True)
 class Claim:
-    hold: Hold
+    ref: AttemptRef
     tenant: str
     spec: dict[str, Any]
     """A ``JobSpec`` as JSON."""
@@ -42,7 +42,7 @@ class Unconfirmed(Exception):
     """The connection broke while ``claim`` was committed: it may be ours, or nobody's."""
 
     def __init__(self, claim: Claim) -> None:
-        super().__init__(claim.hold.job_id)
+        super().__init__(claim.ref.job_id)
         self.claim = claim
 
 
@@ -137,22 +137,22 @@ def waits(connection: Connection, job_id: str) -> bool:
     return row is not None
 
 
-def confirm(connection: Connection, hold: Hold, *, worker: str, lease: float) -> bool:
+def confirm(connection: Connection, ref: AttemptRef, *, worker: str, lease: float) -> bool:
     """Whether a claim whose end we did not hear is ours; if so its lease begins anew."""
-    values = {"lease": lease, "job_id": hold.job_id, "attempt": hold.attempt, "worker": worker}
+    values = {"lease": lease, "job_id": ref.job_id, "attempt": ref.attempt, "worker": worker}
     return connection.execute(transitions.CONFIRM_CLAIM, values).rowcount == 1
 
 
 def _begin_attempt(connection: Connection, row: DictRow, *, worker: str) -> Claim:
-    hold = Hold(row["id"], row["attempt"])
+    ref = AttemptRef(row["id"], row["attempt"])
     connection.execute(
         "INSERT INTO attempts (job_id, attempt, worker, resumed_from_block, device)"
         " VALUES (%(job)s, %(attempt)s, %(worker)s, 0, (SELECT device FROM workers WHERE id = %(worker)s))",
-        {"job": hold.job_id, "attempt": hold.attempt, "worker": worker},
+        {"job": ref.job_id, "attempt": ref.attempt, "worker": worker},
     )
     connection.execute("UPDATE workers SET job_id = %s, seen_at = clock_timestamp() WHERE id = %s", (row["id"], worker))
-    started = {"attempt": hold.attempt, "worker": worker, "resumed_from_block": row["blocks_done"]}
-    append_event(connection, hold.job_id, EventType.STARTED, started)
-    append_event(connection, hold.job_id, EventType.PHASE, {"phase": Phase.PREPARING.value})
+    started = {"attempt": ref.attempt, "worker": worker, "resumed_from_block": row["blocks_done"]}
+    append_event(connection, ref.job_id, EventType.STARTED, started)
+    append_event(connection, ref.job_id, EventType.PHASE, {"phase": Phase.PREPARING.value})
     reach("claim.before_commit")
-    return Claim(hold, row["tenant"], row["spec"], row["progress"], row["elapsed"], row["waited"], row["trace_context"])
+    return Claim(ref, row["tenant"], row["spec"], row["progress"], row["elapsed"], row["waited"], row["trace_context"])

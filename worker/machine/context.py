@@ -17,14 +17,14 @@ RUNNER = (sys.executable, "-m", "worker.runner.job")
 
 
 @dataclass(frozen=True)
-class Hands:
+class WorkerContext:
     settings: Settings
     storage: Storage
     worker: str
     """Who we are, in the ledger."""
     draining: Callable[[], bool]
     """True as soon as this worker is to stop: the block in hand is finished, the job handed back."""
-    ring: Callable[[str], object]
+    notify: Callable[[str], object]
     """Tells other workers that a job waits; never raises."""
     runner: tuple[str, ...] = RUNNER
     """The command that computes; the path of the job file is appended."""

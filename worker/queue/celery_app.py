@@ -1,4 +1,4 @@
-"""Celery as a doorbell: it wakes a worker, and decides nothing.
+"""Celery delivers wake-ups to workers and decides nothing.
 
     celery --app worker.queue.celery_app:app worker --queues qe.jobs
 
@@ -20,17 +20,16 @@ import billiard
 import billiard.pool
 from celery import Celery, signals
 
-from core import preflight
-from core import wakeup as bell
+from core import preflight, wakeup
 from core.logs import configure_logging
 from core.settings import Settings, read_settings
 from core.storage import storage_from_url
 from core.tracing import open_tracing
 from worker import metrics, process
 from worker.machine import device
-from worker.machine.context import RUNNER, Hands
+from worker.machine.context import RUNNER, WorkerContext
 from worker.machine.device import Device
-from worker.notify import ring_quietly
+from worker.notify import notify_workers
 from worker.queue.draining import Draining
 from worker.queue.presence import present
 from worker.runner import confinement
@@ -54,10 +53,10 @@ def create_celery(settings: Settings | None = None, *, runner: tuple[str, ...] =
     devices = own_devices()
     celery = Celery("quant_experts", broker=settings.redis_url, set_as_current=False)
     celery.conf.update(
-        # Only the bell's queue, and only JSON: a message is a job id.
-        task_default_queue=bell.QUEUE,
+        # Only the queue of wake-ups, and only JSON: a message is a job id.
+        task_default_queue=wakeup.QUEUE,
         task_create_missing_queues=False,
-        task_queues={bell.QUEUE: {"exchange": "", "routing_key": bell.QUEUE}},
+        task_queues={wakeup.QUEUE: {"exchange": "", "routing_key": wakeup.QUEUE}},
         accept_content=["json"],
         task_serializer="json",
         # Acknowledged when taken. A late ack of a job longer than the visibility timeout runs the job twice (tried).
@@ -66,12 +65,12 @@ def create_celery(settings: Settings | None = None, *, runner: tuple[str, ...] =
         task_ignore_result=True,
         result_backend=None,
         worker_concurrency=len(devices),
-        # One bell at a time: with early ack, prefetch 1 still reserves a second one behind a running job (tried).
+        # One message at a time: with early ack, prefetch 1 still reserves a second one behind a running job (tried).
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=True,
         # A solo pool answers no ping while it works; threads would share one process with the parent-death signal.
         worker_pool="prefork",
-        # A worker outlives its broker: without Redis it goes on computing and rings again when Redis is back.
+        # A worker outlives its broker: without Redis it goes on computing and sends again when Redis is back.
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         worker_cancel_long_running_tasks_on_connection_loss=False,
@@ -80,35 +79,35 @@ def create_celery(settings: Settings | None = None, *, runner: tuple[str, ...] =
         task_send_sent_event=False,
         worker_hijack_root_logger=True,
         worker_redirect_stdouts=False,
-        # No ETA and no revoke are used; a day's clock difference could otherwise delay a bell.
+        # No ETA and no revoke are used; a day's clock difference could otherwise delay a wake-up.
         enable_utc=True,
     )
-    celery.task(ring, name=bell.TASK, bind=True)
+    celery.task(notify, name=wakeup.TASK, bind=True)
     _connect_signals(celery, settings, devices, runner)
     return celery
 
 
-def ring(task: Any, job_id: str) -> int:
+def notify(task: Any, job_id: str) -> int:
     """The only Celery task: a wake-up. Claims and runs jobs until none is left that this worker can take.
 
     ``job_id`` may be late or doubled. When this worker took no job and ``job_id`` still waits, others are woken.
     """
-    attempts = work(task.app.hands)
+    attempts = work(task.app.context)
     if attempts == 0:
-        pass_on(task.app.hands, job_id)
+        pass_on(task.app.context, job_id)
     return attempts
 
 
-def hands_of(
+def contexts_of(
     settings: Settings, *, worker: str, draining: Draining, devices: Sequence[Device], runner: tuple[str, ...] = RUNNER
-) -> list[Hands]:
+) -> list[WorkerContext]:
     """The tools of a supervisor per device, from the settings of this process."""
-    first = Hands(
+    first = WorkerContext(
         settings=settings,
         storage=storage_from_url(settings.resolved_storage_url),
         worker=worker,
         draining=draining.asked,
-        ring=partial(ring_quietly, settings),
+        notify=partial(notify_workers, settings),
         runner=runner,
         sharing=len(devices),
     )
@@ -136,15 +135,15 @@ def _connect_signals(celery: Celery, settings: Settings, devices: Sequence[Devic
                 f"--concurrency {sender.concurrency}: this worker has {len(devices)} devices, and one runs one job at a"
                 " time"
             )
-        celery.slots = hands_of(
+        celery.slots = contexts_of(
             settings, worker=sender.hostname, draining=draining, devices=devices[: sender.concurrency], runner=runner
         )
 
     def ready(**_: Any) -> None:
         presence.enter_context(present(settings, celery.slots))
-        # Bells rung while no worker lived, or lost with Redis, are made up for at once.
+        # Makes up for wake-ups that were sent while no worker lived, or lost with Redis.
         for slot in celery.slots:
-            ring_quietly(settings, f"{slot.worker} is ready")
+            notify_workers(settings, f"{slot.worker} is ready")
 
     def child_started(**_: Any) -> None:
         # kill -9 of the parent must end the pool's child too, and with it the runner.
@@ -154,14 +153,14 @@ def _connect_signals(celery: Celery, settings: Settings, devices: Sequence[Devic
         billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 10
         number = getattr(billiard.current_process(), "index", 0)  # the next child after one that died has its number
         slot = celery.slots[number]
-        # The child is where blocks are counted; the parent only waits for bells.
+        # The child is where blocks are counted; the parent only waits for wake-ups.
         metrics.GPU_MEMORY.uuid = slot.device.uuid
         metrics.serve_metrics(settings.metrics_port and settings.metrics_port + number)
         # Not before the fork: the thread that sends spans would stay behind.
-        celery.hands = replace(slot, tracing=open_tracing(settings, "worker"))
+        celery.context = replace(slot, tracing=open_tracing(settings, "worker"))
 
     def child_ended(**_: Any) -> None:
-        celery.hands.tracing.close()
+        celery.context.tracing.close()
 
     def shutting_down(**_: Any) -> None:
         # Fires at once on SIGTERM with Celery's warm shutdown, while the pool's child is still busy (tried).

@@ -6,7 +6,7 @@ import os
 
 import click
 
-from core import wakeup as bell
+from core import wakeup
 
 
 @click.command()
@@ -34,7 +34,7 @@ def worker(name: str | None, drain_seconds: float | None, once: bool) -> None:
 
     options = [
         "--queues",
-        bell.QUEUE,
+        wakeup.QUEUE,
         "--pool",
         "prefork",
         "--without-gossip",

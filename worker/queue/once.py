@@ -13,7 +13,7 @@ from core.settings import read_settings
 from core.tracing import open_tracing
 from worker import metrics
 from worker.machine.context import RUNNER
-from worker.queue.celery_app import hands_of, own_devices
+from worker.queue.celery_app import contexts_of, own_devices
 from worker.queue.draining import Draining
 from worker.queue.presence import present
 from worker.runner import confinement
@@ -33,11 +33,11 @@ def work_once(name: str | None = None, *, runner: tuple[str, ...] = RUNNER) -> i
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: draining.begin())
     name = name or f"once-{os.getpid()}@{socket.gethostname()}"
-    (hands,) = hands_of(settings, worker=name, draining=draining, devices=own_devices()[:1], runner=runner)
-    metrics.GPU_MEMORY.uuid = hands.device.uuid
+    (context,) = contexts_of(settings, worker=name, draining=draining, devices=own_devices()[:1], runner=runner)
+    metrics.GPU_MEMORY.uuid = context.device.uuid
     metrics.serve_metrics(settings.metrics_port)
     tracing = open_tracing(settings, "worker")
-    with present(settings, [hands]):
-        attempts = work(replace(hands, tracing=tracing), most=1)
+    with present(settings, [context]):
+        attempts = work(replace(context, tracing=tracing), most=1)
     tracing.close()
     return attempts

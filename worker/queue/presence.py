@@ -16,7 +16,7 @@ from core.settings import Settings
 from worker.ledger import workers
 from worker.ledger.connection import connect
 from worker.machine import device, hub_copies
-from worker.machine.context import Hands
+from worker.machine.context import WorkerContext
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ SWEEP_SECONDS = 3600.0
 
 
 @contextlib.contextmanager
-def present(settings: Settings, slots: Sequence[Hands]) -> Iterator[None]:
+def present(settings: Settings, slots: Sequence[WorkerContext]) -> Iterator[None]:
     """While inside, the worker of each slot is seen; afterwards it is gone."""
     over = threading.Event()
     threading.Thread(target=_be_seen, args=(settings, slots, over), name="presence", daemon=True).start()
@@ -36,7 +36,7 @@ def present(settings: Settings, slots: Sequence[Hands]) -> Iterator[None]:
             _forget(settings, slots)
 
 
-def _be_seen(settings: Settings, slots: Sequence[Hands], over: threading.Event) -> None:
+def _be_seen(settings: Settings, slots: Sequence[WorkerContext], over: threading.Event) -> None:
     host, begins, next_sweep = socket.gethostname(), True, 0.0
     while True:
         try:
@@ -73,7 +73,7 @@ def _drop_unused_copies(settings: Settings) -> None:
         logger.info("swept away: %d copies of models and datasets that no job uses", dropped)
 
 
-def _forget(settings: Settings, slots: Sequence[Hands]) -> None:
+def _forget(settings: Settings, slots: Sequence[WorkerContext]) -> None:
     try:
         with connect(settings.database_url or "") as connection:
             for slot in slots:

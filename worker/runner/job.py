@@ -66,7 +66,7 @@ def _confined(job_file: Path) -> protocol.RunnerJob | Exception:
         return error
     if job.confinement == "off":
         return job
-    signs = [Path(os.environ[crash_points.VARIABLE])] if crash_points.wanted() else []
+    signs = [Path(os.environ[crash_points.VARIABLE])] if crash_points.enabled() else []
     model, rows = with_linked(Path(job.model)), with_linked(Path(job.calibration))
     walls = confine(directory=job_file.parent, read=[*model, *rows], write=signs)
     if walls.missing and job.confinement == "required":
@@ -97,14 +97,14 @@ class Orders:
     def __init__(self) -> None:
         self._news = threading.Condition()
         self._stop = False
-        self._kept = -1
+        self._stored = -1
 
     def listen(self, stdin: Iterable[bytes]) -> None:
         for line in stdin:
             if line == protocol.STOP:
                 break
             with self._news:
-                self._kept = int(line.removeprefix(protocol.KEPT))
+                self._stored = int(line.removeprefix(protocol.STORED))
                 self._news.notify_all()
         with self._news:
             self._stop = True
@@ -113,10 +113,10 @@ class Orders:
     def stop_asked(self) -> bool:
         return self._stop
 
-    def wait_kept(self, block: int) -> None:
+    def wait_stored(self, block: int) -> None:
         """Until ``block`` is safe, or we are to stop and begin no other anyway."""
         with self._news:
-            self._news.wait_for(lambda: self._stop or self._kept == block)
+            self._news.wait_for(lambda: self._stop or self._stored == block)
 
 
 def _quantize(job: protocol.RunnerJob, say: Callable[[protocol.Line], None], orders: Orders) -> protocol.LastWord:
@@ -126,9 +126,9 @@ def _quantize(job: protocol.RunnerJob, say: Callable[[protocol.Line], None], ord
     from quant_experts.errors import Stopped
     from quant_experts.run import quantize as pipeline
 
-    if crash_points.wanted():
+    if crash_points.enabled():
         library_points.listener = crash_points.reach
-    spec, accept_if = wanted(job)
+    spec, accept_if = specification_of(job)
     last: protocol.LastWord | None = None
 
     def on_event(event: progress.Event) -> None:
@@ -139,7 +139,7 @@ def _quantize(job: protocol.RunnerJob, say: Callable[[protocol.Line], None], ord
             return
         say(message)
         if isinstance(message, protocol.BlockLine):
-            orders.wait_kept(message.block)
+            orders.wait_stored(message.block)
 
     try:
         pipeline.quantize(
@@ -164,7 +164,7 @@ def _quantize(job: protocol.RunnerJob, say: Callable[[protocol.Line], None], ord
     return last
 
 
-def wanted(job: protocol.RunnerJob) -> tuple[QuantizationSpec, AcceptIf | None]:
+def specification_of(job: protocol.RunnerJob) -> tuple[QuantizationSpec, AcceptIf | None]:
     """What to do, and the limits that its result is held against. Raises InvalidSpec."""
     from pydantic import ValidationError
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 STOP = b"stop\n"
-KEPT = b"kept "
+STORED = b"kept "
 MAX_LINE = 64 * 1024 * 1024
 """Bytes. A block's report is some kilobytes; a line beyond this is not ours."""
 
@@ -144,9 +144,9 @@ class NotOurs(Exception):
     """A line on the runner's channel that is not a message of this protocol."""
 
 
-def kept(block: int) -> bytes:
+def stored(block: int) -> bytes:
     """What tells the runner that nothing of ``block`` can be lost any more."""
-    return b"%s%d\n" % (KEPT, block)
+    return b"%s%d\n" % (STORED, block)
 
 
 def decode(line: bytes) -> Line:

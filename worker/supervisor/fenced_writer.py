@@ -12,7 +12,7 @@ import psycopg
 from worker import metrics
 from worker.ledger import attempts as ledger
 from worker.ledger.connection import AWAY, Connection, connect
-from worker.supervisor.lease import Keeping, Lease, Lost
+from worker.supervisor.lease import Lease, LeaseState, Lost
 
 logger = logging.getLogger(__name__)
 
@@ -24,18 +24,18 @@ REFUSALS = 5
 """So often a write that breaks a constraint is tried before it is taken for one that always will."""
 
 
-class Pen:
+class FencedWriter:
     """One connection and one hold. A write is tried again until it is in, or the job is not ours any more."""
 
-    def __init__(self, database_url: str, hold: ledger.Hold, lease: Lease) -> None:
+    def __init__(self, database_url: str, ref: ledger.AttemptRef, lease: Lease) -> None:
         self._database_url = database_url
-        self._hold = hold
+        self._ref = ref
         self._lease = lease
         self._connection: Connection | None = None
 
     def write(
         self,
-        statement: Callable[Concatenate[Connection, ledger.Hold, P], T],
+        statement: Callable[Concatenate[Connection, ledger.AttemptRef, P], T],
         *arguments: P.args,
         **options: P.kwargs,
     ) -> T:
@@ -46,10 +46,10 @@ class Pen:
         """
         refused = 0
         while True:
-            if self._lease.state is Keeping.LOST:
-                raise Lost(self._hold.job_id)
+            if self._lease.state is LeaseState.LOST:
+                raise Lost(self._ref.job_id)
             try:
-                return statement(self._connected(), self._hold, *arguments, **options)
+                return statement(self._connected(), self._ref, *arguments, **options)
             except ledger.NotHeld:
                 try:
                     self._learn_why()
@@ -60,22 +60,22 @@ class Pen:
                 refused += 1
                 if refused == REFUSALS:
                     raise
-                logger.warning("%s: the ledger refused a write, trying again: %s", self._hold.job_id, error)
+                logger.warning("%s: the ledger refused a write, trying again: %s", self._ref.job_id, error)
                 self._lease.wait(RETRY_SECONDS / REFUSALS)
             except AWAY as error:
-                logger.warning("%s: the ledger cannot be written, trying again: %s", self._hold.job_id, error)
+                logger.warning("%s: the ledger cannot be written, trying again: %s", self._ref.job_id, error)
                 self._disconnect()
                 self._lease.wait(RETRY_SECONDS)
 
     def read(self, query: Callable[Concatenate[Connection, P], T], *arguments: P.args, **options: P.kwargs) -> T:
         """Run a query of :mod:`worker.ledger.attempts`, tried again like a write."""
         while True:
-            if self._lease.state is Keeping.LOST:
-                raise Lost(self._hold.job_id)
+            if self._lease.state is LeaseState.LOST:
+                raise Lost(self._ref.job_id)
             try:
                 return query(self._connected(), *arguments, **options)
             except AWAY as error:
-                logger.warning("%s: the ledger cannot be read, trying again: %s", self._hold.job_id, error)
+                logger.warning("%s: the ledger cannot be read, trying again: %s", self._ref.job_id, error)
                 self._disconnect()
                 self._lease.wait(RETRY_SECONDS)
 
@@ -98,7 +98,7 @@ class Pen:
             self._lease.wait(RETRY_SECONDS)
             return
         self._lease.check()
-        raise Lost(self._hold.job_id)
+        raise Lost(self._ref.job_id)
 
     def __enter__(self) -> Self:
         return self

@@ -28,7 +28,7 @@ from core.storage import ObjectMissing, sha256_file
 from worker import process
 from worker.machine.hub_copies import ARRIVING, COMMIT, PARTIAL
 from worker.supervisor.lease import Lease, Lost, TimedOut, monotonic
-from worker.supervisor.retrying_storage import PatientStorage
+from worker.supervisor.retrying_storage import RetryingStorage
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def check_fingerprint(model_id: str, directory: Path, planned: str | None) -> No
         )
 
 
-def uploaded_rows(dataset_id: str, row: Mapping[str, Any] | None, storage: PatientStorage, to: Path) -> Path:
+def uploaded_rows(dataset_id: str, row: Mapping[str, Any] | None, storage: RetryingStorage, to: Path) -> Path:
     """Bring the uploaded dataset ``row`` (``format key sha256``) into the directory ``to``, digest checked."""
     if row is None:
         raise FetchFailed(FailureCode.DATASET_NOT_FOUND, f"dataset {dataset_id!r} does not exist any more")
@@ -104,7 +104,7 @@ def uploaded_rows(dataset_id: str, row: Mapping[str, Any] | None, storage: Patie
     return target
 
 
-def finished_blocks(files: list[dict[str, Any]], storage: PatientStorage, to: Path) -> int:
+def finished_blocks(files: list[dict[str, Any]], storage: RetryingStorage, to: Path) -> int:
     """Bring the files of finished blocks into the work directory; returns how many arrived whole.
 
     A file that is missing or damaged is left out with a line in the log: the library resumes from the longest prefix

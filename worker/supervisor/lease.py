@@ -33,7 +33,7 @@ PEEK_SECONDS = 1.0
 CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
-class Keeping(Enum):
+class LeaseState(Enum):
     HELD = "held"
     CANCELLING = "cancelling"
     """Someone asked to stop the job; it is still ours to end."""
@@ -58,11 +58,11 @@ class TimedOut(Exception):
 class Lease:
     """The state of a kept lease, and the child that dies with it."""
 
-    def __init__(self, settings: Settings, hold: ledger.Hold, *, seconds_left: float) -> None:
+    def __init__(self, settings: Settings, ref: ledger.AttemptRef, *, seconds_left: float) -> None:
         self._settings = settings
-        self._hold = hold
+        self._ref = ref
         self._lock = threading.Lock()
-        self._state = Keeping.HELD
+        self._state = LeaseState.HELD
         self._ended = threading.Event()
         """Set as soon as the job is lost, to be cancelled, or over: whoever waits, stops waiting."""
         self._over = threading.Event()
@@ -71,28 +71,28 @@ class Lease:
         self._deadline = monotonic() + seconds_left
 
     @property
-    def state(self) -> Keeping:
+    def state(self) -> LeaseState:
         return self._state
 
     def check(self) -> None:
         """Raises Lost, CancelRequested or TimedOut."""
-        if self._state is Keeping.LOST:
-            raise Lost(self._hold.job_id)
-        if self._state is Keeping.CANCELLING:
-            raise CancelRequested(self._hold.job_id)
-        if self._state is Keeping.TIMED_OUT:
-            raise TimedOut(self._hold.job_id)
+        if self._state is LeaseState.LOST:
+            raise Lost(self._ref.job_id)
+        if self._state is LeaseState.CANCELLING:
+            raise CancelRequested(self._ref.job_id)
+        if self._state is LeaseState.TIMED_OUT:
+            raise TimedOut(self._ref.job_id)
 
     def wait(self, seconds: float) -> None:
         """Sleep, but wake up when the lease is disturbed."""
-        (self._ended if self._state is Keeping.HELD else self._over).wait(seconds)
+        (self._ended if self._state is LeaseState.HELD else self._over).wait(seconds)
 
     @contextlib.contextmanager
     def guarding(self, child: subprocess.Popen[bytes]) -> Iterator[None]:
         """While inside, ``child`` and all it started are killed when the job is lost or to be cancelled."""
         with self._lock:
             self._child = child
-            disturbed = self._state is not Keeping.HELD
+            disturbed = self._state is not LeaseState.HELD
         if disturbed:
             process.kill_group(child)
         try:
@@ -104,7 +104,7 @@ class Lease:
     def look_again(self, connection: Connection) -> None:
         """A write was refused: learn at once whether the job is lost or to be cancelled."""
         try:
-            status = ledger.peek(connection, self._hold)
+            status = ledger.read_status(connection, self._ref)
         except ledger.NotHeld:
             self._refused()
         else:
@@ -114,7 +114,7 @@ class Lease:
         """Beat until the lease is over. The body of the first thread."""
         connection: Connection | None = None
         next_beat = 0.0
-        while not self._over.is_set() and self._state is not Keeping.LOST:
+        while not self._over.is_set() and self._state is not LeaseState.LOST:
             started = monotonic()
             try:
                 connection = connection or connect(self._settings.database_url or "")
@@ -125,7 +125,7 @@ class Lease:
                     next_beat = started + self._settings.beat
             except psycopg.Error as error:
                 metrics.BEATS_FAILED.inc()
-                logger.warning("%s: heartbeat failed, trying again: %s", self._hold.job_id, error)
+                logger.warning("%s: heartbeat failed, trying again: %s", self._ref.job_id, error)
                 if connection is not None:
                     connection.close()
                 connection, next_beat = None, 0.0
@@ -135,18 +135,16 @@ class Lease:
 
     def watch(self) -> None:
         """Fence ourselves when the beats stay away, and end what takes too long. The body of the second thread."""
-        while self._state is not Keeping.LOST:
+        while self._state is not LeaseState.LOST:
             now = monotonic()
             if now >= self._last_good + self._settings.self_kill:
-                logger.error(
-                    "%s: no heartbeat for %g s, giving the job up", self._hold.job_id, self._settings.self_kill
-                )
-                self._become(Keeping.LOST)
+                logger.error("%s: no heartbeat for %g s, giving the job up", self._ref.job_id, self._settings.self_kill)
+                self._become(LeaseState.LOST)
                 return
             left = self._last_good + self._settings.self_kill - now
-            if self._state is Keeping.HELD:
+            if self._state is LeaseState.HELD:
                 if now >= self._deadline:
-                    self._become(Keeping.TIMED_OUT)
+                    self._become(LeaseState.TIMED_OUT)
                 left = min(left, max(0.0, self._deadline - now))
             if self._over.wait(left):
                 return
@@ -157,7 +155,7 @@ class Lease:
 
     def _beat(self, connection: Connection, started: float) -> None:
         try:
-            status = ledger.beat(connection, self._hold, lease=self._settings.lease)
+            status = ledger.extend_lease(connection, self._ref, lease=self._settings.lease)
         except ledger.NotHeld:
             self._refused()
         else:
@@ -166,15 +164,15 @@ class Lease:
 
     def _heard(self, status: JobStatus) -> None:
         if status == JobStatus.CANCELLING:
-            self._become(Keeping.CANCELLING)
+            self._become(LeaseState.CANCELLING)
 
     def _refused(self) -> None:
         if not self._over.is_set():  # after the end, a refusal is what we brought about ourselves
-            self._become(Keeping.LOST)
+            self._become(LeaseState.LOST)
 
-    def _become(self, state: Keeping) -> None:
+    def _become(self, state: LeaseState) -> None:
         with self._lock:
-            if self._state is Keeping.LOST or self._state is state:
+            if self._state is LeaseState.LOST or self._state is state:
                 return
             self._state = state
             child = self._child
@@ -184,9 +182,9 @@ class Lease:
 
 
 @contextlib.contextmanager
-def kept(settings: Settings, hold: ledger.Hold, *, seconds_left: float) -> Iterator[Lease]:
+def hold_lease(settings: Settings, ref: ledger.AttemptRef, *, seconds_left: float) -> Iterator[Lease]:
     """Keep the lease of ``hold`` for as long as the block runs, and disturb it after ``seconds_left``."""
-    lease = Lease(settings, hold, seconds_left=seconds_left)
+    lease = Lease(settings, ref, seconds_left=seconds_left)
     threads = [
         # A context of its own for each: what they log is said of this job too.
         threading.Thread(target=copy_context().run, args=(lease.keep,), name="heartbeat", daemon=True),

@@ -14,28 +14,28 @@ from core.contract.spec import JobSpec
 from core.settings import Settings
 from worker.ledger import attempts as ledger
 from worker.ledger import claims
-from worker.machine.context import Hands
+from worker.machine.context import WorkerContext
 from worker.runner import protocol
 from worker.supervisor import fetch
-from worker.supervisor.fenced_writer import Pen
+from worker.supervisor.fenced_writer import FencedWriter
 from worker.supervisor.lease import Lease
-from worker.supervisor.retrying_storage import PatientStorage
+from worker.supervisor.retrying_storage import RetryingStorage
 
 
 def prepare(
-    hands: Hands,
+    context: WorkerContext,
     claim: claims.Claim,
     spec: JobSpec,
     lease: Lease,
-    pen: Pen,
-    storage: PatientStorage,
+    writer: FencedWriter,
+    storage: RetryingStorage,
     directory: Path,
     log: Path,
 ) -> protocol.RunnerJob:
     """Bring model and rows, each at the commit that the first attempt found. Raises FetchFailed, Draining, and what the
     lease raises."""
-    settings = hands.settings
-    hub = fetch.Hub(settings, lease, log, hands.draining, partial(_access, pen, claim, settings))
+    settings = context.settings
+    hub = fetch.Hub(settings, lease, log, context.draining, partial(_access, writer, claim, settings))
     commit: str | None = None
     if spec.model.id.startswith(fetch.LOCAL):
         model = fetch.local_model(spec.model.id, settings.model_root)
@@ -43,14 +43,14 @@ def prepare(
     else:
         # An attempt that goes on must go on with the same weights, wherever the branch points now.
         revision = claim.progress.get("model_commit") or spec.model.revision
-        model, commit = hub.bring("model", spec.model.id, revision, partial(_pin, pen, "model_commit"))
+        model, commit = hub.bring("model", spec.model.id, revision, partial(_pin, writer, "model_commit"))
     dataset = spec.calibration.dataset
     if dataset.startswith(fetch.UPLOADED):
-        row = pen.read(ledger.dataset, tenant=claim.tenant, dataset_id=dataset)
+        row = writer.read(ledger.dataset, tenant=claim.tenant, dataset_id=dataset)
         rows = fetch.uploaded_rows(dataset, row, storage, directory)
     else:
         revision = claim.progress.get("dataset_commit")
-        rows, _ = hub.bring("dataset", dataset, revision, partial(_pin, pen, "dataset_commit"))
+        rows, _ = hub.bring("dataset", dataset, revision, partial(_pin, writer, "dataset_commit"))
     return protocol.RunnerJob(
         model=str(model),
         model_id=spec.model.id,
@@ -68,8 +68,8 @@ def prepare(
     )
 
 
-def _access(pen: Pen, claim: claims.Claim, settings: Settings) -> fetch.Access:
-    return fetch.Access.of(claim.tenant, pen.read(ledger.hub_token, tenant=claim.tenant), settings)
+def _access(writer: FencedWriter, claim: claims.Claim, settings: Settings) -> fetch.Access:
+    return fetch.Access.of(claim.tenant, writer.read(ledger.hub_token, tenant=claim.tenant), settings)
 
 
 def _given(part: BaseModel) -> dict[str, Any]:
@@ -77,8 +77,8 @@ def _given(part: BaseModel) -> dict[str, Any]:
     return part.model_dump(mode="json", exclude_none=True)
 
 
-def _pin(pen: Pen, name: str, commit: str) -> None:
-    pen.write(ledger.set_progress, {name: commit})
+def _pin(writer: FencedWriter, name: str, commit: str) -> None:
+    writer.write(ledger.set_progress, {name: commit})
 
 
 def write_job(directory: Path, job: protocol.RunnerJob) -> Path:

@@ -12,10 +12,10 @@ from pydantic import ValidationError
 
 from core.crash_points import reach
 from core.storage import SEGMENT
-from worker.ledger.attempts import Hold
+from worker.ledger.attempts import AttemptRef
 from worker.runner import protocol
 from worker.supervisor.relay import mean_errors
-from worker.supervisor.retrying_storage import PatientStorage
+from worker.supervisor.retrying_storage import RetryingStorage
 
 REPORT = "quality_report.json"
 SIZES = ("effective_bits", "base_bits", "bytes_before", "bytes_after", "bytes_loaded", "bytes_unpacked")
@@ -36,7 +36,7 @@ class Incomplete(Exception):
 
 
 def publish(
-    storage: PatientStorage, hold: Hold, output: Path, files: Sequence[protocol.File]
+    storage: RetryingStorage, ref: AttemptRef, output: Path, files: Sequence[protocol.File]
 ) -> Iterator[dict[str, Any]]:
     """Put each file into storage and yield its row: ``name key bytes sha256 media_type``. Raises Incomplete."""
     for file in files:
@@ -44,7 +44,7 @@ def publish(
         inside = source.resolve().is_relative_to(output.resolve())
         if not inside or not source.is_file() or source.stat().st_size != file.bytes:
             raise Incomplete(f"{file.name!r} was announced with {file.bytes} bytes and is not there like that")
-        key = f"{hold.prefix}/{safe_name(file.name)}"
+        key = f"{ref.prefix}/{safe_name(file.name)}"
         storage.put(key, source)
         reach("artifact.uploaded")
         yield {

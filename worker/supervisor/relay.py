@@ -15,9 +15,9 @@ from worker import metrics, process
 from worker.ledger import attempts as ledger
 from worker.ledger import blocks
 from worker.runner import protocol
-from worker.supervisor.fenced_writer import Pen
+from worker.supervisor.fenced_writer import FencedWriter
 from worker.supervisor.lease import monotonic
-from worker.supervisor.retrying_storage import PatientStorage
+from worker.supervisor.retrying_storage import RetryingStorage
 from worker.supervisor.spans import RunnerSpans, last_error
 
 AFTERWARDS = 0.25
@@ -72,15 +72,15 @@ class Relay:
 
     def __init__(
         self,
-        pen: Pen,
-        storage: PatientStorage,
+        writer: FencedWriter,
+        storage: RetryingStorage,
         *,
         job_id: str,
         work: Path,
         known: Sequence[Mapping[str, Any]],
         span: Span = OFF,
     ) -> None:
-        self._pen = pen
+        self._writer = writer
         self._storage = storage
         self._job_id = job_id
         self._work = work
@@ -110,7 +110,7 @@ class Relay:
         """Relay until the runner closes its channel; its last word, or None when it died without one.
 
         Asks the runner to stop as soon as ``draining``, and waits ``drain_seconds`` for the end of its block; None: as
-        long as it takes. Raises NotOurs, OSError, Stalled, GivenUp, or what the pen raises.
+        long as it takes. Raises NotOurs, OSError, Stalled, GivenUp, or what the writer raises.
         """
         try:
             return self._follow(child, draining, progress, drain_seconds)
@@ -151,7 +151,7 @@ class Relay:
                     self._take(message)
                     progress.heard(message, taken=monotonic() - came)
                     if isinstance(message, protocol.BlockLine):
-                        process.write_all(child.stdin, protocol.kept(message.block))
+                        process.write_all(child.stdin, protocol.stored(message.block))
         return last
 
     def _take(self, message: protocol.Line) -> None:
@@ -163,7 +163,7 @@ class Relay:
                 self._progress[FORECAST] = self._forecast.as_json() if self._forecast else None
                 self._unwritten = True
                 if phase != "preparing":  # the claim has said that
-                    self._pen.write(ledger.set_phase, phase, forecast=self._said())
+                    self._writer.write(ledger.set_phase, phase, forecast=self._said())
                 self._write_progress(now=True, blocks=total if phase == "fitting" else None)
             case protocol.AdvancedLine(phase=phase, done=done, total=total):
                 self._progress |= {"phase": phase, "done": done, "total": total}
@@ -180,12 +180,12 @@ class Relay:
                 self._progress[FORECAST] = self._forecast.as_json()
                 self._unwritten = True
             case protocol.WarningLine(message=text):
-                self._pen.write(ledger.add_warning, text)
+                self._writer.write(ledger.add_warning, text)
 
     def _take_block(self, block: protocol.BlockLine) -> None:
         if block.resumed and all(file.sha256 in self._stored for file in block.files):
             self._spans.resumed(block)
-            self._pen.write(blocks.record_resumed, block=block.block, blocks=block.blocks)
+            self._writer.write(blocks.record_resumed, block=block.block, blocks=block.blocks)
             return
         errors = mean_errors(block.groups)
         span = self._spans.block(block, last_error(errors))
@@ -198,7 +198,7 @@ class Relay:
                 self._storage.put(key, self._work / file.name)
                 files.append({"name": file.name, "bytes": file.bytes, "sha256": file.sha256, "key": key})
         reach("upload.after")
-        unused = self._pen.write(
+        unused = self._writer.write(
             blocks.record_block,
             block=block.block,
             blocks=block.blocks,
@@ -220,7 +220,7 @@ class Relay:
         self._stored.update(file["sha256"] for file in files)
         reach("layer.after_commit")
         if block.resumed:  # of another job: the files are ours now as well
-            self._pen.write(blocks.record_resumed, block=block.block, blocks=block.blocks)
+            self._writer.write(blocks.record_resumed, block=block.block, blocks=block.blocks)
         # Only now: until the row was committed, a resume would have needed them.
         for key in unused:
             self._storage.delete(key)
@@ -234,7 +234,7 @@ class Relay:
     def _write_progress(self, *, now: bool = False, blocks: int | None = None) -> None:
         if not self._unwritten or not (now or monotonic() - self._written_at >= PROGRESS_SECONDS):
             return
-        self._pen.write(ledger.set_progress, self._progress, blocks=blocks)
+        self._writer.write(ledger.set_progress, self._progress, blocks=blocks)
         self._written_at = monotonic()
         self._unwritten = False
 

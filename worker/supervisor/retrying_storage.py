@@ -30,7 +30,7 @@ class StorageFailed(Exception):
         self.code = code
 
 
-class PatientStorage:
+class RetryingStorage:
     """``wait(seconds)`` sleeps between two tries and raises when the job is not to go on."""
 
     def __init__(self, storage: Storage, wait: Callable[[float], None]) -> None:
@@ -39,11 +39,11 @@ class PatientStorage:
 
     def put(self, key: str, source: Path) -> None:
         """Raises StorageFailed."""
-        self._patiently("store", key, lambda: self._storage.put(key, source))
+        self._with_retries("store", key, lambda: self._storage.put(key, source))
 
     def fetch(self, key: str, target: Path) -> None:
         """Raises StorageFailed or ObjectMissing."""
-        self._patiently("read", key, lambda: self._storage.fetch(key, target))
+        self._with_retries("read", key, lambda: self._storage.fetch(key, target))
 
     def delete(self, key: str) -> None:
         """Never fails: what stays is swept when the job has ended."""
@@ -52,7 +52,7 @@ class PatientStorage:
         except OSError as error:
             logger.warning("storage: could not delete %s: %s", key, error)
 
-    def _patiently(self, what: str, key: str, call: Callable[[], None]) -> None:
+    def _with_retries(self, what: str, key: str, call: Callable[[], None]) -> None:
         waits = list(WAITS)
         while True:
             try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from core.crash_points import reach
 from worker import process
 from worker.machine import device, memory
-from worker.machine.context import Hands
+from worker.machine.context import WorkerContext
 from worker.runner import protocol
 from worker.supervisor.lease import Lease
 from worker.supervisor.relay import GivenUp, Progress, Relay, Stalled
@@ -30,17 +30,17 @@ class Run:
     """We killed it because the worker had no more time to drain; ``how`` is the whole reason."""
 
 
-def run(hands: Hands, lease: Lease, relay: Relay, job_file: Path, log: Path) -> Run:
+def run(context: WorkerContext, lease: Lease, relay: Relay, job_file: Path, log: Path) -> Run:
     home = job_file.parent / "home"
     (home / "tmp").mkdir(parents=True)
-    kills = hands.oom_kills()
+    kills = context.oom_kills()
     reach("spawn.before")
     child = process.start(
-        [*hands.runner, str(job_file)],
+        [*context.runner, str(job_file)],
         environment=process.scrubbed_environment(
             home,
             # Temporary files too: what a killed runner leaves goes with the attempt's directory.
-            {"TMPDIR": str(home / "tmp"), **device.visible(hands.device, sharing=hands.sharing)},
+            {"TMPDIR": str(home / "tmp"), **device.visible(context.device, sharing=context.sharing)},
         ),
         log=log,
         directory=job_file.parent,
@@ -53,11 +53,11 @@ def run(hands: Hands, lease: Lease, relay: Relay, job_file: Path, log: Path) -> 
     assert child.stdout is not None
     last: protocol.LastWord | None = None
     stalled: Stalled | GivenUp | None = None
-    progress = Progress(silence=hands.settings.stall_seconds, step=hands.settings.step_seconds)
+    progress = Progress(silence=context.settings.stall_seconds, step=context.settings.step_seconds)
     with lease.guarding(child), child.stdout, child.stdin:
         try:
             last = relay.follow(
-                child, draining=hands.draining, progress=progress, drain_seconds=hands.settings.drain_seconds
+                child, draining=context.draining, progress=progress, drain_seconds=context.settings.drain_seconds
             )
         except (Stalled, GivenUp) as reason:
             stalled = reason
@@ -70,7 +70,10 @@ def run(hands: Hands, lease: Lease, relay: Relay, job_file: Path, log: Path) -> 
     ended = str(stalled) if stalled is not None else process.describe_end(status)
     killed_by_kernel = status == -signal.SIGKILL and stalled is None
     return Run(
-        last, ended, out_of_memory=killed_by_kernel and hands.oom_kills() > kills, given_up=isinstance(stalled, GivenUp)
+        last,
+        ended,
+        out_of_memory=killed_by_kernel and context.oom_kills() > kills,
+        given_up=isinstance(stalled, GivenUp),
     )
 
 

@@ -29,15 +29,15 @@ from worker.ledger import attempts as ledger
 from worker.ledger import blocks, claims, workers
 from worker.ledger.connection import Connection, connect
 from worker.machine import device
-from worker.machine.context import Hands
+from worker.machine.context import WorkerContext
 from worker.runner import protocol
 from worker.supervisor import fetch
-from worker.supervisor.fenced_writer import RETRY_SECONDS, Pen
-from worker.supervisor.lease import CancelRequested, Lease, Lost, TimedOut, kept, monotonic
+from worker.supervisor.fenced_writer import RETRY_SECONDS, FencedWriter
+from worker.supervisor.lease import CancelRequested, Lease, Lost, TimedOut, hold_lease, monotonic
 from worker.supervisor.preparing import prepare, write_job
 from worker.supervisor.publish import Incomplete, publish, summary_of
 from worker.supervisor.relay import Relay
-from worker.supervisor.retrying_storage import NO_SPACE, PatientStorage, StorageFailed
+from worker.supervisor.retrying_storage import NO_SPACE, RetryingStorage, StorageFailed
 from worker.supervisor.running import out_of_memory, run
 
 logger = logging.getLogger(__name__)
@@ -47,184 +47,184 @@ MOST_PASSES = 5
 PASS_SECONDS = 1.0
 OWN_FAULTS = (FailureCode.INTERNAL, FailureCode.NO_PROGRESS, FailureCode.OUT_OF_DISK)
 """Codes of attempts that another worker might have carried further."""
-Ending = Callable[[Connection, ledger.Hold], JobStatus]
+Ending = Callable[[Connection, ledger.AttemptRef], JobStatus]
 """One fenced transaction that ends the attempt and says what the job is then."""
 
 
-def work(hands: Hands, *, most: int | None = None) -> int:
-    """Take jobs, ``most`` of them, without a bell in between, until none waits or the worker drains.
+def work(context: WorkerContext, *, most: int | None = None) -> int:
+    """Claim and run jobs, at most ``most``, until none waits or the worker drains.
 
     Returns the number of attempts.
 
     Raises psycopg.OperationalError when the ledger cannot be reached for a claim.
     """
     attempts = 0
-    while attempts != most and not hands.draining():
-        if not _may_claim(hands):
+    while attempts != most and not context.draining():
+        if not _may_claim(context):
             break
-        claim = _claim(hands)
+        claim = _claim(context)
         if claim is None:
             break
         attempts += 1
         reach("claim.after_commit")
-        attempt(hands, claim)
+        attempt(context, claim)
     return attempts
 
 
-def pass_on(hands: Hands, bell: str) -> None:
-    """We heard the bell of a job that is not for us: too new, failed here, or we take none. Ring again, a few times,
-    for others; not at once, so that they hear it and not we."""
-    job_id, _, passed = bell.partition(PASSED)
+def pass_on(context: WorkerContext, message: str) -> None:
+    """Repeat a wake-up for other workers, up to ``MOST_PASSES`` times: this one cannot take its job (too new, failed
+    here, or the worker is stopped). Waits first, so that another worker gets the message."""
+    job_id, _, passed = message.partition(PASSED)
     number = int(passed) + 1 if passed.isdecimal() else 1
-    if number > MOST_PASSES or hands.draining():
+    if number > MOST_PASSES or context.draining():
         return
-    with connect(hands.settings.database_url or "") as connection:
+    with connect(context.settings.database_url or "") as connection:
         waits = claims.waits(connection, job_id)
     if waits:
         time.sleep(PASS_SECONDS)
-        hands.ring(f"{job_id}{PASSED}{number}")
+        context.notify(f"{job_id}{PASSED}{number}")
 
 
-def _may_claim(hands: Hands) -> bool:
+def _may_claim(context: WorkerContext) -> bool:
     """Whether this worker is well enough; the ledger is told when that changes. Raises psycopg.OperationalError."""
-    health = hands.health
-    reason = health.reason(hands.settings, hands.device)
-    if reason is None and health.suspicious(hands.settings):
-        with connect(hands.settings.database_url or "") as connection:
-            further = workers.went_on_elsewhere(connection, worker=hands.worker, jobs=list(health.failures))
-        if further >= hands.settings.sick_after:
+    health = context.health
+    reason = health.reason(context.settings, context.device)
+    if reason is None and health.suspicious(context.settings):
+        with connect(context.settings.database_url or "") as connection:
+            further = workers.went_on_elsewhere(connection, worker=context.worker, jobs=list(health.failures))
+        if further >= context.settings.sick_after:
             health.stop(f"{further} jobs that failed here, one after the other, went on elsewhere")
             reason = health.stopped
     resting = health.resting()
-    _tell(hands, ("stopped", reason) if reason else ("resting", resting) if resting else ("ready", None))
+    _tell(context, ("stopped", reason) if reason else ("resting", resting) if resting else ("ready", None))
     return reason is None
 
 
-def _tell(hands: Hands, state: tuple[str, str | None]) -> None:
-    if hands.health.told == state:
+def _tell(context: WorkerContext, state: tuple[str, str | None]) -> None:
+    if context.health.told == state:
         return
     metrics.STOPPED.set(state[0] == "stopped")
     if state[1] is not None:
         logger.error("this worker is %s: %s", *state)
-    with connect(hands.settings.database_url or "") as connection:
-        workers.set_state(connection, worker=hands.worker, state=state[0], reason=state[1])
-    hands.health.told = state
+    with connect(context.settings.database_url or "") as connection:
+        workers.set_state(connection, worker=context.worker, state=state[0], reason=state[1])
+    context.health.told = state
 
 
-def _claim(hands: Hands) -> claims.Claim | None:
+def _claim(context: WorkerContext) -> claims.Claim | None:
     """Raises psycopg.OperationalError."""
     try:
-        with connect(hands.settings.database_url or "") as connection:
+        with connect(context.settings.database_url or "") as connection:
             return claims.claim(
                 connection,
-                worker=hands.worker,
-                lease=hands.settings.lease,
-                max_running=hands.settings.max_running_jobs,
-                passed=hands.health.passed_over(),
-                place=device.place(hands.device, hands.settings, sharing=hands.sharing),
+                worker=context.worker,
+                lease=context.settings.lease,
+                max_running=context.settings.max_running_jobs,
+                passed=context.health.passed_over(),
+                place=device.place(context.device, context.settings, sharing=context.sharing),
             )
     except claims.Unconfirmed as unsure:
         # The connection broke at COMMIT. A job that is ours by now and that we do not know of would wait for the end of
         # its lease, and count as an attempt without progress.
-        logger.warning("%s: whether we have claimed it is not known, asking again", unsure.claim.hold.job_id)
-        return unsure.claim if _confirmed(hands, unsure.claim.hold) else _claim(hands)
+        logger.warning("%s: whether we have claimed it is not known, asking again", unsure.claim.ref.job_id)
+        return unsure.claim if _confirmed(context, unsure.claim.ref) else _claim(context)
 
 
-def _confirmed(hands: Hands, hold: ledger.Hold) -> bool:
+def _confirmed(context: WorkerContext, ref: ledger.AttemptRef) -> bool:
     """Ask until the ledger answers, as long as the lease may be good. Raises psycopg.OperationalError."""
-    deadline = monotonic() + hands.settings.self_kill
+    deadline = monotonic() + context.settings.self_kill
     while True:
         try:
-            with connect(hands.settings.database_url or "") as connection:
-                return claims.confirm(connection, hold, worker=hands.worker, lease=hands.settings.lease)
+            with connect(context.settings.database_url or "") as connection:
+                return claims.confirm(connection, ref, worker=context.worker, lease=context.settings.lease)
         except psycopg.OperationalError:
-            if hands.draining() or monotonic() > deadline:
+            if context.draining() or monotonic() > deadline:
                 raise
             time.sleep(RETRY_SECONDS)
 
 
-def attempt(hands: Hands, claim: claims.Claim) -> JobStatus | None:
+def attempt(context: WorkerContext, claim: claims.Claim) -> JobStatus | None:
     """Carry one claimed job as far as it goes. The job's status afterwards; None when it was lost to another worker."""
     metrics.CLAIM_WAIT.observe(max(0.0, claim.waited))
     try:
         spec = JobSpec.model_validate(claim.spec)
     except ValidationError as error:
-        status = _refuse(hands, claim.hold, error)
+        status = _refuse(context, claim.ref, error)
     else:
-        status = _traced(hands, claim, spec)
+        status = _traced(context, claim, spec)
     metrics.ATTEMPTS.labels(metrics.LOST if status is None else status.value).inc()
     return status
 
 
-def _traced(hands: Hands, claim: claims.Claim, spec: JobSpec) -> JobStatus | None:
-    hold = claim.hold
+def _traced(context: WorkerContext, claim: claims.Claim, spec: JobSpec) -> JobStatus | None:
+    ref = claim.ref
     span = attempt_span(
-        hands.tracing,
-        hold,
+        context.tracing,
+        ref,
         tenant=claim.tenant,
-        worker=hands.worker,
+        worker=context.worker,
         model=spec.model.id,
         scheme=spec.scheme,
         method=spec.method,
         carrier=claim.trace_context,
     )
-    ids = {"job_id": hold.job_id, "attempt": hold.attempt, "worker": hands.worker, **span.ids}
+    ids = {"job_id": ref.job_id, "attempt": ref.attempt, "worker": context.worker, **span.ids}
     with said_of(**ids), metrics.BUSY.track_inprogress():
-        return _attempt(hands, claim, spec, span)
+        return _attempt(context, claim, spec, span)
 
 
-def _refuse(hands: Hands, hold: ledger.Hold, error: ValidationError) -> JobStatus | None:
+def _refuse(context: WorkerContext, ref: ledger.AttemptRef, error: ValidationError) -> JobStatus | None:
     first = error.errors(include_url=False)[0]
     where = ".".join(map(str, first["loc"]))
     message = f"this worker does not understand {where}: {first['msg']}; is it older than the API? Upgrade the workers"
-    logger.error("%s: %s", hold.job_id, message)
+    logger.error("%s: %s", ref.job_id, message)
     try:
         with (
-            kept(hands.settings, hold, seconds_left=hands.settings.lease) as lease,
-            Pen(hands.settings.database_url or "", hold, lease) as pen,
+            hold_lease(context.settings, ref, seconds_left=context.settings.lease) as lease,
+            FencedWriter(context.settings.database_url or "", ref, lease) as writer,
         ):
-            return _end(pen, _try_elsewhere(hands.settings, FailureCode.INVALID_SPEC, message))
+            return _end(writer, _try_elsewhere(context.settings, FailureCode.INVALID_SPEC, message))
     except Lost:
         metrics.LEASES_LOST.inc()
         return None
 
 
-def _attempt(hands: Hands, claim: claims.Claim, spec: JobSpec, span: Span) -> JobStatus | None:
-    hold, settings = claim.hold, hands.settings
-    directory = settings.work_directory / hold.job_id / f"a{hold.attempt}"
-    logger.info("%s: attempt %d begins", hold.job_id, hold.attempt)
+def _attempt(context: WorkerContext, claim: claims.Claim, spec: JobSpec, span: Span) -> JobStatus | None:
+    ref, settings = claim.ref, context.settings
+    directory = settings.work_directory / ref.job_id / f"a{ref.attempt}"
+    logger.info("%s: attempt %d begins", ref.job_id, ref.attempt)
     try:
         with (
-            kept(settings, hold, seconds_left=spec.timeout_s - claim.elapsed) as lease,
-            Pen(settings.database_url or "", hold, lease) as pen,
+            hold_lease(settings, ref, seconds_left=spec.timeout_s - claim.elapsed) as lease,
+            FencedWriter(settings.database_url or "", ref, lease) as writer,
         ):
-            ending = _outcome(hands, claim, spec, lease, pen, directory, span)
-            status = _end(pen, ending)
+            ending = _outcome(context, claim, spec, lease, writer, directory, span)
+            status = _end(writer, ending)
             reach("end.after_commit")
     except Lost:
         metrics.LEASES_LOST.inc()  # not where the lease is refused: that happens to a job that has just ended, too
         # Nor is its span: the keeper ends it when it takes the job from us.
-        logger.warning("%s: attempt %d is not ours any more", hold.job_id, hold.attempt)
+        logger.warning("%s: attempt %d is not ours any more", ref.job_id, ref.attempt)
         return None
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     _end_span(span, ending, status)
-    _judge(hands, claim, ending, status)
-    logger.info("%s: attempt %d ended, the job is %s", hold.job_id, hold.attempt, status)
+    _judge(context, claim, ending, status)
+    logger.info("%s: attempt %d ended, the job is %s", ref.job_id, ref.attempt, status)
     if status == JobStatus.QUEUED:
-        hands.ring(hold.job_id)
+        context.notify(ref.job_id)
     return status
 
 
-def _end(pen: Pen, ending: Ending) -> JobStatus:
+def _end(writer: FencedWriter, ending: Ending) -> JobStatus:
     try:
-        return pen.write(ending)
+        return writer.write(ending)
     except CancelRequested:  # it came between the last look and the end
-        return pen.write(ledger.cancel)
+        return writer.write(ledger.cancel)
     except psycopg.Error as error:  # not one that passes, and the next attempt would end in it too
         logger.exception("the end of the job was refused")
         message = f"the ledger does not take the job's end: {error}"
-        return pen.write(ledger.fail, code=FailureCode.INTERNAL, message=message)
+        return writer.write(ledger.fail, code=FailureCode.INTERNAL, message=message)
 
 
 def _try_elsewhere(
@@ -246,15 +246,17 @@ def _try_elsewhere(
     )
 
 
-def _judge(hands: Hands, claim: claims.Claim, ending: Ending, status: JobStatus) -> None:
+def _judge(context: WorkerContext, claim: claims.Claim, ending: Ending, status: JobStatus) -> None:
     """Remember what the attempt says of this worker."""
     if status == JobStatus.SUCCEEDED:
-        hands.health.went_well()
+        context.health.went_well()
     elif (
         isinstance(ending, partial) and ending.func is ledger.give_up_attempt and ending.keywords["code"] in OWN_FAULTS
     ):
         reason = ending.keywords["reason"]
-        hands.health.failed(hands.settings, hands.device, job_id=claim.hold.job_id, tenant=claim.tenant, reason=reason)
+        context.health.failed(
+            context.settings, context.device, job_id=claim.ref.job_id, tenant=claim.tenant, reason=reason
+        )
 
 
 def _end_span(span: Span, ending: Ending, status: JobStatus) -> None:
@@ -266,12 +268,18 @@ def _end_span(span: Span, ending: Ending, status: JobStatus) -> None:
 
 
 def _outcome(
-    hands: Hands, claim: claims.Claim, spec: JobSpec, lease: Lease, pen: Pen, directory: Path, span: Span
+    context: WorkerContext,
+    claim: claims.Claim,
+    spec: JobSpec,
+    lease: Lease,
+    writer: FencedWriter,
+    directory: Path,
+    span: Span,
 ) -> Ending:
     """Run the attempt, and say how it is to end. Raises Lost only."""
     try:
         directory.mkdir(parents=True, mode=0o700)
-        return _compute(hands, claim, spec, lease, pen, directory, span)
+        return _compute(context, claim, spec, lease, writer, directory, span)
     except Lost:
         raise
     except CancelRequested:
@@ -289,45 +297,51 @@ def _outcome(
         return partial(ledger.fail, code=FailureCode.INVALID_CHECKPOINT, message=str(failure))
     except Exception as error:  # whatever it is, the job must end with a code and the worker live on
         if isinstance(error, OSError) and error.errno in NO_SPACE:
-            return _try_elsewhere(hands.settings, FailureCode.OUT_OF_DISK, f"the worker has no space left: {error}")
-        logger.exception("%s: attempt %d failed in the supervisor", claim.hold.job_id, claim.hold.attempt)
+            return _try_elsewhere(context.settings, FailureCode.OUT_OF_DISK, f"the worker has no space left: {error}")
+        logger.exception("%s: attempt %d failed in the supervisor", claim.ref.job_id, claim.ref.attempt)
         message = f"{type(error).__name__} in the worker: {error}"
-        return _try_elsewhere(hands.settings, FailureCode.INTERNAL, message)
+        return _try_elsewhere(context.settings, FailureCode.INTERNAL, message)
 
 
 def _compute(
-    hands: Hands, claim: claims.Claim, spec: JobSpec, lease: Lease, pen: Pen, directory: Path, span: Span
+    context: WorkerContext,
+    claim: claims.Claim,
+    spec: JobSpec,
+    lease: Lease,
+    writer: FencedWriter,
+    directory: Path,
+    span: Span,
 ) -> Ending:
-    hold = claim.hold
-    log = hands.settings.resolved_home / "logs" / f"runner-{hold.job_id}-a{hold.attempt}.log"
-    storage = PatientStorage(hands.storage, partial(_wait, lease))
-    known = pen.read(blocks.block_files, hold.job_id)
+    ref = claim.ref
+    log = context.settings.resolved_home / "logs" / f"runner-{ref.job_id}-a{ref.attempt}.log"
+    storage = RetryingStorage(context.storage, partial(_wait, lease))
+    known = writer.read(blocks.block_files, ref.job_id)
     with part(span, "fetch"):
-        job = prepare(hands, claim, spec, lease, pen, storage, directory, log)
+        job = prepare(context, claim, spec, lease, writer, storage, directory, log)
         (directory / "work").mkdir()
         # Also when blocks are known: an attempt may have ended before it had taken over all.
         own = {file["name"] for file in known}
-        others = [file for file in pen.read(blocks.files_to_take_over, hold.job_id) if file["name"] not in own]
+        others = [file for file in writer.read(blocks.files_to_take_over, ref.job_id) if file["name"] not in own]
         fetch.finished_blocks([*known, *others], storage, directory / "work")
         lease.check()
 
-    relay = Relay(pen, storage, job_id=hold.job_id, work=directory / "work", known=known, span=span)
-    ended = run(hands, lease, relay, write_job(directory, job), log)
+    relay = Relay(writer, storage, job_id=ref.job_id, work=directory / "work", known=known, span=span)
+    ended = run(context, lease, relay, write_job(directory, job), log)
     lease.check()
     match ended.last:
         case protocol.FinishedLine(output=output, files=files):
             if relay.phase != "publishing":
-                pen.write(ledger.set_phase, "publishing")
+                writer.write(ledger.set_phase, "publishing")
             artifacts = []
             with part(span, "publish", {"qe.bytes": sum(file.bytes for file in files)}):
-                for artifact in publish(storage, hold, Path(output), files):
+                for artifact in publish(storage, ref, Path(output), files):
                     lease.check()
                     artifacts.append(artifact)
             return partial(ledger.succeed, summary=summary_of(Path(output)), artifacts=artifacts)
         case protocol.StoppedLine():
             return partial(ledger.hand_back, reason="the worker was stopped")
         case protocol.ErrorLine(code=code, message=message) if _failure_code(code) in OWN_FAULTS:
-            return _try_elsewhere(hands.settings, _failure_code(code), message)
+            return _try_elsewhere(context.settings, _failure_code(code), message)
         case protocol.ErrorLine(code=code, message=message):
             return partial(ledger.fail, code=_failure_code(code), message=message)
         case None if ended.given_up:
@@ -335,10 +349,10 @@ def _compute(
         case None if ended.out_of_memory:
             # Without a new block the same would happen again; with one, the next attempt begins after it.
             code, reason, budget = FailureCode.OUT_OF_MEMORY, out_of_memory(), 1
-            return _try_elsewhere(hands.settings, code, reason, outcome=AttemptOutcome.RUNNER_DIED, budget=budget)
+            return _try_elsewhere(context.settings, code, reason, outcome=AttemptOutcome.RUNNER_DIED, budget=budget)
         case None:
             reason = f"the computing process {ended.how}"
-            return _try_elsewhere(hands.settings, FailureCode.NO_PROGRESS, reason, outcome=AttemptOutcome.RUNNER_DIED)
+            return _try_elsewhere(context.settings, FailureCode.NO_PROGRESS, reason, outcome=AttemptOutcome.RUNNER_DIED)
 
 
 def _wait(lease: Lease, seconds: float) -> None:
