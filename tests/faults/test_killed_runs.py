@@ -12,7 +12,8 @@ from core import crash_points
 from tests.faults.conftest import OPTIONS, add_real_dataset
 from tests.worker.conftest import Workshop
 from worker.machine.context import RUNNER, WorkerContext
-from worker.supervisor.supervisor import attempt, work
+from worker.supervisor.run_attempt import run_attempt
+from worker.supervisor.supervisor import work
 
 SAFETENSORS = "SELECT name, sha256 FROM artifacts WHERE job_id = %s AND name LIKE '%%.safetensors' ORDER BY name"
 
@@ -47,7 +48,7 @@ def test_runs_killed_at_crash_points_end_with_the_bytes_of_an_undisturbed_one_wh
     for number, (point, passes) in enumerate([("tensors.synced", 5), ("block.written", 2), ("checkpoint.named", 1)]):
         (signs / f"kill-{point}").write_text(str(passes))
         context = real(foundry.context(f"doomed-{number}"))
-        attempt(context, foundry.claim(context.worker))
+        run_attempt(context, foundry.claim(context.worker))
         assert not (signs / f"kill-{point}").exists()
         assert foundry.job(killed)["status"] == "queued", foundry.job(killed)["error"]
     assert work(real(foundry.context("heir"))) == 1

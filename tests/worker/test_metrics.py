@@ -26,12 +26,12 @@ def test_a_jobs_blocks_its_wait_and_its_end_are_counted_and_its_lines_carry_its_
     before = value("qe_worker_block_seconds_count"), value("qe_worker_claim_wait_seconds_count")
     succeeded = value("qe_worker_attempts_total", status="succeeded")
     seen: list[dict[str, object]] = []
-    logger = logging.getLogger("worker.supervisor.supervisor")
+    logger = logging.getLogger("worker.supervisor.run_attempt")
     watcher = logging.Filter()
     watcher.filter = lambda record: bool(seen.append(fields_of(record))) or True  # type: ignore[method-assign]
     logger.addFilter(watcher)
     try:
-        with caplog.at_level(logging.INFO, "worker.supervisor.supervisor"):
+        with caplog.at_level(logging.INFO, "worker.supervisor.run_attempt"):
             job_id = workshop.add_job()
             work(workshop.context("w1"))
     finally:

@@ -420,7 +420,7 @@ def test_a_spec_that_is_not_understood_is_tried_as_often_as_other_faults_and_spa
 def test_an_end_that_the_ledger_cannot_hold_is_told_and_not_computed_again(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.supervisor.supervisor.summary_of", lambda _: {"verdict": None, "error": float("inf")})
+    monkeypatch.setattr("worker.supervisor.run_attempt.summary_of", lambda _: {"verdict": None, "error": float("inf")})
     job_id = workshop.add_job()
     assert work(workshop.context()) == 1
     job = workshop.job(job_id)

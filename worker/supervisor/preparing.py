@@ -10,32 +10,22 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from core.contract.spec import JobSpec
 from core.settings import Settings
 from worker.ledger import attempts as ledger
 from worker.ledger import claims
-from worker.machine.context import WorkerContext
 from worker.runner import protocol
 from worker.supervisor import fetch
+from worker.supervisor.attempt import Attempt
 from worker.supervisor.fenced_writer import FencedWriter
-from worker.supervisor.lease import Lease
-from worker.supervisor.retrying_storage import RetryingStorage
 
 
-def prepare(
-    context: WorkerContext,
-    claim: claims.Claim,
-    spec: JobSpec,
-    lease: Lease,
-    writer: FencedWriter,
-    storage: RetryingStorage,
-    directory: Path,
-    log: Path,
-) -> protocol.RunnerJob:
-    """Bring model and rows, each at the commit that the first attempt found. Raises FetchFailed, Draining, and what the
-    lease raises."""
-    settings = context.settings
-    hub = fetch.Hub(settings, lease, log, context.draining, partial(_access, writer, claim, settings))
+def prepare(attempt: Attempt) -> protocol.RunnerJob:
+    """Bring model and rows, each at the commit that the first attempt resolved. Raises FetchFailed, Draining, and what
+    the lease raises."""
+    context, claim, spec, writer = attempt.context, attempt.claim, attempt.spec, attempt.writer
+    settings, directory = attempt.settings, attempt.directory
+    access = partial(_access, writer, claim, settings)
+    hub = fetch.Hub(settings, attempt.lease, attempt.log, context.draining, access)
     commit: str | None = None
     if spec.model.id.startswith(fetch.LOCAL):
         model = fetch.local_model(spec.model.id, settings.model_root)
@@ -47,7 +37,7 @@ def prepare(
     dataset = spec.calibration.dataset
     if dataset.startswith(fetch.UPLOADED):
         row = writer.read(ledger.dataset, tenant=claim.tenant, dataset_id=dataset)
-        rows = fetch.uploaded_rows(dataset, row, storage, directory)
+        rows = fetch.uploaded_rows(dataset, row, attempt.storage, directory)
     else:
         revision = claim.progress.get("dataset_commit")
         rows, _ = hub.bring("dataset", dataset, revision, partial(_pin, writer, "dataset_commit"))
@@ -58,7 +48,7 @@ def prepare(
         calibration=str(rows),
         split=spec.calibration.split,
         output=str(directory / "output"),
-        work=str(directory / "work"),
+        work=str(attempt.work),
         scheme=spec.scheme,
         method=spec.method,
         options=_given(spec.options),

@@ -10,9 +10,8 @@ from pathlib import Path
 from core.crash_points import reach
 from worker import process
 from worker.machine import device, memory
-from worker.machine.context import WorkerContext
 from worker.runner import protocol
-from worker.supervisor.lease import Lease
+from worker.supervisor.attempt import Attempt
 from worker.supervisor.relay import GivenUp, Progress, Relay, Stalled
 
 
@@ -30,7 +29,9 @@ class Run:
     """We killed it because the worker had no more time to drain; ``how`` is the whole reason."""
 
 
-def run(context: WorkerContext, lease: Lease, relay: Relay, job_file: Path, log: Path) -> Run:
+def run(attempt: Attempt, relay: Relay, job_file: Path) -> Run:
+    """Start the runner on ``job_file`` and relay what it says until it ends. Raises what the lease raises."""
+    context = attempt.context
     home = job_file.parent / "home"
     (home / "tmp").mkdir(parents=True)
     kills = context.oom_kills()
@@ -42,7 +43,7 @@ def run(context: WorkerContext, lease: Lease, relay: Relay, job_file: Path, log:
             # Temporary files too: what a killed runner leaves goes with the attempt's directory.
             {"TMPDIR": str(home / "tmp"), **device.visible(context.device, sharing=context.sharing)},
         ),
-        log=log,
+        log=attempt.log,
         directory=job_file.parent,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -54,7 +55,7 @@ def run(context: WorkerContext, lease: Lease, relay: Relay, job_file: Path, log:
     last: protocol.LastWord | None = None
     stalled: Stalled | GivenUp | None = None
     progress = Progress(silence=context.settings.stall_seconds, step=context.settings.step_seconds)
-    with lease.guarding(child), child.stdout, child.stdin:
+    with attempt.lease.guarding(child), child.stdout, child.stdin:
         try:
             last = relay.follow(
                 child, draining=context.draining, progress=progress, drain_seconds=context.settings.drain_seconds
