@@ -66,7 +66,7 @@ def test_the_keepers_rounds_touch_it_also_while_the_ledger_is_away(tmp_path: Pat
         home=tmp_path, database_url="postgresql://127.0.0.1:1/none", keeper_interval=0.01, heartbeat_file=file
     )
     stop = threading.Event()
-    thread = threading.Thread(target=keeper.keep, args=(settings, lambda _: True, stop))
+    thread = threading.Thread(target=keeper.run_duties, args=(settings, lambda _: True, stop))
     thread.start()
     try:
         wait_until(file.exists, what="the first round")

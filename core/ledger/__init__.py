@@ -1,1 +1,4 @@
-"""The database of jobs: its tables, the states of a job and the messages that leave with a transaction."""
+"""The database of jobs: tables, states, every transition of a job as a named statement, and the outbox of events.
+
+Holds no connection and runs nothing. May import ``core.contract``.
+"""

@@ -118,7 +118,7 @@ def test_of_two_keepers_one_works(workshop: Workshop) -> None:
     notified: dict[str, list[str]] = {"one": [], "two": []}
     stops = {name: threading.Event() for name in notified}
     threads = {
-        name: threading.Thread(target=keeper.keep, args=(settings, notified[name].append, stops[name]))
+        name: threading.Thread(target=keeper.run_duties, args=(settings, notified[name].append, stops[name]))
         for name in notified
     }
     workshop.add_job()
@@ -297,7 +297,7 @@ def test_a_sweep_that_takes_long_delays_no_reaping(workshop: Workshop, monkeypat
     monkeypatch.setattr(keeper, "sweep_away", sweep_away)
     stop = threading.Event()
     settings = workshop.settings.model_copy(update={"keeper_interval": 0.05, "grace": 0.0})
-    thread = threading.Thread(target=keeper.keep, args=(settings, workshop.notified.append, stop))
+    thread = threading.Thread(target=keeper.run_duties, args=(settings, workshop.notified.append, stop))
     thread.start()
     try:
         assert sweeping.wait(20)

@@ -155,20 +155,20 @@ def sweep_away(connection: Connection, storage: Storage, settings: Settings) -> 
             logger.info("swept away: %d %s", count, what)
 
 
-def keep(settings: Settings, notify: Notify, stop: threading.Event, tracing: Tracing = OFF) -> None:
+def run_duties(settings: Settings, notify: Notify, stop: threading.Event, tracing: Tracing = OFF) -> None:
     """Do every duty in turn until ``stop``. A database that is away is waited for."""
     with _sweeping(settings, stop):
         while not stop.is_set():
             touch(settings.heartbeat_file)
             try:
                 with connect(settings.database_url or "") as connection:
-                    _keep_connected(connection, settings, notify, stop, tracing)
+                    _run_duties_connected(connection, settings, notify, stop, tracing)
             except psycopg.Error as error:
                 logger.warning("the ledger is away, trying again: %s", error)
                 stop.wait(settings.keeper_interval)
 
 
-def _keep_connected(
+def _run_duties_connected(
     connection: Connection, settings: Settings, notify: Notify, stop: threading.Event, tracing: Tracing
 ) -> None:
     locked, next_explained = False, 0.0
@@ -235,7 +235,7 @@ def main() -> None:
     logger.info("keeper at work")
     delivery = threading.Thread(target=deliver, args=(settings, stop), name="webhook delivery", daemon=True)
     delivery.start()
-    keep(settings, partial(notify_workers, settings), stop, tracing)
+    run_duties(settings, partial(notify_workers, settings), stop, tracing)
     tracing.close()
     delivery.join(settings.webhook_timeout)
 

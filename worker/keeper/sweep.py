@@ -90,7 +90,7 @@ def drop_block_files(connection: Connection, storage: Storage, *, resumable_hour
             if still is None or not (still["all_of_them"] or still["status"] == JobStatus.SUCCEEDED):
                 continue
             # The bytes go inside the transaction: a retry that waits for the row must not store the same blocks under
-            # our hands.
+            # us.
             if still["all_of_them"]:
                 connection.execute("UPDATE layers SET files = '[]' WHERE job_id = %s", (job["id"],))
                 storage.delete_under(f"jobs/{job['id']}/blocks")

@@ -1,1 +1,4 @@
-"""The machine a worker runs on: its devices, memory, health and presence."""
+"""The machine a worker runs on: its devices, memory, health, and copies of the hub's models.
+
+May import ``worker.ledger`` and below.
+"""

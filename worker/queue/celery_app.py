@@ -4,7 +4,7 @@
 
 which is what ``qe worker`` runs. The process owns the GPUs of its machine, or those of ``CUDA_VISIBLE_DEVICES``: its
 pool has one child per GPU, each a worker of its own in the ledger, which claims a job when its GPU is free.
-Every setting has its reason beside it; the ledger's rules are in ``ledger.py``.
+Every setting has its reason beside it; the ledger decides which job a worker gets (``worker.ledger.claims``).
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ one begins when the supervisor has kept the last.
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import threading
@@ -22,13 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from core import crash_points
+from core.contract.errors import NO_SPACE
 from worker.runner import protocol
 from worker.runner.confinement import NotConfined, confine, with_linked
 
 if TYPE_CHECKING:
     from quant_experts.spec.specification import AcceptIf, QuantizationSpec
 
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")
 DISK_WORDS = ("no space left on device", "disk quota exceeded", "file too large")
 

@@ -1,1 +1,4 @@
-"""One attempt of a job, from the claim to its end: fetch, start the runner, store what it makes, keep the lease."""
+"""One attempt of a job, from the claim to its end; read ``run_attempt`` first.
+
+Nothing that an attempt writes after it has lost its lease takes effect. May import ledger, machine and runner.
+"""

@@ -8,7 +8,7 @@ from functools import partial
 
 import psycopg
 
-from core.contract.errors import FailureCode
+from core.contract.errors import NO_SPACE, FailureCode
 from core.ledger.states import AttemptOutcome, JobStatus
 from core.settings import Settings
 from worker.ledger import attempts as ledger
@@ -19,7 +19,7 @@ from worker.supervisor.attempt import Attempt
 from worker.supervisor.fenced_writer import FencedWriter
 from worker.supervisor.lease import CancelRequested, TimedOut
 from worker.supervisor.publish import Incomplete
-from worker.supervisor.retrying_storage import NO_SPACE, StorageFailed
+from worker.supervisor.retrying_storage import StorageFailed
 from worker.supervisor.running import Run, out_of_memory
 
 logger = logging.getLogger(__name__)

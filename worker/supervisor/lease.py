@@ -110,7 +110,7 @@ class Lease:
         else:
             self._heard(status)
 
-    def keep(self) -> None:
+    def send_heartbeats(self) -> None:
         """Beat until the lease is over. The body of the first thread."""
         connection: Connection | None = None
         next_beat = 0.0
@@ -187,7 +187,7 @@ def hold_lease(settings: Settings, ref: ledger.AttemptRef, *, seconds_left: floa
     lease = Lease(settings, ref, seconds_left=seconds_left)
     threads = [
         # A context of its own for each: what they log is said of this job too.
-        threading.Thread(target=copy_context().run, args=(lease.keep,), name="heartbeat", daemon=True),
+        threading.Thread(target=copy_context().run, args=(lease.send_heartbeats,), name="heartbeat", daemon=True),
         threading.Thread(target=copy_context().run, args=(lease.watch,), name="self-kill", daemon=True),
     ]
     try:

@@ -10,13 +10,11 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from core.contract.errors import FailureCode
+from core.contract.errors import NO_SPACE, FailureCode
 from core.storage import Storage
 
 logger = logging.getLogger(__name__)
 
-NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""The disk is full, or a quota is."""
 LASTING = NO_SPACE | {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 """Errors that no waiting cures."""
 WAITS = (0.5, 2.0, 8.0, 20.0)

@@ -1,1 +1,1 @@
-"""Messages to webhooks: which are due, and sending them."""
+"""Messages to webhooks: which are due, and sending them. May import ``worker.ledger``."""
