@@ -205,15 +205,8 @@ class Hub:
 
         try:
             commit = self._run(kind, repository, revision, arriving, learned, access.token)
-            whole = shelf / commit
-            if not whole.is_dir():
-                _sync(arriving)
-                try:
-                    arriving.rename(whole)
-                except OSError:
-                    if not whole.is_dir():  # otherwise the other worker was quicker
-                        raise
-            return whole, commit
+            _give_final_name(arriving, shelf / commit)
+            return shelf / commit, commit
         except _Here as here:
             os.utime(shelf / here.commit)
             return shelf / here.commit, here.commit
@@ -249,14 +242,7 @@ class Hub:
             try:
                 for raw in process.lines(child.stdout):
                     if raw is None:
-                        if self.draining():
-                            raise Draining(f"worker stopped while fetching {kind} {repository!r}")
-                        if growth.has_stopped():
-                            raise FetchFailed(
-                                FailureCode.MODEL_UNAVAILABLE,
-                                f"{kind} {repository!r}: nothing arrived from the hub for"
-                                f" {self.settings.hub_patience:g} s; it may be limiting your requests: try again later",
-                            )
+                        self._check(f"{kind} {repository!r}", growth)
                         continue
                     line = _json_line(raw)
                     match line.get("type"):
@@ -279,6 +265,29 @@ class Hub:
             message = f"fetching {kind} {repository!r} {process.describe_end(status)} without a word"
             raise FetchFailed(FailureCode.MODEL_UNAVAILABLE, message)
         return commit
+
+    def _check(self, what: str, growth: Growth) -> None:
+        """Raises Draining, or FetchFailed when nothing arrives any more."""
+        if self.draining():
+            raise Draining(f"worker stopped while fetching {what}")
+        if growth.has_stopped():
+            raise FetchFailed(
+                FailureCode.MODEL_UNAVAILABLE,
+                f"{what}: nothing arrived from the hub for {self.settings.hub_patience:g} s;"
+                " it may be limiting your requests: try again later",
+            )
+
+
+def _give_final_name(arriving: Path, whole: Path) -> None:
+    """Rename a complete download, unless another worker was quicker."""
+    if whole.is_dir():
+        return
+    _sync(arriving)
+    try:
+        arriving.rename(whole)
+    except OSError:
+        if not whole.is_dir():
+            raise
 
 
 class Growth:
