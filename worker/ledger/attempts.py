@@ -1,6 +1,6 @@
-"""What a worker writes into the ledger under its hold. PostgreSQL decides; nothing here trusts another clock.
+"""What an attempt writes to the ledger, fenced by its number. Every time comes from the database's clock.
 
-A claim (``ledger.claims``) gives a worker a :class:`Hold`: the job and the number of the attempt, which is the fencing
+A claim (``ledger.claims``) gives a worker an :class:`AttemptRef`: the job and the number of the attempt, which is the fencing
 token. Every later write first locks the job's row where id, attempt and status still match, in the same transaction, so
 that a worker that lost the job, and may not know it yet, changes nothing: it gets :class:`NotHeld`. Each function is
 one transaction. Finished blocks are in ``worker.ledger.blocks``.
@@ -28,7 +28,7 @@ LONGEST_DELAY = 300.0
 
 
 class NotHeld(Exception):
-    """The job is no longer this attempt's to write: it was reaped, cancelled, or has ended."""
+    """This attempt may no longer write the job: it was reaped, cancelled, or has ended."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def read_status(connection: Connection, ref: AttemptRef) -> JobStatus:
 def set_phase(
     connection: Connection, ref: AttemptRef, phase: str, *, forecast: Mapping[str, Any] | None = None
 ) -> None:
-    """``forecast``: of the whole job, as ``core.contract.forecast`` has it, for who follows the events."""
+    """Set the phase and append its event, with the ``forecast`` of the whole job (``core.contract.forecast``)."""
     with connection.transaction():
         lock(connection, ref)
         connection.execute(transitions.SET_PHASE, {"phase": phase, "job_id": ref.job_id})
@@ -77,7 +77,7 @@ def set_phase(
 def set_progress(
     connection: Connection, ref: AttemptRef, progress: Mapping[str, Any], *, blocks: int | None = None
 ) -> None:
-    """Lay ``progress`` over what the job last said of itself; ``blocks`` is the model's number of decoder blocks."""
+    """Merge ``progress`` into what the job has; ``blocks`` is the model's number of decoder blocks."""
     with connection.transaction():
         lock(connection, ref)
         values = {"progress": Jsonb(dict(progress)), "blocks": blocks, "job_id": ref.job_id}
@@ -100,7 +100,7 @@ def dataset(connection: Connection, *, tenant: str, dataset_id: str) -> dict[str
 
 
 def hub_token(connection: Connection, *, tenant: str) -> str | None:
-    """The tenant's own token for the hub, as it is kept: sealed."""
+    """The tenant's own token for the hub, sealed."""
     row = connection.execute("SELECT sealed FROM hub_tokens WHERE tenant = %s", (tenant,)).fetchone()
     return row["sealed"] if row else None
 
@@ -138,7 +138,7 @@ def succeed(
 
 
 def fail(connection: Connection, ref: AttemptRef, *, code: FailureCode, message: str) -> JobStatus:
-    """End the job with an error that the same attempt repeated would meet again, or that its owner must judge."""
+    """End the job with an error that another attempt would meet again, or that its owner must judge."""
     with connection.transaction():
         lock(connection, ref)
         _fail(connection, ref, AttemptOutcome.FAILED, code, message)
@@ -146,7 +146,7 @@ def fail(connection: Connection, ref: AttemptRef, *, code: FailureCode, message:
 
 
 def fail_waiting(connection: Connection, ref: AttemptRef, *, message: str) -> None:
-    """End a job that no worker holds, inside the caller's transaction, which holds the lock on its row. ``hold``: its
+    """End a job that no worker holds, inside the caller's transaction, which holds the lock on its row. ``ref``: its
     last attempt; 0 for none."""
     error = _error(FailureCode.NO_WORKER, message)
     _end_job(connection, ref, JobStatus.FAILED, error=error)
@@ -162,7 +162,7 @@ def cancel(connection: Connection, ref: AttemptRef) -> JobStatus:
 
 
 def hand_back(connection: Connection, ref: AttemptRef, *, reason: str) -> JobStatus:
-    """Queue the job again because this worker was asked to stop; that counts against no budget."""
+    """Queue the job again because this worker was asked to stop. The attempt does not count as one without progress."""
     with connection.transaction():
         lock(connection, ref)
         _end_attempt(connection, ref, AttemptOutcome.HANDED_BACK)

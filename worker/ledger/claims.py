@@ -1,4 +1,4 @@
-"""How a worker comes by a job, with a lease: the tenants take turns, and of a tenant's jobs comes the first.
+"""How a worker claims a job: tenants take turns, and each gives its first job.
 
 Passed over are tenants that hold enough workers, and jobs that this worker cannot hold or does not understand, that
 it has just failed while others live, or that fit an idle worker with a smaller device.

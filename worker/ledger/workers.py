@@ -1,4 +1,4 @@
-"""Who is alive, for people to look at. A lease, not these rows, says who holds a job."""
+"""Which workers are alive, for display. A lease, not these rows, says who holds a job."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def set_state(connection: Connection, *, worker: str, state: str, reason: str | 
 
 
 def went_on_elsewhere(connection: Connection, *, worker: str, jobs: Sequence[str]) -> int:
-    """How many of ``jobs`` another worker carried further after this one had failed them."""
+    """How many of ``jobs`` made progress on another worker after this one had failed them."""
     row = connection.execute(
         "SELECT count(DISTINCT job_id) AS jobs FROM attempts WHERE job_id = ANY(%(jobs)s) AND worker <> %(worker)s"
         " AND (blocks_done > 0 OR outcome = 'succeeded') AND attempt > (SELECT max(attempt) FROM attempts AS here"

@@ -1,4 +1,4 @@
-"""Fenced writes that survive a restart of PostgreSQL, for as long as the lease is good."""
+"""Fenced writes that are tried again through a restart of PostgreSQL, as long as the lease is held."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ T = TypeVar("T")
 
 RETRY_SECONDS = 1.0
 REFUSALS = 5
-"""So often a write that breaks a constraint is tried before it is taken for one that always will."""
+"""Tries of a write that breaks a constraint, before the error counts as lasting."""
 
 
 class FencedWriter:
-    """One connection and one hold. A write is tried again until it is in, or the job is not ours any more."""
+    """Writes for one attempt over one connection. A write is tried again until it is committed or the job is lost."""
 
     def __init__(self, database_url: str, ref: ledger.AttemptRef, lease: Lease) -> None:
         self._database_url = database_url
@@ -90,7 +90,7 @@ class FencedWriter:
             self._connection = None
 
     def _learn_why(self) -> None:
-        """Raise what the refusal of a write means."""
+        """Read why a write was refused, and raise it."""
         try:
             self._lease.look_again(self._connected())
         except AWAY:

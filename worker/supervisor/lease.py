@@ -1,4 +1,4 @@
-"""Keeping a claimed job: heartbeats in a thread of their own, so that no upload or slow block delays them.
+"""The lease of a claimed job: heartbeats in a thread of their own, so that no upload or slow block delays them.
 
 A second thread watches the first. When no beat has succeeded for ``self_kill`` seconds, counted from the *start* of the
 last good one, the child is killed before the keeper can give the job to another worker: self-kill < lease < lease +
@@ -40,7 +40,7 @@ class LeaseState(Enum):
     TIMED_OUT = "timed out"
     """The job took longer than its owner allowed; it is still ours to end."""
     LOST = "lost"
-    """The job is another's, or may be by now. Nothing more may be done for it."""
+    """Another worker has the job, or may have it by now. This one must do nothing more for it."""
 
 
 class Lost(Exception):
@@ -56,7 +56,7 @@ class TimedOut(Exception):
 
 
 class Lease:
-    """The state of a kept lease, and the child that dies with it."""
+    """The state of a lease, and the child process that is killed when it is lost."""
 
     def __init__(self, settings: Settings, ref: ledger.AttemptRef, *, seconds_left: float) -> None:
         self._settings = settings
@@ -102,7 +102,7 @@ class Lease:
                 self._child = None
 
     def look_again(self, connection: Connection) -> None:
-        """A write was refused: learn at once whether the job is lost or to be cancelled."""
+        """Read the status now, after a refused write: the job is lost or to be cancelled."""
         try:
             status = ledger.read_status(connection, self._ref)
         except ledger.NotHeld:
@@ -111,7 +111,7 @@ class Lease:
             self._heard(status)
 
     def send_heartbeats(self) -> None:
-        """Beat until the lease is over. The body of the first thread."""
+        """Extend the lease until it is over. The body of the first thread."""
         connection: Connection | None = None
         next_beat = 0.0
         while not self._over.is_set() and self._state is not LeaseState.LOST:
@@ -134,7 +134,7 @@ class Lease:
             connection.close()
 
     def watch(self) -> None:
-        """Fence ourselves when the beats stay away, and end what takes too long. The body of the second thread."""
+        """Give the job up when no heartbeat succeeds; end it when it takes too long. The body of the second thread."""
         while self._state is not LeaseState.LOST:
             now = monotonic()
             if now >= self._last_good + self._settings.self_kill:
@@ -167,7 +167,7 @@ class Lease:
             self._become(LeaseState.CANCELLING)
 
     def _refused(self) -> None:
-        if not self._over.is_set():  # after the end, a refusal is what we brought about ourselves
+        if not self._over.is_set():  # after the end, a refusal is the result of our own last write
             self._become(LeaseState.LOST)
 
     def _become(self, state: LeaseState) -> None:
@@ -183,7 +183,7 @@ class Lease:
 
 @contextlib.contextmanager
 def hold_lease(settings: Settings, ref: ledger.AttemptRef, *, seconds_left: float) -> Iterator[Lease]:
-    """Keep the lease of ``hold`` for as long as the block runs, and disturb it after ``seconds_left``."""
+    """Hold the lease of ``ref`` while the ``with`` block runs; it times out after ``seconds_left``."""
     lease = Lease(settings, ref, seconds_left=seconds_left)
     threads = [
         # A context of its own for each: what they log is said of this job too.

@@ -27,7 +27,7 @@ PROGRESS_SECONDS = 1.0
 
 
 class Stalled(Exception):
-    """The runner lives and gets nowhere; the message says since when."""
+    """The runner is alive and makes no progress; the message says since when."""
 
 
 class GivenUp(Exception):
@@ -35,7 +35,7 @@ class GivenUp(Exception):
 
 
 class Progress:
-    """When the runner last got on, by what it says. The time that we take over its words does not count."""
+    """When the runner last made progress, by its messages. The time that we take to handle them does not count."""
 
     def __init__(self, *, silence: float, step: float) -> None:
         """``silence``: seconds without a word; ``step``: of one block, or of a phase without blocks. 0: no limit."""
@@ -68,7 +68,7 @@ class Progress:
 
 
 class Relay:
-    """What of a runner's talk has reached the ledger so far."""
+    """Writes a runner's messages to the ledger and stores its block files."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class Relay:
         """Relay until the runner closes its channel; its last word, or None when it died without one.
 
         Asks the runner to stop as soon as ``draining``, and waits ``drain_seconds`` for the end of its block; None: as
-        long as it takes. Raises NotOurs, OSError, Stalled, GivenUp, or what the writer raises.
+        long as it takes. Raises OSError, Stalled, GivenUp, or what the writer raises.
         """
         try:
             return self._follow(child, draining, progress, drain_seconds)
@@ -162,7 +162,7 @@ class Relay:
                 self._progress = {"phase": phase, "done": 0, "total": total, "group": None, "error": None}
                 self._progress[FORECAST] = self._forecast.as_json() if self._forecast else None
                 self._unwritten = True
-                if phase != "preparing":  # the claim has said that
+                if phase != "preparing":  # the claim has set that phase
                     self._writer.write(ledger.set_phase, phase, forecast=self._said())
                 self._write_progress(now=True, blocks=total if phase == "fitting" else None)
             case protocol.AdvancedLine(phase=phase, done=done, total=total):
@@ -228,7 +228,7 @@ class Relay:
             (self._work / name).unlink(missing_ok=True)
 
     def _said(self) -> dict[str, Any]:
-        """What an event tells of the whole job."""
+        """The forecast of the whole job, for an event."""
         return self._forecast.as_of(time.time()) if self._forecast else {}
 
     def _write_progress(self, *, now: bool = False, blocks: int | None = None) -> None:

@@ -1,6 +1,6 @@
-"""The store as a supervisor uses it: a fault that passes costs seconds, one that stays has a name.
+"""Storage as a supervisor uses it: passing faults are retried, lasting ones become ``StorageFailed``.
 
-A job may have computed for hours when its files are to be stored; it shall not fail for one dropped connection.
+A job may have computed for hours when its files are stored; one dropped connection must not fail it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from core.storage import Storage
 logger = logging.getLogger(__name__)
 
 LASTING = NO_SPACE | {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
-"""Errors that no waiting cures."""
+"""Errors that a retry does not cure."""
 WAITS = (0.5, 2.0, 8.0, 20.0)
 
 

@@ -24,7 +24,7 @@ class Run:
     how: str
     """As in "the computing process …"."""
     out_of_memory: bool
-    """The kernel killed it for want of memory."""
+    """The kernel killed it because memory ran out."""
     given_up: bool
     """We killed it because the worker had no more time to drain; ``how`` is the whole reason."""
 
