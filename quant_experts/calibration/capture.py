@@ -73,7 +73,7 @@ class _Capture:
     def take_rows(self, rows: RowFile) -> None:
         """Capture rows until there are as many as the run uses."""
         for row in _in_order(rows, self._choice):
-            if len(self.writer.rows) == self._choice.wanted:
+            if len(self.writer.rows) == self._choice.total:
                 return
             stop_if(self._context.should_stop, "while calibrating; a later run begins anew")
             sample = self._usable(row)
@@ -90,11 +90,11 @@ class _Capture:
             self._skipped["too long"] += 1
         except InvalidCalibration as error:
             self._bad.append(str(error))
-            refuse_too_many_bad(self._bad, self._choice.wanted)
+            refuse_too_many_bad(self._bad, self._choice.total)
         return None
 
     def _take(self, row: Row, sample: Sample) -> None:
-        index, total = len(self.writer.rows), self._choice.wanted
+        index, total = len(self.writer.rows), self._choice.total
         held_out = index < len(self._choice.held_out)
         self._resized += sample.resized
         if held_out and row.images and len(self._to_vary) < MOST_ROWS:

@@ -93,17 +93,17 @@ def _with_images(row: Row, processor: Any, image_token: int, most: int) -> Sampl
     while True:
         inputs = _process(row, processor, text, images, options)
         vision = inputs["input_ids"][0] == image_token
-        tokens, seen = vision.shape[0], int(vision.sum())
+        tokens, image_tokens = vision.shape[0], int(vision.sum())
         if tokens <= most:
             sample = Sample(row.number, inputs, vision, resized)
             return _with_reply(sample, row, text, processor, list(row.messages))
-        if not images or tokens - seen >= most:
+        if not images or tokens - image_tokens >= most:
             raise TooLong(f"{tokens} tokens, at most {most}")
         if hasattr(processor.image_processor, "max_patches"):
-            options["max_patches"] = _tiles(processor, images, most - (tokens - seen), options)
+            options["max_patches"] = _tiles(processor, images, most - (tokens - image_tokens), options)
         else:
             # Tokens grow with the area; aim a little below the limit, because sides are rounded to whole patches.
-            images = _shrunk(images, 0.95 * math.sqrt((most - tokens + seen) / seen))
+            images = _shrunk(images, 0.95 * math.sqrt((most - tokens + image_tokens) / image_tokens))
         resized = True
 
 

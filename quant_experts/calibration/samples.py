@@ -56,7 +56,7 @@ class Choice:
     reserve: tuple[int, ...]
 
     @property
-    def wanted(self) -> int:
+    def total(self) -> int:
         """Number of rows that the run uses when there are enough that can be used."""
         return len(self.held_out) + len(self.fit)
 
@@ -214,7 +214,7 @@ class _ParquetRows:
         return min(int(self._starts[-1]), POOL)
 
     def read(self, positions: Sequence[int]) -> Iterator[Row | BadRow]:
-        wanted = set(positions)
+        chosen = set(positions)
         groups = sorted({bisect.bisect_right(self._starts, position) - 1 for position in positions})
         try:
             with pq.ParquetFile(self._path) as file:
@@ -222,7 +222,7 @@ class _ParquetRows:
                     position = self._starts[group]
                     for batch in file.iter_batches(self.BATCH, row_groups=[group], columns=self._columns):
                         for index in range(batch.num_rows):
-                            if position in wanted:
+                            if position in chosen:
                                 yield self._row(position + 1, batch, index)
                             position += 1
         except (pa.ArrowException, OSError) as error:

@@ -132,8 +132,8 @@ def _ends(path: str) -> list[int]:
 
 
 def _dtype_name(tensors: Iterable[TensorSource]) -> str:
-    held: Counter[str] = Counter()
+    bytes_by_dtype: Counter[str] = Counter()
     for tensor in tensors:
         if tensor.dtype.is_floating_point:
-            held[str(tensor.dtype).removeprefix("torch.")] += tensor.bytes
-    return held.most_common(1)[0][0]
+            bytes_by_dtype[str(tensor.dtype).removeprefix("torch.")] += tensor.bytes
+    return bytes_by_dtype.most_common(1)[0][0]

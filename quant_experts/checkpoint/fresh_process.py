@@ -50,9 +50,9 @@ def main(checkpoint: Path, probe: Path, device: str) -> dict[str, Any]:
     result: dict[str, Any] = {"finite": bool(torch.isfinite(logits).all())}
     if "logits" in tensors:
         expected = tensors["logits"].float()
-        found = logits[:, -expected.shape[1] :]
-        result["error"] = float((found - expected).norm() / expected.norm())
-        result["agreement"] = float((found.argmax(-1) == expected.argmax(-1)).float().mean())
+        last = logits[:, -expected.shape[1] :]
+        result["error"] = float((last - expected).norm() / expected.norm())
+        result["agreement"] = float((last.argmax(-1) == expected.argmax(-1)).float().mean())
     return result
 
 

@@ -126,10 +126,10 @@ def _group(entry: dict[str, Any], tensors: dict[str, TensorSource]) -> GroupCont
 
 def _weight_map(directory: Path) -> dict[str, str]:
     """Tensor → shard."""
-    found = _json(directory / INDEX).get("weight_map")
-    if not isinstance(found, dict) or not all(isinstance(shard, str) for shard in found.values()):
+    weight_map = _json(directory / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise InvalidCheckpoint(f"{directory}: {INDEX} has no weight_map that names a shard for each tensor")
-    return found
+    return weight_map
 
 
 def _json(path: Path) -> dict[str, Any]:

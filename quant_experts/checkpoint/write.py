@@ -83,16 +83,16 @@ def write_files(
     marks = ((name, torch.empty(0)) for entry in groups for name in marks_of(entry))
     spooled = spool(itertools.chain(other_tensors, marks), directory / ".spool")
     tensors: dict[str, TensorSource] = {}
-    for held in (spooled, *map(stored_tensors, block_files)):
-        for name, tensor in held.items():
+    for part in (spooled, *map(stored_tensors, block_files)):
+        for name, tensor in part.items():
             if name in tensors:
                 raise InvalidModel(f"tensor {name} comes from {tensors[name].path.name} and {tensor.path.name}")
             tensors[name] = tensor
     files = write_shards(tensors, directory)
     (directory / ".spool").unlink()
 
-    made = processor_files(source)
-    files += _copy_companions(source, directory, leave_out=set(made))
+    processor = processor_files(source)
+    files += _copy_companions(source, directory, leave_out=set(processor))
     config = loadable_config(
         source,
         architecture=architecture,
@@ -106,7 +106,7 @@ def write_files(
         "config.json": config,
         LOADER: (Path(__file__).parent.parent / "forward" / LOADER).read_text(encoding="utf-8"),
         CARD: model_card(report, spec, architecture=architecture, chats=has_chat_template(directory)),
-        **made,
+        **processor,
         REPORT: report.model_dump_json(indent=2) + "\n",
         REPORT_PAGE: render_report(report, recipe),
         RECIPE: json.dumps(recipe, indent=2, sort_keys=True) + "\n",

@@ -71,8 +71,8 @@ def _unseen_share(counts: Tensor, importance: Tensor, held_out: Tensor, k: int) 
     if held_out.shape[0] == 0:
         return None
     unseen = counts == 0
-    found = sum(
+    tokens = sum(
         int((important_channels(x.to(counts.device), importance, k) & unseen).any(-1).sum())
         for x in torch.split(held_out, CHUNK)
     )
-    return found / held_out.shape[0]
+    return tokens / held_out.shape[0]

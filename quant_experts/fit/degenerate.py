@@ -25,12 +25,12 @@ def _of_inputs(problem: GroupProblem) -> tuple[str, ...]:
         return (f"{name}: the inputs of all {problem.tokens} calibration tokens are zero; nothing could be learnt",)
     same = problem.samples.amax(0) == problem.samples.amin(0)
     if bool(same.all()):
-        seen = (
+        reason = (
             "only one calibration token reached it"
             if tokens == 1
             else f"all {tokens} tokens looked at have the same input"
         )
-        return (f"{name}: {seen}; it is fitted to that one alone",)
+        return (f"{name}: {reason}; it is fitted to that one alone",)
     constant = int(same.sum())
     if constant:
         return (f"{name}: {constant} of {problem.width} input channels are the same for all calibration tokens",)

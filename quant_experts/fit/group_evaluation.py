@@ -86,15 +86,15 @@ def token_errors(
     energy = torch.zeros(x.shape[0], device=x.device)
     for j, layer in enumerate(fitted.layers):
         exact = x @ weights[layer].to(x.device).float().T
-        left = exact - integer_input @ dequantize(fitted.codes[j], fitted.scales[j], torch.float32).T
+        error = exact - integer_input @ dequantize(fitted.codes[j], fitted.scales[j], torch.float32).T
         energy += exact.square().sum(-1)
-        squared[:, 0] += left.square().sum(-1)
+        squared[:, 0] += error.square().sum(-1)
         if fitted.shared_down is not None:
-            left = left - (scaled @ fitted.shared_down.T) @ fitted.shared_up[j].T
-        squared[:, 1] += left.square().sum(-1)
+            error = error - (scaled @ fitted.shared_down.T) @ fitted.shared_up[j].T
+        squared[:, 1] += error.square().sum(-1)
         if fitted.routed_down is not None:
-            left = left - _routed_output(scaled, expert, fitted.routed_down, fitted.routed_up[j])
-        squared[:, 2] += left.square().sum(-1)
+            error = error - _routed_output(scaled, expert, fitted.routed_down, fitted.routed_up[j])
+        squared[:, 2] += error.square().sum(-1)
     return squared, energy
 
 

@@ -135,7 +135,7 @@ class GroupStatistics:
             raise NumericalFailure(f"input group {self._name}: no calibration token reached it")
         if not bool(torch.isfinite(self._second_moment).all()):
             raise NumericalFailure(f"input group {self._name}: the second moment of its inputs overflows float32")
-        kept, kept_vision = self._reservoir.finish()
+        sample, kept_vision = self._reservoir.finish()
         return Observation(
             name=self._name,
             tokens=self._tokens,
@@ -147,7 +147,7 @@ class GroupStatistics:
             counts_vision=self._counts_vision,
             counts_text=self._counts_text,
             counts_first_half=self._counts_first_half,
-            tokens_kept=kept.float(),
+            tokens_kept=sample.float(),
             kept_vision=kept_vision,
         )
 
@@ -184,9 +184,9 @@ class TokenReservoir:
         parts = [(stratum, count) for stratum, count in ((self._vision, from_vision), (self._text, from_text)) if count]
         if not parts:
             raise ValueError("the reservoir never saw a token")
-        kept = [stratum.largest(count) for stratum, count in parts]
-        tokens = torch.cat([rows for rows, _ in kept])
-        arrival = torch.cat([order for _, order in kept])
+        sample = [stratum.largest(count) for stratum, count in parts]
+        tokens = torch.cat([rows for rows, _ in sample])
+        arrival = torch.cat([order for _, order in sample])
         modality = torch.cat([torch.full((count,), stratum is self._vision) for stratum, count in parts])
         order = arrival.argsort()
         return tokens[order.to(tokens.device)], modality[order].to(tokens.device)
@@ -196,8 +196,8 @@ class TokenReservoir:
         if vision + text <= self._capacity:
             return vision, text
         minority = min(vision, text)
-        wanted = max(round(self._capacity * minority / (vision + text)), round(self._capacity * MINORITY_SHARE))
-        for_minority = min(minority, wanted)
+        share = max(round(self._capacity * minority / (vision + text)), round(self._capacity * MINORITY_SHARE))
+        for_minority = min(minority, share)
         rest = self._capacity - for_minority
         return (for_minority, rest) if vision <= text else (rest, for_minority)
 
@@ -217,18 +217,18 @@ class _Stratum:
     def update(self, x: Tensor, index: Tensor, arrival: Tensor) -> None:
         """Offer the rows ``index`` of x; only those that stay are copied."""
         self.seen += len(index)
-        held = len(self._keys)
+        count = len(self._keys)
         keys = torch.cat([self._keys, torch.rand(len(index), generator=self._source, dtype=torch.float64)])
         stay = torch.zeros(len(keys), dtype=torch.bool)
         stay[keys.topk(min(self._capacity, len(keys))).indices] = True
-        accepted = stay[held:].nonzero().flatten()
+        accepted = stay[count:].nonzero().flatten()
         # A new token takes the place of one that it displaces; only while there is room, a new place.
-        displaced = (~stay[:held]).nonzero().flatten()
-        place = torch.cat([displaced, torch.arange(held, held + len(accepted) - len(displaced))])
+        displaced = (~stay[:count]).nonzero().flatten()
+        place = torch.cat([displaced, torch.arange(count, count + len(accepted) - len(displaced))])
         added = len(accepted) - len(displaced)
         self._keys = torch.cat([self._keys, self._keys.new_empty(added)])
         self._arrival = torch.cat([self._arrival, self._arrival.new_empty(added)])
-        self._keys[place] = keys[held:][accepted]
+        self._keys[place] = keys[count:][accepted]
         self._arrival[place] = arrival[accepted]
         rows = self._with_room(x, len(self._keys))
         rows[place.to(x.device)] = x[index[accepted].to(x.device)]

@@ -254,12 +254,12 @@ def _compute_buffers(blueprint: Blueprint, owner_name: str, owner: Any) -> None:
         owner._buffers[name] = torch.full_like(owner._buffers[name], unknown, device="cpu")
     _enclosing_model(blueprint.model, owner_name)._init_weights(owner)
     for name in waiting:
-        made = owner._buffers[name]
-        if not bool((torch.isfinite(made) if made.is_floating_point() else made >= 0).all()):
+        buffer = owner._buffers[name]
+        if not bool((torch.isfinite(buffer) if buffer.is_floating_point() else buffer >= 0).all()):
             raise InvalidModel(
                 f"{owner_name}.{name} cannot be computed; this version of transformers builds it differently"
             )
-        owner._buffers[name] = made.to(blueprint.device)
+        owner._buffers[name] = buffer.to(blueprint.device)
 
 
 def _enclosing_model(model: Any, name: str) -> Any:

@@ -195,7 +195,7 @@ class QuantizationRun:
         _load_around_blocks(blueprint)
 
     def calibrate(self) -> None:
-        self._enter("calibrating", self.choice.wanted)
+        self._enter("calibrating", self.choice.total)
         key = inputs_fingerprint(self.spec, self.parts, self.source, self.environment)
         self.inputs = read_captured_inputs(self.work, key) or capture_inputs(
             replace(self.context, fingerprint=key), self.rows, self.choice, self.collate, vision=self.spec.vision

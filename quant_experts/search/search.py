@@ -143,10 +143,10 @@ def missed_target(search: AutoSearch | None, quality: ModelQuality) -> list[str]
     max_kl = None if search is None else search.target.get("max_kl")
     if search is None or max_kl is None or quality.kl <= max_kl:
         return []
-    seen = next(point.kl for point in search.points if point.chosen)
+    kl = next(point.kl for point in search.points if point.chosen)
     return [
         f'scheme "auto": the finished model has a KL of {quality.kl:.3g}, above the target of {max_kl:g}; the search '
-        f"saw {seen:.3g} after {search.rows} calibration rows; ask for a lower max_kl"
+        f"saw {kl:.3g} after {search.rows} calibration rows; ask for a lower max_kl"
     ]
 
 

@@ -90,10 +90,10 @@ def named_groups(names: Iterable[str], groups: Sequence[GroupPlan]) -> list[str]
     """
     chosen: set[str] = set()
     for name in names:
-        meant = [plan.name for plan in groups if plan.name == name or plan.name.endswith(f".{name}")]
-        if not meant:
+        matches = [plan.name for plan in groups if plan.name == name or plan.name.endswith(f".{name}")]
+        if not matches:
             raise InvalidSpec(f"sensitive.groups: no input group is called {name!r}; {_near(name, groups)}")
-        chosen.update(meant)
+        chosen.update(matches)
     return [plan.name for plan in groups if plan.name in chosen]
 
 
@@ -189,7 +189,7 @@ def _near(name: str, groups: Sequence[GroupPlan]) -> str:
         for alias in (plan.name, *(f"{plan.parent}.{layer}" for layer in plan.layers)):
             ends.setdefault(".".join(alias.split(".")[-length:]), ".".join(plan.name.split(".")[-max(length, 1) :]))
     close = difflib.get_close_matches(name, ends, n=3 * NEAR_MATCHES, cutoff=0.5)
-    meant = list(dict.fromkeys(ends[match] for match in close))[:NEAR_MATCHES]
-    if meant:
-        return f"did you mean {' or '.join(meant)}?"
+    matches = list(dict.fromkeys(ends[match] for match in close))[:NEAR_MATCHES]
+    if matches:
+        return f"did you mean {' or '.join(matches)}?"
     return f"names are like {groups[0].name}, or an end of it"

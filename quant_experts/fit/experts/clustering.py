@@ -18,11 +18,11 @@ def npmi(occurrence: Tensor) -> Tensor:
     occurrence: (tokens, n) bool or float, O[t, i] = channel i is important for token t; returns (n, n) float64,
     symmetric. Pairs that never meet get 0; pairs that meet in every token get 1, the limit of the formula.
     """
-    seen = occurrence.to(torch.float32)
-    tokens = max(seen.shape[0], 1)
+    important = occurrence.to(torch.float32)
+    tokens = max(important.shape[0], 1)
     # Sums of at most 2^24 ones are exact in float32.
-    joint = (seen.T @ seen).double() / tokens
-    single = seen.sum(0).double() / tokens
+    joint = (important.T @ important).double() / tokens
+    single = important.sum(0).double() / tokens
     expected = single.unsqueeze(0) * single.unsqueeze(1)
     meets = joint > 0
     always = joint >= 1

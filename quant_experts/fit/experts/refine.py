@@ -77,8 +77,8 @@ def _split(problem: GroupProblem) -> tuple[Tensor, Tensor]:
     count = problem.samples.shape[0]
     order = torch.randperm(count, generator=generator(problem.spec.seed, problem.name, "refine split"))
     order = order.to(problem.samples.device)
-    held = max(1, int(count * VALIDATION_SHARE))
-    return problem.samples[order[held:] if count > 1 else order], problem.samples[order[:held]]
+    held_back = max(1, int(count * VALIDATION_SHARE))
+    return problem.samples[order[held_back:] if count > 1 else order], problem.samples[order[:held_back]]
 
 
 def _named(adapters: Adapters) -> dict[str, Tensor]:
@@ -112,8 +112,8 @@ def _residuals(target: _Target, tensors: dict[str, Tensor], x: Tensor) -> Tensor
     z = torch.einsum("td,nrd->tnr", x, tensors["routed_down"])
     onto = torch.einsum("to,nor->tnr", gap, tensors["routed_up"])
     gram = torch.einsum("nor,nos->nrs", tensors["routed_up"], tensors["routed_up"])
-    left = gap.square().sum(-1, keepdim=True) - 2 * (z * onto).sum(-1) + torch.einsum("tnr,nrs,tns->tn", z, gram, z)
-    return left.clamp_min(1e-20)
+    residual = gap.square().sum(-1, keepdim=True) - 2 * (z * onto).sum(-1) + torch.einsum("tnr,nrs,tns->tn", z, gram, z)
+    return residual.clamp_min(1e-20)
 
 
 def _spread(target: _Target, tensors: dict[str, Tensor], x: Tensor) -> float:
@@ -148,8 +148,8 @@ def _train(
         chosen = scores.argmin(-1, keepdim=True)
         # Relative to what is left, not to the whole output: otherwise the routing term drowns the regression.
         regression = squared.gather(-1, chosen).sum() / squared.detach().mean(-1).sum().clamp_min(1e-20)
-        wanted = F.softmax(-norms.detach() / temperature, dim=-1)
-        routing = F.kl_div(F.log_softmax(-scores / temperature, dim=-1), wanted, reduction="batchmean")
+        probabilities = F.softmax(-norms.detach() / temperature, dim=-1)
+        routing = F.kl_div(F.log_softmax(-scores / temperature, dim=-1), probabilities, reduction="batchmean")
         optimiser.zero_grad()
         torch.autograd.backward(regression + routing)
         optimiser.step()

@@ -34,15 +34,15 @@ def exempt_columns(problem: GroupProblem) -> Tensor:
 
 def reconstruct(problem: GroupProblem, base: Tensor) -> Adapters:
     """Either kind of expert may be left out, as in the paper's ablation: ``shared_rank`` 0 or ``experts`` 0."""
-    left = problem.weight - base
+    error = problem.weight - base
     adapters = Adapters()
     if problem.ranks.shared:
-        adapters = _shared_expert(problem, left)
+        adapters = _shared_expert(problem, error)
         assert adapters.shared_up is not None
         assert adapters.shared_down is not None
-        left = left - adapters.shared_up @ adapters.shared_down
+        error = error - adapters.shared_up @ adapters.shared_down
     if problem.ranks.experts:
-        adapters = _with_routed_experts(problem, left, adapters)
+        adapters = _with_routed_experts(problem, error, adapters)
     trains = problem.spec.refine != "none" and adapters.routed_up is not None
     return refine(problem, base, adapters) if trains else adapters
 
@@ -67,17 +67,17 @@ def _with_routed_experts(problem: GroupProblem, error: Tensor, adapters: Adapter
 
 
 def _routed_experts(problem: GroupProblem, errors: OutputErrors, rank: int) -> tuple[RoutedExperts, tuple[str, ...]]:
-    dependent, spec, wanted = problem.partition.dependent, problem.spec, problem.ranks.experts
-    count = min(wanted, len(dependent))
+    dependent, spec, target = problem.partition.dependent, problem.spec, problem.ranks.experts
+    count = min(target, len(dependent))
     if count < 2:
-        warned = () if wanted < 2 else (_too_few(problem, 1),)
+        warned = () if target < 2 else (_too_few(problem, 1),)
         return fit_everywhere(problem, errors, rank), warned
     if spec.clustering == "random":
         labels = cluster_at_random(len(dependent), count, generator(spec.seed, problem.name, "clusters"))
     else:
         labels = cluster_by_co_occurrence(problem.important[:, dependent], count)
     experts = fit_on_clusters(problem, errors, labels, rank)
-    warned = (_too_few(problem, count),) if count < wanted else ()
+    warned = (_too_few(problem, count),) if count < target else ()
     return reassign(problem, errors, experts, rank, spec.lloyd_rounds), warned
 
 

@@ -191,11 +191,11 @@ def _idle_routing(group: GroupReport, context: Context) -> str | None:
 def _more_rank(group: GroupReport, context: Context) -> str | None:
     if not group.expert_usage or context.routed_rank is None or group.error.shared <= 0:
         return None
-    left = group.error.routed / group.error.shared
-    if left > USEFUL or group.error.routed <= context.median_error:
+    share = group.error.routed / group.error.shared
+    if share > USEFUL or group.error.routed <= context.median_error:
         return None
     return (
-        f"The routed experts help here (they remove {percent(1 - left)} of what the shared expert leaves): "
+        f"The routed experts help here (they remove {percent(1 - share)} of what the shared expert leaves): "
         f"--routed-rank {2 * context.routed_rank} would remove more."
     )
 

@@ -38,15 +38,15 @@ class Panel:
 def frequency_panels(report: QualityReport) -> list[Panel]:
     """One panel for each of the first four kinds of group of a stack, taken from the middle of the stack."""
     stacks = {block.block: block.stack for block in report.blocks}
-    shown: Counter[str | None] = Counter()
+    counts: Counter[str | None] = Counter()
     panels = []
     for groups in by_kind(report).values():
         measured = [(group, group.channels) for group in groups if group.channels and group.channels.curve]
         if not measured:
             continue
         group, channels = measured[len(measured) // 2]
-        shown[stacks[group.block]] += 1
-        if shown[stacks[group.block]] <= PANELS:
+        counts[stacks[group.block]] += 1
+        if counts[stacks[group.block]] <= PANELS:
             panels.append(_panel(group, channels))
     return panels
 
