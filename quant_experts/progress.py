@@ -50,7 +50,7 @@ class GroupFitted:
     stack: str | None = None
     index: int | None = None
     part: str | None = None
-    """As in :class:`quant_experts.report.data.BlockReport`."""
+    """As in ``quant_experts.report.data.BlockReport``."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class BlockFinished:
     stack: str | None = None
     index: int | None = None
     part: str | None = None
-    """As in :class:`quant_experts.report.data.BlockReport`."""
+    """As in ``quant_experts.report.data.BlockReport``."""
 
 
 @dataclass(frozen=True)

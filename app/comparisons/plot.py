@@ -110,9 +110,9 @@ def _place(point: Point) -> tuple[float, float]:
 def _axes(x: Scale, y: Scale, sizes: tuple[float, float], decades: tuple[float, float]) -> list[str]:
     lines = []
     for power in range(math.ceil(decades[0]), math.floor(decades[1]) + 1):
-        at = y(10.0**power)
+        at, label = y(10.0**power), number(10.0**power, 1)
         lines.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at}" y2="{at}"/>')
-        lines.append(f'<text class="small" x="{LEFT - 8}" y="{at + 4}" text-anchor="end">{number(10.0**power, 1)}</text>')
+        lines.append(f'<text class="small" x="{LEFT - 8}" y="{at + 4}" text-anchor="end">{label}</text>')
     for size, label in size_ticks(*sizes):
         lines.append(f'<line class="grid" x1="{x(size)}" x2="{x(size)}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
         lines.append(

@@ -37,7 +37,7 @@ def open_yardstick(model: Any, processor: Any, questions: Sequence[Question]) ->
 
 
 def measure(yardstick: Yardstick, model: Any) -> dict[str, Any]:
-    """The figures of :func:`compare` for ``model``, quantized or not."""
+    """The figures of ``compare`` for ``model``, quantized or not."""
     logits = torch.cat([part for part, _, _ in answer_logits(model, yardstick.processor, yardstick.questions)])
     return compare(yardstick, logits)
 

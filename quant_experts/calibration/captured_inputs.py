@@ -135,7 +135,7 @@ class CapturedInputs:
 
 
 class CapturedInputsWriter:
-    """Collects the inputs of the first stack. Nothing is visible until :meth:`finish`."""
+    """Collects the inputs of the first stack. Nothing is visible until ``finish``."""
 
     def __init__(self, directory: Path, *, keep_inputs: bool = False) -> None:
         """``keep_inputs``: store the model inputs of every row, because another stack follows."""

@@ -20,7 +20,7 @@ CORRUPT = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, Ke
 
 
 def decode(data: bytes, where: str) -> Image.Image:
-    """RGB pixels of a PNG, JPEG or WEBP image, as :func:`as_rgb` makes them. ``where``: row and image, for the message.
+    """RGB pixels of a PNG, JPEG or WEBP image, as ``as_rgb`` makes them. ``where``: row and image, for the message.
 
     Raises InvalidCalibration for another format, too many pixels, or a file that cannot be decoded.
     """

@@ -122,7 +122,7 @@ def group_config(fitted: FittedGroup, plan: GroupPlan, *, dtype: torch.dtype) ->
 def install_group(model: nn.Module, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Replace the group's linear layers in ``model`` by quantized ones that hold exactly the stored ``tensors``.
 
-    ``tensors``: full names, as :func:`group_tensors` gives them; others are ignored. They are converted as transformers
+    ``tensors``: full names, as ``group_tensors`` gives them; others are ignored. They are converted as transformers
     does while loading; a bias that is not among them stays the model's own.
     Raises InvalidCheckpoint when a tensor is missing or has another shape.
     """

@@ -1,6 +1,6 @@
 """Integers of 2 to 8 bits packed densely in 32-bit words, exactly as compressed-tensors' ``pack-quantized`` does.
 
-The inverse, :func:`quant_experts.forward.modeling_quant_experts.unpack`, lives with the layer that runs.
+The inverse, ``quant_experts.forward.modeling_quant_experts.unpack``, lives with the layer that runs.
 """
 
 from __future__ import annotations

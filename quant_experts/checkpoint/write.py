@@ -126,9 +126,9 @@ def check_output(output: Path) -> None:
 
 @contextmanager
 def staging_directory(output: Path) -> Iterator[Path]:
-    """A hidden directory beside ``output``. It is removed when this closes, unless :func:`publish` has renamed it.
+    """A hidden directory beside ``output``. It is removed when this closes, unless ``publish`` has renamed it.
 
-    Raises InvalidSpec as :func:`check_output` does.
+    Raises InvalidSpec as ``check_output`` does.
     """
     check_output(output)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Errors of the client. An error response of the service is an :class:`ApiError` with its problem details."""
+"""Errors of the client. An error response of the service is an ``ApiError`` with its problem details."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def evaluate(
 
 
 def _quality(rows: Tensor) -> ModelQuality:
-    """rows: (rows, 5) float64, as :func:`_compare` sums them."""
+    """rows: (rows, 5) float64, as ``_compare`` sums them."""
     sums = rows.sum(0)
     tokens = int(sums[0])
     if tokens == 0:

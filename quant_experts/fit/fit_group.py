@@ -1,6 +1,6 @@
 """Fit one input group: scale, round, reconstruct (method.md, section 4).
 
-:func:`fit_group` needs the group's weights and an :class:`Observation`, no model and no files. The result holds
+``fit_group`` needs the group's weights and an ``Observation``, no model and no files. The result holds
 exactly the values that a checkpoint stores: everything is already rounded to the stored dtype.
 """
 

@@ -69,7 +69,7 @@ def _top_channels(magnitude: Tensor, importance: Tensor, k: int) -> tuple[Tensor
 
 
 class GroupStatistics:
-    """Accumulates an :class:`Observation`. Call :meth:`update` with real tokens only, never with padding."""
+    """Accumulates an ``Observation``. Call ``update`` with real tokens only, never with padding."""
 
     def __init__(
         self,

@@ -138,7 +138,7 @@ class BlockRunner:
         return self.run_with_gradients(arguments, hidden)
 
     def run_with_gradients(self, arguments: Arguments, hidden: Tensor) -> Tensor:
-        """The same as :meth:`run`; autograd records it when ``hidden`` requires a gradient."""
+        """The same as ``run``; autograd records it when ``hidden`` requires a gradient."""
         # Once there are stubs, only shape, dtype and device of the embeddings matter.
         embeddings = {} if self._stack.embeds is None else {self._stack.embeds: hidden, "use_cache": False}
         with self.stubs_return(hidden):

@@ -38,7 +38,7 @@ CONFIGURATION_ERRORS = (
 
 @dataclass(frozen=True)
 class Blueprint:
-    """A model whose parameters are on the meta device until :func:`load` brings some of them in."""
+    """A model whose parameters are on the meta device until ``load`` brings some of them in."""
 
     directory: Path
     config_text: str
@@ -217,7 +217,7 @@ def unload(blueprint: Blueprint, prefix: str) -> None:
 
 @contextmanager
 def loaded(blueprint: Blueprint, *prefixes: str) -> Iterator[None]:
-    """Hold the modules (or tensors) ``prefixes`` in memory while this is open. Raises as :func:`load` does."""
+    """Hold the modules (or tensors) ``prefixes`` in memory while this is open. Raises as ``load`` does."""
     for prefix in prefixes:
         load(blueprint, prefix)
     try:

@@ -146,7 +146,7 @@ class TensorWriter:
 def write_tensors(
     path: Path, layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], tensors: Iterable[tuple[str, Tensor]]
 ) -> WrittenFile:
-    """Write a whole safetensors file; see :class:`TensorWriter`."""
+    """Write a whole safetensors file; see ``TensorWriter``."""
     writer = TensorWriter(path, layout)
     try:
         for name, tensor in tensors:

@@ -52,7 +52,7 @@ class Family:
     the model takes images. ``tied``: whether the head is the embeddings where config.json does not say.
     ``any_text``: the language model is one of several; its ``model_type`` where config.json names none. ``tower``: the
     vision tower, where it can be quantized; ``encoder``: a stack whose output the decoder reads; ``memory``: see
-    :class:`Stack`, of the decoder. ``head``: path of the output head in memory. ``is_found``: stack and groups are told
+    ``Stack``, of the decoder. ``head``: path of the output head in memory. ``is_found``: stack and groups are told
     from the names in the files (``found_groups.py``), and ``stack`` and ``groups`` are not looked at."""
 
     model_class: str

@@ -95,7 +95,7 @@ def read_hub(
 def read_hub_text(
     repository: str, *, revision: str | None, token: str | None, endpoint: str | None = None, seconds: float = 20.0
 ) -> TextFiles:
-    """What says how rows become tokens, at the commit that ``revision`` points to now. Raises as :func:`read_hub`."""
+    """What says how rows become tokens, at the commit that ``revision`` points to now. Raises as ``read_hub``."""
     reader = _Reader(repository, token, endpoint, seconds)
     reader.commit, names = reader.resolve("model", revision)
     read_tokenizer = partial(reader.whole, most=LARGEST_TOKENIZER)
@@ -103,7 +103,7 @@ def read_hub_text(
 
 
 def resolve_dataset(repository: str, *, token: str | None, endpoint: str | None = None, seconds: float = 10.0) -> str:
-    """The commit that the dataset's default branch points to now. Raises as :func:`read_hub` does."""
+    """The commit that the dataset's default branch points to now. Raises as ``read_hub`` does."""
     return _Reader(repository, token, endpoint, seconds).resolve("dataset", None)[0]
 
 

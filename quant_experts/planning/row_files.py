@@ -1,6 +1,6 @@
 """Files of rows as people have them: JSON Lines, or one JSON list over many lines; gzip or not; with a byte order mark.
 
-:func:`raw_rows` cuts such a file into the bytes of its rows, with the memory of one row. Parquet is read elsewhere.
+``raw_rows`` cuts such a file into the bytes of its rows, with the memory of one row. Parquet is read elsewhere.
 """
 
 from __future__ import annotations

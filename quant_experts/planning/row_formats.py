@@ -1,6 +1,6 @@
 """Calibration rows as people have them, brought to the one form of chat templates.
 
-Library, planner, client and service read every row through :func:`canonical`, so that it means the same everywhere. The
+Library, planner, client and service read every row through ``canonical``, so that it means the same everywhere. The
 form is ``{"messages": [{"role", "content"}], "images"?: [...]}``; content is a string or a list of
 ``{"type": "text" | "image" | "audio"}`` parts. Read as well are rows of ShareGPT, LLaVA and LLaMA-Factory
 (``conversations``, ``from``, ``value``; ``<image>`` in the text) and TRL (``images`` beside strings), and the parts of

@@ -62,7 +62,7 @@ class Counted:
 
 
 class Counts(Protocol):
-    """As :class:`planning.counting.Counting`."""
+    """As ``planning.counting.Counting``."""
 
     def add(self, text: str, *, special: bool) -> None: ...
 

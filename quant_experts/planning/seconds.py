@@ -1,7 +1,7 @@
 """How long a run takes: multiplications and bytes counted per group, times what a machine was seen to do per second.
 
 Shipped rates are of one CPU core (measured) and of a data-centre GPU (a cautious guess, wide range). As soon as the
-service has finished jobs of its own, their measured seconds per block take the guess's place: see :class:`Calibration`.
+service has finished jobs of its own, their measured seconds per block take the guess's place: see ``Calibration``.
 """
 
 from __future__ import annotations

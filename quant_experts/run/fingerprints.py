@@ -62,7 +62,7 @@ def inputs_fingerprint(
 
 
 def environment_of(device: torch.device) -> dict[str, str]:
-    """Versions and the device's name, for the report and for :func:`inputs_fingerprint`."""
+    """Versions and the device's name, for the report and for ``inputs_fingerprint``."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -119,7 +119,7 @@ def quantize(
 
 @dataclass
 class QuantizationRun:
-    """The arguments of :func:`quantize`, and what each phase leaves for the next ones.
+    """The arguments of ``quantize``, and what each phase leaves for the next ones.
 
     ``spec``: with scheme "auto", the search replaces it during calibration. ``context``: from the end of calibration on
     with the fingerprint of the blocks. ``inputs``: of the first stack. ``last_inputs``: of the last one.

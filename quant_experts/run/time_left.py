@@ -41,7 +41,7 @@ class Expected:
 
 
 class Forecaster:
-    """An ``on_event`` that sends a :class:`Forecast` before every other event, once it knows what to expect."""
+    """An ``on_event`` that sends a ``Forecast`` before every other event, once it knows what to expect."""
 
     def __init__(
         self, on_event: OnEvent, *, started: float | None = None, clock: Callable[[], float] = time.monotonic

@@ -68,7 +68,7 @@ def assign(
 ) -> tuple[dict[str, int], MixedPrecision] | None:
     """Group name → weight bits of those that keep more, and what the report says; None when nothing was asked for.
 
-    ``kl``: of every group, nats per token. Raises InvalidSpec as :func:`check_mixed_precision` does.
+    ``kl``: of every group, nats per token. Raises InvalidSpec as ``check_mixed_precision`` does.
     """
     groups = list(itertools.chain.from_iterable(plans))
     if spec.sensitive is not None:

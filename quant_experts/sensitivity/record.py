@@ -11,7 +11,7 @@ from quant_experts.progress import WrittenFile
 
 
 def read_record(work: Path, name: str, fingerprint: str) -> tuple[Any, WrittenFile] | None:
-    """The content that :func:`write_record` stored, and the file; None when there is none or it is another run's."""
+    """The content that ``write_record`` stored, and the file; None when there is none or it is another run's."""
     path = work / name
     try:
         text = path.read_bytes()

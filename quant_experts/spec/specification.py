@@ -1,6 +1,6 @@
 """The one configuration of a quantization run: scheme, slots, ranks, seed.
 
-A :class:`QuantizationSpec` is frozen, validated when made, and survives JSON unchanged, so that the same object is the
+A ``QuantizationSpec`` is frozen, validated when made, and survives JSON unchanged, so that the same object is the
 command line's arguments, the service's job options, the checkpoint's recipe and the key of a resumed run.
 """
 

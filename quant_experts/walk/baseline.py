@@ -34,7 +34,7 @@ def baseline_error(
 ) -> float:
     """Relative squared output error of the unscaled weights rounded to nearest, at the bits of ``fitted``.
 
-    Arguments as for :func:`evaluate_group`.
+    Arguments as for ``evaluate_group``.
     """
     rounded = [
         quantize(weights[layer].to(codes.device), fitted.weight_bits, fitted.group_size, scale_dtype)

@@ -43,7 +43,7 @@ def walk(
 ) -> list[FinishedBlock]:
     """Quantize every block that the work directory does not hold finished; returns all of them, in order.
 
-    ``inputs``: of the first stack. ``context.fingerprint``: of finished blocks, see :meth:`GroupSettings.fingerprint`.
+    ``inputs``: of the first stack. ``context.fingerprint``: of finished blocks, see ``GroupSettings.fingerprint``.
     Emits BlockFinished for each block, and GroupFitted for each group that is fitted now. When ``on_event`` returns
     from a BlockFinished, its ``superseded`` files are deleted; with ``keep_superseded`` the caller deletes them.
     Raises Stopped when ``should_stop`` says so, NumericalFailure and InvalidModel naming what failed.

@@ -146,7 +146,7 @@ class HiddenStates:
 
 
 class StatesWriter:
-    """Writes the hidden states behind a block, row by row. Nothing is visible until :meth:`finish`."""
+    """Writes the hidden states behind a block, row by row. Nothing is visible until ``finish``."""
 
     def __init__(
         self, work: Path, block: int, inputs: CapturedInputs, rows: Mapping[Stream, Sequence[CapturedRow]]

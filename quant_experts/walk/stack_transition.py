@@ -94,7 +94,7 @@ def stack_transition(
 
 
 class NextInputsWriter:
-    """Collects the inputs of the next stack, stream by stream. Nothing is visible until :meth:`finish`."""
+    """Collects the inputs of the next stack, stream by stream. Nothing is visible until ``finish``."""
 
     def __init__(self, work: Path, first: int, before: CapturedInputs) -> None:
         """``first``: number of the next stack's first block. ``before``: the inputs of the stack that ends."""

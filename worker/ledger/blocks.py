@@ -91,7 +91,7 @@ def block_files(connection: Connection, job_id: str) -> list[dict[str, Any]]:
 
 
 def files_to_take_over(connection: Connection, job_id: str) -> list[dict[str, Any]]:
-    """What other jobs left that this one may take over, as :func:`block_files` has it: of the job it was forked from
+    """What other jobs left that this one may take over, as ``block_files`` has it: of the job it was forked from
     everything, of the oldest of its comparison the language model's calls. The library verifies what fits."""
     sources = connection.execute(
         "SELECT other.id, other.id = mine.forked_from AS forked FROM jobs mine JOIN jobs other"

@@ -39,7 +39,7 @@ class FencedWriter:
         *arguments: P.args,
         **options: P.kwargs,
     ) -> T:
-        """Run a function of :mod:`worker.ledger.attempts` on this hold.
+        """Run a function of ``worker.ledger.attempts`` on this hold.
 
         Raises Lost, CancelRequested or TimedOut when the ledger refuses it, psycopg.IntegrityError when that breaks a
         constraint again and again: once may be a row that went in the same moment.
@@ -68,7 +68,7 @@ class FencedWriter:
                 self._lease.wait(RETRY_SECONDS)
 
     def read(self, query: Callable[Concatenate[Connection, P], T], *arguments: P.args, **options: P.kwargs) -> T:
-        """Run a query of :mod:`worker.ledger.attempts`, tried again like a write."""
+        """Run a query of ``worker.ledger.attempts``, tried again like a write."""
         while True:
             if self._lease.state is LeaseState.LOST:
                 raise Lost(self._ref.job_id)

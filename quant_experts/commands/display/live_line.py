@@ -77,7 +77,7 @@ class LiveLine:
         self.console.print(printable(line), markup=False, soft_wrap=True)
 
     def print_once(self, line: str) -> None:
-        """As :meth:`keep`, but only the first of similar lines; the end prints the number of the others."""
+        """As ``keep``, but only the first of similar lines; the end prints the number of the others."""
         kind = kind_of(line)
         self._said[kind] = self._said.get(kind, 0) + 1
         if self._said[kind] == 1:

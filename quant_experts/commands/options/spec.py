@@ -1,6 +1,6 @@
 """The options of ``qe quantize`` that make the spec and the acceptance limits.
 
-Names are those of :class:`QuantizationSpec`; where that has parts (``sensitive``, ``budget``, ``target``), each part is
+Names are those of ``QuantizationSpec``; where that has parts (``sensitive``, ``budget``, ``target``), each part is
 an option of its own.
 """
 

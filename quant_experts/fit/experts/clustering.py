@@ -34,7 +34,7 @@ def npmi(occurrence: Tensor) -> Tensor:
 
 
 def cluster_by_co_occurrence(occurrence: Tensor, clusters: int) -> Tensor:
-    """Spectral clustering of the columns of ``occurrence`` (tokens, n) under :func:`npmi`.
+    """Spectral clustering of the columns of ``occurrence`` (tokens, n) under ``npmi``.
 
     Returns (n,) int64 labels in [0, c) with c = min(clusters, n), every label in use. Channels that share no token
     with any other carry no information about their cluster and go to the smallest ones. Deterministic.

@@ -1,7 +1,7 @@
 """Routed experts: low-rank corrections of what the shared expert leaves, each for its own kind of token.
 
 method.md, section 4, step 6. Everything here works on the scaled inputs, and on the errors ``E_S x`` that they cause
-(:class:`OutputErrors`). An expert is ``up`` (m, r), orthonormal, and ``down = upᵀ E_S`` (r, d), so that the squared
+(``OutputErrors``). An expert is ``up`` (m, r), orthonormal, and ``down = upᵀ E_S`` (r, d), so that the squared
 error it leaves on a token is ``||E_S x||² - ||upᵀ E_S x||²``: comparing experts needs (tokens, r) projections only.
 """
 
@@ -34,7 +34,7 @@ SETTLED = 0.005
 
 @dataclass(frozen=True)
 class RoutedExperts:
-    """``up``: (N, m, r) float32, orthonormal columns in the coordinates of :class:`OutputErrors`; ``down``: (N, r, d)
+    """``up``: (N, m, r) float32, orthonormal columns in the coordinates of ``OutputErrors``; ``down``: (N, r, d)
     float32."""
 
     up: Tensor

@@ -16,7 +16,7 @@ from quant_experts.fit.smoothing._trial import best_alpha, output_error, subsamp
 
 
 def smooth(problem: GroupProblem) -> Smoothing:
-    """The s = mean|x|^alpha, alpha in 0, 0.05 … 0.95, that leaves the smallest :func:`squared_error`."""
+    """The s = mean|x|^alpha, alpha in 0, 0.05 … 0.95, that leaves the smallest ``squared_error``."""
     x = problem.samples[subsample(problem, "awq")]
     exact = x @ problem.weight.T
     return best_alpha(problem, "awq", lambda scale: squared_error(problem, scale, x, exact))

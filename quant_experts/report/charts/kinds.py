@@ -52,7 +52,7 @@ def tick_label(block: BlockReport) -> str:
 
 
 def axis_label(stacks: Iterable[str | None]) -> str:
-    """Says what the ticks of :func:`tick_label` mean, for blocks of these stacks."""
+    """Says what the ticks of ``tick_label`` mean, for blocks of these stacks."""
     others = [stack for stack in dict.fromkeys(stacks) if stack not in (None, *LAST)]
     if not others:
         return "decoder block"
