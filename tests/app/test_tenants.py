@@ -189,7 +189,6 @@ EXCEPTIONS = {
     "access/auth.py _touch": "says of the key that was found that it was used",
     "audit/service.py NOTE": "writes the actor's tenant",
     "web/idempotency.py STORE": "writes the caller's tenant",
-    "jobs/creation.py CREATE": "writes the caller's tenant",
     "jobs/creation.py FIRST_EVENT": "of the job that was made just before it",
     "plans/service.py store_plan": "writes the caller's tenant",
     "hub/queries.py _sha_of_files": "correlated to the jobs of the query around it, which is the tenant's",

@@ -1,6 +1,6 @@
 """What an attempt writes to the ledger, fenced by its number. Every time comes from the database's clock.
 
-A claim (``ledger.claims``) gives a worker an ``AttemptRef``: the job and the number of the attempt, which is the fencing
+A claim (``claims.py``) gives a worker an ``AttemptRef``: the job and the number of the attempt, which is the fencing
 token. Every later write first locks the job's row where id, attempt and status still match, in the same transaction, so
 that a worker that lost the job, and may not know it yet, changes nothing: it gets ``NotHeld``. Each function is
 one transaction. Finished blocks are in ``worker.ledger.blocks``.
