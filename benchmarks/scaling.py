@@ -3,7 +3,7 @@
     python -m benchmarks.scaling [--seconds 20] [--steps 200:10 200:2] [--pgbouncer PATH]
 
 Workers are threads of a few processes, without torch: each claims, keeps its lease, and records phases, progress,
-blocks and the end through the product's own functions (``worker.ledger``, ``kept``, ``Pen``),
+blocks and the end through the product's own functions (``worker.ledger``, ``hold_lease``, ``FencedWriter``),
 with blocks that take a given time; it waits for bells with BRPOP as Celery does. API replicas are
 the real application, each with its own pools, in one process without sockets: clients make jobs as fast as workers end
 them, list and read jobs, and follow events. A step is WORKERS:SECONDS of a block.

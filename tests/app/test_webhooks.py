@@ -102,11 +102,11 @@ async def test_an_event_that_is_rolled_back_queues_nothing(api: Api) -> None:
     job = await api.create_job()
     api.start(job["id"])
     with connect(api.settings.database_url or "") as connection:
-        hold = ledger.Hold(job["id"], 1)
+        ref = ledger.AttemptRef(job["id"], 1)
         with connection.transaction(force_rollback=True):
-            ledger.fail(connection, hold, code=ledger.FailureCode.INTERNAL, message="x")
+            ledger.fail(connection, ref, code=ledger.FailureCode.INTERNAL, message="x")
         assert api.execute("SELECT count(*) FROM webhook_deliveries") == [(0,)]
-        ledger.fail(connection, hold, code=ledger.FailureCode.INTERNAL, message="x")
+        ledger.fail(connection, ref, code=ledger.FailureCode.INTERNAL, message="x")
     ((payload,),) = api.execute("SELECT payload FROM webhook_deliveries")
     assert payload["data"]["job"]["status"] == "failed"
     assert payload["data"]["event"]["error"]["code"] == "internal"

@@ -165,7 +165,7 @@ def test_a_target_and_limits_reach_the_spec_or_are_refused(tmp_path: Path, chang
         "options": {}, **changes,
     }  # fmt: skip
     with pytest.raises(errors.InvalidSpec, match=named):
-        runner.wanted(protocol.RunnerJob.model_validate(body))
+        runner.specification_of(protocol.RunnerJob.model_validate(body))
 
 
 @pytest.mark.parametrize(("options", "grid"), [({}, "max"), ({"method_version": 2}, "searched")])
@@ -174,7 +174,7 @@ def test_a_job_from_before_versions_is_read_by_the_defaults_of_its_time(options:
         "model": "/nowhere", "model_id": "local/x", "model_commit": None, "calibration": "/nowhere", "split": "train",
         "output": "/nowhere/out", "work": "/nowhere/work", "scheme": "W4A6", "method": "gptq", "options": options,
     }  # fmt: skip
-    spec, _ = runner.wanted(protocol.RunnerJob.model_validate(body))
+    spec, _ = runner.specification_of(protocol.RunnerJob.model_validate(body))
     assert (spec.method_version, spec.weight_grid) == (options.get("method_version", 1), grid)
 
 

@@ -1,9 +1,8 @@
 """What an attempt writes to the ledger, fenced by its number. Every time comes from the database's clock.
 
-A claim (``claims.py``) gives a worker an ``AttemptRef``: the job and the number of the attempt, which is the fencing
-token. Every later write first locks the job's row where id, attempt and status still match, in the same transaction, so
-that a worker that lost the job, and may not know it yet, changes nothing: it gets ``NotHeld``. Each function is
-one transaction. Finished blocks are in ``worker.ledger.blocks``.
+A claim (``ledger.claims``) gives a worker an ``AttemptRef``: the job and the attempt's number, the fencing token.
+Every later write is one transaction that first locks the job's row where id, attempt and status still match. A worker
+that has lost the job changes nothing and gets ``NotHeld``. Finished blocks are in ``worker.ledger.blocks``.
 """
 
 from __future__ import annotations
