@@ -72,13 +72,15 @@ def _within(sample: Sample, vocabulary: int, config: Any) -> Sample:
 
 def _open_text_collator(directory: Path, config: Any) -> Collate:
     most = min(MOST_TOKENS, getattr(config.get_text_config(), "max_position_embeddings", MOST_TOKENS))
-    if hasattr(config, "vision_config") and has_processor(directory):
+    takes_images = hasattr(config, "vision_config")
+    if takes_images and has_processor(directory):
         processor = load_processor(directory, config)
         if not processor.chat_template:
             raise InvalidModel(f"{directory.name} has no chat template; give the instruction-tuned model")
         return lambda row: _with_images(row, processor, config.image_token_id, most)
     tokenizer = load_tokenizer(directory)
-    return lambda row: _text_only(row, tokenizer, config.model_type, most)
+    reason = f"the model's directory has no {PROCESSORS[0]}" if takes_images else f"{config.model_type} takes text only"
+    return lambda row: _text_only(row, tokenizer, reason, most)
 
 
 def _with_images(row: Row, processor: Any, image_token: int, most: int) -> Sample:
@@ -155,13 +157,11 @@ def _check_placeholders(row: Row, text: str, processor: Any, image_token: int) -
         raise InvalidCalibration(f"calibration row {row.number}: its text must not contain {token!r}")
 
 
-def _text_only(row: Row, tokenizer: Any, model_type: str, most: int) -> Sample:
+def _text_only(row: Row, tokenizer: Any, reason: str, most: int) -> Sample:
+    """``reason``: why a row with an image or audio is refused."""
     if row.images or row.audio:
         what = "an image" if row.images else "audio"
-        raise InvalidCalibration(
-            f"calibration row {row.number}: it has {what}, but {model_type} takes text only, or its directory has no "
-            f"{PROCESSORS[0]}"
-        )
+        raise InvalidCalibration(f"calibration row {row.number}: it has {what}, but {reason}")
     messages = [
         {**message, "content": None if message["content"] is None else "".join(texts_of(message))}
         for message in row.messages

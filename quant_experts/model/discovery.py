@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from quant_experts.errors import UnsupportedModel
 from quant_experts.model.families.overrides import PLAIN
@@ -32,7 +33,7 @@ TOKENS = 8
 class FoundStack:
     """``module`` runs the blocks of the list ``layers``, and of a decoder looks tokens up in ``embedding`` before: both
     are paths within it. ``blocks``: the input groups of each.
-    ``memory``: ``parent.label`` of groups that read the same tensor in every block. ``skipped``: linear layer or
+    ``memory``: ``parent.label`` of groups that read what an encoder puts out. ``skipped``: linear layer or
     parameter → why it stays as it is. ``width``: of what the first block reads."""
 
     module: str
@@ -58,7 +59,8 @@ def discover(model: Any) -> tuple[FoundStack, ...]:
     modules = {path: path.rpartition(".")[0] for path in paths[:-1]} | {paths[-1]: _around(model, paths[-1], embedding)}
     blocks = {path: _blocks(model, path) for path in paths}
     reads = _Reads()
-    with reads.watching([block for of_stack in blocks.values() for block in of_stack]):
+    encoders = [model.get_submodule(modules[path]) for path in paths[:-1]]
+    with reads.watching([block for of_stack in blocks.values() for block in of_stack], encoders):
         _run(model, modules[paths[-1]])
     return tuple(reads.of_stack(modules[path], path, embedding, blocks[path]) for path in paths)
 
@@ -175,10 +177,12 @@ class _Reads:
     kept: list[Tensor] = field(default_factory=list)
     direct: set[str] = field(default_factory=set)
     widths: dict[str, int] = field(default_factory=dict)
+    encoded: set[int] = field(default_factory=set)
 
     @contextmanager
-    def watching(self, blocks: list[tuple[str, nn.Module]]) -> Iterator[None]:
-        hooks, kinds = [], []
+    def watching(self, blocks: list[tuple[str, nn.Module]], encoders: list[nn.Module]) -> Iterator[None]:
+        hooks: list[RemovableHandle] = [encoder.register_forward_hook(self._note_encoded) for encoder in encoders]
+        kinds = []
         for path, block in blocks:
             hooks.append(block.register_forward_pre_hook(self._measuring(path.rpartition(".")[0]), with_kwargs=True))
             for name, module in _linears(block):
@@ -193,6 +197,10 @@ class _Reads:
                 hook.remove()
             for module, kind in kinds:
                 module.__class__ = kind
+
+    def _note_encoded(self, encoder: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.encoded.add(id(output[0]))
+        self.kept.append(output[0])
 
     def _measuring(self, stack: str) -> Any:
         def note(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -230,7 +238,6 @@ class _Reads:
 
     def of_stack(self, module: str, stack: str, embedding: str, blocks: list[tuple[str, nn.Module]]) -> FoundStack:
         skipped: dict[str, str] = {}
-        readers = self._blocks_that_read(stack)
         memory: dict[str, None] = {}
         groups_of_blocks = []
         for path, block in blocks:
@@ -239,21 +246,12 @@ class _Reads:
             groups = _named(block, list(taken.values()))
             groups_of_blocks.append(groups)
             for (parent, label, _), inputs in zip(groups, taken, strict=True):
-                if any(len(readers[tensor]) > 1 for tensor in inputs):
+                if self.encoded & set(inputs):
                     memory[f"{parent}.{label}".removeprefix(".")] = None
         layers = stack.removeprefix(f"{module}.")
         inside = embedding.removeprefix(f"{module}.") if embedding.startswith(f"{module}.") else None
         width = self.widths.get(stack, 0)
         return FoundStack(module, layers, inside, tuple(groups_of_blocks), tuple(memory), skipped, width)
-
-    def _blocks_that_read(self, stack: str) -> dict[int, set[str]]:
-        """Tensor → numbers of the blocks in which a linear layer reads it."""
-        readers: dict[int, set[str]] = {}
-        for name, tensors in self.inputs.items():
-            if name.startswith(f"{stack}."):
-                for tensor in tensors:
-                    readers.setdefault(tensor, set()).add(name.removeprefix(f"{stack}.").partition(".")[0])
-        return readers
 
     def _skipped(self, path: str, block: nn.Module) -> dict[str, str]:
         """Linear layer or parameter of a block that stays as it is → why."""
