@@ -34,7 +34,7 @@ def test_every_attempt_is_refused(database: str) -> None:
 def test_without_walls_the_attempts_come_through(database: str) -> None:
     """What the probe calls refused, the kernel refused: the same attempts without the walls."""
     program = (
-        "import json, sys\nfrom worker import confinement\nfrom core.confinement import Walls\n"
+        "import json, sys\nfrom worker.runner import confinement\nfrom core.confinement import Walls\n"
         "confinement.confine = lambda **_: Walls(False, False, False, False)\n"
         "sys.argv[1:] = [sys.argv[1]]\nconfinement.main()\n"
     )
