@@ -393,6 +393,8 @@ def pooled_by(program: Path | None, postgres: Postgres, database: str) -> Iterat
     process = start(command, environment=os.environ, log=directory / "out", user=postgres.directory.owner())
     try:
         time.sleep(1)
+        if process.poll() is not None:
+            raise SystemExit(f"{program} did not start: {(directory / 'out').read_text().strip()}")
         yield f"postgresql://postgres@127.0.0.1:{port}/qe?pgbouncer=true"
     finally:
         process.terminate()
