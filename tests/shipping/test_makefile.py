@@ -101,6 +101,10 @@ def writes_the_same_contract(clone: Path) -> None:
     assert git(clone, "status", "--porcelain", "openapi.json") == "", "run `make openapi`"
 
 
+def tries_a_type_of_model(clone: Path) -> None:
+    assert "cohere: built discovered quantized" in ok(clone, "models", "TYPES=cohere")
+
+
 def pins_what_is_installed(clone: Path) -> None:
     before = (clone / "constraints.txt").read_text().splitlines()
     ok(clone, "constraints")
@@ -194,6 +198,7 @@ SHORT: dict[str, Callable[[Path], None]] = {
     "format": leaves_formatted_code_alone,
     "openapi": writes_the_same_contract,
     "readme": writes_the_same_readme,
+    "models": tries_a_type_of_model,
     "constraints": pins_what_is_installed,
     "screenshots": finds_its_tests("screenshots"),
     "fuzz": finds_its_tests("fuzz"),
