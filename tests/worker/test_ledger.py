@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import psycopg
 import pytest
 
 from core.contract.errors import FailureCode
@@ -145,7 +146,7 @@ def test_artifacts_become_visible_with_the_end_or_not_at_all(workshop: Workshop)
     job_id = workshop.add_job()
     ref = workshop.claim().ref
     with workshop.connect() as connection:
-        with pytest.raises(ledger.psycopg.errors.NotNullViolation):
+        with pytest.raises(psycopg.errors.NotNullViolation):
             ledger.succeed(connection, ref, summary={}, artifacts=[ARTIFACT, {**ARTIFACT, "name": "b", "key": None}])
         assert workshop.job(job_id)["status"] == "running"
         assert workshop.rows("SELECT * FROM artifacts") == []
