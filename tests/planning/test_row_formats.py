@@ -158,12 +158,12 @@ FILES = {
     "no line break at the end": LINES[:-1],
     "Windows line breaks": LINES.replace(b"\n", b"\r\n"),
     "byte order mark": b"\xef\xbb\xbf" + LINES,
-    "gzip": gzip.compress(LINES),
-    "gzip in two parts": gzip.compress(LINES[:50]) + gzip.compress(LINES[50:]),
+    "gzip": gzip.compress(LINES, mtime=0),
+    "gzip in two parts": gzip.compress(LINES[:50], mtime=0) + gzip.compress(LINES[50:], mtime=0),
     "a list": json.dumps(ROWS).encode(),
     "a list over lines": json.dumps(ROWS, indent=2).encode(),
     "a list with a mark": b"\xef\xbb\xbf \n" + json.dumps(ROWS, indent=1).encode() + b"\n\n",
-    "a packed list": gzip.compress(json.dumps(ROWS).encode()),
+    "a packed list": gzip.compress(json.dumps(ROWS).encode(), mtime=0),
 }
 
 
@@ -202,7 +202,7 @@ def test_parquet_is_read_the_same_way(columns: str, tmp_path: Path) -> None:
         (b"ARROW1\x00\x00", "Arrow file: save it as Parquet"),
         ("x".encode("utf-16"), "UTF-16 text: save it as UTF-8"),
         (json.dumps({"data": ROWS}, indent=1).encode(), "one JSON object over many lines"),
-        (gzip.compress(LINES)[:-20], "gzip file is cut off"),
+        (gzip.compress(LINES, mtime=0)[:-20], "gzip file is cut off"),
         (b"id,question,answer\n1,a,b\n", "row 1: not JSON .*begins with 'id,question,answer': write one JSON"),
         (json.dumps(ROWS).encode()[:-9], "row 7: the file ends before its list does"),
         (json.dumps(ROWS).encode() + b"[]", "row 8: there is more after the end of the list"),
