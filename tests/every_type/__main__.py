@@ -1,7 +1,7 @@
 """python -m tests.every_type [TYPE …]: every type that is not done yet, or those named; one line each as it goes.
 
-Results are in build/models, one file per type, so that a run that was ended goes on. With the word ``plans`` the
-planner is asked again about those. The table in docs/models.md is written at the end.
+Results are in benchmarks/results/models, one file per type, so that a run that was ended goes on. With the word
+``plans`` the planner is asked again about those. The table in docs/models.md is written at the end.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import transformers
 from tests.every_type.check import CAUSAL, VLMS, Outcome, check, plan_again
 from tests.every_type.table import write_table
 
-RESULTS = Path("build/models")
+RESULTS = Path("benchmarks/results/models")
 SECONDS = 240
 """Of one type."""
 
