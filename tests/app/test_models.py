@@ -23,7 +23,7 @@ async def test_models_are_listed_as_a_job_names_them_with_what_it_would_refuse(
     root = tmp_path / "below"
     good = json.dumps({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]})
     put(root, "good", good)
-    put(root, "bert", json.dumps({"model_type": "bert"}))
+    put(root, "vit", json.dumps({"model_type": "vit"}))
     put(root, "bare", None)
     put(root, "broken", "[1")
     put(root, "list", "[]")
@@ -34,10 +34,10 @@ async def test_models_are_listed_as_a_job_names_them_with_what_it_would_refuse(
     async with started(settings.model_copy(update={"model_root": root})) as api:
         listed = ok(await api.client.get("/v1/models"))
         found = {model["id"]: model for model in listed["data"]}
-        assert list(found) == [f"local/{name}" for name in ("bare", "bert", "broken", "good", "list")]
+        assert list(found) == [f"local/{name}" for name in ("bare", "broken", "good", "list", "vit")]
         assert found["local/good"] == {"id": "local/good", "model_type": "qwen2", "problem": None}
         assert "No such file" in found["local/bare"]["problem"]
-        assert "'bert' is not supported" in found["local/bert"]["problem"]
+        assert "'vit' is not supported" in found["local/vit"]["problem"]
         assert found["local/broken"]["problem"] == found["local/list"]["problem"] == "config.json is not a JSON object"
         assert "qwen2_vl" in listed["families"]
         assert listed["note"] is None

@@ -103,6 +103,7 @@ def writes_the_same_contract(clone: Path) -> None:
 
 def tries_a_type_of_model(clone: Path) -> None:
     assert "cohere: built discovered quantized" in ok(clone, "models", "TYPES=cohere")
+    git(clone, "checkout", "-q", "docs", "benchmarks")
 
 
 def pins_what_is_installed(clone: Path) -> None:
