@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -120,15 +122,23 @@ async def store_part(
         part = Part(number, size, digest.hexdigest())
         await asyncio.to_thread(parts.put, storage, folder, part, path)
     if part not in there:
-        try:
+        removed_on_error = partial(_removed_on_error, storage, folder, part)
+        # A refused part goes while the lock is held: the next one would count it too, and be refused in its place.
+        async with removed_on_error(), meter.adding(tenant), removed_on_error():
             await _check_again(sessions, tenant, folder, part, storage, settings, meter)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                await asyncio.to_thread(parts.remove, storage, folder, part)
-            raise
     removed = await asyncio.to_thread(parts.remove_others, storage, folder, part)
     meter.arrived(tenant, -removed)
     return part
+
+
+@asynccontextmanager
+async def _removed_on_error(storage: Storage, folder: str, part: Part) -> AsyncIterator[None]:
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            await asyncio.to_thread(parts.remove, storage, folder, part)
+        raise
 
 
 async def _check_again(
@@ -140,18 +150,17 @@ async def _check_again(
     settings: Settings,
     meter: StorageMeter,
 ) -> None:
-    """Check the quota again, with the part stored. Raises Problem 403 when it is exceeded.
+    """Check the quota again, with the part stored and the lock held. Raises Problem 403 when it is exceeded.
 
     Concurrent parts have all passed the first check. They are stored before they are counted, so that none is missed,
     and counted one after the other, so that only those that do not fit are removed.
     """
-    async with meter.adding(tenant):
-        stored = await asyncio.to_thread(parts.stored, storage, folder)
-        replaced = sum(other.bytes for other in stored if other.number == part.number)
-        uploads = await meter.unfinished(tenant, fresh=True) - replaced
-        async with sessions() as session:
-            room = await storage_quota(session, tenant=tenant, settings=settings, meter=meter, uploads=uploads)
-        room.check(part.bytes)
+    stored = await asyncio.to_thread(parts.stored, storage, folder)
+    replaced = sum(other.bytes for other in stored if other.number == part.number)
+    uploads = await meter.unfinished(tenant, fresh=True) - replaced
+    async with sessions() as session:
+        room = await storage_quota(session, tenant=tenant, settings=settings, meter=meter, uploads=uploads)
+    room.check(part.bytes)
 
 
 async def complete_upload(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from functools import partial
@@ -19,6 +20,7 @@ from app.uploads.parts import bytes_of_tenant
 from app.web.rate_limit import TokenBuckets
 from core.settings import Settings
 from core.storage import storage_from_url
+from core.storage.local import LocalStorage
 from tests.app.conftest import Api, job_body, ok, problem, started
 from tests.app.tenant_cases import CREATES, ROW
 from tests.app.test_datasets import jsonl, row
@@ -97,7 +99,15 @@ def gated(content: bytes, begun: list[int], everybody: asyncio.Event, of: int) -
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-async def test_parts_sent_at_the_same_moment_do_not_pass_the_bound_together(settings: Settings, processes: int) -> None:
+async def test_parts_sent_at_the_same_moment_do_not_pass_the_bound_together(
+    settings: Settings, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def delete_slowly(storage: LocalStorage, key: str) -> None:
+        time.sleep(0.05)
+        delete(storage, key)
+
+    delete = LocalStorage.delete
+    monkeypatch.setattr(LocalStorage, "delete", delete_slowly)
     settings = settings.model_copy(update={"max_stored_bytes": 1000})
     begun: list[int] = []
     everybody = asyncio.Event()
