@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -27,9 +26,9 @@ from starlette.types import Scope
 
 from app.db.engine import READ_ONLY, ApiRoleMissing
 from core.contract.patterns import SAYS
+from quant_experts.files import NO_SPACE
 
 MEDIA_TYPE = "application/problem+json"
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 log = logging.getLogger(__name__)
 

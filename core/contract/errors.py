@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from enum import StrEnum
 
 
@@ -30,8 +29,6 @@ class FailureCode(StrEnum):
     """A fault of ours; the message carries what the log needs."""
 
 
-NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""Values of ``errno`` that mean ``OUT_OF_DISK``: the disk is full, or a quota is."""
 RETRYABLE = frozenset(
     {
         FailureCode.MODEL_UNAVAILABLE,

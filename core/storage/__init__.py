@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from core.storage.local import LocalStorage
-from core.storage.protocol import CHUNK, SEGMENT, ObjectMissing, Presentation, Storage, StorageUnavailable, sha256_file
+from core.storage.protocol import CHUNK, SEGMENT, ObjectMissing, Presentation, Storage, StorageUnavailable
 
 __all__ = [
     "CHUNK",
@@ -16,7 +16,6 @@ __all__ = [
     "Presentation",
     "Storage",
     "StorageUnavailable",
-    "sha256_file",
     "storage_from_url",
 ]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from core.storage.protocol import ObjectMissing, Presentation, checked
+from quant_experts.files import sync_directory
 
 
 class LocalStorage:
@@ -27,7 +28,7 @@ class LocalStorage:
         try:
             _link_or_copy(source, part)
             part.replace(target)
-            _sync_directory(target.parent)
+            sync_directory(target.parent)
         finally:
             part.unlink(missing_ok=True)
 
@@ -104,11 +105,3 @@ def _link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
     with target.open("rb") as handle:
         os.fsync(handle.fileno())
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

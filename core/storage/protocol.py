@@ -6,7 +6,6 @@ many times, deleted. They appear whole or not at all.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -66,8 +65,3 @@ def checked(key: str) -> str:
     if not all(SEGMENT.fullmatch(segment) for segment in key.split("/")):
         raise ValueError(f"storage key {key!r}: each segment must match {SEGMENT.pattern}")
     return key
-
-
-def sha256_file(path: Path) -> str:
-    with path.open("rb") as reader:
-        return hashlib.file_digest(reader, "sha256").hexdigest()

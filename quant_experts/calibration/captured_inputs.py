@@ -19,8 +19,9 @@ from torch import Tensor
 
 from quant_experts.calibration.collate import Sample
 from quant_experts.calibration.image_variants import Change, Variant
+from quant_experts.files import file_digest
 from quant_experts.model.block_runner import Arguments
-from quant_experts.model.tensor_file import TensorFile, TensorSpool, file_digest, write_text
+from quant_experts.model.tensor_file import TensorFile, TensorSpool, write_text
 from quant_experts.progress import WrittenFile
 
 FIRST = "calls"

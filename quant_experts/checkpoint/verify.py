@@ -18,7 +18,7 @@ from torch import Tensor
 from quant_experts.checkpoint import fresh_process
 from quant_experts.checkpoint.write import CHECKSUMS
 from quant_experts.errors import InvalidCheckpoint
-from quant_experts.model.tensor_file import file_digest
+from quant_experts.files import file_digest
 
 TOLERANCE = 0.05
 """Largest relative Frobenius error of the logits. The same kernels on the same device give 0; another attention kernel

@@ -22,8 +22,9 @@ from quant_experts.checkpoint.configuration import loadable_config, processor_fi
 from quant_experts.checkpoint.shards import TensorSource, spool, stored_tensors, write_shards
 from quant_experts.crash_points import reach
 from quant_experts.errors import InvalidModel, InvalidSpec
+from quant_experts.files import file_digest, sync_directory
 from quant_experts.forward.modeling_quant_experts import marks_of
-from quant_experts.model.tensor_file import file_digest, sync_directory, write_text
+from quant_experts.model.tensor_file import write_text
 from quant_experts.progress import WrittenFile
 from quant_experts.report.data import QualityReport
 from quant_experts.report.page import render_report

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from quant_experts.errors import DiskFull
+from quant_experts.files import NO_SPACE
 from quant_experts.planning.errors import HubUnavailable, Unreadable
 from quant_experts.planning.local import read_local
 from quant_experts.planning.number_text import size_text
@@ -16,8 +16,6 @@ from quant_experts.planning.plan import Plan, make_plan
 from quant_experts.planning.recipe import Recipe
 from quant_experts.planning.rows import unknown_rows
 from quant_experts.spec.specification import QuantizationSpec
-
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def check_disk_space(model: Path, spec: QuantizationSpec, *, output: Path, work: Path) -> None:

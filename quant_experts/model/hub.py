@@ -11,7 +11,6 @@ the environment (``HF_TOKEN``) and is never printed.
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import sys
 import time
@@ -30,12 +29,12 @@ from huggingface_hub.errors import (
 )
 
 from quant_experts.errors import DiskFull, QuantExpertsError
+from quant_experts.files import NO_SPACE
 
 Kind = Literal["model", "dataset"]
 T = TypeVar("T")
 WAITS = (1.0, 4.0)
 """Seconds before another try: the hub's client repeats some requests on its own, but gives up at the first 500."""
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 ALLOWED: dict[Kind, tuple[str, ...]] = {
     # No Python file, no pickle: a model is data.

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from quant_experts.crash_points import reach
 from quant_experts.errors import InvalidModel
+from quant_experts.files import sync_directory
 from quant_experts.progress import WrittenFile
 
 DTYPES: dict[str, torch.dtype] = {
@@ -167,21 +168,6 @@ def write_text(path: Path, text: str) -> WrittenFile:
     part.replace(path)
     sync_directory(path.parent)
     return WrittenFile(path.name, len(data), hashlib.sha256(data).hexdigest())
-
-
-def sync_directory(directory: Path) -> None:
-    """Make renames in ``directory`` durable."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of the file's bytes, in hexadecimal."""
-    with path.open("rb") as reader:
-        return hashlib.file_digest(reader, "sha256").hexdigest()
 
 
 def json_digest(content: object) -> str:

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from quant_experts.model.tensor_file import file_digest, write_text
+from quant_experts.files import file_digest
+from quant_experts.model.tensor_file import write_text
 from quant_experts.progress import WrittenFile
 
 

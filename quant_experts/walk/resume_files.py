@@ -29,7 +29,8 @@ from torch import Tensor
 
 from quant_experts.calibration.captured_inputs import CapturedInputs, CapturedRow, Stream
 from quant_experts.errors import InvalidSpec
-from quant_experts.model.tensor_file import TensorFile, TensorWriter, file_digest, write_text
+from quant_experts.files import file_digest
+from quant_experts.model.tensor_file import TensorFile, TensorWriter, write_text
 from quant_experts.progress import WrittenFile
 from quant_experts.report.data import BlockReport
 

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from quant_experts.checkpoint.layout import stored_group_bits
 from quant_experts.errors import InvalidSpec, Stopped
+from quant_experts.files import file_digest
 from quant_experts.model.groups import GroupPlan
-from quant_experts.model.tensor_file import file_digest
 from quant_experts.progress import Advanced, BlockFinished, Event, PhaseStarted
 from quant_experts.report.data import QualityReport
 from quant_experts.run.quantize import quantize

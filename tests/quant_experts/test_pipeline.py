@@ -24,8 +24,8 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 from quant_experts.calibration.captured_inputs import CapturedRow, read_captured_inputs
 from quant_experts.checkpoint.layout import adapter_dtype
 from quant_experts.errors import InvalidCalibration, InvalidModel, InvalidSpec, QuantExpertsError, Stopped
+from quant_experts.files import file_digest
 from quant_experts.forward import modeling_quant_experts
-from quant_experts.model.tensor_file import file_digest
 from quant_experts.progress import Advanced, BlockFinished, Event, Finished, Forecast, GroupFitted, PhaseStarted, Warned
 from quant_experts.report.data import QualityReport
 from quant_experts.run.quantize import quantize

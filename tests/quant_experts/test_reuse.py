@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from quant_experts.errors import Stopped
-from quant_experts.model.tensor_file import file_digest
+from quant_experts.files import file_digest
 from quant_experts.progress import Advanced, Event, PhaseStarted
 from quant_experts.run.quantize import quantize
 from quant_experts.spec.specification import QuantizationSpec

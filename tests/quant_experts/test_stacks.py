@@ -24,10 +24,10 @@ from quant_experts.calibration.captured_inputs import CapturedInputs, CapturedRo
 from quant_experts.commands.display.run_progress import RunProgress
 from quant_experts.errors import InvalidCalibration, InvalidSpec, Stopped
 from quant_experts.evaluation.next_token import evaluate, text_positions
+from quant_experts.files import file_digest
 from quant_experts.forward.modeling_quant_experts import InputGroup, QuantizedLinear
 from quant_experts.model.blueprint import load, modules_around_blocks, open_blueprint
 from quant_experts.model.groups import GroupPlan, plan_groups
-from quant_experts.model.tensor_file import file_digest
 from quant_experts.progress import Advanced, BlockFinished, Event, GroupFitted, PhaseStarted, Warned
 from quant_experts.report.data import GroupReport, QualityReport
 from quant_experts.run.quantize import quantize

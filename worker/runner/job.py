@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from core import crash_points
-from core.contract.errors import NO_SPACE
+from quant_experts.files import NO_SPACE
 from worker.runner import protocol
 from worker.runner.confinement import NotConfined, confine, with_linked
 

@@ -8,9 +8,10 @@ from functools import partial
 
 import psycopg
 
-from core.contract.errors import NO_SPACE, FailureCode
+from core.contract.errors import FailureCode
 from core.ledger.states import AttemptOutcome, JobStatus
 from core.settings import Settings
+from quant_experts.files import NO_SPACE
 from worker.ledger import attempts as ledger
 from worker.ledger.connection import Connection
 from worker.runner import protocol

@@ -24,7 +24,8 @@ from core.contract.ids import new_id
 from core.contract.local_model import model_fingerprint
 from core.secret import BadSeal, open_hub_token
 from core.settings import Settings
-from core.storage import ObjectMissing, sha256_file
+from core.storage import ObjectMissing
+from quant_experts.files import file_digest
 from worker import process
 from worker.machine.hub_copies import ARRIVING, COMMIT, PARTIAL
 from worker.supervisor.lease import Lease, Lost, TimedOut, monotonic
@@ -97,7 +98,7 @@ def uploaded_rows(dataset_id: str, row: Mapping[str, Any] | None, storage: Retry
         storage.fetch(row["key"], target)
     except ObjectMissing:
         raise FetchFailed(FailureCode.DATASET_NOT_FOUND, f"the bytes of dataset {dataset_id!r} are gone") from None
-    if sha256_file(target) != row["sha256"]:
+    if file_digest(target) != row["sha256"]:
         raise FetchFailed(
             FailureCode.DATASET_NOT_FOUND, f"dataset {dataset_id!r} is damaged: its sha256 does not match"
         )
@@ -121,7 +122,7 @@ def finished_blocks(files: list[dict[str, Any]], storage: RetryingStorage, to: P
         except ObjectMissing:
             logger.warning("block file %s is not in storage any more", file["key"])
             continue
-        if target.stat().st_size != file["bytes"] or sha256_file(target) != file["sha256"]:
+        if target.stat().st_size != file["bytes"] or file_digest(target) != file["sha256"]:
             logger.warning("block file %s is damaged in storage", file["key"])
             target.unlink()
             continue

@@ -10,8 +10,9 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from core.contract.errors import NO_SPACE, FailureCode
+from core.contract.errors import FailureCode
 from core.storage import Storage
+from quant_experts.files import NO_SPACE
 
 logger = logging.getLogger(__name__)
 
