@@ -12,8 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.datasets.expiry import state_of, unusable_reason
 from app.datasets.schemas import DatasetQuery
 from app.db.pipeline import Transaction, columns_of
-from app.db.tenancy import find_owned, of_tenant, owned
+from app.db.tenancy import of_tenant, owned
 from app.web import problems
+from app.web.lookup import get_owned
 from app.web.paging import Signer, page_of
 from app.web.problems import Problem
 from core.ledger.tables import Dataset, Job
@@ -23,10 +24,7 @@ UPLOADED = "ds_"
 
 async def get_dataset(session: AsyncSession, *, tenant: str, dataset_id: str, lock: bool = False) -> Dataset:
     """Raises Problem 404."""
-    dataset = await find_owned(session, Dataset, dataset_id, tenant=tenant, lock=lock)
-    if dataset is None:
-        raise Problem(problems.NOT_FOUND, f"no dataset {dataset_id!r}")
-    return dataset
+    return await get_owned(session, Dataset, dataset_id, tenant=tenant, lock=lock)
 
 
 async def ready_dataset(session: AsyncSession, *, tenant: str, dataset_id: str) -> Dataset | None:

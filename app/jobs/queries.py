@@ -13,10 +13,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.engine import Sessions
 from app.db.pipeline import columns_of, read, transaction_of
-from app.db.tenancy import find_owned, of_job, of_tenant
+from app.db.tenancy import of_job, of_tenant
 from app.jobs.rows import JobRow
 from app.jobs.schemas import JobDeletion, JobFilter, JobQuery
 from app.web import problems
+from app.web.lookup import get_owned
 from app.web.paging import Signer, cut, last_seen
 from app.web.problems import Problem
 from core.ledger.states import FINISHED, JobStatus
@@ -40,11 +41,8 @@ class BlockErrors:
 
 
 async def get_job(session: AsyncSession, *, tenant: str, job_id: str, lock: bool = False) -> Job:
-    """Raises Problem 404 for a job that does not exist or is another tenant's: the two look the same."""
-    job = await find_owned(session, Job, job_id, tenant=tenant, lock=lock)
-    if job is None:
-        raise Problem(problems.NOT_FOUND, f"no job {job_id!r}")
-    return job
+    """Raises Problem 404."""
+    return await get_owned(session, Job, job_id, tenant=tenant, lock=lock)
 
 
 JOBS = f"SELECT {columns_of(JobRow)} FROM {of_tenant(Job)}"  # noqa: S608 -- every part is ours

@@ -10,7 +10,7 @@ from typing import Any
 from app.parsing.row_checks import check_row
 from core.settings import Settings
 from quant_experts.planning.complaints import Complaints
-from quant_experts.planning.row_files import UnreadableFile, UnreadableRow, opened, raw_rows
+from quant_experts.planning.row_files import UnreadableFile, UnreadableRow, opened, raw_rows, starts_with
 from quant_experts.planning.row_formats import COLUMNS, TURNS, UnknownRow, of_columns, what_it_is
 
 MOST_ROW_BYTES = 64 << 20
@@ -56,18 +56,13 @@ def validate(path: Path, settings: Settings) -> Contents:
         raise InvalidRows(complaints.summary(), complaints.errors())
     if count == 0:
         _refuse("the file has no rows")
-    return Contents(format="parquet" if _is_parquet(path) else "jsonl", rows=count, images=images)
+    return Contents(format="parquet" if starts_with(path, PARQUET_MAGIC) else "jsonl", rows=count, images=images)
 
 
 def rows_of(path: Path, settings: Settings) -> Iterator[tuple[int, Any]]:
     """``(number, row)``, one at a time; one that cannot be parsed is an UnreadableRow or UnknownRow.
     May raise InvalidRows."""
-    return _parquet_rows(path, settings) if _is_parquet(path) else _text_rows(path, settings)
-
-
-def _is_parquet(path: Path) -> bool:
-    with path.open("rb") as reader:
-        return reader.read(4) == PARQUET_MAGIC
+    return _parquet_rows(path, settings) if starts_with(path, PARQUET_MAGIC) else _text_rows(path, settings)
 
 
 def _refuse(message: str) -> None:

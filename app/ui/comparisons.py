@@ -16,6 +16,7 @@ from app.deps import NotifierDep, Service, ServiceDep, SessionDep
 from app.jobs import queries
 from app.ui import comparison_form, job_form
 from app.ui.datasets import usable_datasets
+from app.ui.forms import values_of
 from app.ui.new_job import choices
 from app.ui.pages import Page, redirect_to, render
 from app.ui.sign_in import JobsReader, JobsWriter, User, checked_form
@@ -64,7 +65,7 @@ async def create(
     request: Request, user: JobsWriter, session: SessionDep, parts: ServiceDep, notifier: NotifierDep
 ) -> Response:
     form = await checked_form(request, user)
-    values = job_form.values_of(form) | {comparison_form.OTHER: str(form.get(comparison_form.OTHER, ""))}
+    values = values_of(form, job_form.FIELDS) | {comparison_form.OTHER: str(form.get(comparison_form.OTHER, ""))}
     schemes = [str(name) for name in form.getlist("schemes")]
     schemes += [name.strip() for name in values[comparison_form.OTHER].split(",") if name.strip()]
     methods = [str(name) for name in form.getlist("methods")]

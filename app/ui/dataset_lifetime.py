@@ -6,8 +6,6 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, time, timedelta
 
-from starlette.datastructures import FormData
-
 from app.datasets.expiry import expiry_of_new
 from app.datasets.upload import ExpiryFields
 from app.web import problems
@@ -20,10 +18,6 @@ AS_USUAL = FOR_EVER | {"keep": ""}
 """No choice: the default lifetime of the service applies."""
 MOST_DAYS = 36_500
 DAYS, DAY = re.compile(r"[0-9]{1,5}"), re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
-
-
-def values_of(form: FormData) -> dict[str, str]:
-    return {name: str(form.get(name, "")).strip() for name in NAMES}
 
 
 def values_until(expires_at: datetime | None) -> dict[str, str]:

@@ -91,7 +91,7 @@ async def keep(
     request: Request, dataset_id: str, user: DatasetsWriter, session: SessionDep, parts: ServiceDep
 ) -> Response:
     """Change the expiry."""
-    values = keeping.values_of(await checked_form(request, user))
+    values = forms.values_of(await checked_form(request, user), keeping.NAMES)
     try:
         end = keeping.end_of(values)
         changes = DatasetChanges.model_validate({"expires_at": None if end is None else end.isoformat()})

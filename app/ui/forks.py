@@ -15,6 +15,7 @@ from app.jobs import queries, service
 from app.jobs.fork import ForkRequest, Reuse, fork_spec, requested_spec, reuse_of
 from app.ui import job_form
 from app.ui.datasets import usable_datasets
+from app.ui.forms import values_of
 from app.ui.new_job import choices
 from app.ui.pages import Page, redirect_to, render
 from app.ui.sign_in import JobsWriter, User, checked_form
@@ -39,7 +40,7 @@ async def fork(
 ) -> Response:
     form = await checked_form(request, user)
     parent = await queries.get_job(session, tenant=user.caller.tenant, job_id=job_id)
-    values = job_form.values_of(form)
+    values = values_of(form, job_form.FIELDS)
     try:
         changes = _request(parent, values)
         reuse = await _reuse_of(session, user, parent, values)

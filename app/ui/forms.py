@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from starlette.datastructures import FormData
+
 from app.web.problems import Problem, sentence
+
+
+def values_of(form: FormData, names: Iterable[str]) -> dict[str, str]:
+    return {name: str(form.get(name, "")).strip() for name in names}
 
 
 def _first_step(pointer: str) -> str:

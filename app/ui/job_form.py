@@ -8,7 +8,6 @@ from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
-from starlette.datastructures import FormData
 
 from app.ui import forms
 from app.web.problems import Problem
@@ -51,10 +50,6 @@ INTEGER, DECIMAL = re.compile(r"-?[0-9]{1,20}"), re.compile(r"[0-9]{0,20}\.?[0-9
 WORDS = ("scheme", "method", "name", "alias", "priority", "device", "max_wait_s")
 """Fields outside of parts."""
 DEFAULTS = {"scheme": "W4A6", "method": DEFAULT_METHOD, "calibration.split": "train"}
-
-
-def values_of(form: FormData) -> dict[str, str]:
-    return {name: str(form.get(name, "")).strip() for name in FIELDS}
 
 
 def values_of_spec(spec: Mapping[str, Any]) -> dict[str, str]:

@@ -20,6 +20,7 @@ from app.plans.schemas import JobRequest, PlanView
 from app.plans.service import plan
 from app.ui import job_form
 from app.ui.datasets import usable_datasets
+from app.ui.forms import values_of
 from app.ui.pages import Page, redirect_to, render
 from app.ui.sign_in import JobsWriter, User, checked_form
 from app.web.idempotency import new_id_of
@@ -55,7 +56,7 @@ async def create(
     request: Request, user: JobsWriter, session: SessionDep, parts: ServiceDep, notifier: NotifierDep
 ) -> Response:
     form = await checked_form(request, user)
-    values = job_form.values_of(form)
+    values = values_of(form, job_form.FIELDS)
     spec, wrong = job_form.checked(values)
     live = form.get("do") == LIVE
     if spec is None:

@@ -9,16 +9,15 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.tenancy import find_owned, owned
 from app.web import problems
+from app.web.lookup import get_owned
 from app.web.problems import Problem
 from app.webhooks.schemas import DeliveryQuery
 from core.ledger.tables import Webhook, WebhookAttempt, WebhookDelivery
 
 
 async def get_webhook(session: AsyncSession, *, tenant: str, webhook_id: str, lock: bool = False) -> Webhook:
-    webhook = await find_owned(session, Webhook, webhook_id, tenant=tenant, lock=lock)
-    if webhook is None:
-        raise Problem(problems.NOT_FOUND, f"no webhook {webhook_id!r}")
-    return webhook
+    """Raises Problem 404."""
+    return await get_owned(session, Webhook, webhook_id, tenant=tenant, lock=lock)
 
 
 async def count_webhooks(session: AsyncSession, *, tenant: str) -> int:

@@ -22,7 +22,7 @@ import torch
 
 from quant_experts.calibration.rows import BadRow, Row, parse_row
 from quant_experts.errors import InvalidCalibration, one_line
-from quant_experts.planning.row_files import RawRow, UnreadableFile, UnreadableRow, is_packed, opened, raw_rows
+from quant_experts.planning.row_files import GZIP, RawRow, UnreadableFile, UnreadableRow, opened, raw_rows, starts_with
 from quant_experts.planning.row_formats import COLUMNS, TURNS, WANTED, UnknownRow, kind_of, of_columns, what_it_is
 from quant_experts.planning.rows import MOST_BAD
 from quant_experts.seeding import generator
@@ -135,7 +135,7 @@ class _TextRows:
         """Parses every row once, so that a broken file is reported before anything runs. Raises InvalidCalibration for
         more than a tenth of broken rows."""
         self._path, self._follow_links = path, follow_links
-        self._copy: IO[bytes] | None = tempfile.TemporaryFile() if is_packed(path) else None  # noqa: SIM115 -- kept
+        self._copy: IO[bytes] | None = tempfile.TemporaryFile() if starts_with(path, GZIP) else None  # noqa: SIM115 -- kept
         self._places: list[tuple[int, int, int]] = []  # (row number, first byte, bytes)
         with opened(path) as text:
             bad: list[str] = []

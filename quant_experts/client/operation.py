@@ -24,6 +24,7 @@ from quant_experts.client.views.base import Page
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Effects = TypeVar("Effects")
 Bound = TypeVar("Bound", bound="Operations")
 
 
@@ -58,12 +59,14 @@ class Awaited:
     """Its operations are awaited."""
 
 
-class operation(Generic[P, T]):  # noqa: N801 -- a decorator, like property
-    def __init__(self, method: Callable[Concatenate[Any, P], Operation[T]]) -> None:
+class _Decorator(Generic[P, Effects]):
+    def __init__(self, method: Callable[Concatenate[Any, P], Effects]) -> None:
         self._method = method
         self.__doc__ = method.__doc__
         self.__wrapped__ = method
 
+
+class operation(Generic[P, T], _Decorator[P, Operation[T]]):  # noqa: N801 -- a decorator, like property
     @overload
     def __get__(self, instance: None, owner: type) -> Self: ...
     @overload
@@ -81,12 +84,7 @@ class operation(Generic[P, T]):  # noqa: N801 -- a decorator, like property
         return run
 
 
-class listing(Generic[P, T]):  # noqa: N801
-    def __init__(self, method: Callable[Concatenate[Any, P], Stream[T]]) -> None:
-        self._method = method
-        self.__doc__ = method.__doc__
-        self.__wrapped__ = method
-
+class listing(Generic[P, T], _Decorator[P, Stream[T]]):  # noqa: N801
     @overload
     def __get__(self, instance: None, owner: type) -> Self: ...
     @overload

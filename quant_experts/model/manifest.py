@@ -65,6 +65,11 @@ class Manifest:
         tower = self.tower if vision == "quantize" else None
         return (*(stack for stack in (tower, self.encoder) if stack is not None), self.decoder)
 
+    def kept_in_blocks(self, vision: Vision = "keep") -> dict[str, str]:
+        """Of ``skipped``, what lies in blocks that are walked."""
+        walked = tuple(f"{stack.module}.{stack.layers}." for stack in self.stacks(vision))
+        return {name: reason for name, reason in self.skipped.items() if name.startswith(walked)}
+
     @property
     def embeddings(self) -> str:
         return f"{self.decoder.module}.{self.decoder.embedding}"

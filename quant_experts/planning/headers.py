@@ -247,3 +247,16 @@ def json_object(name: str, text: bytes) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise Unreadable("invalid_model", f"{name} is not a JSON object")
     return content
+
+
+def check_header_bytes(total: int) -> None:
+    """``total``: of all shards together. Raises Unreadable beyond the bound."""
+    if total > MOST_HEADER_BYTES:
+        raise Unreadable("invalid_model", f"the headers of all shards exceed {MOST_HEADER_BYTES} bytes")
+
+
+def listed(names: Collection[str], name: str) -> str:
+    """``name`` itself. Raises Unreadable when the model has no such file."""
+    if name not in names:
+        raise Unreadable("invalid_model", f"the model has no file {name!r}")
+    return name

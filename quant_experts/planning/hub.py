@@ -11,12 +11,13 @@ from typing import Any, Literal
 from quant_experts.planning.errors import HubUnavailable, Unreadable
 from quant_experts.planning.headers import (
     LARGEST_JSON,
-    MOST_HEADER_BYTES,
     MOST_SHARDS,
     PIECE,
     ModelHeaders,
     assemble,
+    check_header_bytes,
     header_length,
+    listed,
 )
 from quant_experts.planning.text_files import LARGEST_TOKENIZER, TextFiles, gather
 
@@ -42,32 +43,28 @@ class HubFiles:
         self._read = 0
 
     def whole(self, name: str) -> bytes:
-        return self._reader.whole(self._known(name))
+        return self._reader.whole(listed(self.names, name))
 
     def tokenizer(self, name: str) -> bytes:
-        return self._reader.whole(self._known(name), most=LARGEST_TOKENIZER)
+        return self._reader.whole(listed(self.names, name), most=LARGEST_TOKENIZER)
 
     def headers(self, names: list[str]) -> bytes:
         """Have them read together; ``header`` then has each."""
-        wanted = [self._known(name) for name in names[:MOST_SHARDS]]
+        shards = [listed(self.names, name) for name in names[:MOST_SHARDS]]
         with ThreadPoolExecutor(PARALLEL) as pool:
-            self._headers = {name: pool.submit(self._reader.header, name) for name in wanted}
+            self._headers = {name: pool.submit(self._reader.header, name) for name in shards}
         return b""
 
     def header(self, name: str) -> bytes:
-        found = self._headers.pop(name).result() if name in self._headers else self._reader.header(self._known(name))
+        found = (
+            self._headers.pop(name).result() if name in self._headers else self._reader.header(listed(self.names, name))
+        )
         self._read += len(found)
-        if self._read > MOST_HEADER_BYTES:
-            raise Unreadable("invalid_model", f"the headers of all shards exceed {MOST_HEADER_BYTES} bytes")
+        check_header_bytes(self._read)
         return found
 
     def range(self, name: str, start: int, size: int) -> bytes:
-        return self._reader.range(self._known(name), max(0, start), min(size, PIECE))
-
-    def _known(self, name: str) -> str:
-        if name not in self.names:
-            raise Unreadable("invalid_model", f"the model has no file {name!r}")
-        return name
+        return self._reader.range(listed(self.names, name), max(0, start), min(size, PIECE))
 
 
 def read_hub(
@@ -85,8 +82,7 @@ def read_hub(
     def read_headers(shards: list[str]) -> Mapping[str, bytes]:
         with ThreadPoolExecutor(PARALLEL) as pool:
             headers = list(pool.map(reader.header, shards))
-        if sum(map(len, headers)) > MOST_HEADER_BYTES:
-            raise Unreadable("invalid_model", f"the headers of all shards exceed {MOST_HEADER_BYTES} bytes")
+        check_header_bytes(sum(map(len, headers)))
         return dict(zip(shards, headers, strict=True))
 
     return assemble(names, read_whole=reader.whole, read_headers=read_headers, read_range=reader.range, commit=commit)

@@ -7,7 +7,15 @@ from functools import partial
 from pathlib import Path
 
 from quant_experts.planning.errors import Unreadable
-from quant_experts.planning.headers import LARGEST_JSON, MOST_HEADER_BYTES, PIECE, ModelHeaders, assemble, header_length
+from quant_experts.planning.headers import (
+    LARGEST_JSON,
+    PIECE,
+    ModelHeaders,
+    assemble,
+    check_header_bytes,
+    header_length,
+    listed,
+)
 from quant_experts.planning.text_files import LARGEST_TOKENIZER, TextFiles, gather
 
 
@@ -31,29 +39,23 @@ class LocalFiles:
         return " ".join(f"{name}:{about.st_size}:{about.st_mtime_ns}" for name, about in files)
 
     def whole(self, name: str) -> bytes:
-        return _whole(self._directory, self._known(name))
+        return _whole(self._directory, listed(self.names, name))
 
     def tokenizer(self, name: str) -> bytes:
-        return _whole(self._directory, self._known(name), most=LARGEST_TOKENIZER)
+        return _whole(self._directory, listed(self.names, name), most=LARGEST_TOKENIZER)
 
     def headers(self, names: list[str]) -> bytes:
         """``header`` will be asked for these."""
         return b""
 
     def header(self, name: str) -> bytes:
-        found = _header(self._directory / self._known(name))
-        self._read += len(found)
-        if self._read > MOST_HEADER_BYTES:
-            raise Unreadable("invalid_model", f"the headers of all shards exceed {MOST_HEADER_BYTES} bytes")
-        return found
+        header = _header(self._directory / listed(self.names, name))
+        self._read += len(header)
+        check_header_bytes(self._read)
+        return header
 
     def range(self, name: str, start: int, size: int) -> bytes:
-        return _range(self._directory / self._known(name), start, size)
-
-    def _known(self, name: str) -> str:
-        if name not in self.names:
-            raise Unreadable("invalid_model", f"the model has no file {name!r}")
-        return name
+        return _range(self._directory / listed(self.names, name), start, size)
 
 
 def read_local(directory: Path) -> ModelHeaders:
@@ -67,8 +69,7 @@ def read_local(directory: Path) -> ModelHeaders:
         for name in shards:
             found[name] = _header(directory / name)
             total += len(found[name])
-            if total > MOST_HEADER_BYTES:
-                raise Unreadable("invalid_model", f"the headers of all shards exceed {MOST_HEADER_BYTES} bytes")
+            check_header_bytes(total)
         return found
 
     def read_range(name: str, start: int, size: int) -> bytes:

@@ -83,9 +83,9 @@ def unpacked(file: IO[bytes]) -> Iterator[IO[bytes]]:
         yield cast("IO[bytes]", text)
 
 
-def is_packed(path: Path) -> bool:
+def starts_with(path: Path, magic: bytes) -> bool:
     with path.open("rb") as file:
-        return file.read(2) == GZIP
+        return file.read(len(magic)) == magic
 
 
 def raw_rows(text: IO[bytes], *, most_row: int = MOST_ROW_BYTES, most: int | None = None) -> Iterator[RawRow]:

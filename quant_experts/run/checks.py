@@ -124,6 +124,14 @@ def model_warnings(weights: Weights) -> list[str]:
     return warnings
 
 
+def kept_warnings(spec: QuantizationSpec, manifest: Manifest) -> list[str]:
+    """Layers of the blocks that nobody asked to keep, one warning per reason."""
+    names: dict[str, list[str]] = {}
+    for name, reason in manifest.kept_in_blocks(spec.vision).items():
+        names.setdefault(reason, []).append(name)
+    return [f"kept in full precision: {', '.join(layers)} ({reason})" for reason, layers in names.items()]
+
+
 def stack_warnings(spec: QuantizationSpec, first: Stack) -> list[str]:
     """What the user's choices cost. ``first``: the first stack that is walked."""
     balance = NOTHING_TO_BALANCE[first.media] if spec.smoothing == "mbq" and first.media is not None else None

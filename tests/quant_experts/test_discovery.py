@@ -20,6 +20,8 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from quant_experts.errors import UnsupportedModel
 from quant_experts.model.manifest import Manifest, manifest_of
 from quant_experts.planning.layer_rules import label_of
+from quant_experts.run.checks import kept_warnings
+from quant_experts.spec.specification import QuantizationSpec
 
 SMALL: dict[str, Any] = {
     "vocab_size": 128,
@@ -70,6 +72,9 @@ def test_a_layer_whose_weight_the_model_reads_itself_stays(monkeypatch: pytest.M
     found = manifest(LlamaConfig(**SMALL))
     assert found.decoder.each[0][2] == ("mlp", "gate", ("gate_proj",))
     assert found.skipped["model.layers.*.mlp.up_proj"] == "the model's code reads its weight itself"
+    assert kept_warnings(QuantizationSpec(scheme="W4A8"), found) == [
+        "kept in full precision: model.layers.*.mlp.up_proj (the model's code reads its weight itself)"
+    ]
 
 
 @pytest.mark.parametrize(
