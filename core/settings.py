@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from core.logs import LogFormat
+from quant_experts.spec.limits import MOST_MEDIA_BYTES, MOST_PIXELS
 
 MIN_SECRET = 32
 """Characters of a key or secret."""
@@ -145,9 +146,9 @@ class Settings(BaseSettings):
     max_dataset_bytes: int = 512 * 1024 * 1024
     max_dataset_rows: int = 20_000
     max_body_bytes: int = 256 * 1024
-    max_image_bytes: int = 20 * 1024 * 1024
-    max_image_pixels: int = 50_000_000
-    max_audio_bytes: int = 20 * 1024 * 1024
+    max_image_bytes: int = Field(default=20 * 1024 * 1024, ge=0, le=MOST_MEDIA_BYTES, description="Of one image file.")
+    max_image_pixels: int = Field(default=MOST_PIXELS, ge=0, le=MOST_PIXELS, description="Of one image.")
+    max_audio_bytes: int = Field(default=20 * 1024 * 1024, ge=0, le=MOST_MEDIA_BYTES, description="Of one audio file.")
 
     @field_validator("api_key", "secret", "hub_key")
     @classmethod

@@ -10,14 +10,14 @@ from typing import Literal
 from quant_experts.errors import Stopped
 from quant_experts.report.data import GroupReport
 
-Phase = Literal["preparing", "calibrating", "fitting", "packing", "verifying", "evaluating", "publishing"]
+Phase = Literal["preparing", "calibrating", "fitting", "evaluating", "packing", "verifying", "publishing"]
 PHASES: tuple[Phase, ...] = (
     "preparing",
     "calibrating",
     "fitting",
+    "evaluating",
     "packing",
     "verifying",
-    "evaluating",
     "publishing",
 )
 

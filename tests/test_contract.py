@@ -1,4 +1,4 @@
-"""The API may not import the library, so it repeats a few of its tables; here the two are held together."""
+"""What a job may say, held against the library and against the workers that read it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from core.contract.errors import FailureCode
 from core.ledger.states import FINISHED, TRANSITIONS, JobStatus, Phase
 from quant_experts import errors, progress
 from quant_experts.fit import reconstruction, rounding, smoothing
-from quant_experts.spec import schemes
+from quant_experts.spec import schemes, slots
 from quant_experts.spec import specification as config
 
 
-def test_the_api_offers_the_slots_that_the_library_registers() -> None:
-    assert set(contract.SMOOTHINGS) == set(smoothing.names())
-    assert set(contract.ROUNDINGS) == set(rounding.names())
-    assert set(contract.RECONSTRUCTIONS) == set(reconstruction.names())
+def test_every_choice_of_a_slot_is_a_file_and_every_file_is_a_choice() -> None:
+    assert set(slots.SMOOTHINGS) == set(smoothing.names())
+    assert set(slots.ROUNDINGS) == set(rounding.names())
+    assert set(slots.RECONSTRUCTIONS) == set(reconstruction.names())
 
 
 def test_the_api_offers_the_presets_that_the_library_has() -> None:

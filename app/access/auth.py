@@ -42,16 +42,16 @@ class Scope(StrEnum):
 
 
 EXPLAINED: Mapping[Scope, str] = {
-    Scope.JOBS_READ: "see jobs, their events, reports and files; download checkpoints, also through the hub",
-    Scope.JOBS_WRITE: "make, cancel, retry, fork and delete jobs and comparisons",
-    Scope.DATASETS_READ: "see datasets and their rows",
+    Scope.JOBS_READ: "see jobs, comparisons, events, reports and files; download checkpoints, also through the hub",
+    Scope.JOBS_WRITE: "plan, make, cancel, retry, fork and delete jobs and comparisons; delete their files",
+    Scope.DATASETS_READ: "see datasets, their rows and statistics",
     Scope.DATASETS_WRITE: "upload datasets, change and delete them",
     Scope.AUDIT_READ: "see who changed what",
-    Scope.USAGE_READ: "see what was used and what the limits are",
+    Scope.USAGE_READ: "see what was used, what the limits are, and how long jobs are kept",
     Scope.WEBHOOKS_READ: "see webhooks and their deliveries",
     Scope.WEBHOOKS_WRITE: "make, change, try and delete webhooks",
     Scope.WORKERS_READ: "see the workers and what they do",
-    Scope.KEYS_ADMIN: "make, rotate and revoke keys, with no more scopes than its own",
+    Scope.KEYS_ADMIN: "make, rotate and revoke keys with no more scopes than its own; set the hub token and retention",
 }
 """What a key with the scope may do."""
 

@@ -17,6 +17,7 @@ from app.system.schemas import MethodView, PlaceView, Schemes, SchemeView, Worke
 from core.contract import spec
 from core.settings import Settings
 from quant_experts.spec.methods import MEASURED_ON, PLACES
+from quant_experts.spec.slots import RECONSTRUCTIONS, ROUNDINGS, SMOOTHINGS
 
 METRICS_SECONDS = 1.0
 """The ledger's figures are reused for so long: anybody may ask for metrics, and counting a long queue costs time."""
@@ -71,9 +72,9 @@ def schemes() -> Schemes:
             for name, (smoothing, rounding, reconstruction) in spec.METHODS.items()
         ],
         measured_on=MEASURED_ON,
-        smoothings=list(spec.SMOOTHINGS),
-        roundings=list(spec.ROUNDINGS),
-        reconstructions=list(spec.RECONSTRUCTIONS),
+        smoothings=list(SMOOTHINGS),
+        roundings=list(ROUNDINGS),
+        reconstructions=list(RECONSTRUCTIONS),
     )
 
 

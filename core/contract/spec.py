@@ -1,7 +1,6 @@
 """What a client asks for: the body of ``POST /v1/jobs``, stored with the job and read by the worker.
 
-The names of ``options`` are those of ``qe quantize``. The slots repeat what the library registers, because the API must
-not import it; ``tests/test_contract.py`` holds the two together.
+The names of ``options`` are those of ``qe quantize``. Slots, methods and choices come from ``quant_experts.spec``.
 """
 
 from __future__ import annotations
@@ -15,13 +14,11 @@ from core.contract import patterns
 from core.contract.alias import Alias
 from quant_experts.spec.choices import WHOLE, AcceptIf, Budget, Sensitive, Target
 from quant_experts.spec.methods import DEFAULT_METHOD, DEFAULTS, PRESETS
+from quant_experts.spec.slots import Reconstruction, Rounding, Smoothing
 
 SCHEME_PATTERN = re.compile(r"W([2-8])A([4-8]|16)")
 AUTO = "auto"
 NAMED_SCHEMES = ("W4A6", "W4A8", "W3A16", "W4A16")
-SMOOTHINGS = ("none", "outlier", "smoothquant", "awq", "mbq", "search")
-ROUNDINGS = ("rtn", "gptq", "obq")
-RECONSTRUCTIONS = ("none", "svd", "lqer", "aser", "qe")
 METHODS: dict[str, tuple[str, str, str]] = {
     name: (options["smoothing"], options["rounding"], options["reconstruction"]) for name, options in PRESETS.items()
 }
@@ -30,9 +27,10 @@ FIRST: dict[str, Any] = {
     "shared_rank": 32, "routed_rank": 32, "experts": 8, "important_channels": 32, "adapter_dtype": "bf16",
     "refine": "none", "smoothquant_alpha": 0.5, "vision": "keep", "samples": 128, "seed": 0, "weight_grid": "max",
 }  # fmt: skip
-"""What an option that is left out means in a job of the method's first version; the slots' are the method's."""
-UNSAID = ("auto", None)
-"""What no value of an option says: group size, sensitive groups and budget, and of newer versions ranks and experts."""
+"""The defaults of ``method_version`` 1. Those of smoothing, rounding and reconstruction depend on the method."""
+UNKNOWN_HERE = ("auto", None)
+"""Defaults that stand for no value that can be told without the model: of group size, ranks, experts, sensitive groups
+and budget."""
 
 ModelId = Annotated[str, StringConstraints(pattern=patterns.MODEL, max_length=200)]
 DatasetRef = Annotated[str, StringConstraints(pattern=patterns.DATASET, min_length=1, max_length=200)]
@@ -86,10 +84,10 @@ class Options(_Strict):
         "calibration rows; `max` takes the largest weight of each group.",
     )
     refine: Literal["none", "routed", "all"] | None = None
-    smoothing: Literal["none", "outlier", "smoothquant", "awq", "mbq", "search"] | None = None
+    smoothing: Smoothing | None = None
     smoothquant_alpha: Annotated[float, Field(strict=True, ge=0, le=1)] | None = None
-    rounding: Literal["rtn", "gptq", "obq"] | None = None
-    reconstruction: Literal["none", "svd", "lqer", "aser", "qe"] | None = None
+    rounding: Rounding | None = None
+    reconstruction: Reconstruction | None = None
     adapter_dtype: Literal["bf16", "int8"] | None = Field(
         default=None, description="How experts are stored; int8 has one scale per row."
     )
@@ -183,4 +181,4 @@ class JobSpec(_Strict):
         """
         given = {"method_version": 1} | self.options.model_dump(mode="json", exclude_none=True)
         meant = {**FIRST, **DEFAULTS[given["method_version"]], **PRESETS[self.method], **given}
-        return {name: None if meant.get(name) in UNSAID else meant[name] for name in Options.model_fields}
+        return {name: None if meant.get(name) in UNKNOWN_HERE else meant[name] for name in Options.model_fields}

@@ -40,14 +40,14 @@ FINISHED = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED
 
 
 class Phase(StrEnum):
-    """What a running job is doing."""
+    """What a running job is doing, in the order of a run."""
 
     PREPARING = "preparing"
     CALIBRATING = "calibrating"
     FITTING = "fitting"
+    EVALUATING = "evaluating"
     PACKING = "packing"
     VERIFYING = "verifying"
-    EVALUATING = "evaluating"
     PUBLISHING = "publishing"
 
 

@@ -11,10 +11,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from quant_experts.errors import InvalidCalibration, one_line
+from quant_experts.spec.limits import MOST_PIXELS
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-LARGEST = 50_000_000
-"""Pixels. A decoded image of this size is 150 MB."""
 CORRUPT = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, struct.error, zlib.error)
 """Exceptions that Pillow raises for bytes that are no image, as observed."""
 
@@ -30,7 +29,7 @@ def decode(data: bytes, where: str) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             width, height = image.size
-            if width * height > LARGEST:
+            if width * height > MOST_PIXELS:
                 raise InvalidCalibration(_too_large(where, f"{width}x{height} = {width * height / 1e6:.0f} million"))
             return as_rgb(image)
     except UnidentifiedImageError:
@@ -70,7 +69,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _too_large(where: str, size: str) -> str:
-    return f"{where}: {size} pixels, at most {LARGEST // 1_000_000} million are accepted; make it smaller"
+    return f"{where}: {size} pixels, at most {MOST_PIXELS // 1_000_000} million are accepted; make it smaller"
 
 
 def _guess(data: bytes) -> str:

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from quant_experts.errors import InvalidCalibration
-from quant_experts.planning.row_files import MOST_MEDIA_BYTES, UnreadableRow, file_beside, shown
+from quant_experts.planning.row_files import UnreadableRow, file_beside, shown
 from quant_experts.planning.row_formats import UnknownRow, canonical, kind_of
+from quant_experts.spec.limits import MOST_MEDIA_BYTES
 
 ROLES = ("system", "user", "assistant", "tool")
 OF_TEMPLATES = ("tools", "documents")

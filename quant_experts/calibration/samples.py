@@ -26,16 +26,18 @@ from quant_experts.planning.row_files import GZIP, RawRow, UnreadableFile, Unrea
 from quant_experts.planning.row_formats import COLUMNS, TURNS, WANTED, UnknownRow, kind_of, of_columns, what_it_is
 from quant_experts.planning.rows import MOST_BAD
 from quant_experts.seeding import generator
+from quant_experts.spec.limits import MOST_ROWS
 
 FEWEST_HELD_OUT = 2
-POOL = 10_000
-"""The seeded choice draws from this many rows; the rest of a larger file is not read."""
 
 TEXT = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
 
 
 class RowFile(Protocol):
-    """Rows by position, 0 to ``len - 1``."""
+    """Rows by position, 0 to ``len - 1``. ``has_more``: the file goes on after the MOST_ROWS rows that are read."""
+
+    @property
+    def has_more(self) -> bool: ...
 
     def __len__(self) -> int: ...
 
@@ -137,9 +139,13 @@ class _TextRows:
         self._path, self._follow_links = path, follow_links
         self._copy: IO[bytes] | None = tempfile.TemporaryFile() if starts_with(path, GZIP) else None  # noqa: SIM115 -- kept
         self._places: list[tuple[int, int, int]] = []  # (row number, first byte, bytes)
+        self.has_more = False
         with opened(path) as text:
             bad: list[str] = []
-            for row in itertools.islice(raw_rows(text), POOL):
+            for row in raw_rows(text):
+                if len(self._places) == MOST_ROWS:
+                    self.has_more = True
+                    break
                 broken = _parsed(row)
                 if isinstance(broken, BadRow):
                     bad.append(broken.reason)
@@ -211,7 +217,11 @@ class _ParquetRows:
             raise InvalidCalibration(f"{path.name} holds no row")
 
     def __len__(self) -> int:
-        return min(int(self._starts[-1]), POOL)
+        return min(int(self._starts[-1]), MOST_ROWS)
+
+    @property
+    def has_more(self) -> bool:
+        return int(self._starts[-1]) > MOST_ROWS
 
     def read(self, positions: Sequence[int]) -> Iterator[Row | BadRow]:
         chosen = set(positions)
@@ -244,7 +254,11 @@ class _Concatenated:
         self._starts = [0, *itertools.accumulate(len(part) for part in parts)]
 
     def __len__(self) -> int:
-        return min(self._starts[-1], POOL)
+        return min(self._starts[-1], MOST_ROWS)
+
+    @property
+    def has_more(self) -> bool:
+        return self._starts[-1] > MOST_ROWS or any(part.has_more for part in self._parts)
 
     def read(self, positions: Sequence[int]) -> Iterator[Row | BadRow]:
         for part, start, end in zip(self._parts, self._starts, self._starts[1:], strict=False):

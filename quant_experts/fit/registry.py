@@ -1,6 +1,6 @@
 """The choices of a slot: one package per slot, one file per choice. The file's name is the choice's name.
 
-To add a choice, add a file; no other list names it.
+To add a choice, add a file, and its name to ``quant_experts/spec/slots.py``, which needs no torch.
 """
 
 from __future__ import annotations

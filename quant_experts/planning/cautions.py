@@ -10,11 +10,18 @@ from quant_experts.planning.number_text import size_text
 from quant_experts.planning.recipe import AUTO, Recipe
 from quant_experts.planning.shapes import Shapes
 from quant_experts.planning.sizes import Size, size_of
+from quant_experts.spec.limits import MOST_ROWS
 
 RANKS = (32, 16, 8, 4, 2, 1)
 FEWER_BITS = (6, 4)
 MOST_BITS = 8
 """Per quantized weight, adapters included: with more, half of 16 is not saved even of what is quantized."""
+
+
+ROWS_UNREAD = (
+    f"there are more than {MOST_ROWS:,} calibration rows: a run draws its samples from the first {MOST_ROWS:,} and "
+    "reads no other; if the order of the rows means something, shuffle them before"
+)
 
 
 @dataclass(frozen=True)

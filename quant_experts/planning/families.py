@@ -1,7 +1,8 @@
-"""The supported models, as far as a plan has to know them: model types, input groups, and names in files.
+"""The model types that a plan supports, with what it has to know of each: input groups, and names in files.
 
-Repeats what ``quant_experts.model.families`` registers, which needs torch; ``tests/planning/test_families.py``
-holds the two together, table by table and over a written model of every family.
+A run finds stacks and groups in the model, which needs torch. A plan has them from this table, or for the types of
+``known_types`` from the names of the tensors (``found_groups``). ``tests/planning/test_families.py`` and
+``test_found_groups.py`` hold both against the run.
 """
 
 from __future__ import annotations

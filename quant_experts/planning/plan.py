@@ -14,7 +14,7 @@ from quant_experts.planning.errors import Refusal
 from quant_experts.planning.headers import ModelHeaders
 from quant_experts.planning.memory import Memory, memory_of
 from quant_experts.planning.recipe import Recipe
-from quant_experts.planning.refusals import refusals_of, skipped_rows
+from quant_experts.planning.refusals import refusals_of, skipped_rows, unread_rows
 from quant_experts.planning.rows import Rows
 from quant_experts.planning.seconds import CORE, GPU, Calibration, Seconds, seconds_of
 from quant_experts.planning.shapes import Shapes, shapes_of
@@ -69,7 +69,7 @@ def make_plan(
     }
     disk = disk_of(shapes, recipe, rows, size, from_hub=from_hub, rows_bytes=rows_bytes)
     refusals = refusals_of(shapes, recipe, rows, size, headers)
-    cautions = (*cautions_of(shapes, recipe, size), *skipped_rows(rows, shapes))
+    cautions = (*cautions_of(shapes, recipe, size), *skipped_rows(rows, shapes), *unread_rows(rows))
     return Plan(shapes, recipe, rows, size, placements, disk, refusals, cautions)
 
 

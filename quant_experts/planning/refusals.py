@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from quant_experts.planning.blocks import Group
-from quant_experts.planning.cautions import Caution
+from quant_experts.planning.cautions import ROWS_UNREAD, Caution
 from quant_experts.planning.errors import Refusal
 from quant_experts.planning.families import FAMILIES
 from quant_experts.planning.headers import ModelHeaders
@@ -16,6 +16,7 @@ from quant_experts.planning.recipe import AUTO, LEVELS, OBQ_WIDTH, Recipe
 from quant_experts.planning.rows import MOST_BAD, Rows
 from quant_experts.planning.shapes import Shapes
 from quant_experts.planning.sizes import Size, is_named
+from quant_experts.spec.limits import MOST_ROWS
 
 FEWEST_ROWS = 3
 
@@ -160,6 +161,12 @@ def skipped_rows(rows: Rows, shapes: Shapes) -> Iterator[Caution]:
     if bad and len(bad) <= MOST_BAD * rows.sampled:
         of = f"{len(bad)} of {rows.sampled} rows will be skipped"
         yield Caution("rows_skipped", f"{bad[0].message}; {of}", bad[0].pointer)
+
+
+def unread_rows(rows: Rows) -> Iterator[Caution]:
+    """What a run does with more rows than it reads."""
+    if rows.rows is not None and rows.rows > MOST_ROWS:
+        yield Caution("rows_unread", ROWS_UNREAD, "/calibration/dataset")
 
 
 def bad_rows(rows: Rows, shapes: Shapes) -> list[Refusal]:

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
+from quant_experts.spec.limits import MOST_MEDIA_BYTES
+
 MARK = b"\xef\xbb\xbf"
 GZIP = b"\x1f\x8b"
 CHUNK = 1 << 20
 MOST_ROW_BYTES = 256 << 20
-MOST_MEDIA_BYTES = 64 << 20
-"""Of one encoded image or audio file."""
 IN_STRING, OUTSIDE = re.compile(rb'["\\]'), re.compile(rb'["\[\]{},]')
 WRITE = "write one JSON object per line, one JSON list of them, or Parquet"
 OTHER_FILES = {

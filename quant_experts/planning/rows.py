@@ -25,6 +25,7 @@ from quant_experts.planning.row_files import UnreadableFile, UnreadableRow, open
 from quant_experts.planning.row_formats import COLUMNS, UnknownRow, canonical, of_columns
 from quant_experts.planning.row_tokens import Counted, Counts, RowCounting
 from quant_experts.planning.text_files import TextFiles
+from quant_experts.spec.limits import MOST_ROWS
 
 ASSUMED = {True: 800.0, False: 300.0}
 """Tokens of a row nothing is known about, of a model that takes images or not."""
@@ -55,7 +56,7 @@ class Rows:
     too_long: tuple[int, ...] = ()
 
     def used(self, samples: int) -> int:
-        return samples if self.rows is None else min(samples, self.rows)
+        return min(samples, MOST_ROWS if self.rows is None else min(self.rows, MOST_ROWS))
 
 
 def unknown_rows(*, vision: bool, rows: int | None = None) -> Rows:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from quant_experts.calibration.captured_inputs import CapturedInputs
+from quant_experts.calibration.samples import RowFile
 from quant_experts.errors import InvalidCalibration, InvalidSpec
 from quant_experts.evaluation.calibration_quality import NO_IMAGE
 from quant_experts.model.blueprint import Blueprint
@@ -16,7 +17,7 @@ from quant_experts.model.families.stack import Stack
 from quant_experts.model.groups import GroupPlan
 from quant_experts.model.manifest import Manifest
 from quant_experts.model.weights import Weights
-from quant_experts.planning.cautions import cautions_of
+from quant_experts.planning.cautions import ROWS_UNREAD, cautions_of
 from quant_experts.planning.headers import INDEX, SINGLE
 from quant_experts.planning.recipe import Recipe
 from quant_experts.planning.shapes import Shapes
@@ -99,6 +100,11 @@ def size_warnings(shapes: Shapes | None, spec: QuantizationSpec) -> list[str]:
         return []
     recipe = Recipe.of(**spec.model_dump())
     return [caution.message for caution in cautions_of(shapes, recipe, size_of(shapes, recipe))]
+
+
+def file_warnings(rows: RowFile) -> list[str]:
+    """Rows that are not read."""
+    return [ROWS_UNREAD] if rows.has_more else []
 
 
 def model_warnings(weights: Weights) -> list[str]:

@@ -50,6 +50,7 @@ from quant_experts.run.checks import (
     check_rows,
     check_tower,
     chosen_device,
+    file_warnings,
     kept_warnings,
     model_warnings,
     row_warnings,
@@ -192,8 +193,8 @@ class QuantizationRun:
         self.context = RunContext(blueprint, plans, self.work, json_digest(self.parts), self.on_event, self.should_stop)
         self._forecast()
         self._warn(*size_warnings(planned_shapes(self.source, self.spec), self.spec))
-        self._warn(*model_warnings(blueprint.weights), *kept_warnings(self.spec, blueprint.manifest))
-        self._warn(*stack_warnings(self.spec, self._first_stack))
+        self._warn(*file_warnings(self.rows), *model_warnings(blueprint.weights))
+        self._warn(*kept_warnings(self.spec, blueprint.manifest), *stack_warnings(self.spec, self._first_stack))
         _load_around_blocks(blueprint)
 
     def calibrate(self) -> None:

@@ -2,6 +2,6 @@
 
 Needs pydantic alone and imports nothing of the project. The library, the planner, the API and the client import it, so
 that each table stands once.
-Read in this order: ``schemes``, ``methods`` (presets and defaults), ``choices`` (mixed precision, target, limits),
-``ranks``, ``specification``.
+Read in this order: ``schemes``, ``slots``, ``methods`` (presets and defaults), ``choices`` (mixed precision, target,
+limits), ``ranks``, ``specification``. ``limits``: of the rows that a run reads.
 """

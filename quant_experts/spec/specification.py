@@ -22,7 +22,9 @@ AUTO = "auto"
 
 
 class QuantizationSpec(BaseModel):
-    """What to do to a model. Field names are those of the command line and of a job's ``options``.
+    """What to do to a model. People use ``preset``: a bare constructor has the defaults of records without a version.
+
+    Field names are those of the command line and of a job's ``options``.
 
     ``method_version``: which rules hold where no option chooses. Version 1 is that of specs recorded without the
     field. Version 2: ``group_size`` ``"auto"`` tries 128, 64 and 32; no more columns are exempt than ``shared_rank``;

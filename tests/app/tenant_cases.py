@@ -1,4 +1,4 @@
-"""What another tenant may see of each route. A route that is in none of the three tables fails the tests."""
+"""What another tenant may see of each route. A route that is in none of these tables fails the tests."""
 
 from __future__ import annotations
 

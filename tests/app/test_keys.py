@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from app.access.auth import Scope
+from app.main import create_app
 from core.settings import Settings
 from tests.app.conftest import BOOTSTRAP_KEY, Api, job_body, ok, problem, started
+from tests.app.scope_table import BLOCK, PAGE, scope_table
 
 
 async def make_key(api: Api, **changes: Any) -> dict[str, Any]:
@@ -56,6 +58,13 @@ ROUTES = {
     "GET /v1/keys": Scope.KEYS_ADMIN,
     "POST /v1/keys": Scope.KEYS_ADMIN,
 }
+
+
+def test_the_table_of_scopes_in_the_docs_has_every_route() -> None:
+    block = BLOCK.search(PAGE.read_text())
+
+    assert block is not None
+    assert block[2] == scope_table(create_app(Settings())), "run `python -m tests.app.scope_table`"
 
 
 @pytest.mark.parametrize("scope", Scope)

@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from core.settings import Settings
+from quant_experts.spec.limits import MOST_PIXELS
 
 URLS = {"QE_DATABASE_URL": "postgresql://nobody@127.0.0.1:9/none", "QE_REDIS_URL": "redis://127.0.0.1:9/0"}
 
@@ -38,6 +39,16 @@ def test_a_duration_that_is_none_is_refused_by_its_name(name: str, value: str) -
     with pytest.raises(ValidationError) as refused:
         Settings.model_validate({name: value})
     assert [error["loc"] for error in refused.value.errors()] == [(name,)]
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("max_image_pixels", MOST_PIXELS)] + [(f"max_{kind}_bytes", 64 << 20) for kind in ("image", "audio")],
+)
+def test_a_service_accepts_no_image_or_audio_that_its_runner_would_refuse(name: str, most: int) -> None:
+    assert getattr(Settings.model_validate({name: most}), name) == most
+    with pytest.raises(ValidationError, match=f"less than or equal to {most}"):
+        Settings.model_validate({name: most + 1})
 
 
 def test_other_leases_are_taken() -> None:

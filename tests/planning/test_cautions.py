@@ -49,6 +49,18 @@ def test_a_checkpoint_that_would_be_larger_than_the_model_is_told_with_settings_
     assert better.size.bytes_after_most < better.size.bytes_before
 
 
+def test_more_rows_than_a_run_reads_are_told_and_count_no_further(toy: Path) -> None:
+    recipe = Recipe.of("gptq", samples=20_000)
+    many, enough = (unknown_rows(vision=False, rows=count) for count in (10_001, 10_000))
+
+    more, others = (make_plan(read_local(toy), recipe, rows, from_hub=False).cautions for rows in (many, enough))
+
+    (told,) = set(more) - set(others)
+    assert (told.code, told.pointer) == ("rows_unread", "/calibration/dataset")
+    assert "first 10,000" in told.message
+    assert many.used(20_000) == enough.used(20_000) == unknown_rows(vision=False).used(20_000) == 10_000
+
+
 def followed(model: ModelHeaders, caution: Caution, options: dict[str, Any]) -> Plan:
     """The plan with the settings that a caution names, whose figures it has to have."""
     settings, _, figures = caution.message.partition("; with ")[2].partition(" it is ")

@@ -22,6 +22,8 @@ from quant_experts.calibration.images import decode
 from quant_experts.calibration.rows import BadRow, Row, parse_row
 from quant_experts.calibration.samples import choose, open_rows, rows_fingerprint
 from quant_experts.errors import InvalidCalibration
+from quant_experts.planning.cautions import ROWS_UNREAD
+from quant_experts.run.checks import file_warnings
 from tests.models import make_model
 from tests.rows import data_uri, image_row, picture, text_row, write_rows
 
@@ -104,6 +106,24 @@ def test_images_of_the_images_column_go_to_image_parts_in_order(tmp_path: Path) 
         "images": [{"bytes": picture(seed=1)}, {"bytes": picture(seed=2)}],
     }
     assert parse_row(1, row, tmp_path).images == (picture(seed=1), picture(seed=2))
+
+
+def test_rows_beyond_the_bound_are_not_read_and_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quant_experts.calibration.samples.MOST_ROWS", 3)
+    pq.write_table(pa.Table.from_pylist([text_row(i) for i in range(5)]), tmp_path / "five.parquet")
+    (tmp_path / "split").mkdir()
+    for part in ("train-0", "train-1"):
+        write_rows(tmp_path / "split" / f"{part}.jsonl", [text_row(i) for i in range(2)])
+    five = write_rows(tmp_path / "five.jsonl", [text_row(i) for i in range(5)])
+
+    for path in (five, tmp_path / "five.parquet", tmp_path / "split"):
+        rows = open_rows(path)
+
+        assert (len(rows), rows.has_more) == (3, True)
+        assert file_warnings(rows) == [ROWS_UNREAD]
+        assert choose(rows, samples=5, holdout=0.1, seed=1).total == 3
+    three = open_rows(write_rows(tmp_path / "three.jsonl", [text_row(i) for i in range(3)]))
+    assert (len(three), file_warnings(three)) == (3, [])
 
 
 # --- The choice ----------------------------------------------------------------------------------------------------

@@ -82,12 +82,12 @@ def create_celery(settings: Settings | None = None, *, runner: tuple[str, ...] =
         # No ETA and no revoke are used; a day's clock difference could otherwise delay a wake-up.
         enable_utc=True,
     )
-    celery.task(notify, name=wakeup.TASK, bind=True)
+    celery.task(on_wake_up, name=wakeup.TASK, bind=True)
     _connect_signals(celery, settings, devices, runner)
     return celery
 
 
-def notify(task: Any, job_id: str) -> int:
+def on_wake_up(task: Any, job_id: str) -> int:
     """The only Celery task: a wake-up. Claims and runs jobs until none is left that this worker can take.
 
     ``job_id`` may be late or doubled. When this worker took no job and ``job_id`` still waits, others are woken.

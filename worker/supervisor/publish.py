@@ -81,7 +81,7 @@ def summary_of(output: Path) -> dict[str, Any]:
         "baseline_kl": (report.get("baseline") or {}).get("kl"),
         "calibration_verdict": (report.get("calibration") or {}).get("verdict"),
         "images_verdict": images.get("verdict"),
-        "image_sensitivity": _smallest_ratio([images.get("swapped"), images.get("blanked")]),
+        "image_sensitivity": _image_sensitivity(images),
         "rows_used": report.get("rows_used"),
         "rows_held_out": report.get("rows_held_out"),
         "warnings": len(warnings),
@@ -109,12 +109,12 @@ def _warnings(report: Mapping[str, Any]) -> list[str]:
         return [str(warning) for warning in report.get("warnings") or []]
 
 
-def _smallest_ratio(reactions: Sequence[Mapping[str, Any] | None]) -> float | None:
-    """How strongly the quantized model reacts to another image, relative to the full-precision one.
+def _image_sensitivity(images: Mapping[str, Any]) -> float | None:
+    """How strongly the quantized model reacts to another image, relative to the full-precision one."""
+    from quant_experts.report.data import Reaction, smallest_ratio
 
-    As ``quant_experts.evaluation.image_sensitivity.smallest_ratio``, which this process does not import.
-    """
-    known = [(r.get("full"), r.get("quantized")) for r in reactions if r]
-    return min(
-        (quantized / full for full, quantized in known if quantized is not None and (full or 0) > 1e-9), default=None
-    )
+    reactions = (images.get("swapped"), images.get("blanked"))
+    try:
+        return smallest_ratio(*(Reaction.model_validate(reaction) for reaction in reactions if reaction))
+    except ValidationError:
+        return None

@@ -25,7 +25,8 @@ def list_keys(*, tenant: str | None = None, page_size: int = 100) -> Request[Pag
 
 def rotate_key(key_id: str, *, keep_previous_s: int | None, tenant: str | None) -> Request[CreatedKey]:
     # As with a new key: one whose answer was lost would be valid and unknown.
-    path, body = f"{_key(key_id)}/rotate", without_none(keep_previous_s=keep_previous_s)
+    path = f"{_key(key_id)}/rotate"
+    body = without_none(keep_previous_s=keep_previous_s)
     return Request("POST", path, read_as(CreatedKey), params=_of_tenant(tenant), json=body, repeatable=False)
 
 
