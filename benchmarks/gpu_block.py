@@ -3,7 +3,7 @@
 Seeded weights and activations with a long tail of channels. Reports seconds by phase and peak device memory per input
 group, and how far the held-out errors of the two devices are apart.
 
-    python -m benchmarks.gpu_block --output benchmarks/results/gpu_block.md     # needs CUDA
+    python -m benchmarks.gpu_block --output gpu_block.md    # needs CUDA
     python -m benchmarks.gpu_block --shrink 16 --devices cpu                     # tries the script itself, any machine
 """
 

@@ -5,11 +5,18 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks import readme
 
 ROOT = Path(__file__).parent.parent
+PACKAGES = ("app", "core", "worker", "quant_experts", "benchmarks", "tests", "demo", "migrations", "examples")
+NO_MODULES = {"app.tenant", "worker.tasks.ring"}
+"""A setting of a PostgreSQL session, and a task's name on the wire."""
+IN_BACKTICKS = re.compile(r"`([^`\n]+)`")
+FILE = re.compile(r"(?<![\w/.*…])[\w/]+\.py\b")
+MODULE = re.compile(rf"\b(?:{'|'.join(PACKAGES)})(?:\.\w+)+")
 CITED = re.compile(r"method\.md,?\s+section\s+(\d)(?:,\s+steps?\s+(\d))?")
 LOADED = re.compile(
     r"""<(?:script|img|iframe|source)[^>]+src="(?:https?:)?//"""
@@ -34,6 +41,37 @@ def test_the_figures_of_the_readme_are_those_of_the_results() -> None:
 
     assert block is not None
     assert block[0] == f"{block[1]}{readme.figures()}{block[2]}", "run `make readme`"
+
+
+def test_every_file_and_module_that_the_texts_name_is_there() -> None:
+    files = {"/" + path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    files |= {"/" + path.name for path in ROOT.glob("*.py")}
+    gone = {
+        f"{page.relative_to(ROOT)}: {name}"
+        for page, text in _texts()
+        for name in [*FILE.findall(text), *(MODULE.findall(text) if page.suffix in (".md", ".py") else [])]
+        if not (any(file.endswith(f"/{name}") for file in files) or name in NO_MODULES or _is_module(name))
+    }
+
+    assert sorted(gone) == []
+
+
+def _is_module(name: str) -> bool:
+    """Whether the dotted name is a module or package, or a name in a module's file."""
+    parts = name.split(".")
+    modules = [ROOT.joinpath(*parts[:length]).with_suffix(".py") for length in range(2, len(parts) + 1)]
+    return ROOT.joinpath(*parts).is_dir() or any(module.is_file() for module in modules)
+
+
+def _texts() -> Iterator[tuple[Path, str]]:
+    """What stands in backticks in documentation and docstrings, and whole templates and scripts."""
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    pages += [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    for page in pages:
+        yield page, "\n".join(IN_BACKTICKS.findall(page.read_text()))
+    for suffix in ("html", "js", "css"):
+        for page in (ROOT / "app" / "ui").rglob(f"*.{suffix}"):
+            yield page, page.read_text()
 
 
 def test_sections_of_the_method_that_the_code_cites_are_there() -> None:

@@ -1,4 +1,4 @@
-"""Our presets beside plain rounding to nearest, on the real model; writes benchmarks/results/real.md.
+"""Our presets beside plain rounding to nearest, on the real model; writes benchmarks/results/real.*.
 
 python -m benchmarks.real                              # hours on two cores; goes on where it was interrupted
 python -m benchmarks.real --only "W4A16 gptq" --only "W4A16 rtn"

@@ -27,7 +27,7 @@ TRANSITIONS = (
     ("failed", "queued"),
     ("cancelled", "queued"),
 )
-"""``app.contract.states.TRANSITIONS`` as it was at this revision; a test tries every pair and compares."""
+"""``core.ledger.states.TRANSITIONS`` as it was at this revision; a test tries every pair and compares."""
 
 LEGAL = ", ".join(f"('{old}', '{new}')" for old, new in TRANSITIONS)
 

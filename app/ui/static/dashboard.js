@@ -36,7 +36,7 @@ async function look() {
   if (again) { again = false; look(); }
 }
 
-// As app/ui/words.py says it.
+// As duration in app/ui/formats.py.
 function duration(seconds) {
   if (seconds < 10) return seconds > 0 ? `${seconds.toFixed(1)} seconds` : "0 seconds";
   const plural = (number, name) => `${number} ${name}${number === 1 ? "" : "s"}`;
@@ -71,7 +71,7 @@ function successor(held, newer) {
   return [...newer.querySelectorAll(held.localName)].find(one => says(one) === says(held));
 }
 
-// What is left of a job shrinks while a page is open, as app/contract/forecast.py has it.
+// What is left of a job shrinks while a page is open, as core/contract/forecast.py has it.
 function countDown(seconds) {
   for (const part of document.querySelectorAll("[data-left]")) {
     const before = Number(part.dataset.left), fraction = Number(part.dataset.fraction);
