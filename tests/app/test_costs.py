@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+import httpx
 import psycopg
 
-from tests.app.conftest import Api, ok
+from app.jobs.queries import MOST_BLOCKS
+from tests.app.conftest import BOOTSTRAP_KEY, Api, ok
 from tests.app.test_datasets import jsonl, row
 from tests.services import wait_until
 
@@ -47,6 +49,30 @@ async def test_no_list_sum_or_check_reads_all_jobs_of_a_tenant(api: Api) -> None
     }
     costs["delete"] = await rows_read(api, "DELETE", f"/v1/datasets/{dataset}")
     assert max(costs.values()) <= MOST_ROWS, costs
+
+
+FINISHED_BLOCKS = """INSERT INTO layers (job_id, block, attempt, seconds, files, report)
+    SELECT %s, n, 1, 1, '[]', jsonb_build_object('stack', 'language model', 'index', n, 'part', NULL, 'groups',
+        jsonb_build_array(jsonb_build_object('error', '{"rounded": 0.02, "final": 0.01}'::jsonb)))
+    FROM generate_series(0, %s - 1) AS n"""
+
+
+async def test_the_page_of_a_job_of_ten_thousand_blocks_is_as_large_as_of_some_hundred(api: Api) -> None:
+    job = (await api.create_job())["id"]
+    transport = httpx.ASGITransport(api.app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://api") as browser:
+        await browser.post("/login", data={"key": BOOTSTRAP_KEY})
+
+        async def page_of(blocks: int) -> str:
+            api.execute("DELETE FROM layers")
+            api.execute(FINISHED_BLOCKS, [job, blocks])
+            api.execute("UPDATE jobs SET blocks_done = %s, blocks_total = %s WHERE id = %s", [blocks, blocks, job])
+            return (await browser.get(f"/jobs/{job}")).text
+
+        some, many = await page_of(MOST_BLOCKS), await page_of(10_000)
+    assert "every 25th" in many or "25" in many
+    assert "One block in 25 of 10,000;" in many
+    assert len(many) < 1.1 * len(some) < 1_000_000
 
 
 async def rows_read(api: Api, method: str, path: str) -> int:
