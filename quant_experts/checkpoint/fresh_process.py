@@ -28,8 +28,9 @@ def main(checkpoint: Path, probe: Path, device: str) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    auto_class = getattr(transformers, next(iter(config["auto_map"])))
-    model, loading = auto_class.from_pretrained(checkpoint, trust_remote_code=True, output_loading_info=True)
+    # A checkpoint has its own loader; an export is loaded by the class of transformers.
+    model_class = getattr(transformers, next(iter(config.get("auto_map", config["architectures"]))))
+    model, loading = model_class.from_pretrained(checkpoint, trust_remote_code=True, output_loading_info=True)
     problems = {kind: sorted(map(str, names)) for kind, names in loading.items() if names}
     if problems:
         return {"problems": problems}

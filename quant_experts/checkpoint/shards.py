@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +16,18 @@ from quant_experts.planning.headers import INDEX
 from quant_experts.progress import WrittenFile
 
 SHARD_BYTES = 5_000_000_000
+
+
+class Readable(Protocol):
+    """A tensor that is read when it is written, so that one at a time is in memory."""
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def bytes(self) -> int: ...
+    def read(self) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -58,7 +71,7 @@ def spool(tensors: Iterable[tuple[str, Tensor]], path: Path) -> dict[str, Tensor
 
 
 def write_shards(
-    tensors: Mapping[str, TensorSource], directory: Path, *, shard_bytes: int = SHARD_BYTES
+    tensors: Mapping[str, Readable], directory: Path, *, shard_bytes: int = SHARD_BYTES
 ) -> list[WrittenFile]:
     """Write ``model-0000n-of-0000N.safetensors`` and their index, in the order of ``tensors``; return the files.
 
@@ -80,7 +93,7 @@ def write_shards(
     return [*files, write_text(directory / INDEX, json.dumps(index, indent=2) + "\n")]
 
 
-def _shards(tensors: Mapping[str, TensorSource], shard_bytes: int) -> Iterator[list[str]]:
+def _shards(tensors: Mapping[str, Readable], shard_bytes: int) -> Iterator[list[str]]:
     names: list[str] = []
     filled = 0
     for name, tensor in tensors.items():

@@ -93,7 +93,7 @@ def write_files(
     (directory / ".spool").unlink()
 
     processor = processor_files(source)
-    files += _copy_companions(source, directory, leave_out=set(processor))
+    files += copy_companions(source, directory, leave_out=set(processor))
     config = loadable_config(
         source,
         architecture=architecture,
@@ -113,10 +113,14 @@ def write_files(
         RECIPE: json.dumps(recipe, indent=2, sort_keys=True) + "\n",
     }
     files += [write_text(directory / name, text) for name, text in texts.items()]
-    files.sort(key=lambda file: file.name)
-    sums = "".join(f"{file.sha256}  {file.name}\n" for file in files)
-    files.append(write_text(directory / CHECKSUMS, sums))
-    return files
+    return write_checksums(directory, files)
+
+
+def write_checksums(directory: Path, files: Iterable[WrittenFile]) -> list[WrittenFile]:
+    """Write SHA256SUMS of ``files``; returns all, by name, that file last."""
+    listed = sorted(files, key=lambda file: file.name)
+    sums = "".join(f"{file.sha256}  {file.name}\n" for file in listed)
+    return [*listed, write_text(directory / CHECKSUMS, sums)]
 
 
 def check_output(output: Path) -> None:
@@ -164,7 +168,7 @@ def has_chat_template(directory: Path) -> bool:
     return kept_apart or (settings.is_file() and '"chat_template"' in settings.read_text(encoding="utf-8"))
 
 
-def _copy_companions(source: Path, directory: Path, *, leave_out: Set[str]) -> list[WrittenFile]:
+def copy_companions(source: Path, directory: Path, *, leave_out: Set[str]) -> list[WrittenFile]:
     """Copy what is not weights, byte for byte; ``leave_out``: files that are made anew.
 
     Raises InvalidModel for a file of an implausible size.
