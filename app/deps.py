@@ -77,8 +77,8 @@ async def service_of(request: Request) -> Service:  # not def: FastAPI would sen
 ServiceDep = Annotated[Service, Depends(service_of)]
 
 
-async def session_of(request: Request, service: ServiceDep) -> AsyncIterator[AsyncSession]:
-    async with tenant_session(service.sessions, lambda: tenant_of(request), actor=lambda: actor_of(request)) as session:
+async def session_of(request: Request, deps: ServiceDep) -> AsyncIterator[AsyncSession]:
+    async with tenant_session(deps.sessions, lambda: tenant_of(request), actor=lambda: actor_of(request)) as session:
         yield session
         await session.commit()
 
@@ -105,7 +105,7 @@ def require(scope: Scope | None) -> Callable[..., Awaitable[Caller]]:
 
     async def caller(
         request: Request,
-        service: ServiceDep,
+        deps: ServiceDep,
         credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
     ) -> Caller:
         challenge = {"WWW-Authenticate": 'Bearer realm="quant-experts"'}
@@ -113,10 +113,10 @@ def require(scope: Scope | None) -> Callable[..., Awaitable[Caller]]:
             raise Problem(
                 problems.UNAUTHENTICATED, "send the header Authorization: Bearer <API key>", headers=challenge
             )
-        caller_of_key = await identify(service.sessions, service.keyring, credentials.credentials)
+        caller_of_key = await identify(deps.sessions, deps.keyring, credentials.credentials)
         if caller_of_key is None:
             raise Problem(problems.UNAUTHENTICATED, "the API key is unknown, expired or revoked", headers=challenge)
-        count_request(request, service.buckets, caller_of_key)
+        count_request(request, deps.buckets, caller_of_key)
         if scope is not None and scope not in caller_of_key.scopes:
             raise Problem(problems.MISSING_SCOPE, f"this key lacks the scope {scope.value}")
         request.scope[CALLER] = caller_of_key
@@ -149,8 +149,8 @@ WorkersReader = Annotated[Caller, Depends(require(Scope.WORKERS_READ))]
 KeysAdmin = Annotated[Caller, Depends(require(Scope.KEYS_ADMIN))]
 
 
-async def notifier_of(service: ServiceDep, background: BackgroundTasks) -> RequestNotifier:
-    return RequestNotifier(service.notifier, background)
+async def notifier_of(deps: ServiceDep, background: BackgroundTasks) -> RequestNotifier:
+    return RequestNotifier(deps.notifier, background)
 
 
 NotifierDep = Annotated[RequestNotifier, Depends(notifier_of)]

@@ -54,7 +54,7 @@ from app.web.telemetry import BodyLimitMiddleware, Telemetry, TelemetryMiddlewar
 from app.web.wakeups import WorkerNotifier
 from app.webhooks.router import router as webhooks
 from core import preflight
-from core.heartbeat import keep_touching
+from core.liveness_file import keep_touching
 from core.logs import configure_logging
 from core.secret import Seal, service_secret
 from core.settings import Settings, read_settings

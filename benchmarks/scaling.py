@@ -4,7 +4,7 @@
 
 Workers are threads of a few processes, without torch: each claims, keeps its lease, and records phases, progress,
 blocks and the end through the product's own functions (``worker.ledger``, ``hold_lease``, ``FencedWriter``),
-with blocks that take a given time; it waits for bells with BRPOP as Celery does. API replicas are
+with blocks that take a given time; it waits for wake-ups with BRPOP as Celery does. API replicas are
 the real application, each with its own pools, in one process without sockets: clients make jobs as fast as workers end
 them, list and read jobs, and follow events. A step is WORKERS:SECONDS of a block.
 """
@@ -110,22 +110,22 @@ def workers(settings: Settings, name: str, count: int, block_seconds: float) -> 
 
 def _worker(settings: Settings, name: str, block_seconds: float, over: threading.Event, times: Times) -> None:
     over.wait(random.uniform(0, min(block_seconds, 5)))
-    bells = redis.Redis.from_url(str(settings.redis_url))
+    wakeups = redis.Redis.from_url(str(settings.redis_url))
     while not over.is_set():
         with contextlib.suppress(psycopg.Error):
             claim = _claim(settings, name, times)
             if claim is None:
-                while not over.is_set() and not _heard(bells):
+                while not over.is_set() and not _heard(wakeups):
                     continue
                 continue
             with contextlib.suppress(Lost, CancelRequested):
                 _attempt(settings, claim, block_seconds, over, times)
 
 
-def _heard(bells: redis.Redis) -> bool:
-    """Celery asks every second; nobody claims without a bell."""
+def _heard(wakeups: redis.Redis) -> bool:
+    """Celery asks every second; nobody claims without a wake-up."""
     with contextlib.suppress(redis.RedisError):
-        return bells.brpop([QUEUE], timeout=1) is not None
+        return wakeups.brpop([QUEUE], timeout=1) is not None
     return False
 
 

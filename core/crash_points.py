@@ -1,9 +1,9 @@
 """Named points at which a process can be told to die, so that a test pulls the plug exactly there.
 
-Nothing happens unless ``QE_CRASH_POINTS`` names a directory. In it a file ``kill-NAME`` is answered with SIGKILL by the
-process that reaches NAME, and ``stop-NAME`` with SIGSTOP; the file is removed first, so that it happens once, and a
-number in it lets that many passes less one go by. ``reached-NAME`` and ``stopped-NAME`` tell the last such process id.
-No service sets the variable.
+Nothing happens unless ``QE_CRASH_POINTS`` names a directory, which no service sets. The first process that reaches NAME
+and finds a file ``kill-NAME`` there removes it and kills itself with SIGKILL; with ``stop-NAME`` it stops itself with
+SIGSTOP. A number N in the file means the Nth time that NAME is reached. ``reached-NAME`` and ``stopped-NAME`` hold the
+id of the last process that reached NAME or stopped there.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ KEEPER = {
 }
 API = {
     "create.before_commit": "a job is created in a transaction that is still open",
-    "bell.before": "a job is committed and answered, and no worker was notified",
+    "notify.before": "a job is committed and answered, and no worker was notified",
     "dataset.stored": "an upload's bytes are in storage and no row names them",
 }
 NAMES = {**LIBRARY, **SUPERVISOR, **KEEPER, **API}
 
 
 def enabled() -> bool:
-    """Whether this process listens to a directory of signs."""
+    """Whether this process looks for such files."""
     return VARIABLE in os.environ
 
 
@@ -62,24 +62,24 @@ def reach(name: str) -> None:
         _obey(Path(os.environ[VARIABLE]), name)
 
 
-def _obey(signs: Path, name: str) -> None:
+def _obey(directory: Path, name: str) -> None:
     assert name in NAMES, f"crash point {name!r} is not listed"
-    (signs / f"reached-{name}").write_text(str(os.getpid()))
-    if _taken(signs / f"stop-{name}"):
-        (signs / f"stopped-{name}").write_text(str(os.getpid()))
+    (directory / f"reached-{name}").write_text(str(os.getpid()))
+    if _taken(directory / f"stop-{name}"):
+        (directory / f"stopped-{name}").write_text(str(os.getpid()))
         os.kill(os.getpid(), signal.SIGSTOP)
-    if _taken(signs / f"kill-{name}"):
+    if _taken(directory / f"kill-{name}"):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _taken(sign: Path) -> bool:
-    """Whether the sign is there for this pass, and no other process was quicker."""
+def _taken(file: Path) -> bool:
+    """Whether the file is there and means this pass; it is removed then. Of several processes one gets it."""
     try:
-        left = int(sign.read_text() or 1)
+        left = int(file.read_text() or 1)
         if left > 1:
-            sign.write_text(str(left - 1))
+            file.write_text(str(left - 1))
             return False
-        sign.unlink()
+        file.unlink()
     except FileNotFoundError:
         return False
     return True

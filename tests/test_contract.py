@@ -99,7 +99,7 @@ def test_who_changes_what_a_spec_may_say_raises_its_version() -> None:
 
 
 def _stored_part(schema: dict[str, Any]) -> dict[str, Any]:
-    properties = {name: said for name, said in schema["properties"].items() if name in versions.KEPT}
+    properties = {name: said for name, said in schema["properties"].items() if name in versions.STORED_FIELDS}
     return {**schema, "properties": properties}
 
 

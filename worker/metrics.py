@@ -27,7 +27,7 @@ BLOCK_SECONDS = Histogram(
 )
 CLAIM_WAIT = Histogram(
     "qe_worker_claim_wait_seconds",
-    "From the moment a job could be taken to the moment this worker took it: the lag of the bell, or of the queue.",
+    "From the moment a job could be taken to the moment this worker took it: the lag of the wake-up, or of the queue.",
     buckets=MINUTES,
     registry=REGISTRY,
 )
@@ -55,7 +55,8 @@ OWN_FAILURES = Gauge(
     registry=REGISTRY,
 )
 STOPPED = Gauge("qe_worker_stopped", "1 when this worker takes no job any more; its log says why.", registry=REGISTRY)
-NOTIFICATIONS_LOST = Counter("qe_bells_not_rung_total", "Bells that Redis did not take.", registry=REGISTRY)
+# Dashboards and alerts know the two names with "bells" and "rung", which were the word for wake-ups.
+NOTIFICATIONS_LOST = Counter("qe_bells_not_rung_total", "Wake-ups that Redis did not take.", registry=REGISTRY)
 REAPED = Counter("qe_keeper_reaped_total", "Jobs taken from workers that were not heard of.", registry=REGISTRY)
 NOTIFIED_AGAIN = Counter(
     "qe_keeper_rung_again_total", "Queued jobs that nobody had picked up in time.", registry=REGISTRY

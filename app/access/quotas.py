@@ -29,7 +29,7 @@ from core.settings import Settings
 RETRY_SECONDS = "60"
 STORAGE_LOCK = 0x7165_7374
 """``qest``: the first half of the advisory lock for additions to a tenant's storage."""
-WEBHOOK_LOCK = 0x7165_7768
+TENANT_LOCK = 0x7165_7768
 """``qewh``: the first half of the advisory lock for other changes of a tenant."""
 QUEUED: ColumnClause[str] = literal_column("'queued'")
 """A literal, not a parameter: only then can the planner use the partial index of queued jobs."""
@@ -234,7 +234,7 @@ async def storage_quota(
 
 async def lock_tenant(session: AsyncSession, tenant: str) -> None:
     """Serialize changes of the tenant's webhooks, tokens and retention until this transaction ends."""
-    await session.execute(select(func.pg_advisory_xact_lock(WEBHOOK_LOCK, func.hashtext(tenant))))
+    await session.execute(select(func.pg_advisory_xact_lock(TENANT_LOCK, func.hashtext(tenant))))
 
 
 async def _limits(session: AsyncSession, tenant: str) -> TenantLimits | None:

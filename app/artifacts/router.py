@@ -27,9 +27,9 @@ async def list_artifacts(job_id: str, caller: JobsReader, session: SessionDep) -
 
 
 @router.delete("/artifacts", status_code=204, responses=documented(problems.NOT_FOUND, problems.JOB_NOT_FINISHED))
-async def delete_artifacts(job_id: str, caller: JobsWriter, session: SessionDep, parts: ServiceDep) -> None:
+async def delete_artifacts(job_id: str, caller: JobsWriter, session: SessionDep, deps: ServiceDep) -> None:
     """Remove the files of a finished job. The job stays, with its figures."""
-    await deletion.delete_artifacts(session, tenant=caller.tenant, job_id=job_id, meter=parts.meter)
+    await deletion.delete_artifacts(session, tenant=caller.tenant, job_id=job_id, meter=deps.meter)
 
 
 @router.head("/artifacts/{name:path}", include_in_schema=False)
@@ -50,10 +50,10 @@ async def delete_artifacts(job_id: str, caller: JobsWriter, session: SessionDep,
     },
 )
 async def download(
-    job_id: str, name: str, request: Request, caller: JobsReader, session: SessionDep, parts: ServiceDep
+    job_id: str, name: str, request: Request, caller: JobsReader, session: SessionDep, deps: ServiceDep
 ) -> Response:
     """One file of the checkpoint. `ETag` and `Repr-Digest` are its SHA-256; `Range` and conditional requests work."""
-    return await service.send_file(request, caller, session, parts, job_id=job_id, name=name)
+    return await service.send_file(request, caller, session, deps, job_id=job_id, name=name)
 
 
 @router.head("/archive", include_in_schema=False)
@@ -73,11 +73,9 @@ async def download(
         304: {"description": "The client has it already (`If-None-Match`)."},
     },
 )
-async def archive(
-    job_id: str, request: Request, caller: JobsReader, session: SessionDep, parts: ServiceDep
-) -> Response:
+async def archive(job_id: str, request: Request, caller: JobsReader, session: SessionDep, deps: ServiceDep) -> Response:
     """Every file in one tar, in a folder named after the job. The same bytes each time: `Range` works."""
-    return await service.send_archive(request, caller, session, parts, job_id=job_id)
+    return await service.send_archive(request, caller, session, deps, job_id=job_id)
 
 
 @router.get(
@@ -93,7 +91,7 @@ async def report(
     request: Request,
     caller: JobsReader,
     session: SessionDep,
-    parts: ServiceDep,
+    deps: ServiceDep,
     format: Annotated[  # noqa: A002 -- the name of the query parameter
         Literal["json", "html"] | None, Query(description="Instead of the `Accept` header.")
     ] = None,
@@ -102,4 +100,4 @@ async def report(
     media_type = (
         FORMATS[format] if format is not None else choose(request.headers.get("accept"), tuple(service.REPORTS))
     )
-    return await service.send_report(request, caller, session, parts, job_id=job_id, media_type=media_type)
+    return await service.send_report(request, caller, session, deps, job_id=job_id, media_type=media_type)

@@ -19,7 +19,7 @@ BINARY = {"content": {"application/octet-stream": {"schema": {"type": "string", 
 
 
 async def send_artifact(
-    request: Request, parts: Service, artifact: Artifact, headers: Mapping[str, str], *, by_others: bool = True
+    request: Request, deps: Service, artifact: Artifact, headers: Mapping[str, str], *, by_others: bool = True
 ) -> Response:
     """The file, as the conditions and the range of the request ask. ``headers`` override the usual ones.
 
@@ -31,30 +31,30 @@ async def send_artifact(
     answer = ranges.decide(request, pieces, name=artifact.name, tag=ranges.etag(artifact.sha256), headers=headers)
     if isinstance(answer, Response):
         return answer
-    await check_stored(parts.storage, artifact)
+    await check_stored(deps.storage, artifact)
     if by_others and request.method == "GET":
-        elsewhere = _by_nginx(parts, artifact, answer.headers) or await _by_the_store(parts, artifact, headers)
+        elsewhere = _by_nginx(deps, artifact, answer.headers) or await _by_the_store(deps, artifact, headers)
         if elsewhere is not None:
             return elsewhere
-    return answer.response(request, parts.storage, media_type=artifact.media_type)
+    return answer.response(request, deps.storage, media_type=artifact.media_type)
 
 
-def _by_nginx(parts: Service, artifact: Artifact, headers: Mapping[str, str]) -> Response | None:
+def _by_nginx(deps: Service, artifact: Artifact, headers: Mapping[str, str]) -> Response | None:
     """A response that makes nginx send the range, from the same file."""
-    prefix = parts.settings.accel_prefix
-    if prefix is None or not isinstance(parts.storage, LocalStorage):
+    prefix = deps.settings.accel_prefix
+    if prefix is None or not isinstance(deps.storage, LocalStorage):
         return None
     forwarded = {name: value for name, value in headers.items() if name != "Content-Range"}
     location = f"{prefix.rstrip('/')}/{quote(artifact.key)}"
     return Response(headers={**forwarded, "X-Accel-Redirect": location}, media_type=artifact.media_type)
 
 
-async def _by_the_store(parts: Service, artifact: Artifact, headers: Mapping[str, str]) -> Response | None:
+async def _by_the_store(deps: Service, artifact: Artifact, headers: Mapping[str, str]) -> Response | None:
     """A redirect to the object store, whose ETag differs from ours."""
-    if not parts.settings.redirect_downloads:
+    if not deps.settings.redirect_downloads:
         return None
     presentation = Presentation(artifact.media_type, headers.get("Content-Disposition", "attachment"))
-    url = await asyncio.to_thread(parts.storage.link, artifact.key, presentation)
+    url = await asyncio.to_thread(deps.storage.link, artifact.key, presentation)
     if url is None:
         return None
     forwarded = {name: value for name, value in headers.items() if name.startswith("X-")}

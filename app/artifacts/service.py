@@ -24,7 +24,7 @@ SANDBOX = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox
 
 
 async def send_file(
-    request: Request, caller: Caller, session: AsyncSession, service: Service, *, job_id: str, name: str
+    request: Request, caller: Caller, session: AsyncSession, deps: Service, *, job_id: str, name: str
 ) -> Response:
     """Raises Problem 404, and as ``send_artifact``."""
     await get_job(session, tenant=caller.tenant, job_id=job_id)
@@ -32,11 +32,11 @@ async def send_file(
     await release(session)
     filename = quote(artifact.name.rsplit("/", 1)[-1])
     headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{filename}"}
-    return await send_artifact(request, service, artifact, headers)
+    return await send_artifact(request, deps, artifact, headers)
 
 
 async def send_archive(
-    request: Request, caller: Caller, session: AsyncSession, service: Service, *, job_id: str
+    request: Request, caller: Caller, session: AsyncSession, deps: Service, *, job_id: str
 ) -> Response:
     """Raises Problem: 404 or 409 without files, and as ``decide``."""
     job = await get_job(session, tenant=caller.tenant, job_id=job_id)
@@ -46,7 +46,7 @@ async def send_archive(
         raise Problem(kind, f"job {job_id} is {job.status} and has no artifacts")
     await release(session)
     for artifact in artifacts:
-        await check_stored(service.storage, artifact)
+        await check_stored(deps.storage, artifact)
     modified = job.finished_at or job.created_at
     answer = decide(
         request,
@@ -57,11 +57,11 @@ async def send_archive(
     )
     if isinstance(answer, Response):
         return answer
-    return answer.response(request, service.storage, media_type="application/x-tar")
+    return answer.response(request, deps.storage, media_type="application/x-tar")
 
 
 async def send_report(
-    request: Request, caller: Caller, session: AsyncSession, service: Service, *, job_id: str, media_type: str | None
+    request: Request, caller: Caller, session: AsyncSession, deps: Service, *, job_id: str, media_type: str | None
 ) -> Response:
     """``media_type``: a key of ``REPORTS``; None: the client accepts neither. Raises Problem: 406 for that, 409 before
     the job's end, 404 when it has no report."""
@@ -75,4 +75,4 @@ async def send_report(
     artifact = await artifact_named(session, job_id=job_id, name=REPORTS[media_type])
     await release(session)
     headers = {"Content-Security-Policy": SANDBOX, "Vary": "Accept"}
-    return await send_artifact(request, service, artifact, headers, by_others=False)
+    return await send_artifact(request, deps, artifact, headers, by_others=False)

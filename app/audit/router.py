@@ -18,7 +18,7 @@ router = APIRouter(prefix="/v1/audit", tags=["audit"])
 
 @router.get("", responses=documented(problems.INVALID_CURSOR))
 async def audit(
-    query: Annotated[AuditQuery, Query()], caller: AuditReader, session: SessionDep, parts: ServiceDep
+    query: Annotated[AuditQuery, Query()], caller: AuditReader, session: SessionDep, deps: ServiceDep
 ) -> Page[AuditView]:
     """Acts of the tenant's keys, newest first. Reads are not listed, nor what was refused."""
-    return await service.list_entries(session, tenant=caller.tenant, query=query, signer=parts.keyring)
+    return await service.list_entries(session, tenant=caller.tenant, query=query, signer=deps.keyring)

@@ -31,7 +31,7 @@ async def create(
     request: Request,
     caller: JobsWriter,
     session: SessionDep,
-    parts: ServiceDep,
+    deps: ServiceDep,
     notifier: NotifierDep,
     response: Response,
     idempotency_key: IdempotencyKey = None,
@@ -39,17 +39,17 @@ async def create(
     """Queue one job per candidate, all on the same model and rows. Jobs that start later take over the calibration of
     the first."""
     created = await service.submit_comparison(
-        request, caller, session, parts, notifier, new=new, idempotency_key=idempotency_key
+        request, caller, session, deps, notifier, new=new, idempotency_key=idempotency_key
     )
     return created.answer(response)
 
 
 @router.get("", responses=documented(problems.INVALID_CURSOR))
 async def list_comparisons(
-    query: Annotated[PageQuery, Query()], caller: JobsReader, session: SessionDep, parts: ServiceDep
+    query: Annotated[PageQuery, Query()], caller: JobsReader, session: SessionDep, deps: ServiceDep
 ) -> Page[ComparisonView]:
     """Comparisons, newest first."""
-    return await service.list_comparisons(session, tenant=caller.tenant, query=query, signer=parts.keyring)
+    return await service.list_comparisons(session, tenant=caller.tenant, query=query, signer=deps.keyring)
 
 
 @router.get("/{comparison_id}", responses=documented(problems.NOT_FOUND))

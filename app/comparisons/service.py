@@ -35,7 +35,7 @@ async def submit_comparison(
     request: Request,
     caller: Caller,
     session: AsyncSession,
-    service: Service,
+    deps: Service,
     notifier: RequestNotifier,
     *,
     new: NewComparison,
@@ -43,19 +43,19 @@ async def submit_comparison(
 ) -> Outcome:
     """Queue a job for each candidate, and wake workers after the commit. Raises Problem as ``admit``,
     ``agree_on_each`` and ``create_comparison``."""
-    tenant, settings = caller.tenant, service.settings
+    tenant, settings = caller.tenant, deps.settings
     idempotency = Idempotency.of(tenant, idempotency_key, "POST /v1/comparisons", new.model_dump(mode="json"))
-    replayed = await idempotency.replay(service.sessions)
+    replayed = await idempotency.replay(deps.sessions)
     if replayed is not None:
         return replayed
-    async with service.reading(request, caller):
-        agreed = await agree_on_each(session, tenant=tenant, new=new, settings=settings, storage=service.storage)
-    uploads = await service.meter.unfinished(tenant)
+    async with deps.reading(request, caller):
+        agreed = await agree_on_each(session, tenant=tenant, new=new, settings=settings, storage=deps.storage)
+    uploads = await deps.meter.unfinished(tenant)
     transaction = await transaction_of(session)
 
     async def create() -> Created:
         more = len(new.candidates)
-        await admit(transaction, tenant=tenant, settings=settings, meter=service.meter, uploads=uploads, jobs=more)
+        await admit(transaction, tenant=tenant, settings=settings, meter=deps.meter, uploads=uploads, jobs=more)
         view = await create_comparison(session, actor=actor_of(request), new=new, agreed=agreed, settings=settings)
         for job in view.jobs:
             notifier.notify_later(job.job_id)

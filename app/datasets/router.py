@@ -66,21 +66,21 @@ async def upload(
     request: Request,
     caller: DatasetsWriter,
     session: SessionDep,
-    parts: ServiceDep,
+    deps: ServiceDep,
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> Any:
     """Upload rows. Every row is checked before the answer; a bad one refuses the file and is named."""
-    created = await service.receive(request, caller, session, parts, idempotency_key=idempotency_key)
+    created = await service.receive(request, caller, session, deps, idempotency_key=idempotency_key)
     return created.answer(response)
 
 
 @router.get("", responses=documented(problems.INVALID_CURSOR))
 async def list_datasets(
-    query: Annotated[DatasetQuery, Query()], caller: DatasetsReader, session: SessionDep, parts: ServiceDep
+    query: Annotated[DatasetQuery, Query()], caller: DatasetsReader, session: SessionDep, deps: ServiceDep
 ) -> Page[DatasetView]:
     """Datasets, newest first."""
-    return await service.list_datasets(session, tenant=caller.tenant, query=query, signer=parts.keyring)
+    return await service.list_datasets(session, tenant=caller.tenant, query=query, signer=deps.keyring)
 
 
 @router.get("/{dataset_id}", responses=documented(problems.NOT_FOUND))
@@ -113,12 +113,12 @@ async def rows(
     dataset_id: str,
     caller: DatasetsReader,
     session: SessionDep,
-    parts: ServiceDep,
+    deps: ServiceDep,
     after: Annotated[int, Query(ge=0, le=10**9, description="Only rows with a greater number.")] = 0,
     limit: Annotated[int, Query(ge=1, le=50)] = 10,
 ) -> RowPage:
     """The rows as they were uploaded; images and audio are set apart, with a URL each."""
-    return await service.page_of_rows(request, caller, session, parts, dataset_id=dataset_id, after=after, limit=limit)
+    return await service.page_of_rows(request, caller, session, deps, dataset_id=dataset_id, after=after, limit=limit)
 
 
 @router.get(
@@ -136,10 +136,10 @@ async def image(
     index: MediaIndex,
     caller: DatasetsReader,
     session: SessionDep,
-    parts: ServiceDep,
+    deps: ServiceDep,
 ) -> Response:
     """One image of a row, as it was uploaded."""
-    return await service.send_image(request, caller, session, parts, dataset_id=dataset_id, number=number, index=index)
+    return await service.send_image(request, caller, session, deps, dataset_id=dataset_id, number=number, index=index)
 
 
 @router.get(
@@ -166,10 +166,10 @@ async def audio(
     index: MediaIndex,
     caller: DatasetsReader,
     session: SessionDep,
-    parts: ServiceDep,
+    deps: ServiceDep,
 ) -> Response:
     """One audio file of a row, as it was uploaded. Players ask for ranges of it."""
-    return await service.send_audio(request, caller, session, parts, dataset_id=dataset_id, number=number, index=index)
+    return await service.send_audio(request, caller, session, deps, dataset_id=dataset_id, number=number, index=index)
 
 
 @router.get(
@@ -188,7 +188,7 @@ async def statistics(
     dataset_id: str,
     caller: DatasetsReader,
     session: SessionDep,
-    parts: ServiceDep,
+    deps: ServiceDep,
     model: Annotated[
         ModelId | None,
         Query(description="Count its tokens: a hub id, or `local/<directory>`. Without it they are estimated."),
@@ -197,10 +197,10 @@ async def statistics(
 ) -> FiguresView:
     """How many rows, images and sounds, how large, how long, and how many tokens; one pass over the file."""
     reference = ModelRef(id=model, revision=revision) if model is not None else None
-    return await service.view_statistics(request, caller, session, parts, dataset_id=dataset_id, model=reference)
+    return await service.view_statistics(request, caller, session, deps, dataset_id=dataset_id, model=reference)
 
 
 @router.delete("/{dataset_id}", status_code=204, responses=documented(problems.NOT_FOUND, problems.DATASET_IN_USE))
-async def remove(dataset_id: str, caller: DatasetsWriter, session: SessionDep, parts: ServiceDep) -> None:
+async def remove(dataset_id: str, caller: DatasetsWriter, session: SessionDep, deps: ServiceDep) -> None:
     """Remove the rows for good. Refused while an unfinished job needs them."""
-    await service.remove_dataset(session, tenant=caller.tenant, dataset_id=dataset_id, storage=parts.storage)
+    await service.remove_dataset(session, tenant=caller.tenant, dataset_id=dataset_id, storage=deps.storage)

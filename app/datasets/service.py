@@ -56,7 +56,7 @@ async def receive(
     request: Request,
     caller: Caller,
     session: AsyncSession,
-    service: Service,
+    deps: Service,
     *,
     end: ExpiryFields = EXPIRES_AT,
     idempotency_key: str | None = None,
@@ -64,25 +64,25 @@ async def receive(
     """Receive the body of an upload, check its rows and store it. Raises Problem when there is no room, or when the
     file is not a dataset."""
     announced = request.headers.get("content-length", "")
-    uploads = await service.meter.unfinished(caller.tenant, fresh=True)
-    async with service.sessions_of(caller)() as before:  # not held while the bytes come in
+    uploads = await deps.meter.unfinished(caller.tenant, fresh=True)
+    async with deps.sessions_of(caller)() as before:  # not held while the bytes come in
         more = int(announced) if announced.isascii() and announced.isdecimal() and len(announced) < 19 else 0
         room = await storage_quota(
-            before, tenant=caller.tenant, settings=service.settings, meter=service.meter, uploads=uploads
+            before, tenant=caller.tenant, settings=deps.settings, meter=deps.meter, uploads=uploads
         )
         room.check(max(0, more - FORM_BYTES))
-    async with received(request, service.settings, end) as file:
+    async with received(request, deps.settings, end) as file:
         body = {"sha256": file.sha256, "name": file.name}  # its expiry may be relative to now
         idempotency = Idempotency.of(caller.tenant, idempotency_key, "POST /v1/datasets", body)
-        replayed = await idempotency.replay(service.sessions)
+        replayed = await idempotency.replay(deps.sessions)
         if replayed is not None:
             return replayed
 
         async def store(dataset: Dataset) -> None:
             await idempotency.store(await transaction_of(session), _created(dataset))
 
-        async with service.reading(request, caller):
-            contents = await checked(file, service.settings)
+        async with deps.reading(request, caller):
+            contents = await checked(file, deps.settings)
         return _created(
             await store_dataset(
                 session,
@@ -90,9 +90,9 @@ async def receive(
                 upload=file,
                 contents=contents,
                 remember=store,
-                storage=service.storage,
-                settings=service.settings,
-                meter=service.meter,
+                storage=deps.storage,
+                settings=deps.settings,
+                meter=deps.meter,
             )
         )
 
@@ -113,15 +113,15 @@ async def page_of_rows(
     request: Request,
     caller: Caller,
     session: AsyncSession,
-    service: Service,
+    deps: Service,
     *,
     dataset_id: str,
     after: int,
     limit: int,
 ) -> RowPage:
     """Rows with a greater number than ``after``. Raises Problem 429, and as ``parse_dataset``."""
-    async with service.reading(request, caller):
-        rows = await parse_dataset(session, caller, service, PAGE, after, limit + 1, dataset_id=dataset_id)
+    async with deps.reading(request, caller):
+        rows = await parse_dataset(session, caller, deps, PAGE, after, limit + 1, dataset_id=dataset_id)
     views = [RowView.of(dataset_id, row) for row in rows[:limit]]
     return RowPage(data=views, has_more=len(rows) > limit, next_after=views[-1].number if views else after)
 
@@ -130,15 +130,15 @@ async def send_image(
     request: Request,
     caller: Caller,
     session: AsyncSession,
-    service: Service,
+    deps: Service,
     *,
     dataset_id: str,
     number: int,
     index: int,
 ) -> Response:
     """One image of a row, as it was uploaded. Raises Problem 404, 429, and as ``parse_dataset``."""
-    async with service.reading(request, caller):
-        image = await parse_dataset(session, caller, service, IMAGE, number, index, dataset_id=dataset_id)
+    async with deps.reading(request, caller):
+        image = await parse_dataset(session, caller, deps, IMAGE, number, index, dataset_id=dataset_id)
     if image is None or image.data is None:
         raise Problem(problems.NOT_FOUND, f"row {number} of {dataset_id} has no image {index}")
     headers = {**AS_A_FILE, "Cache-Control": FOREVER}
@@ -149,27 +149,27 @@ async def send_audio(
     request: Request,
     caller: Caller,
     session: AsyncSession,
-    service: Service,
+    deps: Service,
     *,
     dataset_id: str,
     number: int,
     index: int,
 ) -> Response:
     """One audio file of a row, or a range of it. Raises Problem 404, 429, and as ``parse_dataset`` and ``decide``."""
-    async with service.reading(request, caller):
-        audio = await parse_dataset(session, caller, service, AUDIO, number, index, dataset_id=dataset_id)
+    async with deps.reading(request, caller):
+        audio = await parse_dataset(session, caller, deps, AUDIO, number, index, dataset_id=dataset_id)
     if audio is None or audio.data is None:
         raise Problem(problems.NOT_FOUND, f"row {number} of {dataset_id} has no audio {index}")
     tag = etag(hashlib.sha256(audio.data).hexdigest())
     answer = decide(request, [audio.data], name=f"audio {index} of row {number}", tag=tag, headers=AS_A_FILE)
-    return answer if isinstance(answer, Response) else answer.response(request, service.storage, media_type=WAV)
+    return answer if isinstance(answer, Response) else answer.response(request, deps.storage, media_type=WAV)
 
 
 async def view_statistics(
     request: Request,
     caller: Caller,
     session: AsyncSession,
-    service: Service,
+    deps: Service,
     *,
     dataset_id: str,
     model: ModelRef | None = None,
@@ -178,11 +178,11 @@ async def view_statistics(
     ``statistics_of``."""
     on_hub = model is not None and not model.id.startswith(LOCAL)
     async with AsyncExitStack() as slots:
-        await slots.enter_async_context((service.planning if on_hub else service.reading)(request, caller))
-        text = await model_text_of(session, caller, service, dataset_id=dataset_id, model=model)
+        await slots.enter_async_context((deps.planning if on_hub else deps.reading)(request, caller))
+        text = await model_text_of(session, caller, deps, dataset_id=dataset_id, model=model)
         if on_hub:  # the first slot stays taken: the files from the hub are in memory until the rows have been read
-            await slots.enter_async_context(service.readers.slot(caller.tenant))
-        statistics = await statistics_of(session, caller, service, dataset_id=dataset_id, text=text)
+            await slots.enter_async_context(deps.readers.slot(caller.tenant))
+        statistics = await statistics_of(session, caller, deps, dataset_id=dataset_id, text=text)
     name, commit = (None if model is None else model.id), (None if text is None else text.commit)
     return FiguresView.of(statistics, model=name, commit=commit)
 
@@ -190,7 +190,7 @@ async def view_statistics(
 async def parse_dataset(
     session: AsyncSession,
     caller: Caller,
-    service: Service,
+    deps: Service,
     operation: Operation[Found],
     *arguments: Any,
     dataset_id: str,
@@ -205,9 +205,9 @@ async def parse_dataset(
     key = dataset.key
     await release(session)
     try:
-        with scratch_file(service.settings) as path:
-            await run_in_thread(lambda: service.storage.fetch(key, path))
-            return await parse(operation, bounds_of(service.settings), *arguments, files=[path], callbacks=callbacks)
+        with scratch_file(deps.settings) as path:
+            await run_in_thread(lambda: deps.storage.fetch(key, path))
+            return await parse(operation, bounds_of(deps.settings), *arguments, files=[path], callbacks=callbacks)
     except (ObjectMissing, InvalidRows) as error:
         raise Problem(problems.OBJECT_MISSING, f"the rows of {dataset_id} are not as they were uploaded") from error
     except Died as died:
@@ -215,7 +215,7 @@ async def parse_dataset(
 
 
 async def model_text_of(
-    session: AsyncSession, caller: Caller, service: Service, *, dataset_id: str, model: ModelRef | None
+    session: AsyncSession, caller: Caller, deps: Service, *, dataset_id: str, model: ModelRef | None
 ) -> ModelText | None:
     """The files that count the tokens of a dataset's rows; waits for the hub where the model is there. None without a
     model.
@@ -226,10 +226,10 @@ async def model_text_of(
     if model is None:
         return None
     await get_dataset(session, tenant=caller.tenant, dataset_id=dataset_id)
-    token = await token_of(session, tenant=caller.tenant, settings=service.settings)
+    token = await token_of(session, tenant=caller.tenant, settings=deps.settings)
     await release(session)
     try:
-        text = await run_in_thread(lambda: read_model_text(model, service.settings, token=token))
+        text = await run_in_thread(lambda: read_model_text(model, deps.settings, token=token))
     except Unreadable as error:
         raise Problem(problems.INVALID_MODEL, str(error)) from None
     except HubUnavailable as error:
@@ -240,7 +240,7 @@ async def model_text_of(
 
 
 async def statistics_of(
-    session: AsyncSession, caller: Caller, service: Service, *, dataset_id: str, text: ModelText | None
+    session: AsyncSession, caller: Caller, deps: Service, *, dataset_id: str, text: ModelText | None
 ) -> DatasetStatistics:
     """Statistics over all rows. Raises Problem 422 for a model whose tokenizer cannot be used, and as
     ``parse_dataset``."""
@@ -248,7 +248,7 @@ async def statistics_of(
         return await parse_dataset(
             session,
             caller,
-            service,
+            deps,
             STATISTICS,
             text.names if text is not None else None,
             dataset_id=dataset_id,

@@ -17,11 +17,11 @@ jobs_reader = require(Scope.JOBS_READ)
 
 async def hub_reader(
     request: Request,
-    service: ServiceDep,
+    deps: ServiceDep,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
 ) -> Caller:
     try:
-        return await jobs_reader(request, service, credentials)
+        return await jobs_reader(request, deps, credentials)
     except Problem as problem:
         if problem.kind is not UNAUTHENTICATED:
             added = error_headers(problem.detail)

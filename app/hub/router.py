@@ -165,11 +165,11 @@ async def resolve(
     request: Request,
     caller: HubReader,
     session: SessionDep,
-    parts: ServiceDep,
+    deps: ServiceDep,
 ) -> Response:
     """One file, as `hf download` and `from_pretrained` fetch it."""
     return await send_file(
-        request, caller, session, parts, repository=f"{namespace}/{name}", revision=revision, path=path
+        request, caller, session, deps, repository=f"{namespace}/{name}", revision=revision, path=path
     )
 
 

@@ -20,7 +20,7 @@ async def send_file(
     request: Request,
     caller: Caller,
     session: AsyncSession,
-    service: Service,
+    deps: Service,
     *,
     repository: str,
     revision: str,
@@ -42,7 +42,7 @@ async def send_file(
     if COMMIT.fullmatch(revision) is None:
         headers["Cache-Control"] = "private, no-cache"  # `main` moves; its ETag tells
     try:
-        return await send_artifact(request, service, artifact, headers)
+        return await send_artifact(request, deps, artifact, headers)
     except Problem as problem:
         problem.headers = {**error_headers(problem.detail), **(problem.headers or {})}
         raise

@@ -52,13 +52,13 @@ async def create(
     spec: JobRequest,
     request: Request,
     caller: JobsWriter,
-    parts: ServiceDep,
+    deps: ServiceDep,
     notifier: NotifierDep,
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> Any:
     """Queue a quantization. The answer is the job; follow it at `/v1/jobs/{id}/events`."""
-    created = await service.submit_job(request, caller, parts, notifier, spec=spec, idempotency_key=idempotency_key)
+    created = await service.submit_job(request, caller, deps, notifier, spec=spec, idempotency_key=idempotency_key)
     return created.answer(response)
 
 
@@ -74,7 +74,7 @@ async def fork(
     request: Request,
     caller: JobsWriter,
     session: SessionDep,
-    parts: ServiceDep,
+    deps: ServiceDep,
     notifier: NotifierDep,
     response: Response,
     idempotency_key: IdempotencyKey = None,
@@ -83,34 +83,34 @@ async def fork(
     before it differs: calibration always, finished blocks when what is computed is the same. The bytes are those of the
     same job without a first one."""
     created = await service.fork_job(
-        request, caller, session, parts, notifier, job_id=job_id, changes=changes, idempotency_key=idempotency_key
+        request, caller, session, deps, notifier, job_id=job_id, changes=changes, idempotency_key=idempotency_key
     )
     return created.answer(response)
 
 
 @router.get("", responses=documented(problems.INVALID_CURSOR))
-async def list_jobs(query: Annotated[JobQuery, Query()], caller: JobsReader, parts: ServiceDep) -> Page[JobView]:
+async def list_jobs(query: Annotated[JobQuery, Query()], caller: JobsReader, deps: ServiceDep) -> Page[JobView]:
     """Jobs, newest first."""
-    return await service.list_jobs(caller, parts, query)
+    return await service.list_jobs(caller, deps, query)
 
 
 @router.delete("/{job_id}", status_code=204, responses=documented(problems.NOT_FOUND, problems.JOB_NOT_FINISHED))
-async def delete(job_id: str, caller: JobsWriter, session: SessionDep, parts: ServiceDep) -> None:
+async def delete(job_id: str, caller: JobsWriter, session: SessionDep, deps: ServiceDep) -> None:
     """Remove a finished job with its artifacts, events and blocks. Its figures stay in the usage. What unfinished forks
     and jobs of its comparison take over from it is kept until they have ended."""
-    await deletion.delete_job(session, tenant=caller.tenant, job_id=job_id, meter=parts.meter)
+    await deletion.delete_job(session, tenant=caller.tenant, job_id=job_id, meter=deps.meter)
 
 
 @router.get("/{job_id}", responses=documented(problems.NOT_FOUND))
-async def get(job_id: str, caller: JobsReader, parts: ServiceDep) -> JobView:
+async def get(job_id: str, caller: JobsReader, deps: ServiceDep) -> JobView:
     """One job as it stands: status, phase, progress, estimate of the time left, verdict, error."""
-    return JobView.of(await queries.get_job_row(parts.sessions, tenant=caller.tenant, job_id=job_id))
+    return JobView.of(await queries.get_job_row(deps.sessions, tenant=caller.tenant, job_id=job_id))
 
 
 @router.post(":delete", responses=documented())
-async def delete_many(which: JobDeletion, caller: JobsWriter, session: SessionDep, parts: ServiceDep) -> Deleted:
+async def delete_many(which: JobDeletion, caller: JobsWriter, session: SessionDep, deps: ServiceDep) -> Deleted:
     """Remove finished jobs by id or by filter, at most a thousand at once; jobs that have not finished stay."""
-    return await deletion.delete_many(session, tenant=caller.tenant, which=which, meter=parts.meter)
+    return await deletion.delete_many(session, tenant=caller.tenant, which=which, meter=deps.meter)
 
 
 @router.post("/{job_id}/cancel", responses=documented(problems.NOT_FOUND, problems.JOB_FINISHED))
@@ -130,10 +130,10 @@ async def cancel(job_id: str, caller: JobsWriter, session: SessionDep) -> JobVie
     ),
 )
 async def retry(
-    job_id: str, caller: JobsWriter, session: SessionDep, parts: ServiceDep, notifier: NotifierDep
+    job_id: str, caller: JobsWriter, session: SessionDep, deps: ServiceDep, notifier: NotifierDep
 ) -> JobView:
     """Queue a failed or cancelled job again; it goes on after its last finished block."""
-    job = await service.retry_job(session, tenant=caller.tenant, job_id=job_id, settings=parts.settings)
+    job = await service.retry_job(session, tenant=caller.tenant, job_id=job_id, settings=deps.settings)
     notifier.notify_later(job.id)
     return JobView.of(job)
 
@@ -153,7 +153,7 @@ async def events(
     request: Request,
     caller: JobsReader,
     session: SessionDep,
-    parts: ServiceDep,
+    deps: ServiceDep,
     feed: FeedDep,
     after: Annotated[int, Query(ge=0, le=stream.MAX_SEQ, description="Only events with a greater `seq`.")] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
@@ -167,7 +167,7 @@ async def events(
         raise Problem(problems.NOT_ACCEPTABLE, f"events come as application/json or {EVENT_STREAM}")
     if media_type == EVENT_STREAM:
         seen = stream.event_id(last_event_id) if last_event_id else after
-        return await stream.respond(request, caller, session, parts, feed, job=job, after=seen)
+        return await stream.respond(request, caller, session, deps, feed, job=job, after=seen)
     rows = await events_after(session, job_id=job_id, seq=after, limit=limit + 1)
     views = [EventView.of(row) for row in rows[:limit]]
     return EventPage(data=views, has_more=len(rows) > limit, next_after=views[-1].seq if views else after)

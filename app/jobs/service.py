@@ -36,7 +36,7 @@ from core.settings import Settings
 async def submit_job(
     request: Request,
     caller: Caller,
-    service: Service,
+    deps: Service,
     notifier: RequestNotifier,
     *,
     spec: JobRequest,
@@ -46,20 +46,20 @@ async def submit_job(
 
     Raises Problem as ``agree``, ``admit`` and ``create_job``.
     """
-    settings, tenant = service.settings, caller.tenant
+    settings, tenant = deps.settings, caller.tenant
     body = spec.model_dump(mode="json", exclude=set() if spec.plan else {"plan"})
     idempotency = Idempotency.of(tenant, idempotency_key, "POST /v1/jobs", body)
     agreed = NOTHING_AGREED
     if needs_reading(spec):
-        replayed = await idempotency.replay(service.sessions)
+        replayed = await idempotency.replay(deps.sessions)
         if replayed is not None:
             return replayed
-        async with service.reading(request, caller), service.sessions_of(caller)() as session:
-            agreed = await agree(session, tenant=tenant, spec=spec, settings=settings, storage=service.storage)
-    uploads = await service.meter.unfinished(tenant)
+        async with deps.reading(request, caller), deps.sessions_of(caller)() as session:
+            agreed = await agree(session, tenant=tenant, spec=spec, settings=settings, storage=deps.storage)
+    uploads = await deps.meter.unfinished(tenant)
 
     async def create() -> Created:
-        await admit(transaction, tenant=tenant, settings=settings, meter=service.meter, uploads=uploads)
+        await admit(transaction, tenant=tenant, settings=settings, meter=deps.meter, uploads=uploads)
         job = await create_job(
             transaction,
             actor=actor_of(request),
@@ -72,7 +72,7 @@ async def submit_job(
         reach("create.before_commit")
         return Created(JobView.of(job), f"/v1/jobs/{job.id}")
 
-    async with pipeline.transaction(service.sessions, tenant) as transaction:
+    async with pipeline.transaction(deps.sessions, tenant) as transaction:
         return await idempotency.run(transaction, create)
 
 
@@ -80,7 +80,7 @@ async def fork_job(
     request: Request,
     caller: Caller,
     session: AsyncSession,
-    service: Service,
+    deps: Service,
     notifier: RequestNotifier,
     *,
     job_id: str,
@@ -89,20 +89,20 @@ async def fork_job(
 ) -> Outcome:
     """Queue a job with the spec of another and ``changes``. Raises as ``fork_spec``, ``check_fits_workers``,
     ``admit`` and ``create_job``."""
-    settings, tenant = service.settings, caller.tenant
+    settings, tenant = deps.settings, caller.tenant
     idempotency = Idempotency.of(tenant, idempotency_key, f"POST /v1/jobs/{job_id}/fork", changes.changes)
-    replayed = await idempotency.replay(service.sessions)
+    replayed = await idempotency.replay(deps.sessions)
     if replayed is not None:
         return replayed
-    async with service.reading(request, caller):
+    async with deps.reading(request, caller):
         parent, spec = await fork_spec(session, tenant=tenant, job_id=job_id, request=changes)
-        agreed = await check_fits_workers(session, tenant=tenant, spec=spec, settings=settings, storage=service.storage)
+        agreed = await check_fits_workers(session, tenant=tenant, spec=spec, settings=settings, storage=deps.storage)
     await release(session)
-    uploads = await service.meter.unfinished(tenant)
+    uploads = await deps.meter.unfinished(tenant)
     transaction = await pipeline.transaction_of(session)
 
     async def create() -> Created:
-        await admit(transaction, tenant=tenant, settings=settings, meter=service.meter, uploads=uploads)
+        await admit(transaction, tenant=tenant, settings=settings, meter=deps.meter, uploads=uploads)
         job = await create_job(
             transaction,
             actor=actor_of(request),
@@ -118,9 +118,9 @@ async def fork_job(
     return await idempotency.run(transaction, create)
 
 
-async def list_jobs(caller: Caller, service: Service, query: JobQuery) -> Page[JobView]:
+async def list_jobs(caller: Caller, deps: Service, query: JobQuery) -> Page[JobView]:
     """Newest first. Raises Problem for a cursor of another listing."""
-    rows, cursor = await page_of_job_rows(service.sessions, tenant=caller.tenant, query=query, signer=service.keyring)
+    rows, cursor = await page_of_job_rows(deps.sessions, tenant=caller.tenant, query=query, signer=deps.keyring)
     return as_page(rows, cursor, JobView.of)
 
 

@@ -44,7 +44,7 @@ def event_id(header: str) -> int:
 
 
 async def respond(
-    request: Request, caller: Caller, session: AsyncSession, service: Service, feed: Feed, *, job: Job, after: int
+    request: Request, caller: Caller, session: AsyncSession, deps: Service, feed: Feed, *, job: Job, after: int
 ) -> Response:
     """The stream of the caller's ``job``, or 204 when it has ended and the client has seen everything. Raises Problem
     400 for an event that has not happened."""
@@ -58,11 +58,11 @@ async def respond(
         return StreamingResponse(iter(()), media_type=EVENT_STREAM, headers=headers)
     events = stream_events(
         feed,
-        service.sessions_of(caller),
+        deps.sessions_of(caller),
         tenant=caller.tenant,
         job_id=job.id,
         after=after,
-        still_allowed=lambda: is_valid(service.sessions, caller),
+        still_allowed=lambda: is_valid(deps.sessions, caller),
     )
     return StreamingResponse(events, media_type=EVENT_STREAM, headers=headers)
 

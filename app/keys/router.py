@@ -28,22 +28,22 @@ async def create(
     new: NewKey,
     caller: KeysAdmin,
     session: SessionDep,
-    parts: ServiceDep,
+    deps: ServiceDep,
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> Any:
     """Make a key. The answer is the only place where it ever stands."""
     response.headers["Cache-Control"] = "no-store"
-    created = await service.create_key_once(session, caller, parts, new=new, idempotency_key=idempotency_key)
+    created = await service.create_key_once(session, caller, deps, new=new, idempotency_key=idempotency_key)
     return created.answer(response)
 
 
 @router.get("", responses=documented(problems.INVALID_CURSOR))
 async def list_keys(
-    query: Annotated[KeyQuery, Query()], caller: KeysAdmin, session: SessionDep, parts: ServiceDep
+    query: Annotated[KeyQuery, Query()], caller: KeysAdmin, session: SessionDep, deps: ServiceDep
 ) -> Page[KeyView]:
     """Keys, newest first, revoked ones included."""
-    return await service.list_keys(session, caller, query=query, signer=parts.keyring)
+    return await service.list_keys(session, caller, query=query, signer=deps.keyring)
 
 
 @router.post(
@@ -62,7 +62,7 @@ async def rotate(
     key_id: str,
     caller: KeysAdmin,
     session: SessionDep,
-    parts: ServiceDep,
+    deps: ServiceDep,
     response: Response,
     rotation: KeyRotation | None = None,
     tenant: OfTenant = None,
@@ -71,7 +71,7 @@ async def rotate(
     """A new key that does what this one does; this one ends after a while. The new one is shown this once."""
     response.headers["Cache-Control"] = "no-store"
     created = await service.rotate_key_once(
-        session, caller, parts, key_id=key_id, rotation=rotation, tenant=tenant, idempotency_key=idempotency_key
+        session, caller, deps, key_id=key_id, rotation=rotation, tenant=tenant, idempotency_key=idempotency_key
     )
     return created.answer(response)
 

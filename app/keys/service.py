@@ -33,23 +33,23 @@ async def enter(session: AsyncSession, *, caller: Caller, tenant: str | None) ->
 
 
 async def create_key_once(
-    session: AsyncSession, caller: Caller, service: Service, *, new: NewKey, idempotency_key: str | None
+    session: AsyncSession, caller: Caller, deps: Service, *, new: NewKey, idempotency_key: str | None
 ) -> Outcome:
     """Create a key; a repeated request gets the same one. Raises Problem as ``create_key``."""
 
     async def create() -> Created:
-        return _created(*await create_key(session, caller=caller, new=new, keyring=service.keyring))
+        return _created(*await create_key(session, caller=caller, new=new, keyring=deps.keyring))
 
     owner = await enter(session, caller=caller, tenant=new.tenant)
     body, operation = new.model_dump(mode="json"), f"POST /v1/keys {caller.key_id}"
-    idempotency = Idempotency.of(owner, idempotency_key, operation, body, seal=service.seal)
+    idempotency = Idempotency.of(owner, idempotency_key, operation, body, seal=deps.seal)
     return await idempotency.run(await transaction_of(session), create)
 
 
 async def rotate_key_once(
     session: AsyncSession,
     caller: Caller,
-    service: Service,
+    deps: Service,
     *,
     key_id: str,
     rotation: KeyRotation | None,
@@ -66,7 +66,7 @@ async def rotate_key_once(
                 caller=caller,
                 key_id=key_id,
                 keep_previous=keep_previous,
-                keyring=service.keyring,
+                keyring=deps.keyring,
                 tenant=tenant,
             )
         )
@@ -74,7 +74,7 @@ async def rotate_key_once(
     owner = await enter(session, caller=caller, tenant=tenant)
     body = {"keep_previous_s": keep_previous.total_seconds()}
     operation = f"POST /v1/keys/{key_id}/rotate {caller.key_id}"
-    idempotency = Idempotency.of(owner, idempotency_key, operation, body, seal=service.seal)
+    idempotency = Idempotency.of(owner, idempotency_key, operation, body, seal=deps.seal)
     return await idempotency.run(await transaction_of(session), create)
 
 

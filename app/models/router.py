@@ -14,7 +14,7 @@ router = APIRouter(prefix="/v1/models", tags=["service"])
 
 
 @router.get("", responses=documented(problems.BUSY))
-async def list_models(request: Request, caller: AnyCaller, parts: ServiceDep) -> ModelList:
+async def list_models(request: Request, caller: AnyCaller, deps: ServiceDep) -> ModelList:
     """Local models, and the families that can be quantized."""
-    async with parts.reading(request, caller):
-        return await local_models(parts.settings)
+    async with deps.reading(request, caller):
+        return await local_models(deps.settings)

@@ -12,13 +12,15 @@ from app.db.tenancy import owned
 from core.ledger.states import JobStatus
 from core.ledger.tables import Attempt, Job, Layer, Plan, Worker
 
-KEPT = timedelta(hours=24)
+PLAN_LIFETIME = timedelta(hours=24)
 MOST_BLOCKS = 500
 """Blocks of finished jobs that a forecast reads, newest first."""
 
 
 async def stored_plan(session: AsyncSession, *, tenant: str, digest: str) -> Plan | None:
-    statement = owned(Plan, tenant).where(Plan.digest == digest, Plan.created_at > func.clock_timestamp() - KEPT)
+    statement = owned(Plan, tenant).where(
+        Plan.digest == digest, Plan.created_at > func.clock_timestamp() - PLAN_LIFETIME
+    )
     return await session.scalar(statement)
 
 

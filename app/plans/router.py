@@ -24,13 +24,13 @@ router = APIRouter(tags=["jobs"])
         problems.BUSY,
     ),
 )
-async def plan(spec: JobSpec, request: Request, caller: JobsWriter, session: SessionDep, parts: ServiceDep) -> PlanView:
+async def plan(spec: JobSpec, request: Request, caller: JobsWriter, session: SessionDep, deps: ServiceDep) -> PlanView:
     """What this job would take, and every reason it would be refused; nothing is run.
 
     Reads config.json and the headers of the model's files only. Bytes are exact; memory and time are estimates. The
     plan is kept for 24 hours: `POST /v1/jobs` with the same body and `plan: <digest>` runs exactly it.
     """
-    return await service.plan(request, caller, session, parts, spec=spec)
+    return await service.plan(request, caller, session, deps, spec=spec)
 
 
 @router.get("/v1/plans/{digest}", responses=documented(problems.NOT_FOUND))

@@ -20,9 +20,9 @@ from app.db.engine import release
 from app.deps import Service
 from app.hub_tokens.service import token_of
 from app.models.files import LOCAL, ModelFiles, dataset_commit, read_model
+from app.plans.capacity import fits_of, memory_refusal
 from app.plans.estimation import estimate
-from app.plans.fitting import fits_of, memory_refusal
-from app.plans.queries import KEPT, measured_ratios, stored_plan, workers_alive
+from app.plans.queries import PLAN_LIFETIME, measured_ratios, stored_plan, workers_alive
 from app.plans.schemas import Estimate, KeptPlanView, PlanView, RefusalView, ResolvedInputs, WarningView, WorkerFit
 from app.web import problems
 from app.web.problems import Problem
@@ -65,13 +65,11 @@ def deciding_fields(spec: JobSpec) -> dict[str, Any]:
     return spec.model_dump(mode="json", include=set(DECIDES))
 
 
-async def plan(request: Request, caller: Caller, session: AsyncSession, service: Service, *, spec: JobSpec) -> PlanView:
+async def plan(request: Request, caller: Caller, session: AsyncSession, deps: Service, *, spec: JobSpec) -> PlanView:
     """Plan the job and store the plan for a day. Raises Problem 429, and as ``plan_job``."""
-    limiter = service.planning if asks_the_hub(spec) else service.reading
+    limiter = deps.planning if asks_the_hub(spec) else deps.reading
     async with limiter(request, caller):
-        planned = await plan_job(
-            session, tenant=caller.tenant, spec=spec, settings=service.settings, storage=service.storage
-        )
+        planned = await plan_job(session, tenant=caller.tenant, spec=spec, settings=deps.settings, storage=deps.storage)
     return await store_plan(session, tenant=caller.tenant, planned=planned)
 
 
@@ -200,7 +198,7 @@ async def store_plan(session: AsyncSession, *, tenant: str, planned: Planned) ->
         else None,
         workers=planned.fits,
         created_at=created_at,
-        expires_at=created_at + KEPT,
+        expires_at=created_at + PLAN_LIFETIME,
     )
 
 
@@ -218,7 +216,7 @@ async def view_stored(session: AsyncSession, *, tenant: str, digest: str) -> Kep
             "warnings": plan.estimate.get("warnings", []),
             "resolved": plan.resolved,
             "created_at": plan.created_at,
-            "expires_at": plan.created_at + KEPT,
+            "expires_at": plan.created_at + PLAN_LIFETIME,
         }
     )
 

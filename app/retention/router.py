@@ -13,13 +13,13 @@ router = APIRouter(prefix="/v1/retention", tags=["usage"])
 
 
 @router.get("", responses=documented())
-async def get(caller: UsageReader, session: SessionDep, parts: ServiceDep) -> RetentionView:
+async def get(caller: UsageReader, session: SessionDep, deps: ServiceDep) -> RetentionView:
     """For how many days things are kept. The keeper removes what is older."""
-    return await service.view_retention(session, tenant=caller.tenant, settings=parts.settings)
+    return await service.view_retention(session, tenant=caller.tenant, settings=deps.settings)
 
 
 @router.patch("", responses=documented())
-async def change(changes: RetentionChanges, caller: KeysAdmin, session: SessionDep, parts: ServiceDep) -> RetentionView:
+async def change(changes: RetentionChanges, caller: KeysAdmin, session: SessionDep, deps: ServiceDep) -> RetentionView:
     """Keep things for longer or shorter. What is older than that goes within minutes, and does not come back."""
     await service.set_retention(session, tenant=caller.tenant, changes=changes)
-    return await service.view_retention(session, tenant=caller.tenant, settings=parts.settings)
+    return await service.view_retention(session, tenant=caller.tenant, settings=deps.settings)

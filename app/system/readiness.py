@@ -23,9 +23,9 @@ CHECK_SECONDS = 3.0
 OK = "ok"
 
 
-async def check_readiness(service: Service) -> Readiness:
+async def check_readiness(deps: Service) -> Readiness:
     database, storage, broker = await asyncio.gather(
-        _within(_database(service)), _within(_in_its_thread(service)), _within(_broker(service))
+        _within(_database(deps)), _within(_in_its_thread(deps)), _within(_broker(deps))
     )
     whole = database == storage == OK
     status = "unavailable" if not whole else "ready" if broker == OK else "degraded"
@@ -39,9 +39,9 @@ async def _within(check: Awaitable[str]) -> str:
         return f"no answer within {CHECK_SECONDS:g} s"
 
 
-async def _database(service: Service) -> str:
+async def _database(deps: Service) -> str:
     try:
-        async with AsyncSession(service.spare) as session:
+        async with AsyncSession(deps.spare) as session:
             if not await tables_exist(session):
                 return "no tables: run `qe migrate`"
             return OK if await api_role_is_granted(session) else f"no role {API_ROLE}: run `qe migrate`"
@@ -49,8 +49,8 @@ async def _database(service: Service) -> str:
         return f"unreachable: {type(error).__name__}"
 
 
-async def _in_its_thread(service: Service) -> str:
-    return await asyncio.get_running_loop().run_in_executor(service.probes, _storage, service.storage)
+async def _in_its_thread(deps: Service) -> str:
+    return await asyncio.get_running_loop().run_in_executor(deps.probes, _storage, deps.storage)
 
 
 def _storage(storage: Storage) -> str:
@@ -65,12 +65,12 @@ def _storage(storage: Storage) -> str:
     return OK
 
 
-async def _broker(service: Service) -> str:
-    if service.settings.redis_url is None:
+async def _broker(deps: Service) -> str:
+    if deps.settings.redis_url is None:
         return "QE_REDIS_URL is not set: jobs wait for the keeper"
     try:
         async with redis.asyncio.from_url(
-            service.settings.redis_url, socket_connect_timeout=1, socket_timeout=1
+            deps.settings.redis_url, socket_connect_timeout=1, socket_timeout=1
         ) as client:
             await client.ping()
     except (RedisError, OSError) as error:

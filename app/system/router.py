@@ -25,9 +25,9 @@ async def healthz() -> Health:
 
 
 @router.get("/readyz", tags=["service"], responses={503: {"model": Readiness, "description": "Not ready."}})
-async def readyz(parts: ServiceDep, response: Response) -> Readiness:
-    """Database and storage answer. A missing broker only degrades: the keeper rings for it."""
-    readiness = await check_readiness(parts)
+async def readyz(deps: ServiceDep, response: Response) -> Readiness:
+    """Database and storage answer. A missing broker only degrades: the keeper notifies the workers then."""
+    readiness = await check_readiness(deps)
     if readiness.status == "unavailable":
         response.status_code = 503
     return readiness
@@ -39,11 +39,11 @@ async def readyz(parts: ServiceDep, response: Response) -> Readiness:
     response_class=Response,
     responses={**documented(problems.UNAUTHENTICATED), 200: {"content": {"text/plain": {}}}},
 )
-async def metrics(request: Request, parts: ServiceDep, feed: FeedDep) -> Response:
+async def metrics(request: Request, deps: ServiceDep, feed: FeedDep) -> Response:
     """Prometheus text. While the database is away its figures are missing or NaN: no old number stands for now. With
     `QE_METRICS_TOKEN` it is for who sends that as a bearer token."""
-    _check_token(request, parts.settings.metrics_token)
-    text = await service.metrics(parts, followers=feed.followers)
+    _check_token(request, deps.settings.metrics_token)
+    text = await service.metrics(deps, followers=feed.followers)
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
@@ -63,9 +63,9 @@ async def schemes(caller: AnyCaller) -> Schemes:
 
 
 @router.get("/v1/workers", tags=["service"], responses=documented())
-async def workers(caller: WorkersReader, session: SessionDep, parts: ServiceDep) -> WorkerList:
+async def workers(caller: WorkersReader, session: SessionDep, deps: ServiceDep) -> WorkerList:
     """Who was heard of, and when."""
-    return await service.list_workers(session, tenant=caller.tenant, settings=parts.settings)
+    return await service.list_workers(session, tenant=caller.tenant, settings=deps.settings)
 
 
 @router.get("/problems/{slug}", tags=["service"], responses=documented(problems.NOT_FOUND))

@@ -23,25 +23,25 @@ METRICS_SECONDS = 1.0
 """The ledger's figures are reused for so long: anybody may ask for metrics, and counting a long queue costs time."""
 
 
-async def metrics(service: Service, *, followers: int) -> bytes:
+async def metrics(deps: Service, *, followers: int) -> bytes:
     """Prometheus text. ``followers``: open event streams of this process."""
-    telemetry = service.telemetry
+    telemetry = deps.telemetry
     telemetry.followers.set(followers)
     async with telemetry.ledger_lock:  # a request that waits here takes the figures of the one before
         if time.monotonic() - telemetry.ledger_read_at >= METRICS_SECONDS:
-            await _read_ledger(service)
+            await _read_ledger(deps)
             telemetry.ledger_read_at = time.monotonic()
     return generate_latest(telemetry.registry)
 
 
-async def _read_ledger(service: Service) -> None:
-    telemetry = service.telemetry
+async def _read_ledger(deps: Service) -> None:
+    telemetry = deps.telemetry
     try:
-        async with service.sessions() as session:
+        async with deps.sessions() as session:
             for status, number in (await queries.unfinished_jobs(session)).items():
                 telemetry.jobs.labels(status).set(number)
             telemetry.oldest_queued.set(await queries.oldest_queued_seconds(session))
-            lease = timedelta(seconds=service.settings.lease)
+            lease = timedelta(seconds=deps.settings.lease)
             alive, stopped = await queries.count_workers_alive(session, lease=lease)
             telemetry.workers.set(alive)
             telemetry.stopped_workers.set(stopped)

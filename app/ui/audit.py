@@ -26,7 +26,7 @@ async def audit(
     request: Request,
     user: AuditReader,
     session: SessionDep,
-    parts: ServiceDep,
+    deps: ServiceDep,
     cursor: Annotated[str | None, Query(max_length=400)] = None,
 ) -> Response:
     values = {name: request.query_params.get(name, "").strip() for name in FILTERS}
@@ -39,7 +39,7 @@ async def audit(
             request, "audit.html", user, status=422, entries=[], next_cursor=None, values=values, wrong=wrong,
             again="", actions=list(Action), pages_of=PAGES, cursor=None,
         )  # fmt: skip
-    page = await list_entries(session, tenant=user.caller.tenant, query=query, signer=parts.keyring)
+    page = await list_entries(session, tenant=user.caller.tenant, query=query, signer=deps.keyring)
     return render(
         request, "audit.html", user, entries=page.data, next_cursor=page.next_cursor, values=values, wrong=wrong,
         again=urlencode(chosen), actions=list(Action), pages_of=PAGES, cursor=cursor,

@@ -33,11 +33,11 @@ async def comparisons(
     request: Request,
     user: JobsReader,
     session: SessionDep,
-    parts: ServiceDep,
+    deps: ServiceDep,
     cursor: Annotated[str | None, Query(max_length=400)] = None,
 ) -> Response:
     page = await service.list_comparisons(
-        session, tenant=user.caller.tenant, query=PageQuery(cursor=cursor), signer=parts.keyring
+        session, tenant=user.caller.tenant, query=PageQuery(cursor=cursor), signer=deps.keyring
     )
     return render(
         request, "comparisons.html", user, comparisons=page.data, next_cursor=page.next_cursor, cursor=cursor,
@@ -46,7 +46,7 @@ async def comparisons(
 
 
 @router.get("/new")
-async def blank(request: Request, user: JobsWriter, session: SessionDep, parts: ServiceDep) -> Response:
+async def blank(request: Request, user: JobsWriter, session: SessionDep, deps: ServiceDep) -> Response:
     """``?from=job_…`` starts from what that job asked for, ``?dataset=ds_…`` with those rows."""
     values = dict.fromkeys(comparison_form.FIELDS, "") | {"calibration.split": "train"}
     schemes, methods = list(comparison_form.SCHEMES), list(comparison_form.METHODS)
@@ -57,12 +57,12 @@ async def blank(request: Request, user: JobsWriter, session: SessionDep, parts: 
         schemes, methods = [spec["scheme"]], [spec["method"]]
     values[job_form.UPLOADED] = request.query_params.get("dataset", values[job_form.UPLOADED])
     values[comparison_form.OTHER] = _others(schemes)
-    return await _form(request, user, session, parts, values=values, schemes=schemes, methods=methods)
+    return await _form(request, user, session, deps, values=values, schemes=schemes, methods=methods)
 
 
 @router.post("/new")
 async def create(
-    request: Request, user: JobsWriter, session: SessionDep, parts: ServiceDep, notifier: NotifierDep
+    request: Request, user: JobsWriter, session: SessionDep, deps: ServiceDep, notifier: NotifierDep
 ) -> Response:
     form = await checked_form(request, user)
     values = values_of(form, job_form.FIELDS) | {comparison_form.OTHER: str(form.get(comparison_form.OTHER, ""))}
@@ -74,12 +74,12 @@ async def create(
         try:
             once = str(form.get("once", ""))
             created = await service.submit_comparison(
-                request, user.caller, session, parts, notifier, new=new, idempotency_key=once
+                request, user.caller, session, deps, notifier, new=new, idempotency_key=once
             )
             return redirect_to(f"/comparisons/{new_id_of(created)}")
         except Problem as problem:
             wrong = job_form.refused(problem)
-    return await _form(request, user, session, parts, values=values, schemes=schemes, methods=methods, wrong=wrong)
+    return await _form(request, user, session, deps, values=values, schemes=schemes, methods=methods, wrong=wrong)
 
 
 @router.get("/{comparison_id}")
@@ -112,14 +112,14 @@ async def _form(
     request: Request,
     user: User,
     session: AsyncSession,
-    parts: Service,
+    deps: Service,
     *,
     values: Mapping[str, str],
     schemes: Sequence[str],
     methods: Sequence[str],
     wrong: Mapping[str, str] | None = None,
 ) -> Response:
-    offered = choices(parts, await usable_datasets(session, user, parts))
+    offered = choices(deps, await usable_datasets(session, user, deps))
     named = [(name, name) for name in contract.NAMED_SCHEMES]
     return render(
         request, "comparison_new.html", user, status=422 if wrong else 200, values=values, wrong=wrong or {},

@@ -35,10 +35,10 @@ async def datasets(
     request: Request,
     user: DatasetsReader,
     session: SessionDep,
-    parts: ServiceDep,
+    deps: ServiceDep,
     cursor: Annotated[str | None, Query(max_length=400)] = None,
 ) -> Response:
-    return await _page(request, user, session, parts, DatasetQuery(cursor=cursor))
+    return await _page(request, user, session, deps, DatasetQuery(cursor=cursor))
 
 
 @router.post("/datasets")
@@ -46,18 +46,18 @@ async def upload(
     request: Request,
     user: DatasetsWriter,
     session: SessionDep,
-    parts: ServiceDep,
+    deps: ServiceDep,
     next: Annotated[str, Query(max_length=200)] = "/datasets",  # noqa: A002 -- the name of the query parameter
 ) -> Response:
     """Stream the file to disk. It is stored only with a valid CSRF token in the form."""
     check_origin(request)
     typed: dict[str, str] = {}
     try:
-        created = await service.receive(request, user.caller, session, parts, end=_of_this_session(user, typed))
+        created = await service.receive(request, user.caller, session, deps, end=_of_this_session(user, typed))
     except Problem as problem:
         if problem.kind is problems.FORGED_FORM:
             raise
-        return await _page(request, user, session, parts, DatasetQuery(), refused=problem, typed=typed)
+        return await _page(request, user, session, deps, DatasetQuery(), refused=problem, typed=typed)
     return redirect_to(local_path(next), dataset=new_id_of(created))
 
 
@@ -78,17 +78,17 @@ async def dataset(
     dataset_id: str,
     user: DatasetsReader,
     session: SessionDep,
-    parts: ServiceDep,
+    deps: ServiceDep,
     after: Annotated[int, Query(ge=0, le=10**9)] = 0,
     model: Annotated[str, Query(max_length=200)] = "",
 ) -> Response:
     """Its rows with their images, ten at a time, and figures over all of them. ``model``: whose tokens are counted."""
-    return await _one(request, dataset_id, user, session, parts, after=after, model=model.strip())
+    return await _one(request, dataset_id, user, session, deps, after=after, model=model.strip())
 
 
 @router.post("/datasets/{dataset_id}/keep")
 async def keep(
-    request: Request, dataset_id: str, user: DatasetsWriter, session: SessionDep, parts: ServiceDep
+    request: Request, dataset_id: str, user: DatasetsWriter, session: SessionDep, deps: ServiceDep
 ) -> Response:
     """Change the expiry."""
     values = forms.values_of(await checked_form(request, user), keeping.NAMES)
@@ -102,7 +102,7 @@ async def keep(
         if problem.kind is problems.NOT_FOUND:
             raise
         wrong = forms.refused(problem)
-        return await _one(request, dataset_id, user, session, parts, values=values, wrong=wrong)
+        return await _one(request, dataset_id, user, session, deps, values=values, wrong=wrong)
     return redirect_to(f"/datasets/{dataset_id}")
 
 
@@ -114,10 +114,10 @@ async def image(
     index: MediaIndex,
     user: DatasetsReader,
     session: SessionDep,
-    parts: ServiceDep,
+    deps: ServiceDep,
 ) -> Response:
     return await service.send_image(
-        request, user.caller, session, parts, dataset_id=dataset_id, number=number, index=index
+        request, user.caller, session, deps, dataset_id=dataset_id, number=number, index=index
     )
 
 
@@ -129,28 +129,28 @@ async def audio(
     index: MediaIndex,
     user: DatasetsReader,
     session: SessionDep,
-    parts: ServiceDep,
+    deps: ServiceDep,
 ) -> Response:
     return await service.send_audio(
-        request, user.caller, session, parts, dataset_id=dataset_id, number=number, index=index
+        request, user.caller, session, deps, dataset_id=dataset_id, number=number, index=index
     )
 
 
 @router.post("/datasets/{dataset_id}/delete")
 async def remove(
-    request: Request, dataset_id: str, user: DatasetsWriter, session: SessionDep, parts: ServiceDep
+    request: Request, dataset_id: str, user: DatasetsWriter, session: SessionDep, deps: ServiceDep
 ) -> Response:
     await checked_form(request, user)
-    await service.remove_dataset(session, tenant=user.caller.tenant, dataset_id=dataset_id, storage=parts.storage)
+    await service.remove_dataset(session, tenant=user.caller.tenant, dataset_id=dataset_id, storage=deps.storage)
     return redirect_to("/datasets")
 
 
-async def usable_datasets(session: AsyncSession, user: User, parts: Service) -> list[DatasetView]:
+async def usable_datasets(session: AsyncSession, user: User, deps: Service) -> list[DatasetView]:
     """The newest usable datasets, for a field of a form; none for a key without the scope."""
     if not user.may(Scope.DATASETS_READ):
         return []
     page = await service.list_datasets(
-        session, tenant=user.caller.tenant, query=DatasetQuery(limit=MOST_OFFERED), signer=parts.keyring
+        session, tenant=user.caller.tenant, query=DatasetQuery(limit=MOST_OFFERED), signer=deps.keyring
     )
     return [dataset for dataset in page.data if dataset.status == "ready"]
 
@@ -160,7 +160,7 @@ async def _one(
     dataset_id: str,
     user: User,
     session: AsyncSession,
-    parts: Service,
+    deps: Service,
     *,
     after: int = 0,
     model: str = "",
@@ -172,9 +172,9 @@ async def _one(
     shown: dict[str, Any] = {"rows": None, "figures": None, "after": after, "model": model, "unread": None}
     try:
         shown["rows"] = await service.page_of_rows(
-            request, user.caller, session, parts, dataset_id=dataset_id, after=after, limit=ROWS
+            request, user.caller, session, deps, dataset_id=dataset_id, after=after, limit=ROWS
         )
-        shown["figures"] = await _statistics(request, dataset_id, user, session, parts, model, shown)
+        shown["figures"] = await _statistics(request, dataset_id, user, session, deps, model, shown)
     except Problem as problem:
         shown["gone"] = problem.detail
     return render(
@@ -188,7 +188,7 @@ async def _statistics(
     dataset_id: str,
     user: User,
     session: AsyncSession,
-    parts: Service,
+    deps: Service,
     model: str,
     shown: dict[str, Any],
 ) -> FiguresView:
@@ -196,7 +196,7 @@ async def _statistics(
     if model:
         try:
             return await service.view_statistics(
-                request, user.caller, session, parts, dataset_id=dataset_id, model=ModelRef(id=model)
+                request, user.caller, session, deps, dataset_id=dataset_id, model=ModelRef(id=model)
             )
         except ValidationError:
             shown["unread"] = f"{model} is no model id: write owner/name, or local/name for a model of the service."
@@ -204,24 +204,24 @@ async def _statistics(
             if problem.kind not in (problems.INVALID_MODEL, problems.HUB_UNAVAILABLE):
                 raise
             shown["unread"] = problem.detail
-    return await service.view_statistics(request, user.caller, session, parts, dataset_id=dataset_id)
+    return await service.view_statistics(request, user.caller, session, deps, dataset_id=dataset_id)
 
 
 async def _page(
     request: Request,
     user: User,
     session: AsyncSession,
-    parts: Service,
+    deps: Service,
     query: DatasetQuery,
     *,
     refused: Problem | None = None,
     typed: Mapping[str, str] | None = None,
 ) -> Response:
-    usual = keeping.FOR_EVER if parts.settings.dataset_ttl is None else keeping.AS_USUAL
-    page = await service.list_datasets(session, tenant=user.caller.tenant, query=query, signer=parts.keyring)
+    usual = keeping.FOR_EVER if deps.settings.dataset_ttl is None else keeping.AS_USUAL
+    page = await service.list_datasets(session, tenant=user.caller.tenant, query=query, signer=deps.keyring)
     return render(
         request, "datasets.html", user, status=refused.kind.status if refused else 200, datasets=page.data,
         next_cursor=page.next_cursor, refused=refused, made=request.query_params.get("dataset"),
-        most_bytes=parts.settings.max_dataset_bytes, usual=parts.settings.dataset_ttl,
+        most_bytes=deps.settings.max_dataset_bytes, usual=deps.settings.dataset_ttl,
         values={**usual, "name": "", **(typed or {})}, wrong=forms.refused(refused) if refused else {},
     )  # fmt: skip

@@ -27,16 +27,16 @@ router = APIRouter(route_class=Page)
 
 
 @router.get("/jobs/{job_id}/fork")
-async def start(request: Request, job_id: str, user: JobsWriter, session: SessionDep, parts: ServiceDep) -> Response:
+async def start(request: Request, job_id: str, user: JobsWriter, session: SessionDep, deps: ServiceDep) -> Response:
     parent = await queries.get_job(session, tenant=user.caller.tenant, job_id=job_id)
     values = job_form.values_of_spec(requested_spec(parent))
     reuse = await _reuse_of(session, user, parent, values)
-    return await _page(request, user, session, parts, parent=parent, values=values, reuse=reuse)
+    return await _page(request, user, session, deps, parent=parent, values=values, reuse=reuse)
 
 
 @router.post("/jobs/{job_id}/fork")
 async def fork(
-    request: Request, job_id: str, user: JobsWriter, session: SessionDep, parts: ServiceDep, notifier: NotifierDep
+    request: Request, job_id: str, user: JobsWriter, session: SessionDep, deps: ServiceDep, notifier: NotifierDep
 ) -> Response:
     form = await checked_form(request, user)
     parent = await queries.get_job(session, tenant=user.caller.tenant, job_id=job_id)
@@ -45,10 +45,10 @@ async def fork(
         changes = _request(parent, values)
         reuse = await _reuse_of(session, user, parent, values)
         if form.get("do") == "look":
-            return await _page(request, user, session, parts, parent=parent, values=values, reuse=reuse)
+            return await _page(request, user, session, deps, parent=parent, values=values, reuse=reuse)
         once = str(form.get("once", ""))
         created = await service.fork_job(
-            request, user.caller, session, parts, notifier, job_id=job_id, changes=changes, idempotency_key=once
+            request, user.caller, session, deps, notifier, job_id=job_id, changes=changes, idempotency_key=once
         )
     except (RequestValidationError, ValidationError) as error:
         wrong = job_form.invalid(error)
@@ -56,7 +56,7 @@ async def fork(
         wrong = job_form.refused(problem)
     else:
         return redirect_to(f"/jobs/{new_id_of(created)}")
-    return await _page(request, user, session, parts, parent=parent, values=values, wrong=wrong)
+    return await _page(request, user, session, deps, parent=parent, values=values, wrong=wrong)
 
 
 def _request(parent: Job, values: Mapping[str, str]) -> ForkRequest:
@@ -73,18 +73,18 @@ async def _page(
     request: Request,
     user: User,
     session: AsyncSession,
-    parts: Service,
+    deps: Service,
     *,
     parent: Job,
     values: Mapping[str, str],
     reuse: Reuse | None = None,
     wrong: Mapping[str, str] | None = None,
 ) -> Response:
-    datasets = await usable_datasets(session, user, parts)
+    datasets = await usable_datasets(session, user, deps)
     return render(
         request, "fork.html", user, status=422 if wrong else 200, parent=parent, values=values, reuse=reuse,
         wrong=wrong or {}, once=secrets.token_urlsafe(16), changed=_names(reuse.changed if reuse else []),
-        looked=request.method == "POST", **choices(parts, datasets),
+        looked=request.method == "POST", **choices(deps, datasets),
     )  # fmt: skip
 
 

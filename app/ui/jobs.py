@@ -38,14 +38,14 @@ router = APIRouter(route_class=Page)
 
 
 @router.get("/")
-async def jobs(request: Request, user: AnyUser, session: SessionDep, parts: ServiceDep) -> Response:
+async def jobs(request: Request, user: AnyUser, session: SessionDep, deps: ServiceDep) -> Response:
     """The start page. A key that may not read jobs is redirected to the first page that it may read."""
     if not user.may(Scope.JOBS_READ):
         return redirect_to(first_page(user.caller))
     parameters = {name: request.query_params.getlist(name) for name in request.query_params}
     query, wrong = _query({name: [value for value in values if value] for name, values in parameters.items()})
-    now = await job_quota(session, tenant=user.caller.tenant, settings=parts.settings)
-    page = await service.list_jobs(user.caller, parts, query)
+    now = await job_quota(session, tenant=user.caller.tenant, settings=deps.settings)
+    page = await service.list_jobs(user.caller, deps, query)
     others = urlencode(query.model_dump(mode="json", exclude_unset=True, exclude={"cursor", "status"}), doseq=True)
     return render(
         request, "jobs.html", user, status=422 if wrong else 200, jobs=[] if wrong else page.data,
@@ -69,7 +69,7 @@ def _tabs(queued: int, running: int) -> list[tuple[str, list[JobStatus], int | N
 
 
 @router.get("/jobs/{job_id}")
-async def job(request: Request, job_id: str, user: JobsReader, session: SessionDep, parts: ServiceDep) -> Response:
+async def job(request: Request, job_id: str, user: JobsReader, session: SessionDep, deps: ServiceDep) -> Response:
     row = await queries.get_job(session, tenant=user.caller.tenant, job_id=job_id)
     view = JobView.of(row)
     step = math.ceil(row.blocks_done / queries.MOST_BLOCKS) or 1
@@ -80,7 +80,7 @@ async def job(request: Request, job_id: str, user: JobsReader, session: SessionD
     events = history.one_of_a_kind([EventView.of(one) for one in reversed(rows)])
     files = [ArtifactView.of(one) for one in await queries.artifacts_of(session, job_id=job_id)]
     waits = view.status == JobStatus.QUEUED and user.may(Scope.WORKERS_READ)
-    workers = (await list_workers(session, tenant=row.tenant, settings=parts.settings)).data if waits else []
+    workers = (await list_workers(session, tenant=row.tenant, settings=deps.settings)).data if waits else []
     return render(
         request, "job.html", user, job=view, spec=row.spec, blocks=blocks, held=attempts, files=files,
         sentences=history.attempts(attempts), happened=events, earlier=first,
@@ -102,23 +102,23 @@ async def cancel(request: Request, job_id: str, user: JobsWriter, session: Sessi
 
 @router.post("/jobs/{job_id}/retry")
 async def retry(
-    request: Request, job_id: str, user: JobsWriter, session: SessionDep, parts: ServiceDep, notifier: NotifierDep
+    request: Request, job_id: str, user: JobsWriter, session: SessionDep, deps: ServiceDep, notifier: NotifierDep
 ) -> Response:
     await checked_form(request, user)
-    await service.retry_job(session, tenant=user.caller.tenant, job_id=job_id, settings=parts.settings)
+    await service.retry_job(session, tenant=user.caller.tenant, job_id=job_id, settings=deps.settings)
     notifier.notify_later(job_id)
     return redirect_to(f"/jobs/{job_id}")
 
 
 @router.post("/jobs/{job_id}/delete")
-async def delete(request: Request, job_id: str, user: JobsWriter, session: SessionDep, parts: ServiceDep) -> Response:
+async def delete(request: Request, job_id: str, user: JobsWriter, session: SessionDep, deps: ServiceDep) -> Response:
     await checked_form(request, user)
-    await deletion.delete_job(session, tenant=user.caller.tenant, job_id=job_id, meter=parts.meter)
+    await deletion.delete_job(session, tenant=user.caller.tenant, job_id=job_id, meter=deps.meter)
     return redirect_to("/")
 
 
 @router.post("/jobs/delete")
-async def delete_many(request: Request, user: JobsWriter, session: SessionDep, parts: ServiceDep) -> Response:
+async def delete_many(request: Request, user: JobsWriter, session: SessionDep, deps: ServiceDep) -> Response:
     """Delete the finished jobs of the page's filter, at most a thousand."""
     form = await checked_form(request, user)
     query, wrong = _query(parse_qs(str(form.get("filter", ""))))
@@ -126,7 +126,7 @@ async def delete_many(request: Request, user: JobsWriter, session: SessionDep, p
         raise Problem(problems.INVALID_REQUEST, "the filter of the page is not valid")
     filters = query.model_dump(exclude_unset=True, include=set(JobFilter.model_fields))
     which = JobDeletion.model_validate(filters or {"status": sorted(FINISHED)})
-    await deletion.delete_many(session, tenant=user.caller.tenant, which=which, meter=parts.meter)
+    await deletion.delete_many(session, tenant=user.caller.tenant, which=which, meter=deps.meter)
     return redirect_to("/" + (f"?{form['filter']}" if filters else ""))
 
 
@@ -136,7 +136,7 @@ async def events(
     job_id: str,
     user: JobsReader,
     session: SessionDep,
-    parts: ServiceDep,
+    deps: ServiceDep,
     feed: FeedDep,
     after: Annotated[int, Query(ge=0, le=stream.MAX_SEQ)] = 0,
     last_event_id: Annotated[str | None, Header()] = None,
@@ -144,13 +144,13 @@ async def events(
     """The event stream of the job, for a session instead of a key."""
     row = await queries.get_job(session, tenant=user.caller.tenant, job_id=job_id)
     after = stream.event_id(last_event_id) if last_event_id else after
-    return await stream.respond(request, user.caller, session, parts, feed, job=row, after=after)
+    return await stream.respond(request, user.caller, session, deps, feed, job=row, after=after)
 
 
 @router.get("/jobs/{job_id}/report")
-async def report(request: Request, job_id: str, user: JobsReader, session: SessionDep, parts: ServiceDep) -> Response:
+async def report(request: Request, job_id: str, user: JobsReader, session: SessionDep, deps: ServiceDep) -> Response:
     """The quality report as a page. Our pages may frame it; it runs and loads nothing."""
-    response = await send_report(request, user.caller, session, parts, job_id=job_id, media_type="text/html")
+    response = await send_report(request, user.caller, session, deps, job_id=job_id, media_type="text/html")
     policy = response.headers["Content-Security-Policy"]
     response.headers["Content-Security-Policy"] = f"{policy}; frame-ancestors 'self'"
     return response
@@ -158,14 +158,14 @@ async def report(request: Request, job_id: str, user: JobsReader, session: Sessi
 
 @router.get("/jobs/{job_id}/files/{name:path}")
 async def download(
-    request: Request, job_id: str, name: str, user: JobsReader, session: SessionDep, parts: ServiceDep
+    request: Request, job_id: str, name: str, user: JobsReader, session: SessionDep, deps: ServiceDep
 ) -> Response:
-    return await send_file(request, user.caller, session, parts, job_id=job_id, name=name)
+    return await send_file(request, user.caller, session, deps, job_id=job_id, name=name)
 
 
 @router.get("/jobs/{job_id}/archive")
-async def archive(request: Request, job_id: str, user: JobsReader, session: SessionDep, parts: ServiceDep) -> Response:
-    return await send_archive(request, user.caller, session, parts, job_id=job_id)
+async def archive(request: Request, job_id: str, user: JobsReader, session: SessionDep, deps: ServiceDep) -> Response:
+    return await send_archive(request, user.caller, session, deps, job_id=job_id)
 
 
 def _query(parameters: Mapping[str, Sequence[str]]) -> tuple[JobQuery, dict[str, str]]:

@@ -37,14 +37,14 @@ async def keys(
     request: Request,
     user: KeysAdmin,
     session: SessionDep,
-    parts: ServiceDep,
+    deps: ServiceDep,
     cursor: Annotated[str | None, Query(max_length=400)] = None,
 ) -> Response:
-    return await _page(request, user, session, parts, cursor=cursor)
+    return await _page(request, user, session, deps, cursor=cursor)
 
 
 @router.post("/keys")
-async def create(request: Request, user: KeysAdmin, session: SessionDep, parts: ServiceDep) -> Response:
+async def create(request: Request, user: KeysAdmin, session: SessionDep, deps: ServiceDep) -> Response:
     """The response shows the key instead of redirecting: the key is not stored."""
     form = await checked_form(request, user)
     values: dict[str, Any] = {name: str(form.get(name, "")).strip() for name in ("name", "days")}
@@ -54,25 +54,25 @@ async def create(request: Request, user: KeysAdmin, session: SessionDep, parts: 
         fields["expires_at"] = (datetime.now(UTC) + timedelta(days=int(values["days"]))).isoformat()
     try:
         new = NewKey.model_validate(fields)
-        row, key = await keys_service.create_key(session, caller=user.caller, new=new, keyring=parts.keyring)
+        row, key = await keys_service.create_key(session, caller=user.caller, new=new, keyring=deps.keyring)
     except ValidationError as error:
         wrong = forms.invalid(error.errors(), sentences=SENTENCES)
-        return await _page(request, user, session, parts, values=values, wrong=wrong)
+        return await _page(request, user, session, deps, values=values, wrong=wrong)
     except Problem as problem:
-        return await _page(request, user, session, parts, values=values, wrong=forms.refused(problem))
-    return await _page(request, user, session, parts, created=CreatedKey(**KeyView.of(row).model_dump(), key=key))
+        return await _page(request, user, session, deps, values=values, wrong=forms.refused(problem))
+    return await _page(request, user, session, deps, created=CreatedKey(**KeyView.of(row).model_dump(), key=key))
 
 
 @router.post("/keys/hub-token")
-async def set_hub_token(request: Request, user: KeysAdmin, session: SessionDep, parts: ServiceDep) -> Response:
+async def set_hub_token(request: Request, user: KeysAdmin, session: SessionDep, deps: ServiceDep) -> Response:
     form = await checked_form(request, user)
     try:
         new = NewHubToken(token=str(form.get("token", "")).strip())
-        await hub_tokens.store_token(session, tenant=user.caller.tenant, token=new.token, settings=parts.settings)
+        await hub_tokens.store_token(session, tenant=user.caller.tenant, token=new.token, settings=deps.settings)
     except ValidationError as error:
-        return await _page(request, user, session, parts, wrong=forms.invalid(error.errors()))
+        return await _page(request, user, session, deps, wrong=forms.invalid(error.errors()))
     except Problem as problem:
-        return await _page(request, user, session, parts, wrong={"token": problem.detail})
+        return await _page(request, user, session, deps, wrong={"token": problem.detail})
     return redirect_to("/keys#hub")
 
 
@@ -94,15 +94,15 @@ async def _page(
     request: Request,
     user: User,
     session: AsyncSession,
-    parts: Service,
+    deps: Service,
     *,
     cursor: str | None = None,
     created: CreatedKey | None = None,
     values: Mapping[str, Any] = EMPTY,
     wrong: Mapping[str, str] | None = None,
 ) -> Response:
-    page = await keys_service.list_keys(session, user.caller, query=KeyQuery(cursor=cursor), signer=parts.keyring)
-    hub_token = await hub_tokens.view_token(session, tenant=user.caller.tenant, settings=parts.settings)
+    page = await keys_service.list_keys(session, user.caller, query=KeyQuery(cursor=cursor), signer=deps.keyring)
+    hub_token = await hub_tokens.view_token(session, tenant=user.caller.tenant, settings=deps.settings)
     return render(
         request, "keys.html", user, status=422 if wrong else 200, keys=page.data, next_cursor=page.next_cursor,
         made=created, hub_token=hub_token, values=values, wrong=wrong or {}, lifetimes=LIFETIMES, now=datetime.now(UTC),

@@ -26,14 +26,14 @@ async def ask(
 
 
 @router.post("/login")
-async def sign_in(request: Request, service: ServiceDep) -> Response:
+async def sign_in(request: Request, deps: ServiceDep) -> Response:
     check_origin(request)
     form = await request.form(max_files=0, max_fields=10)
     key, target = str(form.get("key", "")).strip(), local_path(str(form.get("next", "/"))[:2000])
-    if not key or len(key) > MOST_KEY or await identify(service.sessions, service.keyring, key) is None:
+    if not key or len(key) > MOST_KEY or await identify(deps.sessions, deps.keyring, key) is None:
         return render(request, "login.html", None, status=401, next=target, ended=False, wrong=True)
     response = redirect_to(target)
-    session.give(response, request, session.seal(service.keyring, service.keyring.digest(key)))
+    session.give(response, request, session.seal(deps.keyring, deps.keyring.digest(key)))
     return response
 
 

@@ -40,7 +40,7 @@ router = APIRouter(route_class=Page)
 
 
 @router.get("/jobs/new")
-async def blank(request: Request, user: JobsWriter, session: SessionDep, parts: ServiceDep) -> Response:
+async def blank(request: Request, user: JobsWriter, session: SessionDep, deps: ServiceDep) -> Response:
     """``?from=job_…`` starts from what that job asked for, ``?dataset=ds_…`` with those rows."""
     values = dict.fromkeys(job_form.FIELDS, "") | job_form.DEFAULTS
     source = request.query_params.get("from")
@@ -48,30 +48,30 @@ async def blank(request: Request, user: JobsWriter, session: SessionDep, parts: 
         job = await queries.get_job(session, tenant=user.caller.tenant, job_id=source)
         values = job_form.values_of_spec(requested_spec(job))
     values[job_form.UPLOADED] = request.query_params.get("dataset", values[job_form.UPLOADED])
-    return await _form(request, user, session, parts, values=values)
+    return await _form(request, user, session, deps, values=values)
 
 
 @router.post("/jobs/new")
 async def create(
-    request: Request, user: JobsWriter, session: SessionDep, parts: ServiceDep, notifier: NotifierDep
+    request: Request, user: JobsWriter, session: SessionDep, deps: ServiceDep, notifier: NotifierDep
 ) -> Response:
     form = await checked_form(request, user)
     values = values_of(form, job_form.FIELDS)
     spec, wrong = job_form.checked(values)
     live = form.get("do") == LIVE
     if spec is None:
-        return await _form(request, user, session, parts, values=values, wrong=wrong, live=live)
+        return await _form(request, user, session, deps, values=values, wrong=wrong, live=live)
     try:
         if form.get("do") in ("plan", LIVE):
-            planned = await plan(request, user.caller, session, parts, spec=spec)
-            return await _form(request, user, session, parts, values=values, planned=planned)
+            planned = await plan(request, user.caller, session, deps, spec=spec)
+            return await _form(request, user, session, deps, values=values, planned=planned)
         # The idempotency key makes a second click, or a reload of the response, the same job.
         digest, once = str(form.get("plan", "")), str(form.get("once", ""))
         job = JobRequest.model_validate({**spec.model_dump(), "plan": digest if DIGEST.fullmatch(digest) else None})
-        created = await service.submit_job(request, user.caller, parts, notifier, spec=job, idempotency_key=once)
+        created = await service.submit_job(request, user.caller, deps, notifier, spec=job, idempotency_key=once)
     except Problem as problem:
         wrong = job_form.refused(problem)
-        return await _form(request, user, session, parts, values=values, wrong=wrong, live=live)
+        return await _form(request, user, session, deps, values=values, wrong=wrong, live=live)
     return redirect_to(f"/jobs/{new_id_of(created)}")
 
 
@@ -83,22 +83,22 @@ def _said(method: str, slots: Sequence[str]) -> str:
     return method if steps == method else f"{method}: {steps}{place}"
 
 
-def choices(parts: Service, datasets: Sequence[DatasetView]) -> dict[str, Any]:
+def choices(deps: Service, datasets: Sequence[DatasetView]) -> dict[str, Any]:
     """The choices of the fields of a job's form."""
     return {
         "titles": job_form.TITLES,
         "schemes": [(name, name) for name in (*contract.NAMED_SCHEMES, contract.AUTO)],
         "methods": [(name, _said(name, slots)) for name, slots in contract.METHODS.items()],
         "datasets": [(one.id, f"{one.name or one.id} · {one.rows} rows, {one.images} images") for one in datasets],
-        "model_root": parts.settings.model_root is not None,
+        "model_root": deps.settings.model_root is not None,
     }
 
 
-async def _suggested(request: Request, user: User, parts: Service) -> list[str]:
+async def _suggested(request: Request, user: User, deps: Service) -> list[str]:
     """Local models that a job can use; none where they cannot be listed."""
     try:
-        async with parts.reading(request, user.caller):
-            models = await local_models(parts.settings)
+        async with deps.reading(request, user.caller):
+            models = await local_models(deps.settings)
         return [model.id for model in models.data if model.problem is None]
     except OSError:
         return []
@@ -108,7 +108,7 @@ async def _form(
     request: Request,
     user: User,
     session: AsyncSession,
-    parts: Service,
+    deps: Service,
     *,
     values: Mapping[str, str],
     wrong: Mapping[str, str] | None = None,
@@ -116,10 +116,10 @@ async def _form(
     live: bool = False,
 ) -> Response:
     """``live``: requested by the page's script, which expects errors with status 200."""
-    datasets = await usable_datasets(session, user, parts)
+    datasets = await usable_datasets(session, user, deps)
     await release(session)
-    models = await _suggested(request, user, parts)
+    models = await _suggested(request, user, deps)
     return render(
         request, "job_new.html", user, status=422 if wrong and not live else 200, values=values, wrong=wrong or {},
-        plan=planned, once=secrets.token_urlsafe(16), models=models, presets=PRESETS, **choices(parts, datasets),
+        plan=planned, once=secrets.token_urlsafe(16), models=models, presets=PRESETS, **choices(deps, datasets),
     )  # fmt: skip

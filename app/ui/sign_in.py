@@ -41,15 +41,15 @@ class User:
 def require_session(scope: Scope | None) -> Callable[..., Awaitable[User]]:
     """A dependency: the signed-in user, whose key has ``scope`` (None: any). Raises SignInRequired, or Problem 403."""
 
-    async def user(request: Request, service: ServiceDep) -> User:
+    async def user(request: Request, deps: ServiceDep) -> User:
         sealed = request.cookies.get(COOKIE)
-        session = unseal(service.keyring, sealed)
+        session = unseal(deps.keyring, sealed)
         if session is None:
             raise SignInRequired(expired=sealed is not None)
-        caller = await identify_digest(service.sessions, service.keyring, session.digest)
+        caller = await identify_digest(deps.sessions, deps.keyring, session.digest)
         if caller is None:
             raise SignInRequired(expired=True)
-        count_request(request, service.buckets, caller)
+        count_request(request, deps.buckets, caller)
         signed_in = request.scope[USER] = User(caller, session)
         if scope is not None and scope not in caller.scopes:
             raise Problem(problems.MISSING_SCOPE, f"this key lacks the scope {scope.value}")

@@ -28,17 +28,17 @@ router = APIRouter(route_class=Page)
 
 @router.get("/usage")
 async def usage(
-    request: Request, user: UsageReader, session: SessionDep, parts: ServiceDep, days: str = "30"
+    request: Request, user: UsageReader, session: SessionDep, deps: ServiceDep, days: str = "30"
 ) -> Response:
     """By day for a month, by month for longer spans."""
     span = days if days in SPANS else "30"
     since = datetime.now(UTC) - timedelta(days=int(span))
     query = UsageQuery.model_validate({"since": since.isoformat(), "by": By.DAY if span == "30" else By.MONTH})
-    return await _page(request, user, session, parts, query, span)
+    return await _page(request, user, session, deps, query, span)
 
 
 @router.post("/usage/retention")
-async def keep(request: Request, user: KeysAdmin, session: SessionDep, parts: ServiceDep) -> Response:
+async def keep(request: Request, user: KeysAdmin, session: SessionDep, deps: ServiceDep) -> Response:
     form = await checked_form(request, user)
     days_by_kind = {name: str(form.get(name, "")).strip() for name in KINDS}
     try:
@@ -48,7 +48,7 @@ async def keep(request: Request, user: KeysAdmin, session: SessionDep, parts: Se
     except ValueError:
         wrong = "Days are whole numbers from 1 on, and of the audit log from 30 on."
         query = UsageQuery.model_validate({})
-        return await _page(request, user, session, parts, query, "30", wrong=wrong)
+        return await _page(request, user, session, deps, query, "30", wrong=wrong)
     await set_retention(session, tenant=user.caller.tenant, changes=changes)
     return redirect_to("/usage#kept")
 
@@ -57,14 +57,14 @@ async def _page(
     request: Request,
     user: User,
     session: AsyncSession,
-    parts: Service,
+    deps: Service,
     query: UsageQuery,
     span: str,
     wrong: str | None = None,
 ) -> Response:
     tenant = user.caller.tenant
-    used = await usage_of(session, parts, tenant=tenant, query=query)
-    retention = await view_retention(session, tenant=tenant, settings=parts.settings)
+    used = await usage_of(session, deps, tenant=tenant, query=query)
+    retention = await view_retention(session, tenant=tenant, settings=deps.settings)
     return render(
         request, "usage.html", user, status=422 if wrong else 200, usage=used, span=span, spans=SPANS, kinds=KINDS,
         retention=retention, wrong=wrong,

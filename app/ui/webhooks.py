@@ -46,14 +46,14 @@ async def webhooks(
     request: Request,
     user: WebhooksReader,
     session: SessionDep,
-    parts: ServiceDep,
+    deps: ServiceDep,
     cursor: Annotated[str | None, Query(max_length=400)] = None,
 ) -> Response:
-    return await _list(request, user, session, parts, cursor=cursor)
+    return await _list(request, user, session, deps, cursor=cursor)
 
 
 @router.post("")
-async def create(request: Request, user: WebhooksWriter, session: SessionDep, parts: ServiceDep) -> Response:
+async def create(request: Request, user: WebhooksWriter, session: SessionDep, deps: ServiceDep) -> Response:
     """The response shows the secret instead of redirecting: the secret is not shown again."""
     values = _values(await checked_form(request, user))
     try:
@@ -61,15 +61,15 @@ async def create(request: Request, user: WebhooksWriter, session: SessionDep, pa
             session,
             tenant=user.caller.tenant,
             new=NewWebhook.model_validate(values),
-            seal=parts.seal,
-            settings=parts.settings,
+            seal=deps.seal,
+            settings=deps.settings,
         )
     except ValidationError as error:
         wrong = forms.invalid(error.errors(), sentences=SENTENCES)
-        return await _list(request, user, session, parts, values=values, wrong=wrong)
+        return await _list(request, user, session, deps, values=values, wrong=wrong)
     except Problem as problem:
-        return await _list(request, user, session, parts, values=values, wrong=forms.refused(problem))
-    return await _one(request, user, session, parts, webhook_id=webhook.id, secret=secret)
+        return await _list(request, user, session, deps, values=values, wrong=forms.refused(problem))
+    return await _one(request, user, session, deps, webhook_id=webhook.id, secret=secret)
 
 
 @router.get("/{webhook_id}")
@@ -78,22 +78,22 @@ async def webhook(
     webhook_id: str,
     user: WebhooksReader,
     session: SessionDep,
-    parts: ServiceDep,
+    deps: ServiceDep,
     status: str = "",
     cursor: Annotated[str | None, Query(max_length=400)] = None,
 ) -> Response:
     chosen = DeliveryStatus(status) if status in set(DeliveryStatus) else None
     query = DeliveryQuery(status=chosen, cursor=cursor)
-    return await _one(request, user, session, parts, webhook_id=webhook_id, query=query)
+    return await _one(request, user, session, deps, webhook_id=webhook_id, query=query)
 
 
 @router.post("/{webhook_id}/change")
 async def change(
-    request: Request, webhook_id: str, user: WebhooksWriter, session: SessionDep, parts: ServiceDep
+    request: Request, webhook_id: str, user: WebhooksWriter, session: SessionDep, deps: ServiceDep
 ) -> Response:
     values = _values(await checked_form(request, user))
     try:
-        await _change(session, user, parts, webhook_id, WebhookChanges.model_validate(values))
+        await _change(session, user, deps, webhook_id, WebhookChanges.model_validate(values))
     except ValidationError as error:
         wrong = forms.invalid(error.errors(), sentences=SENTENCES)
     except Problem as problem:
@@ -102,7 +102,7 @@ async def change(
         wrong = forms.refused(problem)
     else:
         return redirect_to(f"/webhooks/{webhook_id}")
-    return await _one(request, user, session, parts, webhook_id=webhook_id, values=values, wrong=wrong)
+    return await _one(request, user, session, deps, webhook_id=webhook_id, values=values, wrong=wrong)
 
 
 @router.post("/{webhook_id}/status/{status}")
@@ -112,17 +112,17 @@ async def turn(
     status: WebhookStatus,
     user: WebhooksWriter,
     session: SessionDep,
-    parts: ServiceDep,
+    deps: ServiceDep,
 ) -> Response:
     """Enable or disable it."""
     await checked_form(request, user)
-    await _change(session, user, parts, webhook_id, WebhookChanges(status=status))
+    await _change(session, user, deps, webhook_id, WebhookChanges(status=status))
     return redirect_to(f"/webhooks/{webhook_id}")
 
 
 @router.post("/{webhook_id}/rotate")
 async def rotate(
-    request: Request, webhook_id: str, user: WebhooksWriter, session: SessionDep, parts: ServiceDep
+    request: Request, webhook_id: str, user: WebhooksWriter, session: SessionDep, deps: ServiceDep
 ) -> Response:
     """The response shows the new secret, as ``create``."""
     form = await checked_form(request, user)
@@ -133,9 +133,9 @@ async def rotate(
         tenant=user.caller.tenant,
         webhook_id=webhook_id,
         keep_previous=timedelta(seconds=rotation.keep_previous_s),
-        seal=parts.seal,
+        seal=deps.seal,
     )
-    return await _one(request, user, session, parts, webhook_id=webhook_id, secret=secret)
+    return await _one(request, user, session, deps, webhook_id=webhook_id, secret=secret)
 
 
 @router.post("/{webhook_id}/ping")
@@ -172,9 +172,9 @@ async def redeliver(
     return redirect_to(f"/webhooks/{webhook_id}/deliveries/{delivery_id}")
 
 
-async def _change(session: AsyncSession, user: User, parts: Service, webhook_id: str, changes: WebhookChanges) -> None:
+async def _change(session: AsyncSession, user: User, deps: Service, webhook_id: str, changes: WebhookChanges) -> None:
     await service.change_webhook(
-        session, tenant=user.caller.tenant, webhook_id=webhook_id, changes=changes, settings=parts.settings
+        session, tenant=user.caller.tenant, webhook_id=webhook_id, changes=changes, settings=deps.settings
     )
 
 
@@ -193,21 +193,21 @@ async def _list(
     request: Request,
     user: User,
     session: AsyncSession,
-    parts: Service,
+    deps: Service,
     *,
     cursor: str | None = None,
     values: Mapping[str, Any] = EMPTY,
     wrong: Mapping[str, str] | None = None,
 ) -> Response:
     page = await service.list_webhooks(
-        session, tenant=user.caller.tenant, query=PageQuery(cursor=cursor), signer=parts.keyring
+        session, tenant=user.caller.tenant, query=PageQuery(cursor=cursor), signer=deps.keyring
     )
     ids = [webhook.id for webhook in page.data]
     newest = await queries.newest_deliveries(session, tenant=user.caller.tenant, webhook_ids=ids)
     return render(
         request, "webhooks.html", user, status=422 if wrong else 200, webhooks=page.data, newest=newest,
         next_cursor=page.next_cursor, values=values, wrong=wrong or {}, events=EVENTS.items(),
-        http=parts.settings.webhook_allow_http,
+        http=deps.settings.webhook_allow_http,
     )  # fmt: skip
 
 
@@ -215,7 +215,7 @@ async def _one(
     request: Request,
     user: User,
     session: AsyncSession,
-    parts: Service,
+    deps: Service,
     *,
     webhook_id: str,
     query: DeliveryQuery | None = None,
@@ -227,7 +227,7 @@ async def _one(
     tenant = user.caller.tenant
     view = WebhookView.of(await queries.get_webhook(session, tenant=tenant, webhook_id=webhook_id))
     page = await service.list_deliveries(
-        session, tenant=tenant, webhook_id=webhook_id, query=query, signer=parts.keyring
+        session, tenant=tenant, webhook_id=webhook_id, query=query, signer=deps.keyring
     )
     again = urlencode({"status": query.status.value} if query.status else {})
     return render(

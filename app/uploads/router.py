@@ -37,19 +37,19 @@ async def begin(
     new: NewUpload,
     caller: DatasetsWriter,
     session: SessionDep,
-    parts: ServiceDep,
+    deps: ServiceDep,
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> Any:
     """Begin an upload in parts. Send them in any order, and at once if you like, then complete it within a day."""
-    created = await service.begin_upload_once(session, caller, parts, new=new, idempotency_key=idempotency_key)
+    created = await service.begin_upload_once(session, caller, deps, new=new, idempotency_key=idempotency_key)
     return created.answer(response)
 
 
 @router.get("/{upload_id}", responses=documented(problems.NOT_FOUND, *STORAGE))
-async def get(upload_id: str, caller: DatasetsWriter, parts: ServiceDep) -> UploadView:
+async def get(upload_id: str, caller: DatasetsWriter, deps: ServiceDep) -> UploadView:
     """Which parts have arrived, with their digests."""
-    return await service.view_upload(caller, parts, upload_id=upload_id)
+    return await service.view_upload(caller, deps, upload_id=upload_id)
 
 
 @router.put(
@@ -62,18 +62,18 @@ async def put_part(
     number: Annotated[int, Path(ge=1, le=MOST_PARTS)],
     request: Request,
     caller: DatasetsWriter,
-    parts: ServiceDep,
+    deps: ServiceDep,
 ) -> PartView:
     """Send one part: the bytes themselves as the body. Sending it again replaces it."""
     part = await service.store_part(
         request.stream(),
-        sessions=parts.sessions_of(caller),
+        sessions=deps.sessions_of(caller),
         tenant=caller.tenant,
         upload_id=upload_id,
         number=number,
-        storage=parts.storage,
-        settings=parts.settings,
-        meter=parts.meter,
+        storage=deps.storage,
+        settings=deps.settings,
+        meter=deps.meter,
     )
     return PartView.of(part)
 
@@ -97,14 +97,14 @@ async def complete(
     request: Request,
     caller: DatasetsWriter,
     session: SessionDep,
-    parts: ServiceDep,
+    deps: ServiceDep,
     response: Response,
 ) -> DatasetView:
     """Make the dataset of all parts. They stay when it is refused, so that a wrong one can be sent again."""
 
     async def check(upload: Upload) -> Contents:
-        async with parts.reading(request, caller):
-            return await checked(upload, parts.settings)
+        async with deps.reading(request, caller):
+            return await checked(upload, deps.settings)
 
     dataset = await service.complete_upload(
         session,
@@ -113,15 +113,15 @@ async def complete(
         sha256=whole.sha256,
         expires_at=whole.expires_at,
         check=check,
-        storage=parts.storage,
-        settings=parts.settings,
-        meter=parts.meter,
+        storage=deps.storage,
+        settings=deps.settings,
+        meter=deps.meter,
     )
     response.headers["Location"] = f"/v1/datasets/{dataset.id}"
     return DatasetView.of(dataset)
 
 
 @router.delete("/{upload_id}", status_code=204, responses=documented(problems.NOT_FOUND, *STORAGE))
-async def abort(upload_id: str, caller: DatasetsWriter, parts: ServiceDep) -> None:
+async def abort(upload_id: str, caller: DatasetsWriter, deps: ServiceDep) -> None:
     """Give the upload up and forget its parts."""
-    await service.abort_upload(tenant=caller.tenant, upload_id=upload_id, storage=parts.storage)
+    await service.abort_upload(tenant=caller.tenant, upload_id=upload_id, storage=deps.storage)

@@ -40,16 +40,16 @@ MOST_UNFINISHED = 200
 
 
 async def begin_upload_once(
-    session: AsyncSession, caller: Caller, service: Service, *, new: NewUpload, idempotency_key: str | None
+    session: AsyncSession, caller: Caller, deps: Service, *, new: NewUpload, idempotency_key: str | None
 ) -> Outcome:
     """Begin an upload; a repeated request gets the same one. Raises Problem as ``begin_upload``."""
     body = new.model_dump(mode="json")
     idempotency = Idempotency.of(caller.tenant, idempotency_key, "POST /v1/datasets/uploads", body)
-    replayed = await idempotency.replay(service.sessions)
+    replayed = await idempotency.replay(deps.sessions)
     if replayed is not None:
         return replayed
-    settings = service.settings
-    upload_id = await begin_upload(tenant=caller.tenant, name=new.name, storage=service.storage, settings=settings)
+    settings = deps.settings
+    upload_id = await begin_upload(tenant=caller.tenant, name=new.name, storage=deps.storage, settings=settings)
     view = UploadView.of(upload_id, new.name, [], most_bytes=settings.max_dataset_bytes)
     created = Created(view, f"/v1/datasets/uploads/{upload_id}")
     # Of two requests at once the second begins an upload that nobody learns of; it expires.
@@ -57,10 +57,10 @@ async def begin_upload_once(
     return created
 
 
-async def view_upload(caller: Caller, service: Service, *, upload_id: str) -> UploadView:
+async def view_upload(caller: Caller, deps: Service, *, upload_id: str) -> UploadView:
     """Raises Problem 404."""
-    _, name, there = await upload_of(tenant=caller.tenant, upload_id=upload_id, storage=service.storage)
-    return UploadView.of(upload_id, name, there, most_bytes=service.settings.max_dataset_bytes)
+    _, name, there = await upload_of(tenant=caller.tenant, upload_id=upload_id, storage=deps.storage)
+    return UploadView.of(upload_id, name, there, most_bytes=deps.settings.max_dataset_bytes)
 
 
 async def begin_upload(*, tenant: str, name: str | None, storage: Storage, settings: Settings) -> str:

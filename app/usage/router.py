@@ -16,8 +16,8 @@ router = APIRouter(prefix="/v1/usage", tags=["usage"])
 
 @router.get("", responses=documented())
 async def usage(
-    query: Annotated[UsageQuery, Query()], caller: UsageReader, session: SessionDep, parts: ServiceDep
+    query: Annotated[UsageQuery, Query()], caller: UsageReader, session: SessionDep, deps: ServiceDep
 ) -> Usage:
     """Jobs, seconds of workers and GPUs, and bytes; days and months without any are left out. Beside them what the
     tenant has now, and its limits."""
-    return await service.usage_of(session, parts, tenant=caller.tenant, query=query)
+    return await service.usage_of(session, deps, tenant=caller.tenant, query=query)

@@ -11,14 +11,14 @@ from app.usage.queries import periods
 from app.usage.schemas import Limits, Stored, Unfinished, Usage, UsageQuery
 
 
-async def usage_of(session: AsyncSession, service: Service, *, tenant: str, query: UsageQuery) -> Usage:
+async def usage_of(session: AsyncSession, deps: Service, *, tenant: str, query: UsageQuery) -> Usage:
     """The storage is listed for it."""
     since, until = query.span()
-    uploads = await service.meter.unfinished(tenant, fresh=True)
+    uploads = await deps.meter.unfinished(tenant, fresh=True)
     transaction = await transaction_of(session)
     datasets = await dataset_bytes(transaction, tenant=tenant)
     artifacts = await artifact_bytes(transaction, tenant=tenant)
-    now = await job_quota(session, tenant=tenant, settings=service.settings)
+    now = await job_quota(session, tenant=tenant, settings=deps.settings)
     return Usage(
         since=since,
         until=until,
@@ -30,6 +30,6 @@ async def usage_of(session: AsyncSession, service: Service, *, tenant: str, quer
             stored_bytes=now.max_stored_bytes,
             queued_jobs=now.max_queued_jobs,
             running_jobs=now.max_running_jobs,
-            requests_per_minute=service.settings.requests_per_minute or None,
+            requests_per_minute=deps.settings.requests_per_minute or None,
         ),
     )

@@ -28,7 +28,7 @@ class WorkerNotifier:
 
     async def notify(self, job_id: str) -> None:
         """Returns at once. The job is committed and answered."""
-        reach("bell.before")
+        reach("notify.before")
         if self._notifier is None:
             return
         self._queue.append(job_id)

@@ -42,22 +42,22 @@ async def create(
     new: NewWebhook,
     caller: WebhooksWriter,
     session: SessionDep,
-    parts: ServiceDep,
+    deps: ServiceDep,
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> Any:
     """Tell a URL of jobs. The answer is the only place where the secret ever stands."""
     response.headers["Cache-Control"] = "no-store"
-    created = await service.create_webhook_once(session, caller, parts, new=new, idempotency_key=idempotency_key)
+    created = await service.create_webhook_once(session, caller, deps, new=new, idempotency_key=idempotency_key)
     return created.answer(response)
 
 
 @router.get("", responses=documented(problems.INVALID_CURSOR))
 async def list_webhooks(
-    query: Annotated[PageQuery, Query()], caller: WebhooksReader, session: SessionDep, parts: ServiceDep
+    query: Annotated[PageQuery, Query()], caller: WebhooksReader, session: SessionDep, deps: ServiceDep
 ) -> Page[WebhookView]:
     """Webhooks, newest first."""
-    return await service.list_webhooks(session, tenant=caller.tenant, query=query, signer=parts.keyring)
+    return await service.list_webhooks(session, tenant=caller.tenant, query=query, signer=deps.keyring)
 
 
 @router.get("/{webhook_id}", responses=documented(problems.NOT_FOUND))
@@ -73,12 +73,12 @@ async def get(webhook_id: str, caller: WebhooksReader, session: SessionDep) -> W
     ),
 )
 async def change(
-    webhook_id: str, changes: WebhookChanges, caller: WebhooksWriter, session: SessionDep, parts: ServiceDep
+    webhook_id: str, changes: WebhookChanges, caller: WebhooksWriter, session: SessionDep, deps: ServiceDep
 ) -> WebhookView:
     """Change the URL, the events, the description; disable or enable it."""
     return WebhookView.of(
         await service.change_webhook(
-            session, tenant=caller.tenant, webhook_id=webhook_id, changes=changes, settings=parts.settings
+            session, tenant=caller.tenant, webhook_id=webhook_id, changes=changes, settings=deps.settings
         )
     )
 
@@ -98,7 +98,7 @@ async def rotate_secret(
     webhook_id: str,
     caller: WebhooksWriter,
     session: SessionDep,
-    parts: ServiceDep,
+    deps: ServiceDep,
     response: Response,
     rotation: Rotation | None = None,
     idempotency_key: IdempotencyKey = None,
@@ -106,7 +106,7 @@ async def rotate_secret(
     """A new secret, shown this once. For a while the one before signs too, so that receivers can change over."""
     response.headers["Cache-Control"] = "no-store"
     created = await service.rotate_secret_once(
-        session, caller, parts, webhook_id=webhook_id, rotation=rotation, idempotency_key=idempotency_key
+        session, caller, deps, webhook_id=webhook_id, rotation=rotation, idempotency_key=idempotency_key
     )
     return created.answer(response)
 
@@ -123,11 +123,11 @@ async def deliveries(
     query: Annotated[DeliveryQuery, Query()],
     caller: WebhooksReader,
     session: SessionDep,
-    parts: ServiceDep,
+    deps: ServiceDep,
 ) -> Page[DeliveryView]:
     """Messages to this URL, newest first; finished ones are kept for 30 days."""
     return await service.list_deliveries(
-        session, tenant=caller.tenant, webhook_id=webhook_id, query=query, signer=parts.keyring
+        session, tenant=caller.tenant, webhook_id=webhook_id, query=query, signer=deps.keyring
     )
 
 

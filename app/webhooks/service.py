@@ -44,25 +44,25 @@ SECRET_BYTES = 32
 
 
 async def create_webhook_once(
-    session: AsyncSession, caller: Caller, service: Service, *, new: NewWebhook, idempotency_key: str | None
+    session: AsyncSession, caller: Caller, deps: Service, *, new: NewWebhook, idempotency_key: str | None
 ) -> Outcome:
     """Create a webhook; a repeated request gets the same one. Raises Problem as ``create_webhook``."""
 
     async def create() -> Created:
         webhook, secret = await create_webhook(
-            session, tenant=caller.tenant, new=new, seal=service.seal, settings=service.settings
+            session, tenant=caller.tenant, new=new, seal=deps.seal, settings=deps.settings
         )
         return Created(_with_secret(webhook, secret), f"/v1/webhooks/{webhook.id}")
 
     body = new.model_dump(mode="json")
-    idempotency = Idempotency.of(caller.tenant, idempotency_key, "POST /v1/webhooks", body, seal=service.seal)
+    idempotency = Idempotency.of(caller.tenant, idempotency_key, "POST /v1/webhooks", body, seal=deps.seal)
     return await idempotency.run(await transaction_of(session), create)
 
 
 async def rotate_secret_once(
     session: AsyncSession,
     caller: Caller,
-    service: Service,
+    deps: Service,
     *,
     webhook_id: str,
     rotation: Rotation | None,
@@ -73,12 +73,12 @@ async def rotate_secret_once(
 
     async def create() -> Created:
         webhook, secret = await rotate_secret(
-            session, tenant=caller.tenant, webhook_id=webhook_id, keep_previous=keep_previous, seal=service.seal
+            session, tenant=caller.tenant, webhook_id=webhook_id, keep_previous=keep_previous, seal=deps.seal
         )
         return Created(_with_secret(webhook, secret), None, status=200)
 
     operation, body = f"POST /v1/webhooks/{webhook_id}/rotate-secret", {"s": keep_previous.total_seconds()}
-    idempotency = Idempotency.of(caller.tenant, idempotency_key, operation, body, seal=service.seal)
+    idempotency = Idempotency.of(caller.tenant, idempotency_key, operation, body, seal=deps.seal)
     return await idempotency.run(await transaction_of(session), create)
 
 

@@ -115,7 +115,7 @@ async def load(cluster: Cluster, *, jobs: int, clients: int) -> dict[str, Any]:
 
 
 def pick_up(cluster: Cluster) -> list[float]:
-    """From the row's creation to its claim, when a worker is idle: what the bell takes."""
+    """From the row's creation to its claim, when a worker is idle: what the wake-up takes."""
     ids = []
     for _ in range(IDLE_JOBS):
         ids.append(cluster.submit())

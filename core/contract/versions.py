@@ -19,13 +19,14 @@ SINCE: dict[str, int] = {"options.method_version": 2, "options.weight_grid": 2, 
 }
 """``options.field``, or ``method=value`` for a new value of an old field, with the version that it came with. A new
 field is None where it is not used."""
-KEPT = set(JobSpec.model_fields) - {"alias", "max_wait_s", "priority", "device"}
-"""Of a spec, in the job's row: the others are columns of their own, and decide nothing of what a worker computes."""
+STORED_FIELDS = set(JobSpec.model_fields) - {"alias", "max_wait_s", "priority", "device"}
+"""Fields of a spec that are stored as the job's ``spec``. The others have columns of their own; no worker needs them to
+compute."""
 
 
 def stored(spec: JobSpec) -> tuple[dict[str, Any], int]:
     """What a job's row keeps of its spec, and the version that a worker must understand."""
-    kept = spec.model_dump(mode="json", include=KEPT)
+    kept = spec.model_dump(mode="json", include=STORED_FIELDS)
     # The version that options left out are read by, so that a default that changes later changes no job. The first
     # is what a job without one has.
     chosen = spec.options.method_version or METHOD_VERSION

@@ -1,16 +1,16 @@
-"""What a worker has, compared with what a job needs: one SQL condition that the claim and the keeper share."""
+"""Does a job fit a worker? One SQL condition compares what the job needs with what the worker has."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 ROOM = 0.95
-"""Share of memory that a job may be expected to need: the rest is the system's."""
+"""Share of a worker's memory that a job may need; the rest is for the system."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Bytes; None where nobody says, and then everything fits."""
+class WorkerResources:
+    """What a worker has, in bytes; None where it is not known, and then every job fits."""
 
     device: str
     """Its name; ``cpu``."""
@@ -19,7 +19,7 @@ class Place:
     free_disk: int | None = None
 
 
-ANYWHERE = Place("cpu")
+UNBOUNDED = WorkerResources("cpu")
 
 
 def fits(job: str, *, device: str, memory: str, device_memory: str, free_disk: str) -> str:

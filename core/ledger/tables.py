@@ -140,7 +140,7 @@ class Job(Base):
     waiting: Mapped[dict[str, Any] | None]
     """``{"code", "message"}``: why no living worker can take the job; the keeper writes it."""
     barren_attempts: Mapped[int] = mapped_column(Integer, server_default="0")
-    """Attempts in a row that ended without a new block; three fail the job."""
+    """Attempts in a row that ended without a new block; ``QE_BARREN_ATTEMPTS`` of them fail the job."""
 
     blocks_done: Mapped[int] = mapped_column(Integer, server_default="0")
     blocks_total: Mapped[int | None] = mapped_column(Integer)

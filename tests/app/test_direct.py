@@ -165,7 +165,7 @@ class HeldNotifier:
             raise ConnectionError("gone")
 
 
-async def test_what_is_made_while_a_ring_is_under_way_is_rung_for_together(caplog: pytest.LogCaptureFixture) -> None:
+async def test_what_is_made_while_a_wake_up_is_sent_shares_the_next_one(caplog: pytest.LogCaptureFixture) -> None:
     broker = HeldNotifier()
     notifier = WorkerNotifier(broker)
     await notifier.notify("job_1")

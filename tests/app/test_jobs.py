@@ -16,7 +16,7 @@ from tests.app.conftest import Api, job_body, ok, problem, started
 from tests.services import wait_until
 
 
-async def test_a_created_job_is_queued_whole_and_rung_for(api: Api, redis_url: str) -> None:
+async def test_a_created_job_is_queued_whole_and_workers_are_notified(api: Api, redis_url: str) -> None:
     response = await api.client.post(
         "/v1/jobs",
         json=job_body(name="first", labels={"team": "vision"}, options={"experts": 4, "group_size": "channel"}),
@@ -34,7 +34,7 @@ async def test_a_created_job_is_queued_whole_and_rung_for(api: Api, redis_url: s
     }  # fmt: skip
     assert ok(await api.client.get(response.headers["location"])) == job
     with redis.Redis.from_url(redis_url) as client:
-        await asyncio.to_thread(wait_until, lambda: client.llen(QUEUE) == 1, what="the bell in Redis")
+        await asyncio.to_thread(wait_until, lambda: client.llen(QUEUE) == 1, what="the wake-up in Redis")
 
 
 async def test_no_answer_says_created_when_the_commit_fails(api: Api, redis_url: str) -> None:
@@ -238,7 +238,7 @@ async def test_a_failed_job_can_be_retried_and_keeps_its_blocks(api: Api, redis_
     assert retried["resolved"] == {"model_commit": "c0ffee", "model_fingerprint": None, "dataset_commit": None}
     assert api.execute("SELECT barren_attempts FROM jobs") == [(0,)]
     with redis.Redis.from_url(redis_url) as client:
-        await asyncio.to_thread(wait_until, lambda: client.llen(QUEUE) == 2, what="two bells in Redis")
+        await asyncio.to_thread(wait_until, lambda: client.llen(QUEUE) == 2, what="two wake-ups in Redis")
     problem(await api.client.post(f"/v1/jobs/{job['id']}/retry"), 409, "job-not-retryable")
 
 

@@ -30,7 +30,7 @@ POINTS = [
     "reap.before_commit",
     "reap.after_commit",
     "create.before_commit",
-    "bell.before",
+    "notify.before",
 ]
 AT_A_POINT = 0.3
 """Share of the kills that happen at a crash point, when somebody comes there; the others strike at once."""

@@ -34,7 +34,7 @@ def test_what_a_worker_has_is_in_the_ledger_and_its_device_with_the_attempt(work
     workshop.add_job()
     has = device.Capacity(memory=64, device_memory=None, cores=2)
     with workshop.connect() as connection:
-        workers.seen(connection, worker="worker-1", host="here", device="cpu", has=has)
+        workers.record_worker(connection, worker="worker-1", host="here", device="cpu", has=has)
     row = workshop.rows("SELECT memory_bytes, device_memory_bytes, cores FROM workers")[0]
     assert row == {"memory_bytes": 64, "device_memory_bytes": None, "cores": 2}
     ref = workshop.claim().ref

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from core.ledger.placement import Place
+from core.ledger.placement import WorkerResources
 from tests.worker.conftest import Workshop
 from worker.keeper.waiting import explain_waiting
 from worker.ledger import claims, workers
@@ -48,7 +48,7 @@ def end(workshop: Workshop) -> None:
 
 def live(workshop: Workshop, name: str, device: str = "cpu", memory: int | None = None, **has: Any) -> None:
     with workshop.connect() as connection:
-        workers.seen(connection, worker=name, host="h", device=device, has=Capacity(memory, has.get("gpu"), 4),
+        workers.record_worker(connection, worker=name, host="h", device=device, has=Capacity(memory, has.get("gpu"), 4),
                      free_disk=has.get("disk"))  # fmt: skip
 
 
@@ -137,46 +137,48 @@ def test_a_full_tenants_jobs_cost_the_claim_of_others_nothing(workshop: Workshop
 @pytest.mark.parametrize(
     ("needs", "place", "taken"),
     [
-        ({"needs_device": 30 * GB}, Place("NVIDIA A10", 64 * GB, 24 * GB), False),
-        ({"needs_device": 30 * GB}, Place("NVIDIA H200", 64 * GB, 140 * GB), True),
-        ({"needs_device": 30 * GB}, Place("cpu", 64 * GB), True),
-        ({"needs_host_cpu": 100 * GB}, Place("cpu", 64 * GB), False),
-        ({"needs_host_cpu": 100 * GB}, Place("NVIDIA H200", 64 * GB, 140 * GB), True),
-        ({"needs_host_cuda": 100 * GB}, Place("NVIDIA H200", 64 * GB, 140 * GB), False),
-        ({"needs_disk": 100 * GB}, Place("cpu", 64 * GB, free_disk=50 * GB), False),
-        ({"needs_disk": 100 * GB}, Place("cpu", 64 * GB), True),
-        ({"device": "gpu"}, Place("cpu"), False),
-        ({"device": "cpu"}, Place("NVIDIA H200"), False),
-        ({"device": "h200"}, Place("NVIDIA H200"), True),
-        ({"device": "H100"}, Place("NVIDIA H200"), False),
-        ({}, Place("cpu"), True),
+        ({"needs_device": 30 * GB}, WorkerResources("NVIDIA A10", 64 * GB, 24 * GB), False),
+        ({"needs_device": 30 * GB}, WorkerResources("NVIDIA H200", 64 * GB, 140 * GB), True),
+        ({"needs_device": 30 * GB}, WorkerResources("cpu", 64 * GB), True),
+        ({"needs_host_cpu": 100 * GB}, WorkerResources("cpu", 64 * GB), False),
+        ({"needs_host_cpu": 100 * GB}, WorkerResources("NVIDIA H200", 64 * GB, 140 * GB), True),
+        ({"needs_host_cuda": 100 * GB}, WorkerResources("NVIDIA H200", 64 * GB, 140 * GB), False),
+        ({"needs_disk": 100 * GB}, WorkerResources("cpu", 64 * GB, free_disk=50 * GB), False),
+        ({"needs_disk": 100 * GB}, WorkerResources("cpu", 64 * GB), True),
+        ({"device": "gpu"}, WorkerResources("cpu"), False),
+        ({"device": "cpu"}, WorkerResources("NVIDIA H200"), False),
+        ({"device": "h200"}, WorkerResources("NVIDIA H200"), True),
+        ({"device": "H100"}, WorkerResources("NVIDIA H200"), False),
+        ({}, WorkerResources("cpu"), True),
     ],
 )
-def test_a_worker_takes_what_it_can_hold(workshop: Workshop, needs: dict[str, Any], place: Place, taken: bool) -> None:
+def test_a_worker_takes_what_it_can_hold(
+    workshop: Workshop, needs: dict[str, Any], resources: WorkerResources, taken: bool
+) -> None:
     queue(workshop, "a", **needs)
-    assert (take(workshop, place=place) is not None) == taken
+    assert (take(workshop, resources=resources) is not None) == taken
 
 
 def test_a_small_job_is_left_to_the_smaller_idle_device_for_a_moment(workshop: Workshop) -> None:
-    big = Place("NVIDIA H200", 500 * GB, 140 * GB)
+    big = WorkerResources("NVIDIA H200", 500 * GB, 140 * GB)
     live(workshop, "big", "NVIDIA H200", 500 * GB, gpu=140 * GB)
     live(workshop, "small", "NVIDIA A10", 500 * GB, gpu=24 * GB)
     queue(workshop, "a", needs_device=10 * GB)
-    assert take(workshop, "big", place=big) is None
+    assert take(workshop, "big", resources=big) is None
     queue(workshop, "b", needs_device=80 * GB)
-    large = take(workshop, "big", place=big)
+    large = take(workshop, "big", resources=big)
     assert large is not None
     assert large.tenant == "b"
     with workshop.connect() as connection:
         connection.execute("UPDATE workers SET job_id = 'job_x' WHERE id = 'small'")
-    assert take(workshop, "big", place=big) is not None
+    assert take(workshop, "big", resources=big) is not None
     queue(workshop, "a", needs_device=10 * GB)
     with workshop.connect() as connection:
         connection.execute("UPDATE workers SET job_id = NULL WHERE id = 'small'")
         connection.execute(
             "UPDATE jobs SET queued_at = queued_at - interval '6 s', run_after = run_after - interval '6 s'"
         )
-    assert take(workshop, "big", place=big) is not None
+    assert take(workshop, "big", resources=big) is not None
 
 
 def test_a_job_that_no_worker_can_hold_waits_and_says_why(workshop: Workshop) -> None:
@@ -207,8 +209,8 @@ def test_what_no_worker_can_hold_is_in_nobodys_way(workshop: Workshop) -> None:
     live(workshop, "w", "cpu", 64 * GB)
     queue(workshop, "a", 3000, needs_host_cpu=100 * GB)
     queue(workshop, "a", needs_host_cpu=10 * GB)
-    place = Place("cpu", 64 * GB)
-    assert take(workshop, place=place) is None
+    resources = WorkerResources("cpu", 64 * GB)
+    assert take(workshop, resources=resources) is None
     with workshop.connect() as connection:
         assert explain_waiting(connection, alive=30) == 3000
-    assert take(workshop, place=place) is not None
+    assert take(workshop, resources=resources) is not None

@@ -258,10 +258,10 @@ def test_answers_to_idempotent_requests_are_forgotten_after_a_day(workshop: Work
 def test_workers_that_were_not_seen_for_an_hour_are_forgotten(workshop: Workshop) -> None:
     with workshop.connect() as connection:
         for name in ("gone", "here"):
-            workers.seen(connection, worker=name, host="h", device="cpu")
+            workers.record_worker(connection, worker=name, host="h", device="cpu")
         connection.execute("UPDATE workers SET seen_at = clock_timestamp() - interval '61 min' WHERE id = 'gone'")
         assert sweep.forget_workers(connection) == 1
-        workers.seen(connection, worker="here", host="h", device="cpu")
+        workers.record_worker(connection, worker="here", host="h", device="cpu")
     assert workshop.rows("SELECT id FROM workers") == [{"id": "here"}]
 
 

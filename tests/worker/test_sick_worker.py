@@ -53,7 +53,7 @@ def crashing(workshop: Workshop, machine: Machine, worker: str = "sick") -> Work
 def live(workshop: Workshop, *names: str) -> None:
     with workshop.connect() as connection:
         for name in names:
-            workers.seen(connection, worker=name, host="h", device="cpu")
+            workers.record_worker(connection, worker=name, host="h", device="cpu")
 
 
 def worker_row(workshop: Workshop, name: str) -> tuple[str, str | None]:

@@ -26,7 +26,7 @@ def newer_job(workshop: Workshop) -> str:
 
 def lives(workshop: Workshop, name: str, understood: int) -> None:
     with workshop.connect() as connection:
-        workers.seen(connection, worker=name, host="h", device="cpu")
+        workers.record_worker(connection, worker=name, host="h", device="cpu")
         connection.execute("UPDATE workers SET spec_version = %s WHERE id = %s", (understood, name))
 
 

@@ -22,9 +22,9 @@ import psycopg
 
 from core import pooler, preflight
 from core.crash_points import reach
-from core.heartbeat import touch
 from core.ledger import transitions
 from core.ledger.states import LEASED, AttemptOutcome, JobStatus
+from core.liveness_file import touch
 from core.logs import configure_logging
 from core.settings import Settings, read_settings
 from core.storage import Storage, storage_from_url

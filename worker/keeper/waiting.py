@@ -24,7 +24,7 @@ CLASS = fits(
 )
 
 
-def said(size: str) -> str:
+def size_text(size: str) -> str:
     """SQL of a size in words."""
     return f"coalesce(pg_size_pretty(({size})::bigint), '?')"
 
@@ -51,9 +51,9 @@ WITH alive AS MATERIALIZED (
         WHEN NOT EXISTS (SELECT FROM alive WHERE {fits_worker("alive", "kinds")}) THEN jsonb_build_object(
             'code', 'no_worker_fits', 'message', format('no worker alive is large enough: the job needs about %%s of'
             ' device memory, %%s of memory and %%s of disk; the most that one has is %%s, %%s and %%s',
-            {said("needs_device")}, {said("coalesce(needs_host_cuda, needs_host_cpu)")}, {said("needs_disk")},
-            {said("(SELECT max(device_memory_bytes) FROM alive)")}, {said("(SELECT max(memory_bytes) FROM alive)")},
-            {said("(SELECT max(free_disk_bytes) FROM alive)")}))
+            {size_text("needs_device")}, {size_text("coalesce(needs_host_cuda, needs_host_cpu)")},
+            {size_text("needs_disk")}, {size_text("(SELECT max(device_memory_bytes) FROM alive)")},
+            {size_text("(SELECT max(memory_bytes) FROM alive)")}, {size_text("(SELECT max(free_disk_bytes) FROM alive)")}))
     END AS reason FROM kinds WHERE EXISTS (SELECT FROM alive)
 )
 UPDATE jobs SET waiting = found.reason FROM (

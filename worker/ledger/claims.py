@@ -17,7 +17,7 @@ from core.contract.events import EventType
 from core.contract.versions import UNDERSTOOD
 from core.crash_points import reach
 from core.ledger import transitions
-from core.ledger.placement import ANYWHERE, Place
+from core.ledger.placement import UNBOUNDED, WorkerResources
 from core.ledger.states import Phase
 from worker.ledger.attempts import AttemptRef, append_event
 from worker.ledger.connection import Connection
@@ -80,7 +80,7 @@ def claim(
     max_running: int | None = None,
     passed: Collection[str] = (),
     understood: int = UNDERSTOOD,
-    place: Place = ANYWHERE,
+    resources: WorkerResources = UNBOUNDED,
 ) -> Claim | None:
     """Take a job that waits, with a lease of ``lease`` seconds; None when nothing waits that this worker may have.
 
@@ -88,7 +88,7 @@ def claim(
     tenant that holds ``max_running`` workers, or what ``tenant_limits`` says of it, is passed over, as those in
     ``passed`` are. Raises Unconfirmed when the connection breaks at the end.
     """
-    values = {"worker": worker, "lease": lease, "most": max_running, "understood": understood, **asdict(place)}
+    values = {"worker": worker, "lease": lease, "most": max_running, "understood": understood, **asdict(resources)}
     passed = list(passed)
     while True:
         made: Claim | None = None

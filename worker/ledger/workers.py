@@ -21,7 +21,7 @@ class Capacity:
 UNKNOWN = Capacity(None, None, None)
 
 
-def seen(
+def record_worker(
     connection: Connection,
     *,
     worker: str,
@@ -31,7 +31,8 @@ def seen(
     free_disk: int | None = None,
     begins: bool = False,
 ) -> None:
-    """This worker lives now, on the database's clock. ``begins``: whatever was said of one of this name is over."""
+    """Write that this worker is alive now, by the database's clock. ``begins``: the process has just started, so the
+    state that an earlier one of this name left is reset."""
     connection.execute(
         "INSERT INTO workers (id, host, device, memory_bytes, device_memory_bytes, cores, spec_version,"
         " free_disk_bytes)"
@@ -60,7 +61,7 @@ def set_state(connection: Connection, *, worker: str, state: str, reason: str | 
     connection.execute("UPDATE workers SET state = %s, state_reason = %s WHERE id = %s", (state, reason, worker))
 
 
-def went_on_elsewhere(connection: Connection, *, worker: str, jobs: Sequence[str]) -> int:
+def count_recovered_elsewhere(connection: Connection, *, worker: str, jobs: Sequence[str]) -> int:
     """How many of ``jobs`` made progress on another worker after this one had failed them."""
     row = connection.execute(
         "SELECT count(DISTINCT job_id) AS jobs FROM attempts WHERE job_id = ANY(%(jobs)s) AND worker <> %(worker)s"
@@ -71,5 +72,6 @@ def went_on_elsewhere(connection: Connection, *, worker: str, jobs: Sequence[str
     return row["jobs"] if row is not None else 0
 
 
-def gone(connection: Connection, *, worker: str) -> None:
+def remove_worker(connection: Connection, *, worker: str) -> None:
+    """Remove a worker that has ended."""
     connection.execute("DELETE FROM workers WHERE id = %s", (worker,))

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.ledger.placement import Place
+from core.ledger.placement import WorkerResources
 from core.settings import Settings
 from worker.ledger.workers import Capacity
 from worker.nvidia import query_gpus
@@ -87,10 +87,10 @@ def capacity(device: Device = CPU, *, sharing: int = 1) -> Capacity:
     return Capacity(None if memory is None else memory // sharing, device.memory, _cores(sharing))
 
 
-def place(device: Device, settings: Settings, *, sharing: int = 1) -> Place:
+def resources(device: Device, settings: Settings, *, sharing: int = 1) -> WorkerResources:
     """What a job can have here now. Raises nothing."""
     has = capacity(device, sharing=sharing)
-    return Place(device.name, has.memory, has.device_memory, free_disk(settings))
+    return WorkerResources(device.name, has.memory, has.device_memory, free_disk(settings))
 
 
 def free_disk(settings: Settings) -> int | None:

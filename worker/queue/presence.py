@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import psycopg
 
-from core.heartbeat import touched_by_thread
+from core.liveness_file import touched_by_thread
 from core.settings import Settings
 from worker.ledger import workers
 from worker.ledger.connection import connect
@@ -45,7 +45,7 @@ def _be_seen(settings: Settings, slots: Sequence[WorkerContext], over: threading
                     has = device.capacity(slot.device, sharing=slot.sharing)
                     name = slot.device.name
                     free = device.free_disk(settings)
-                    workers.seen(
+                    workers.record_worker(
                         connection,
                         worker=slot.worker,
                         host=host,
@@ -77,6 +77,6 @@ def _forget(settings: Settings, slots: Sequence[WorkerContext]) -> None:
     try:
         with connect(settings.database_url or "") as connection:
             for slot in slots:
-                workers.gone(connection, worker=slot.worker)
+                workers.remove_worker(connection, worker=slot.worker)
     except psycopg.Error as error:
         logger.warning("the ledger did not hear that this worker ended: %s", error)

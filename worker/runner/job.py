@@ -6,7 +6,7 @@ The one process of the service that loads torch. Before it reads what strangers 
 (``worker.runner.confinement``): no sockets, no files but the model, the rows, its own directory and the programs of the
 machine, and nothing of other processes. What libraries print goes to the log, not into the channel; ``stop`` or the end
 of stdin asks it to finish the block in hand and end. It never has more than one block that a kill could cost: the next
-one begins when the supervisor has kept the last.
+one begins when the supervisor has stored the last.
 """
 
 from __future__ import annotations

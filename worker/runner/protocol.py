@@ -1,9 +1,9 @@
 """The lines between supervisor and runner: JSON objects, one per line, typed on both sides.
 
 Up, on the runner's own copy of stdout: what the library's progress events say, then one last word, ``finished``,
-``stopped`` or ``error``. Down, on stdin: ``kept N`` when block N is in the ledger and its files are in storage, before
-which the runner begins no other; and ``stop``; the end of the stream means the same. This file imports nothing of the
-library, so that the supervisor reads its events without loading torch.
+``stopped`` or ``error``. Down, on stdin: ``stored N`` when block N is in the ledger and its files are in storage; the
+runner waits for it before the next block. ``stop``, and the end of the stream, ask the runner to stop. This file imports
+nothing of the library, so that the supervisor reads its events without loading torch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 STOP = b"stop\n"
-STORED = b"kept "
+STORED = b"stored "
 MAX_LINE = 64 * 1024 * 1024
 """Bytes. A block's report is some kilobytes; a line beyond this is not ours."""
 

@@ -1,9 +1,10 @@
-"""How an attempt ends: what came of the run, or an error, becomes one fenced transaction (an ``Ending``)."""
+"""How an attempt ends: what came of the run, or an error, becomes one fenced transaction."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import psycopg
@@ -25,8 +26,23 @@ from worker.supervisor.running import Run, out_of_memory
 
 logger = logging.getLogger(__name__)
 
-Ending = Callable[[Connection, ledger.AttemptRef], JobStatus]
-"""Ends the attempt and returns the job's status after it."""
+
+@dataclass(frozen=True)
+class Ending:
+    """``write`` ends the attempt and returns the job's status after it. ``error``: code and message, of an attempt that
+    failed. ``retried``: another attempt follows unless too many in a row made no progress."""
+
+    write: Callable[[Connection, ledger.AttemptRef], JobStatus]
+    error: tuple[FailureCode, str] | None = None
+    retried: bool = False
+
+    @property
+    def fault_of_worker(self) -> str | None:
+        """The message of an attempt that failed by what may be this worker's fault."""
+        return self.error[1] if self.error is not None and self.retried and self.error[0] in OWN_FAULTS else None
+
+
+CANCELLED = Ending(ledger.cancel)
 OWN_FAULTS = (FailureCode.INTERNAL, FailureCode.NO_PROGRESS, FailureCode.OUT_OF_DISK)
 """Codes of attempts that another worker might have carried further."""
 
@@ -34,7 +50,7 @@ OWN_FAULTS = (FailureCode.INTERNAL, FailureCode.NO_PROGRESS, FailureCode.OUT_OF_
 def end(writer: FencedWriter, ending: Ending) -> JobStatus:
     """Commit ``ending``, or what the ledger accepts in its place. Raises Lost."""
     try:
-        return writer.write(ending)
+        return writer.write(ending.write)
     except CancelRequested:  # it came after the last check of the lease
         return writer.write(ledger.cancel)
     except psycopg.Error as error:  # a lasting one, which the next attempt would meet too
@@ -52,7 +68,7 @@ def try_elsewhere(
     budget: int | None = None,
 ) -> Ending:
     """What may be this worker's fault fails the job only when ``budget`` attempts in a row make no progress."""
-    return partial(
+    write = partial(
         ledger.give_up_attempt,
         outcome=outcome,
         reason=reason,
@@ -60,20 +76,17 @@ def try_elsewhere(
         code=code,
         delay=settings.retry_delay,
     )
+    return Ending(write, (code, reason), retried=True)
 
 
-def fault_of_worker(ending: Ending) -> str | None:
-    """The reason of an attempt that failed by what may be this worker's fault."""
-    if isinstance(ending, partial) and ending.func is ledger.give_up_attempt and ending.keywords["code"] in OWN_FAULTS:
-        return str(ending.keywords["reason"])
-    return None
+def fail(code: FailureCode, message: str) -> Ending:
+    """End the job with an error."""
+    return Ending(partial(ledger.fail, code=code, message=message), (code, message))
 
 
-def failure(ending: Ending) -> tuple[FailureCode, str] | None:
-    """Code and message of an ending that is an error."""
-    if isinstance(ending, partial) and ending.func in (ledger.fail, ledger.give_up_attempt):
-        return ending.keywords["code"], ending.keywords.get("message") or ending.keywords["reason"]
-    return None
+def hand_back(reason: str) -> Ending:
+    """Queue the job again because this worker stops."""
+    return Ending(partial(ledger.hand_back, reason=reason))
 
 
 def ending_of_run(settings: Settings, run: Run) -> Ending:
@@ -83,9 +96,9 @@ def ending_of_run(settings: Settings, run: Run) -> Ending:
             code = _failure_code(text)
             if code in OWN_FAULTS:
                 return try_elsewhere(settings, code, message)
-            return partial(ledger.fail, code=code, message=message)
+            return fail(code, message)
         case None if run.given_up:
-            return partial(ledger.hand_back, reason=run.how)
+            return hand_back(run.how)
         case None if run.out_of_memory:
             # Without a new block the same would happen again; with one, the next attempt begins after it.
             return try_elsewhere(
@@ -99,23 +112,23 @@ def ending_of_run(settings: Settings, run: Run) -> Ending:
             reason = f"the computing process {run.how}"
             return try_elsewhere(settings, FailureCode.NO_PROGRESS, reason, outcome=AttemptOutcome.RUNNER_DIED)
         case _:
-            return partial(ledger.hand_back, reason="the worker was stopped")
+            return hand_back("the worker was stopped")
 
 
 def ending_of_error(attempt: Attempt, error: Exception) -> Ending:
     """The ending after an error in the supervisor. The job always ends with a code, and the worker lives on."""
     match error:
         case CancelRequested():
-            return ledger.cancel
+            return CANCELLED
         case TimedOut():
             message = f"the job took longer than its timeout_s of {attempt.spec.timeout_s} seconds"
-            return partial(ledger.fail, code=FailureCode.TIMEOUT, message=message)
+            return fail(FailureCode.TIMEOUT, message)
         case fetch.FetchFailed(code=code) | StorageFailed(code=code):
-            return partial(ledger.fail, code=code, message=str(error))
+            return fail(code, str(error))
         case fetch.Draining():
-            return partial(ledger.hand_back, reason=str(error))
+            return hand_back(str(error))
         case Incomplete():
-            return partial(ledger.fail, code=FailureCode.INVALID_CHECKPOINT, message=str(error))
+            return fail(FailureCode.INVALID_CHECKPOINT, str(error))
         case OSError(errno=number) if number in NO_SPACE:
             message = f"the worker has no space left: {error}"
             return try_elsewhere(attempt.settings, FailureCode.OUT_OF_DISK, message)

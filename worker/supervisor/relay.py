@@ -163,7 +163,7 @@ class Relay:
                 self._progress[FORECAST] = self._forecast.as_json() if self._forecast else None
                 self._unwritten = True
                 if phase != "preparing":  # the claim has set that phase
-                    self._writer.write(ledger.set_phase, phase, forecast=self._said())
+                    self._writer.write(ledger.set_phase, phase, forecast=self._forecast_fields())
                 self._write_progress(now=True, blocks=total if phase == "fitting" else None)
             case protocol.AdvancedLine(phase=phase, done=done, total=total):
                 self._progress |= {"phase": phase, "done": done, "total": total}
@@ -212,7 +212,7 @@ class Relay:
                 "seconds": round(block.seconds, 3),
                 "error": errors,
                 **place,
-                **self._said(),
+                **self._forecast_fields(),
             },
         )
         span.end()
@@ -227,7 +227,7 @@ class Relay:
         for name in block.superseded:
             (self._work / name).unlink(missing_ok=True)
 
-    def _said(self) -> dict[str, Any]:
+    def _forecast_fields(self) -> dict[str, Any]:
         """The forecast of the whole job, for an event."""
         return self._forecast.as_of(time.time()) if self._forecast else {}
 

@@ -29,8 +29,6 @@ from worker.supervisor.endings import (
     end,
     ending_of_error,
     ending_of_run,
-    failure,
-    fault_of_worker,
     try_elsewhere,
 )
 from worker.supervisor.lease import Lost
@@ -158,20 +156,20 @@ def _publish(attempt: Attempt, line: protocol.FinishedLine) -> Ending:
         for artifact in publish(attempt.storage, attempt.ref, output, line.files):
             attempt.lease.check()
             artifacts.append(artifact)
-    return partial(ledger.succeed, summary=summary_of(output), artifacts=artifacts)
+    return Ending(partial(ledger.succeed, summary=summary_of(output), artifacts=artifacts))
 
 
 def _conclude(attempt: Attempt, ending: Ending, status: JobStatus) -> None:
     context, ref, span = attempt.context, attempt.ref, attempt.span
     span.note({"qe.job.status": status.value})
-    if error := failure(ending):
-        code, message = error
+    if ending.error is not None:
+        code, message = ending.error
         span.note({"error.type": code})
         span.fail(message)
     span.end()
     if status == JobStatus.SUCCEEDED:
         context.health.went_well()
-    elif reason := fault_of_worker(ending):
+    elif reason := ending.fault_of_worker:
         tenant = attempt.claim.tenant
         context.health.failed(context.settings, context.device, job_id=ref.job_id, tenant=tenant, reason=reason)
     logger.info("%s: attempt %d ended, the job is %s", ref.job_id, ref.attempt, status)

@@ -69,7 +69,7 @@ def _may_claim(context: WorkerContext) -> bool:
     reason = health.reason(context.settings, context.device)
     if reason is None and health.suspicious(context.settings):
         with connect(context.settings.database_url or "") as connection:
-            further = workers.went_on_elsewhere(connection, worker=context.worker, jobs=list(health.failures))
+            further = workers.count_recovered_elsewhere(connection, worker=context.worker, jobs=list(health.failures))
         if further >= context.settings.sick_after:
             health.stop(f"{further} jobs that failed here, one after the other, went on elsewhere")
             reason = health.stopped
@@ -99,7 +99,7 @@ def _claim(context: WorkerContext) -> claims.Claim | None:
                 lease=context.settings.lease,
                 max_running=context.settings.max_running_jobs,
                 passed=context.health.passed_over(),
-                place=device.place(context.device, context.settings, sharing=context.sharing),
+                resources=device.resources(context.device, context.settings, sharing=context.sharing),
             )
     except claims.Unconfirmed as unsure:
         # The connection broke at COMMIT. A job that is ours by now and that we do not know of would wait for the end of

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from app.main import create_app
-from core import heartbeat
+from core import liveness_file
 from core.settings import Settings
 from tests.services import wait_until
 from worker.keeper import loop as keeper
 from worker.queue.presence import present
 
-CHECK = re.findall(r"^    (test .*)$", heartbeat.__doc__ or "", re.M)[0]
+CHECK = re.findall(r"^    (test .*)$", liveness_file.__doc__ or "", re.M)[0]
 
 
 def healthy(file: Path) -> bool:
@@ -30,7 +30,7 @@ def healthy(file: Path) -> bool:
 def test_the_check_tells_a_fresh_file_from_an_old_and_a_missing_one_in_milliseconds(tmp_path: Path) -> None:
     file = tmp_path / "heartbeat"
     assert not healthy(file)
-    heartbeat.touch(file)
+    liveness_file.touch(file)
     assert healthy(file)
     took = []
     for _ in range(10):
@@ -45,7 +45,7 @@ def test_the_check_tells_a_fresh_file_from_an_old_and_a_missing_one_in_milliseco
 async def test_the_apis_event_loop_touches_it_and_one_that_hangs_does_not(
     tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heartbeat, "SECONDS", 0.01)
+    monkeypatch.setattr(liveness_file, "SECONDS", 0.01)
     file = tmp_path / "heartbeat"
     settings = Settings(home=tmp_path, database_url=database_url, heartbeat_file=file)
     app = create_app(settings)
@@ -78,7 +78,7 @@ def test_the_keepers_rounds_touch_it_also_while_the_ledger_is_away(tmp_path: Pat
 
 
 def test_a_worker_touches_it_as_long_as_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heartbeat, "SECONDS", 0.01)
+    monkeypatch.setattr(liveness_file, "SECONDS", 0.01)
     file = tmp_path / "heartbeat"
     settings = Settings(home=tmp_path, database_url="postgresql://127.0.0.1:1/none", heartbeat_file=file)
     with present(settings, []):
