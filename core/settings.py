@@ -95,7 +95,7 @@ class Settings(BaseSettings):
     )
     log_format: LogFormat = Field(default="auto", description="json, text, or auto: text on a terminal, else json.")
     metrics_port: int = Field(
-        default=0, ge=0, le=65535, description="Of a worker or keeper: where it serves its metrics; 0: nowhere."
+        default=0, ge=0, le=65535, description="Port on which a worker or keeper serves its metrics; 0: none."
     )
     heartbeat_file: Path | None = Field(
         default=None, description="API, worker and keeper touch it every few seconds; health checks look at its age."
@@ -126,11 +126,11 @@ class Settings(BaseSettings):
     webhook_allow_private: bool = Field(
         default=False, description="For development: webhooks to this machine and private networks."
     )
-    requests_per_minute: int = Field(default=6000, ge=0, description="Of one key at one API process; 0: no limit.")
+    requests_per_minute: int = Field(default=6000, ge=0, description="By one key at one API process; 0: no limit.")
     max_queued_jobs: int = Field(default=1000, ge=0, description="Waiting jobs of one tenant.")
     max_running_jobs: int | None = Field(default=32, ge=0, description="Workers that one tenant may hold.")
     max_stored_bytes: int = Field(default=1 << 40, ge=0, description="Datasets and artifacts of one tenant.")
-    max_webhooks: int = Field(default=50, ge=0, description="Of one tenant.")
+    max_webhooks: int = Field(default=50, ge=0, description="Webhooks of one tenant.")
 
     keep_jobs_days: int | None = Field(default=None, ge=1, description="Finished jobs, from their end.")
     keep_events_days: int | None = Field(default=None, ge=1, description="Events of finished jobs but the last.")
@@ -146,9 +146,13 @@ class Settings(BaseSettings):
     max_dataset_bytes: int = 512 * 1024 * 1024
     max_dataset_rows: int = 20_000
     max_body_bytes: int = 256 * 1024
-    max_image_bytes: int = Field(default=20 * 1024 * 1024, ge=0, le=MOST_MEDIA_BYTES, description="Of one image file.")
-    max_image_pixels: int = Field(default=MOST_PIXELS, ge=0, le=MOST_PIXELS, description="Of one image.")
-    max_audio_bytes: int = Field(default=20 * 1024 * 1024, ge=0, le=MOST_MEDIA_BYTES, description="Of one audio file.")
+    max_image_bytes: int = Field(
+        default=20 * 1024 * 1024, ge=0, le=MOST_MEDIA_BYTES, description="Bytes of one image file."
+    )
+    max_image_pixels: int = Field(default=MOST_PIXELS, ge=0, le=MOST_PIXELS, description="Pixels of one image.")
+    max_audio_bytes: int = Field(
+        default=20 * 1024 * 1024, ge=0, le=MOST_MEDIA_BYTES, description="Bytes of one audio file."
+    )
 
     @field_validator("api_key", "secret", "hub_key")
     @classmethod

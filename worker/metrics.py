@@ -51,7 +51,7 @@ GIVEN_UP = Counter(
 BUSY = Gauge("qe_worker_busy", "1 while a job is held.", registry=REGISTRY)
 OWN_FAILURES = Gauge(
     "qe_worker_own_failures_in_a_row",
-    "Jobs since the last that went well which failed by what may be this worker's fault.",
+    "Jobs in a row that failed by what may be this worker's fault; a job that goes well sets it to 0.",
     registry=REGISTRY,
 )
 STOPPED = Gauge("qe_worker_stopped", "1 when this worker takes no job any more; its log says why.", registry=REGISTRY)
@@ -67,10 +67,12 @@ class GpuMemory(Collector):
     """Asked when somebody scrapes; nothing where there is no NVIDIA GPU."""
 
     uuid: str | None = None
-    """Of this worker's own GPU; None: all that there are."""
+    """Id of this worker's own GPU; None: all that there are."""
 
     def collect(self) -> Iterator[Metric]:
-        memory = GaugeMetricFamily("qe_worker_gpu_memory_bytes", "Of each GPU.", labels=["gpu", "kind"])
+        memory = GaugeMetricFamily(
+            "qe_worker_gpu_memory_bytes", "Used and total memory of each GPU.", labels=["gpu", "kind"]
+        )
         for line in ask_gpus("index,memory.used,memory.total", uuid=self.uuid):
             index, used, total = (part.strip() for part in line.split(","))
             for kind, mebibytes in (("used", used), ("total", total)):

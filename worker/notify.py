@@ -26,5 +26,5 @@ def notify_workers(settings: Settings, job_id: str) -> bool:
 
 @functools.cache
 def _notifier(redis_url: str, process: int) -> RedisNotifier:
-    """Of this process: Celery's pool forks, and kombu closes in the child what the parent had open."""
+    """The connection of this process: Celery's pool forks, and kombu closes in the child what the parent had open."""
     return RedisNotifier(redis_url)

@@ -43,7 +43,7 @@ class NewComparison(Strict):
     model: ModelRef
     calibration: Calibration
     candidates: list[Candidate] = Field(min_length=2, max_length=MOST_CANDIDATES)
-    options: Options = Field(default=Options(), description="Of every candidate.")
+    options: Options = Field(default=Options(), description="Options of every candidate.")
     accept_if: AcceptIf | None = None
     name: Label | None = None
     labels: dict[str, str] = Field(default_factory=dict, max_length=32)

@@ -122,12 +122,16 @@ class TotalView(SpreadView):
 class TokensView(BaseModel):
     """Tokens of the rows as a job of the model would have them, before images are made smaller to fit."""
 
-    model: str | None = Field(description="Whose tokens they are; null: an estimate for no model in particular.")
-    commit: str | None = Field(description="That was read, of a hub model.")
-    rows: int = Field(description="That were counted: all, unless they hold very much text.")
-    row: TotalView | None = Field(description="Of one row, text and images together.")
-    text: TotalView | None = Field(description="Of one row's texts, with what the chat template writes around them.")
-    image: TotalView | None = Field(description="Of one row's images together; null where no row has one.")
+    model: str | None = Field(
+        description="The model whose tokens were counted; null: estimated for no particular model."
+    )
+    commit: str | None = Field(description="The commit of a hub model that was read.")
+    rows: int = Field(description="Rows that were counted: all, unless they hold very much text.")
+    row: TotalView | None = Field(description="Tokens of one row, text and images together.")
+    text: TotalView | None = Field(
+        description="Tokens of one row's texts and of what the chat template writes around them."
+    )
+    image: TotalView | None = Field(description="Tokens of one row's images together; null where no row has one.")
     text_by: Literal["tokenizer", "estimate"] = Field(
         description="The model's own tokenizer.json, or 3.6 characters to a token."
     )
@@ -157,7 +161,7 @@ class TokensView(BaseModel):
 
 
 class FiguresView(BaseModel):
-    """Of all rows."""
+    """Figures of all rows."""
 
     rows: int
     rows_text_only: int
@@ -168,8 +172,10 @@ class FiguresView(BaseModel):
     image_pixels: SpreadView | None = Field(description="Width times height.")
     image_bytes: SpreadView | None
     audio: int = Field(description="Files.")
-    audio_seconds: TotalView | None = Field(description="Of one file; only of those that say how long they are.")
-    characters: SpreadView | None = Field(description="Of text in one row.")
+    audio_seconds: TotalView | None = Field(
+        description="Seconds of one audio file, of those that say how long they are."
+    )
+    characters: SpreadView | None = Field(description="Characters of text in one row.")
     roles: dict[str, int] = Field(description="Messages by role.")
     tokens: TokensView
 

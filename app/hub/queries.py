@@ -27,7 +27,7 @@ from core.ledger.tables import Artifact, Job
 MAIN = "main"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 MOST_COMMITS = 200
-"""Of one alias; older jobs stay reachable under ``qe/job_…``."""
+"""Jobs of one alias; older ones stay reachable under ``qe/job_…``."""
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ router = APIRouter(prefix="/hub", tags=["hub"])
 
 @router.get("/api/whoami-v2", responses=documented())
 async def whoami(caller: HubReader) -> WhoAmI:
-    """Whose token this is: `hf auth whoami`."""
+    """The owner of the token: `hf auth whoami`."""
     auth = TokenAuth(accessToken=AccessToken(displayName=caller.key_id))
     return WhoAmI(id=caller.tenant, name=caller.tenant, fullname=caller.tenant, auth=auth)
 

@@ -15,7 +15,7 @@ router = APIRouter(prefix="/v1/hub-token", tags=["keys"])
 
 @router.get("", responses=documented())
 async def get(caller: KeysAdmin, session: SessionDep, deps: ServiceDep) -> HubTokenView:
-    """Whose token models and datasets of the hub are fetched with. The token itself is never shown."""
+    """Which token fetches from the hub: the tenant's or the service's. The token itself is never shown."""
     return await service.view_token(session, tenant=caller.tenant, settings=deps.settings)
 
 

@@ -138,8 +138,8 @@ MOST_BLOCKS = 400
 
 
 async def block_errors(session: AsyncSession, *, job_id: str, step: int = 1) -> list[BlockErrors]:
-    """Of every ``step``-th finished block, in order. The query selects the errors alone: a whole report is a hundred
-    times larger."""
+    """Errors of every ``step``-th finished block, in order. The query selects the errors alone: a whole report is a
+    hundred times larger."""
     errors = func.jsonb_path_query_array(Layer.report, cast("$.groups[*].error", JSONPATH))
     place = (Layer.report["stack"].astext, Layer.report["index"].as_integer(), Layer.report["part"].astext)
     columns = (Layer.block, Layer.attempt, Layer.seconds, errors, *place)

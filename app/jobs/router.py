@@ -157,7 +157,7 @@ async def events(
     feed: FeedDep,
     after: Annotated[int, Query(ge=0, le=stream.MAX_SEQ, description="Only events with a greater `seq`.")] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    last_event_id: Annotated[str | None, Header(description="Of a stream: the last event seen.")] = None,
+    last_event_id: Annotated[str | None, Header(description="Number of the last event seen in a stream.")] = None,
 ) -> Any:
     """What happened to the job: pages by `seq`; with `Accept: text/event-stream` a live stream that ends after the
     terminal event."""
@@ -182,7 +182,7 @@ async def logs(
     job_id: str,
     caller: JobsReader,
     session: SessionDep,
-    tail: Annotated[int, Query(ge=1, le=10_000, description="So many of the last lines.")] = 1000,
+    tail: Annotated[int, Query(ge=1, le=10_000, description="How many of the last lines.")] = 1000,
 ) -> PlainTextResponse:
     """The events as text, a line each, oldest first."""
     job = await queries.get_job(session, tenant=caller.tenant, job_id=job_id)

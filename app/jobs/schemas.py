@@ -74,7 +74,7 @@ class Progress(BaseModel):
     blocks_total: int | None = Field(description="Blocks that are walked; null until the model is opened.")
     seconds_per_block: float | None = Field(description="Moving average over this job's finished blocks.")
     fraction: float | None = Field(
-        description="Of the job's time, all phases together: 0 to 1. Null while it is not known."
+        description="Share of the job's time that has passed, all phases together: 0 to 1. Null while it is not known."
     )
     eta_seconds: float | None = Field(
         description="Until the end of the job, all phases together. Null while it is not known."
@@ -88,7 +88,7 @@ class Resolved(BaseModel):
     """What the first attempt found behind names that can move; every later attempt keeps to it."""
 
     model_commit: str | None = None
-    model_fingerprint: str | None = Field(default=None, description="Of a local model that was planned.")
+    model_fingerprint: str | None = Field(default=None, description="Fingerprint of a local model that was planned.")
     dataset_commit: str | None = None
 
 
@@ -145,11 +145,11 @@ class JobView(BaseModel):
     summary: dict[str, Any] | None = Field(description="Figures of a finished run; the report has all of them.")
     warnings: list[str] = Field(
         default=[],
-        description="Of a finished run, grouped, as in its report; before that, those of its plan, or without one what "
-        "is certain of its scheme.",
+        description="Those of a finished run, grouped as in its report; before that, those of its plan, or without a "
+        "plan what is certain of its scheme.",
     )
     verdict: Verdict | None = Field(
-        description="Of a finished job with `accept_if`; its artifacts are there either way. Null without limits."
+        description="Whether a finished job keeps its `accept_if`; it has artifacts either way. Null without limits."
     )
     error: JobError | None
     created_at: datetime

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 def event_id(header: str) -> int:
-    """Of a ``Last-Event-ID`` header. Raises Problem 400."""
+    """The number in a ``Last-Event-ID`` header. Raises Problem 400."""
     if header.isascii() and header.isdecimal() and len(header) <= 19 and int(header) <= MAX_SEQ:
         return int(header)
     raise Problem(problems.MALFORMED_REQUEST, "Last-Event-ID: the number of an event is needed")

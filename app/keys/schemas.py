@@ -33,7 +33,7 @@ class KeyQuery(PageQuery):
 
 class KeyRotation(Strict):
     keep_previous_s: Annotated[int, Field(strict=True, ge=0, le=30 * 24 * 3600), WHOLE] = Field(
-        default=24 * 3600, description="For so long the key before opens the same."
+        default=24 * 3600, description="Seconds for which the previous key stays valid."
     )
 
 

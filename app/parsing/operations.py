@@ -40,7 +40,7 @@ class Job:
 
     @property
     def path(self) -> Path:
-        """Of the first file."""
+        """The path of the first file."""
         return Path(f"/proc/self/fd/{self.files[0]}")
 
     def ask(self, name: str, *arguments: Any) -> bytes:

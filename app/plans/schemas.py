@@ -45,7 +45,7 @@ class ResolvedInputs(BaseModel):
     """What names that can move point to now; a job made of the plan keeps to it."""
 
     model_commit: str | None
-    model_fingerprint: str | None = Field(description="Of a local model, which has no commit.")
+    model_fingerprint: str | None = Field(description="Fingerprint of a local model, which has no commit.")
     dataset_commit: str | None
     dataset_sha256: str | None
 
@@ -78,7 +78,7 @@ class BlockSize(BaseModel):
 
 
 class SizeView(BaseModel):
-    """Of all tensors. Exact, unless what is measured during the run decides how many bits some groups get."""
+    """Bytes of all tensors. Exact, unless what is measured during the run decides how many bits some groups get."""
 
     exact: bool
     bytes_before: int
@@ -96,7 +96,7 @@ class Duration(BaseModel):
     likely: float
     most: float
     basis: Literal["measured", "shipped"] = Field(
-        description="Blocks of your finished jobs, or what the service came with."
+        description="What the times rest on: measured blocks of your finished jobs, or the service's own rates."
     )
     blocks_measured: int
 
@@ -129,10 +129,10 @@ class PlacementView(BaseModel):
 
 
 class RowsView(BaseModel):
-    rows: int | None = Field(description="Of the dataset; null where only the job will know.")
+    rows: int | None = Field(description="Rows of the dataset; null where only the job will know.")
     rows_used: int
     tokens_per_row: float = Field(
-        description="Of the first rows, by the model's tokenizer, or judged by text lengths; or assumed."
+        description="Counted in the first rows by the model's tokenizer, or judged by text lengths, or assumed."
     )
     tokens_off_by: float = Field(description="The factor by which that may be off, either way.")
     tokens_counted: bool = Field(default=False, description="By the model's tokenizer.")
@@ -239,9 +239,9 @@ class WorkerFit(BaseModel):
 class _Planned(BaseModel):
     object: Literal["plan"] = "plan"
     digest: Digest
-    accepted: bool = Field(description="Nothing was known that would refuse the job.")
+    accepted: bool = Field(description="No reason is known to refuse the job.")
     refusals: list[RefusalView]
-    warnings: list[WarningView] = Field(default=[], description="None of them refuses the job.")
+    warnings: list[WarningView] = Field(default=[], description="Warnings, which do not refuse the job.")
     model: dict[str, Any]
     calibration: dict[str, Any]
     scheme: str

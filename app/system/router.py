@@ -40,8 +40,8 @@ async def readyz(deps: ServiceDep, response: Response) -> Readiness:
     responses={**documented(problems.UNAUTHENTICATED), 200: {"content": {"text/plain": {}}}},
 )
 async def metrics(request: Request, deps: ServiceDep, feed: FeedDep) -> Response:
-    """Prometheus text. While the database is away its figures are missing or NaN: no old number stands for now. With
-    `QE_METRICS_TOKEN` it is for who sends that as a bearer token."""
+    """Prometheus text. While the database is away, figures that come from it are missing or NaN, never old. Where
+    `QE_METRICS_TOKEN` is set, the request must send it as a bearer token."""
     _check_token(request, deps.settings.metrics_token)
     text = await service.metrics(deps, followers=feed.followers)
     return Response(text, media_type=CONTENT_TYPE_LATEST)

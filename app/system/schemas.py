@@ -27,7 +27,7 @@ class PlaceView(BaseModel):
     scheme: str
     bits: float = Field(description="Stored per quantized weight.")
     kl: float = Field(description="To the full-precision model, nats per token.")
-    cpu_seconds: int = Field(description="Of the fit.")
+    cpu_seconds: int = Field(description="Seconds of the fit.")
 
 
 class MethodView(BaseModel):
@@ -60,7 +60,7 @@ class WorkerView(BaseModel):
         description="`ready`; `stopped`: it takes no job until somebody has looked at it; `resting`: not those of some "
         "tenants, whose jobs failed there one after the other."
     )
-    state_reason: str | None = Field(description="Of a stopped one.")
+    state_reason: str | None = Field(description="Reason, where the worker is stopped or resting.")
     job_id: str | None = Field(description="The job it holds, when it is the caller's.")
     started_at: datetime
     seen_at: datetime

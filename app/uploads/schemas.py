@@ -23,8 +23,8 @@ class NewUpload(Strict):
 
 
 class CompleteUpload(Strict):
-    sha256: Annotated[str, StringConstraints(pattern=patterns.SHA256)] = Field(description="Of the whole file.")
-    expires_at: Timestamp | None = Field(default=None, description="Of the dataset.")
+    sha256: Annotated[str, StringConstraints(pattern=patterns.SHA256)] = Field(description="Digest of the whole file.")
+    expires_at: Timestamp | None = Field(default=None, description="When the dataset expires.")
 
 
 class PartView(OfRow):
@@ -38,10 +38,10 @@ class UploadView(BaseModel):
     object: Literal["upload"] = "upload"
     name: str | None
     parts: list[PartView] = Field(description="Those that have arrived; send the others to go on.")
-    bytes: int = Field(description="Of all parts that have arrived.")
+    bytes: int = Field(description="Bytes of all parts that have arrived.")
     most_parts: int = MOST_PARTS
     most_part_bytes: int = MOST_PART_BYTES
-    most_bytes: int = Field(description="Of the whole file.")
+    most_bytes: int = Field(description="Bytes that the whole file may have.")
     expires_at: datetime
 
     @classmethod

@@ -45,10 +45,10 @@ class Period(BaseModel):
 
     start: datetime
     jobs_created: int = 0
-    jobs_succeeded: int = Field(default=0, description="That ended in this period, like the next two.")
+    jobs_succeeded: int = Field(default=0, description="Jobs that ended in this period, like the next two.")
     jobs_failed: int = 0
     jobs_cancelled: int = 0
-    worker_seconds: float = Field(default=0.0, description="Of attempts that began in this period.")
+    worker_seconds: float = Field(default=0.0, description="Seconds of attempts that began in this period.")
     gpu_seconds: float = Field(default=0.0, description="The part of it on workers with a GPU.")
     bytes_added: int = Field(default=0, description="Datasets that are still there, and artifacts.")
 
@@ -71,7 +71,7 @@ class Limits(BaseModel):
     stored_bytes: int
     queued_jobs: int
     running_jobs: int | None = Field(description="More than that wait; none is refused.")
-    requests_per_minute: int | None = Field(description="Of one key.")
+    requests_per_minute: int | None = Field(description="Requests of one key.")
 
 
 class Usage(BaseModel):

@@ -60,7 +60,7 @@ class Telemetry:
         self.followers = Gauge("qe_event_followers", "Open event streams of this process.", registry=self.registry)
         self.workers = Gauge("qe_workers_alive", "Workers heard of within one lease.", registry=self.registry)
         self.stopped_workers = Gauge(
-            "qe_workers_stopped", "Of the workers alive, those that take no job any more.", registry=self.registry
+            "qe_workers_stopped", "Workers that are alive and take no job any more.", registry=self.registry
         )
 
 

@@ -131,7 +131,7 @@ class DeliveryView(BaseModel):
 class DeliveryAttempt(OfRow):
     number: int
     at: datetime = Field(description="When it ended.")
-    status_code: int | None = Field(description="Of the endpoint's answer; null when none came.")
+    status_code: int | None = Field(description="Status of the endpoint's answer; null when none came.")
     error: str | None
     milliseconds: int
 

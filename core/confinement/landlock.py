@@ -31,7 +31,7 @@ READS = READ_FILE | READ_DIR
 
 
 def version() -> int:
-    """Of Landlock in this kernel; 0 where there is none, or where it is switched off."""
+    """The version of Landlock in this kernel; 0 where there is none, or where it is switched off."""
     if sys.platform != "linux":
         return 0
     found: int = ctypes.CDLL(None, use_errno=True).syscall(CREATE_RULESET, None, 0, ASK_VERSION)

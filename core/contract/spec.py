@@ -68,8 +68,8 @@ class Options(_Strict):
 
     method_version: Literal[1, 2, 3] | None = Field(
         default=None,
-        description="Whose defaults the other options have; the newest when the job is made. 1 repeats a job from "
-        "before there were versions, 2 one with ranks of a fixed size.",
+        description="The version of the method whose defaults the other options have; the newest when the job is made. "
+        "1 repeats a job from before there were versions, 2 one with ranks of a fixed size.",
     )
     group_size: GroupSize | None = None
     shared_rank: Annotated[int, Field(strict=True, ge=0, le=1024), WHOLE] | None = None
@@ -129,7 +129,8 @@ class JobSpec(_Strict):
         "`no_worker`. Without it a job waits until somebody cancels it.",
     )
     priority: Annotated[int, Field(strict=True, ge=-100, le=100), WHOLE] = Field(
-        default=0, description="Of your waiting jobs those with the highest are taken first; nobody else's wait longer."
+        default=0,
+        description="Your waiting jobs with the highest are taken first; no other tenant waits longer for it.",
     )
     device: Annotated[str, StringConstraints(min_length=1, max_length=60, pattern=patterns.LINE)] | None = Field(
         default=None,

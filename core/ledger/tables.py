@@ -113,7 +113,7 @@ class Job(Base):
     method: Mapped[str]
     scheme: Mapped[str]
     dataset: Mapped[str | None]
-    """Of ``spec``; a trigger fills it."""
+    """The dataset that ``spec`` names; a trigger fills the column."""
     device: Mapped[str | None]
     """The class of device that it asks for: ``cpu``, ``gpu``, or a part of a GPU's name."""
     needs_host_cpu: Mapped[int | None] = mapped_column(BigInteger)
@@ -150,7 +150,7 @@ class Job(Base):
     """What the runner last said: current group, samples observed."""
 
     plan: Mapped[dict[str, Any] | None]
-    """What was estimated when the job was made: ``{"digest", "seconds_per_block": {device: s}, …}``."""
+    """The estimate from when the job was made: ``{"digest", "seconds_per_block": {device: s}, …}``."""
 
     forked_from: Mapped[str | None]
     """The job whose files this one may take over; it may be gone by now."""
@@ -165,7 +165,7 @@ class Job(Base):
     error: Mapped[dict[str, Any] | None]
     """``{"code", "message", "retryable"}`` of a failed job."""
     artifact_bytes: Mapped[int | None] = mapped_column(BigInteger)
-    """Of all files of a finished job."""
+    """Bytes of all files of a finished job."""
     event_seq: Mapped[int] = mapped_column(BigInteger, server_default="0")
     """Sequence number of the job's last event; dense from 1."""
 
@@ -339,11 +339,11 @@ class Worker(Base):
     host: Mapped[str]
     device: Mapped[str]
     memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
-    """Of the machine or its container; null where the worker could not tell."""
+    """Memory of the machine or its container; null where the worker could not tell."""
     device_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
-    """Of the smallest of its GPUs; null without one."""
+    """Memory of the smallest of its GPUs; null without one."""
     free_disk_bytes: Mapped[int | None] = mapped_column(BigInteger)
-    """Of its work directory."""
+    """Free space of its work directory."""
     cores: Mapped[int | None] = mapped_column(Integer)
     started_at: Mapped[datetime] = _now()
     seen_at: Mapped[datetime] = _now()
@@ -463,7 +463,8 @@ class TenantLimits(Base):
     max_running_jobs: Mapped[int | None] = mapped_column(Integer)
     max_stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
     weight: Mapped[int | None] = mapped_column(Integer)
-    """Of workers it may hold so many for each one of a tenant of weight 1, while both have jobs that wait."""
+    """The tenant's share of the workers: while both have waiting jobs, it may hold this many for each one that a tenant
+    of weight 1 holds."""
 
 
 class ServiceSecret(Base):
@@ -502,14 +503,14 @@ class Retention(Base):
 
     tenant: Mapped[str] = mapped_column(primary_key=True)
     jobs_days: Mapped[int | None] = mapped_column(Integer)
-    """Of finished jobs with all that belongs to them, from their end."""
+    """Days that a finished job is kept with all that belongs to it, from its end."""
     events_days: Mapped[int | None] = mapped_column(Integer)
-    """Of a finished job's events but the last."""
+    """Days that the events of a finished job are kept, all but the last."""
     layers_days: Mapped[int | None] = mapped_column(Integer)
-    """Of the reports of a finished job's blocks."""
+    """Days that the reports of a finished job's blocks are kept."""
     audit_days: Mapped[int | None] = mapped_column(Integer)
     deliveries_days: Mapped[int | None] = mapped_column(Integer)
-    """Of webhooks' finished deliveries."""
+    """Days that finished deliveries of webhooks are kept."""
     events_until: Mapped[datetime | None]
     """Events of jobs that had ended by then are gone; the keeper goes on from there."""
     layers_until: Mapped[datetime | None]

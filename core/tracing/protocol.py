@@ -42,7 +42,7 @@ class Span(Protocol):
 
 class Tracing(Protocol):
     def request(self, method: str, headers: Mapping[str, str]) -> Span:
-        """Of a request, below the span that its ``traceparent`` names."""
+        """The span of a request, below the span that its ``traceparent`` names."""
 
     def attempt(
         self,
@@ -53,11 +53,11 @@ class Tracing(Protocol):
         carrier: Mapping[str, str] | None,
         began: float | None = None,
     ) -> Span:
-        """Of one attempt at a job, and parts of it, below a short span ``attempt started``, and that below the request
+        """The span of one attempt at a job. Its parent is a short span ``attempt started``, whose parent is the request
         that made the job. Without ``began`` the attempt begins now and its start is sent at once, so that the trace of
-        a running job hangs together. The ids of both follow from job and number: whoever learns that an attempt is over
-        can end it (``began``: Unix seconds), although its worker is gone; it then lies below the request itself, for
-        nobody knows whether that worker's start was sent."""
+        a running job hangs together. The ids of both spans follow from job and number. So whoever learns that an
+        attempt is over can end its span, although its worker is gone (``began``: Unix seconds). That span lies below
+        the request itself, because nobody knows whether the worker's start was sent."""
 
     def close(self) -> None:
         """Send what is left, if that is a matter of moments."""

@@ -107,7 +107,8 @@ class _Capture:
     def take_variants(self) -> None:
         """Capture held-out rows with other images.
 
-        A variant that the model cannot take, or lays out differently, is left out: it is our row, not the user's.
+        A variant that the model cannot take, or lays out differently, is left out without a warning: the run made
+        it, not the user.
         """
         for variant in image_variants(self._to_vary):
             stop_if(self._context.should_stop, "while calibrating; a later run begins anew")

@@ -64,10 +64,10 @@ class Choice:
 
 
 def open_rows(path: Path, *, split: str = "train", follow_links: bool = True) -> RowFile:
-    """A JSONL, JSON or Parquet file, or a directory as Hugging Face datasets have it. ``follow_links``: of images, also
-    out of the directory of their file.
+    """A JSONL, JSON or Parquet file, or a directory as Hugging Face datasets have it. ``follow_links``: an image may be
+    a link to a file elsewhere.
 
-    Raises InvalidCalibration when there is nothing to read, or a row of text is none.
+    Raises InvalidCalibration when there is nothing to read, or a text file holds something else than rows.
     """
     if path.is_dir():
         files = _dataset_files(path, split)

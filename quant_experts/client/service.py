@@ -43,7 +43,7 @@ class ServiceOperations(Operations):
 
     @operation
     def hub_token(self) -> Operation[HubTokenView]:
-        """Whose token models and datasets of the hub are fetched with; never the token."""
+        """Which token fetches from the hub, the tenant's or the service's; never the token itself."""
         return self._send(account_requests.hub_token())
 
     @operation

@@ -178,7 +178,7 @@ def _audio(figures: FiguresView) -> str:
 
 
 def _text(content: object) -> str:
-    """Of a message, on one line; an image is a mark."""
+    """The text of a message, on one line; an image is a mark."""
     if isinstance(content, str):
         return printable(content)[:200]
     parts = content if isinstance(content, list) else []

@@ -27,7 +27,7 @@ DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.command("inspect", short_help="Say what is in a checkpoint: bits, layers, quality.")
 @click.argument("directory", metavar="OUT", required=False, type=DIRECTORY)
 @click.option("--model", metavar="DIR", type=DIRECTORY, help="A model directory instead: its stacks and input groups.")
-@click.option("--vision", type=click.Choice(["keep", "quantize"]), default="keep", help="Of --model: also its tower.")
+@click.option("--vision", type=click.Choice(["keep", "quantize"]), default="keep", help="With --model: its tower too.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
 def command(directory: Path | None, model: Path | None, vision: Literal["keep", "quantize"], as_json: bool) -> None:
     """Say what the checkpoint OUT holds.

@@ -26,7 +26,7 @@ SCOPES = (
 )
 """Scopes that this version knows, for the help; the service checks them."""
 
-tenant_option = click.option("--tenant", metavar="NAME", help="Of another tenant: with the bootstrap key alone.")
+tenant_option = click.option("--tenant", metavar="NAME", help="Another tenant; only the bootstrap key may name one.")
 
 
 @click.group("keys", short_help="List, make, rotate and revoke API keys.")

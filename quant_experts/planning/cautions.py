@@ -38,7 +38,8 @@ def cautions_of(shapes: Shapes, recipe: Recipe, size: Size) -> tuple[Caution, ..
 
 
 def cautions_of_scheme(recipe: Recipe) -> tuple[Caution, ...]:
-    """What holds whatever the model is, for who has no plan: integers of 8 bits and their scales are more than 8."""
+    """The cautions that hold for every model, where there is no plan: integers of 8 bits and their scales take more
+    than 8 bits per weight."""
     if recipe.scheme == AUTO or recipe.bits[0] < MOST_BITS:
         return ()
     fewer = f"W{FEWER_BITS[-1]}A{recipe.bits[1]}"

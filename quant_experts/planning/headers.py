@@ -154,8 +154,8 @@ def assemble(
 
 
 def processor_of(present: Collection[str], read_whole: Callable[[str], bytes]) -> dict[str, Any]:
-    """What is said of images, in one piece. It only makes an estimate better, so that a file that cannot be read is
-    none."""
+    """Settings of the model's image processor, from whichever files hold them. They only make an estimate better: a
+    file that cannot be read counts as absent."""
 
     def read(name: str) -> dict[str, Any]:
         try:

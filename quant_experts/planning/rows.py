@@ -117,7 +117,7 @@ def _counted(
 
 
 def _spread(tokens: Sequence[int], counted: Counted, *, whole: bool) -> float:
-    """What is left to be wrong: the rows that were not looked at, and what the template writes."""
+    """The factor by which the mean may be off, for the rows that were not looked at and what the template writes."""
     if not counted.counted:
         return SAMPLED_SPREAD
     varies = statistics.pstdev(tokens) / statistics.fmean(tokens) / math.sqrt(len(tokens))

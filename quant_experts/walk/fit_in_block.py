@@ -89,7 +89,8 @@ def _with_adapters_in_bf16(
     observation: GroupObservation,
     scale_dtype: torch.dtype,
 ) -> tuple[float | None, float | None]:
-    """Error and stored bits per weight of the same group without int8 adapters; None where it has none."""
+    """Error and stored bits per weight of the same group with adapters in bfloat16; None for a group without int8
+    adapters."""
     other = fitted.in_bf16
     if other is None:
         return None, None

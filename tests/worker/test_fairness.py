@@ -135,7 +135,7 @@ def test_a_full_tenants_jobs_cost_the_claim_of_others_nothing(workshop: Workshop
 
 
 @pytest.mark.parametrize(
-    ("needs", "place", "taken"),
+    ("needs", "resources", "taken"),
     [
         ({"needs_device": 30 * GB}, WorkerResources("NVIDIA A10", 64 * GB, 24 * GB), False),
         ({"needs_device": 30 * GB}, WorkerResources("NVIDIA H200", 64 * GB, 140 * GB), True),

@@ -49,7 +49,7 @@ SWEEP_LOCK = 0x7165_7377
 SWEEP_SECONDS = 600.0
 EXPLAIN_SECONDS = 15.0
 JOIN_SECONDS = 5.0
-"""Of a sweep that is under way when the keeper is to stop; it is safe to break off anywhere."""
+"""A sweep that is under way when the keeper stops has this long to end; it is safe to break off anywhere."""
 
 Notify = Callable[[str], object]
 """False: nobody hears."""
@@ -143,7 +143,7 @@ def sweep_away(connection: Connection, storage: Storage, settings: Settings) -> 
         "artifacts of deleted jobs": lambda: removal.remove_artifacts_of_deleted(connection, storage),
         "deleted artifacts": lambda: removal.remove_objects(connection, storage),
         "logs": lambda: sweep.drop_logs(settings.resolved_home / "logs"),
-        "attempts' objects looked for": lambda: sweep.drop_dead_artifacts(connection, storage),
+        "objects of dead attempts": lambda: sweep.drop_dead_artifacts(connection, storage),
     }
     for what, sweep_once in sweeps.items():
         try:

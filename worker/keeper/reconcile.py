@@ -119,7 +119,7 @@ PROMISES = (
     " FROM datasets WHERE id > %(first)s AND status = 'ready' AND key IS NOT NULL ORDER BY id LIMIT %(rows)s",
 )
 ROWS = 5000
-"""Of one statement: a table of any size is read in parts, each long before its time limit."""
+"""Rows of one statement: a table of any size is read in parts, each long before its time limit."""
 
 
 def _promises(connection: Connection) -> Iterator[dict[str, Any]]:

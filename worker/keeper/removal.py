@@ -40,7 +40,7 @@ def remove_deleted_jobs(connection: Connection, storage: Storage, *, dead_second
 
 
 def remove_artifacts_of_deleted(connection: Connection, storage: Storage) -> int:
-    """Of deleted jobs whose blocks are still needed, the artifacts: they are most of the bytes."""
+    """Remove the artifacts of deleted jobs whose blocks are still needed: they are most of the bytes."""
     rows = connection.execute(
         "SELECT DISTINCT job_id, artifacts.attempt FROM jobs JOIN artifacts ON artifacts.job_id = jobs.id"
         " WHERE deleted_at IS NOT NULL LIMIT %s",

@@ -53,7 +53,8 @@ WITH alive AS MATERIALIZED (
             ' device memory, %%s of memory and %%s of disk; the most that one has is %%s, %%s and %%s',
             {size_text("needs_device")}, {size_text("coalesce(needs_host_cuda, needs_host_cpu)")},
             {size_text("needs_disk")}, {size_text("(SELECT max(device_memory_bytes) FROM alive)")},
-            {size_text("(SELECT max(memory_bytes) FROM alive)")}, {size_text("(SELECT max(free_disk_bytes) FROM alive)")}))
+            {size_text("(SELECT max(memory_bytes) FROM alive)")},
+            {size_text("(SELECT max(free_disk_bytes) FROM alive)")}))
     END AS reason FROM kinds WHERE EXISTS (SELECT FROM alive)
 )
 UPDATE jobs SET waiting = found.reason FROM (

@@ -18,7 +18,7 @@ from worker.ledger.connection import Connection
 NEWEST_WEIGHT = 0.3
 """Weight of the newest block in the moving average of seconds per block."""
 RECENT = 16
-"""Of the last blocks, for the files that a new one supersedes."""
+"""Rows of the last blocks, for the files that a new one supersedes."""
 
 
 def record_block(

@@ -1,7 +1,7 @@
 """How a worker claims a job: tenants take turns, and each gives its first job.
 
-Passed over are tenants that hold enough workers, and jobs that this worker cannot hold or does not understand, that
-it has just failed while others live, or that fit an idle worker with a smaller device.
+A tenant that holds enough workers is passed over. So is a job that this worker has no room for or does not understand,
+one that it has just failed while other workers live, and one that fits an idle worker with a smaller device.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ LIMIT 1 FOR UPDATE OF turn"""
 """The tenant that holds the fewest workers for its weight, and of those the one that was served longest ago. One step
 of ``ix_jobs_turn`` for each tenant with jobs that wait, however many they are."""
 LOOKS = (20, 2000)
-"""So many jobs of the tenant are looked at, first those and then these, for one that this worker may have."""
+"""How many of the tenant's first jobs ``CLAIM`` looks at for one that this worker can take: few, and if none of them
+fits, many."""
 SERVED = "UPDATE tenant_turns SET served_at = clock_timestamp() WHERE tenant = %s"
 SAY_UNDERSTOOD = "SELECT set_config('qe.spec_version', %s, true)"
 """For this transaction: a trigger refuses the claims of old code, which does not look at the version."""
@@ -112,7 +113,8 @@ def claim(
 
 
 def _turn(connection: Connection, values: Mapping[str, Any], passed: Sequence[str]) -> DictRow | None:
-    """``tenant most`` of whose turn it is, locked; first one for whom nobody else claims at this moment."""
+    """The row ``tenant most`` of the tenant whose turn it is, locked. A tenant for whom another worker claims at this
+    moment is passed over, unless there is no other."""
     connection.execute(SAY_UNDERSTOOD, (str(values["understood"]),))
     given = {"most": values["most"], "passed": list(passed)}
     return (

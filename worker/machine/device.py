@@ -107,7 +107,7 @@ COPIES_SECONDS = 600.0
 
 
 def _bytes_of_copies(home: Path) -> int:
-    """Of a few minutes ago: it walks the directories. Raises OSError."""
+    """Bytes of the copies of hub models, at most ten minutes old, because it walks the directories. Raises OSError."""
     at, known = _copies.get(home, (-COPIES_SECONDS, 0))
     if time.monotonic() - at < COPIES_SECONDS:
         return known

@@ -68,7 +68,7 @@ def unfit(settings: Settings) -> str | None:
 
 @dataclass
 class Health:
-    """Of one worker process."""
+    """What one worker process knows of its own health."""
 
     probe: Probe = lambda kind, device: probe_device(kind, device)
     clock: Callable[[], float] = time.monotonic
@@ -99,7 +99,7 @@ class Health:
         return [tenant for tenant, until in self._pauses.items() if until > self.clock()]
 
     def resting(self) -> str | None:
-        """That some tenants are passed over, in words for the ledger; None when none is."""
+        """Why the jobs of some tenants are passed over, in words for the ledger; None when none are."""
         passed = self.passed_over()
         if not passed:
             return None

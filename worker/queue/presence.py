@@ -1,4 +1,4 @@
-"""That a worker lives: told to the ledger, for people to look at, and to the heartbeat file, for health checks."""
+"""Tell that a worker is alive: the ledger, for people to look at, and the liveness file, for health checks."""
 
 from __future__ import annotations
 

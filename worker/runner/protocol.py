@@ -2,8 +2,8 @@
 
 Up, on the runner's own copy of stdout: what the library's progress events say, then one last word, ``finished``,
 ``stopped`` or ``error``. Down, on stdin: ``stored N`` when block N is in the ledger and its files are in storage; the
-runner waits for it before the next block. ``stop``, and the end of the stream, ask the runner to stop. This file imports
-nothing of the library, so that the supervisor reads its events without loading torch.
+runner waits for it before the next block. ``stop``, and the end of the stream, ask the runner to stop. This file
+imports nothing of the library, so that the supervisor reads its events without loading torch.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class BlockLine(_Message):
     stack: str | None = None
     index: int | None = None
     part: str | None = None
-    """Where the model has several stacks of blocks: this block's, and its number there; behind the blocks None, and
-    what it is (``merger``, ``projector``)."""
+    """Only of models with several stacks of blocks. ``stack``: the one that this block belongs to; ``index``: its
+    number there. A part behind the stack's blocks has no index, and its name is ``part``: ``merger``, ``projector``."""
     at: float | None = None
     """When the block was finished, as above."""
 

@@ -131,7 +131,7 @@ def finished_blocks(files: list[dict[str, Any]], storage: RetryingStorage, to: P
 
 
 class _Here(Exception):
-    """What a branch points to now is on this machine already."""
+    """The commit that the branch points to now is on this machine already."""
 
     def __init__(self, commit: str) -> None:
         super().__init__(commit)

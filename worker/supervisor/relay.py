@@ -21,9 +21,10 @@ from worker.supervisor.retrying_storage import RetryingStorage
 from worker.supervisor.spans import RunnerSpans, last_error
 
 AFTERWARDS = 0.25
-"""Of the seconds that a runner took to start: until it has ended and its files are stored and counted."""
+"""What comes after a runner's forecast, as a share of the seconds that it took to start: it ends, and its files are
+stored and counted."""
 PROGRESS_SECONDS = 1.0
-"""Between two writes of progress that is only to be looked at."""
+"""Seconds between two writes of progress that people only look at."""
 
 
 class Stalled(Exception):
@@ -55,7 +56,7 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Of the step in hand: what a kill would cost."""
+        """Seconds of the step in hand: what a kill would cost."""
         return monotonic() - self._began_at
 
     def check(self) -> None:

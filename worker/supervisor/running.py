@@ -30,7 +30,8 @@ class Run:
 
 
 def run(attempt: Attempt, relay: Relay, job_file: Path) -> Run:
-    """Start the runner on ``job_file`` and relay what it says until it ends. Raises what the lease raises."""
+    """Start the runner on ``job_file`` and relay what it says until it ends. Raises Lost, CancelRequested and
+    TimedOut, as the lease does."""
     context = attempt.context
     home = job_file.parent / "home"
     (home / "tmp").mkdir(parents=True)

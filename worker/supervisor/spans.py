@@ -29,8 +29,8 @@ class RunnerSpans:
         self._phase = self._attempt.child(line.phase, {"qe.total": line.total}, began=line.at)
 
     def block(self, line: protocol.BlockLine, final_error: float | None) -> Span:
-        """Of a block that was computed, with its parts one after another as they were timed; to be ended when it is
-        stored."""
+        """The span of a block that was computed, with its parts one after another as they were timed. The caller ends
+        it when the block is stored."""
         at = time.time() if line.at is None else line.at
         attributes = {"qe.block": line.block, "qe.blocks": line.blocks, "qe.seconds": line.seconds}
         span = self._attempt.child("block", {**attributes, "qe.error": final_error}, began=at - line.seconds)
@@ -50,5 +50,5 @@ class RunnerSpans:
 
 
 def last_error(means: Mapping[str, float]) -> float | None:
-    """Of a block, after its last stage."""
+    """Mean error of a block, after its last stage."""
     return list(means.values())[-1] if means else None

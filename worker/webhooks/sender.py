@@ -22,7 +22,7 @@ import h11
 from core.contract.webhook_url import Address, BadUrl, Target, is_public, read_url
 
 MOST_ANSWER_BYTES = 16 * 1024
-"""Of status line and header fields; the body is not read."""
+"""Bytes of status line and header fields; the body is not read."""
 READ_BYTES = 4096
 USER_AGENT = "quant-experts-webhooks/1"
 SECRET_PREFIX = "whsec_"  # noqa: S105 -- the form, not a secret

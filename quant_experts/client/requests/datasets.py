@@ -11,7 +11,7 @@ from quant_experts.client.views.datasets import DatasetView, FiguresView, PartVi
 SECONDS_OF_CHECKING = 900.0
 """Before the answer to an upload the service reads every row."""
 SECONDS_OF_COUNTING = 180.0
-"""Of a model's tokens, in all rows of a dataset."""
+"""Before its answer the service counts a model's tokens in all rows of a dataset."""
 
 
 def upload(name: str, content: bytes, *, expires_at: datetime | None) -> Request[DatasetView]:

@@ -45,7 +45,7 @@ class Limits(View):
     queued_jobs: int
     running_jobs: int | None
     requests_per_minute: int | None
-    """Of one key."""
+    """Requests of one key."""
 
 
 class Usage(View):
@@ -90,7 +90,7 @@ class RetentionView(View):
 
 
 class HubTokenView(View):
-    """Whose token models and datasets of the hub are fetched with."""
+    """Which token fetches models and datasets from the hub: the tenant's or the service's."""
 
     source: str
     """``tenant``: its own; ``service``: the operator's, for all tenants without one; ``none``."""

@@ -105,7 +105,7 @@ class TokensView(View):
 
 
 class FiguresView(View):
-    """Of all rows of a dataset."""
+    """Figures of all rows of a dataset."""
 
     rows: int
     rows_with_images: int

@@ -30,7 +30,8 @@ class Progress(View):
     blocks_total: int | None
     seconds_per_block: float | None
     fraction: float | None = None
-    """Of the job's time, all phases together, 0 to 1; None while it is not known, and of an earlier service."""
+    """Share of the job's time that has passed, all phases together, 0 to 1; None while it is not known, and of an
+    earlier service."""
     eta_seconds: float | None
     """Until the end of the job; None while it is not known."""
     current: dict[str, Any]

@@ -31,7 +31,10 @@ max_wait_option = click.option(
     "--max-wait", "max_wait_s", type=int, metavar="S", help="Seconds that it may wait for a worker.  [default: any]"
 )
 priority_option = click.option(
-    "--priority", type=click.IntRange(-100, 100), metavar="N", help="Of your own waiting jobs, the highest first."
+    "--priority",
+    type=click.IntRange(-100, 100),
+    metavar="N",
+    help="Your own waiting jobs with the highest go first.",
 )
 device_option = click.option("--device", metavar="CLASS", help='Only on such a device: "cpu", "gpu", or "H100".')
 idempotency_option = click.option(

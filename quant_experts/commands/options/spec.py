@@ -86,7 +86,9 @@ CHOICE = (
 """Scheme and method."""
 REFINEMENTS = (
     click.option("--smoothing", metavar="NAME", help="Smoothing instead of the preset's."),
-    click.option("--smoothquant-alpha", type=Finite(), metavar="F", help="Of smoothquant, 0 to 1.  [default: 0.5]"),
+    click.option(
+        "--smoothquant-alpha", type=Finite(), metavar="F", help="Exponent of smoothquant, 0 to 1.  [default: 0.5]"
+    ),
     click.option("--rounding", metavar="NAME", help="Rounding instead of the preset's."),
     click.option("--reconstruction", metavar="NAME", help="Reconstruction instead of the preset's."),
     click.option("--samples", type=int, metavar="N", help="Calibration rows to use.  [default: 128]"),
@@ -182,7 +184,7 @@ def refining_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def names_of_spec_options() -> set[str]:
-    """Of the arguments that a command with ``spec_options`` gets from them."""
+    """The spec, from the arguments that a command with ``spec_options`` gets."""
     made = click.command("any")(spec_options(lambda **_: None))
     return {parameter.name for parameter in made.params if parameter.name}
 
