@@ -80,7 +80,13 @@ def test_both_accept_the_same_schemes(weight_bits: int, activation_bits: int) ->
     assert (contract.SCHEME_PATTERN.fullmatch(text) is not None) == known
 
 
-FINGERPRINTS = {1: "04e607055fa14cc4", 2: "1074e618878dea4e", 3: "012b45d240fbf992", 4: "05aa5a272f4f16dd"}
+FINGERPRINTS = {
+    1: "04e607055fa14cc4",
+    2: "1074e618878dea4e",
+    3: "012b45d240fbf992",
+    4: "05aa5a272f4f16dd",
+    5: "5c6b8d4addf70cfb",
+}
 """Version of the spec → what it may say."""
 
 

@@ -29,7 +29,7 @@ from core.contract import spec as contract
 from quant_experts.spec.methods import PLACES
 
 PRESETS = [
-    ("Best quality", "W4A16, balanced", {"scheme": "W4A16", "method": "balanced"}),
+    ("Best quality", "W4A16, best", {"scheme": "W4A16", "method": "best"}),
     ("Balanced", "W4A8, balanced", {"scheme": "W4A8", "method": "balanced"}),
     ("Smallest", "W3A16, balanced", {"scheme": "W3A16", "method": "balanced"}),
 ]

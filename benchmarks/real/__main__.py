@@ -36,6 +36,8 @@ RUNS: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("gptq", {"method": "gptq"}),
         ("fast", {"method": "fast"}),
         ("balanced", {"method": "balanced"}),
+        ("best", {"method": "best"}),
+        ("best, without experts", {"method": "best", "reconstruction": "none"}),
     ],
     "W5A16": [("rtn, groups of 64, max grid", PLAIN)],
     "W6A16": [("rtn, groups of 64, max grid", PLAIN)],

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from quant_experts.fit.problem import GroupProblem
 from quant_experts.fit.quantizer import encode, largest_integer, weight_scales
+from quant_experts.spec.specification import QuantizationSpec
 
 SHRINKS = tuple(0.70 + 0.025 * step for step in range(19))
 """0.70 to 1.15. Beyond 1 the range is wider than the weights: 8/7 is the ``max`` grid of 4 bits."""
@@ -40,6 +41,12 @@ class WeightGrid:
         return encode(weight, self.scales, self.low, self.high, self.group_size)
 
 
+def code_range(spec: QuantizationSpec) -> tuple[int, int]:
+    """The lowest and the highest code of a weight."""
+    high = largest_integer(spec.bits.weight_bits)
+    return (-high if spec.weight_grid == "max" else -high - 1), high
+
+
 def grid_of(
     problem: GroupProblem, weight: Tensor, scale: Tensor | None = None, shrinks: Sequence[float] = SHRINKS
 ) -> WeightGrid:
@@ -49,13 +56,13 @@ def grid_of(
     ``scale`` (d,) if there is one.
     """
     bits, size, dtype = problem.spec.bits.weight_bits, problem.group_size, problem.scale_dtype
-    high = largest_integer(bits)
+    low, high = code_range(problem.spec)
     if problem.spec.weight_grid == "max":
-        return WeightGrid(weight_scales(weight, bits, size, dtype), -high, high, size)
+        return WeightGrid(weight_scales(weight, bits, size, dtype), low, high, size)
     moment = problem.second_moment.diagonal()
     importance = moment if scale is None else moment / scale.square()
     scales = searched_scales(weight, bits, size, importance, dtype, shrinks=shrinks)
-    return WeightGrid(scales, -high - 1, high, size)
+    return WeightGrid(scales, low, high, size)
 
 
 def searched_scales(

@@ -100,7 +100,12 @@ def _fit(group: Group, recipe: Recipe, kept: int, held: int) -> int:
     matrix, moment, sample = 4 * group.weights, 4 * group.width**2, 4 * kept * group.width
     smoothed = recipe.smoothing != "none"
     working = matrix * (4.25 + smoothed) + sample * (0.25 + smoothed) + moment * smoothed
-    rounding = {"gptq": 7 * moment + 3 * matrix, "obq": 7 * moment + 2**28 + 2 * matrix}.get(recipe.rounding, 0)
+    scales = 4 * group.rows * (group.width // recipe.group_size_for(group.width)) ** 2
+    rounding = {
+        "gptq": 7 * moment + 3 * matrix,
+        "descent": max(7 * moment + 3 * matrix, moment + 6 * matrix + 2 * scales),
+        "obq": 7 * moment + 2**28 + 2 * matrix,
+    }.get(recipe.rounding, 0)
     adapters = 0.0
     if recipe.reconstruction != "none":
         adapters = matrix

@@ -28,6 +28,8 @@ PASSES = 14
 SEARCH, SEARCH_ON_TRIAL = 65, 17
 """As many more where the weight grid is searched, in full and for a scale on trial."""
 REFINE_STEPS = 1600
+SWEEPS = 3
+"""Of rounding ``descent``; each of them multiplies the weights with the moment four times."""
 
 FEWEST_MEASURED = 3
 """Blocks that a calibration needs."""
@@ -153,10 +155,13 @@ def _fit_work(group: Group, recipe: Recipe, fit: float, held: float) -> tuple[fl
     moved = matrix * PASSES * (trials + 2) + 4.0 * fit * d * 8
     if recipe.weight_grid == "searched":
         moved += matrix * (SEARCH + SEARCH_ON_TRIAL * trials)
-    if recipe.rounding == "gptq":
+    if recipe.rounding in ("gptq", "descent"):
         work += 4.0 * d**3 + 2.0 * out * d**2
         moved += matrix * 128
-    elif recipe.rounding == "obq":
+    if recipe.rounding == "descent":
+        work += SWEEPS * 8.0 * out * d**2
+        moved += SWEEPS * matrix * 128
+    if recipe.rounding == "obq":
         work += 2.0 * out * d**3
         moved += matrix * d
     ranks = ranks_in(group, recipe)

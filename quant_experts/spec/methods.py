@@ -12,6 +12,7 @@ from typing import Any
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "fast": {"smoothing": "none", "rounding": "rtn", "reconstruction": "none"},
     "balanced": {"smoothing": "search", "rounding": "gptq", "reconstruction": "qe", "exempt": False},
+    "best": {"smoothing": "search", "rounding": "descent", "reconstruction": "qe", "exempt": False},
     "rtn": {"smoothing": "none", "rounding": "rtn", "reconstruction": "none"},
     "smoothquant": {"smoothing": "smoothquant", "rounding": "rtn", "reconstruction": "none"},
     "awq": {"smoothing": "awq", "rounding": "rtn", "reconstruction": "none"},

@@ -8,7 +8,7 @@ import pytest
 
 from quant_experts.calibration import collate, image_variants
 from quant_experts.evaluation import next_token as evaluation
-from quant_experts.fit.rounding import obq
+from quant_experts.fit.rounding import descent, obq
 from quant_experts.fit.smoothing import _trial, search
 from quant_experts.planning import disk, memory, recipe, row_tokens, seconds
 from quant_experts.planning.recipe import Recipe
@@ -33,6 +33,7 @@ def test_what_was_not_given_keeps_its_default() -> None:
 
 def test_the_constants_that_sizes_memory_and_time_follow_are_those_of_the_library() -> None:
     assert recipe.OBQ_WIDTH == obq.WIDTH_LIMIT
+    assert seconds.SWEEPS == descent.SWEEPS
     assert recipe.LEVELS == mixed_precision.LEVELS
     assert row_tokens.MOST_TOKENS == collate.MOST_TOKENS
     assert memory.HELD_OUT_TOKENS == observe.HELD_OUT_TOKENS

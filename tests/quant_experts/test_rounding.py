@@ -19,7 +19,7 @@ def _output_error(problem: GroupProblem, rounded: rounding.Rounded, exempt: torc
     return float(((rest @ problem.second_moment) * rest).sum())
 
 
-@pytest.mark.parametrize("choice", ["rtn", "gptq"])
+@pytest.mark.parametrize("choice", ["rtn", "gptq", "descent"])
 @pytest.mark.parametrize("group_size", [32, 64])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_codes_stay_on_the_grid_and_exempt_columns_are_zero(choice: str, group_size: int, bits: int) -> None:
@@ -45,6 +45,40 @@ def test_gptq_leaves_less_output_error_than_round_to_nearest(group_size: int) ->
         for choice in ("rtn", "gptq")
     }
     assert errors["gptq"] < 0.8 * errors["rtn"]
+
+
+def _correlated(width: int, **options: object) -> GroupProblem:
+    x, vision = mixture(900, width=width)
+    mixing = torch.randn(width, width, generator=torch.Generator().manual_seed(4)) / width**0.5
+    return problem_of(x @ mixing, vision, weights(width=width), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_descent_leaves_less_output_error_than_gptq_and_each_step_less_than_the_one_before(
+    bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = _correlated(2 * BLOCK, group_size=64, scheme=f"W{bits}A16")
+    exempt = torch.zeros(problem.width, dtype=torch.bool)
+    exempt[[3, 130]] = True
+    errors = [_output_error(problem, rounding.get("gptq").round_weights(problem, exempt), exempt)]
+    for sweeps in (1, 2, 3):
+        monkeypatch.setattr("quant_experts.fit.rounding.descent.SWEEPS", sweeps)
+        errors.append(_output_error(problem, rounding.get("descent").round_weights(problem, exempt), exempt))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.95 * errors[0]
+
+
+def test_descent_survives_inputs_and_weights_of_zeros() -> None:
+    layers = weights()
+    for weight in layers.values():
+        weight[0] = 0
+        weight[1:3, :32] = 0
+    problem = problem_of(torch.zeros(10, 64), torch.zeros(10, dtype=torch.bool), layers, group_size=32)
+    exempt = torch.zeros(64, dtype=torch.bool)
+    rounded = rounding.get("descent").round_weights(problem, exempt)
+    assert torch.isfinite(rounded.scales).all()
+    assert bool((rounded.scales != 0).all())
+    assert int(rounded.codes[0].abs().max()) == 0
 
 
 def test_gptq_with_uncorrelated_inputs_is_round_to_nearest() -> None:

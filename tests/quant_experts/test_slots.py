@@ -23,7 +23,7 @@ def test_the_slots_offer_what_the_presets_name() -> None:
 
 @pytest.mark.parametrize("name", ["magic", "", "../rtn", "__init__", "rtn.quantize"])
 def test_an_unknown_choice_is_refused_with_the_list(name: str) -> None:
-    with pytest.raises(InvalidSpec, match=r"rounding .* is not known; choose one of gptq, obq, rtn"):
+    with pytest.raises(InvalidSpec, match=r"rounding .* is not known; choose one of descent, gptq, obq, rtn"):
         rounding.get(name)
 
 
