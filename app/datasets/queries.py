@@ -18,8 +18,7 @@ from app.web.lookup import get_owned
 from app.web.paging import Signer, page_of
 from app.web.problems import Problem
 from core.ledger.tables import Dataset, Job
-
-UPLOADED = "ds_"
+from quant_experts.spec.prefixes import UPLOADED
 
 
 async def get_dataset(session: AsyncSession, *, tenant: str, dataset_id: str, lock: bool = False) -> Dataset:

@@ -24,7 +24,7 @@ from app.db.pipeline import transaction_of
 from app.db.tenancy import find_owned
 from app.deps import Service
 from app.hub_tokens.service import token_of
-from app.models.files import LOCAL, ModelText, read_model_text
+from app.models.files import ModelText, read_model_text
 from app.parsing import Died, parse
 from app.parsing.children import Callbacks
 from app.parsing.operations import AUDIO, CHECK, IMAGE, PAGE, STATISTICS, Operation, bounds_of
@@ -43,6 +43,7 @@ from core.ledger.tables import Dataset
 from core.settings import Settings
 from core.storage import ObjectMissing, Storage
 from quant_experts.planning.errors import HubUnavailable, Unreadable
+from quant_experts.spec.prefixes import LOCAL
 
 Found = TypeVar("Found")
 WAV = "audio/wav"

@@ -19,13 +19,14 @@ from app.web.problems import Problem
 from core import tracing
 from core.contract.events import EventType
 from core.contract.ids import new_id
+from core.contract.local_model import NoLocalModel, local_directory
 from core.contract.spec import JobSpec
 from core.contract.versions import stored
 from core.ledger import transitions
 from core.logs import EXTRA
 from core.settings import Settings
+from quant_experts.spec.prefixes import LOCAL
 
-LOCAL = "local/"
 CREATE = f"{transitions.CREATE} RETURNING {columns_of(JobRow)}"
 FIRST_EVENT = f"""
 INSERT INTO events (job_id, seq, type, data) VALUES (%(job_id)s, 1, '{EventType.CREATED}', %(data)s)
@@ -108,14 +109,11 @@ def _or_null(value: Mapping[str, Any] | None) -> Jsonb | None:
 
 
 def _check_local_model(model_id: str, root: Path | None) -> None:
-    """``local/<directory>`` must be a directory directly below the model root, after links are resolved."""
-    if root is None:
-        detail = "this service has no local models: QE_MODEL_ROOT is not set"
-    elif not root.is_dir():
+    """Raises Problem 422 when the service sees its local models and this one is not among them."""
+    if root is not None and not root.is_dir():
         return  # the root is mounted only at the worker, which checks it
-    else:
-        directory = (root / model_id.removeprefix(LOCAL)).resolve()
-        if directory.is_dir() and directory.is_relative_to(root.resolve()):
-            return
-        detail = f"no directory {model_id.removeprefix(LOCAL)!r} below the service's model root"
-    raise Problem(problems.MODEL_NOT_FOUND, detail, errors=[{"pointer": "/model/id", "detail": detail}])
+    try:
+        local_directory(model_id, root)
+    except NoLocalModel as error:
+        detail = str(error)
+        raise Problem(problems.MODEL_NOT_FOUND, detail, errors=[{"pointer": "/model/id", "detail": detail}]) from None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.parsing.children import Callbacks
-from core.contract.local_model import model_fingerprint
+from core.contract.local_model import NoLocalModel, local_directory, model_fingerprint
 from core.contract.spec import ModelRef
 from core.settings import Settings
 from quant_experts.planning.counting import TOKENIZER
@@ -16,8 +16,8 @@ from quant_experts.planning.errors import Unreadable
 from quant_experts.planning.hub import HubFiles, resolve_dataset
 from quant_experts.planning.local import LocalFiles
 from quant_experts.planning.text_files import READ
+from quant_experts.spec.prefixes import LOCAL
 
-LOCAL = "local/"
 HUB_SECONDS = 30.0
 
 
@@ -74,27 +74,24 @@ def _fetched(read: Callable[[str], bytes], name: str) -> bytes | Unreadable:
         return error
 
 
-def local_directory(model_id: str, root: Path | None) -> Path | None:
+def visible_directory(model_id: str, root: Path | None) -> Path | None:
     """The directory of ``local/<name>``; None when the root is mounted where the workers are, and not here.
 
     Raises Unreadable.
     """
-    name = model_id.removeprefix(LOCAL)
-    if root is None:
-        raise Unreadable("model_not_found", "this service has no local models: QE_MODEL_ROOT is not set")
-    if not root.is_dir():
+    if root is not None and not root.is_dir():
         return None
-    directory = (root / name).resolve()
-    if "/" in name or not directory.is_dir() or not directory.is_relative_to(root.resolve()):
-        raise Unreadable("model_not_found", f"no directory {name!r} below the service's model root")
-    return directory
+    try:
+        return local_directory(model_id, root)
+    except NoLocalModel as error:
+        raise Unreadable("model_not_found", str(error)) from None
 
 
 def read_model(model: ModelRef, settings: Settings, *, token: str | None = None) -> ModelFiles | None:
     """The files of a model, unparsed. ``token``: for the hub. None for a local model that only the workers see. Blocks.
     Raises Unreadable, HubUnavailable."""
     if model.id.startswith(LOCAL):
-        directory = local_directory(model.id, settings.model_root)
+        directory = visible_directory(model.id, settings.model_root)
         if directory is None:
             return None
         try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from app.models.files import LOCAL, local_directory
+from app.models.files import visible_directory
 from app.models.schemas import LocalModel, ModelList
 from app.parsing import Died, parse
 from app.parsing.operations import CONFIGS, Config
@@ -17,6 +17,7 @@ from core.contract.spec import ModelId
 from core.settings import Settings
 from quant_experts.planning.errors import Unreadable
 from quant_experts.planning.families import FAMILIES, ORIGINALS
+from quant_experts.spec.prefixes import LOCAL
 
 MOST_MODELS = 500
 MOST_CONFIG_BYTES = 1 << 20
@@ -47,7 +48,7 @@ def _directories(root: Path) -> dict[str, Path]:
         model_id = LOCAL + name
         try:
             _MODEL_ID.validate_python(model_id)
-            directory = local_directory(model_id, root)
+            directory = visible_directory(model_id, root)
         except (ValidationError, Unreadable):
             continue
         assert directory is not None

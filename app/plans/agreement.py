@@ -8,9 +8,9 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.datasets.queries import UPLOADED, ready_dataset
+from app.datasets.queries import ready_dataset
 from app.db.engine import release
-from app.models.files import LOCAL, read_model
+from app.models.files import read_model
 from app.plans.queries import stored_plan
 from app.plans.schemas import JobRequest, ResolvedInputs, errors_of
 from app.plans.service import DECIDES, Planned, deciding_fields, estimated, fleet_of, stored_estimate
@@ -22,6 +22,7 @@ from core.ledger.tables import Dataset
 from core.settings import Settings
 from core.storage import Storage
 from quant_experts.planning.errors import Refusal, Unreadable
+from quant_experts.spec.prefixes import LOCAL, UPLOADED
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.access.auth import Caller
 from app.datasets.expiry import unusable_reason
-from app.datasets.queries import UPLOADED, ready_dataset
+from app.datasets.queries import ready_dataset
 from app.db.engine import release
 from app.deps import Service
 from app.hub_tokens.service import token_of
-from app.models.files import LOCAL, ModelFiles, dataset_commit, read_model
+from app.models.files import ModelFiles, dataset_commit, read_model
 from app.plans.capacity import fits_of, memory_refusal
 from app.plans.estimation import estimate
 from app.plans.queries import PLAN_LIFETIME, measured_ratios, stored_plan, workers_alive
@@ -35,6 +35,7 @@ from core.storage import Storage
 from quant_experts.planning.errors import HubUnavailable, Refusal, Unreadable
 from quant_experts.planning.plan import Plan, digest_of
 from quant_experts.planning.recipe import Recipe
+from quant_experts.spec.prefixes import LOCAL, UPLOADED
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 DECIDES = ("model", "calibration", "scheme", "method", "options", "target")
@@ -142,7 +143,7 @@ async def estimated(
     """The plan and the workers that fit. Adds to ``refusals``. Raises HubUnavailable."""
     workers = fleet.workers
     if model is None:
-        return None, fits_of(workers, None)
+        return None, fits_of(workers, None, spec.device)
     try:
         plan = await estimate(
             model,
@@ -155,10 +156,10 @@ async def estimated(
         )
     except Unreadable as error:
         refusals.append(error.refusal)
-        return None, fits_of(workers, None)
-    fits = fits_of(workers, plan)
+        return None, fits_of(workers, None, spec.device)
+    fits = fits_of(workers, plan, spec.device)
     refusals += plan.refusals
-    too_small = memory_refusal(fits)
+    too_small = memory_refusal(workers, plan, spec.device)
     if too_small is not None:
         refusals.append(too_small)
     return plan, fits

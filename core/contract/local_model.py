@@ -1,6 +1,6 @@
-"""What tells a local model from another under the same name: it has no commit.
+"""Where a local model is, and what tells it from another under the same name: it has no commit.
 
-API and worker ask the same question, so that a job made from a plan runs on the files that were planned, or not at all.
+API and worker ask the same questions, so that a job made from a plan runs on the files that were planned or not at all.
 """
 
 from __future__ import annotations
@@ -8,8 +8,26 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from quant_experts.spec.prefixes import LOCAL
+
 SAMPLE_BYTES = 1 << 16
 PATTERNS = ("config.json", "*.safetensors", "*.safetensors.index.json")
+
+
+class NoLocalModel(Exception):
+    """There is no such directory; the message says why."""
+
+
+def local_directory(model_id: str, root: Path | None) -> Path:
+    """``local/<directory>`` → the directory directly below ``root``, links followed. Raises NoLocalModel."""
+    name = model_id.removeprefix(LOCAL)
+    if root is None:
+        raise NoLocalModel("there are no local models here: QE_MODEL_ROOT is not set")
+    below = root.resolve()
+    directory = (below / name).resolve()
+    if "/" in name or directory == below or not directory.is_relative_to(below) or not directory.is_dir():
+        raise NoLocalModel(f"no directory {name!r} below the model root")
+    return directory
 
 
 def model_fingerprint(directory: Path) -> str:

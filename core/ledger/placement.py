@@ -1,8 +1,10 @@
-"""Does a job fit a worker? One SQL condition compares what the job needs with what the worker has."""
+"""Does a job fit a worker? ``fits`` compares what the job needs with what the worker has in SQL, for the claim and the
+keeper; ``misfit`` does the same in Python, for plans, and says what is missing. A test holds the two together."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 ROOM = 0.95
 """Share of a worker's memory that a job may need; the rest is for the system."""
@@ -20,6 +22,53 @@ class WorkerResources:
 
 
 UNBOUNDED = WorkerResources("cpu")
+
+
+@dataclass(frozen=True)
+class JobNeeds:
+    """What a job asks for: a class of device, and bytes; None where it is not known or does not matter."""
+
+    device: str | None = None
+    host_cpu: int | None = None
+    """Memory of the machine, when it runs on a CPU."""
+    host_cuda: int | None = None
+    """Memory of the machine, when it runs on a GPU."""
+    device_memory: int | None = None
+    disk: int | None = None
+
+
+class Misfit(StrEnum):
+    """What a worker lacks."""
+
+    DEVICE = "device"
+    DEVICE_MEMORY = "device_memory"
+    MEMORY = "memory"
+    DISK = "disk"
+
+
+def misfit(needs: JobNeeds, worker: WorkerResources) -> Misfit | None:
+    """What the worker lacks for the job first of all; None when the job fits. What is None on either side decides
+    nothing."""
+    on_cpu = worker.device == "cpu"
+    if not _is_of_class(worker.device, needs.device):
+        return Misfit.DEVICE
+    if not on_cpu and _exceeds(needs.device_memory, worker.device_memory, ROOM):
+        return Misfit.DEVICE_MEMORY
+    if _exceeds(needs.host_cpu if on_cpu else needs.host_cuda, worker.memory, ROOM):
+        return Misfit.MEMORY
+    return Misfit.DISK if _exceeds(needs.disk, worker.free_disk, 1.0) else None
+
+
+def _is_of_class(device: str, asked: str | None) -> bool:
+    if asked == "cpu":
+        return device == "cpu"
+    if asked == "gpu":
+        return device != "cpu"
+    return asked is None or asked.lower() in device.lower()
+
+
+def _exceeds(needed: int | None, there: int | None, share: float) -> bool:
+    return needed is not None and there is not None and needed > share * there
 
 
 def fits(job: str, *, device: str, memory: str, device_memory: str, free_disk: str) -> str:

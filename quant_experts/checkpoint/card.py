@@ -9,6 +9,7 @@ from quant_experts.report.charts import numbers
 from quant_experts.report.charts.sentences import CALIBRATION, IMAGES, added_bytes, bought, few_tokens, memory, verdict
 from quant_experts.report.charts.warning_list import warning_list
 from quant_experts.report.data import ModelQuality, QualityReport
+from quant_experts.spec.prefixes import LOCAL
 from quant_experts.spec.specification import QuantizationSpec
 
 IMAGE_REPLY = """\
@@ -179,7 +180,7 @@ def _perplexity(quality: ModelQuality, value: float) -> str:
 
 
 def _metadata(report: QualityReport, spec: QuantizationSpec, kind: _Kind) -> str:
-    on_a_hub = report.model.count("/") == 1 and not report.model.startswith("local/")
+    on_a_hub = report.model.count("/") == 1 and not report.model.startswith(LOCAL)
     base = f"base_model: {report.model}\nbase_model_relation: quantized\n" if on_a_hub else ""
     return (
         f"---\nlibrary_name: transformers\npipeline_tag: {kind.task}\n{base}"

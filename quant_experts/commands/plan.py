@@ -37,9 +37,9 @@ from quant_experts.planning.recipe import Recipe
 from quant_experts.planning.rows import Rows, counted_text, parsed_parquet, sampled_rows, unknown_rows
 from quant_experts.planning.shapes import Shapes
 from quant_experts.planning.text_files import TextFiles
+from quant_experts.spec.prefixes import LOCAL
 
 SAMPLED_ROWS = 64
-LOCAL = "local/"
 
 
 class Unavailable(QuantExpertsError):

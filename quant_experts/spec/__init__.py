@@ -4,4 +4,5 @@ Needs pydantic alone and imports nothing of the project. The library, the planne
 that each table stands once.
 Read in this order: ``schemes``, ``slots``, ``methods`` (presets and defaults), ``choices`` (mixed precision, target,
 limits), ``ranks``, ``specification``. ``limits``: of the rows that a run reads.
+``prefixes``: of names that are not on the hub.
 """

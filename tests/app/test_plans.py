@@ -286,6 +286,22 @@ async def test_a_job_that_no_worker_can_hold_is_refused_before_it_waits(api: Api
     assert ok(await api.client.post("/v1/jobs", json=body), 201)["plan"]["memory"]["cpu"]["host"] > 500_000_000
 
 
+async def test_a_plan_looks_at_the_class_of_device_and_the_disk_as_a_claim_does(api: Api, tmp_path: Path) -> None:
+    body = job_body(model={"id": "local/tiny"}, calibration={"dataset": await upload(api, tmp_path)}, device="gpu")
+    add_worker(api, "cpu", memory=500_000_000)
+
+    alone = await plan(api, body)
+    add_worker(api, "NVIDIA T4", memory=64_000_000_000, on_device=64_000_000_000)
+    api.execute("UPDATE workers SET free_disk_bytes = 1000 WHERE device = 'NVIDIA T4'")
+    both = await plan(api, body)
+
+    assert alone["accepted"], "it waits for a worker of the class"
+    assert both["accepted"], "a disk is not full for ever"
+    assert [(kind["device"], kind["fits"]) for kind in both["workers"]] == [("cpu", False), ("NVIDIA T4", False)]
+    assert "of class gpu, and this is cpu" in both["workers"][0]["reason"]
+    assert "of free disk, NVIDIA T4 has 1,000 B" in both["workers"][1]["reason"]
+
+
 async def test_minutes_come_from_blocks_that_were_measured_here(api: Api, tmp_path: Path) -> None:
     body = job_body(model={"id": "local/tiny"}, calibration={"dataset": await upload(api, tmp_path)})
     shipped = (await plan(api, body))["estimate"]["placements"][0]["seconds"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from core.ledger.placement import WorkerResources
+from core.ledger.placement import JobNeeds, WorkerResources, misfit
 from tests.worker.conftest import Workshop
 from worker.keeper.waiting import explain_waiting
 from worker.ledger import claims, workers
@@ -156,7 +156,11 @@ def test_a_worker_takes_what_it_can_hold(
     workshop: Workshop, needs: dict[str, Any], resources: WorkerResources, taken: bool
 ) -> None:
     queue(workshop, "a", **needs)
+    names = {"needs_device": "device_memory", "needs_host_cpu": "host_cpu", "needs_host_cuda": "host_cuda"}
+    asked = JobNeeds(**{names.get(name, name.removeprefix("needs_")): value for name, value in needs.items()})
+
     assert (take(workshop, resources=resources) is not None) == taken
+    assert (misfit(asked, resources) is None) == taken, "the plan says otherwise"
 
 
 def test_a_small_job_is_left_to_the_smaller_idle_device_for_a_moment(workshop: Workshop) -> None:

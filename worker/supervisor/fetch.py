@@ -21,11 +21,12 @@ from typing import Any
 
 from core.contract.errors import FailureCode
 from core.contract.ids import new_id
-from core.contract.local_model import model_fingerprint
+from core.contract.local_model import NoLocalModel, local_directory, model_fingerprint
 from core.secret import BadSeal, open_hub_token
 from core.settings import Settings
 from core.storage import ObjectMissing
 from quant_experts.files import file_digest
+from quant_experts.spec.prefixes import LOCAL
 from worker import process
 from worker.machine.hub_copies import ARRIVING, COMMIT, PARTIAL
 from worker.supervisor.lease import Lease, Lost, TimedOut, monotonic
@@ -33,8 +34,6 @@ from worker.supervisor.retrying_storage import RetryingStorage
 
 logger = logging.getLogger(__name__)
 
-LOCAL = "local/"
-UPLOADED = "ds_"
 SUFFIXES = {"jsonl": ".jsonl", "parquet": ".parquet"}
 LOOK_SECONDS = 1.0
 """How often to look whether a download still grows."""
@@ -50,20 +49,15 @@ class FetchFailed(Exception):
 
 def local_model(model_id: str, root: Path | None) -> Path:
     """``local/<directory>`` → the directory directly below ``root``, links followed, or FetchFailed."""
-    name = model_id.removeprefix(LOCAL)
-    if root is None:
-        raise FetchFailed(FailureCode.MODEL_NOT_FOUND, f"model {model_id!r}: this worker has no QE_MODEL_ROOT")
-    below = root.resolve()
-    directory = (below / name).resolve()
-    if "/" in name or directory == below or not directory.is_relative_to(below) or not directory.is_dir():
-        raise FetchFailed(
-            FailureCode.MODEL_NOT_FOUND, f"model {model_id!r}: no directory {name!r} below the model root"
-        )
+    try:
+        directory = local_directory(model_id, root)
+    except NoLocalModel as error:
+        raise FetchFailed(FailureCode.MODEL_NOT_FOUND, f"model {model_id!r}: {error}") from None
     if closed := _closed_to_us(directory):
         raise FetchFailed(
             FailureCode.INVALID_MODEL,
-            f"model {model_id!r}: {closed.relative_to(below)} cannot be read by the worker's user {os.geteuid()}:"
-            f" chmod --recursive a+rX {name}",
+            f"model {model_id!r}: {closed.relative_to(directory.parent)} cannot be read by the worker's user"
+            f" {os.geteuid()}: chmod --recursive a+rX {model_id.removeprefix(LOCAL)}",
         )
     return directory
 

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from core.settings import Settings
+from quant_experts.spec.prefixes import LOCAL, UPLOADED
 from worker.ledger import attempts as ledger
 from worker.ledger import claims
 from worker.runner import protocol
@@ -27,7 +28,7 @@ def prepare(attempt: Attempt) -> protocol.RunnerJob:
     access = partial(_access, writer, claim, settings)
     hub = fetch.Hub(settings, attempt.lease, attempt.log, context.draining, access)
     commit: str | None = None
-    if spec.model.id.startswith(fetch.LOCAL):
+    if spec.model.id.startswith(LOCAL):
         model = fetch.local_model(spec.model.id, settings.model_root)
         fetch.check_fingerprint(spec.model.id, model, claim.progress.get("model_fingerprint"))
     else:
@@ -35,7 +36,7 @@ def prepare(attempt: Attempt) -> protocol.RunnerJob:
         revision = claim.progress.get("model_commit") or spec.model.revision
         model, commit = hub.bring("model", spec.model.id, revision, partial(_pin, writer, "model_commit"))
     dataset = spec.calibration.dataset
-    if dataset.startswith(fetch.UPLOADED):
+    if dataset.startswith(UPLOADED):
         row = writer.read(ledger.dataset, tenant=claim.tenant, dataset_id=dataset)
         rows = fetch.uploaded_rows(dataset, row, attempt.storage, directory)
     else:
