@@ -42,7 +42,7 @@ from app.uploads.parts import bytes_of_tenant
 from app.uploads.router import router as uploads
 from app.uploads.schemas import MOST_PART_BYTES
 from app.usage.router import router as usage
-from app.web import problems
+from app.web import error_handlers, problems
 from app.web.head_requests import HeadMiddleware
 from app.web.limiter import TenantLimiter
 from app.web.openapi.examples import add_examples
@@ -121,7 +121,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(TelemetryMiddleware, telemetry=telemetry)
     # Not left to uvicorn's options, so that the setting holds however the API is started.
     app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=settings.trusted_proxies)
-    problems.register(app)
+    error_handlers.register(app)
     pages.register(app)
     routers = (
         plans,

@@ -6,7 +6,6 @@ import contextlib
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Any
 import httpx
 
 from quant_experts.client import Client
+from worker.embedded.servers import free_port
 from worker.process import start
 
 START_SECONDS = 90
@@ -62,7 +62,7 @@ class Service:
 @contextlib.contextmanager
 def running_service(directory: Path) -> Iterator[Service]:
     """``qe serve`` on a free port with its data in ``directory``; stopped, with all it started, on the way out."""
-    key, port = f"qe_{secrets.token_urlsafe(32)}", _free_port()
+    key, port = f"qe_{secrets.token_urlsafe(32)}", free_port()
     environment = {
         **os.environ,
         "QE_HOME": str(directory / "home"),
@@ -104,9 +104,3 @@ def _wait_until_ready(client: httpx.Client, serve: subprocess.Popen[bytes], log:
                 return
         time.sleep(0.1)
     raise SystemExit(f"the service did not start; the end of {log}:\n" + "\n".join(log.read_text().splitlines()[-15:]))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

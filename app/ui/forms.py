@@ -7,7 +7,8 @@ from typing import Any
 
 from starlette.datastructures import FormData
 
-from app.web.problems import Problem, sentence
+from app.web.error_handlers import sentence
+from app.web.problems import Problem
 
 
 def values_of(form: FormData, names: Iterable[str]) -> dict[str, str]:

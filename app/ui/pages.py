@@ -25,6 +25,7 @@ from app.ui import history
 from app.ui.navigation import menu
 from app.ui.sign_in import USER, SignInRequired, User
 from app.web import problems
+from app.web.error_handlers import sentence
 from app.web.negotiation import choose
 from app.web.problems import Problem
 
@@ -58,7 +59,7 @@ class Page(APIRoute):
             except Problem as problem:
                 response = problem_page(request, problem)
             except RequestValidationError as error:
-                detail = "; ".join(f"{item['loc'][-1]}: {problems.sentence(item)}" for item in error.errors()[:3])
+                detail = "; ".join(f"{item['loc'][-1]}: {sentence(item)}" for item in error.errors()[:3])
                 response = problem_page(request, Problem(problems.INVALID_REQUEST, detail))
             except (OperationalError, InterfaceError, PoolTimeout) as error:
                 log.error("database unavailable: %s", error)

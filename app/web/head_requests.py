@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.web.error_handlers import has_route
 from app.web.kernel_copy import STATE
-from app.web.problems import has_route
 
 
 class HeadMiddleware:

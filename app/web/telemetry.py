@@ -14,7 +14,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.web.problems import BODY_TOO_LARGE, MALFORMED_REQUEST, Problem, problem_response, unhandled
+from app.web.error_handlers import problem_response, unhandled
+from app.web.problems import BODY_TOO_LARGE, MALFORMED_REQUEST, Problem
 from core import tracing
 from core.logs import EXTRA, said_of
 

@@ -24,9 +24,17 @@ class FailureCode(StrEnum):
     NO_WORKER = "no_worker"
     """No worker took it within its ``max_wait_s``."""
     NO_PROGRESS = "no_progress"
-    """Three attempts in a row ended without a new block."""
+    """``QE_BARREN_ATTEMPTS`` attempts in a row ended without a new block."""
     INTERNAL = "internal"
     """A fault of ours; the message carries what the log needs."""
+
+    @classmethod
+    def of(cls, text: str) -> FailureCode:
+        """The code that another process wrote; INTERNAL for one that is not known here."""
+        try:
+            return cls(text)
+        except ValueError:
+            return cls.INTERNAL
 
 
 RETRYABLE = frozenset(

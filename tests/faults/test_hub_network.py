@@ -18,6 +18,8 @@ from tests.faults.troubled_hub import FIRST, SECOND, Answer, Cut, Hub, Slow, tro
 from tests.worker.conftest import Workshop
 from worker.machine import hub_copies
 from worker.supervisor import fetch
+from worker.supervisor.hub_download import Access
+from worker.supervisor.hub_download import Hub as Download
 from worker.supervisor.lease import hold_lease
 from worker.supervisor.supervisor import work
 
@@ -117,7 +119,7 @@ def test_a_model_that_does_not_fit_on_the_disk_says_so_and_leaves_the_space(work
     quota = ("sh", "-c", 'ulimit -f 8192; exec "$@"', "sh", sys.executable, "-m", "quant_experts.model.hub")
     with hold_lease(workshop.settings, workshop.claim().ref, seconds_left=60) as lease:
         log, draining = workshop.stage / "log", threading.Event().is_set
-        bringing = fetch.Hub(workshop.settings, lease, log, draining, lambda: fetch.Access(None), command=quota)
+        bringing = Download(workshop.settings, lease, log, draining, lambda: Access(None), command=quota)
         with pytest.raises(fetch.FetchFailed, match="does not fit on this machine's disk") as caught:
             bringing.bring("model", "team/model", "main", [].append)
     assert caught.value.code == FailureCode.OUT_OF_DISK

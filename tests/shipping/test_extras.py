@@ -137,6 +137,7 @@ def test_worker(environment: MakeEnvironment) -> None:
         process.wait(30)
     for module in (
         "worker.supervisor.fetch",
+        "worker.supervisor.hub_download",
         "worker.supervisor.supervisor",
         "worker.runner.job",
         "quant_experts.run.quantize",

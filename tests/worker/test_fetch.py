@@ -18,7 +18,7 @@ from core.storage import LocalStorage
 from tests.services import wait_until
 from tests.worker.conftest import Workshop, alive
 from worker.ledger import attempts as ledger
-from worker.supervisor import fetch
+from worker.supervisor import fetch, hub_download
 from worker.supervisor.lease import CancelRequested, hold_lease
 
 KEY = "k" * 32
@@ -60,7 +60,7 @@ class HubStage:
         revision: str | None = None,
         *,
         draining: threading.Event | None = None,
-        access: fetch.Access | None = None,
+        access: hub_download.Access | None = None,
     ) -> tuple[Path, str]:
         self.script.with_suffix(".mode").write_text(mode)
         self.workshop.add_job()
@@ -68,9 +68,9 @@ class HubStage:
         with hold_lease(settings, self.workshop.claim().ref, seconds_left=60) as lease:
             log = self.script.with_suffix(".log")
             asked = (draining or threading.Event()).is_set
-            allowed = access or fetch.Access("hf_secret")
+            allowed = access or hub_download.Access("hf_secret")
             command = (sys.executable, str(self.script))
-            hub = fetch.Hub(settings, lease, log, asked, lambda: allowed, command=command)
+            hub = hub_download.Hub(settings, lease, log, asked, lambda: allowed, command=command)
             return hub.bring("model", "a/b", revision, self.resolved.append)
 
     def seen(self) -> dict[str, object]:
@@ -101,7 +101,7 @@ def test_what_a_tenants_own_token_opened_is_that_tenants_alone(hub: HubStage) ->
     """Also at a commit that the hub need not be asked for."""
     sealed = Seal(KEY, purpose=HUB_TOKENS).seal("hf_own", row="a")
     settings = hub.workshop.settings.model_copy(update={"hub_key": KEY, "hub_token": "hf_secret"})
-    own, all_others = fetch.Access.of("a", sealed, settings), fetch.Access.of("b", None, settings)
+    own, all_others = hub_download.Access.of("a", sealed, settings), hub_download.Access.of("b", None, settings)
     directory, _ = hub.bring("good", COMMIT, access=own)
     assert hub.seen()["token"] == "hf_own"
     with pytest.raises(fetch.FetchFailed, match="not on the hub"):
@@ -115,7 +115,7 @@ def test_a_token_that_cannot_be_opened_here_is_not_replaced_by_the_workers(works
     for key, tenant in ((None, "a"), ("another" * 8, "a"), (KEY, "b")):
         settings = workshop.settings.model_copy(update={"hub_key": key, "hub_token": "hf_secret"})
         with pytest.raises(ValueError, match="lacks the API's QE_HUB_KEY"):
-            fetch.Access.of(tenant, sealed, settings)
+            hub_download.Access.of(tenant, sealed, settings)
 
 
 def test_an_error_of_the_hub_keeps_its_code(hub: HubStage) -> None:
@@ -149,7 +149,7 @@ def test_a_cancelled_job_ends_its_download(hub: HubStage) -> None:
 def test_a_draining_worker_ends_its_download(hub: HubStage) -> None:
     draining = threading.Event()
     draining.set()
-    with pytest.raises(fetch.Draining):
+    with pytest.raises(hub_download.Draining):
         hub.bring("hang", draining=draining)
     # What has arrived is of use to the next attempt.
     assert hub.shelf() == [f"partial_{COMMIT}"]

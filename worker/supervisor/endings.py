@@ -16,9 +16,10 @@ from quant_experts.files import NO_SPACE
 from worker.ledger import attempts as ledger
 from worker.ledger.connection import Connection
 from worker.runner import protocol
-from worker.supervisor import fetch
 from worker.supervisor.attempt import Attempt
 from worker.supervisor.fenced_writer import FencedWriter
+from worker.supervisor.fetch import FetchFailed
+from worker.supervisor.hub_download import Draining
 from worker.supervisor.lease import CancelRequested, TimedOut
 from worker.supervisor.publish import Incomplete
 from worker.supervisor.retrying_storage import StorageFailed
@@ -93,7 +94,7 @@ def ending_of_run(settings: Settings, run: Run) -> Ending:
     """The ending after a runner that did not finish the checkpoint."""
     match run.last:
         case protocol.ErrorLine(code=text, message=message):
-            code = _failure_code(text)
+            code = FailureCode.of(text)
             if code in OWN_FAULTS:
                 return try_elsewhere(settings, code, message)
             return fail(code, message)
@@ -123,9 +124,9 @@ def ending_of_error(attempt: Attempt, error: Exception) -> Ending:
         case TimedOut():
             message = f"the job took longer than its timeout_s of {attempt.spec.timeout_s} seconds"
             return fail(FailureCode.TIMEOUT, message)
-        case fetch.FetchFailed(code=code) | StorageFailed(code=code):
+        case FetchFailed(code=code) | StorageFailed(code=code):
             return fail(code, str(error))
-        case fetch.Draining():
+        case Draining():
             return hand_back(str(error))
         case Incomplete():
             return fail(FailureCode.INVALID_CHECKPOINT, str(error))
@@ -135,10 +136,3 @@ def ending_of_error(attempt: Attempt, error: Exception) -> Ending:
     logger.error("%s: attempt %d failed in the supervisor", attempt.ref.job_id, attempt.ref.attempt, exc_info=error)
     message = f"{type(error).__name__} in the worker: {error}"
     return try_elsewhere(attempt.settings, FailureCode.INTERNAL, message)
-
-
-def _failure_code(text: str) -> FailureCode:
-    try:
-        return FailureCode(text)
-    except ValueError:
-        return FailureCode.INTERNAL

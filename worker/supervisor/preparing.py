@@ -15,7 +15,7 @@ from quant_experts.spec.prefixes import LOCAL, UPLOADED
 from worker.ledger import attempts as ledger
 from worker.ledger import claims
 from worker.runner import protocol
-from worker.supervisor import fetch
+from worker.supervisor import fetch, hub_download
 from worker.supervisor.attempt import Attempt
 from worker.supervisor.fenced_writer import FencedWriter
 
@@ -26,7 +26,7 @@ def prepare(attempt: Attempt) -> protocol.RunnerJob:
     context, claim, spec, writer = attempt.context, attempt.claim, attempt.spec, attempt.writer
     settings, directory = attempt.settings, attempt.directory
     access = partial(_access, writer, claim, settings)
-    hub = fetch.Hub(settings, attempt.lease, attempt.log, context.draining, access)
+    hub = hub_download.Hub(settings, attempt.lease, attempt.log, context.draining, access)
     commit: str | None = None
     if spec.model.id.startswith(LOCAL):
         model = fetch.local_model(spec.model.id, settings.model_root)
@@ -59,8 +59,8 @@ def prepare(attempt: Attempt) -> protocol.RunnerJob:
     )
 
 
-def _access(writer: FencedWriter, claim: claims.Claim, settings: Settings) -> fetch.Access:
-    return fetch.Access.of(claim.tenant, writer.read(ledger.hub_token, tenant=claim.tenant), settings)
+def _access(writer: FencedWriter, claim: claims.Claim, settings: Settings) -> hub_download.Access:
+    return hub_download.Access.of(claim.tenant, writer.read(ledger.hub_token, tenant=claim.tenant), settings)
 
 
 def _given(part: BaseModel) -> dict[str, Any]:
