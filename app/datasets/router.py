@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from app.datasets import queries, service
+from app.datasets import contents, queries, service
 from app.datasets.schemas import DatasetChanges, DatasetQuery, DatasetView, FiguresView, MediaIndex, RowNumber, RowPage
 from app.deps import DatasetsReader, DatasetsWriter, ServiceDep, SessionDep
 from app.web import problems
@@ -118,7 +118,7 @@ async def rows(
     limit: Annotated[int, Query(ge=1, le=50)] = 10,
 ) -> RowPage:
     """The rows as they were uploaded; images and audio are set apart, with a URL each."""
-    return await service.page_of_rows(request, caller, session, deps, dataset_id=dataset_id, after=after, limit=limit)
+    return await contents.page_of_rows(request, caller, session, deps, dataset_id=dataset_id, after=after, limit=limit)
 
 
 @router.get(
@@ -139,7 +139,7 @@ async def image(
     deps: ServiceDep,
 ) -> Response:
     """One image of a row, as it was uploaded."""
-    return await service.send_image(request, caller, session, deps, dataset_id=dataset_id, number=number, index=index)
+    return await contents.send_image(request, caller, session, deps, dataset_id=dataset_id, number=number, index=index)
 
 
 @router.get(
@@ -169,7 +169,7 @@ async def audio(
     deps: ServiceDep,
 ) -> Response:
     """One audio file of a row, as it was uploaded. Players ask for ranges of it."""
-    return await service.send_audio(request, caller, session, deps, dataset_id=dataset_id, number=number, index=index)
+    return await contents.send_audio(request, caller, session, deps, dataset_id=dataset_id, number=number, index=index)
 
 
 @router.get(
@@ -197,7 +197,7 @@ async def statistics(
 ) -> FiguresView:
     """How many rows, images and sounds, how large, how long, and how many tokens; one pass over the file."""
     reference = ModelRef(id=model, revision=revision) if model is not None else None
-    return await service.view_statistics(request, caller, session, deps, dataset_id=dataset_id, model=reference)
+    return await contents.view_statistics(request, caller, session, deps, dataset_id=dataset_id, model=reference)
 
 
 @router.delete("/{dataset_id}", status_code=204, responses=documented(problems.NOT_FOUND, problems.DATASET_IN_USE))

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.access.auth import Scope
-from app.datasets import queries, service
+from app.datasets import contents, queries, service
 from app.datasets.schemas import DatasetChanges, DatasetQuery, DatasetView, FiguresView, MediaIndex, RowNumber
 from app.datasets.upload import ExpiryFields
 from app.deps import Service, ServiceDep, SessionDep
@@ -116,7 +116,7 @@ async def image(
     session: SessionDep,
     deps: ServiceDep,
 ) -> Response:
-    return await service.send_image(
+    return await contents.send_image(
         request, user.caller, session, deps, dataset_id=dataset_id, number=number, index=index
     )
 
@@ -131,7 +131,7 @@ async def audio(
     session: SessionDep,
     deps: ServiceDep,
 ) -> Response:
-    return await service.send_audio(
+    return await contents.send_audio(
         request, user.caller, session, deps, dataset_id=dataset_id, number=number, index=index
     )
 
@@ -171,7 +171,7 @@ async def _one(
     view = DatasetView.of(row)
     shown: dict[str, Any] = {"rows": None, "figures": None, "after": after, "model": model, "unread": None}
     try:
-        shown["rows"] = await service.page_of_rows(
+        shown["rows"] = await contents.page_of_rows(
             request, user.caller, session, deps, dataset_id=dataset_id, after=after, limit=ROWS
         )
         shown["figures"] = await _statistics(request, dataset_id, user, session, deps, model, shown)
@@ -195,7 +195,7 @@ async def _statistics(
     """Statistics with the tokens of ``model``; estimated where it cannot be read. ``shown`` gets the reason."""
     if model:
         try:
-            return await service.view_statistics(
+            return await contents.view_statistics(
                 request, user.caller, session, deps, dataset_id=dataset_id, model=ModelRef(id=model)
             )
         except ValidationError:
@@ -204,7 +204,7 @@ async def _statistics(
             if problem.kind not in (problems.INVALID_MODEL, problems.HUB_UNAVAILABLE):
                 raise
             shown["unread"] = problem.detail
-    return await service.view_statistics(request, user.caller, session, deps, dataset_id=dataset_id)
+    return await contents.view_statistics(request, user.caller, session, deps, dataset_id=dataset_id)
 
 
 async def _page(

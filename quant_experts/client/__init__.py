@@ -36,7 +36,8 @@ from quant_experts.client.errors import (
     Unauthenticated,
     Unavailable,
 )
-from quant_experts.client.jobs import AsyncJob, AsyncPlan, Job, Plan
+from quant_experts.client.job import AsyncJob, Job
+from quant_experts.client.plans import AsyncPlan, Plan
 from quant_experts.client.upload_progress import UploadProgress
 from quant_experts.client.views.account import CreatedKey, HubTokenView, KeyView, Usage
 from quant_experts.client.views.comparisons import ComparedJob, ComparisonView

@@ -1,204 +1,35 @@
-"""Jobs and plans, and what can be done with them."""
+"""The jobs of a tenant: make, plan, list, change and follow them by their ids."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Generic, Required, TypedDict, TypeVar, Unpack
+from typing import Any, Generic, TypeVar, Unpack
 
-from pydantic import PrivateAttr
-
-from quant_experts.client.download import OnProgress, chosen, pull
-from quant_experts.client.effects import Item, Operation, Stream, last_of, run_blocking
+from quant_experts.client.download import OnProgress
+from quant_experts.client.effects import Item, Operation, Stream
+from quant_experts.client.job import (
+    AsyncJob,
+    Changes,
+    Files,
+    Job,
+    JobFields,
+    JobOperations,
+    Names,
+    layers_of,
+    pull_files,
+)
 from quant_experts.client.operation import Awaited, Blocking, Operations, bound, bound_entries, listing, operation
+from quant_experts.client.plans import AsyncPlan, Plan, PlanOperations
 from quant_experts.client.polling import SILENCE, follow_events
 from quant_experts.client.requests import jobs as requests
-from quant_experts.client.requests.base import Request
-from quant_experts.client.views.datasets import DatasetView
-from quant_experts.client.views.jobs import ArtifactView, AttemptView, EventView, JobView, LayerView
+from quant_experts.client.views.jobs import EventView, LayerView
 from quant_experts.client.views.plans import KeptPlanView, PlanView
 
 J = TypeVar("J", bound="JobOperations[Any]")
 PL = TypeVar("PL", bound="PlanOperations[Any]")
-Files = list[Path]
 _List = list
-
-
-class Names(TypedDict, total=False):
-    """What names, labels and judges a job, and decides nothing of what is computed."""
-
-    accept_if: Mapping[str, Any] | None
-    name: str | None
-    alias: str | None
-    labels: Mapping[str, str] | None
-    timeout_s: int | None
-    max_wait_s: int | None
-    priority: int | None
-    device: str | None
-
-
-class JobFields(Names, total=False):
-    """What a job is made of, as arguments. Fields of the body that are not here, because this version of the client
-    does not know them, are sent as they are."""
-
-    model: Required[str]
-    calibration: Required[str | DatasetView]
-    scheme: Required[str]
-    revision: str | None
-    split: str | None
-    method: str | None
-    options: Mapping[str, Any] | None
-    target: Mapping[str, Any] | None
-
-
-class Changes(TypedDict, total=False):
-    """Fields of a job that are to be other ones: mappings are merged field by field, None takes away."""
-
-    model: Mapping[str, Any]
-    calibration: Mapping[str, Any]
-    scheme: str
-    method: str
-    options: Mapping[str, Any] | None
-    target: Mapping[str, Any] | None
-    accept_if: Mapping[str, Any] | None
-    name: str
-    alias: str | None
-    labels: Mapping[str, str | None] | None
-    timeout_s: int
-    max_wait_s: int | None
-    priority: int
-    device: str | None
-
-
-class JobOperations(Operations, Generic[J]):
-    """A job as it was when it was asked for, and what can be done with it."""
-
-    id: str
-
-    @operation
-    def refresh(self) -> Operation[J]:
-        """The job as it is now."""
-        return self._again(requests.get_job(self._kind(), self.id))
-
-    @listing
-    def follow(self, *, after: int = 0, silence: float = SILENCE) -> Stream[EventView]:
-        """Its events as they happen, each once and in order, to the last one of a finished job."""
-        return follow_events(self.id, after=after, silence=silence, policy=self._policy)
-
-    @operation
-    def wait(self) -> Operation[J]:
-        """The finished job."""
-        yield from last_of(follow_events(self.id, after=0, silence=SILENCE, policy=self._policy))
-        return (yield from self._again(requests.get_job(self._kind(), self.id)))
-
-    @operation
-    def cancel(self) -> Operation[J]:
-        """Ask it to stop; asking again changes nothing. Raises Conflict when it has finished."""
-        return self._again(requests.cancel_job(self._kind(), self.id))
-
-    @operation
-    def retry(self) -> Operation[J]:
-        """Queue a failed or cancelled job again; it goes on after its last finished block."""
-        return self._again(requests.retry_job(self._kind(), self.id))
-
-    @operation
-    def delete(self) -> Operation[None]:
-        """Remove it with its files, events and blocks. Raises Conflict while it waits or runs."""
-        return self._send(requests.delete_job(self.id))
-
-    @operation
-    def delete_artifacts(self) -> Operation[None]:
-        """Remove its files; the job stays, with its figures. Raises Conflict while it waits or runs."""
-        return self._send(requests.delete_artifacts(self.id))
-
-    @operation
-    def fork(self, *, idempotency_key: str | None = None, **changes: Unpack[Changes]) -> Operation[J]:
-        """Queue the same job with changes; what it computed before the first difference is taken over."""
-        return self._again(requests.fork_job(self._kind(), self.id, changes, idempotency_key=idempotency_key))
-
-    @listing
-    def layers(self) -> Stream[LayerView]:
-        """The finished decoder blocks with the errors of their input groups."""
-        return _layers(self, self.id)
-
-    @operation
-    def history(self) -> Operation[list[AttemptView]]:
-        """Who ran it, why each attempt ended, where it resumed."""
-        return self._send(requests.attempts(self.id))
-
-    @operation
-    def log(self, *, tail: int = 1000) -> Operation[str]:
-        """Its last ``tail`` events as text, a line each, oldest first."""
-        return self._send(requests.log(self.id, tail=tail))
-
-    @operation
-    def report(self) -> Operation[dict[str, Any]]:
-        return self._send(requests.report(self.id))
-
-    @operation
-    def report_page(self) -> Operation[str]:
-        """The report for people: one HTML page without scripts or requests."""
-        return self._send(requests.report_page(self.id))
-
-    @operation
-    def artifacts(self) -> Operation[list[ArtifactView]]:
-        return self._send(requests.artifacts(self.id))
-
-    @operation
-    def pull(
-        self,
-        directory: str | Path,
-        *,
-        names: Sequence[str] | None = None,
-        parallel: int = 4,
-        on_progress: OnProgress | None = None,
-    ) -> Operation[Files]:
-        """Download every file, or those of ``names``, into ``directory``; what is there already is not sent again.
-        ``on_progress`` is called from other threads."""
-        return _pull(self, self.id, directory, names=names, parallel=parallel, on_progress=on_progress)
-
-    def _kind(self) -> type[J]:
-        return type(self)  # type: ignore[return-value]
-
-    def _again(self, request: Request[J]) -> Operation[J]:
-        return bound(self, request)
-
-
-class Job(JobView, JobOperations["Job"], Blocking):
-    _transport: Any = PrivateAttr()
-
-
-class AsyncJob(JobView, JobOperations["AsyncJob"], Awaited):
-    _transport: Any = PrivateAttr()
-
-
-class PlanOperations(Operations, Generic[J]):
-    """What a job would take, and every reason it would be refused."""
-
-    digest: str
-    _fields: JobFields
-    _job: type[J]
-
-    @operation
-    def create(self, *, idempotency_key: str | None = None) -> Operation[J]:
-        """Queue the job that was planned, at the commits that were planned. Raises InvalidRequest, Conflict when that
-        is no longer what they are."""
-        return bound(
-            self, requests.create_job(self._job, self._fields, plan=self.digest, idempotency_key=idempotency_key)
-        )
-
-
-class Plan(PlanView, PlanOperations[Job], Blocking):
-    _transport: Any = PrivateAttr()
-    _fields: JobFields = PrivateAttr()
-    _job: type[Job] = PrivateAttr(Job)
-
-
-class AsyncPlan(PlanView, PlanOperations[AsyncJob], Awaited):
-    _transport: Any = PrivateAttr()
-    _fields: JobFields = PrivateAttr()
-    _job: type[AsyncJob] = PrivateAttr(AsyncJob)
 
 
 class JobsOperations(Operations, Generic[J, PL]):
@@ -357,7 +188,7 @@ class JobsOperations(Operations, Generic[J, PL]):
 
     @listing
     def layers(self, job_id: str) -> Stream[LayerView]:
-        return _layers(self, job_id)
+        return layers_of(self, job_id)
 
     @operation
     def pull(
@@ -369,7 +200,7 @@ class JobsOperations(Operations, Generic[J, PL]):
         parallel: int = 4,
         on_progress: OnProgress | None = None,
     ) -> Operation[Files]:
-        return _pull(self, job_id, directory, names=names, parallel=parallel, on_progress=on_progress)
+        return pull_files(self, job_id, directory, names=names, parallel=parallel, on_progress=on_progress)
 
 
 class Jobs(Blocking, JobsOperations[Job, Plan]):
@@ -378,39 +209,3 @@ class Jobs(Blocking, JobsOperations[Job, Plan]):
 
 class AsyncJobs(Awaited, JobsOperations[AsyncJob, AsyncPlan]):
     _job, _plan = AsyncJob, AsyncPlan
-
-
-def _layers(owner: Operations, job_id: str) -> Stream[LayerView]:
-    after = -1
-    while True:
-        page = yield from owner._send(requests.layers(job_id, after=after))
-        for layer in page.data:
-            yield Item(layer)
-        if not page.has_more:
-            return
-        after = page.data[-1].block
-
-
-def _pull(
-    owner: Operations,
-    job_id: str,
-    directory: str | Path,
-    *,
-    names: Sequence[str] | None,
-    parallel: int,
-    on_progress: OnProgress | None,
-) -> Operation[Files]:
-    files = chosen((yield from owner._send(requests.artifacts(job_id))), names, job_id)
-    return (
-        yield from run_blocking(
-            lambda transport, stop: pull(
-                files,
-                Path(directory),
-                open_file=lambda name, headers: transport.stream(requests.artifact_path(job_id, name), headers),
-                policy=transport.policy,
-                parallel=parallel,
-                on_progress=on_progress,
-                stop=stop,
-            )
-        )
-    )

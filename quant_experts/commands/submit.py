@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from quant_experts.client import Client, Job
-from quant_experts.client.jobs import Names
+from quant_experts.client.job import Names
 from quant_experts.commands.models import check_is_of_a_service
 from quant_experts.commands.options.job import CALIBRATION, job_options, labels_of, report_submitted, rows_of
 from quant_experts.commands.options.spec import LIMITS, body_of, is_given, names_of_spec_options, spec_options
