@@ -12,6 +12,7 @@ from quant_experts.export.dequantized import dequantized_losses, dequantized_ten
 from quant_experts.export.source import Source
 
 Renamed = Callable[[str], str]
+"""Name of a tensor or path of a module in memory → the one in the exported files."""
 
 
 @dataclass(frozen=True)

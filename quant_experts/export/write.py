@@ -14,7 +14,7 @@ from quant_experts.checkpoint.shards import Readable, write_shards
 from quant_experts.checkpoint.verify import verify_in_fresh_process
 from quant_experts.checkpoint.write import CARD, copy_companions, publish, staging_directory, write_checksums
 from quant_experts.errors import InvalidSpec
-from quant_experts.export.formats import FORMATS, Format
+from quant_experts.export.formats import FORMATS, Format, Renamed
 from quant_experts.export.names import hub_names
 from quant_experts.export.source import Source, open_source
 from quant_experts.model.tensor_file import write_text
@@ -68,14 +68,14 @@ def _write(source: Source, form: Format, directory: Path, *, card: str) -> list[
     return write_checksums(directory, files)
 
 
-def _in_files(name: str, renamed: Any) -> str:
+def _in_files(name: str, renamed: Renamed) -> str:
     """Renamed by its layer's weight: the rules of transformers know no packed tensors."""
     module, _, kind = name.rpartition(".")
-    return f"{_module(module, renamed)}.{kind}" if kind.startswith("weight_") else str(renamed(name))
+    return f"{_module(module, renamed)}.{kind}" if kind.startswith("weight_") else renamed(name)
 
 
-def _module(path: str, renamed: Any) -> str:
-    return str(renamed(f"{path}.weight")).removesuffix(".weight")
+def _module(path: str, renamed: Renamed) -> str:
+    return renamed(f"{path}.weight").removesuffix(".weight")
 
 
 def _config(source: Source, quantization: Mapping[str, Any] | None) -> str:
