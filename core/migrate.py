@@ -13,7 +13,7 @@ from core.logs import configure_logging
 from core.settings import read_settings
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
-"""Beside this package in a checkout and where the wheel is installed."""
+"""The directory of migrations, which lies beside this package in a checkout and in an installed wheel."""
 
 
 def migrate(database_url: str) -> None:

@@ -19,7 +19,7 @@ def is_pooled(database_url: str | None) -> bool:
 
 
 def plain(database_url: str) -> str:
-    """As libpq understands it."""
+    """The address as libpq understands it."""
     return POOLED.sub("", database_url).rstrip("?&")
 
 

@@ -101,7 +101,7 @@ def _installed(distribution: str) -> bool:
 
 
 def accept_secret(settings: Settings) -> None:
-    """From now on this database is used with the secret of these settings."""
+    """Record that this database is used with the secret of these settings."""
     assert settings.database_url is not None
     with _connected(settings.database_url) as connection:
         connection.execute(

@@ -166,7 +166,7 @@ class Settings(BaseSettings):
     @field_validator("trusted_proxies")
     @classmethod
     def _every_proxy_is_an_address(cls, value: str) -> str:
-        """uvicorn takes whatever it cannot read for the name of a socket, and then trusts nobody."""
+        """uvicorn takes a value that it cannot read for the name of a socket, and then trusts nobody."""
         for part in [part.strip() for part in value.split(",") if part.strip() not in ("", "*")]:
             try:
                 ip_network(part)
@@ -199,7 +199,8 @@ class Settings(BaseSettings):
 
 
 def read_settings() -> Settings:
-    """From the environment, for a process that starts. Raises SystemExit, a line for each setting that is wrong."""
+    """The settings from the environment, for a process that starts. Raises SystemExit with a line for each setting that
+    is wrong."""
     try:
         return Settings()
     except ValidationError as error:

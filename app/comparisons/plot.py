@@ -168,7 +168,7 @@ def _padded(low: float, high: float) -> tuple[float, float]:
 
 
 def _decades(low: float, high: float) -> tuple[float, float]:
-    """At least one whole decade, so that the axis has a label."""
+    """The limits of the axis: at least one whole decade, so that it has a label."""
     bottom, top = math.floor(math.log10(low) - 0.05), math.ceil(math.log10(high) + 0.05)
     return float(bottom), float(max(top, bottom + 1))
 

@@ -183,7 +183,7 @@ def _last(commit: Commit, expand: bool) -> LastCommit | None:
 
 
 async def _wanted_paths(request: Request) -> tuple[list[str], bool]:
-    """From a form (``huggingface_hub``) or JSON (``@huggingface/hub``). Raises Problem 400."""
+    """The paths from a form (``huggingface_hub``) or JSON (``@huggingface/hub``). Raises Problem 400."""
     body = await request.body()
     paths: Any
     expand: Any

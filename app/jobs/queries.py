@@ -83,7 +83,7 @@ async def page_of_job_rows(
 
 
 def _status(status: str) -> str:
-    """As a literal: only then can the planner use the partial indexes."""
+    """The status as a literal, because only then PostgreSQL can use the partial indexes."""
     return f"'{JobStatus(status).value}'"
 
 

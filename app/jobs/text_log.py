@@ -21,6 +21,6 @@ def _line(event: JobEvent) -> str:
 
 
 def _written(value: Any) -> str:
-    """As JSON; a string that is one plain word without quotation marks."""
+    """The value as JSON; a string that is one plain word has no quotation marks."""
     plain = isinstance(value, str) and value.isascii() and value.isprintable() and value and not set(value) & set(' "=')
     return value if plain else json.dumps(value, separators=(",", ":"))

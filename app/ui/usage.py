@@ -30,7 +30,7 @@ router = APIRouter(route_class=Page)
 async def usage(
     request: Request, user: UsageReader, session: SessionDep, deps: ServiceDep, days: str = "30"
 ) -> Response:
-    """By day for a month, by month for longer spans."""
+    """Usage by day for a month, by month for longer spans."""
     span = days if days in SPANS else "30"
     since = datetime.now(UTC) - timedelta(days=int(span))
     query = UsageQuery.model_validate({"since": since.isoformat(), "by": By.DAY if span == "30" else By.MONTH})

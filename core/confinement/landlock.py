@@ -24,9 +24,9 @@ RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 """How many rights over files there are, by version; later versions have added none."""
 OF_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
 TCP = 0b11
-"""To bind and to connect, from version 4 on."""
+"""The rights to bind and to connect, from version 4 on."""
 ABSTRACT_SOCKETS, SIGNALS = 1, 2
-"""To processes outside, from version 6 on."""
+"""Signals and abstract sockets to processes outside, from version 6 on."""
 READS = READ_FILE | READ_DIR
 
 

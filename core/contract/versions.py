@@ -1,7 +1,7 @@
 """Versions of the spec, so that old workers leave new jobs alone.
 
 A job carries the lowest version that understands what it says, and the claim of a worker takes only what that worker
-understands. Who changes what a spec may say, raises ``UNDERSTOOD`` and names in ``SINCE`` what is new; a test holds
+understands. If you change what a spec may say, raise ``UNDERSTOOD`` and name in ``SINCE`` what is new; a test holds
 them against the schema. What a job does not use is left out of its row, so old workers go on with everything else.
 """
 

@@ -174,7 +174,7 @@ class Job(Base):
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     deleted_at: Mapped[datetime | None]
-    """From then on the API does not see it (row-level security), and the keeper removes it."""
+    """When it was deleted. The API does not see it any more (row-level security), and the keeper removes it."""
 
 
 class Attempt(Base):
@@ -265,7 +265,7 @@ class Dataset(Base):
     """``[{"row", "message"}]``, at most the first hundred."""
     created_at: Mapped[datetime] = _now()
     expires_at: Mapped[datetime | None]
-    """From then on no new job can have it; null: never."""
+    """When it expires; no new job can have it then. Null: never."""
 
 
 class ApiKey(Base):
@@ -376,7 +376,7 @@ class Webhook(Base):
     """Sealed for this row: see ``core.secret``."""
     previous_secret: Mapped[str | None]
     previous_until: Mapped[datetime | None]
-    """Until then the secret before the last rotation signs too."""
+    """Until when the secret before the last rotation signs too."""
     given_up_in_a_row: Mapped[int] = mapped_column(Integer, server_default="0")
     """Deliveries that failed on every attempt since one last got through."""
     busy_until: Mapped[datetime | None]

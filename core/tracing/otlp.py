@@ -108,7 +108,7 @@ class OtlpTracing:
             _chosen.reset(token)
 
     def close(self) -> None:
-        """Whatever the collector does, for two seconds only."""
+        """Send what is left; wait two seconds at most, whatever the collector does."""
         closing = threading.Thread(target=self._provider.shutdown, name="last-spans", daemon=True)
         closing.start()
         closing.join(CLOSE_SECONDS)

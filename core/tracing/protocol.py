@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from typing import Protocol
 
 Attributes = Mapping[str, str | int | float | bool | None]
-"""By name; what is None is left out."""
+"""Values by name; those that are None are left out."""
 Carrier = dict[str, str]
 """The headers of W3C Trace Context that name a span: ``traceparent``, and ``tracestate`` where a client sent one."""
 
@@ -32,7 +32,7 @@ class Span(Protocol):
     def rename(self, name: str) -> None: ...
 
     def link(self, carrier: Mapping[str, str] | None) -> None:
-        """It has to do with that other span, of whatever trace."""
+        """Link the span to another one, which may belong to another trace."""
 
     def fail(self, why: str) -> None: ...
 

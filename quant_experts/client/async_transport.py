@@ -91,7 +91,7 @@ class AwaitedTransport:
         return None
 
     async def _in_thread(self, work: Callable[[BlockingTransport, threading.Event], Any]) -> Any:
-        """Beside the event loop, with a blocking client of its own; a cancelled task stops it."""
+        """Run the work beside the event loop, with a blocking client of its own; a cancelled task stops it."""
         stop = threading.Event()
 
         def run() -> Any:

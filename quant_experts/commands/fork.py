@@ -46,8 +46,8 @@ def command(
     url: str | None,
     **options: Any,
 ) -> int:
-    """Queue JOB again, with the changes that the options say; everything else stays as JOB has it, whatever the
-    defaults below are. Print the new job's id.
+    """Queue JOB again, with the changes that the options say; everything else stays as JOB has it; the defaults
+    below do not matter. Print the new job's id.
 
     Calibration is taken over when model and rows are the same, finished blocks when all that is computed is the same.
     """

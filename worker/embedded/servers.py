@@ -59,7 +59,7 @@ class EmbeddedPostgres:
         )
 
     def wait(self, server: subprocess.Popen[bytes]) -> None:
-        """Until it answers, with our database in it. Raises ServerFailed."""
+        """Wait until the server answers and has our database. Raises ServerFailed."""
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
@@ -147,7 +147,7 @@ class EmbeddedRedis:
         return server
 
     def wait(self, server: subprocess.Popen[bytes]) -> None:
-        """Until it answers. Raises ServerFailed."""
+        """Wait until the server answers. Raises ServerFailed."""
         deadline = time.monotonic() + START_SECONDS
         with redis.Redis.from_url(self.url) as client:
             while True:

@@ -1,7 +1,8 @@
-"""Why a job waits that no living worker can take: written to its row, for its owner to read; and the end of its wait.
+"""Jobs that no living worker can take: the reason goes into the job's row, where its owner reads it. A job that has
+waited for too long fails.
 
-Jobs that only wait for their turn have no such reason, nor has any job while no worker lives: that is said once, of the
-service, and not of every job.
+A job that only waits for its turn has no reason. No job has one while no worker lives: the service tells that once, and
+not for every job.
 """
 
 from __future__ import annotations

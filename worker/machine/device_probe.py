@@ -62,7 +62,7 @@ def _check(status: int, what: str, cuda: ctypes.CDLL) -> None:
 
 
 def compute() -> int:
-    """Multiply on every device, in torch. Raises Broken, and whatever torch raises."""
+    """Multiply on every device, in torch. Raises Broken, and what torch raises."""
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0

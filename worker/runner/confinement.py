@@ -141,7 +141,7 @@ def _address(database_url: str | None) -> list[Any] | None:
 
 
 def _attempt(asked: Mapping[str, Any]) -> dict[str, str]:
-    """Behind the walls: what comes through, and what the kernel refuses."""
+    """Try from inside what the confinement forbids: which attempts succeed, and which the kernel refuses."""
     parent = os.getppid()
     walls = confine(directory=Path(asked["directory"]))
     attempts: dict[str, Callable[[], object]] = {

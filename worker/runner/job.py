@@ -113,7 +113,7 @@ class Orders:
         return self._stop
 
     def wait_stored(self, block: int) -> None:
-        """Until ``block`` is safe, or we are to stop and begin no other anyway."""
+        """Wait until ``block`` is stored, or the runner is asked to stop and begins no other block anyway."""
         with self._news:
             self._news.wait_for(lambda: self._stop or self._stored == block)
 
@@ -220,7 +220,7 @@ def translate(event: object) -> protocol.Line:
 
 
 def _take_stdout() -> BinaryIO:
-    """The channel: a private copy of stdout. Whatever else is written to stdout, also by C code, goes to stderr."""
+    """The channel: a private copy of stdout. What else is written to stdout, also by C code, goes to stderr."""
     sys.stdout.flush()
     channel = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

@@ -43,8 +43,8 @@ class Draining(Exception):
 
 @dataclass(frozen=True)
 class Access:
-    """With which token the hub is asked, and whose copies are used: with a token of its own a tenant may see what
-    others may not."""
+    """The token for the hub, and the owner of the copies: a tenant with a token of its own may see what others may
+    not."""
 
     token: str | None
     owner: str | None = None

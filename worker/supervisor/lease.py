@@ -44,15 +44,15 @@ class LeaseState(Enum):
 
 
 class Lost(Exception):
-    """The lease is gone; whatever was being computed has been killed."""
+    """The lease is gone; the child process has been killed."""
 
 
 class CancelRequested(Exception):
-    """The job is to be cancelled; whatever was being computed has been killed."""
+    """The job is to be cancelled; the child process has been killed."""
 
 
 class TimedOut(Exception):
-    """The job's time is used up; whatever was being computed has been killed."""
+    """The job's time is used up; the child process has been killed."""
 
 
 class Lease:

@@ -99,7 +99,7 @@ def _perplexities(quality: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _warnings(report: Mapping[str, Any]) -> list[str]:
-    """In the words and the grouping of the report's page; none of a report that this version does not read."""
+    """The warnings as the report's page groups them; of a report that this version does not read, as they stand."""
     from quant_experts.report.charts.warning_list import warning_list
     from quant_experts.report.data import QualityReport
 

@@ -1,4 +1,4 @@
-"""From the runner's lines to the ledger: each becomes one fenced write, and files are stored before they are named."""
+"""Carry the runner's lines to the ledger: each becomes one fenced write, and a file is stored before a row names it."""
 
 from __future__ import annotations
 

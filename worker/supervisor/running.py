@@ -22,7 +22,7 @@ class Run:
     last: protocol.LastWord | None
     """Its last word; None when it died without one."""
     how: str
-    """As in "the computing process …"."""
+    """The end of the sentence "the computing process …"."""
     out_of_memory: bool
     """The kernel killed it because memory ran out."""
     given_up: bool

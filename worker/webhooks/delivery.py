@@ -27,7 +27,7 @@ IDLE_SECONDS = 1.0
 
 
 def deliver(settings: Settings, stop: threading.Event) -> None:
-    """Until ``stop``. A database that is away is waited for."""
+    """Deliver until ``stop`` is set. Waits for a database that is away."""
     while not stop.is_set():
         try:
             seal = Seal(service_secret(settings))
@@ -42,7 +42,7 @@ def deliver(settings: Settings, stop: threading.Event) -> None:
 
 
 async def attempt(due: Due, *, seal: Seal, policy: Policy) -> Answer:
-    """Send it once. Whatever goes wrong is the answer."""
+    """Send it once. An error becomes the answer."""
     began = time.monotonic()
     status: int | None = None
     error: str | None = None

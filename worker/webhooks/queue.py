@@ -91,7 +91,7 @@ class Answer:
 
 def take_due(connection: Connection, *, busy: Collection[Due], limit: int, rate: float = 0.0) -> list[Due]:
     """Up to ``limit`` deliveries that are due, the oldest of each webhook that is not ``busy`` here or at another
-    keeper. ``rate``: so many a second to the receivers of one tenant at one host; 0: as many as are due.
+    keeper. ``rate``: the most per second to the receivers of one tenant at one host; 0: no limit.
 
     Tenants take turns, those first of whom least is on its way: the slow endpoints of one delay no other's messages.
     """

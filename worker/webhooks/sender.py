@@ -121,7 +121,7 @@ async def _exchange(target: Target, addresses: Sequence[Address], headers: Mappi
 
 
 async def _connect(target: Target, addresses: Sequence[Address]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """To the first of the addresses that takes the connection; for TLS and HTTP it is the name that counts."""
+    """A connection to the first of the addresses that takes it. TLS and HTTP use the name, not the address."""
     secure = target.scheme == "https"
     context = ssl.create_default_context() if secure else None
     for number, address in enumerate(addresses, 1):

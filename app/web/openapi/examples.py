@@ -31,7 +31,7 @@ EXAMPLES: dict[str, Any] = {
     "post /v1/webhooks/{webhook_id}/rotate-secret": {"keep_previous_s": 3600},
     "post /hub/api/models/{namespace}/{name}/paths-info/{revision}": {"paths": ["config.json"]},
 }
-"""By method and path. Operations that take a file have none."""
+"""Examples by method and path. Operations that take a file have none."""
 FILES = ("multipart/form-data", "application/octet-stream")
 
 

@@ -33,7 +33,7 @@ class Progress(View):
     """Share of the job's time that has passed, all phases together, 0 to 1; None while it is not known, and of an
     earlier service."""
     eta_seconds: float | None
-    """Until the end of the job; None while it is not known."""
+    """Seconds until the end of the job; None while it is not known."""
     current: dict[str, Any]
 
 
@@ -88,7 +88,7 @@ class JobView(View):
     comparison_id: str | None = None
     summary: dict[str, Any] | None
     warnings: list[str] = Field(default_factory=list)
-    """As its report has them, grouped; before it has one, those of its plan."""
+    """The warnings as the job's report groups them; before it has one, those of its plan."""
     verdict: Literal["accepted", "rejected"] | None
     error: JobError | None
     created_at: datetime

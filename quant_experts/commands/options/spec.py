@@ -190,7 +190,7 @@ def names_of_spec_options() -> set[str]:
 
 
 def is_given(context: click.Context, option: str) -> bool:
-    """By the user, and not by its default."""
+    """Whether the user gave the option, and not its default."""
     return context.get_parameter_source(option) is not click.core.ParameterSource.DEFAULT
 
 
