@@ -25,6 +25,8 @@ from tests.app.test_datasets import PNG, data_uri, jsonl, row
 from tests.planning.big import write_72b
 
 MODEL = "local/fuzzed"
+WAITING = "fuzz/waiting"
+"""Alias of jobs that are there to be cancelled."""
 ENOUGH = 5
 ENOUGH_UPLOADS = 50
 """A tenant may have 200, and requests begin more in half an hour."""
@@ -71,7 +73,7 @@ async def _failed_job(api: Api, dataset: str) -> Params:
 
 
 async def _waiting_job(api: Api, dataset: str) -> Params:
-    return {"job_id": (await api.create_job())["id"]}
+    return {"job_id": (await api.create_job(alias=WAITING))["id"]}
 
 
 async def _repository(api: Api, dataset: str) -> Params:

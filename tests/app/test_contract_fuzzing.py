@@ -19,7 +19,7 @@ import pytest
 
 from core.settings import Settings
 from tests.app.conftest import BOOTSTRAP_KEY, Api, ok, served, started
-from tests.app.fuzzing_supply import finish, supply
+from tests.app.fuzzing_supply import WAITING, finish, supply
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = Path(__file__).parent / "schemathesis.toml"
@@ -32,10 +32,11 @@ READY_SECONDS = 60
 
 
 async def finish_jobs(api: Api) -> None:
-    """A worker that needs no time: some of the queued jobs become finished ones with files."""
+    """A worker that needs no time: queued jobs become finished ones with files. Those to be cancelled wait longer."""
     while True:
         queued = (
-            "SELECT id FROM jobs WHERE status = 'queued' AND queued_at < clock_timestamp() - interval '10 s' LIMIT 5"
+            "SELECT id FROM jobs WHERE status = 'queued' AND queued_at < clock_timestamp()"
+            f" - CASE alias WHEN '{WAITING}' THEN interval '2 min' ELSE interval '10 s' END LIMIT 5"
         )
         for (job_id,) in await asyncio.to_thread(api.execute, queued):
             await asyncio.to_thread(finish, api, job_id)
