@@ -1,7 +1,7 @@
 """Log lines of every process: JSON for machines, one readable line for a terminal, both with the ids that lead on.
 
-``with said_of(job_id=…, attempt=…):`` puts the ids on every line that is logged inside, whoever logs it. Threads start
-with an empty context: give them ``contextvars.copy_context().run`` as their target.
+``with log_context(job_id=…, attempt=…):`` puts the ids on every line that is logged inside, whoever logs it. Threads
+start with an empty context: give them ``contextvars.copy_context().run`` as their target.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _about: ContextVar[Mapping[str, Any]] = ContextVar("about", default={})  # noqa:
 
 
 @contextmanager
-def said_of(**ids: Any) -> Iterator[None]:
+def log_context(**ids: Any) -> Iterator[None]:
     """Lines logged inside carry these ids, and those of the blocks around."""
     token = _about.set({**_about.get(), **ids})
     try:

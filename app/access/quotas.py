@@ -101,7 +101,7 @@ class StorageMeter:
         """Drop the cached bytes of artifacts, after a deletion."""
         self._known.pop(tenant, None)
 
-    def arrived(self, tenant: str, more: int) -> None:
+    def add_unfinished(self, tenant: str, more: int) -> None:
         """Add a stored part to the cached count."""
         at, known = self._unfinished_bytes.get(tenant, (-self.SECONDS, 0))
         self._unfinished_bytes[tenant] = (at, known + more)

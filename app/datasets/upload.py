@@ -51,12 +51,12 @@ class Upload:
 
 @dataclass(frozen=True)
 class ExpiryFields:
-    """The fields of a form that hold the expiry of a dataset. ``meant`` turns their values into the expiry, None for
+    """The fields of a form that hold the expiry of a dataset. ``parse`` turns their values into the expiry, None for
     never; it raises Problem 422.
     """
 
     names: tuple[str, ...]
-    meant: Callable[[Mapping[str, str], Settings], datetime | None]
+    parse: Callable[[Mapping[str, str], Settings], datetime | None]
 
 
 def _checked_text(fields: Mapping[str, str], settings: Settings) -> datetime | None:
@@ -114,7 +114,7 @@ async def received(request: Request, settings: Settings, end: ExpiryFields = EXP
             bytes=form.bytes,
             sha256=form.digest.hexdigest(),
             name=form.name(),
-            expires_at=end.meant(form.fields(), settings),
+            expires_at=end.parse(form.fields(), settings),
         )
 
 

@@ -43,7 +43,7 @@ class Framed:
     data: bytes
 
 
-def framed(row: JobEvent) -> Framed:
+def frame_of(row: JobEvent) -> Framed:
     event = EventView.of(row)
     data = f"id: {event.seq}\nevent: {event.type}\ndata: {event.model_dump_json()}\n\n".encode()
     return Framed(event.seq, event.type in TERMINAL, data)
@@ -85,7 +85,7 @@ class Channel:
 
     async def _read(self, seq: int, turn: asyncio.Semaphore) -> Sequence[Framed]:
         async with turn, self.sessions() as session:
-            return [framed(row) for row in await events_after(session, job_id=self.job_id, seq=seq, limit=BATCH)]
+            return [frame_of(row) for row in await events_after(session, job_id=self.job_id, seq=seq, limit=BATCH)]
 
     def announce(self) -> None:
         """Wake every waiting follower."""
@@ -156,7 +156,7 @@ class Feed:
                         channel.announce()
                     elif seq > channel.known:
                         rows = await events_after(session, job_id=job_id, seq=channel.known, limit=BATCH)
-                        channel.tail.extend(framed(row) for row in rows)
+                        channel.tail.extend(frame_of(row) for row in rows)
                         channel.known = rows[-1].seq if rows else channel.known
                         channel.announce()
 

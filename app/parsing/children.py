@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from app.parsing import frames
-from app.parsing.operations import Operation, raised
+from app.parsing.operations import Operation, exception_of
 from app.web.threads import run_in_thread
 from core.confinement import Limits
 
@@ -84,7 +84,7 @@ class _Job:
             if kind == frames.ANSWER:
                 return data
             if kind == frames.REFUSED:
-                raise raised(data)
+                raise exception_of(data)
             if kind == frames.FAILED:
                 log.error("a child that parses failed: %s", data.decode("utf-8", "replace"))
                 raise Died("reading it crashes the reader")

@@ -48,7 +48,7 @@ class Job:
         frames.send(self.api, frames.ASK, json.dumps([name, arguments]).encode())
         kind, data = frames.receive(self.api)
         if kind == frames.REFUSED:
-            raise raised(data)
+            raise exception_of(data)
         return data
 
 
@@ -75,7 +75,7 @@ def refusal(error: Exception) -> bytes | None:
     return json.dumps(fields).encode()
 
 
-def raised(data: bytes) -> Exception:
+def exception_of(data: bytes) -> Exception:
     match json.loads(data):
         case ["unreadable", str(code), str(message), str(pointer)]:
             return Unreadable(code, message, pointer)

@@ -13,7 +13,7 @@ from app.db.engine import release
 from app.models.files import read_model
 from app.plans.queries import stored_plan
 from app.plans.schemas import JobRequest, ResolvedInputs, errors_of
-from app.plans.service import DECIDES, Planned, deciding_fields, estimated, fleet_of, stored_estimate
+from app.plans.service import DECIDES, Planned, deciding_fields, fleet_of, plan_for_fleet, stored_estimate
 from app.web import problems
 from app.web.problems import Problem
 from app.web.threads import run_in_thread
@@ -111,7 +111,7 @@ async def check_fits_workers(
     except Unreadable:
         return NOTHING_AGREED
     refusals: list[Refusal] = []
-    plan, fits = await estimated(fleet, spec, model, dataset, settings, storage, refusals)
+    plan, fits = await plan_for_fleet(fleet, spec, model, dataset, settings, storage, refusals)
     too_small = next((refusal for refusal in refusals if refusal.code == "insufficient_memory"), None)
     if too_small is not None:
         raise Problem(problems.INSUFFICIENT_MEMORY, too_small.message)

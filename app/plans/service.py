@@ -112,7 +112,7 @@ async def plan_job(
         dataset_sha256=dataset.sha256 if dataset else None,
     )
     try:
-        plan, fits = await estimated(fleet, spec, model, dataset, settings, storage, refusals)
+        plan, fits = await plan_for_fleet(fleet, spec, model, dataset, settings, storage, refusals)
     except HubUnavailable as error:
         raise Problem(problems.HUB_UNAVAILABLE, str(error), headers={"Retry-After": "10"}) from None
     return Planned(spec, resolved, plan, tuple(refusals), fits)
@@ -131,7 +131,7 @@ async def fleet_of(session: AsyncSession, *, tenant: str, settings: Settings) ->
     return Fleet(workers, await measured_ratios(session, tenant=tenant))
 
 
-async def estimated(
+async def plan_for_fleet(
     fleet: Fleet,
     spec: JobSpec,
     model: ModelFiles | None,

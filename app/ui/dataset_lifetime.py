@@ -47,11 +47,11 @@ def _end_of_upload(values: Mapping[str, str], settings: Settings) -> datetime | 
 def of_an_upload(typed: dict[str, str]) -> ExpiryFields:
     """``typed`` gets the received fields, so that the page can show them again after an error."""
 
-    def meant(values: Mapping[str, str], settings: Settings) -> datetime | None:
+    def parse(values: Mapping[str, str], settings: Settings) -> datetime | None:
         typed.update({name: value.strip() for name, value in values.items()})
         return _end_of_upload(values, settings)
 
-    return ExpiryFields(NAMES, meant)
+    return ExpiryFields(NAMES, parse)
 
 
 def _after(days: str) -> datetime:

@@ -65,11 +65,11 @@ def _of_this_session(user: User, typed: dict[str, str]) -> ExpiryFields:
     """The expiry fields of the form, and its CSRF token. Raises Problem 403 for a wrong token."""
     keeps = keeping.of_an_upload(typed)
 
-    def meant(fields: Mapping[str, str], settings: Settings) -> datetime | None:
+    def parse(fields: Mapping[str, str], settings: Settings) -> datetime | None:
         check_csrf(user, fields.get("csrf", ""))
-        return keeps.meant(fields, settings)
+        return keeps.parse(fields, settings)
 
-    return ExpiryFields((*keeps.names, "csrf"), meant)
+    return ExpiryFields((*keeps.names, "csrf"), parse)
 
 
 @router.get("/datasets/{dataset_id}")

@@ -79,13 +79,13 @@ def remove(storage: Storage, folder: str, part: Part) -> None:
 
 def remove_others(storage: Storage, folder: str, part: Part) -> int:
     """Remove other versions of the part; returns their bytes."""
-    others = [other for other in stored(storage, folder) if other.number == part.number and other != part]
+    others = [other for other in stored_parts(storage, folder) if other.number == part.number and other != part]
     for other in others:
         remove(storage, folder, other)
     return sum(other.bytes for other in others)
 
 
-def stored(storage: Storage, folder: str) -> list[Part]:
+def stored_parts(storage: Storage, folder: str) -> list[Part]:
     """Stored parts by number. A part that is being replaced may appear twice."""
     names = (key.rsplit("/", 1)[-1] for key in storage.keys(folder))
     matches = (NAME.fullmatch(name) for name in names)

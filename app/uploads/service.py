@@ -80,7 +80,7 @@ async def upload_of(*, tenant: str, upload_id: str, storage: Storage) -> tuple[s
         folder = parts.folder_of(tenant, upload_id)
         with contextlib.suppress(ObjectMissing):
             name = await asyncio.to_thread(parts.name_of, storage, folder)
-            return folder, name, await asyncio.to_thread(parts.stored, storage, folder)
+            return folder, name, await asyncio.to_thread(parts.stored_parts, storage, folder)
     raise Problem(problems.NOT_FOUND, f"no upload {upload_id!r}: it was completed, aborted, or has expired")
 
 
@@ -127,7 +127,7 @@ async def store_part(
         async with removed_on_error(), meter.adding(tenant), removed_on_error():
             await _check_again(sessions, tenant, folder, part, storage, settings, meter)
     removed = await asyncio.to_thread(parts.remove_others, storage, folder, part)
-    meter.arrived(tenant, -removed)
+    meter.add_unfinished(tenant, -removed)
     return part
 
 
@@ -155,7 +155,7 @@ async def _check_again(
     Concurrent parts have all passed the first check. They are stored before they are counted, so that none is missed,
     and counted one after the other, so that only those that do not fit are removed.
     """
-    stored = await asyncio.to_thread(parts.stored, storage, folder)
+    stored = await asyncio.to_thread(parts.stored_parts, storage, folder)
     replaced = sum(other.bytes for other in stored if other.number == part.number)
     uploads = await meter.unfinished(tenant, fresh=True) - replaced
     async with sessions() as session:

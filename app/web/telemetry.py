@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.web.error_handlers import problem_response, unhandled
 from app.web.problems import BODY_TOO_LARGE, MALFORMED_REQUEST, Problem
 from core import tracing
-from core.logs import EXTRA, said_of
+from core.logs import EXTRA, log_context
 
 HEADERS = "qe.headers"
 """Key in the scope of a request: headers for its response."""
@@ -95,7 +95,7 @@ class TelemetryMiddleware:
         began = time.perf_counter()
         try:
             with (
-                said_of(request_id=scope["request_id"], **span.ids),
+                log_context(request_id=scope["request_id"], **span.ids),
                 tracing.within(span),
                 self._telemetry.open.track_inprogress(),
             ):

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from core.logs import EXTRA, configure_logging, said_of
+from core.logs import EXTRA, configure_logging, log_context
 from tests.app.conftest import Api
 
 log = logging.getLogger("tests.of.logs")
@@ -33,7 +33,7 @@ def parsed(stream: io.StringIO) -> list[dict[str, Any]]:
 
 
 def test_a_line_is_an_object_with_the_ids_around_it(lines: io.StringIO) -> None:
-    with said_of(job_id="job_1", attempt=2):
+    with log_context(job_id="job_1", attempt=2):
         log.info("block %d", 3, extra={EXTRA: {"seconds": 1.5}})
         thread = threading.Thread(target=contextvars.copy_context().run, args=(log.warning, "of the same job"))
         thread.start()
@@ -72,7 +72,7 @@ def test_a_terminal_gets_a_readable_line_and_a_file_gets_json() -> None:
     try:
         for stream, readable in ((Terminal(), True), (io.StringIO(), False)):
             configure_logging("auto", stream=stream)
-            with said_of(job_id="job_1"):
+            with log_context(job_id="job_1"):
                 log.warning("hello")
             text = stream.getvalue()
             assert ("WARNING tests.of.logs: hello  [job_id=job_1]" in text) == readable

@@ -39,7 +39,7 @@ class Machine:
 @pytest.fixture
 def machine() -> Iterator[Machine]:
     yield Machine()
-    Health().went_well()
+    Health().record_success()
 
 
 def crashing(workshop: Workshop, machine: Machine, worker: str = "sick") -> WorkerContext:

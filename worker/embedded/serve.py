@@ -67,9 +67,9 @@ class Interrupts:
     def __init__(self) -> None:
         self.count = 0
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._heard)
+            signal.signal(number, self._stop_on_signal)
 
-    def _heard(self, *_: object) -> None:
+    def _stop_on_signal(self, *_: object) -> None:
         self.count += 1
 
     def check(self) -> None:

@@ -76,7 +76,7 @@ class Health:
     """Why this worker takes no job any more."""
     failures: dict[str, str] = field(default_factory=dict)
     """Jobs that failed here since the last that went well, with their tenants."""
-    told: tuple[str, str | None] = ("ready", None)
+    reported: tuple[str, str | None] = ("ready", None)
     """What the ledger was last told of this worker."""
     _pauses: dict[str, float] = field(default_factory=dict)
 
@@ -108,12 +108,13 @@ class Health:
     def suspicious(self, settings: Settings) -> bool:
         return 0 < settings.sick_after <= len(self.failures)
 
-    def went_well(self) -> None:
+    def record_success(self) -> None:
+        """A job went well: earlier failures do not count any more."""
         self.failures.clear()
         self._pauses.clear()
         metrics.OWN_FAILURES.set(0)
 
-    def failed(self, settings: Settings, device: Device, *, job_id: str, tenant: str, reason: str) -> None:
+    def record_failure(self, settings: Settings, device: Device, *, job_id: str, tenant: str, reason: str) -> None:
         """A job failed by what may be this worker's fault."""
         logger.warning("%s failed by what may be this worker's fault: %s", job_id, reason)
         self.failures[job_id] = tenant

@@ -108,7 +108,7 @@ class Lease:
         except ledger.NotHeld:
             self._refused()
         else:
-            self._heard(status)
+            self._take_status(status)
 
     def send_heartbeats(self) -> None:
         """Extend the lease until it is over. The body of the first thread."""
@@ -160,9 +160,9 @@ class Lease:
             self._refused()
         else:
             self._last_good = started
-            self._heard(status)
+            self._take_status(status)
 
-    def _heard(self, status: JobStatus) -> None:
+    def _take_status(self, status: JobStatus) -> None:
         if status == JobStatus.CANCELLING:
             self._become(LeaseState.CANCELLING)
 

@@ -45,7 +45,7 @@ class Progress:
         self._phase = "starting"
         self._heard_at = self._began_at = monotonic()
 
-    def heard(self, message: protocol.Line, *, taken: float) -> None:
+    def note_message(self, message: protocol.Line, *, taken: float) -> None:
         """``taken``: seconds for which we had ``message`` in hand, and the runner may have waited."""
         self._heard_at = monotonic()
         self._began_at += taken
@@ -150,7 +150,7 @@ class Relay:
                     came = monotonic()
                     self._starting = self._starting or came - self._began
                     self._take(message)
-                    progress.heard(message, taken=monotonic() - came)
+                    progress.note_message(message, taken=monotonic() - came)
                     if isinstance(message, protocol.BlockLine):
                         process.write_all(child.stdin, protocol.stored(message.block))
         return last
@@ -185,7 +185,7 @@ class Relay:
 
     def _take_block(self, block: protocol.BlockLine) -> None:
         if block.resumed and all(file.sha256 in self._stored for file in block.files):
-            self._spans.resumed(block)
+            self._spans.note_resumed(block)
             self._writer.write(blocks.record_resumed, block=block.block, blocks=block.blocks)
             return
         errors = mean_errors(block.groups)

@@ -13,7 +13,7 @@ from core.contract.errors import FailureCode
 from core.contract.spec import JobSpec
 from core.crash_points import reach
 from core.ledger.states import JobStatus
-from core.logs import said_of
+from core.logs import log_context
 from core.tracing import Span, part
 from worker import metrics
 from worker.attempt_span import attempt_span
@@ -89,7 +89,7 @@ def _traced(context: WorkerContext, claim: Claim, spec: JobSpec) -> JobStatus | 
         carrier=claim.trace_context,
     )
     ids = {"job_id": ref.job_id, "attempt": ref.attempt, "worker": context.worker, **span.ids}
-    with said_of(**ids), metrics.BUSY.track_inprogress():
+    with log_context(**ids), metrics.BUSY.track_inprogress():
         return _attempt(context, claim, spec, span)
 
 
@@ -168,10 +168,10 @@ def _conclude(attempt: Attempt, ending: Ending, status: JobStatus) -> None:
         span.fail(message)
     span.end()
     if status == JobStatus.SUCCEEDED:
-        context.health.went_well()
+        context.health.record_success()
     elif reason := ending.fault_of_worker:
         tenant = attempt.claim.tenant
-        context.health.failed(context.settings, context.device, job_id=ref.job_id, tenant=tenant, reason=reason)
+        context.health.record_failure(context.settings, context.device, job_id=ref.job_id, tenant=tenant, reason=reason)
     logger.info("%s: attempt %d ended, the job is %s", ref.job_id, ref.attempt, status)
     if status == JobStatus.QUEUED:
         context.notify(ref.job_id)

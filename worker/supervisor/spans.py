@@ -40,7 +40,7 @@ class RunnerSpans:
             began += seconds
         return span
 
-    def resumed(self, line: protocol.BlockLine) -> None:
+    def note_resumed(self, line: protocol.BlockLine) -> None:
         self._attempt.note({"qe.resumed_from_block": line.block + 1})
 
     def close(self) -> None:

@@ -79,14 +79,14 @@ def _may_claim(context: WorkerContext) -> bool:
 
 
 def _tell(context: WorkerContext, state: tuple[str, str | None]) -> None:
-    if context.health.told == state:
+    if context.health.reported == state:
         return
     metrics.STOPPED.set(state[0] == "stopped")
     if state[1] is not None:
         logger.error("this worker is %s: %s", *state)
     with connect(context.settings.database_url or "") as connection:
         workers.set_state(connection, worker=context.worker, state=state[0], reason=state[1])
-    context.health.told = state
+    context.health.reported = state
 
 
 def _claim(context: WorkerContext) -> claims.Claim | None:
