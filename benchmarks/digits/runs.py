@@ -43,11 +43,10 @@ PER_TASK = 50
 """Test questions of each of the six tasks."""
 
 FIT_SOURCES = (
-    *("smoothing", "rounding", "reconstruction", "experts"),
-    *("fit.py", "linalg.py", "quantizer.py", "statistics.py", "seeding.py", "modeling_quant_experts.py"),
-    "weight_grid.py",
+    *("fit", "fit/smoothing", "fit/rounding", "fit/reconstruction", "fit/experts"),
+    *("forward/modeling_quant_experts.py", "seeding.py", "spec/ranks.py"),
 )
-"""Below the package: a change here makes every kept result stale."""
+"""Files and folders below the package: a change here makes every kept result stale."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Bench:
         """The model directory of a variant, written on first use."""
         if name == "plain":
             return REPOSITORY
-        directory = self.work / "variants" / f"{name}-{_digest_of_files([REPOSITORY, Path(__file__).parent])}"
+        directory = self.work / "variants" / f"{name}-{digest_of_files([REPOSITORY, Path(__file__).parent])}"
         if not (directory / "config.json").is_file():
             scratch = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=_made(self.work / "variants")))
             write_variant(REPOSITORY, scratch)
@@ -146,8 +145,8 @@ class Bench:
             self.rows,
             self.per_task,
             self.grouped,
-            _digest_of_files([REPOSITORY, Path(__file__).parent]),
-            _digest_of_files(_fit_sources()),
+            digest_of_files([REPOSITORY, Path(__file__).parent]),
+            digest_of_files(fit_sources()),
         ]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
@@ -185,12 +184,12 @@ def _load(directory: Path) -> Any:
     return AutoModelForImageTextToText.from_pretrained(directory).eval()
 
 
-def _fit_sources() -> list[Path]:
+def fit_sources() -> list[Path]:
     package = Path(quant_experts.__file__).parent
     return [package / name for name in FIT_SOURCES]
 
 
-def _digest_of_files(places: list[Path]) -> str:
+def digest_of_files(places: list[Path]) -> str:
     """Of weights and Python source directly inside of ``places``, which are files or directories."""
     files = [file for place in places for file in (place.iterdir() if place.is_dir() else [place])]
     digest = hashlib.sha256()

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import quant_experts
-from benchmarks.digits.runs import FIT_SOURCES
+from benchmarks.digits.runs import digest_of_files, fit_sources
 from benchmarks.real.prepare import WORK, Prepared, prepare
 from benchmarks.real.yardstick import Yardstick, measure, open_yardstick
 from quant_experts.spec.specification import QuantizationSpec
@@ -93,10 +92,4 @@ def _processor_seconds() -> float:
 
 def source() -> str:
     """Digest of what decides a fit: a change there makes every kept result stale."""
-    package = Path(quant_experts.__file__).parent
-    files = sorted(file for name in FIT_SOURCES for file in _python(package / name))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-
-
-def _python(path: Path) -> list[Path]:
-    return [path] if path.is_file() else list(path.glob("*.py"))
+    return digest_of_files(fit_sources())
