@@ -53,6 +53,12 @@ ACCURACY = {
             "real_ranks.md",
             "What fills the room for experts, on a real model",
             ("W4A16", "balanced"),
+        ),
+        Row(
+            "`best`: `balanced`, then coordinate descent (the same rows)",
+            "real_best.md",
+            "W4A16, all blocks",
+            ("best",),
             bold=True,
         ),
     ],

@@ -58,9 +58,10 @@ def _best_scales(weight: Tensor, codes: Tensor, scales: Tensor, moment: Tensor, 
     own = curvature.diagonal(dim1=1, dim2=2)
     empty = own == 0
     own.mul_(1 + RIDGE).add_(empty)
-    stored = torch.linalg.solve(curvature, onto).to(dtype).float()
+    solved, failed = torch.linalg.solve_ex(curvature, onto.unsqueeze(-1))
+    stored = solved.squeeze(-1).to(dtype).float()
     lost = (~torch.isfinite(stored) | (stored == 0)) & ~empty
-    return torch.where(empty | lost.any(-1, keepdim=True), scales, stored)
+    return torch.where(empty | lost.any(-1, keepdim=True) | (failed != 0).unsqueeze(-1), scales, stored)
 
 
 def _sweep(weight: Tensor, codes: Tensor, scales: Tensor, moment: Tensor, columns: Tensor, low: int, high: int) -> None:
