@@ -16,6 +16,7 @@ NO_MODULES = {"app.tenant", "worker.tasks.ring"}
 """A setting of a PostgreSQL session, and a task's name on the wire."""
 IN_BACKTICKS = re.compile(r"`([^`\n]+)`")
 FILE = re.compile(r"(?<![\w/.*…])[\w/]+\.py\b")
+POINTER = re.compile(r"`([\w/]+\.py):([\w.]+)`")
 MODULE = re.compile(rf"\b(?:{'|'.join(PACKAGES)})(?:\.\w+)+")
 CITED = re.compile(r"method\.md,?\s+section\s+(\d)(?:,\s+steps?\s+(\d))?")
 LOADED = re.compile(
@@ -54,6 +55,20 @@ def test_every_file_and_module_that_the_texts_name_is_there() -> None:
     }
 
     assert sorted(gone) == []
+
+
+def test_every_function_that_the_docs_point_to_is_in_its_file() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    pointers = {pointer for page in pages for pointer in POINTER.findall(page.read_text())}
+    sources = {
+        path.relative_to(ROOT).as_posix(): path for package in PACKAGES for path in (ROOT / package).rglob("*.py")
+    }
+
+    assert len(pointers) > 20
+    for file, name in pointers:
+        texts = [path.read_text() for place, path in sources.items() if f"/{place}".endswith(f"/{file}")]
+        for part in name.split("."):
+            assert any(re.search(rf"\b(?:def|class) {part}\b", text) for text in texts), f"{file}:{name}"
 
 
 def _is_module(name: str) -> bool:
