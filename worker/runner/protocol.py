@@ -1,7 +1,7 @@
 """The lines between supervisor and runner: JSON objects, one per line, typed on both sides.
 
 Up, on the runner's own copy of stdout: what the library's progress events say, then one last word, ``finished``,
-``stopped`` or ``error``. Down, on stdin: ``stored N`` when block N is in the ledger and its files are in storage; the
+``stopped`` or ``error``. Down, on stdin: ``kept N`` when block N is in the ledger and its files are in storage; the
 runner waits for it before the next block. ``stop``, and the end of the stream, ask the runner to stop. This file
 imports nothing of the library, so that the supervisor reads its events without loading torch.
 """
@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 STOP = b"stop\n"
-STORED = b"stored "
+STORED = b"kept "
+"""The word on the wire. It stays: after an upgrade in place a running supervisor starts the new runner."""
 MAX_LINE = 64 * 1024 * 1024
 """Bytes. A block's report is some kilobytes; a line beyond this is not ours."""
 
