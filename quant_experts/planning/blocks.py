@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from quant_experts.planning.errors import Unreadable
 from quant_experts.planning.families import MULTIMODAL, STACKS, Family, text_config
 from quant_experts.planning.found_groups import BLOCK, decoder_prefix, groups_in
 from quant_experts.planning.headers import ITEM_BYTES, Tensor
+from quant_experts.planning.layer_rules import is_of_mixture
+from quant_experts.planning.mixtures import WIDE, experts_apart, share_of_tokens
 from quant_experts.planning.stacks import Stack, native
 
 DECODER_KEY = re.compile(rf"(?:{'|'.join(re.escape(stack) for stack in STACKS)})layers\.(\d+)\.(.+)")
@@ -32,7 +35,8 @@ positions of an encoder of audio."""
 
 @dataclass(frozen=True)
 class Group:
-    """One input group: ``width`` input channels; ``outs``: output width of each layer."""
+    """One input group: ``width`` input channels; ``outs``: output width of each layer; ``share``: of what it reads that
+    reaches it, less than all of it in an expert of a mixture."""
 
     name: str
     label: str
@@ -40,6 +44,12 @@ class Group:
     width: int
     outs: tuple[int, ...]
     reads: Reads = "tokens"
+    share: float = 1.0
+
+    @property
+    def of_mixture(self) -> bool:
+        """Whether it belongs to an expert that sees only the tokens that a router sends to it."""
+        return is_of_mixture(self.name.removesuffix(f".{self.label}"), self.layers[0])
 
     @property
     def rows(self) -> int:
@@ -61,6 +71,10 @@ class Block:
     before: int
     stack: str
     index: int | None
+
+    @property
+    def of_mixture(self) -> tuple[Group, ...]:
+        return tuple(group for group in self.groups if group.of_mixture)
 
 
 @dataclass(frozen=True)
@@ -106,8 +120,6 @@ def _found_blocks(
     outside: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         found = BLOCK.fullmatch(key)
-        if found and found[1] == prefix and EXPERTS.search(found[3]):
-            raise Unreadable("unsupported_model", f"{key} is of a mixture's experts, which cannot be quantized yet")
         if found and found[1] == prefix:
             inside.setdefault(int(found[2]), {})[found[3]] = tensor
         else:
@@ -118,10 +130,35 @@ def _found_blocks(
     stack = Stack("language model", path, ())
     blocks = []
     for index in range(_count(stack, "decoder", config, inside)):
-        groups = [(f"{parent}." if parent else "", label, layers) for parent, label, layers in groups_in(inside[index])]
+        apart = experts_apart(inside[index])
+        _refuse_unknown_stacks(f"{prefix}.{index}.", apart)
+        groups = [(f"{parent}." if parent else "", label, layers) for parent, label, layers in groups_in(apart)]
         where = f"decoder block {index}"
-        blocks.append(_block(index, stack, index, f"{path}.{index}.", where, groups, inside[index], dtype, "tokens"))
+        block = _block(index, stack, index, f"{path}.{index}.", where, groups, apart, dtype, "tokens")
+        wide = _wide_bytes(apart, WIDE.get(str(config.get("model_type")), ()), dtype)
+        blocks.append(replace(_with_shares(block, text_config(config)), kept=block.kept + wide))
     return Walked(tuple(blocks), outside)
+
+
+def _refuse_unknown_stacks(path: str, tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if len(tensor.shape) == 3 and EXPERTS.search(name):
+            raise Unreadable(
+                "unsupported_model", f"{path}{name} is of a mixture's experts, in a layout that is not known"
+            )
+
+
+def _with_shares(block: Block, text: Mapping[str, Any]) -> Block:
+    experts = Counter(group.name.rpartition(".")[0] + group.layers[0].partition(".")[0] for group in block.of_mixture)
+    share = share_of_tokens(text, max(experts.values(), default=1))
+    groups = (replace(group, share=share) if group.of_mixture else group for group in block.groups)
+    return replace(block, groups=tuple(groups))
+
+
+def _wide_bytes(tensors: Mapping[str, Tensor], ends: tuple[str, ...], dtype: str) -> int:
+    """What tensors whose names have these ``ends`` take in float32 beyond what they take in ``dtype``."""
+    values = sum(tensor.values for name, tensor in tensors.items() if name.endswith(ends)) if ends else 0
+    return values * (ITEM_BYTES["F32"] - ITEM_BYTES[dtype])
 
 
 def in_memory(tensor: Tensor, dtype: str) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 
 from quant_experts.planning.headers import Tensor
 from quant_experts.planning.layer_rules import ELSEWHERE, labelled, reason_to_skip
+from quant_experts.planning.mixtures import MEMBER, groups_of_experts
 from quant_experts.planning.stacks import Groups
 
 TOGETHER = (
@@ -18,6 +19,7 @@ TOGETHER = (
     ("q_a_proj", "kv_a_proj_with_mqa"),
     ("in_proj_qkv", "in_proj_z"),
     ("query", "key", "value"),
+    ("qkv_proj", "output_gate"),
     ("gate_proj", "up_proj"),
     ("w1", "w3"),
     ("wi_0", "wi_1"),
@@ -48,11 +50,11 @@ def decoder_prefix(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def groups_in(tensors: Mapping[str, Tensor]) -> Groups:
-    """``tensors``: of one block, under their names within it."""
+    """``tensors``: of one block, under their names within it; those of experts as ``mixtures.py`` has them."""
     layers = {
         key.removesuffix(".weight"): tensor
         for key, tensor in tensors.items()
-        if key.endswith(".weight") and len(tensor.shape) == 2
+        if key.endswith(".weight") and len(tensor.shape) == 2 and not MEMBER.fullmatch(key)
     }
     layers = {
         name: tensor
@@ -63,7 +65,7 @@ def groups_in(tensors: Mapping[str, Tensor]) -> Groups:
     for parent in sorted({name.rpartition(".")[0] for name in layers}, key=_order):
         inside = [name for name in layers if name.rpartition(".")[0] == parent]
         groups += [(parent, each) for each in _of_parent([name.rpartition(".")[2] for name in inside])]
-    return labelled(_in_parallel(groups) if _has_one_norm(tensors) else groups)
+    return labelled(_in_parallel(groups) if _has_one_norm(tensors) else groups) + groups_of_experts(tensors)
 
 
 def _order(parent: str) -> tuple[bool, str]:

@@ -17,6 +17,9 @@ ROUTERS = ("router", "gate", "shared_expert_gate", "expert_gate")
 SMALL_PARTS = ("in_proj_ba", "in_proj_a", "in_proj_b", "b_proj", "a_proj", "dt_proj", "x_proj", "dt_in_proj")
 """Last names of linear layers whose outputs steer a recurrence: few weights, and errors that accumulate over tokens."""
 
+MIXTURE = re.compile(r"(^|\.)experts\.")
+"""In the path of a linear layer of an expert that a router chooses among others."""
+
 NO_PREFIX = re.compile(r"^linear_(?=.)|_(proj|layer|linear)(?=$)")
 
 
@@ -30,6 +33,11 @@ def reason_to_skip(name: str, width: int, outputs: int) -> str | None:
     if width % WIDTH_STEP:
         return f"{width} input channels are no multiple of {WIDTH_STEP}"
     return None
+
+
+def is_of_mixture(parent: str, layer: str) -> bool:
+    """Whether a linear layer is an expert's that sees only the tokens that a router sends to it."""
+    return MIXTURE.search(f"{parent}.{layer}") is not None
 
 
 def label_of(layers: Sequence[str]) -> str:

@@ -77,7 +77,7 @@ def _block(shapes: Shapes, block: Block, recipe: Recipe, rows: Rows) -> int:
 
     def seen(group: Group) -> tuple[int, int]:
         """Tokens kept to fit on, and to measure on."""
-        tokens = shapes.tokens(group.reads, rows)
+        tokens = shapes.tokens(group.reads, rows) * group.share
         return min(recipe.reservoir, int(tokens * fit_rows)), min(HELD_OUT_TOKENS, int(tokens * held_rows))
 
     weights = block.kept + sum(group.weights for group in block.groups) * shapes.item

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from quant_experts.spec.methods import DEFAULT_METHOD, DEFAULTS, GROUP_SIZES, METHOD_VERSION, PRESETS
-from quant_experts.spec.ranks import Ranks, ranks_of
+from quant_experts.spec.ranks import Ranks, in_mixture, ranks_of
 
 AUTO = "auto"
 OBQ_WIDTH = 1024
@@ -65,6 +65,10 @@ class Recipe:
         if found is None:
             raise ValueError(f"scheme {self.scheme!r} has no bits")
         return int(found[1]), int(found[2])
+
+    def for_group(self, *, of_mixture: bool) -> Recipe:
+        """Of an input group; ``of_mixture``: it belongs to one expert of a mixture."""
+        return replace(self, **in_mixture(self)) if of_mixture else self  # type: ignore[arg-type]  # names of fields
 
     def ranks_for(self, *, rows: int, width: int, layers: int) -> Ranks:
         """Of the experts of an input group; what its widths do not allow is clamped later."""

@@ -133,7 +133,7 @@ def block_seconds(shapes: Shapes, block: Block, recipe: Recipe, rows: Rows, rate
     used = rows.used(recipe.samples)
     total = 0.0
     for group in block.groups:
-        tokens = shapes.tokens(group.reads, rows)
+        tokens = shapes.tokens(group.reads, rows) * group.share
         held = tokens * recipe.held_out(used)
         fit = tokens * max(1, used) - held
         more = tokens * VARIANTS * min(rows.images, 1)

@@ -106,7 +106,8 @@ def group_bits(group: Group, recipe: Recipe, bits: int, shapes: Shapes) -> int:
 
 def ranks_in(group: Group, recipe: Recipe) -> Ranks:
     """Ranks and routed experts: no more than there are channels left when the most important ones are taken."""
-    ranks = recipe.ranks_for(rows=group.rows, width=group.width, layers=len(group.layers))
+    own = recipe.for_group(of_mixture=group.of_mixture)
+    ranks = own.ranks_for(rows=group.rows, width=group.width, layers=len(group.layers))
     left = group.width - min(recipe.important_channels, max(group.width // 2, 1))
     count = min(ranks.experts, left)
     return replace(ranks, experts=count if count >= 2 else min(ranks.experts, 1))

@@ -83,6 +83,13 @@ def _with_experts(options: Options, experts: int, most: int, fits: Callable[[Ran
     return Ranks(_largest(most, lambda rank: fits(Ranks(rank, routed, experts))), routed, experts)
 
 
+def in_mixture(options: Options) -> dict[str, int | str]:
+    """The options that are others in an expert of a mixture: its tokens are routed already, so that one adapter of its
+    own takes the whole room."""
+    alone = options.reconstruction == "qe" and options.shared_rank == 0
+    return {"experts": 0, "refine": "none", "reconstruction": "none" if alone else options.reconstruction}
+
+
 def adapter_bits(rows: int, width: int, ranks: Ranks, *, int8: bool) -> int:
     """Stored of shared and routed experts and of the router; ranks beyond what the layers allow count as those."""
     router = ranks.experts * width * ADAPTER_BITS

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from quant_experts.spec.choices import AcceptIf, Budget, Sensitive, Target
 from quant_experts.spec.methods import DEFAULT_METHOD, DEFAULTS, GROUP_SIZES, METHOD_VERSION, PRESETS
-from quant_experts.spec.ranks import Ranks, ranks_of
+from quant_experts.spec.ranks import Ranks, in_mixture, ranks_of
 from quant_experts.spec.schemes import Scheme, parse_scheme
 
 __all__ = ["AUTO", "METHOD_VERSION", "PRESETS", "AcceptIf", "Budget", "QuantizationSpec", "Sensitive", "Target"]
@@ -124,6 +124,10 @@ class QuantizationSpec(BaseModel):
     def with_weight_bits(self, weight_bits: int) -> QuantizationSpec:
         """The same spec with another width of weights."""
         return self.model_copy(update={"scheme": f"W{weight_bits}A{self.bits.activation_bits}"})
+
+    def for_group(self, *, of_mixture: bool) -> QuantizationSpec:
+        """The spec of an input group; ``of_mixture``: it belongs to one expert of a mixture."""
+        return self.model_copy(update=in_mixture(self)) if of_mixture else self
 
     @property
     def group_sizes(self) -> tuple[int, ...]:

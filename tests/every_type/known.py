@@ -16,6 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from quant_experts.errors import UnsupportedModel
 from quant_experts.model.groups import plan_groups
 from quant_experts.model.manifest import manifest_of
+from quant_experts.model.mixtures import unstack_mixtures
 from quant_experts.planning import families
 from quant_experts.planning.errors import Unreadable
 from quant_experts.planning.families import Family
@@ -42,13 +43,15 @@ def difference(kind: str) -> str | None:
         config = tiny_config(kind)
         with torch.device("meta"):
             model = auto_class.from_config(config, dtype=torch.bfloat16).eval()
+        headers, tensors = headers_of(model), dict(model.state_dict())
+        unstack_mixtures(model)
         manifest = manifest_of(model)
     except UnsupportedModel as error:
         raise NotBuilt(str(error)) from error
     except Exception as error:
         raise NotBuilt(f"{type(error).__name__}: {error}") from error
     try:
-        shapes = shapes_of(headers_of(model))
+        shapes = shapes_of(headers)
     except Unreadable as error:
         return str(error)
     found = sorted((g.name, g.label, g.layers, g.width, g.outs) for g in shapes.groups)
@@ -57,14 +60,9 @@ def difference(kind: str) -> str | None:
         said, meant = ([each for each in one if each not in other] for one, other in ((found, wanted), (wanted, found)))
         return f"{said[:2]} for {meant[:2]}"
     tied = set(model.all_tied_weights_keys)
-    quantized = {
-        f"{plan.parent}.{layer}.weight" for b in plan_groups(model, manifest) for plan in b for layer in plan.layers
-    }
-    kept = sum(
-        tensor.numel() * tensor.element_size()
-        for name, tensor in model.state_dict().items()
-        if name not in tied and name not in quantized
-    )
+    quantized = sum(plan.weights for b in plan_groups(model, manifest) for plan in b)
+    everything = sum(tensor.numel() * tensor.element_size() for name, tensor in tensors.items() if name not in tied)
+    kept = everything - quantized * torch.bfloat16.itemsize
     planned = shapes.others + sum(block.kept for block in shapes.blocks)
     return None if planned == kept else f"{planned} bytes stay as they are, in the model {kept}"
 

@@ -11,6 +11,7 @@ from quant_experts.planning.errors import Unreadable
 from quant_experts.planning.found_groups import decoder_prefix, groups_in
 from quant_experts.planning.headers import ModelHeaders, Tensor
 from quant_experts.planning.known_types import KNOWN_TYPES
+from quant_experts.planning.mixtures import experts_apart, share_of_tokens
 from quant_experts.planning.shapes import shapes_of
 from tests.every_type.known import difference
 
@@ -53,11 +54,34 @@ def test_a_tower_is_not_taken_for_the_decoder() -> None:
     assert decoder_prefix(tensors) == "model.language_model.layers"
 
 
-def test_a_mixture_of_a_known_type_is_refused_by_its_experts() -> None:
-    tensors = {"model.layers.0.mlp.experts.gate_up_proj": Tensor("BF16", (4, 64, 96))}
+def test_stacks_of_experts_in_a_layout_that_is_not_known_are_refused_by_name() -> None:
+    tensors = {"model.layers.0.mlp.experts.mixed_proj": Tensor("BF16", (4, 64, 96))}
     config = {"model_type": "cohere", "architectures": ["CohereForCausalLM"]}
-    with pytest.raises(Unreadable, match=r"model\.layers\.0\.mlp\.experts\.gate_up_proj is of a mixture's experts"):
+    with pytest.raises(Unreadable, match=r"model\.layers\.0\.mlp\.experts\.mixed_proj is of a mixture's experts"):
         shapes_of(ModelHeaders(config, tensors, 1, {}))
+
+
+def test_experts_alone_stacked_or_transposed_are_the_same_groups() -> None:
+    alone = {f"mlp.experts.{i}.{name}_proj.weight": matrix(96, 64) for i in range(3) for name in ("gate", "up")}
+    alone |= {
+        f"block_sparse_moe.experts.{i}.w2.weight".replace("block_sparse_moe", "mlp"): matrix(64, 96) for i in range(3)
+    }
+    stacked = {
+        "mlp.experts.gate_up_proj": Tensor("BF16", (3, 192, 64)),
+        "mlp.experts.down_proj": Tensor("BF16", (3, 64, 96)),
+    }
+    turned = {name: Tensor("BF16", (3, *tensor.shape[:0:-1])) for name, tensor in stacked.items()}
+    expected = {f"mlp.experts.gate_up_proj.{i}.weight": matrix(192, 64) for i in range(3)}
+    expected |= {f"mlp.experts.down_proj.{i}.weight": matrix(64, 96) for i in range(3)}
+    for stored in (alone, stacked, turned):
+        assert experts_apart(stored) == expected
+    assert ("mlp.experts", "down_proj_2", ("down_proj.2",)) in groups_in(expected)
+
+
+def test_an_expert_gets_its_share_of_the_tokens() -> None:
+    assert share_of_tokens({"num_experts_per_tok": 2}, 8) == 0.25
+    assert share_of_tokens({}, 8) == 0.125
+    assert share_of_tokens({"num_experts_per_tok": 4}, 2) == 1
 
 
 def test_a_type_that_nobody_has_looked_at_is_refused() -> None:
