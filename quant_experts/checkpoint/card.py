@@ -119,7 +119,7 @@ def model_card(report: QualityReport, spec: QuantizationSpec, *, architecture: s
         _metadata(report, spec, kind),
         f"# {report.model}, {report.scheme} by Quant Experts\n\n{verdict(report)}\n\n"
         f"{kind.quantized}{_behind(report)} have {spec.bits.weight_bits}-bit weights and "
-        f"{_activations(spec)}. {kind.unchanged} are unchanged. "
+        f"{_activations(spec)}. {kind.unchanged} are unchanged. {_mixtures(report)}"
         f"Method `{report.method}`: smoothing `{spec.smoothing}`, rounding `{spec.rounding}`, "
         f"reconstruction `{spec.reconstruction}`.",
         _loss(report),
@@ -133,6 +133,12 @@ def model_card(report: QualityReport, spec: QuantizationSpec, *, architecture: s
     if warnings:
         sections.append("## Warnings of the run\n\n" + "\n".join(f"- {warning}" for warning in warnings))
     return "\n\n".join(sections) + "\n"
+
+
+def _mixtures(report: QualityReport) -> str:
+    if not any(group.tokens_routed is not None for block in report.blocks for group in block.groups):
+        return ""
+    return "The experts of its mixtures are quantized one by one, adapters included; routers are unchanged. "
 
 
 def _behind(report: QualityReport) -> str:

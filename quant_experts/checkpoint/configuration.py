@@ -17,7 +17,7 @@ import quant_experts
 from quant_experts.calibration.processor import has_processor, patches_of
 from quant_experts.checkpoint.shards import TensorSource
 from quant_experts.errors import InvalidModel
-from quant_experts.forward.modeling_quant_experts import FORMAT, QUANT_METHOD
+from quant_experts.forward.modeling_quant_experts import FORMAT, MIXTURE_FORMAT, QUANT_METHOD
 from quant_experts.spec.specification import QuantizationSpec
 
 MODULE = "modeling_quant_experts"
@@ -58,7 +58,7 @@ def loadable_config(
     config["auto_map"] = auto_map(architecture)
     config["quantization_config"] = {
         "quant_method": QUANT_METHOD,
-        "format": FORMAT,
+        "format": MIXTURE_FORMAT if any("members" in group for group in groups) else FORMAT,
         "scheme": spec.scheme,
         "method": spec.method,
         "smoothing": spec.smoothing,

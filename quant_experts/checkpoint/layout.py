@@ -13,7 +13,8 @@ same 16-bit dtype.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -24,9 +25,12 @@ from quant_experts.errors import InvalidCheckpoint, NumericalFailure
 from quant_experts.fit.fitted import FittedGroup
 from quant_experts.forward.modeling_quant_experts import place_group
 from quant_experts.model.groups import GroupPlan
+from quant_experts.planning.layer_rules import is_of_mixture
 from quant_experts.spec.ranks import SHAPE_BITS, SMOOTH_BITS, adapter_bits
 from quant_experts.spec.specification import QuantizationSpec
 
+MEMBER = re.compile(r"(\w+)\.(\d+)")
+"""A layer in the list of those that stand for a stack of experts."""
 BASE = (".weight_packed", ".weight_scale", ".weight_shape")
 """Ends of the names of the tensors that rounding alone would store."""
 
@@ -119,6 +123,34 @@ def group_config(fitted: FittedGroup, plan: GroupPlan, *, dtype: torch.dtype) ->
     }
 
 
+def join_members(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Entries of ``quantization_config["groups"]`` with one in the place of those that differ only in the expert of a
+    mixture; ``each_member`` of the loader takes them apart again. ``members``: first number, and the one behind the
+    last."""
+    joined: list[dict[str, Any]] = []
+    open_: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        found = MEMBER.fullmatch(entry["layers"][0]) if len(entry["layers"]) == 1 else None
+        if found is None or not is_of_mixture(entry["parent"], entry["layers"][0]):
+            joined.append(dict(entry))
+            continue
+        stack, number = found[1], int(found[2])
+        end = f"_{number}"
+        names = {name: entry[name].removesuffix(end) for name in ("name", "label")}
+        alike = {**entry, **names, "layers": [stack]}
+        last = open_.get(names["name"])
+        if (
+            last is not None
+            and {**last, "members": None} == {**alike, "members": None}
+            and last["members"][1] == number
+        ):
+            last["members"][1] += 1
+            continue
+        open_[names["name"]] = alike | {"members": [number, number + 1]}
+        joined.append(open_[names["name"]])
+    return joined
+
+
 def install_group(model: nn.Module, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Replace the group's linear layers in ``model`` by quantized ones that hold exactly the stored ``tensors``.
 
@@ -169,5 +201,6 @@ def stored_group_bits(plan: GroupPlan, spec: QuantizationSpec, dtype: torch.dtyp
     rows = sum(plan.outs)
     base = rows * (32 * words + scales * scale_bits) + len(plan.layers) * SHAPE_BITS
     smooth = 0 if spec.smoothing == "none" else plan.width * SMOOTH_BITS
+    spec = spec.for_group(of_mixture=plan.of_mixture)
     ranks = spec.ranks_for(rows=rows, width=plan.width, layers=len(plan.layers))
     return base + smooth + adapter_bits(rows, plan.width, ranks, int8=spec.adapter_dtype == "int8")

@@ -12,7 +12,7 @@ from quant_experts.checkpoint.layout import bits_of
 from quant_experts.checkpoint.shards import TensorSource, stored_tensors
 from quant_experts.checkpoint.write import REPORT
 from quant_experts.errors import InvalidCheckpoint, InvalidModel
-from quant_experts.forward.modeling_quant_experts import QUANT_METHOD
+from quant_experts.forward.modeling_quant_experts import QUANT_METHOD, each_member
 from quant_experts.model.manifest_record import check_version
 from quant_experts.planning.headers import INDEX
 from quant_experts.report.data import QualityReport
@@ -82,7 +82,8 @@ def read_contents(directory: Path) -> Contents:
         raise InvalidCheckpoint(f"{directory}: {len(missing)} tensors are missing, the first is {missing[0]}")
     report = directory / REPORT
     try:
-        groups = tuple(_group(entry, tensors) for entry in quantization["groups"])
+        modules = _by_module(tensors)
+        groups = tuple(_group(entry, modules) for entry in each_member(quantization["groups"]))
         if not groups:
             raise ValueError("no group is listed")
         architecture = ", ".join(config.get("architectures") or ["unknown"])
@@ -103,12 +104,19 @@ def read_contents(directory: Path) -> Contents:
     )
 
 
-def _group(entry: dict[str, Any], tensors: dict[str, TensorSource]) -> GroupContents:
+def _by_module(tensors: dict[str, TensorSource]) -> dict[str, dict[str, TensorSource]]:
+    modules: dict[str, dict[str, TensorSource]] = {}
+    for name, tensor in tensors.items():
+        modules.setdefault(name.rpartition(".")[0], {})[name] = tensor
+    return modules
+
+
+def _group(entry: dict[str, Any], modules: dict[str, dict[str, TensorSource]]) -> GroupContents:
     parent, layers = entry["parent"], tuple(entry["layers"])
-    scales = [tensors[f"{parent}.{layer}.weight_scale"] for layer in layers]
+    scales = [modules[f"{parent}.{layer}"][f"{parent}.{layer}.weight_scale"] for layer in layers]
     weights = sum(scale.shape[0] * scale.shape[1] * int(entry["group_size"]) for scale in scales)
-    prefixes = tuple(f"{parent}.{name}." for name in (*layers, f"{entry['label']}_input_group"))
-    bits, base = bits_of({name: tensor.bytes for name, tensor in tensors.items() if name.startswith(prefixes)})
+    own = [modules.get(f"{parent}.{name}", {}) for name in (*layers, f"{entry['label']}_input_group")]
+    bits, base = bits_of({name: tensor.bytes for each in own for name, tensor in each.items()})
     return GroupContents(
         name=entry["name"],
         layers=layers,

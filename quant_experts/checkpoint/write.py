@@ -19,6 +19,7 @@ from torch import Tensor
 
 from quant_experts.checkpoint.card import model_card
 from quant_experts.checkpoint.configuration import loadable_config, processor_files
+from quant_experts.checkpoint.layout import join_members
 from quant_experts.checkpoint.shards import TensorSource, spool, stored_tensors, write_shards
 from quant_experts.crash_points import reach
 from quant_experts.errors import InvalidModel, InvalidSpec
@@ -81,6 +82,7 @@ def write_files(
     its embeddings, although config.json says so.
     Raises InvalidModel when two files hold the same tensor.
     """
+    groups = join_members(groups)
     marks = ((name, torch.empty(0)) for entry in groups for name in marks_of(entry))
     spooled = spool(itertools.chain(other_tensors, marks), directory / ".spool")
     tensors: dict[str, TensorSource] = {}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -20,6 +20,9 @@ PARTS_OF_THE_REPORT = ("quality", "baseline", "acceptance", "calibration", "imag
 WIDTH_OF_A_FILE = 140
 """Columns without a terminal, where rich assumes 80 and folds the names."""
 
+
+EXPERT = re.compile(r"(?<=_proj)[._]\d+$")
+"""At the end of the name of a group of one expert of a mixture, and of its layer."""
 
 DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 
@@ -71,12 +74,17 @@ def _inspect_model(directory: Path, vision: Literal["keep", "quantize"], as_json
         click.echo(f"{stack['name']}: {stack['blocks']}, run by {stack['module']}")
         for kind in (each for each in record["kinds"] if each["stack"] == stack["name"]):
             click.echo(f"  blocks {_ranges(kind['blocks'])}" if kind["blocks"] else "  behind the blocks")
-            for group in kind["groups"]:
-                layers, outs = " ".join(group["layers"]), "+".join(map(str, group["outs"]))
-                click.echo(f"    {group['name']}: {layers} ({group['width']} → {outs})")
+            for line, count in Counter(map(_line, kind["groups"])).items():
+                click.echo(f"    {line}" + (f", {count} experts" if count > 1 else ""))
     click.echo("left as they are:")
     for name, reason in record["skipped"].items():
         click.echo(f"  {name}: {reason}")
+
+
+def _line(group: Mapping[str, Any]) -> str:
+    """The same for every expert of a mixture."""
+    layers, outs = " ".join(group["layers"]), "+".join(map(str, group["outs"]))
+    return f"{EXPERT.sub('_*', group['name'])}: {EXPERT.sub('.*', layers)} ({group['width']} → {outs})"
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -199,5 +207,6 @@ def _by_kind(groups: Iterable[GroupContents]) -> dict[str, list[GroupContents]]:
     """The same group of every block is one line. Name with ``*`` for the block → groups."""
     kinds: dict[str, list[GroupContents]] = {}
     for group in groups:
-        kinds.setdefault(re.sub(r"\.\d+\.", ".*.", group.name), []).append(group)
+        name = re.sub(r"\.\d+\.", ".*.", group.name)
+        kinds.setdefault(EXPERT.sub("_*", name), []).append(group)
     return kinds

@@ -18,6 +18,7 @@ from quant_experts.model.run_context import RunContext
 from quant_experts.report.data import BlockReport, CalibrationQuality, ImageSensitivity, ModelQuality, Reply
 from quant_experts.spec.specification import QuantizationSpec
 from quant_experts.walk.baseline import is_baseline
+from quant_experts.walk.lent_tokens import LEAST_TOKENS
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,27 @@ def measure_run(
         widest=max(plan.width for block in context.plans for plan in block),
         takes_images=blueprint.manifest.takes_images,
     )
-    warnings = (*calibration.reasons, *warnings, *((image_warning,) if image_warning else ()))
+    others = (image_warning, lent_to_experts(blocks))
+    warnings = (*calibration.reasons, *warnings, *(each for each in others if each))
     return Measured(quality, probe, baseline, images, calibration, warnings, compare_replies(blueprint, inputs, work))
+
+
+def lent_to_experts(blocks: Sequence[BlockReport]) -> str | None:
+    """What the report says of experts of a mixture that got too few tokens of their own."""
+    counts = [
+        group.tokens_routed
+        for block in blocks
+        for group in block.groups
+        if group.tokens_routed is not None and group.layers[0].startswith("down_proj")
+    ]
+    few = [count for count in counts if count < LEAST_TOKENS]
+    if not few:
+        return None
+    return (
+        f"mixture: the routers sent fewer than {LEAST_TOKENS} calibration tokens to {len(few)} of {len(counts)} "
+        f"experts, {min(few)} to the one with the fewest; these were fitted on tokens of their layer too, and more "
+        "rows help them"
+    )
 
 
 def _evaluate_baseline(

@@ -17,7 +17,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from quant_experts.checkpoint.read import read_contents
 from quant_experts.checkpoint.shards import TensorSource, stored_tensors
-from quant_experts.errors import InvalidCheckpoint
+from quant_experts.errors import InvalidCheckpoint, InvalidSpec
 from quant_experts.forward.modeling_quant_experts import marks_of
 from quant_experts.planning.headers import INDEX
 
@@ -99,9 +99,15 @@ def input_group(entry: Mapping[str, Any]) -> str:
 
 
 def open_source(directory: Path) -> Source:
-    """Raises InvalidCheckpoint when the directory is not a whole checkpoint."""
+    """Raises InvalidCheckpoint when the directory is not a whole checkpoint, InvalidSpec for a mixture of experts."""
     read_contents(directory)
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    mixtures = [entry["parent"] for entry in config["quantization_config"]["groups"] if "members" in entry]
+    if mixtures:
+        raise InvalidSpec(
+            f"{mixtures[0]} are experts of a mixture, which no export has a place for yet: load the "
+            "checkpoint with transformers and trust_remote_code=True"
+        )
     shards = set(json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
     tensors: dict[str, TensorSource] = {}
     for shard in sorted(shards):

@@ -22,10 +22,11 @@ A model that transformers has loaded multiplies few bfloat16 tokens on a CPU wit
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 QUANT_METHOD = "quant_experts"
 FORMAT = 1
+MIXTURE_FORMAT = 2
+"""Of a checkpoint whose groups have ``members``, which the loaders of format 1 would pass over."""
 UNQUANTIZED_BITS = 16
 ADAPTER_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 OFFLOADS_INTEGERS = (5, 13)
@@ -569,6 +572,132 @@ def dequantized_weights(module: nn.Module) -> Iterator[None]:
             layer.keeps_weight, layer._weight = False, None
 
 
+# --- Mixtures of experts ---------------------------------------------------------------------------------------------
+
+STACKS = (("gate_up_proj", "down_proj"), ("up_proj", "down_proj"))
+"""Names of the parameters (experts, …, …) in which transformers keeps the experts of a mixture."""
+
+
+class MixtureExperts(nn.Module):
+    """The experts of a mixture with a linear layer for each matrix of each expert, in the place of transformers' module
+    that stacks them in parameters of three dimensions.
+
+    ``gate_up_proj`` or ``up_proj``, and ``down_proj``: lists of layers, which can be quantized one by one. Gate,
+    activation, biases, norm and every other attribute are those of the module that it replaces. Only the experts that
+    the router has chosen run, and only their matrices are dequantized, one after the other.
+    """
+
+    def __init__(self, stacked: nn.Module) -> None:
+        """``stacked``: see :func:`stacks_of`; its stacked parameters may be on the meta device."""
+        super().__init__()
+        for name, value in vars(stacked).items():
+            self.__dict__.setdefault(name, value)
+        self.kind: Any = type(stacked)
+        self.first, self.last = stacks_of(stacked) or STACKS[0]
+        self.takes_all = _takes_all(self.kind)
+        for name, parameter in stacked._parameters.items():
+            if name not in (self.first, self.last):
+                self.register_parameter(name, parameter)
+        for name, module in stacked._modules.items():
+            self.add_module(name, module)
+        for name in (self.first, self.last):
+            stack = stacked.get_parameter(name)
+            outs, width = stack.shape[:0:-1] if is_transposed(stacked) else stack.shape[1:]
+            layers = (nn.Linear(width, outs, False, stack.device, stack.dtype) for _ in range(len(stack)))
+            self.add_module(name, nn.ModuleList(layers).requires_grad_(False))
+        self.train(stacked.training)
+
+    def __len__(self) -> int:
+        return len(self.get_submodule(self.last)._modules)
+
+    def forward(self, hidden_states: Tensor, *routing: Tensor) -> Tensor:
+        """hidden_states: (tokens, d); routing: the chosen experts and their weights, both (tokens, k). Or, where the
+        model scales the tokens itself, hidden_states alone: (experts * tokens, d), every expert's tokens in a row, with
+        zeros for those that it does not get."""
+        x = hidden_states.reshape(-1, hidden_states.shape[-1])
+        weights = routing[1] if routing else x.new_ones(len(x), 1)
+        y = x.new_zeros(x.shape, dtype=torch.promote_types(x.dtype, weights.dtype))
+        for expert, rows, places in self.assigned(x, *routing):
+            y.index_add_(0, rows, (self.run(expert, x[rows]) * weights[rows, places, None]).to(y.dtype))
+        return y.to(x.dtype).view(hidden_states.shape)
+
+    def assigned(self, x: Tensor, *routing: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Arguments as for :meth:`forward`; of each expert that runs: its number, its rows of x, their places in k."""
+        if not routing:
+            size = len(x) // len(self)
+            for expert in range(len(self)):
+                rows = expert * size + x[expert * size : (expert + 1) * size].any(-1).nonzero().flatten()
+                if len(rows):
+                    yield expert, rows, torch.zeros_like(rows)
+            return
+        chosen = routing[0]
+        experts = torch.arange(len(self), device=chosen.device)
+        for expert in (chosen.reshape(-1, 1) == experts).any(0).nonzero().flatten().tolist():
+            yield expert, *torch.where(chosen == expert)
+
+    def run(self, expert: int, x: Tensor) -> Tensor:
+        """x: (tokens, d), of this expert; returns (tokens, d) before routing weights."""
+        y = self._multiply(self.first, expert, x)
+        y = self.kind._apply_gate(self, y) if self.first == "gate_up_proj" and not self.takes_all else self._activate(y)
+        y = self._multiply(self.last, expert, y)
+        norm = getattr(self, "post_expert_norm", None)
+        return y if norm is None else norm(y)
+
+    def _activate(self, y: Tensor) -> Tensor:
+        act_fn: Any = self.act_fn
+        gate, up = (y, 1.0) if self.first == "up_proj" else y.chunk(2, dim=-1)
+        activated: Tensor = up * act_fn(gate)
+        return activated
+
+    def _multiply(self, stack: str, expert: int, x: Tensor) -> Tensor:
+        y: Tensor = self.get_submodule(f"{stack}.{expert}")(x)
+        bias = self._parameters.get(f"{stack}_bias")
+        return y if bias is None else y + bias[expert]
+
+
+def stacks_of(module: nn.Module) -> tuple[str, str] | None:
+    """Names of the parameters in which ``module`` stacks the matrices of a mixture's experts; None for any other module
+    and for one whose forward is not known."""
+    stacked = tuple(name for name, each in module._parameters.items() if each is not None and each.dim() == 3)
+    kind = type(module)
+    is_known = hasattr(kind, "_apply_gate") or _takes_all(kind)
+    return next((names for names in STACKS if set(names) == set(stacked) and is_known), None)
+
+
+def is_transposed(stacked: nn.Module) -> bool:
+    """Whether a stack is (experts, in, out)."""
+    return _takes_all(type(stacked)) or bool(getattr(stacked, "is_transposed", False))
+
+
+def _takes_all(kind: type[nn.Module]) -> bool:
+    """Whether the forward takes the tokens of all experts and no routing, as Llama 4's."""
+    return list(inspect.signature(kind.forward).parameters) == ["self", "hidden_states"]
+
+
+def unstack(model: nn.Module, path: str) -> MixtureExperts:
+    """Put :class:`MixtureExperts` in the place of the module ``path``, unless it is there already."""
+    owner, _, name = path.rpartition(".")
+    module = model.get_submodule(path)
+    if not isinstance(module, MixtureExperts):
+        module = MixtureExperts(module)
+        setattr(model.get_submodule(owner), name, module)
+    return module
+
+
+def each_member(entries: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Entries of ``quantization_config["groups"]``, one that stands for several experts as one entry for each."""
+    for entry in entries:
+        for member in range(*entry["members"]) if "members" in entry else ():
+            yield {
+                **{key: value for key, value in entry.items() if key != "members"},
+                "name": f"{entry['name']}_{member}",
+                "label": f"{entry['label']}_{member}",
+                "layers": [f"{layer}.{member}" for layer in entry["layers"]],
+            }
+        if "members" not in entry:
+            yield dict(entry)
+
+
 # --- Placing the layers in a model -----------------------------------------------------------------------------------
 
 
@@ -635,7 +764,7 @@ def marks_of(entry: Mapping[str, Any]) -> Iterator[str]:
     ends its load with an error.
     """
     for layer in entry["layers"]:
-        yield f"{entry['parent']}.{layer}.weight"
+        yield f"{entry['parent']}.{layer}" if "members" in entry else f"{entry['parent']}.{layer}.weight"
 
 
 def _below(parent: nn.Module, name: str) -> nn.Module | None:
@@ -670,9 +799,9 @@ class QuantExpertsQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers 
         """Raises ValueError when the checkpoint was written in a newer format than this file reads, or says nothing of
         what is quantized."""
         found = self.quantization_config.format
-        if found != FORMAT:
+        if found not in (FORMAT, MIXTURE_FORMAT):
             raise ValueError(
-                f"this checkpoint has Quant Experts format {found}, this loader reads format {FORMAT}: "
+                f"this checkpoint has Quant Experts format {found}, this loader reads formats up to {MIXTURE_FORMAT}: "
                 "install a newer quant-experts, or do not import it and load with trust_remote_code=True"
             )
         if not self.quantization_config.groups:
@@ -694,8 +823,11 @@ class QuantExpertsQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers 
             raise ValueError(f"load this checkpoint as a {expected[0]}, not as a {type(model).__name__}")
         for entry in self.quantization_config.groups:
             try:
-                place_group(model, entry)
-            except (KeyError, TypeError, ZeroDivisionError) as error:
+                if "members" in entry:
+                    unstack(model, entry["parent"])
+                for each in each_member([entry]):
+                    place_group(model, each)
+            except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
                 raise ValueError(
                     f"config.json: a group of quantization_config is damaged ({type(error).__name__}: {error}); "
                     f"download the checkpoint again: {str(entry)[:200]}"
@@ -717,7 +849,7 @@ class QuantExpertsQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers 
                 continue
             if module.weight_shape.tolist() != [module.out_features, module.in_features]:
                 raise ValueError(f"{name}: its tensors are missing from the checkpoint, or belong to another layer")
-        for entry in self.quantization_config.groups:
+        for entry in each_member(self.quantization_config.groups):
             missing = _left_random(model, entry)
             if missing:
                 raise ValueError(f"{missing[0]}: the tensor is missing from the checkpoint")
@@ -726,6 +858,12 @@ class QuantExpertsQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers 
                 module.accelerate()
         return model
 
+    def update_weight_conversions(self, weight_conversions: list[Any], *args: Any, **kwargs: Any) -> list[Any]:
+        """Without those that make stacks of experts, whose packed matrices have the names of modules in memory."""
+        if not any("members" in entry for entry in self.quantization_config.groups):
+            return weight_conversions
+        return [each for each in weight_conversions if not _makes_stacks(each)]
+
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
         """No: ``save_pretrained`` writes names that loading would not find again. Copy the checkpoint directory."""
         return False
@@ -733,6 +871,11 @@ class QuantExpertsQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers 
     @property
     def is_trainable(self) -> bool:
         return False
+
+
+def _makes_stacks(conversion: Any) -> bool:
+    made = {target.rpartition(".")[2] for target in conversion.target_patterns}
+    return hasattr(conversion, "operations") and bool(made & {name for names in STACKS for name in names})
 
 
 def _check_offloads_integers(name: str) -> None:

@@ -18,6 +18,7 @@ from transformers import AutoConfig, PreTrainedModel
 from quant_experts.errors import InvalidModel, one_line
 from quant_experts.model.families.stack import Stack
 from quant_experts.model.manifest import Manifest, auto_class_of, manifest_of, parts_but
+from quant_experts.model.mixtures import unstack_mixtures
 from quant_experts.model.weights import Shards, Weights, open_shards
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -128,8 +129,9 @@ def open_blueprint(directory: Path, *, device: torch.device) -> Blueprint:
         raise InvalidModel(f"{directory.name} is already quantized ({method}); give the model that it was made from")
     shards = open_shards(directory)
     model, dtype = _build(directory, auto_class, shards)
+    stacks = unstack_mixtures(model)
     manifest = manifest_of(model)
-    return Blueprint(directory, text, manifest, model, Weights(shards, model), dtype, device)
+    return Blueprint(directory, text, manifest, model, Weights(shards, model, stacks), dtype, device)
 
 
 def _build(directory: Path, auto_class: str, shards: Shards) -> tuple[PreTrainedModel, torch.dtype]:
@@ -186,6 +188,7 @@ def load(blueprint: Blueprint, prefix: str) -> None:
         for name in list(owner._buffers):
             if owner._buffers[name] is not None and name not in owner._non_persistent_buffers_set:
                 owner._buffers[name] = blueprint.weights.read(f"{owner_name}.{name}").to(blueprint.device)
+    blueprint.weights.release()
     missing = [name for name, tensor in _tensors(module) if tensor.is_meta]
     if missing:
         raise InvalidModel(

@@ -15,6 +15,7 @@ from torch import nn
 from quant_experts.errors import InvalidModel
 from quant_experts.model.families.stack import LANGUAGE, Stack
 from quant_experts.model.manifest import Manifest, Vision
+from quant_experts.planning.layer_rules import is_of_mixture
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class GroupPlan:
     def weights(self) -> int:
         """Number of weights that quantizing this group quantizes."""
         return self.width * sum(self.outs)
+
+    @property
+    def of_mixture(self) -> bool:
+        """Whether the group belongs to an expert that sees only the tokens that a router sends to it."""
+        return is_of_mixture(self.parent, self.layers[0])
 
     @property
     def of_memory(self) -> bool:

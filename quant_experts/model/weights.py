@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -126,6 +127,19 @@ class _Source:
         return self.converter is None and self.cut is None
 
 
+@dataclass(frozen=True)
+class Stack:
+    """A parameter that the model has in pieces: one matrix for each expert of a mixture.
+
+    ``whole``: of its shape and dtype, on the meta device. ``pieces``: number → name of the piece. ``is_transposed``:
+    the stack has them as (in, out).
+    """
+
+    whole: Tensor
+    pieces: tuple[tuple[int, str], ...]
+    is_transposed: bool
+
+
 class Weights:
     """The tensors of a model under their in-memory names, read when asked for.
 
@@ -133,11 +147,18 @@ class Weights:
     files hold both with different values; as in transformers, both count.
     """
 
-    def __init__(self, shards: Shards, model: nn.Module) -> None:
-        """``model``: the model on the meta device. Raises InvalidModel when a parameter has no tensor in the files."""
+    def __init__(self, shards: Shards, model: nn.Module, stacks: Mapping[str, Stack] = MappingProxyType({})) -> None:
+        """``model``: the model on the meta device. ``stacks``: parameter → how the model has it in pieces.
+
+        Raises InvalidModel when a parameter has no tensor in the files.
+        """
         self.shards = shards
         self._model: Any = model
-        self._expected: dict[str, Tensor] = dict(model.state_dict())
+        self._pieces = {piece: (name, number) for name, stack in stacks.items() for number, piece in stack.pieces}
+        self._stacks = stacks
+        self._last: tuple[str, Tensor] | None = None
+        own = {name: tensor for name, tensor in model.state_dict().items() if name not in self._pieces}
+        self._expected: dict[str, Tensor] = own | {name: stack.whole for name, stack in stacks.items()}
         self._sources, self.unused = _map_sources(shards, self._model, self._expected)
         self.tied: dict[str, str] = {}
         self.untied: dict[str, str] = {}
@@ -148,6 +169,14 @@ class Weights:
     @property
     def names(self) -> list[str]:
         """Every parameter and persistent buffer of the model; of tied ones only the one that the others follow."""
+        return [
+            each
+            for name in self._whole_names
+            for each in ([piece for _, piece in self._stacks[name].pieces] if name in self._stacks else [name])
+        ]
+
+    @property
+    def _whole_names(self) -> list[str]:
         return [name for name in self._expected if name not in self.tied]
 
     def names_under(self, prefix: str) -> list[str]:
@@ -155,6 +184,9 @@ class Weights:
 
     def bytes(self, name: str) -> int:
         """Bytes of the tensor in the model's own dtype."""
+        if name in self._pieces:
+            stack, _ = self._pieces[name]
+            return self.bytes(stack) // len(self._expected[stack])
         expected = self._expected[name]
         return expected.numel() * expected.element_size()
 
@@ -163,6 +195,8 @@ class Weights:
 
         Raises InvalidModel when it holds a value that is not finite, or cannot be converted.
         """
+        if name in self._pieces:
+            return self._read_piece(*self._pieces[name])
         name = self.tied.get(name, name)
         expected = self._expected[name]
         tensor = self._realize(name)
@@ -175,6 +209,16 @@ class Weights:
                 dtype = str(expected.dtype).removeprefix("torch.")
                 raise InvalidModel(f"{name}: {bad} of {tensor.numel()} weights are not finite in {dtype}")
         return tensor
+
+    def _read_piece(self, name: str, number: int) -> Tensor:
+        if self._last is None or self._last[0] != name:
+            self._last = (name, self.read(name))
+        piece = self._last[1][number]
+        return piece.t().contiguous() if self._stacks[name].is_transposed else piece
+
+    def release(self) -> None:
+        """Forget the stack that the last piece was read from; pieces that were read stay."""
+        self._last = None
 
     def _tie(self, pairs: Mapping[str, str]) -> None:
         for target, source in pairs.items():
@@ -212,12 +256,12 @@ class Weights:
         first = next(target for target, other in self._sources.items() if other is source)
         for key, pattern in source.keys:
             converter.add_tensor(first, key, pattern, self.shards.read(key))
-        realized = converter.convert(first, model=self._model, config=self._model.config)
+        realized = converter.convert(first, model=_Whole(self._model, self._stacks), config=self._model.config)
         value: Tensor | list[Tensor] = realized[name]
         return value[0] if isinstance(value, list) else value
 
     def _check_complete(self) -> None:
-        missing = [name for name in self.names if name not in self._sources]
+        missing = [name for name in self._whole_names if name not in self._sources]
         if missing:
             raise InvalidModel(
                 f"{len(missing)} tensors of the model are in none of its files, the first is {missing[0]}; "
@@ -233,7 +277,7 @@ class Weights:
 
     def _check_shapes(self) -> None:
         """Before hours of work: each tensor that is taken as it is must already have the shape that the model wants."""
-        for name in self.names:
+        for name in self._whole_names:
             source = self._sources[name]
             if source.converter is not None:
                 continue
@@ -243,6 +287,20 @@ class Weights:
                 raise InvalidModel(
                     f"{key} has shape {list(stored)}, the configuration says {list(expected)} for {name}"
                 )
+
+
+class _Whole:
+    """A model with its stacks in one piece, as a conversion asks for them."""
+
+    def __init__(self, model: Any, stacks: Mapping[str, Stack]) -> None:
+        self._model, self._stacks = model, stacks
+
+    def get_parameter(self, name: str) -> Tensor:
+        parameter: Tensor = self._stacks[name].whole if name in self._stacks else self._model.get_parameter(name)
+        return parameter
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_model"], name)
 
 
 def _shape(stored: tuple[int, ...], cut: Cut | None) -> tuple[int, ...] | None:

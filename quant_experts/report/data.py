@@ -90,6 +90,10 @@ class GroupReport(_Frozen):
     """Stored bits per weight with adapters in bfloat16, when they are stored in int8."""
     channels: ChannelStatistics | None = None
     sensitivity: GroupSensitivity | None = None
+    tokens_routed: int | None = None
+    """Of an expert of a mixture: calibration tokens that the router sent to it. None for other groups."""
+    tokens_borrowed: int | None = None
+    """Of an expert of a mixture: tokens of its layer that it was fitted on beside its own, because these were few."""
     warnings: list[str] = Field(default_factory=list)
 
 

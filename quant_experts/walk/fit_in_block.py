@@ -39,7 +39,7 @@ def fit_in_block(
     Raises NumericalFailure naming the group, InvalidSpec for an unknown choice.
     """
     weights = group_weights(blueprint, plan)
-    spec = settings.spec_of(plan.name)
+    spec = settings.spec_of(plan.name).for_group(of_mixture=plan.of_mixture)
     fitted = fit_group(
         plan.name,
         weights,
@@ -76,6 +76,8 @@ def fit_in_block(
         effective_bits_bf16=bits_bf16,
         channels=describe_channels(observation.observation, observation.importance, observation.tokens, spec, ranks),
         sensitivity=settings.sensitivity.get(plan.name),
+        tokens_routed=observation.routed,
+        tokens_borrowed=observation.borrowed,
         warnings=list(fitted.warnings),
     )
     return GroupInBlock(report, group_config(fitted, plan, dtype=blueprint.dtype), tensors, bits)

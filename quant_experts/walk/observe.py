@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from quant_experts.calibration.captured_inputs import CapturedInputs, CapturedRow, Stream
 from quant_experts.fit.statistics import GroupStatistics, Observation, TokenReservoir, channel_importance
+from quant_experts.forward.modeling_quant_experts import MixtureExperts
 from quant_experts.model.block_runner import hooked
 from quant_experts.model.blueprint import Blueprint
 from quant_experts.model.groups import GroupPlan
@@ -19,6 +20,7 @@ from quant_experts.model.run_context import RunContext
 from quant_experts.progress import stop_if
 from quant_experts.spec.specification import QuantizationSpec
 from quant_experts.walk.baseline import group_layers
+from quant_experts.walk.lent_tokens import Lender, Observer
 
 HELD_OUT_TOKENS = 2048
 """Held-out tokens per group on which its errors are measured: a mean over 2048 is uncertain in its third digit."""
@@ -33,11 +35,15 @@ class GroupObservation:
     importance: Tensor
     tokens: Tensor
     vision: Tensor
+    routed: int | None = None
+    borrowed: int | None = None
 
 
 @dataclass
 class _GroupObserver:
     """A hook that receives one group's inputs. ``vision``, ``held_out`` and ``first_half`` describe the current row.
+    ``rows``: which of its tokens an expert of a mixture gets; ``own``, ``own_held_out`` count them, ``borrowed`` those
+    that it is ``lent``.
 
     Where the group's stack reads images or audio alone, the stack decides the modality of its tokens, not the row.
     """
@@ -49,17 +55,25 @@ class _GroupObserver:
     vision: Tensor | None = None
     held_out: bool = False
     first_half: bool = True
+    rows: Tensor | None = None
+    lent: bool = False
+    own: int = 0
+    own_held_out: int = 0
+    borrowed: int = 0
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         assert self.vision is not None
         x = args[0].detach().reshape(-1, args[0].shape[-1])
-        vision = self.vision
+        vision = self.vision if self.rows is None else self.vision[self.rows]
         if self.plan.stack.media is not None or self.plan.of_memory:
             vision = torch.full(x.shape[:1], self.plan.stack.media == "image", device=x.device)
         if self.held_out:
             self.held_out_tokens.update(x, vision)
+            self.own_held_out += 0 if self.lent else len(x)
         else:
             self.statistics.update(x, vision, first_half=self.first_half)
+            self.own += 0 if self.lent else len(x)
+            self.borrowed += len(x) if self.lent else 0
 
 
 def observe_block(
@@ -76,13 +90,20 @@ def observe_block(
     Raises NumericalFailure naming a group whose input is not finite; Stopped between rows.
     """
     device = context.blueprint.device
-    with _group_observers(context.blueprint, plans, spec) as observers:
+    with (
+        _group_observers(context.blueprint, plans, spec) as observers,
+        _lenders(context.blueprint, plans, observers, spec.seed) as lenders,
+    ):
         for place, row in enumerate(inputs.rows):
             stop_if(context.should_stop)
             vision = inputs.vision(row).to(device)
             for observer in observers.values():
                 observer.vision, observer.held_out, observer.first_half = vision, row.held_out, place % 2 == 0
+            for lender in lenders:
+                lender.vision, lender.held_out = vision, row.held_out
             run_row(row, "quantized")
+        for lender in lenders:
+            lender.lend()
     return {name: _finish(observer) for name, observer in observers.items()}
 
 
@@ -99,6 +120,22 @@ def _group_observers(
     observers = {plan.name: _observer(blueprint, plan, spec) for plan in plans}
     with hooked(group_layers(blueprint, plan)[0].register_forward_pre_hook(observers[plan.name]) for plan in plans):
         yield observers
+
+
+@contextmanager
+def _lenders(
+    blueprint: Blueprint, plans: Sequence[GroupPlan], observers: Mapping[str, _GroupObserver], seed: int
+) -> Iterator[list[Lender]]:
+    of_mixture: dict[str, dict[int, list[Observer]]] = {}
+    for plan in plans:
+        if plan.of_mixture and isinstance(blueprint.model.get_submodule(plan.parent), MixtureExperts):
+            expert = int(plan.layers[0].rpartition(".")[2])
+            of_mixture.setdefault(plan.parent, {}).setdefault(expert, []).append(observers[plan.name])
+    lenders = [
+        Lender(path, blueprint.model.get_submodule(path), of_expert, seed) for path, of_expert in of_mixture.items()
+    ]
+    with hooked(lender.experts.register_forward_pre_hook(lender) for lender in lenders):
+        yield lenders
 
 
 def _observer(blueprint: Blueprint, plan: GroupPlan, spec: QuantizationSpec) -> _GroupObserver:
@@ -118,4 +155,5 @@ def _observer(blueprint: Blueprint, plan: GroupPlan, spec: QuantizationSpec) -> 
 
 def _finish(observer: _GroupObserver) -> GroupObservation:
     tokens, vision = observer.held_out_tokens.finish()
-    return GroupObservation(observer.statistics.finish(), observer.importance, tokens, vision)
+    counts = (observer.own, observer.borrowed) if observer.plan.of_mixture else (None, None)
+    return GroupObservation(observer.statistics.finish(), observer.importance, tokens, vision, *counts)

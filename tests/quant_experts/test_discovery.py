@@ -12,7 +12,6 @@ from transformers import (
     GPT2Config,
     Lfm2Config,
     LlamaConfig,
-    MixtralConfig,
     PreTrainedConfig,
 )
 from transformers.models.llama.modeling_llama import LlamaMLP
@@ -52,11 +51,6 @@ def test_blocks_of_one_model_may_differ() -> None:
     convolution, attention = manifest(config).decoder.each
     assert convolution[:2] == (("conv", "in", ("in_proj",)), ("conv", "out", ("out_proj",)))
     assert attention[:2] == (("self_attn", "qkv", ("q_proj", "k_proj", "v_proj")), ("self_attn", "out", ("out_proj",)))
-
-
-def test_a_mixture_is_refused_by_the_module_that_holds_its_experts() -> None:
-    with pytest.raises(UnsupportedModel, match=r"model\.layers\.\*\.mlp\.experts\.gate_up_proj holds \d+% of the wei"):
-        manifest(MixtralConfig(**SMALL, num_local_experts=4))
 
 
 def test_transposed_layers_are_refused_by_name() -> None:
