@@ -44,7 +44,7 @@ JOB: dict[str, Any] = {"model": "a/b", "calibration": "ds_x", "scheme": "W4A6"}
 
 
 def test_the_client_loads_neither_torch_nor_what_computes() -> None:
-    light = tuple(f"quant_experts.{name}" for name in ("client", "errors", "planning"))
+    light = tuple(f"quant_experts.{name}" for name in ("client", "errors", "planning", "spec"))
     program = (
         "import sys; import quant_experts.client; "
         "print(sorted(m for m in sys.modules if m.split('.')[0] in ('torch', 'transformers', 'numpy', 'safetensors') "
