@@ -209,7 +209,7 @@ def test_the_worker_process_never_loads_torch(workshop: Workshop) -> None:
     code = (
         "import sys; import worker.queue.celery_app, worker.keeper.loop, worker.embedded.serve, worker.runner.job;"
         "ours = {name for name in sys.modules if name.startswith('quant_experts.')}; "
-        "ours -= {name for name in ours if name.split('.')[1] in ('planning', 'spec')}; "
+        "ours -= {name for name in ours if name.split('.')[1] in ('files', 'planning', 'spec')}; "
         "print(sorted(ours | {name.split('.')[0] for name in sys.modules} & {'torch', 'transformers'}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(ROOT))
