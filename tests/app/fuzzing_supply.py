@@ -144,6 +144,8 @@ def finish(api: Api, job_id: str) -> None:
     except psycopg.errors.CheckViolation:
         with contextlib.suppress(psycopg.errors.CheckViolation):
             api.end(job_id, "cancelled")
+    except psycopg.errors.UniqueViolation:
+        pass  # the other thread finishes it
 
 
 def _finish(api: Api, job_id: str) -> None:
