@@ -39,16 +39,15 @@ def dequantized_tensors(source: Source) -> dict[str, ComputedTensor]:
 
 def _weight(source: Source, path: str, entry: Mapping[str, Any]) -> Tensor:
     """W / s + up_s down_s / s, the part of the layer that is linear in x. (out, d) float32."""
-    read = {name: tensor.read for name, tensor in source.tensors.items() if name.startswith((path, input_group(entry)))}
-    scales = read[f"{path}.weight_scale"]()
+    scales = source.tensors[f"{path}.weight_scale"].read()
     columns = scales.shape[1] * int(entry["group_size"])
-    codes = unpack(read[f"{path}.weight_packed"](), entry["weight_bits"], columns)
+    codes = unpack(source.tensors[f"{path}.weight_packed"].read(), entry["weight_bits"], columns)
     weight = dequantize(codes, scales, torch.float32)
     if entry["shared_rank"]:
         down = _adapter(source, f"{input_group(entry)}.shared_down")
         weight += _adapter(source, f"{path}.shared_up") @ down
     if entry["smooth"]:
-        weight /= read[f"{input_group(entry)}.smooth"]()
+        weight /= source.tensors[f"{input_group(entry)}.smooth"].read()
     return weight
 
 
