@@ -75,9 +75,9 @@ def _obey(directory: Path, name: str) -> None:
 def _taken(file: Path) -> bool:
     """Whether the file is there and means this pass; it is removed then. Of several processes one gets it."""
     try:
-        left = int(file.read_text() or 1)
-        if left > 1:
-            file.write_text(str(left - 1))
+        count = int(file.read_text() or 1)
+        if count > 1:
+            file.write_text(str(count - 1))
             return False
         file.unlink()
     except FileNotFoundError:

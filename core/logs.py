@@ -66,10 +66,10 @@ class _Ours(logging.StreamHandler[TextIO]):
     """Known again by its type, so that configuring twice replaces and does not double."""
 
 
-def configure_logging(wanted: LogFormat, *, stream: TextIO | None = None) -> None:
+def configure_logging(log_format: LogFormat, *, stream: TextIO | None = None) -> None:
     """Everything that this process logs, the web server's and Celery's lines too, to ``stream`` (stderr)."""
     stream = stream or sys.stderr
-    as_json = wanted == "json" or (wanted == "auto" and not stream.isatty())
+    as_json = log_format == "json" or (log_format == "auto" and not stream.isatty())
     handler = _Ours(stream)
     handler.setFormatter(JsonLines() if as_json else Readable())
     root = logging.getLogger()

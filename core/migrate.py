@@ -34,12 +34,12 @@ def main(accept_new_secret: bool) -> None:
     configure_logging(settings.log_format)
     if settings.database_url is None:
         raise SystemExit("migrations need QE_DATABASE_URL, postgresql://… (`qe serve` migrates its own database)")
-    known = settings.secret is not None and not accept_new_secret
-    preflight.check(settings, models=False, secret=known)
+    compare = settings.secret is not None and not accept_new_secret
+    preflight.check(settings, models=False, secret=compare)
     migrate(settings.database_url)
     if accept_new_secret:
         preflight.accept_secret(settings)
-    elif known:
+    elif compare:
         preflight.check(settings, models=False, secret=True)  # of a new database the first secret is recorded
 
 

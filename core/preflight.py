@@ -70,15 +70,15 @@ def check(settings: Settings, *, models: bool, secret: bool) -> None:
 @functools.cache
 def _warn_of_misspelt() -> None:
     """Once in a process."""
-    for name, meant in misspelt(os.environ).items():
-        logger.warning("%s is no setting and changes nothing; %s is one", name, meant)
+    for name, setting in misspelt(os.environ).items():
+        logger.warning("%s is no setting and changes nothing; %s is one", name, setting)
 
 
 def misspelt(names: Iterable[str]) -> dict[str, str]:
     """Those of ``names`` that look like a setting and are none, each with the setting that it looks like."""
     settings = [*(f"QE_{name.upper()}" for name in Settings.model_fields), *COMPOSE_VARIABLES]
     near = {name: difflib.get_close_matches(name, settings, n=1, cutoff=0.9) for name in names if name not in settings}
-    return {name: found[0] for name, found in near.items() if found}
+    return {name: matches[0] for name, matches in near.items() if matches}
 
 
 def check_packages(*extras: str) -> None:
@@ -86,8 +86,8 @@ def check_packages(*extras: str) -> None:
     if not _installed("quant-experts"):
         return  # a checkout on the path: nothing says what it needs
     parts = [EXTRA.fullmatch(each) for each in metadata.requires("quant-experts") or ()]
-    needed = {part[1] for part in parts if part and part[2] in extras}
-    missing = sorted(each for each in needed if not _installed(each))
+    requirements = {part[1] for part in parts if part and part[2] in extras}
+    missing = sorted(each for each in requirements if not _installed(each))
     if missing:
         raise SystemExit(f"not installed: {', '.join(missing)}. pip install 'quant-experts[{','.join(extras)}]'")
 
@@ -124,14 +124,14 @@ def fingerprint(settings: Settings) -> str:
 
 def _same_secret(connection: psycopg.Connection, digest: str) -> None:
     """The first process that comes to a database says which secret it is used with; SystemExit for another one."""
-    found = connection.execute("SELECT to_regclass('service_secret') IS NOT NULL").fetchone()
-    if found is None or not found[0]:
+    table = connection.execute("SELECT to_regclass('service_secret') IS NOT NULL").fetchone()
+    if table is None or not table[0]:
         return  # not migrated yet
-    kept = connection.execute("SELECT digest FROM service_secret").fetchone()
-    if kept is None:
+    row = connection.execute("SELECT digest FROM service_secret").fetchone()
+    if row is None:
         connection.execute("INSERT INTO service_secret (id, digest) VALUES (1, %s) ON CONFLICT DO NOTHING", (digest,))
-        kept = connection.execute("SELECT digest FROM service_secret").fetchone()
-    if kept is not None and not hmac.compare_digest(kept[0], digest):
+        row = connection.execute("SELECT digest FROM service_secret").fetchone()
+    if row is not None and not hmac.compare_digest(row[0], digest):
         raise SystemExit(VOID)
 
 

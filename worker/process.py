@@ -194,11 +194,11 @@ def _bound_to_parent(number: signal.Signals, parent: int | None = None) -> Calla
         return None
     # Looked up before the fork: between fork and exec nothing may take a lock.
     prctl = ctypes.CDLL(None).prctl
-    expected = os.getpid() if parent is None else parent
+    parent_id = os.getpid() if parent is None else parent
 
     def ask_the_kernel() -> None:
         prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0)
-        if os.getppid() != expected:  # it died before we asked
+        if os.getppid() != parent_id:  # it died before we asked
             os._exit(1)
 
     return ask_the_kernel

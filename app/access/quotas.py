@@ -60,12 +60,12 @@ class StorageMeter:
 
     SECONDS = 60.0
 
-    def __init__(self, unfinished: Callable[[str], int], engine: AsyncEngine) -> None:
-        """``unfinished``: counts the bytes of a tenant's unfinished uploads; it blocks, and raises OSError while the
-        storage is away. ``engine``: of connections that no request waits for."""
-        self._count_unfinished = unfinished
+    def __init__(self, count_unfinished: Callable[[str], int], engine: AsyncEngine) -> None:
+        """``count_unfinished``: counts the bytes of a tenant's unfinished uploads; it blocks, and raises OSError while
+        the storage is away. ``engine``: of connections that no request waits for."""
+        self._count_unfinished = count_unfinished
         self._engine = engine
-        self._known: dict[str, tuple[float, int]] = {}
+        self._artifact_bytes: dict[str, tuple[float, int]] = {}
         self._unfinished_bytes: dict[str, tuple[float, int]] = {}
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -81,30 +81,30 @@ class StorageMeter:
             yield
 
     async def artifacts(self, transaction: Transaction, tenant: str) -> int:
-        at, known = self._known.get(tenant, (-self.SECONDS, 0))
+        at, size = self._artifact_bytes.get(tenant, (-self.SECONDS, 0))
         if time.monotonic() - at < self.SECONDS:
-            return known
-        known = await artifact_bytes(transaction, tenant=tenant)
-        self._known[tenant] = (time.monotonic(), known)
-        return known
+            return size
+        size = await artifact_bytes(transaction, tenant=tenant)
+        self._artifact_bytes[tenant] = (time.monotonic(), size)
+        return size
 
     async def unfinished(self, tenant: str, *, fresh: bool = False) -> int:
         """``fresh``: count now, before an addition. While the storage is away: the last count."""
-        at, known = self._unfinished_bytes.get(tenant, (-self.SECONDS, 0))
+        at, size = self._unfinished_bytes.get(tenant, (-self.SECONDS, 0))
         if fresh or time.monotonic() - at >= self.SECONDS:
             with contextlib.suppress(OSError):
-                known = await asyncio.to_thread(self._count_unfinished, tenant)
-            self._unfinished_bytes[tenant] = (time.monotonic(), known)
-        return known
+                size = await asyncio.to_thread(self._count_unfinished, tenant)
+            self._unfinished_bytes[tenant] = (time.monotonic(), size)
+        return size
 
     def forget(self, tenant: str) -> None:
         """Drop the cached bytes of artifacts, after a deletion."""
-        self._known.pop(tenant, None)
+        self._artifact_bytes.pop(tenant, None)
 
     def add_unfinished(self, tenant: str, more: int) -> None:
         """Add a stored part to the cached count."""
-        at, known = self._unfinished_bytes.get(tenant, (-self.SECONDS, 0))
-        self._unfinished_bytes[tenant] = (at, known + more)
+        at, size = self._unfinished_bytes.get(tenant, (-self.SECONDS, 0))
+        self._unfinished_bytes[tenant] = (at, size + more)
 
 
 ADMISSION = f"""
@@ -139,8 +139,8 @@ async def admit(
     transaction. Raises Problem: 403 when its datasets, artifacts and unfinished uploads exceed the limit, 429 as
     ``admit_to_queue``."""
     admission = await _admission(transaction, tenant=tenant, settings=settings, jobs=jobs)
-    stored = admission.dataset_bytes + await meter.artifacts(transaction, tenant) + uploads
-    StorageQuota(tenant, stored, admission.max_stored_bytes).check(0)
+    total = admission.dataset_bytes + await meter.artifacts(transaction, tenant) + uploads
+    StorageQuota(tenant, total, admission.max_stored_bytes).check(0)
     _check_queue(tenant, admission)
 
 
@@ -228,8 +228,8 @@ async def storage_quota(
     limits = await _limits(session, tenant)
     most = settings.max_stored_bytes if limits is None or limits.max_stored_bytes is None else limits.max_stored_bytes
     transaction = await transaction_of(session)
-    stored = await dataset_bytes(transaction, tenant=tenant) + await meter.artifacts(transaction, tenant)
-    return StorageQuota(tenant, stored + max(0, uploads), most)
+    total = await dataset_bytes(transaction, tenant=tenant) + await meter.artifacts(transaction, tenant)
+    return StorageQuota(tenant, total + max(0, uploads), most)
 
 
 async def lock_tenant(session: AsyncSession, tenant: str) -> None:

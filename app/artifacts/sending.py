@@ -44,9 +44,9 @@ def _by_nginx(deps: Service, artifact: Artifact, headers: Mapping[str, str]) -> 
     prefix = deps.settings.accel_prefix
     if prefix is None or not isinstance(deps.storage, LocalStorage):
         return None
-    forwarded = {name: value for name, value in headers.items() if name != "Content-Range"}
+    own = {name: value for name, value in headers.items() if name != "Content-Range"}
     location = f"{prefix.rstrip('/')}/{quote(artifact.key)}"
-    return Response(headers={**forwarded, "X-Accel-Redirect": location}, media_type=artifact.media_type)
+    return Response(headers={**own, "X-Accel-Redirect": location}, media_type=artifact.media_type)
 
 
 async def _by_the_store(deps: Service, artifact: Artifact, headers: Mapping[str, str]) -> Response | None:
@@ -57,8 +57,8 @@ async def _by_the_store(deps: Service, artifact: Artifact, headers: Mapping[str,
     url = await asyncio.to_thread(deps.storage.link, artifact.key, presentation)
     if url is None:
         return None
-    forwarded = {name: value for name, value in headers.items() if name.startswith("X-")}
-    return Response(status_code=302, headers={**forwarded, "Location": url, "Cache-Control": "no-store"})
+    own = {name: value for name, value in headers.items() if name.startswith("X-")}
+    return Response(status_code=302, headers={**own, "Location": url, "Cache-Control": "no-store"})
 
 
 async def check_stored(storage: Storage, artifact: Artifact) -> None:

@@ -50,15 +50,15 @@ def draw(comparison: ComparisonView, *, dressed: bool = True) -> str:
         if rows
         else [f'<text x="{LEFT}" y="{HEIGHT / 2}">No candidate has succeeded yet.</text>']
     )
-    waiting = len(comparison.jobs) - len(rows)
-    note = f"{waiting} of {len(comparison.jobs)} have no figures" if waiting and rows else ""
-    described = "; ".join(f"{row.label}: {size_text(row.bytes_after or 0)}, KL {number(row.kl or 0.0)}" for row in rows)
+    absent = len(comparison.jobs) - len(rows)
+    note = f"{absent} of {len(comparison.jobs)} have no figures" if absent and rows else ""
+    texts = "; ".join(f"{row.label}: {size_text(row.bytes_after or 0)}, KL {number(row.kl or 0.0)}" for row in rows)
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img"'
             ' aria-labelledby="plot-title plot-what">',
             f'<title id="plot-title">{escape(title)}</title>',
-            f'<desc id="plot-what">{escape(described or "No candidate has succeeded yet.")}</desc>',
+            f'<desc id="plot-what">{escape(texts or "No candidate has succeeded yet.")}</desc>',
             f'<style>{STYLE}</style><rect class="sheet" width="{WIDTH}" height="{HEIGHT}"/>' if dressed else "",
             f'<text x="{LEFT}" y="26">{escape(_shortened(title, 96))}</text>',
             *body,
@@ -72,8 +72,8 @@ def draw(comparison: ComparisonView, *, dressed: bool = True) -> str:
 def _chart(rows: Sequence[ComparedJob], original: int | None) -> list[str]:
     sizes = [float(row.bytes_after or 0) for row in rows]
     kls = [max(row.kl or 0.0, LEAST_KL) for row in rows]
-    shown = [*sizes, float(original)] if original else sizes
-    low, high = _padded(min(shown), max(shown))
+    extent = [*sizes, float(original)] if original else sizes
+    low, high = _padded(min(extent), max(extent))
     bottom, top = _decades(min(kls), max(kls))
 
     def x(size: float) -> float:

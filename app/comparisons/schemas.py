@@ -69,7 +69,7 @@ class NewComparison(Strict):
     def job_of(self, candidate: Candidate) -> JobSpec:
         """Raises ValueError for what no job may be."""
         shared, own = (part.model_dump(mode="json", exclude_none=True) for part in (self.options, candidate.options))
-        named = f"{self.name}: {candidate.name}" if self.name else candidate.name
+        name = f"{self.name}: {candidate.name}" if self.name else candidate.name
         return JobSpec(
             model=self.model,
             calibration=self.calibration,
@@ -78,7 +78,7 @@ class NewComparison(Strict):
             options=Options.model_validate(merge(shared, own)),
             target=candidate.target,
             accept_if=self.accept_if,
-            name=named[:120],
+            name=name[:120],
             labels=self.labels,
             timeout_s=self.timeout_s,
             max_wait_s=self.max_wait_s,
@@ -158,12 +158,12 @@ class ComparisonView(BaseModel):
 
 def frontier_of(rows: list[ComparedJob]) -> list[str]:
     """Ids of the jobs on the Pareto frontier of size and KL, smallest first."""
-    known = [
+    points = [
         (row.bytes_after, row.kl, row.job_id) for row in rows if row.bytes_after is not None and row.kl is not None
     ]
     best = [
         (size, kl, job_id)
-        for size, kl, job_id in known
-        if not any(s <= size and k <= kl and (s, k) != (size, kl) for s, k, _ in known)
+        for size, kl, job_id in points
+        if not any(s <= size and k <= kl and (s, k) != (size, kl) for s, k, _ in points)
     ]
     return [job_id for _, _, job_id in sorted(best)]

@@ -45,18 +45,20 @@ async def submit_comparison(
     ``agree_on_each`` and ``create_comparison``."""
     tenant, settings = caller.tenant, deps.settings
     idempotency = Idempotency.of(tenant, idempotency_key, "POST /v1/comparisons", new.model_dump(mode="json"))
-    replayed = await idempotency.replay(deps.sessions)
-    if replayed is not None:
-        return replayed
+    replay = await idempotency.replay(deps.sessions)
+    if replay is not None:
+        return replay
     async with deps.reading(request, caller):
-        agreed = await agree_on_each(session, tenant=tenant, new=new, settings=settings, storage=deps.storage)
+        agreements = await agree_on_each(session, tenant=tenant, new=new, settings=settings, storage=deps.storage)
     uploads = await deps.meter.unfinished(tenant)
     transaction = await transaction_of(session)
 
     async def create() -> Created:
         more = len(new.candidates)
         await admit(transaction, tenant=tenant, settings=settings, meter=deps.meter, uploads=uploads, jobs=more)
-        view = await create_comparison(session, actor=actor_of(request), new=new, agreed=agreed, settings=settings)
+        view = await create_comparison(
+            session, actor=actor_of(request), new=new, agreements=agreements, settings=settings
+        )
         for job in view.jobs:
             notifier.notify_later(job.job_id)
         return Created(view, f"/v1/comparisons/{view.id}")
@@ -77,16 +79,16 @@ async def agree_on_each(
     session: AsyncSession, *, tenant: str, new: NewComparison, settings: Settings, storage: Storage
 ) -> list[Agreed]:
     """The estimate of each candidate. Reads files without a database connection. Raises as ``check_fits_workers``."""
-    agreed = [
+    agreements = [
         await check_fits_workers(session, tenant=tenant, spec=new.job_of(candidate), settings=settings, storage=storage)
         for candidate in new.candidates
     ]
     await release(session)
-    return agreed
+    return agreements
 
 
 async def create_comparison(
-    session: AsyncSession, *, actor: Actor, new: NewComparison, agreed: Sequence[Agreed], settings: Settings
+    session: AsyncSession, *, actor: Actor, new: NewComparison, agreements: Sequence[Agreed], settings: Settings
 ) -> ComparisonView:
     """Create the comparison with all of its jobs. Raises Problem as ``create_job``."""
     comparison = Comparison(
@@ -100,7 +102,7 @@ async def create_comparison(
     await note(session, Action.COMPARISON_CREATED, comparison.id)
     transaction = await transaction_of(session)
     jobs: list[JobRow] = []
-    for candidate, each in zip(new.candidates, agreed, strict=True):
+    for candidate, each in zip(new.candidates, agreements, strict=True):
         job = await create_job(
             transaction,
             actor=actor,

@@ -44,9 +44,9 @@ async def jobs_needing(session: AsyncSession, *, tenant: str, dataset_id: str) -
     """Ids of at most five unfinished jobs that use the dataset. Two queries, each with a partial index: an unfinished
     job is queued or has a lease."""
     mine = owned(Job, tenant).where(Job.dataset == dataset_id).with_only_columns(Job.id)
-    queued = mine.where(Job.status == literal_column("'queued'")).limit(5)
-    leased = mine.where(Job.lease_until.is_not(None)).limit(5)
-    return [*(await session.scalars(queued)).all(), *(await session.scalars(leased)).all()][:5]
+    waiting_jobs = mine.where(Job.status == literal_column("'queued'")).limit(5)
+    running_jobs = mine.where(Job.lease_until.is_not(None)).limit(5)
+    return [*(await session.scalars(waiting_jobs)).all(), *(await session.scalars(running_jobs)).all()][:5]
 
 
 @dataclass

@@ -48,10 +48,10 @@ async def receive(
 ) -> Outcome:
     """Receive the body of an upload, check its rows and store it. Raises Problem when there is no room, or when the
     file is not a dataset."""
-    announced = request.headers.get("content-length", "")
+    length = request.headers.get("content-length", "")
     uploads = await deps.meter.unfinished(caller.tenant, fresh=True)
     async with deps.sessions_of(caller)() as before:  # not held while the bytes come in
-        more = int(announced) if announced.isascii() and announced.isdecimal() and len(announced) < 19 else 0
+        more = int(length) if length.isascii() and length.isdecimal() and len(length) < 19 else 0
         room = await storage_quota(
             before, tenant=caller.tenant, settings=deps.settings, meter=deps.meter, uploads=uploads
         )
@@ -59,9 +59,9 @@ async def receive(
     async with received(request, deps.settings, end) as file:
         body = {"sha256": file.sha256, "name": file.name}  # its expiry may be relative to now
         idempotency = Idempotency.of(caller.tenant, idempotency_key, "POST /v1/datasets", body)
-        replayed = await idempotency.replay(deps.sessions)
-        if replayed is not None:
-            return replayed
+        replay = await idempotency.replay(deps.sessions)
+        if replay is not None:
+            return replay
 
         async def store(dataset: Dataset) -> None:
             await idempotency.store(await transaction_of(session), _created(dataset))
@@ -114,17 +114,17 @@ async def store_dataset(
     storage: Storage,
     settings: Settings,
     meter: StorageMeter,
-    replaced: int = 0,
+    replacement: int = 0,
     dataset_id: str | None = None,
     remember: Callable[[Dataset], Awaitable[None]] | None = None,
 ) -> Dataset:
-    """Store the file and its row. ``replaced``: bytes of the parts that the file was joined from. ``dataset_id``: the
-    dataset of completed parts; a concurrent request may have created it, and then it is returned. ``remember`` runs in
-    the transaction that creates the row.
+    """Store the file and its row. ``replacement``: bytes of the parts that the file was joined from. ``dataset_id``:
+    the dataset of completed parts; a concurrent request may have created it, and then it is returned. ``remember`` runs
+    in the transaction that creates the row.
 
     Raises Problem 403 when it exceeds the quota; then nothing is stored.
     """
-    uploads = await meter.unfinished(tenant, fresh=True) - replaced
+    uploads = await meter.unfinished(tenant, fresh=True) - replacement
     room = await storage_quota(session, tenant=tenant, settings=settings, meter=meter, uploads=uploads)
     room.check(upload.bytes)
     await release(session)
@@ -147,11 +147,11 @@ async def store_dataset(
         expires_at=upload.expires_at,
     )
     there: Dataset | None = None
-    committing = False
+    may_be_committed = False
     try:
         # Checked again under the lock: concurrent uploads have all passed the first check.
         async with meter.adding(tenant):
-            uploads = await meter.unfinished(tenant, fresh=True) - replaced
+            uploads = await meter.unfinished(tenant, fresh=True) - replacement
             if once:
                 there = await find_owned(session, Dataset, dataset_id, tenant=tenant)
             if there is None:
@@ -163,12 +163,12 @@ async def store_dataset(
                 await session.refresh(dataset)
                 if remember is not None:
                     await remember(dataset)
-            committing = there is None
+            may_be_committed = there is None
             await session.commit()
     except BaseException:
         # When the connection breaks during COMMIT the row may exist, and then it needs its object. An object without a
         # row is harmless, and `worker.keeper.reconcile` finds it.
-        if not committing:
+        if not may_be_committed:
             await session.rollback()
             await asyncio.to_thread(storage.delete, key)
         raise
@@ -195,9 +195,9 @@ async def change_dataset(
 async def remove_dataset(session: AsyncSession, *, tenant: str, dataset_id: str, storage: Storage) -> None:
     """Raises Problem 404, or 409 while an unfinished job needs it."""
     dataset = await get_dataset(session, tenant=tenant, dataset_id=dataset_id, lock=True)
-    needing = await jobs_needing(session, tenant=tenant, dataset_id=dataset_id)
-    if needing:
-        raise Problem(problems.DATASET_IN_USE, f"dataset {dataset_id} is needed by {', '.join(needing)}")
+    jobs = await jobs_needing(session, tenant=tenant, dataset_id=dataset_id)
+    if jobs:
+        raise Problem(problems.DATASET_IN_USE, f"dataset {dataset_id} is needed by {', '.join(jobs)}")
     key = dataset.key
     await session.delete(dataset)
     await note(session, Action.DATASET_DELETED, dataset_id)

@@ -142,7 +142,7 @@ class _Form:
         self._headers: dict[bytes, bytes] = {}
         self._header = b""
         self._part = ""
-        self._ended = False
+        self._is_at_end = False
         callbacks: dict[str, Callable[..., None]] = {
             "on_part_begin": self._begin,
             "on_header_field": self._header_field,
@@ -165,7 +165,7 @@ class _Form:
     def finish(self) -> None:
         """Raises Problem when the body ended early or had no file."""
         self.flush()
-        if not self._ended:
+        if not self._is_at_end:
             raise Problem(problems.MALFORMED_REQUEST, "the multipart body is cut off before its last boundary")
         if "file" not in self._fields:
             raise _unwanted("/file", "the form has no part named file")
@@ -219,7 +219,7 @@ class _Form:
             raise _unwanted(f"/{self._part}", f"longer than {MOST_FIELD_BYTES} bytes")
 
     def _end(self) -> None:
-        self._ended = True
+        self._is_at_end = True
 
 
 def _unwanted(pointer: str, detail: str) -> Problem:

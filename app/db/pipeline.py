@@ -47,7 +47,7 @@ class Transaction:
     def __init__(self, connection: Connection, tenant: str | None) -> None:
         """``tenant``: whose rows it sees; None for a transaction that has begun."""
         self._connection = connection
-        self._opening = () if tenant is None else (Statement("BEGIN"), _rls_context(tenant))
+        self._prologue = () if tenant is None else (Statement("BEGIN"), _rls_context(tenant))
 
     async def rows(self, text: str, values: Values, *, of: type[Row]) -> list[Row]:
         (result,) = await self.run(Statement(text, values, of))
@@ -55,8 +55,8 @@ class Transaction:
 
     async def run(self, *statements: Statement) -> list[list[Any]]:
         """The rows of each statement. One round trip."""
-        opening, self._opening = self._opening, ()
-        return (await _run_with_rls(self._connection, opening, *statements))[len(opening) :]
+        prologue, self._prologue = self._prologue, ()
+        return (await _run_with_rls(self._connection, prologue, *statements))[len(prologue) :]
 
     async def commit(self) -> None:
         await self._connection.commit()
@@ -91,17 +91,17 @@ async def _run(connection: Connection, *statements: Statement) -> list[list[Any]
 async def transaction(sessions: Sessions, tenant: str) -> AsyncIterator[Transaction]:
     """A transaction that the end of the block commits, and an exception rolls back."""
     async with _connection(sessions) as connection:
-        opened = Transaction(connection, tenant)
-        yield opened
-        await opened.commit()
+        new = Transaction(connection, tenant)
+        yield new
+        await new.commit()
 
 
 async def transaction_of(session: AsyncSession) -> Transaction:
     """The transaction of ``session``, after a flush."""
     await session.flush()
-    pooled = await (await session.connection()).get_raw_connection()
-    assert pooled.driver_connection is not None
-    return Transaction(pooled.driver_connection, tenant=None)
+    raw = await (await session.connection()).get_raw_connection()
+    assert raw.driver_connection is not None
+    return Transaction(raw.driver_connection, tenant=None)
 
 
 async def read(sessions: Sessions, text: str, values: Values, *, of: type[Row], tenant: str) -> list[Row]:
@@ -143,15 +143,15 @@ class _Disconnected(psycopg.OperationalError):
 async def _connection(sessions: Sessions) -> AsyncIterator[Connection]:
     """A connection of the pool; a broken one is not returned to it."""
     engine: AsyncEngine = sessions.kw["bind"]
-    pooled = await engine.raw_connection()
-    connection = pooled.driver_connection
+    raw = await engine.raw_connection()
+    connection = raw.driver_connection
     assert isinstance(connection, psycopg.AsyncConnection)
     try:
         yield connection
     except psycopg.Error as error:
         if connection.closed:
-            await greenlet_spawn(pooled.invalidate, error)
+            await greenlet_spawn(raw.invalidate, error)
             raise _Disconnected(str(error)) from error
         raise
     finally:
-        await greenlet_spawn(pooled.close)  # rolls back an open transaction
+        await greenlet_spawn(raw.close)  # rolls back an open transaction

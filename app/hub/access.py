@@ -24,12 +24,12 @@ async def hub_reader(
         return await jobs_reader(request, deps, credentials)
     except Problem as problem:
         if problem.kind is not UNAUTHENTICATED:
-            added = error_headers(problem.detail)
+            headers = error_headers(problem.detail)
         elif credentials is None:
-            added = error_headers("nothing here is public: set HF_TOKEN to an API key of this service", REPOSITORY)
+            headers = error_headers("nothing here is public: set HF_TOKEN to an API key of this service", REPOSITORY)
         else:
-            added = error_headers(BAD_TOKEN)
-        problem.headers = {**(problem.headers or {}), **added}
+            headers = error_headers(BAD_TOKEN)
+        problem.headers = {**(problem.headers or {}), **headers}
         raise
 
 

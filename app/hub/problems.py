@@ -15,8 +15,8 @@ BAD_TOKEN = "Invalid credentials in Authorization header"  # noqa: S105 -- the w
 
 def error_headers(message: str, code: str | None = None) -> dict[str, str]:
     """``message`` may quote the client; a header takes printable ASCII only."""
-    shown = message.encode("ascii", "replace").decode().replace("\r", " ").replace("\n", " ")
-    return {"X-Error-Message": shown} | ({"X-Error-Code": code} if code else {})
+    text = message.encode("ascii", "replace").decode().replace("\r", " ").replace("\n", " ")
+    return {"X-Error-Message": text} | ({"X-Error-Code": code} if code else {})
 
 
 def repository_not_found(message: str) -> Problem:

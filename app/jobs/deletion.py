@@ -33,8 +33,8 @@ async def delete_job(session: AsyncSession, *, tenant: str, job_id: str, meter: 
 async def delete_many(session: AsyncSession, *, tenant: str, which: JobDeletion, meter: StorageMeter) -> Deleted:
     """Jobs that have not finished stay."""
     ids = await ids_of_finished(session, tenant=tenant, which=which, limit=AT_ONCE + 1)
-    deleted = await _delete(session, tenant, ids[:AT_ONCE], meter)
-    return Deleted(deleted=deleted, has_more=len(ids) > AT_ONCE)
+    ids_of_deleted = await _delete(session, tenant, ids[:AT_ONCE], meter)
+    return Deleted(deleted=ids_of_deleted, has_more=len(ids) > AT_ONCE)
 
 
 async def delete_artifacts(session: AsyncSession, *, tenant: str, job_id: str, meter: StorageMeter) -> None:

@@ -77,11 +77,11 @@ class Channel:
         After an outage a thousand followers reconnect together, and a query for each would take all connections of
         the pool. Raises SQLAlchemyError.
         """
-        read = self.reads.get(seq)
-        if read is None:
-            read = self.reads[seq] = asyncio.create_task(self._read(seq, turn))
-            read.add_done_callback(lambda _: self.reads.pop(seq, None))
-        return await asyncio.shield(read)
+        task = self.reads.get(seq)
+        if task is None:
+            task = self.reads[seq] = asyncio.create_task(self._read(seq, turn))
+            task.add_done_callback(lambda _: self.reads.pop(seq, None))
+        return await asyncio.shield(task)
 
     async def _read(self, seq: int, turn: asyncio.Semaphore) -> Sequence[Framed]:
         async with turn, self.sessions() as session:

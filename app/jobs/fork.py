@@ -55,9 +55,9 @@ async def fork_spec(session: AsyncSession, *, tenant: str, job_id: str, request:
     parent = await get_job(session, tenant=tenant, job_id=job_id)
     # A job without a method version is older than the field.
     options = {"method_version": 1, **(parent.spec.get("options") or {})}
-    merged = merge({**requested_spec(parent), "options": options}, request.changes)
+    document = merge({**requested_spec(parent), "options": options}, request.changes)
     try:
-        return parent, JobSpec.model_validate(merged)
+        return parent, JobSpec.model_validate(document)
     except ValidationError as error:
         errors = [{**item, "loc": ("body", *item["loc"])} for item in error.errors(include_url=False)]
         raise RequestValidationError(errors) from None
@@ -124,13 +124,13 @@ def merge(target: Any, patch: Any) -> Any:
     """RFC 7396."""
     if not isinstance(patch, dict):
         return patch
-    merged = dict(target) if isinstance(target, dict) else {}
+    result = dict(target) if isinstance(target, dict) else {}
     for name, value in patch.items():
         if value is None:
-            merged.pop(name, None)
+            result.pop(name, None)
         else:
-            merged[name] = merge(merged.get(name), value)
-    return merged
+            result[name] = merge(result.get(name), value)
+    return result
 
 
 def pinned_commits(parent: Job, spec: JobSpec) -> dict[str, Any]:

@@ -121,8 +121,8 @@ def _matching(query: JobFilter) -> tuple[list[str], dict[str, Any]]:
     for number, label in enumerate(query.label):
         key, equals, value = label.partition("=")
         name = f"label_{number}"
-        labelled = f"SELECT job_id FROM {of_tenant(JobLabel)} AND key = %({name}_key)s"  # noqa: S608
-        filters.append((f"id IN ({labelled}{f' AND value = %({name})s' if equals else ''})", name, value))
+        with_label = f"SELECT job_id FROM {of_tenant(JobLabel)} AND key = %({name}_key)s"  # noqa: S608
+        filters.append((f"id IN ({with_label}{f' AND value = %({name})s' if equals else ''})", name, value))
         filters.append(("true", f"{name}_key", key))
     set_filters = [(condition, name, value) for condition, name, value in filters if value is not None]
     return [condition for condition, _, _ in set_filters], {name: value for _, name, value in set_filters}

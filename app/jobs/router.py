@@ -166,8 +166,8 @@ async def events(
     if media_type is None:
         raise Problem(problems.NOT_ACCEPTABLE, f"events come as application/json or {EVENT_STREAM}")
     if media_type == EVENT_STREAM:
-        seen = stream.event_id(last_event_id) if last_event_id else after
-        return await stream.respond(request, caller, session, deps, feed, job=job, after=seen)
+        last = stream.event_id(last_event_id) if last_event_id else after
+        return await stream.respond(request, caller, session, deps, feed, job=job, after=last)
     rows = await events_after(session, job_id=job_id, seq=after, limit=limit + 1)
     views = [EventView.of(row) for row in rows[:limit]]
     return EventPage(data=views, has_more=len(rows) > limit, next_after=views[-1].seq if views else after)

@@ -49,13 +49,13 @@ async def submit_job(
     settings, tenant = deps.settings, caller.tenant
     body = spec.model_dump(mode="json", exclude=set() if spec.plan else {"plan"})
     idempotency = Idempotency.of(tenant, idempotency_key, "POST /v1/jobs", body)
-    agreed = NOTHING_AGREED
+    agreement = NOTHING_AGREED
     if needs_reading(spec):
-        replayed = await idempotency.replay(deps.sessions)
-        if replayed is not None:
-            return replayed
+        replay = await idempotency.replay(deps.sessions)
+        if replay is not None:
+            return replay
         async with deps.reading(request, caller), deps.sessions_of(caller)() as session:
-            agreed = await agree(session, tenant=tenant, spec=spec, settings=settings, storage=deps.storage)
+            agreement = await agree(session, tenant=tenant, spec=spec, settings=settings, storage=deps.storage)
     uploads = await deps.meter.unfinished(tenant)
 
     async def create() -> Created:
@@ -65,8 +65,8 @@ async def submit_job(
             actor=actor_of(request),
             spec=spec,
             settings=settings,
-            progress=agreed.progress,
-            plan=agreed.estimate,
+            progress=agreement.progress,
+            plan=agreement.estimate,
         )
         notifier.notify_later(job.id)
         reach("create.before_commit")
@@ -91,12 +91,12 @@ async def fork_job(
     ``admit`` and ``create_job``."""
     settings, tenant = deps.settings, caller.tenant
     idempotency = Idempotency.of(tenant, idempotency_key, f"POST /v1/jobs/{job_id}/fork", changes.changes)
-    replayed = await idempotency.replay(deps.sessions)
-    if replayed is not None:
-        return replayed
+    replay = await idempotency.replay(deps.sessions)
+    if replay is not None:
+        return replay
     async with deps.reading(request, caller):
         parent, spec = await fork_spec(session, tenant=tenant, job_id=job_id, request=changes)
-        agreed = await check_fits_workers(session, tenant=tenant, spec=spec, settings=settings, storage=deps.storage)
+        agreement = await check_fits_workers(session, tenant=tenant, spec=spec, settings=settings, storage=deps.storage)
     await release(session)
     uploads = await deps.meter.unfinished(tenant)
     transaction = await pipeline.transaction_of(session)
@@ -109,7 +109,7 @@ async def fork_job(
             spec=spec,
             settings=settings,
             progress=pinned_commits(parent, spec),
-            plan=agreed.estimate,
+            plan=agreement.estimate,
             forked_from=parent.id,
         )
         notifier.notify_later(job.id)

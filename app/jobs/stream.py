@@ -79,13 +79,13 @@ async def stream_events(
     """Ends after a terminal event that is the job's last, and when the follower is not ``still_allowed`` any more. A
     retried job has terminal events in the middle."""
     yield f"retry: {RECONNECT_MILLISECONDS}\n\n".encode()
-    ended = False
+    is_over = False
     checked_at = time.monotonic()
     with feed.following(job_id, tenant=tenant, sessions=sessions) as channel:
-        broken = feed.broken
+        outages = feed.broken
         while True:
             # Taken before the read, so that no event is missed between read and wait.
-            changed = channel.changed
+            change = channel.changed
             try:
                 if time.monotonic() - checked_at > ASK_AGAIN_SECONDS:
                     if not await still_allowed():
@@ -99,11 +99,11 @@ async def stream_events(
                 return
             if events:
                 yield b"".join(event.data for event in events)
-                after, ended = events[-1].seq, events[-1].terminal
+                after, is_over = events[-1].seq, events[-1].terminal
                 continue
-            if ended or feed.broken > broken:
+            if is_over or feed.broken > outages:
                 return
             try:
-                await asyncio.wait_for(changed.wait(), KEEPALIVE_SECONDS)
+                await asyncio.wait_for(change.wait(), KEEPALIVE_SECONDS)
             except TimeoutError:
                 yield b": still here\n\n"

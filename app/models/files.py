@@ -34,8 +34,8 @@ class ModelFiles:
     def callbacks(self) -> Callbacks:
         """Functions by which a child reads the files."""
         files = self.files
-        served = (files.whole, files.tokenizer, files.headers, files.header, files.range)
-        return {each.__name__: each for each in served}
+        functions = (files.whole, files.tokenizer, files.headers, files.header, files.range)
+        return {each.__name__: each for each in functions}
 
 
 @dataclass(frozen=True)
@@ -50,20 +50,20 @@ class ModelText:
 def read_model_text(model: ModelRef, settings: Settings, *, token: str | None = None) -> ModelText | None:
     """Blocks and raises as ``read_model``. Files of a hub model are fetched here, so that their reader does not wait
     for the hub."""
-    opened = read_model(model, settings, token=token)
-    if opened is None or not isinstance(opened.files, HubFiles):
-        return None if opened is None else ModelText(opened.files.names, opened.callbacks)
-    hub = opened.files
+    files = read_model(model, settings, token=token)
+    if files is None or not isinstance(files.files, HubFiles):
+        return None if files is None else ModelText(files.files.names, files.callbacks)
+    hub = files.files
     names = [name for name in hub.names if name in READ]
-    fetched = {name: _fetched(hub.tokenizer if name == TOKENIZER else hub.whole, name) for name in names}
+    contents = {name: _fetched(hub.tokenizer if name == TOKENIZER else hub.whole, name) for name in names}
 
     def whole(name: str) -> bytes:
-        content = fetched[name]
+        content = contents[name]
         if isinstance(content, Unreadable):
             raise content
         return content
 
-    return ModelText(names, {"whole": whole, "tokenizer": whole}, commit=opened.commit)
+    return ModelText(names, {"whole": whole, "tokenizer": whole}, commit=files.commit)
 
 
 def _fetched(read: Callable[[str], bytes], name: str) -> bytes | Unreadable:

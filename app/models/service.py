@@ -69,6 +69,6 @@ async def _looked_at(directories: Mapping[str, Path]) -> list[LocalModel]:
     except Died as died:  # unknown which; 1 MB of JSON takes 30 MB, so only a bug leads here
         configs = [Config(None, f"config.json was not read: {died}")] * len(directories)
     return [
-        LocalModel(id=model_id, model_type=read.model_type, problem=read.problem)
-        for model_id, read in zip(directories, configs, strict=True)
+        LocalModel(id=model_id, model_type=content.model_type, problem=content.problem)
+        for model_id, content in zip(directories, configs, strict=True)
     ]

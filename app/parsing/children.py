@@ -60,14 +60,14 @@ class _Job:
         self._request = pickle.dumps((name, arguments, limits))
         self._limits = limits
         self._child: bytes | None = None
-        self._killed = False
+        self._was_killed = False
 
     def run(self, files: Sequence[Path], callbacks: Callbacks) -> bytes:
         """The answer as JSON. Blocks."""
         deadline = time.monotonic() + PATIENCE * (self._limits.cpu or 3600)
         with contextlib.ExitStack() as stack:
-            opened = [stack.enter_context(path.open("rb")) for path in files]
-            child = stack.enter_context(_zygote().fork([file.fileno() for file in opened]))
+            open_files = [stack.enter_context(path.open("rb")) for path in files]
+            child = stack.enter_context(_zygote().fork([file.fileno() for file in open_files]))
             stack.callback(self.kill)
             try:
                 _, self._child = frames.receive(child, deadline=deadline)
@@ -79,7 +79,7 @@ class _Job:
                 raise Died(f"reading it takes longer than {self._limits.cpu} s") from None
 
     def _follow(self, child: socket.socket, callbacks: Callbacks, deadline: float) -> bytes:
-        while not self._killed:
+        while not self._was_killed:
             kind, data = frames.receive(child, deadline=deadline)
             if kind == frames.ANSWER:
                 return data
@@ -94,7 +94,7 @@ class _Job:
 
     def kill(self) -> None:
         """Kill the child, from any thread."""
-        self._killed = True
+        self._was_killed = True
         if self._child is not None:
             _zygote().kill(self._child)
 
@@ -117,10 +117,10 @@ def _reply(answer: Callable[..., bytes] | None, arguments: list[Any]) -> tuple[b
     try:
         return frames.ANSWER, answer(*arguments)
     except Exception as error:
-        encoded = refusal(error)
-        if encoded is None:
+        text = refusal(error)
+        if text is None:
             raise
-        return frames.REFUSED, encoded
+        return frames.REFUSED, text
 
 
 class _Zygote:

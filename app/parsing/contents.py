@@ -66,13 +66,13 @@ def page(path: Path, settings: Settings, *, after: int, limit: int) -> list[Row]
 
 def image_of(path: Path, settings: Settings, *, number: int, index: int) -> Image | None:
     """One image of one row, with its data; None when there is none."""
-    row = _row_with(path, settings, number=number, embedded=("image", index))
+    row = _row_with(path, settings, number=number, wanted_source=("image", index))
     return row.images[index] if row is not None and index < len(row.images) else None
 
 
 def audio_of(path: Path, settings: Settings, *, number: int, index: int) -> Audio | None:
     """One audio file of one row, with its data; None when there is none."""
-    row = _row_with(path, settings, number=number, embedded=("audio", index))
+    row = _row_with(path, settings, number=number, wanted_source=("audio", index))
     return row.audio[index] if row is not None and index < len(row.audio) else None
 
 
@@ -82,15 +82,15 @@ def all_rows(path: Path, settings: Settings) -> Iterator[Row]:
         yield _row(number, row, settings)
 
 
-def _row_with(path: Path, settings: Settings, *, number: int, embedded: Wanted) -> Row | None:
+def _row_with(path: Path, settings: Settings, *, number: int, wanted_source: Wanted) -> Row | None:
     row = next((row for at, row in rows_of(path, settings) if at == number), None)
-    return None if row is None else _row(number, row, settings, embedded)
+    return None if row is None else _row(number, row, settings, wanted_source)
 
 
-def _row(number: int, row: dict[str, Any], settings: Settings, embedded: Wanted | None = None) -> Row:
+def _row(number: int, row: dict[str, Any], settings: Settings, wanted_source: Wanted | None = None) -> Row:
     """``row`` was valid when it was uploaded."""
     row = canonical(row)
-    waiting = offered_images(row)
+    images = offered_images(row)
     result = Row(number, [])
     for message in row["messages"]:
         content, calls = message.get("content"), message.get("tool_calls")
@@ -98,24 +98,27 @@ def _row(number: int, row: dict[str, Any], settings: Settings, embedded: Wanted 
         if calls:  # shown as text
             parts.append({"type": "text", "text": json.dumps(calls, ensure_ascii=False)})
         result.messages.append(
-            {"role": message["role"], "content": [_part(part, waiting, result, settings, embedded) for part in parts]}
+            {
+                "role": message["role"],
+                "content": [_part(part, images, result, settings, wanted_source) for part in parts],
+            }
         )
     return result
 
 
 def _part(
-    part: dict[str, Any], waiting: list[tuple[str, Any]], row: Row, settings: Settings, embedded: Wanted | None
+    part: dict[str, Any], images: list[tuple[str, Any]], row: Row, settings: Settings, wanted_source: Wanted | None
 ) -> dict[str, Any]:
     if part["type"] == "text":
         return {"type": "text", "text": part["text"]}
     if part["type"] == "audio":
         data = audio_bytes(part, settings.max_audio_bytes)
         index = len(row.audio)
-        row.audio.append(Audio(read_audio_header(data), len(data), data if embedded == ("audio", index) else None))
+        row.audio.append(Audio(read_audio_header(data), len(data), data if wanted_source == ("audio", index) else None))
         fields = {name: part[name] for name in ("type", "language") if part.get(name) is not None}
         return {**fields, "index": index}
     source = part.get("image")
-    data = image_bytes(waiting.pop(0)[1] if source is None else source, settings.max_image_bytes)
+    data = image_bytes(images.pop(0)[1] if source is None else source, settings.max_image_bytes)
     index = len(row.images)
-    row.images.append(Image(read_header(data), len(data), data if embedded == ("image", index) else None))
+    row.images.append(Image(read_header(data), len(data), data if wanted_source == ("image", index) else None))
     return {"type": "image", "index": index}

@@ -176,7 +176,7 @@ def _estimate(job: Job, task: ToEstimate) -> Estimated:
         read_range=partial(job.ask, "range"),
     )
     rows = task.rows or _rows(job, headers, task)
-    calibrations = {kind: calibration_of(seen) for kind, seen in task.ratios.items()}
+    calibrations = {kind: calibration_of(ratios) for kind, ratios in task.ratios.items()}
     plan = make_plan(
         headers,
         task.recipe,
@@ -207,8 +207,8 @@ def _rows(job: Job, headers: ModelHeaders, task: ToEstimate) -> Rows:
     if dataset.is_parquet:
         sample = parsed_parquet(job.path, SAMPLED_ROWS)[0]
     else:
-        with job.path.open("rb") as beginning:
-            sample = parsed_text(beginning, SAMPLED_ROWS)
+        with job.path.open("rb") as head:
+            sample = parsed_text(head, SAMPLED_ROWS)
     return sampled_rows(sample, rows=dataset.rows, files=files, counting=CountingHere)
 
 

@@ -52,12 +52,12 @@ def check_row(row: Any, settings: Settings) -> RowCheck:
     except UnknownRow as error:
         check.refuse(error.pointer, str(error))
         return check
-    waiting = offered_images(row)
-    offered = len(waiting)
+    images = offered_images(row)
+    count = len(images)
     for index, message in enumerate(row["messages"]):
-        _check_message(f"/messages/{index}", message, waiting, check, settings)
-    if waiting:
-        check.refuse("/images", f"{offered} images but {offered - len(waiting)} image parts in messages")
+        _check_message(f"/messages/{index}", message, images, check, settings)
+    if images:
+        check.refuse("/images", f"{count} images but {count - len(images)} image parts in messages")
     if not check.texts:
         check.refuse("/messages", "no text in any message")
     return check
@@ -69,7 +69,7 @@ def offered_images(row: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _check_message(
-    pointer: str, message: Any, waiting: list[tuple[str, Any]], check: RowCheck, settings: Settings
+    pointer: str, message: Any, images: list[tuple[str, Any]], check: RowCheck, settings: Settings
 ) -> None:
     if not isinstance(message, dict):
         check.refuse(pointer, "expected an object with role and content")
@@ -83,12 +83,12 @@ def _check_message(
         _check_text(f"{pointer}/content", content, check)
     elif isinstance(content, list):
         for index, part in enumerate(content):
-            _check_part(f"{pointer}/content/{index}", part, waiting, check, settings)
+            _check_part(f"{pointer}/content/{index}", part, images, check, settings)
     else:
         check.refuse(f"{pointer}/content", f"a {kind_of(content)}; expected a string or a list of parts")
 
 
-def _check_part(pointer: str, part: Any, waiting: list[tuple[str, Any]], check: RowCheck, settings: Settings) -> None:
+def _check_part(pointer: str, part: Any, images: list[tuple[str, Any]], check: RowCheck, settings: Settings) -> None:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text":
         if isinstance(part.get("text"), str):
@@ -100,8 +100,8 @@ def _check_part(pointer: str, part: Any, waiting: list[tuple[str, Any]], check: 
         source = part.get("image")
         if source is not None:
             _check_image(f"{pointer}/image", source, check, settings)
-        elif waiting:
-            _check_image(*waiting.pop(0), check, settings)
+        elif images:
+            _check_image(*images.pop(0), check, settings)
         else:
             check.refuse(pointer, "an image part without an image, and no further entry in images")
     elif kind == "audio":

@@ -97,7 +97,7 @@ def statistics_of(
                 pixels.append(image.header.width * image.header.height)
             audio += len(row.audio)
             seconds += [sound.header.seconds for sound in row.audio if sound.header.seconds is not None]
-        counted = row_counting.finish()
+        counts = row_counting.finish()
     return DatasetStatistics(
         rows=len(characters),
         rows_text_only=kinds["text"],
@@ -111,7 +111,7 @@ def statistics_of(
         audio_seconds=Total.of(seconds),
         characters=Spread.of(characters),
         roles=dict(roles),
-        tokens=_tokens(counted, files, rows=len(characters), images=len(sizes)),
+        tokens=_tokens(counts, files, rows=len(characters), images=len(sizes)),
     )
 
 
@@ -120,33 +120,33 @@ def _kinds(row: Row) -> list[str]:
     return kinds or ["text"]
 
 
-def _tokens(counted: Counted, files: TextFiles | None, *, rows: int, images: int) -> TokenStatistics:
+def _tokens(counts: Counted, files: TextFiles | None, *, rows: int, images: int) -> TokenStatistics:
     return TokenStatistics(
-        rows=len(counted.rows),
-        row=Total.of([row.total for row in counted.rows]),
-        text=Total.of([row.text for row in counted.rows]),
-        image=Total.of([row.image for row in counted.rows]) if images else None,
-        text_counted=counted.counted,
-        images_exact=counted.exact_images,
-        turns_by=counted.turns_by,
-        limit=counted.limit,
-        rows_over=counted.over,
-        note="; ".join(_notes(counted, files, rows=rows, images=images)) or None,
+        rows=len(counts.rows),
+        row=Total.of([row.total for row in counts.rows]),
+        text=Total.of([row.text for row in counts.rows]),
+        image=Total.of([row.image for row in counts.rows]) if images else None,
+        text_counted=counts.counted,
+        images_exact=counts.exact_images,
+        turns_by=counts.turns_by,
+        limit=counts.limit,
+        rows_over=counts.over,
+        note="; ".join(_notes(counts, files, rows=rows, images=images)) or None,
     )
 
 
-def _notes(counted: Counted, files: TextFiles | None, *, rows: int, images: int) -> list[str]:
+def _notes(counts: Counted, files: TextFiles | None, *, rows: int, images: int) -> list[str]:
     """Reasons why a job would get other numbers."""
     if files is None:
         return [NO_MODEL]
     notes = []
     if files.tokenizer is None:
         notes.append("the model has no tokenizer.json: text is estimated, 3.6 characters to a token")
-    elif counted.turns_by == "assumed":
+    elif counts.turns_by == "assumed":
         notes.append("the model's chat template is of a style that is not known: 5 tokens are assumed around a message")
     if images and not files.vision:
         notes.append("the model takes no images: a job with these rows would fail")
-    if len(counted.rows) < rows:
+    if len(counts.rows) < rows:
         millions = MOST_CHARACTERS // 10**6
-        notes.append(f"only the first {len(counted.rows)} of {rows} rows were counted, {millions} million characters")
+        notes.append(f"only the first {len(counts.rows)} of {rows} rows were counted, {millions} million characters")
     return notes

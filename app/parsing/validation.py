@@ -94,9 +94,9 @@ def _parquet_rows(path: Path, settings: Settings) -> Iterator[tuple[int, Any]]:
             if not set(TURNS) & set(names):
                 _refuse(f"no column 'messages'; {what_it_is(names)}")
             groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
-            unpacked = sum(group.total_byte_size for group in groups)
-            if unpacked > EXPANSION * settings.max_dataset_bytes:
-                _refuse(f"unpacks to {unpacked} bytes; too many")
+            size = sum(group.total_byte_size for group in groups)
+            if size > EXPANSION * settings.max_dataset_bytes:
+                _refuse(f"unpacks to {size} bytes; too many")
             columns = [name for name in COLUMNS if name in names]
             for batch in file.iter_batches(batch_size=PARQUET_BATCH, columns=columns):
                 for row in batch.to_pylist():

@@ -79,14 +79,14 @@ async def _check_dataset(session: AsyncSession, *, tenant: str, spec: JobSpec, r
 
 
 async def _check_model(spec: JobSpec, resolved: Mapping[str, Any], settings: Settings) -> None:
-    planned = resolved.get("model_fingerprint")
-    if planned is None:
+    fingerprint = resolved.get("model_fingerprint")
+    if fingerprint is None:
         return
     try:
         model = await run_in_thread(lambda: read_model(spec.model, settings))
     except Unreadable as error:
         raise _at("/model/id", problems.PLAN_OUTDATED, f"the model cannot be read any more: {error}") from None
-    if model is not None and model.fingerprint != planned:
+    if model is not None and model.fingerprint != fingerprint:
         raise _at(
             "/model/id", problems.PLAN_OUTDATED, "the model's files have changed since it was planned: plan again"
         )

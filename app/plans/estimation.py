@@ -39,27 +39,27 @@ async def estimate(
     Raises Unreadable for a model that cannot be read or crashes its reader; HubUnavailable.
     """
     key = f"{model.key} {dataset.id}" if dataset is not None else ""
-    known = _judged.get(key)
+    rows = _judged.get(key)
     with scratch_file(settings) as path:
-        sampled = await run_in_thread(lambda: _sampled(dataset, path, storage)) if dataset and known is None else None
+        sample = await run_in_thread(lambda: _sampled(dataset, path, storage)) if dataset and rows is None else None
         arguments = ToEstimate(
             names=model.files.names,
             from_hub=model.commit is not None,
             recipe=recipe,
             cores=cores,
             ratios=ratios,
-            rows=known,
+            rows=rows,
             rows_bytes=dataset.bytes if dataset is not None else 0,
-            dataset=sampled,
+            dataset=sample,
         )
-        files = [path] if sampled is not None and sampled.readable else []
+        files = [path] if sample is not None and sample.readable else []
         try:
-            estimated = await parse(ESTIMATE, arguments, files=files, callbacks=model.callbacks)
+            estimate = await parse(ESTIMATE, arguments, files=files, callbacks=model.callbacks)
         except Died as died:
             raise Unreadable("invalid_model", f"the model's files, or the rows, cannot be read: {died}") from None
     if key:
-        _keep(key, estimated.rows)
-    return estimated.plan
+        _keep(key, estimate.rows)
+    return estimate.plan
 
 
 _judged: dict[str, Rows] = {}
@@ -80,8 +80,8 @@ def _sampled(dataset: Dataset, path: Path, storage: Storage) -> Sampled:
         if readable and is_parquet:
             storage.fetch(str(dataset.key), path)
         elif readable:
-            with storage.open(str(dataset.key)) as reader, path.open("xb") as beginning:
-                beginning.write(reader.read(SAMPLED_BYTES))
+            with storage.open(str(dataset.key)) as reader, path.open("xb") as head:
+                head.write(reader.read(SAMPLED_BYTES))
     except (ObjectMissing, OSError):
         readable = False
     return Sampled(dataset.rows, dataset.images, is_parquet, readable)

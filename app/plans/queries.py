@@ -41,11 +41,11 @@ async def measured_ratios(session: AsyncSession, *, tenant: str) -> dict[str, li
         .with_only_columns(Layer.seconds, Job.plan["seconds_per_block"], Attempt.device)
     )
     ratios: dict[str, list[float]] = {}
-    for seconds, predicted, device in (await session.execute(statement)).all():
+    for seconds, prediction, device in (await session.execute(statement)).all():
         kind = kind_of(device)
-        expected = (predicted or {}).get(kind)
-        if expected:
-            ratios.setdefault(kind, []).append(seconds / expected)
+        likely = (prediction or {}).get(kind)
+        if likely:
+            ratios.setdefault(kind, []).append(seconds / likely)
     return ratios
 
 

@@ -189,12 +189,12 @@ class Estimate(BaseModel):
 
 
 def _block_sizes(plan: Plan) -> list[BlockSize]:
-    named = plan.shapes.has_several_stacks
+    with_stack = plan.shapes.has_several_stacks
     return [
         BlockSize(
             block=block.number,
-            stack=block.stack if named else None,
-            index=block.index if named else None,
+            stack=block.stack if with_stack else None,
+            index=block.index if with_stack else None,
             bytes_before=before,
             bytes_after=after,
         )

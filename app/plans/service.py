@@ -231,9 +231,9 @@ def stored_estimate(planned: Planned) -> dict[str, Any]:
         "digest": planned.digest,
         "bytes_after": plan.size.bytes_after_most,
         "effective_bits": plan.size.bits_most,
-        "seconds_per_block": {kind: placed.seconds.per_block for kind, placed in plan.placements.items()},
-        "seconds": {kind: placed.seconds.likely for kind, placed in plan.placements.items()},
-        "memory": {kind: asdict(placed.memory) for kind, placed in plan.placements.items()},
+        "seconds_per_block": {kind: placement.seconds.per_block for kind, placement in plan.placements.items()},
+        "seconds": {kind: placement.seconds.likely for kind, placement in plan.placements.items()},
+        "memory": {kind: asdict(placement.memory) for kind, placement in plan.placements.items()},
         "disk_bytes": plan.disk,
         "warnings": [warning.model_dump() for warning in _warnings(plan)],
     }

@@ -42,9 +42,9 @@ async def _read_ledger(deps: Service) -> None:
                 telemetry.jobs.labels(status).set(number)
             telemetry.oldest_queued.set(await queries.oldest_queued_seconds(session))
             lease = timedelta(seconds=deps.settings.lease)
-            alive, stopped = await queries.count_workers_alive(session, lease=lease)
+            alive, out_of_service = await queries.count_workers_alive(session, lease=lease)
             telemetry.workers.set(alive)
-            telemetry.stopped_workers.set(stopped)
+            telemetry.stopped_workers.set(out_of_service)
     except SQLAlchemyError:
         telemetry.jobs.clear()
         telemetry.oldest_queued.set(nan)
@@ -53,11 +53,11 @@ async def _read_ledger(deps: Service) -> None:
 
 
 def schemes() -> Schemes:
-    named = [(name, spec.SCHEME_PATTERN.fullmatch(name)) for name in spec.NAMED_SCHEMES]
+    matches = [(name, spec.SCHEME_PATTERN.fullmatch(name)) for name in spec.NAMED_SCHEMES]
     return Schemes(
         schemes=[
             SchemeView(name=name, weight_bits=int(match[1]), activation_bits=int(match[2]))
-            for name, match in named
+            for name, match in matches
             if match is not None
         ],
         group_sizes=[32, 64, 128, "channel"],

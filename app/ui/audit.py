@@ -30,9 +30,9 @@ async def audit(
     cursor: Annotated[str | None, Query(max_length=400)] = None,
 ) -> Response:
     values = {name: request.query_params.get(name, "").strip() for name in FILTERS}
-    chosen: dict[str, Any] = {name: value for name, value in values.items() if value}
+    filters: dict[str, Any] = {name: value for name, value in values.items() if value}
     try:
-        query, wrong = AuditQuery(cursor=cursor, **chosen), dict[str, str]()
+        query, wrong = AuditQuery(cursor=cursor, **filters), dict[str, str]()
     except ValidationError as error:
         wrong = forms.invalid(error.errors())
         return render(
@@ -42,5 +42,5 @@ async def audit(
     page = await list_entries(session, tenant=user.caller.tenant, query=query, signer=deps.keyring)
     return render(
         request, "audit.html", user, entries=page.data, next_cursor=page.next_cursor, values=values, wrong=wrong,
-        again=urlencode(chosen), actions=list(Action), pages_of=PAGES, cursor=cursor,
+        again=urlencode(filters), actions=list(Action), pages_of=PAGES, cursor=cursor,
     )  # fmt: skip

@@ -85,9 +85,9 @@ async def create(
 @router.get("/{comparison_id}")
 async def comparison(request: Request, comparison_id: str, user: JobsReader, session: SessionDep) -> Response:
     view = await service.view_comparison(session, tenant=user.caller.tenant, comparison_id=comparison_id)
-    drawing = Markup(draw(view, dressed=False))  # noqa: S704 -- escapes every text itself: test_comparisons.py
+    plot = Markup(draw(view, dressed=False))  # noqa: S704 -- escapes every text itself: test_comparisons.py
     by_size = sorted(view.jobs, key=lambda job: (job.bytes_after is None, job.bytes_after or 0))
-    return render(request, "comparison.html", user, comparison=view, by_size=by_size, drawing=drawing)
+    return render(request, "comparison.html", user, comparison=view, by_size=by_size, drawing=plot)
 
 
 @router.post("/{comparison_id}/cancel")
@@ -119,9 +119,9 @@ async def _form(
     methods: Sequence[str],
     wrong: Mapping[str, str] | None = None,
 ) -> Response:
-    offered = choices(deps, await usable_datasets(session, user, deps))
-    named = [(name, name) for name in contract.NAMED_SCHEMES]
+    options = choices(deps, await usable_datasets(session, user, deps))
+    scheme_names = [(name, name) for name in contract.NAMED_SCHEMES]
     return render(
         request, "comparison_new.html", user, status=422 if wrong else 200, values=values, wrong=wrong or {},
-        once=secrets.token_urlsafe(16), ticked=(*schemes, *methods), **{**offered, "schemes": named},
+        once=secrets.token_urlsafe(16), ticked=(*schemes, *methods), **{**options, "schemes": scheme_names},
     )  # fmt: skip

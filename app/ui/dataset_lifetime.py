@@ -44,11 +44,11 @@ def _end_of_upload(values: Mapping[str, str], settings: Settings) -> datetime | 
     return end_of(values) if values.get("keep") else expiry_of_new(None, settings)
 
 
-def of_an_upload(typed: dict[str, str]) -> ExpiryFields:
-    """``typed`` gets the received fields, so that the page can show them again after an error."""
+def of_an_upload(texts: dict[str, str]) -> ExpiryFields:
+    """``texts`` gets the received fields, so that the page can show them again after an error."""
 
     def parse(values: Mapping[str, str], settings: Settings) -> datetime | None:
-        typed.update({name: value.strip() for name, value in values.items()})
+        texts.update({name: value.strip() for name, value in values.items()})
         return _end_of_upload(values, settings)
 
     return ExpiryFields(NAMES, parse)
@@ -60,10 +60,10 @@ def _after(days: str) -> datetime:
     return datetime.now(UTC) + timedelta(days=int(days))
 
 
-def _end_of_day(written: str) -> datetime:
+def _end_of_day(text: str) -> datetime:
     today = datetime.now(UTC).date()
     try:
-        day = date.fromisoformat(written if DAY.fullmatch(written) else "")
+        day = date.fromisoformat(text if DAY.fullmatch(text) else "")
     except ValueError:
         raise _wrong("until", f"write a day, for example {today + timedelta(days=30)}") from None
     if not timedelta() <= day - today <= timedelta(days=MOST_DAYS):

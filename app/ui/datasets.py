@@ -51,19 +51,19 @@ async def upload(
 ) -> Response:
     """Stream the file to disk. It is stored only with a valid CSRF token in the form."""
     check_origin(request)
-    typed: dict[str, str] = {}
+    values: dict[str, str] = {}
     try:
-        created = await service.receive(request, user.caller, session, deps, end=_of_this_session(user, typed))
+        created = await service.receive(request, user.caller, session, deps, end=_of_this_session(user, values))
     except Problem as problem:
         if problem.kind is problems.FORGED_FORM:
             raise
-        return await _page(request, user, session, deps, DatasetQuery(), refused=problem, typed=typed)
+        return await _page(request, user, session, deps, DatasetQuery(), problem=problem, values=values)
     return redirect_to(local_path(next), dataset=new_id_of(created))
 
 
-def _of_this_session(user: User, typed: dict[str, str]) -> ExpiryFields:
+def _of_this_session(user: User, values: dict[str, str]) -> ExpiryFields:
     """The expiry fields of the form, and its CSRF token. Raises Problem 403 for a wrong token."""
-    keeps = keeping.of_an_upload(typed)
+    keeps = keeping.of_an_upload(values)
 
     def parse(fields: Mapping[str, str], settings: Settings) -> datetime | None:
         check_csrf(user, fields.get("csrf", ""))
@@ -169,17 +169,17 @@ async def _one(
 ) -> Response:
     row = await queries.get_dataset(session, tenant=user.caller.tenant, dataset_id=dataset_id)
     view = DatasetView.of(row)
-    shown: dict[str, Any] = {"rows": None, "figures": None, "after": after, "model": model, "unread": None}
+    variables: dict[str, Any] = {"rows": None, "figures": None, "after": after, "model": model, "unread": None}
     try:
-        shown["rows"] = await contents.page_of_rows(
+        variables["rows"] = await contents.page_of_rows(
             request, user.caller, session, deps, dataset_id=dataset_id, after=after, limit=ROWS
         )
-        shown["figures"] = await _statistics(request, dataset_id, user, session, deps, model, shown)
+        variables["figures"] = await _statistics(request, dataset_id, user, session, deps, model, variables)
     except Problem as problem:
-        shown["gone"] = problem.detail
+        variables["gone"] = problem.detail
     return render(
         request, "dataset.html", user, status=422 if wrong else 200, dataset=view, wrong=wrong or {},
-        values=values or keeping.values_until(view.expires_at), **shown,
+        values=values or keeping.values_until(view.expires_at), **variables,
     )  # fmt: skip
 
 
@@ -190,20 +190,20 @@ async def _statistics(
     session: AsyncSession,
     deps: Service,
     model: str,
-    shown: dict[str, Any],
+    variables: dict[str, Any],
 ) -> FiguresView:
-    """Statistics with the tokens of ``model``; estimated where it cannot be read. ``shown`` gets the reason."""
+    """Statistics with the tokens of ``model``; estimated where it cannot be read. ``variables`` gets the reason."""
     if model:
         try:
             return await contents.view_statistics(
                 request, user.caller, session, deps, dataset_id=dataset_id, model=ModelRef(id=model)
             )
         except ValidationError:
-            shown["unread"] = f"{model} is no model id: write owner/name, or local/name for a model of the service."
+            variables["unread"] = f"{model} is no model id: write owner/name, or local/name for a model of the service."
         except Problem as problem:
             if problem.kind not in (problems.INVALID_MODEL, problems.HUB_UNAVAILABLE):
                 raise
-            shown["unread"] = problem.detail
+            variables["unread"] = problem.detail
     return await contents.view_statistics(request, user.caller, session, deps, dataset_id=dataset_id)
 
 
@@ -214,14 +214,14 @@ async def _page(
     deps: Service,
     query: DatasetQuery,
     *,
-    refused: Problem | None = None,
-    typed: Mapping[str, str] | None = None,
+    problem: Problem | None = None,
+    values: Mapping[str, str] | None = None,
 ) -> Response:
     usual = keeping.FOR_EVER if deps.settings.dataset_ttl is None else keeping.AS_USUAL
     page = await service.list_datasets(session, tenant=user.caller.tenant, query=query, signer=deps.keyring)
     return render(
-        request, "datasets.html", user, status=refused.kind.status if refused else 200, datasets=page.data,
-        next_cursor=page.next_cursor, refused=refused, made=request.query_params.get("dataset"),
+        request, "datasets.html", user, status=problem.kind.status if problem else 200, datasets=page.data,
+        next_cursor=page.next_cursor, refused=problem, made=request.query_params.get("dataset"),
         most_bytes=deps.settings.max_dataset_bytes, usual=deps.settings.dataset_ttl,
-        values={**usual, "name": "", **(typed or {})}, wrong=forms.refused(refused) if refused else {},
+        values={**usual, "name": "", **(values or {})}, wrong=forms.refused(problem) if problem else {},
     )  # fmt: skip

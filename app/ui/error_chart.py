@@ -72,12 +72,12 @@ def error_chart(blocks: Sequence[BlockErrors], total: int | None) -> Chart | Non
     own = [stage for stage in STAGES if stage == "routed" or not _same_as_next(blocks, stage)]
     for stage in own:
         title = STAGES[stage] if len(own) > 1 else ALONE
-        known = [(b, b.errors[stage]) for b in blocks if b.errors.get(stage, 0) > 0]
-        if not known:
+        own_values = [(b, b.errors[stage]) for b in blocks if b.errors.get(stage, 0) > 0]
+        if not own_values:
             continue
-        dots = [Dot(x(b.block), y(value), f"{_named(b)}, {title}: {percent(value)}") for b, value in known]
+        dots = [Dot(x(b.block), y(value), f"{_named(b)}, {title}: {percent(value)}") for b, value in own_values]
         points = " ".join(f"{dot.x},{dot.y}" for dot in dots)
-        curves.append(Curve(stage, title, percent(known[-1][1]), points, dots))
+        curves.append(Curve(stage, title, percent(own_values[-1][1]), points, dots))
     gridlines = [(y(value), f"{100 * value:g} %") for value in _rungs(low, high)]
     step = math.ceil((last + 1) / MOST_TICKS)
     return Chart(curves, gridlines, [(x(block), block) for block in range(0, last + 1, step)], _axis(blocks))

@@ -17,17 +17,17 @@ from quant_experts.planning.block_names import block_name
 
 def attempts(views: Sequence[AttemptView]) -> list[str]:
     """One sentence per attempt: its worker, its first block, and why it ended."""
-    sentences, done = [], 0
+    sentences, reach = [], 0
     for one in views:
-        began = max(one.resumed_from_block or 0, done)
-        done = max(done, (one.resumed_from_block or 0) + one.blocks_done, began + one.blocks_done)
+        began = max(one.resumed_from_block or 0, reach)
+        reach = max(reach, (one.resumed_from_block or 0) + one.blocks_done, began + one.blocks_done)
         start = f"resumed at block {began} on {one.worker}" if began else f"began on {one.worker}"
-        sentences.append(f"{start[0].upper()}{start[1:]}; {_end(one, done)}.")
+        sentences.append(f"{start[0].upper()}{start[1:]}; {_end(one, reach)}.")
     return sentences
 
 
-def _end(attempt: AttemptView, done: int) -> str:
-    reached = f"at block {done}"
+def _end(attempt: AttemptView, reach: int) -> str:
+    place = f"at block {reach}"
     new = f"{plural(attempt.blocks_done, 'new block')}"
     match attempt.outcome:
         case None:
@@ -35,16 +35,16 @@ def _end(attempt: AttemptView, done: int) -> str:
         case AttemptOutcome.SUCCEEDED:
             return f"finished, {new}"
         case AttemptOutcome.CANCELLED:
-            return f"stopped on request {reached}"
+            return f"stopped on request {place}"
         case AttemptOutcome.HANDED_BACK:
-            return f"handed back {reached}, the worker was asked to stop"
+            return f"handed back {place}, the worker was asked to stop"
         case AttemptOutcome.LEASE_EXPIRED:
-            return f"worker lost {reached}"
+            return f"worker lost {place}"
         case AttemptOutcome.RUNNER_DIED:
-            return f"the computing process died {reached}"
+            return f"the computing process died {place}"
         case AttemptOutcome.FAILED:
             reason = (attempt.error or {}).get("message") or (attempt.error or {}).get("code") or "no reason given"
-            return f"failed {reached}: {reason}"
+            return f"failed {place}: {reason}"
 
 
 def queue(workers: Sequence[WorkerView]) -> str:
@@ -67,12 +67,12 @@ FIXED = {
 """Events whose sentence does not depend on their data."""
 
 
-def event(happened: EventView) -> str:
-    data = happened.data
-    match happened.type:
+def event(view: EventView) -> str:
+    data = view.data
+    match view.type:
         case EventType.STARTED:
-            resumed = data.get("resumed_from_block")
-            where = f", from block {resumed}" if resumed else ""
+            first = data.get("resumed_from_block")
+            where = f", from block {first}" if first else ""
             return f"Attempt {data.get('attempt')} started on {data.get('worker')}{where}"
         case EventType.PHASE:
             return str(data.get("phase", "")).capitalize()
@@ -86,15 +86,15 @@ def event(happened: EventView) -> str:
             return "Succeeded" + (f", {data['verdict']}" if data.get("verdict") else "")
         case EventType.FAILED:
             return f"Failed: {(data.get('error') or {}).get('message', 'no reason given')}"
-    return FIXED[happened.type]
+    return FIXED[view.type]
 
 
 def _block_done(data: Mapping[str, Any]) -> str:
     error = (data.get("error") or {}).get("routed")
-    shown = f", error {percent(error)}" if error is not None else ""
+    suffix = f", error {percent(error)}" if error is not None else ""
     place = (data.get("stack"), data.get("index"), data.get("part"))
     name = "" if place[0] is None else f", {block_name(data['block'], *place)},"
-    return f"Block {data.get('block')}{name} done in {duration(data.get('seconds'))}{shown}"
+    return f"Block {data.get('block')}{name} done in {duration(data.get('seconds'))}{suffix}"
 
 
 def one_of_a_kind(events: Sequence[EventView]) -> list[EventView]:

@@ -90,15 +90,15 @@ def changes_of(values: Mapping[str, str], spec: Mapping[str, Any]) -> dict[str, 
     before = values_of_spec(spec)
     if values.get(HUB):
         values = {**values, UPLOADED: ""}
-    differing = {name for name in FIELDS if values.get(name, "") != before[name]}
-    if differing & {HUB, UPLOADED}:
-        differing = differing - {HUB} | {UPLOADED}
+    names = {name for name in FIELDS if values.get(name, "") != before[name]}
+    if names & {HUB, UPLOADED}:
+        names = names - {HUB} | {UPLOADED}
     body, patch = body_of(values), dict[str, Any]()
-    for name in sorted(differing):
+    for name in sorted(names):
         part, _, field = name.rpartition(".")
         if name == "labels":
-            gone = dict.fromkeys(spec.get("labels") or {})
-            patch["labels"] = {**gone, **body.get("labels", {})}
+            nulls = dict.fromkeys(spec.get("labels") or {})
+            patch["labels"] = {**nulls, **body.get("labels", {})}
         elif part:
             patch.setdefault(part, {})[field] = body.get(part, {}).get(field)
         else:

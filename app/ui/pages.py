@@ -109,8 +109,8 @@ def local_path(target: str) -> str:
     return target if plain and "\\" not in target else "/"
 
 
-def _to_login(request: Request, needed: SignInRequired) -> Response:
-    query = {"ended": "1"} if needed.expired else {}
+def _to_login(request: Request, exception: SignInRequired) -> Response:
+    query = {"ended": "1"} if exception.expired else {}
     if request.method == "GET":
         path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         query |= {"next": path} if path != "/" else {}

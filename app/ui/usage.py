@@ -63,9 +63,9 @@ async def _page(
     wrong: str | None = None,
 ) -> Response:
     tenant = user.caller.tenant
-    used = await usage_of(session, deps, tenant=tenant, query=query)
+    usage = await usage_of(session, deps, tenant=tenant, query=query)
     retention = await view_retention(session, tenant=tenant, settings=deps.settings)
     return render(
-        request, "usage.html", user, status=422 if wrong else 200, usage=used, span=span, spans=SPANS, kinds=KINDS,
+        request, "usage.html", user, status=422 if wrong else 200, usage=usage, span=span, spans=SPANS, kinds=KINDS,
         retention=retention, wrong=wrong,
     )  # fmt: skip

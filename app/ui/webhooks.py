@@ -82,8 +82,8 @@ async def webhook(
     status: str = "",
     cursor: Annotated[str | None, Query(max_length=400)] = None,
 ) -> Response:
-    chosen = DeliveryStatus(status) if status in set(DeliveryStatus) else None
-    query = DeliveryQuery(status=chosen, cursor=cursor)
+    filter_status = DeliveryStatus(status) if status in set(DeliveryStatus) else None
+    query = DeliveryQuery(status=filter_status, cursor=cursor)
     return await _one(request, user, session, deps, webhook_id=webhook_id, query=query)
 
 
@@ -159,8 +159,8 @@ async def delivery(
     """What was sent, and every attempt at it."""
     tenant = user.caller.tenant
     webhook = WebhookView.of(await queries.get_webhook(session, tenant=tenant, webhook_id=webhook_id))
-    sent = await service.view_delivery(session, tenant=tenant, webhook_id=webhook_id, delivery_id=delivery_id)
-    return render(request, "delivery.html", user, webhook=webhook, delivery=sent)
+    view = await service.view_delivery(session, tenant=tenant, webhook_id=webhook_id, delivery_id=delivery_id)
+    return render(request, "delivery.html", user, webhook=webhook, delivery=view)
 
 
 @router.post("/{webhook_id}/deliveries/{delivery_id}/redeliver")

@@ -14,6 +14,6 @@ router = APIRouter(route_class=Page)
 
 @router.get("/workers")
 async def workers(request: Request, user: WorkersReader, session: SessionDep, deps: ServiceDep) -> Response:
-    seen = (await list_workers(session, tenant=user.caller.tenant, settings=deps.settings)).data
-    alive = sorted(seen, key=lambda worker: (not worker.alive, -worker.seen_at.timestamp()))
+    views = (await list_workers(session, tenant=user.caller.tenant, settings=deps.settings)).data
+    alive = sorted(views, key=lambda worker: (not worker.alive, -worker.seen_at.timestamp()))
     return render(request, "workers.html", user, workers=alive)

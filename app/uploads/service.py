@@ -45,9 +45,9 @@ async def begin_upload_once(
     """Begin an upload; a repeated request gets the same one. Raises Problem as ``begin_upload``."""
     body = new.model_dump(mode="json")
     idempotency = Idempotency.of(caller.tenant, idempotency_key, "POST /v1/datasets/uploads", body)
-    replayed = await idempotency.replay(deps.sessions)
-    if replayed is not None:
-        return replayed
+    replay = await idempotency.replay(deps.sessions)
+    if replay is not None:
+        return replay
     settings = deps.settings
     upload_id = await begin_upload(tenant=caller.tenant, name=new.name, storage=deps.storage, settings=settings)
     view = UploadView.of(upload_id, new.name, [], most_bytes=settings.max_dataset_bytes)
@@ -98,13 +98,14 @@ async def store_part(
     """Store a part, in place of an earlier version. Raises Problem 404, 413, 422 for an empty part, and 403 when it
     exceeds the quota."""
     folder, _, there = await upload_of(tenant=tenant, upload_id=upload_id, storage=storage)
-    replaced = sum(part.bytes for part in there if part.number == number)
-    others = sum(part.bytes for part in there) - replaced
+    replacement = sum(part.bytes for part in there if part.number == number)
+    others = sum(part.bytes for part in there) - replacement
     room = min(MOST_PART_BYTES, settings.max_dataset_bytes - others)
     uploads = await meter.unfinished(tenant, fresh=True)
     async with sessions() as session:  # not held while the bytes come in
-        stored = await storage_quota(session, tenant=tenant, settings=settings, meter=meter, uploads=uploads - replaced)
-    stored.check(1, unread=True)
+        uploads -= replacement
+        quota = await storage_quota(session, tenant=tenant, settings=settings, meter=meter, uploads=uploads)
+    quota.check(1, unread=True)
     with scratch_file(settings) as path:
         digest, size = hashlib.sha256(), 0
         with path.open("wb") as file:
@@ -113,7 +114,7 @@ async def store_part(
                 if size > room:
                     detail = f"at most {room} bytes are accepted for this part"
                     raise Problem(problems.BODY_TOO_LARGE, detail, headers={"Connection": "close"})
-                stored.check(size, unread=True)
+                quota.check(size, unread=True)
                 digest.update(chunk)
                 file.write(chunk)
         if size == 0:
@@ -126,8 +127,8 @@ async def store_part(
         # A refused part goes while the lock is held: the next one would count it too, and be refused in its place.
         async with removed_on_error(), meter.adding(tenant), removed_on_error():
             await _check_again(sessions, tenant, folder, part, storage, settings, meter)
-    removed = await asyncio.to_thread(parts.remove_others, storage, folder, part)
-    meter.add_unfinished(tenant, -removed)
+    surplus = await asyncio.to_thread(parts.remove_others, storage, folder, part)
+    meter.add_unfinished(tenant, -surplus)
     return part
 
 
@@ -155,9 +156,9 @@ async def _check_again(
     Concurrent parts have all passed the first check. They are stored before they are counted, so that none is missed,
     and counted one after the other, so that only those that do not fit are removed.
     """
-    stored = await asyncio.to_thread(parts.stored_parts, storage, folder)
-    replaced = sum(other.bytes for other in stored if other.number == part.number)
-    uploads = await meter.unfinished(tenant, fresh=True) - replaced
+    parts_there = await asyncio.to_thread(parts.stored_parts, storage, folder)
+    replacement = sum(other.bytes for other in parts_there if other.number == part.number)
+    uploads = await meter.unfinished(tenant, fresh=True) - replacement
     async with sessions() as session:
         room = await storage_quota(session, tenant=tenant, settings=settings, meter=meter, uploads=uploads)
     room.check(part.bytes)
@@ -213,7 +214,7 @@ async def complete_upload(
             storage=storage,
             settings=settings,
             meter=meter,
-            replaced=sum(part.bytes for part in there),
+            replacement=sum(part.bytes for part in there),
             dataset_id=dataset_id,
         )
     await _forget(storage, folder)

@@ -26,7 +26,7 @@ async def periods(session: AsyncSession, *, tenant: str, since: datetime, until:
         return statement.with_only_columns(start, *sums).group_by("start")
 
     days = owned(UsageDay, tenant).where(UsageDay.day >= _midnight(since), UsageDay.day < until)
-    counted = [func.sum(getattr(UsageDay, name)).label(name) for name in Period.model_fields if name != "start"]
+    columns_of_sums = [func.sum(getattr(UsageDay, name)).label(name) for name in Period.model_fields if name != "start"]
     # No negative time when the clock was set back.
     held_seconds = func.greatest(func.extract("epoch", func.clock_timestamp() - Attempt.started_at), 0)
     now = owned(Job, tenant).where(Job.lease_until.is_not(None))
@@ -34,7 +34,7 @@ async def periods(session: AsyncSession, *, tenant: str, since: datetime, until:
     now = now.where(Attempt.started_at >= _midnight(since), Attempt.started_at < until)
     datasets = owned(Dataset, tenant).where(Dataset.created_at >= since, Dataset.created_at < until)
     statements: tuple[Select[Any], ...] = (
-        by_period(days, UsageDay.day, *counted),
+        by_period(days, UsageDay.day, *columns_of_sums),
         by_period(
             now,
             Attempt.started_at,
@@ -49,9 +49,9 @@ async def periods(session: AsyncSession, *, tenant: str, since: datetime, until:
             values = row._asdict()
             by_start[values.pop("start")].update({name: float(value) for name, value in values.items()})
     return [
-        Period.model_validate({"start": start, **used})
-        for start, used in sorted(by_start.items())
-        if any(used.values())
+        Period.model_validate({"start": start, **columns})
+        for start, columns in sorted(by_start.items())
+        if any(columns.values())
     ]
 
 

@@ -130,9 +130,9 @@ async def _http(request: Request, error: Exception) -> Response:
     if kind is NOT_FOUND:
         detail = f"no resource at {request.url.path}"
     elif kind is METHOD_NOT_ALLOWED:
-        allowed = _methods_at(request)
-        detail = f"{request.method} is not possible at {request.url.path}; {', '.join(allowed)} may be"
-        return problem_response(request, kind, detail, headers={"Allow": ", ".join(allowed)})
+        methods = _methods_at(request)
+        detail = f"{request.method} is not possible at {request.url.path}; {', '.join(methods)} may be"
+        return problem_response(request, kind, detail, headers={"Allow": ", ".join(methods)})
     elif kind is MALFORMED_REQUEST:
         encoding = request.headers.get("content-encoding")
         detail = "the body cannot be read: it must be JSON in UTF-8, nested less than a few hundred levels"
@@ -187,8 +187,8 @@ def _methods_at(request: Request) -> list[str]:
 
 
 def has_route(scope: Scope, method: str) -> bool:
-    requested = {**scope, "method": method}
-    return any(route.matches(dict(requested))[0] is Match.FULL for route in scope["app"].routes)
+    of_method = {**scope, "method": method}
+    return any(route.matches(dict(of_method))[0] is Match.FULL for route in scope["app"].routes)
 
 
 def _is_json(content_type: str) -> bool:

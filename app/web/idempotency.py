@@ -144,9 +144,9 @@ class Idempotency:
         Raises Problem: 409 while another transaction works on the same key, 422 when the key was used for another
         request.
         """
-        replayed = await self._locked_replay(transaction)
-        if replayed is not None:
-            return replayed
+        replay = await self._locked_replay(transaction)
+        if replay is not None:
+            return replay
         created = await make()
         await self._store(transaction, created)
         return created

@@ -51,7 +51,7 @@ class FileProtocol(H11Protocol):
         super().__init__(config=config, server_state=server_state, app_state=app_state, _loop=_loop)
         if isinstance(self.loop, asyncio.SelectorEventLoop):  # uvloop has no sendfile
             self.app_state = {**app_state, STATE: self.send_file}
-        self._owed: object = None
+        self._debt: object = None
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -71,17 +71,17 @@ class FileProtocol(H11Protocol):
         """Close the connection of a client that does not finish its request: uvicorn waits for ever, and a client
         opens 3 000 such connections easily. The timeout is for a head as a whole, and for each piece of a body."""
         state = self.conn.their_state
-        begun = self.cycle is None or bool(self.conn.trailing_data[0])
-        owed = state if state is h11.SEND_BODY or (state is h11.IDLE and begun) else None
-        if owed is h11.IDLE and self._owed is h11.IDLE:
+        has_begun = self.cycle is None or bool(self.conn.trailing_data[0])
+        debt = state if state is h11.SEND_BODY or (state is h11.IDLE and has_begun) else None
+        if debt is h11.IDLE and self._debt is h11.IDLE:
             return
-        self._owed = owed
+        self._debt = debt
         self._stop_waiting()
-        if owed is not None:
+        if debt is not None:
             self._timer = self.loop.call_later(PATIENCE, self._give_up)
 
     def _give_up(self) -> None:
-        if self._owed is h11.SEND_BODY and self.flow.read_paused:  # our side does not read
+        if self._debt is h11.SEND_BODY and self.flow.read_paused:  # our side does not read
             self._timer = self.loop.call_later(PATIENCE, self._give_up)
         else:
             self.transport.abort()
@@ -108,10 +108,10 @@ class FileProtocol(H11Protocol):
         end = start + length
         try:
             while start < end:
-                sent = await self.loop.sendfile(self.transport, file, start, min(PIECE, end - start))
-                if sent == 0:
+                count = await self.loop.sendfile(self.transport, file, start, min(PIECE, end - start))
+                if count == 0:
                     raise FileCutShort(f"{end - start} bytes are missing")
-                start += sent
+                start += count
         except (ConnectionError, RuntimeError) as error:
             # The loop raises RuntimeError for a transport that is closing.
             if isinstance(error, RuntimeError) and not self.transport.is_closing():

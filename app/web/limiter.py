@@ -22,13 +22,13 @@ RETRY_SECONDS = "2"
 
 
 class TenantLimiter:
-    """Runs ``most`` requests at once, ``each`` of one tenant. ``waiting``: requests of a tenant that may queue."""
+    """Runs ``most`` requests at once, ``each`` of one tenant. ``most_waiting``: requests of a tenant that may queue."""
 
-    def __init__(self, *, most: int, each: int, waiting: int = 100) -> None:
+    def __init__(self, *, most: int, each: int, most_waiting: int = 100) -> None:
         self._most = most
         self._each = each
-        self._waiting_most = waiting
-        self._working: Counter[str] = Counter()
+        self._most_waiting = most_waiting
+        self._running: Counter[str] = Counter()
         self._queues: dict[str, deque[asyncio.Future[None]]] = {}
         self._numbers = itertools.count()
         self._last: dict[str, int] = {}
@@ -48,54 +48,54 @@ class TenantLimiter:
             self._begin(tenant)
             return
         queue = self._queues.setdefault(tenant, deque())
-        if len(queue) >= self._waiting_most:
+        if len(queue) >= self._most_waiting:
             raise Problem(
                 problems.BUSY,
                 f"{len(queue)} requests of {tenant} wait for files to be read: send fewer at once, and come back in"
                 f" {RETRY_SECONDS} s",
                 headers={"Retry-After": RETRY_SECONDS},
             )
-        called: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        queue.append(called)
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        queue.append(future)
         try:
-            await called
+            await future
         except asyncio.CancelledError:
-            if called.done() and not called.cancelled():
+            if future.done() and not future.cancelled():
                 self._give(tenant)
             else:
-                self._leave(tenant, called)
+                self._leave(tenant, future)
             raise
 
     def _may_work(self, tenant: str) -> bool:
-        return self._working.total() < self._most and self._working[tenant] < self._each
+        return self._running.total() < self._most and self._running[tenant] < self._each
 
     def _begin(self, tenant: str) -> None:
-        self._working[tenant] += 1
+        self._running[tenant] += 1
         self._last[tenant] = next(self._numbers)
 
     def _give(self, tenant: str) -> None:
-        self._working[tenant] -= 1
+        self._running[tenant] -= 1
         while next_ones := [name for name in self._queues if self._may_work(name)]:
             longest_ago = min(next_ones, key=lambda name: self._last.get(name, -1))
-            called = self._queues[longest_ago].popleft()
-            if not called.cancelled():  # its task has not run yet
+            future = self._queues[longest_ago].popleft()
+            if not future.cancelled():  # its task has not run yet
                 self._begin(longest_ago)
-                called.set_result(None)
+                future.set_result(None)
             self._forget(longest_ago)
         self._forget(tenant)
 
-    def _leave(self, tenant: str, called: asyncio.Future[None]) -> None:
+    def _leave(self, tenant: str, future: asyncio.Future[None]) -> None:
         queue = self._queues.get(tenant, ())
-        if called in queue:
-            self._queues[tenant].remove(called)
+        if future in queue:
+            self._queues[tenant].remove(future)
         self._forget(tenant)
 
     def _forget(self, tenant: str) -> None:
         """Drop the state of a tenant that neither runs nor waits."""
         if not self._queues.get(tenant):
             self._queues.pop(tenant, None)
-            if not self._working[tenant]:
-                del self._working[tenant]
+            if not self._running[tenant]:
+                del self._running[tenant]
                 self._last.pop(tenant, None)
 
 
@@ -113,21 +113,21 @@ async def while_connected(request: Request) -> AsyncIterator[None]:
     """Cancel the block when the client disconnects. The body has been read before. Raises ClientDisconnect."""
     task = asyncio.current_task()
     assert task is not None
-    gone = False
+    is_gone = False
 
     async def listen() -> None:
-        nonlocal gone
+        nonlocal is_gone
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        gone = True
+        is_gone = True
         task.cancel()
 
-    listening = asyncio.create_task(listen())
+    listener = asyncio.create_task(listen())
     try:
         yield
     except asyncio.CancelledError:
-        if gone and task.uncancel() == 0:
+        if is_gone and task.uncancel() == 0:
             raise ClientDisconnect from None
         raise
     finally:
-        listening.cancel()
+        listener.cancel()

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def choose(accept: str | None, offered: Sequence[str]) -> str | None:
+def choose(accept: str | None, offers: Sequence[str]) -> str | None:
     """The preferred one of ``offered``, the first on a tie; None when the client accepts none of them."""
     if not accept or not accept.strip():
-        return offered[0]
+        return offers[0]
     ranges = [_parse(part) for part in accept.split(",") if part.strip()]
-    weights = [_weight(media_type, ranges) for media_type in offered]
+    weights = [_weight(media_type, ranges) for media_type in offers]
     best = max(weights)
-    return offered[weights.index(best)] if best > 0 else None
+    return offers[weights.index(best)] if best > 0 else None
 
 
 def _parse(part: str) -> tuple[str, float]:
@@ -30,7 +30,7 @@ def _parse(part: str) -> tuple[str, float]:
 def _weight(media_type: str, ranges: Sequence[tuple[str, float]]) -> float:
     """The weight of the most specific range that covers the type."""
     for pattern in (media_type, media_type.split("/")[0] + "/*", "*/*"):
-        matching = [weight for media_range, weight in ranges if media_range == pattern]
-        if matching:
-            return max(matching)
+        matches = [weight for media_range, weight in ranges if media_range == pattern]
+        if matches:
+            return max(matches)
     return 0.0

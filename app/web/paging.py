@@ -106,7 +106,7 @@ def _decode(signer: Signer, cursor: str, listing: str) -> tuple[datetime, str]:
     signature, payload = raw[:SIGNATURE], raw[SIGNATURE:]
     if not hmac.compare_digest(signature, signer.sign(payload)):
         raise Problem(problems.INVALID_CURSOR, "the cursor is not one that this service gave out: start without it")
-    created_at, row_id, its_listing = json.loads(payload)
-    if its_listing != listing:
+    created_at, row_id, own_listing = json.loads(payload)
+    if own_listing != listing:
         raise Problem(problems.INVALID_CURSOR, "the cursor belongs to other filters: keep them while paging")
     return datetime.fromisoformat(created_at), row_id

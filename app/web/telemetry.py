@@ -79,8 +79,8 @@ class TelemetryMiddleware:
         client_id = Headers(scope=scope).get("x-request-id", "")
         scope["request_id"] = client_id if REQUEST_ID.fullmatch(client_id) else uuid.uuid4().hex
         status = 0
-        traced = self._telemetry.tracing if scope["path"] not in NOT_TRACED else tracing.OFF
-        span = traced.request(scope["method"], Headers(scope=scope))
+        tracing_here = self._telemetry.tracing if scope["path"] not in NOT_TRACED else tracing.OFF
+        span = tracing_here.request(scope["method"], Headers(scope=scope))
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -164,25 +164,25 @@ class BodyLimitMiddleware:
         if {"content-length", "transfer-encoding"} <= set(Headers(scope=scope)):
             # Request smuggling: a proxy that uses the other length sees another next request (RFC 9112, section 6.3).
             detail = "a request has either Content-Length or Transfer-Encoding, and not both"
-            refused = problem_response(Request(scope), MALFORMED_REQUEST, detail, headers={"Connection": "close"})
-            await refused(scope, receive, send)
+            refusal = problem_response(Request(scope), MALFORMED_REQUEST, detail, headers={"Connection": "close"})
+            await refusal(scope, receive, send)
             return
         limit = self._limit_of(f"{scope['method']} {scope['path']}")
         detail = f"at most {limit} bytes are accepted here"
-        announced = Headers(scope=scope).get("content-length", "0")
-        if announced.isdecimal() and int(announced[:20]) > limit:
+        length = Headers(scope=scope).get("content-length", "0")
+        if length.isdecimal() and int(length[:20]) > limit:
             # The unread body would be parsed as the next request, so the connection ends with this response.
             response = problem_response(Request(scope), BODY_TOO_LARGE, detail, headers={"Connection": "close"})
             await response(scope, receive, lingering(send, receive))
             return
-        received = 0
+        size = 0
         over = False
 
         async def limited() -> Message:
-            nonlocal received, over
+            nonlocal size, over
             message = await receive()
-            received += len(message.get("body", b""))
-            if received > limit:
+            size += len(message.get("body", b""))
+            if size > limit:
                 over = True
                 raise Problem(BODY_TOO_LARGE, detail, headers={"Connection": "close"})
             return message

@@ -19,13 +19,13 @@ async def run_in_thread(work: Callable[[], Found], *, stop: Callable[[], None] |
 
     A cancelled caller waits until the thread ends, because a thread cannot be cancelled. ``stop`` makes it end soon.
     """
-    running = asyncio.ensure_future(anyio.to_thread.run_sync(work, limiter=_limiter()))
+    task = asyncio.ensure_future(anyio.to_thread.run_sync(work, limiter=_limiter()))
     try:
-        return await asyncio.shield(running)
+        return await asyncio.shield(task)
     except asyncio.CancelledError:
         if stop is not None:
             stop()
-        await asyncio.wait({running})
+        await asyncio.wait({task})
         raise
 
 

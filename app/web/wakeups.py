@@ -24,7 +24,7 @@ class WorkerNotifier:
     def __init__(self, notifier: Notifier | None) -> None:
         self._notifier = notifier
         self._queue: list[str] = []
-        self._sending: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
 
     async def notify(self, job_id: str) -> None:
         """Returns at once. The job is committed and answered."""
@@ -32,8 +32,8 @@ class WorkerNotifier:
         if self._notifier is None:
             return
         self._queue.append(job_id)
-        if self._sending is None or self._sending.done():
-            self._sending = asyncio.create_task(self._send_all(self._notifier))
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._send_all(self._notifier))
 
     async def _send_all(self, notifier: Notifier) -> None:
         while self._queue:
@@ -49,8 +49,8 @@ class WorkerNotifier:
                 )
 
     async def close(self) -> None:
-        if self._sending is not None:
-            await asyncio.wait([self._sending], timeout=CLOSE_SECONDS)
+        if self._task is not None:
+            await asyncio.wait([self._task], timeout=CLOSE_SECONDS)
 
 
 class RequestNotifier:

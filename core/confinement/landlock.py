@@ -34,8 +34,8 @@ def version() -> int:
     """The version of Landlock in this kernel; 0 where there is none, or where it is switched off."""
     if sys.platform != "linux":
         return 0
-    found: int = ctypes.CDLL(None, use_errno=True).syscall(CREATE_RULESET, None, 0, ASK_VERSION)
-    return max(0, found)
+    abi: int = ctypes.CDLL(None, use_errno=True).syscall(CREATE_RULESET, None, 0, ASK_VERSION)
+    return max(0, abi)
 
 
 def restrict(
@@ -43,11 +43,11 @@ def restrict(
 ) -> None:
     """Paths stand for all that is beneath them, numbers for open files; ``programs`` are readable too, ``writable``
     whatever else. What does not exist is passed over. Raises OSError, then nothing is restricted."""
-    known = version()
-    every = (1 << RIGHTS[min(known, 5)]) - 1
-    network = TCP if known >= 4 else 0
-    scoped = ABSTRACT_SOCKETS | SIGNALS if known >= 6 else 0
-    attributes = struct.pack("QQQ", every, network, scoped)[: {1: 8, 2: 8, 3: 8, 4: 16, 5: 16}.get(known, 24)]
+    abi = version()
+    every = (1 << RIGHTS[min(abi, 5)]) - 1
+    network = TCP if abi >= 4 else 0
+    scopes = ABSTRACT_SOCKETS | SIGNALS if abi >= 6 else 0
+    attributes = struct.pack("QQQ", every, network, scopes)[: {1: 8, 2: 8, 3: 8, 4: 16, 5: 16}.get(abi, 24)]
     ruleset = _call(CREATE_RULESET, attributes, len(attributes), 0)
     try:
         for rights, paths in (

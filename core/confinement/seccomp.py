@@ -88,8 +88,8 @@ def refuse(*, programs: bool) -> None:
     numbers = {*NETWORK[machine].values(), *KERNEL[machine].values(), *EVERYWHERE.values()}
     numbers |= set(PROGRAMS[machine].values()) if programs else set()
     program = _program(ARCHITECTURES[machine], sorted(numbers))
-    held = ctypes.create_string_buffer(program)
-    filters = struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(held))
+    buffer = ctypes.create_string_buffer(program)
+    filters = struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(buffer))
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_SECCOMP, MODE_FILTER, filters, 0, 0) != 0:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))

@@ -75,8 +75,8 @@ def _drop_privileges() -> bool:
     if libc.capget(header, now) != 0:
         return False
     effective, permitted, *_ = struct.unpack("6I", now.raw)
-    kept = (effective & OPENING_FILES, permitted & OPENING_FILES, 0, 0, 0, 0)
-    return bool(libc.capset(header, struct.pack("6I", *kept)) == 0)
+    capabilities = (effective & OPENING_FILES, permitted & OPENING_FILES, 0, 0, 0, 0)
+    return bool(libc.capset(header, struct.pack("6I", *capabilities)) == 0)
 
 
 def _raised(wall: Callable[[], None]) -> bool:
@@ -88,8 +88,8 @@ def _raised(wall: Callable[[], None]) -> bool:
 
 
 def _limit(limits: Limits) -> None:
-    wanted = [(resource.RLIMIT_CORE, 0), (resource.RLIMIT_AS, limits.memory)]
-    wanted += [(resource.RLIMIT_CPU, limits.cpu), (resource.RLIMIT_FSIZE, limits.file)]
-    for limit, value in wanted:
+    bounds = [(resource.RLIMIT_CORE, 0), (resource.RLIMIT_AS, limits.memory)]
+    bounds += [(resource.RLIMIT_CPU, limits.cpu), (resource.RLIMIT_FSIZE, limits.file)]
+    for limit, value in bounds:
         if value is not None:
             resource.setrlimit(limit, (value, value))

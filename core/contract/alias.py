@@ -21,9 +21,9 @@ def _checked(alias: str) -> str:
     namespace = alias.partition("/")[0]
     if namespace.lower() in RESERVED:
         raise ValueError(f"alias {alias!r}: the namespace {namespace!r} is reserved; use your team's name")
-    found = FORBIDDEN.search(alias)
-    if found is not None:
-        raise ValueError(f"alias {alias!r}: {found[0]!r} is not possible there in a repository id")
+    match = FORBIDDEN.search(alias)
+    if match is not None:
+        raise ValueError(f"alias {alias!r}: {match[0]!r} is not possible there in a repository id")
     return alias
 
 

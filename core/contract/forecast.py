@@ -21,14 +21,14 @@ class Forecast:
     @classmethod
     def of(cls, progress: Mapping[str, Any]) -> Forecast | None:
         """None when the runner has not said yet."""
-        found = progress.get(FORECAST)
-        return None if found is None else cls(**found)
+        values = progress.get(FORECAST)
+        return None if values is None else cls(**values)
 
     def as_json(self) -> dict[str, float]:
         return asdict(self)
 
     def as_of(self, now: float) -> dict[str, float]:
         """``fraction`` of the job's time that has passed, 0 to 1, and ``eta_seconds`` to its end."""
-        passed = max(0.0, now - self.at)
-        done, left = self.done + passed, max(0.0, self.left - passed)
+        interval = max(0.0, now - self.at)
+        done, left = self.done + interval, max(0.0, self.left - interval)
         return {"fraction": round(done / max(done + left, 1e-9), 4), "eta_seconds": round(left, 1)}

@@ -38,10 +38,10 @@ def uuid7() -> uuid.UUID:
 
 def made_at(identifier: str) -> float:
     """Unix seconds at which an id of ours was made. Raises ValueError for any other text."""
-    made = uuid.UUID(hex=identifier.rpartition("_")[2])
-    if made.version != 7:
+    parsed = uuid.UUID(hex=identifier.rpartition("_")[2])
+    if parsed.version != 7:
         raise ValueError(f"{identifier!r} is not an id of ours")
-    return (made.int >> 80) / 1000
+    return (parsed.int >> 80) / 1000
 
 
 def new_id(prefix: str) -> str:

@@ -180,6 +180,6 @@ class JobSpec(_Strict):
 
         A job without a version is older than the field.
         """
-        given = {"method_version": 1} | self.options.model_dump(mode="json", exclude_none=True)
-        meant = {**FIRST, **DEFAULTS[given["method_version"]], **PRESETS[self.method], **given}
-        return {name: None if meant.get(name) in UNKNOWN_HERE else meant[name] for name in Options.model_fields}
+        options = {"method_version": 1} | self.options.model_dump(mode="json", exclude_none=True)
+        values = {**FIRST, **DEFAULTS[options["method_version"]], **PRESETS[self.method], **options}
+        return {name: None if values.get(name) in UNKNOWN_HERE else values[name] for name in Options.model_fields}

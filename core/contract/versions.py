@@ -28,22 +28,22 @@ compute."""
 
 def stored(spec: JobSpec) -> tuple[dict[str, Any], int]:
     """What a job's row keeps of its spec, and the version that a worker must understand."""
-    kept = spec.model_dump(mode="json", include=STORED_FIELDS)
+    document = spec.model_dump(mode="json", include=STORED_FIELDS)
     # The version that options left out are read by, so that a default that changes later changes no job. The first
     # is what a job without one has.
-    chosen = spec.options.method_version or METHOD_VERSION
-    kept["options"]["method_version"] = chosen if chosen > 1 else None
-    needed = 1
+    version = spec.options.method_version or METHOD_VERSION
+    document["options"]["method_version"] = version if version > 1 else None
+    minimum = 1
     for name, since in SINCE.items():
         path, _, value = name.partition("=")
         *folders, field = path.split(".")
-        holder: Any = kept
+        holder: Any = document
         for folder in folders:
             holder = (holder or {}).get(folder)
         if holder is None:
             continue
         if str(holder.get(field)) == value or (not value and holder.get(field) is not None):
-            needed = max(needed, since)
+            minimum = max(minimum, since)
         elif not value:
             holder.pop(field, None)
-    return kept, needed
+    return document, minimum

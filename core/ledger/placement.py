@@ -59,16 +59,16 @@ def misfit(needs: JobNeeds, worker: WorkerResources) -> Misfit | None:
     return Misfit.DISK if _exceeds(needs.disk, worker.free_disk, 1.0) else None
 
 
-def _is_of_class(device: str, asked: str | None) -> bool:
-    if asked == "cpu":
+def _is_of_class(device: str, device_class: str | None) -> bool:
+    if device_class == "cpu":
         return device == "cpu"
-    if asked == "gpu":
+    if device_class == "gpu":
         return device != "cpu"
-    return asked is None or asked.lower() in device.lower()
+    return device_class is None or device_class.lower() in device.lower()
 
 
-def _exceeds(needed: int | None, there: int | None, share: float) -> bool:
-    return needed is not None and there is not None and needed > share * there
+def _exceeds(need: int | None, there: int | None, share: float) -> bool:
+    return need is not None and there is not None and need > share * there
 
 
 def fits(job: str, *, device: str, memory: str, device_memory: str, free_disk: str) -> str:

@@ -73,14 +73,14 @@ class LocalStorage:
 
     def drop_unfinished(self, *, older_than: float) -> int:
         """Remove what killed processes were about to ``put`` before the Unix time ``older_than``; returns how many."""
-        dropped = 0
+        count = 0
         for path in self.root.rglob(".*.part"):
             with contextlib.suppress(FileNotFoundError):
                 # Not mtime: a hard link has that of its source, which may be old when it is put.
                 if path.stat().st_ctime < older_than:
                     path.unlink()
-                    dropped += 1
-        return dropped
+                    count += 1
+        return count
 
     def link(self, key: str, presentation: Presentation) -> str | None:
         return None

@@ -72,9 +72,9 @@ class S3Storage:
             self._client.download_file(self.bucket, self._name(key), str(target), Config=TRANSFER)
 
     def open(self, key: str, start: int = 0) -> BinaryIO:
-        wanted = {"Range": f"bytes={start}-"} if start else {}
+        byte_range = {"Range": f"bytes={start}-"} if start else {}
         try:
-            answer = self._client.get_object(Bucket=self.bucket, Key=self._name(key), **wanted)
+            answer = self._client.get_object(Bucket=self.bucket, Key=self._name(key), **byte_range)
         except ClientError as error:
             if _code(error) in OUT_OF_RANGE:
                 return io.BytesIO()
@@ -108,13 +108,13 @@ class S3Storage:
                     yield str(entry["Key"]).removeprefix(self.prefix)
 
     def link(self, key: str, presentation: Presentation) -> str | None:
-        wanted = {
+        arguments = {
             "Bucket": self.bucket,
             "Key": self._name(key),
             "ResponseContentType": presentation.media_type,
             "ResponseContentDisposition": presentation.disposition,
         }
-        return str(self._signer.generate_presigned_url("get_object", Params=wanted, ExpiresIn=LINK_SECONDS))
+        return str(self._signer.generate_presigned_url("get_object", Params=arguments, ExpiresIn=LINK_SECONDS))
 
     def _name(self, key: str) -> str:
         return self.prefix + checked(key)

@@ -36,19 +36,19 @@ MOST_TRACESTATE = 512
 """Characters that are passed on; as many as the recommendation asks for at least."""
 CLOSE_SECONDS = 2.0
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
-_chosen: ContextVar[str | None] = ContextVar("chosen", default=None)
+_next_identifier: ContextVar[str | None] = ContextVar("next_identifier", default=None)
 """What the ids of the next span follow from; None: chance."""
 
 
 class _Ids(RandomIdGenerator):
     def generate_span_id(self) -> int:
-        chosen = _chosen.get()
-        return super().generate_span_id() if chosen is None else _number(f"span {chosen}", 8)
+        identifier = _next_identifier.get()
+        return super().generate_span_id() if identifier is None else _number(f"span {identifier}", 8)
 
     def generate_trace_id(self) -> int:
-        chosen = _chosen.get()
+        identifier = _next_identifier.get()
         # All attempts at a job that no traced request made are one trace nevertheless.
-        return super().generate_trace_id() if chosen is None else _number(f"trace {chosen.split()[0]}", 16)
+        return super().generate_trace_id() if identifier is None else _number(f"trace {identifier.split()[0]}", 16)
 
 
 def _number(text: str, length: int) -> int:
@@ -80,39 +80,39 @@ class OtlpTracing:
         carrier: Mapping[str, str] | None,
         began: float | None = None,
     ) -> Span:
-        given, request = _given(attributes), W3C.extract(carrier or {}, Context())
+        values, request = _given(attributes), W3C.extract(carrier or {}, Context())
         if began is not None:
             # Below the request: a worker that was killed in its first moments has not sent the start.
-            return OtlpSpan(self._tracer, self._named(f"{job_id} {number}", "attempt", request, given, began))
-        start = self._named(f"{job_id} {number} started", "attempt started", request, given, began)
-        span = self._named(f"{job_id} {number}", "attempt", set_span_in_context(start, Context()), given, began)
+            return OtlpSpan(self._tracer, self._named(f"{job_id} {number}", "attempt", request, values, began))
+        start = self._named(f"{job_id} {number} started", "attempt started", request, values, began)
+        span = self._named(f"{job_id} {number}", "attempt", set_span_in_context(start, Context()), values, began)
         start.end()
         threading.Thread(target=self._provider.force_flush, name="first-span", daemon=True).start()
         return OtlpSpan(self._tracer, span, above_parts=start)
 
     def _named(
         self,
-        chosen: str,
+        identifier: str,
         name: str,
         parent: Context,
         attributes: dict[str, str | int | float | bool],
         began: float | None,
     ) -> Recorded:
         """A span whose id follows from ``chosen``."""
-        token = _chosen.set(chosen)
+        token = _next_identifier.set(identifier)
         try:
             return self._tracer.start_span(
                 name, parent, SpanKind.CONSUMER, attributes=attributes, start_time=_nanoseconds(began)
             )
         finally:
-            _chosen.reset(token)
+            _next_identifier.reset(token)
 
     def close(self) -> None:
         """Send what is left; wait two seconds at most, whatever the collector does."""
-        closing = threading.Thread(target=self._provider.shutdown, name="last-spans", daemon=True)
-        closing.start()
-        closing.join(CLOSE_SECONDS)
-        if closing.is_alive():
+        shutdown = threading.Thread(target=self._provider.shutdown, name="last-spans", daemon=True)
+        shutdown.start()
+        shutdown.join(CLOSE_SECONDS)
+        if shutdown.is_alive():
             self._exporter.shutdown()  # type: ignore[no-untyped-call]  # ends its waiting between two tries
 
 

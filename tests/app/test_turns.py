@@ -111,7 +111,7 @@ async def test_a_hub_that_is_slow_keeps_nobody_from_the_files(
 ) -> None:
     model = make_model("qwen2_vl", tmp_path / "tiny", blocks=1)
     dataset = ok(await api.client.post("/v1/datasets", files={"file": ("r.jsonl", jsonl(row()))}), 201)["id"]
-    path, working = f"/v1/datasets/{dataset}/statistics", api.service.readers._working
+    path, working = f"/v1/datasets/{dataset}/statistics", api.service.readers._running
     read, at_files = _Reader._read, list[int]()
 
     def watched(self: _Reader, name: str, size: int, start: int = 0) -> bytes:
@@ -122,7 +122,7 @@ async def test_a_hub_that_is_slow_keeps_nobody_from_the_files(
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         hub.stalled.set()
         counts = [asyncio.create_task(api.client.get(path, params={"model": "acme/tiny-vl"})) for _ in range(4)]
-        while api.service.planners._working.total() + working.total() == 0:
+        while api.service.planners._running.total() + working.total() == 0:
             await asyncio.sleep(0.01)
         try:
             ok(await asyncio.wait_for(api.client.get(f"/v1/datasets/{dataset}/rows"), 10))
@@ -155,7 +155,7 @@ async def test_tenants_take_turns_and_one_has_no_more_than_its_share() -> None:
 
 
 async def test_who_stops_waiting_keeps_no_place() -> None:
-    turns = TenantLimiter(most=1, each=1, waiting=1)
+    turns = TenantLimiter(most=1, each=1, most_waiting=1)
     async with turns.slot("a"):
         second = asyncio.create_task(turns.slot("a").__aenter__())
         await asyncio.sleep(0)

@@ -83,14 +83,14 @@ class Interrupts:
 @click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on; QE_PORT, or 8000.")
 @click.option("--home", type=click.Path(file_okay=False, path_type=Path), help="Data directory; QE_HOME, or .qe.")
 @click.option("--workers", type=click.IntRange(0, 64), help="Celery workers; QE_WORKERS, or 1.")
-def serve(**chosen: object) -> None:
+def serve(**options: object) -> None:
     """Start the service on this machine; Ctrl-C stops all of it.
 
     PostgreSQL and Redis come along, unless QE_DATABASE_URL and QE_REDIS_URL name others. Every setting is a QE_*
     environment variable: QE_API_KEY, QE_MODEL_ROOT, QE_STORAGE_URL and the rest are in docs/deployment.md.
     """
     try:
-        run(Settings.model_validate({**Settings().model_dump(), **_given(chosen)}))
+        run(Settings.model_validate({**Settings().model_dump(), **_given(options)}))
     except (ServiceFailed, ServerFailed) as failure:
         raise click.ClickException(str(failure)) from failure
     except ValidationError as error:
@@ -112,13 +112,13 @@ def run(settings: Settings) -> None:
         parts: list[Part] = []
         try:
             environment = _start_servers(settings, parts, interrupts)
-            made, environment["QE_API_KEY"] = _api_key(settings, home)
+            new_key, environment["QE_API_KEY"] = _api_key(settings, home)
             environment["QE_HUB_KEY"] = hub_key(settings)
             _start_service(settings, parts, environment, interrupts)
             address = f"http://{settings.host}:{settings.port}"
             click.echo(f"Quant Experts listens on {address}  (dashboard at /, API at /v1, its docs at /docs)")
-            click.echo(f"  API key: {environment['QE_API_KEY'] if made else _where_is_the_key(settings, home)}")
-            if made:
+            click.echo(f"  API key: {environment['QE_API_KEY'] if new_key else _where_is_the_key(settings, home)}")
+            if new_key:
                 click.echo(f"  It is shown this once, and kept in {home / 'api_key'}.")
             click.echo(f"  Data in {home}, logs in {home / 'logs'}. Ctrl-C stops everything.")
             _look_after(parts, interrupts)
@@ -202,13 +202,13 @@ def _start_service(settings: Settings, parts: list[Part], environment: dict[str,
 def _gpus_by_worker(workers: int) -> list[dict[str, str]]:
     """The GPUs dealt out among the workers, as their environments say it. Raises ServiceFailed."""
     try:
-        found = [each.uuid for each in device.devices() if each.uuid is not None]
+        uuids = [each.uuid for each in device.devices() if each.uuid is not None]
     except device.NoSuchDevice as error:
         raise ServiceFailed(str(error)) from error
-    if not found:
+    if not uuids:
         return [{}] * workers
     # More workers than GPUs share them.
-    gpus_of_workers = [found[number::workers] or [found[number % len(found)]] for number in range(workers)]
+    gpus_of_workers = [uuids[number::workers] or [uuids[number % len(uuids)]] for number in range(workers)]
     return [{"CUDA_VISIBLE_DEVICES": ",".join(hand)} for hand in gpus_of_workers]
 
 
@@ -278,13 +278,13 @@ def _stop(parts: list[Part], interrupts: Interrupts) -> None:
             _await_end(part, lambda: interrupts.count > first)
 
 
-def _await_end(part: Part, forced: Callable[[], bool]) -> None:
+def _await_end(part: Part, is_forced: Callable[[], bool]) -> None:
     if part.child is None:
         return
     patience = PATIENCE.get(part.name)
     deadline = None if patience is None else time.monotonic() + patience
     while part.running():
-        if (forced() and part.name != "postgres") or (deadline is not None and time.monotonic() > deadline):
+        if (is_forced() and part.name != "postgres") or (deadline is not None and time.monotonic() > deadline):
             process.kill_group(part.child)
         time.sleep(TICK_SECONDS / 2)
     process.reap(part.child)
@@ -319,8 +319,8 @@ def _api_key(settings: Settings, home: Path) -> tuple[bool, str]:
     if settings.api_key is not None:
         return False, settings.api_key
     path = home / "api_key"
-    if path.is_file() and (kept := path.read_text().strip()):
-        return False, kept
+    if path.is_file() and (own_key := path.read_text().strip()):
+        return False, own_key
     key = f"qe_{secrets.token_urlsafe(32)}"
     draft = path.with_suffix(".part")
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:

@@ -166,8 +166,8 @@ def embedded_redis(home: Path) -> EmbeddedRedis:
 
 def last_words(log: Path, lines: int = 2) -> str:
     """The end of ``log`` in one line, and where the rest is."""
-    said = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()][-lines:]
-    return f"{' '.join(said)} (log: {log})"
+    tail = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()][-lines:]
+    return f"{' '.join(tail)} (log: {log})"
 
 
 def free_port() -> int:

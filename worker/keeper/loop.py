@@ -59,16 +59,16 @@ def notify_again(connection: Connection, notify: Notify, *, after: float) -> lis
     """Notify workers of queued jobs whose last wake-up is ``after`` seconds old or missing; returns the job ids."""
     rows = connection.execute(transitions.NOTIFY_AGAIN, {"after": after}).fetchall()
     metrics.NOTIFIED_AGAIN.inc(len(rows))
-    found = [row["id"] for row in rows]
-    _notify_all(notify, found)
-    return found
+    job_ids = [row["id"] for row in rows]
+    _notify_all(notify, job_ids)
+    return job_ids
 
 
 def reap(
     connection: Connection, notify: Notify, *, grace: float, budget: int, delay: float = 0.0, tracing: Tracing = OFF
 ) -> dict[str, JobStatus]:
     """Take jobs from workers whose lease ran out ``grace`` seconds ago; returns what each job is now."""
-    reaped: dict[str, JobStatus] = {}
+    states: dict[str, JobStatus] = {}
     while True:
         with connection.transaction():
             row = connection.execute(
@@ -82,7 +82,7 @@ def reap(
             if row is None:
                 break
             reason = f"worker {row['worker']} was not heard of"
-            reaped[row["id"]] = ledger.end_dead_attempt(
+            states[row["id"]] = ledger.end_dead_attempt(
                 connection,
                 AttemptRef(row["id"], row["attempt"]),
                 row,
@@ -96,8 +96,8 @@ def reap(
         metrics.REAPED.inc()
         _end_span(tracing, row, reason)
         logger.warning("%s: attempt %d reaped: %s", row["id"], row["attempt"], reason)
-    _notify_all(notify, [job_id for job_id, status in reaped.items() if status == JobStatus.QUEUED])
-    return reaped
+    _notify_all(notify, [job_id for job_id, status in states.items() if status == JobStatus.QUEUED])
+    return states
 
 
 def _notify_all(notify: Notify, job_ids: Sequence[str]) -> None:
@@ -171,17 +171,17 @@ def run_duties(settings: Settings, notify: Notify, stop: threading.Event, tracin
 def _run_duties_connected(
     connection: Connection, settings: Settings, notify: Notify, stop: threading.Event, tracing: Tracing
 ) -> None:
-    locked, next_explained = False, 0.0
+    is_ours, next_explanation = False, 0.0
     while not stop.is_set():
         touch(settings.heartbeat_file)
-        locked = locked or _is_ours(connection, LOCK)
-        if locked:
+        is_ours = is_ours or _is_ours(connection, LOCK)
+        if is_ours:
             budget, delay = settings.barren_attempts, settings.retry_delay
             reap(connection, notify, grace=settings.grace, budget=budget, delay=delay, tracing=tracing)
-            if time.monotonic() >= next_explained:
+            if time.monotonic() >= next_explanation:
                 explain_waiting(connection, alive=settings.lease)
                 end_waiting(connection)
-                next_explained = time.monotonic() + EXPLAIN_SECONDS
+                next_explanation = time.monotonic() + EXPLAIN_SECONDS
             notify_again(connection, notify, after=settings.ring_again)
         stop.wait(settings.keeper_interval)
 
@@ -207,10 +207,10 @@ def _sweep_regularly(settings: Settings, stop: threading.Event) -> None:
 
 
 def _sweep_connected(connection: Connection, storage: Storage, settings: Settings, stop: threading.Event) -> None:
-    locked, next_sweep = False, time.monotonic()
+    is_ours, next_sweep = False, time.monotonic()
     while not stop.is_set():
-        locked = locked or _is_ours(connection, SWEEP_LOCK)
-        if locked and time.monotonic() >= next_sweep:
+        is_ours = is_ours or _is_ours(connection, SWEEP_LOCK)
+        if is_ours and time.monotonic() >= next_sweep:
             sweep_away(connection, storage, settings)
             next_sweep = time.monotonic() + SWEEP_SECONDS
         stop.wait(settings.keeper_interval)

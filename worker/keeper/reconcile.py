@@ -80,9 +80,9 @@ def reconcile(
     # Objects first: what is stored and named while we look must not seem unnamed.
     keys = sorted(storage.keys(""))
     findings.objects = len(keys)
-    named: set[str] = set()
+    known_keys: set[str] = set()
     for row in _promises(connection):
-        named.add(row["key"])
+        known_keys.add(row["key"])
         findings.rows += 1
         names = row["what"], row["owner"], row["name"], row["key"]
         try:
@@ -93,7 +93,7 @@ def reconcile(
             findings.broken.append(Broken(*names, why, unreadable=True))
     jobs = _jobs(connection)
     for key in keys:
-        if key not in named:
+        if key not in known_keys:
             _judge(key, jobs, findings, older_than=time.time() - older_than_hours * 3600)
     if mark:
         for broken in findings.broken:
@@ -154,7 +154,7 @@ def _what_is_wrong(storage: Storage, row: dict[str, Any], *, verify: bool) -> st
 
 def _jobs(connection: Connection) -> dict[str, bool]:
     """Every job, and whether someone may be busy with its files: it has not ended, or has only just."""
-    found: dict[str, bool] = {}
+    busy: dict[str, bool] = {}
     last = ""
     while True:
         rows = connection.execute(
@@ -164,8 +164,8 @@ def _jobs(connection: Connection) -> dict[str, bool]:
             ([status.value for status in (*LEASED, JobStatus.QUEUED)], DEAD_SECONDS, last, ROWS),
         ).fetchall()
         if not rows:
-            return found
-        found |= {row["id"]: row["busy"] for row in rows}
+            return busy
+        busy |= {row["id"]: row["busy"] for row in rows}
         last = rows[-1]["id"]
 
 
@@ -177,10 +177,10 @@ def _judge(key: str, jobs: dict[str, bool], findings: Findings, *, older_than: f
             if not jobs[owner]:
                 findings.orphans.append(key)
         case "jobs" | "datasets":
-            made = _made_at(owner)
-            if made is None:
+            at = _made_at(owner)
+            if at is None:
                 findings.unknown.append(key)
-            elif made < older_than:
+            elif at < older_than:
                 findings.orphans.append(key)
         case uploads.PREFIX:
             pass  # nothing names them, and the keeper drops what was not completed
@@ -191,8 +191,8 @@ def _judge(key: str, jobs: dict[str, bool], findings: Findings, *, older_than: f
 
 
 def _made_at(identifier: str) -> float | None:
-    found = ID.fullmatch(identifier)
-    return None if found is None else int(found[1], 16) / 1000
+    match = ID.fullmatch(identifier)
+    return None if match is None else int(match[1], 16) / 1000
 
 
 def _mark(connection: Connection, broken: Broken) -> int:

@@ -23,7 +23,7 @@ UNNEEDED = f"""SELECT id FROM jobs WHERE deleted_at IS NOT NULL AND NOT {NEEDED}
 
 def remove_deleted_jobs(connection: Connection, storage: Storage, *, dead_seconds: float = DEAD_SECONDS) -> int:
     """Remove deleted jobs whose blocks nobody needs, and whose last attempt has no process left that still writes."""
-    removed = 0
+    count = 0
     while True:
         with connection.transaction():
             row = connection.execute(
@@ -31,12 +31,12 @@ def remove_deleted_jobs(connection: Connection, storage: Storage, *, dead_second
                 (dead_seconds,),
             ).fetchone()
             if row is None:
-                return removed
+                return count
             # The bytes first: when we die in between, the row is still there and this is done again.
             storage.delete_under(f"jobs/{row['id']}")
             connection.execute("DELETE FROM storage_removals WHERE prefix LIKE %s", (f"jobs/{row['id']}/%",))
             connection.execute("DELETE FROM jobs WHERE id = %s", (row["id"],))
-        removed += 1
+        count += 1
 
 
 def remove_artifacts_of_deleted(connection: Connection, storage: Storage) -> int:
@@ -65,16 +65,16 @@ def retire(connection: Connection, settings: Settings) -> int:
     """Delete what every tenant's retention says; returns the number of rows."""
     names = ("jobs_days", "events_days", "layers_days", "audit_days", "deliveries_days")
     defaults = {name: getattr(settings, f"keep_{name}") for name in names}
-    retired = 0
+    count = 0
     for tenant in _tenants(connection, everyone=any(defaults.values())):
         row = connection.execute("SELECT * FROM retention WHERE tenant = %s", (tenant,)).fetchone() or {}
         days = {name: row.get(name) or defaults[name] for name in names}
-        retired += _retire_jobs(connection, tenant, days["jobs_days"])
-        retired += _trim(connection, tenant, days["events_days"], row.get("events_until"), EVENTS)
-        retired += _trim(connection, tenant, days["layers_days"], row.get("layers_until"), LAYERS)
-        retired += _delete_old(connection, tenant, days["audit_days"], AUDIT)
-        retired += _delete_old(connection, tenant, days["deliveries_days"], DELIVERIES)
-    return retired
+        count += _retire_jobs(connection, tenant, days["jobs_days"])
+        count += _trim(connection, tenant, days["events_days"], row.get("events_until"), EVENTS)
+        count += _trim(connection, tenant, days["layers_days"], row.get("layers_until"), LAYERS)
+        count += _delete_old(connection, tenant, days["audit_days"], AUDIT)
+        count += _delete_old(connection, tenant, days["deliveries_days"], DELIVERIES)
+    return count
 
 
 AUDIT = """DELETE FROM audit WHERE id IN (SELECT id FROM audit WHERE tenant = %(tenant)s

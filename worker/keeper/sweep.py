@@ -78,7 +78,7 @@ def drop_block_files(connection: Connection, storage: Storage, *, resumable_hour
             "calls": list(CALLS_FILES),
         },
     ).fetchall()
-    dropped = 0
+    count = 0
     for job in jobs:
         with connection.transaction():
             # A retry may come in between, and its end: what is true under the lock on the row decides.
@@ -97,20 +97,20 @@ def drop_block_files(connection: Connection, storage: Storage, *, resumable_hour
             else:
                 _drop_all_but_calls(connection, storage, job["id"])
             reach("sweep.before_commit")
-        dropped += 1
-    return dropped
+        count += 1
+    return count
 
 
 def _drop_all_but_calls(connection: Connection, storage: Storage, job_id: str) -> None:
-    kept: set[str] = set()
+    keys: set[str] = set()
     for row in connection.execute("SELECT block, files FROM layers WHERE job_id = %s", (job_id,)).fetchall():
         calls = [file for file in row["files"] if file["name"] in CALLS_FILES]
-        kept |= {file["key"] for file in calls}
+        keys |= {file["key"] for file in calls}
         connection.execute(
             "UPDATE layers SET files = %s WHERE job_id = %s AND block = %s", (Jsonb(calls), job_id, row["block"])
         )
     for key in list(storage.keys(f"jobs/{job_id}/blocks")):
-        if key not in kept:
+        if key not in keys:
             storage.delete(key)
 
 
@@ -131,14 +131,14 @@ def drop_expired_uploads(storage: Storage) -> int:
     """Drop the parts of uploads that were begun a day ago and not completed."""
     now = datetime.now(UTC)
     folders = {"/".join(key.split("/")[:3]): key.split("/")[2:3] for key in storage.keys(uploads.PREFIX)}
-    expired = [
+    old_folders = [
         folder
         for folder, upload in folders.items()
         if upload and uploads.UPLOAD_ID.fullmatch(upload[0]) and uploads.expires_at(upload[0]) < now
     ]
-    for folder in expired:
+    for folder in old_folders:
         storage.delete_under(folder)
-    return len(expired)
+    return len(old_folders)
 
 
 def expire_datasets(connection: Connection, storage: Storage) -> int:
@@ -147,7 +147,7 @@ def expire_datasets(connection: Connection, storage: Storage) -> int:
         "SELECT id FROM datasets WHERE expires_at <= clock_timestamp() AND key IS NOT NULL"
         " ORDER BY expires_at LIMIT 1000"
     ).fetchall()
-    expired = 0
+    count = 0
     for row in due:
         with connection.transaction():
             # A job that is just being made holds a lock on the row; its owner may also have put the end off.
@@ -173,23 +173,23 @@ def expire_datasets(connection: Connection, storage: Storage) -> int:
             )
         # After the commit, as a deletion does it: bytes without a row do no harm, and are swept.
         storage.delete(dataset["key"])
-        expired += 1
+        count += 1
     connection.execute(
         "DELETE FROM datasets WHERE key IS NULL AND expires_at < clock_timestamp() - make_interval(days => %s)",
         (EXPIRED_DAYS,),
     )
-    return expired
+    return count
 
 
 def _is_needed(connection: Connection, tenant: str, dataset_id: str) -> bool:
-    found = connection.execute(
+    row = connection.execute(
         # In the words of the partial indexes: every unfinished job is queued or has a lease.
         "(SELECT 1 FROM jobs WHERE tenant = %(tenant)s AND dataset = %(dataset)s AND status = 'queued' LIMIT 1)"
         " UNION ALL"
         " (SELECT 1 FROM jobs WHERE tenant = %(tenant)s AND dataset = %(dataset)s AND lease_until IS NOT NULL LIMIT 1)",
         {"tenant": tenant, "dataset": dataset_id},
     ).fetchone()
-    return found is not None
+    return row is not None
 
 
 def drop_unfinished_puts(storage: Storage, *, hours: float = UNFINISHED_HOURS) -> int:
@@ -201,26 +201,26 @@ def drop_unfinished_puts(storage: Storage, *, hours: float = UNFINISHED_HOURS) -
 
 def drop_unnamed_uploads(connection: Connection, storage: Storage, *, hours: float = UNNAMED_HOURS) -> int:
     """Drop uploaded rows that no dataset names: the API died after storing them, or before removing them."""
-    dropped = 0
+    count = 0
     for name in {key.split("/")[1] for key in storage.keys("datasets")}:
         try:
-            made = made_at(name)
+            at = made_at(name)
         except ValueError:
             continue
-        unnamed = connection.execute(
+        is_free = connection.execute(
             "SELECT 1 WHERE to_timestamp(%s) <= clock_timestamp() - make_interval(secs => %s)"
             " AND NOT EXISTS (SELECT FROM datasets WHERE id = %s AND key IS NOT NULL)",
-            (made, hours * 3600, name),
+            (at, hours * 3600, name),
         ).fetchone()
-        if unnamed is not None:
+        if is_free is not None:
             storage.delete_under(f"datasets/{name}")
-            dropped += 1
-    return dropped
+            count += 1
+    return count
 
 
 def drop_work_directories(connection: Connection, work: Path, *, dead_seconds: float = DEAD_SECONDS) -> int:
     """Drop this machine's scratch directories of attempts that are over: their worker was killed before it could."""
-    dropped = 0
+    count = 0
     for directory in sorted(work.glob("*/a*")):
         number = directory.name.removeprefix("a")
         if not number.isdigit():
@@ -236,20 +236,20 @@ def drop_work_directories(connection: Connection, work: Path, *, dead_seconds: f
         ).fetchone()
         if alive is None and recent is None:
             shutil.rmtree(directory, ignore_errors=True)
-            dropped += 1
+            count += 1
     for parent in work.glob("*"):
         # A young one is that of an attempt whose own directory is about to be made in it.
         with contextlib.suppress(OSError):
             if parent.is_dir() and parent.stat().st_mtime < time.time() - dead_seconds and not any(parent.iterdir()):
                 parent.rmdir()
-    return dropped
+    return count
 
 
 def drop_logs(logs: Path, *, days: float = LOG_DAYS) -> int:
     """Drop logs of runners that nobody wrote to for two weeks."""
-    dropped = 0
+    count = 0
     for log in logs.glob("runner-*.log"):
         if log.stat().st_mtime < time.time() - days * 24 * 3600:
             log.unlink(missing_ok=True)
-            dropped += 1
-    return dropped
+            count += 1
+    return count

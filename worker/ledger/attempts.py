@@ -209,8 +209,8 @@ def end_dead_attempt(
     attempt = connection.execute(
         "SELECT blocks_done FROM attempts WHERE job_id = %s AND attempt = %s", (ref.job_id, ref.attempt)
     ).fetchone()
-    progressed = attempt is not None and attempt["blocks_done"] > 0
-    attempts_without_progress = 0 if progressed else job["barren_attempts"] + 1
+    made_progress = attempt is not None and attempt["blocks_done"] > 0
+    attempts_without_progress = 0 if made_progress else job["barren_attempts"] + 1
     if outcome != AttemptOutcome.LEASE_EXPIRED:  # its process is gone, and who comes back under its name is another
         connection.execute(transitions.AVOID_WORKER, {"job_id": ref.job_id})
     if attempts_without_progress >= budget:

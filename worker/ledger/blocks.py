@@ -49,13 +49,13 @@ def record_block(
             (ref.job_id, block, ref.attempt, seconds, Jsonb(dict(report)), Jsonb([dict(file) for file in files])),
         )
         after = {**before, block: [dict(file) for file in files]}
-        dropped = set(superseded)
-        for number, kept in after.items():
-            left = [file for file in kept if file["name"] not in dropped]
-            if len(left) != len(kept):
-                after[number] = left
+        obsolete = set(superseded)
+        for number, files_of_block in after.items():
+            rest = [file for file in files_of_block if file["name"] not in obsolete]
+            if len(rest) != len(files_of_block):
+                after[number] = rest
                 connection.execute(
-                    "UPDATE layers SET files = %s WHERE job_id = %s AND block = %s", (Jsonb(left), ref.job_id, number)
+                    "UPDATE layers SET files = %s WHERE job_id = %s AND block = %s", (Jsonb(rest), ref.job_id, number)
                 )
         new = not before.get(block)
         connection.execute(
@@ -112,17 +112,17 @@ def files_to_take_over(connection: Connection, job_id: str) -> list[dict[str, An
 def _blocks_with(connection: Connection, job_id: str, names: set[str], block: int) -> dict[int, list[dict[str, Any]]]:
     """The files of ``block``, and of the blocks that have one of ``names``: nearly always of the last few, so that a
     model of ten thousand blocks costs no more than one of ten."""
-    found = _files_by_block(connection, job_id, newest=RECENT)
-    if not names <= {file["name"] for files in found.values() for file in files}:
+    recent = _files_by_block(connection, job_id, newest=RECENT)
+    if not names <= {file["name"] for files in recent.values() for file in files}:
         return _files_by_block(connection, job_id)
-    return found | _files_by_block(connection, job_id, only=block)
+    return recent | _files_by_block(connection, job_id, only=block)
 
 
 def _is_named(connection: Connection, job_id: str, key: str) -> bool:
-    found = connection.execute(
+    row = connection.execute(
         "SELECT 1 FROM layers WHERE job_id = %s AND files @> %s LIMIT 1", (job_id, Jsonb([{"key": key}]))
     ).fetchone()
-    return found is not None
+    return row is not None
 
 
 def _files_by_block(
@@ -137,4 +137,4 @@ def _files_by_block(
 
 
 def _keys(files: Mapping[int, Sequence[Mapping[str, Any]]]) -> set[str]:
-    return {file["key"] for kept in files.values() for file in kept}
+    return {file["key"] for block in files.values() for file in block}

@@ -58,7 +58,7 @@ WITH RECURSIVE waiting AS (
 SELECT turn.tenant, coalesce(limits.max_running_jobs, %(most)s::integer) AS most
 FROM tenant_turns AS turn JOIN waiting USING (tenant) LEFT JOIN held USING (tenant)
     LEFT JOIN tenant_limits AS limits USING (tenant)
-WHERE turn.tenant <> ALL(%(passed)s)
+WHERE turn.tenant <> ALL(%(skip)s)
     AND coalesce(coalesce(held.jobs, 0) < coalesce(limits.max_running_jobs, %(most)s::integer), true)
 ORDER BY coalesce(held.jobs, 0) / greatest(coalesce(limits.weight, 1), 1)::float8, turn.served_at NULLS FIRST,
     turn.tenant
@@ -79,7 +79,7 @@ def claim(
     worker: str,
     lease: float,
     max_running: int | None = None,
-    passed: Collection[str] = (),
+    skip: Collection[str] = (),
     understood: int = UNDERSTOOD,
     resources: WorkerResources = UNBOUNDED,
 ) -> Claim | None:
@@ -87,39 +87,39 @@ def claim(
 
     Tenants take turns by weight; of a tenant's jobs comes the one with the highest priority, and then the oldest. A
     tenant that holds ``max_running`` workers, or what ``tenant_limits`` says of it, is passed over, as those in
-    ``passed`` are. Raises Unconfirmed when the connection breaks at the end.
+    ``skip`` are. Raises Unconfirmed when the connection breaks at the end.
     """
     values = {"worker": worker, "lease": lease, "most": max_running, "understood": understood, **asdict(resources)}
-    passed = list(passed)
+    skip = list(skip)
     while True:
-        made: Claim | None = None
+        new: Claim | None = None
         try:
             # Whatever needs no answer waits for the next statement that does: three round trips instead of ten.
             with connection.pipeline(), connection.transaction():
-                turn = _turn(connection, values, passed)
+                turn = _turn(connection, values, skip)
                 if turn is None:
                     return None
                 row = _take(connection, {**values, **turn})
                 if row is not None:
                     connection.execute(SERVED, (turn["tenant"],))
-                    made = _begin_attempt(connection, row, worker=worker)
+                    new = _begin_attempt(connection, row, worker=worker)
         except psycopg.OperationalError as error:
-            if made is None:
+            if new is None:
                 raise
-            raise Unconfirmed(made) from error
-        if made is not None:
-            return made
-        passed.append(turn["tenant"])
+            raise Unconfirmed(new) from error
+        if new is not None:
+            return new
+        skip.append(turn["tenant"])
 
 
-def _turn(connection: Connection, values: Mapping[str, Any], passed: Sequence[str]) -> DictRow | None:
+def _turn(connection: Connection, values: Mapping[str, Any], skip: Sequence[str]) -> DictRow | None:
     """The row ``tenant most`` of the tenant whose turn it is, locked. A tenant for whom another worker claims at this
     moment is passed over, unless there is no other."""
     connection.execute(SAY_UNDERSTOOD, (str(values["understood"]),))
-    given = {"most": values["most"], "passed": list(passed)}
+    parameters = {"most": values["most"], "skip": list(skip)}
     return (
-        connection.execute(f"{TURN} SKIP LOCKED".encode(), given).fetchone()
-        or connection.execute(TURN.encode(), given).fetchone()
+        connection.execute(f"{TURN} SKIP LOCKED".encode(), parameters).fetchone()
+        or connection.execute(TURN.encode(), parameters).fetchone()
     )
 
 
@@ -153,8 +153,8 @@ def _begin_attempt(connection: Connection, row: DictRow, *, worker: str) -> Clai
         {"job": ref.job_id, "attempt": ref.attempt, "worker": worker},
     )
     connection.execute("UPDATE workers SET job_id = %s, seen_at = clock_timestamp() WHERE id = %s", (row["id"], worker))
-    started = {"attempt": ref.attempt, "worker": worker, "resumed_from_block": row["blocks_done"]}
-    append_event(connection, ref.job_id, EventType.STARTED, started)
+    data = {"attempt": ref.attempt, "worker": worker, "resumed_from_block": row["blocks_done"]}
+    append_event(connection, ref.job_id, EventType.STARTED, data)
     append_event(connection, ref.job_id, EventType.PHASE, {"phase": Phase.PREPARING.value})
     reach("claim.before_commit")
     return Claim(ref, row["tenant"], row["spec"], row["progress"], row["elapsed"], row["waited"], row["trace_context"])

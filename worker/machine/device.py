@@ -41,8 +41,8 @@ def devices() -> list[Device]:
     ``CUDA_VISIBLE_DEVICES`` chooses as it does for CUDA, by UUID or by number. A number is nvidia-smi's, whatever
     ``CUDA_DEVICE_ORDER`` says.
     """
-    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if wanted is not None and wanted.strip() in ("", "-1"):
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if names is not None and names.strip() in ("", "-1"):
         return [CPU]
     try:
         lines = query_gpus("uuid,memory.total,name")
@@ -50,10 +50,10 @@ def devices() -> list[Device]:
         raise NoSuchDevice(
             f"nvidia-smi fails ({_reason(error)}): repair the driver, or set CUDA_VISIBLE_DEVICES= to use the CPU"
         ) from error
-    found = [_device(line) for line in lines]
-    if not found or wanted is None:
-        return found or [CPU]
-    return [_choose(name.strip(), found) for name in wanted.split(",")]
+    gpus = [_device(line) for line in lines]
+    if not gpus or names is None:
+        return gpus or [CPU]
+    return [_choose(name.strip(), gpus) for name in names.split(",")]
 
 
 def _device(line: str) -> Device:
@@ -61,24 +61,24 @@ def _device(line: str) -> Device:
     return Device(name, uuid, int(size) << 20 if size.isdecimal() else None)
 
 
-def _choose(wanted: str, found: list[Device]) -> Device:
-    if wanted.startswith("MIG-"):  # a part of a GPU, of which nvidia-smi's query does not tell
-        return Device("MIG", wanted)
-    for number, each in enumerate(found):
-        if wanted == str(number) or (wanted.startswith("GPU-") and (each.uuid or "").startswith(wanted)):
+def _choose(name: str, gpus: list[Device]) -> Device:
+    if name.startswith("MIG-"):  # a part of a GPU, of which nvidia-smi's query does not tell
+        return Device("MIG", name)
+    for number, each in enumerate(gpus):
+        if name == str(number) or (name.startswith("GPU-") and (each.uuid or "").startswith(name)):
             return each
     raise NoSuchDevice(
-        f"CUDA_VISIBLE_DEVICES names {wanted!r}, and this machine has GPUs 0 to {len(found) - 1}: `nvidia-smi -L` lists"
+        f"CUDA_VISIBLE_DEVICES names {name!r}, and this machine has GPUs 0 to {len(gpus) - 1}: `nvidia-smi -L` lists"
         " them"
     )
 
 
 def visible(device: Device, *, sharing: int) -> dict[str, str]:
     """What a runner's environment needs so that it computes on ``device``, beside ``sharing - 1`` other runners."""
-    found = {} if device.uuid is None else {"CUDA_VISIBLE_DEVICES": device.uuid}
+    environment = {} if device.uuid is None else {"CUDA_VISIBLE_DEVICES": device.uuid}
     if sharing > 1 and "OMP_NUM_THREADS" not in os.environ:
-        found["OMP_NUM_THREADS"] = str(_cores(sharing))
-    return found
+        environment["OMP_NUM_THREADS"] = str(_cores(sharing))
+    return environment
 
 
 def capacity(device: Device = CPU, *, sharing: int = 1) -> Capacity:
@@ -108,16 +108,16 @@ COPIES_SECONDS = 600.0
 
 def _bytes_of_copies(home: Path) -> int:
     """Bytes of the copies of hub models, at most ten minutes old, because it walks the directories. Raises OSError."""
-    at, known = _copies.get(home, (-COPIES_SECONDS, 0))
+    at, total = _copies.get(home, (-COPIES_SECONDS, 0))
     if time.monotonic() - at < COPIES_SECONDS:
-        return known
-    known = 0
+        return total
+    total = 0
     for directory in (home / "models", home / "datasets"):
         for path in directory.rglob("*"):
             with contextlib.suppress(FileNotFoundError):
-                known += path.stat().st_size if path.is_file() and not path.is_symlink() else 0
-    _copies[home] = (time.monotonic(), known)
-    return known
+                total += path.stat().st_size if path.is_file() and not path.is_symlink() else 0
+    _copies[home] = (time.monotonic(), total)
+    return total
 
 
 def _cores(sharing: int) -> int:
@@ -126,20 +126,20 @@ def _cores(sharing: int) -> int:
 
 def _memory() -> int | None:
     """The machine's, or the container's where that is less."""
-    known = []
+    limits = []
     try:
         words = MEMORY_INFO.read_text().split()
-        known.append(int(words[words.index("MemTotal:") + 1]) * 1024)
+        limits.append(int(words[words.index("MemTotal:") + 1]) * 1024)
     except (OSError, ValueError, IndexError):
         pass
     for path in CGROUP_LIMITS:
         try:
-            known.append(int(path.read_text()))
+            limits.append(int(path.read_text()))
         except (OSError, ValueError):  # absent, or "max"
             continue
-    return min(known, default=None)
+    return min(limits, default=None)
 
 
 def _reason(error: Exception) -> str:
-    said = error.stdout if isinstance(error, subprocess.CalledProcessError) else ""
-    return " ".join(said.split())[:200] or str(error)
+    output = error.stdout if isinstance(error, subprocess.CalledProcessError) else ""
+    return " ".join(output.split())[:200] or str(error)

@@ -38,8 +38,8 @@ def driver() -> int:
 
 def _copy_and_compare(cuda: ctypes.CDLL, number: int) -> None:
     device, context, memory = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_uint64()
-    sent, back = bytes(range(256)) * 16, ctypes.create_string_buffer(4096)
-    size = ctypes.c_size_t(len(sent))
+    data, back = bytes(range(256)) * 16, ctypes.create_string_buffer(4096)
+    size = ctypes.c_size_t(len(data))
 
     def check(status: int, what: str) -> None:
         _check(status, f"device {number}: {what}", cuda)
@@ -48,9 +48,9 @@ def _copy_and_compare(cuda: ctypes.CDLL, number: int) -> None:
     check(cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device), "cuDevicePrimaryCtxRetain")
     check(cuda.cuCtxSetCurrent(context), "cuCtxSetCurrent")
     check(cuda.cuMemAlloc_v2(ctypes.byref(memory), size), "cuMemAlloc")
-    check(cuda.cuMemcpyHtoD_v2(memory, sent, size), "cuMemcpyHtoD")
+    check(cuda.cuMemcpyHtoD_v2(memory, data, size), "cuMemcpyHtoD")
     check(cuda.cuMemcpyDtoH_v2(back, memory, size), "cuMemcpyDtoH")
-    if back.raw != sent:
+    if back.raw != data:
         raise Broken(f"device {number} gave other bytes back than it was given")
 
 

@@ -44,10 +44,10 @@ def probe_device(kind: str, device: Device = CPU) -> str | int:
         return f"the devices do not answer within {PROBE_SECONDS:g} seconds"
     except OSError as error:
         return f"the devices cannot be probed: {error}"
-    said = answer.stdout.strip().splitlines()[-1:]
-    if answer.returncode == 0 and said and said[0].isdecimal():
-        return int(said[0])
-    return (said or answer.stderr.strip().splitlines()[-1:] or [f"the probe ended with {answer.returncode}"])[0]
+    words = answer.stdout.strip().splitlines()[-1:]
+    if answer.returncode == 0 and words and words[0].isdecimal():
+        return int(words[0])
+    return (words or answer.stderr.strip().splitlines()[-1:] or [f"the probe ended with {answer.returncode}"])[0]
 
 
 def unfit(settings: Settings) -> str | None:
@@ -89,10 +89,10 @@ class Health:
     def _broken(self, device: Device) -> str | None:
         if device.uuid is None:
             return None
-        found = self.probe("driver", device)
-        if isinstance(found, str):
-            return found
-        return f"{device.name} {device.uuid} is gone" if found == 0 else None
+        count = self.probe("driver", device)
+        if isinstance(count, str):
+            return count
+        return f"{device.name} {device.uuid} is gone" if count == 0 else None
 
     def passed_over(self) -> list[str]:
         """Tenants whose jobs are left alone for now."""
@@ -100,10 +100,10 @@ class Health:
 
     def resting(self) -> str | None:
         """Why the jobs of some tenants are passed over, in words for the ledger; None when none are."""
-        passed = self.passed_over()
-        if not passed:
+        tenants = self.passed_over()
+        if not tenants:
             return None
-        return f"{len(self.failures)} jobs failed here one after the other: jobs of {', '.join(passed)} are left alone"
+        return f"{len(self.failures)} jobs failed here one after the other: jobs of {', '.join(tenants)} are left alone"
 
     def suspicious(self, settings: Settings) -> bool:
         return 0 < settings.sick_after <= len(self.failures)
@@ -121,9 +121,9 @@ class Health:
         metrics.OWN_FAILURES.set(len(self.failures))
         if not self.suspicious(settings):
             return
-        examined = self.probe("compute", device)
-        if isinstance(examined, str):
-            self.stop(examined)
+        outcome = self.probe("compute", device)
+        if isinstance(outcome, str):
+            self.stop(outcome)
             return
         pause = min(FIRST_PAUSE * 2 ** (len(self.failures) - settings.sick_after), LONGEST_PAUSE)
         self._pauses |= dict.fromkeys(self.failures.values(), self.clock() + pause)

@@ -21,28 +21,28 @@ DOWNLOAD_HOURS = 24
 
 def drop_stale_downloads(home: Path, *, hours: float = DOWNLOAD_HOURS) -> int:
     """Drop what interrupted downloads from the hub left and nobody took up for a day."""
-    dropped = 0
+    count = 0
     for kind in ("models", "datasets"):
         for pattern in (f"*/{ARRIVING}_*", f"*/{PARTIAL}_*"):
             for directory in (home / kind).glob(pattern):
                 if _last_change(directory) < time.time() - hours * 3600:
                     shutil.rmtree(directory, ignore_errors=True)
-                    dropped += 1
-    return dropped
+                    count += 1
+    return count
 
 
 def drop_unused_copies(home: Path, *, days: float) -> int:
     """Drop copies of a hub's models and datasets that no job has used for ``days``; a job fetches them again."""
-    dropped = 0
+    count = 0
     for kind in ("models", "datasets"):
         for directory in (home / kind).glob("*/*"):
             if COMMIT.fullmatch(directory.name) and directory.stat().st_mtime < time.time() - days * 24 * 3600:
                 # Out of sight first: a job that comes meanwhile must not find half of it.
-                doomed = directory.with_name(new_id(ARRIVING))
-                directory.rename(doomed)
-                shutil.rmtree(doomed, ignore_errors=True)
-                dropped += 1
-    return dropped
+                removal = directory.with_name(new_id(ARRIVING))
+                directory.rename(removal)
+                shutil.rmtree(removal, ignore_errors=True)
+                count += 1
+    return count
 
 
 def _last_change(directory: Path) -> float:

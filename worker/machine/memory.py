@@ -25,10 +25,10 @@ def oom_kills() -> int:
 def count_in(file: Path) -> int | None:
     """``oom_kill`` of a ``memory.events`` (cgroup v2), ``memory.oom_control`` (v1) or ``vmstat``; None without one."""
     try:
-        found = re.search(r"^oom_kill (\d+)$", file.read_text(), re.MULTILINE)
+        match = re.search(r"^oom_kill (\d+)$", file.read_text(), re.MULTILINE)
     except OSError:
         return None
-    return None if found is None else int(found[1])
+    return None if match is None else int(match[1])
 
 
 def limit() -> int | None:

@@ -43,11 +43,11 @@ app: Celery
 
 def create_celery(settings: Settings | None = None, *, runner: tuple[str, ...] = RUNNER) -> Celery:
     """The Celery app of a worker process; ``runner`` is the command that computes."""
-    asked = settings is None
+    from_environment = settings is None
     settings = settings or read_settings()
     if settings.redis_url is None or settings.database_url is None:
         raise SystemExit("a worker needs QE_DATABASE_URL and QE_REDIS_URL (`qe serve` brings its own servers)")
-    if asked:
+    if from_environment:
         preflight.check_packages("worker", "engine")
         preflight.check(settings, models=True, secret=settings.secret is not None)
     devices = own_devices()
@@ -185,5 +185,5 @@ def _connect_signals(celery: Celery, settings: Settings, devices: Sequence[Devic
 def __getattr__(name: str) -> Celery:
     if name != "app":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()["app"] = made = create_celery()
-    return made
+    globals()["app"] = celery = create_celery()
+    return celery

@@ -66,11 +66,11 @@ def _be_seen(settings: Settings, slots: Sequence[WorkerContext], over: threading
 
 def _drop_unused_copies(settings: Settings) -> None:
     try:
-        dropped = hub_copies.drop_unused_copies(settings.resolved_home, days=settings.keep_models_days)
+        count = hub_copies.drop_unused_copies(settings.resolved_home, days=settings.keep_models_days)
     except OSError as error:
         logger.warning("could not sweep copies of models: %s", error)
     else:
-        logger.info("swept away: %d copies of models and datasets that no job uses", dropped)
+        logger.info("swept away: %d copies of models and datasets that no job uses", count)
 
 
 def _forget(settings: Settings, slots: Sequence[WorkerContext]) -> None:

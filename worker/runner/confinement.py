@@ -72,8 +72,8 @@ def confine(*, directory: Path, read: Iterable[Path] = (), write: Iterable[Path]
 
 def with_linked(directory: Path) -> list[Path]:
     """A model's directory, and what its files link to: below a model root they may be those of a hub's cache."""
-    linked = {path.resolve() for path in directory.iterdir() if path.is_symlink()} if directory.is_dir() else set()
-    return [directory, *linked]
+    targets = {path.resolve() for path in directory.iterdir() if path.is_symlink()} if directory.is_dir() else set()
+    return [directory, *targets]
 
 
 class NotConfined(Exception):
@@ -87,16 +87,16 @@ def check(settings: Settings) -> None:
         return
     outcome = probe(settings)
     open_ones = [name for name, word in outcome.items() if word != REFUSED]
-    said = ", ".join(f"{name}: {word}" for name, word in outcome.items())
+    words = ", ".join(f"{name}: {word}" for name, word in outcome.items())
     if not open_ones:
-        logger.info("runners are confined (%s)", said)
+        logger.info("runners are confined (%s)", words)
         return
     if settings.runner_confinement == "required":
         raise SystemExit(
-            f"runners cannot be confined here ({said}): Landlock (Linux 6.12 on) and seccomp are needed;"
+            f"runners cannot be confined here ({words}): Landlock (Linux 6.12 on) and seccomp are needed;"
             " QE_RUNNER_CONFINEMENT=best-effort takes what there is"
         )
-    logger.warning("runners are not wholly confined (%s)", said)
+    logger.warning("runners are not wholly confined (%s)", words)
 
 
 def probe(settings: Settings) -> dict[str, str]:
@@ -105,9 +105,9 @@ def probe(settings: Settings) -> dict[str, str]:
 
     with tempfile.TemporaryDirectory(prefix="qe-probe-") as scratch, tempfile.TemporaryDirectory() as others:
         (Path(others) / "rows").write_text("of another tenant")
-        asked = asked_of(settings, Path(scratch), Path(others) / "rows")
-        done = subprocess.run(  # noqa: S603 -- this interpreter, a program of ours
-            [sys.executable, "-m", "worker.runner.confinement", asked],
+        question = asked_of(settings, Path(scratch), Path(others) / "rows")
+        answer = subprocess.run(  # noqa: S603 -- this interpreter, a program of ours
+            [sys.executable, "-m", "worker.runner.confinement", question],
             env=scrubbed_environment(Path(scratch)),
             cwd=scratch,
             capture_output=True,
@@ -115,9 +115,9 @@ def probe(settings: Settings) -> dict[str, str]:
             check=False,
         )
     try:
-        outcome = json.loads(done.stdout)
+        outcome = json.loads(answer.stdout)
     except ValueError:
-        return {"the walls themselves": f"the process behind them failed: {done.stderr.decode()[-300:]}"}
+        return {"the walls themselves": f"the process behind them failed: {answer.stderr.decode()[-300:]}"}
     return {str(name): str(word) for name, word in outcome.items()}
 
 
@@ -135,25 +135,25 @@ def _address(database_url: str | None) -> list[Any] | None:
         return None
     from psycopg.conninfo import conninfo_to_dict
 
-    known = conninfo_to_dict(pooler.plain(database_url))
-    host, port = str(known.get("host") or "127.0.0.1"), int(known.get("port") or 5432)
+    parts = conninfo_to_dict(pooler.plain(database_url))
+    host, port = str(parts.get("host") or "127.0.0.1"), int(parts.get("port") or 5432)
     return [f"{host}/.s.PGSQL.{port}"] if host.startswith("/") else [host, port]
 
 
-def _attempt(asked: Mapping[str, Any]) -> dict[str, str]:
+def _attempt(question: Mapping[str, Any]) -> dict[str, str]:
     """Try from inside what the confinement forbids: which attempts succeed, and which the kernel refuses."""
     parent = os.getppid()
-    walls = confine(directory=Path(asked["directory"]))
+    walls = confine(directory=Path(question["directory"]))
     attempts: dict[str, Callable[[], object]] = {
         "environment of the worker": lambda: Path(f"/proc/{parent}/environ").read_bytes(),
         "memory of the worker": lambda: Path(f"/proc/{parent}/mem").open("rb").close(),
         "signal to the worker": lambda: os.kill(parent, 0),
         "network": lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM).close(),
-        "storage of others": lambda: Path(asked["others"]).read_bytes(),
-        "home": lambda: list(Path(asked["home"]).iterdir()),
+        "storage of others": lambda: Path(question["others"]).read_bytes(),
+        "home": lambda: list(Path(question["home"]).iterdir()),
     }
-    if asked["database"] is not None:
-        attempts["database"] = lambda: _connect(asked["database"])
+    if question["database"] is not None:
+        attempts["database"] = lambda: _connect(question["database"])
     outcome = {name: _outcome(attempt) for name, attempt in attempts.items()}
     return outcome | {"new privileges": REFUSED if walls.privileges else CAME_THROUGH}
 

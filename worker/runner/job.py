@@ -78,12 +78,12 @@ def explain(error: Exception) -> protocol.ErrorLine:
     from quant_experts.errors import QuantExpertsError
 
     text = " ".join(str(error).split())
-    lowered = text.lower()
+    lower_case = text.lower()
     if isinstance(error, QuantExpertsError):
         code, message = error.code, text
-    elif isinstance(error, MemoryError) or any(word in lowered for word in MEMORY_WORDS):
+    elif isinstance(error, MemoryError) or any(word in lower_case for word in MEMORY_WORDS):
         code, message = "out_of_memory", f"the computing process has not enough memory: {text or 'allocation failed'}"
-    elif (isinstance(error, OSError) and error.errno in NO_SPACE) or any(word in lowered for word in DISK_WORDS):
+    elif (isinstance(error, OSError) and error.errno in NO_SPACE) or any(word in lower_case for word in DISK_WORDS):
         code, message = "out_of_disk", f"the computing process has no space left on its disk: {text}"
     else:
         code, message = "internal", f"{type(error).__name__}: {text}"

@@ -44,7 +44,7 @@ class FencedWriter:
         Raises Lost, CancelRequested or TimedOut when the ledger refuses it, psycopg.IntegrityError when that breaks a
         constraint again and again: once may be a row that went in the same moment.
         """
-        refused = 0
+        refusals = 0
         while True:
             if self._lease.state is LeaseState.LOST:
                 raise Lost(self._ref.job_id)
@@ -57,8 +57,8 @@ class FencedWriter:
                     metrics.FENCED.inc()
                     raise
             except psycopg.IntegrityError as error:
-                refused += 1
-                if refused == REFUSALS:
+                refusals += 1
+                if refusals == REFUSALS:
                     raise
                 logger.warning("%s: the ledger refused a write, trying again: %s", self._ref.job_id, error)
                 self._lease.wait(RETRY_SECONDS / REFUSALS)

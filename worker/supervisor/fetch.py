@@ -38,10 +38,10 @@ def local_model(model_id: str, root: Path | None) -> Path:
         directory = local_directory(model_id, root)
     except NoLocalModel as error:
         raise FetchFailed(FailureCode.MODEL_NOT_FOUND, f"model {model_id!r}: {error}") from None
-    if closed := _closed_to_us(directory):
+    if obstacle := _closed_to_us(directory):
         raise FetchFailed(
             FailureCode.INVALID_MODEL,
-            f"model {model_id!r}: {closed.relative_to(directory.parent)} cannot be read by the worker's user"
+            f"model {model_id!r}: {obstacle.relative_to(directory.parent)} cannot be read by the worker's user"
             f" {os.geteuid()}: chmod --recursive a+rX {model_id.removeprefix(LOCAL)}",
         )
     return directory
@@ -59,10 +59,10 @@ def check_fingerprint(model_id: str, directory: Path, planned: str | None) -> No
     if planned is None:
         return
     try:
-        found = model_fingerprint(directory)
+        fingerprint = model_fingerprint(directory)
     except OSError as error:
         raise FetchFailed(FailureCode.INVALID_MODEL, f"model {model_id!r} cannot be read: {error}") from error
-    if found != planned:
+    if fingerprint != planned:
         raise FetchFailed(
             FailureCode.INVALID_MODEL, f"model {model_id!r}: its files have changed since the job was planned"
         )
@@ -90,7 +90,7 @@ def finished_blocks(files: list[dict[str, Any]], storage: RetryingStorage, to: P
     A file that is missing or damaged is left out with a line in the log: the library resumes from the longest prefix
     that it can verify, and computes the rest again.
     """
-    arrived = 0
+    count = 0
     for file in files:
         target = to / file["name"]
         if not target.resolve().is_relative_to(to.resolve()):
@@ -105,5 +105,5 @@ def finished_blocks(files: list[dict[str, Any]], storage: RetryingStorage, to: P
             logger.warning("block file %s is damaged in storage", file["key"])
             target.unlink()
             continue
-        arrived += 1
-    return arrived
+        count += 1
+    return count

@@ -79,9 +79,9 @@ class Hub:
     command: tuple[str, ...] = (sys.executable, "-m", "quant_experts.model.hub")
 
     def bring(
-        self, kind: str, repository: str, revision: str | None, resolved: Callable[[str], None]
+        self, kind: str, repository: str, revision: str | None, on_commit: Callable[[str], None]
     ) -> tuple[Path, str]:
-        """The local directory of ``repository`` and its commit; ``resolved`` hears the commit before the download.
+        """The local directory of ``repository`` and its commit; ``on_commit`` gets the commit before the download.
 
         Raises FetchFailed, or what the lease raises when it is disturbed.
         """
@@ -92,30 +92,30 @@ class Hub:
             os.utime(shelf / revision)  # used now: see hub_copies.drop_unused_copies
             return shelf / revision, revision
         # Named by the commit only when whole: two workers may download at once, and one of them may die.
-        arriving = shelf / new_id(ARRIVING)
+        partial = shelf / new_id(ARRIVING)
         if revision is not None:
-            _take_up(shelf / f"{PARTIAL}_{revision}", arriving)
-        known: list[str] = []
+            _take_up(shelf / f"{PARTIAL}_{revision}", partial)
+        commits: list[str] = []
 
         def learned(commit: str) -> None:
-            known.append(commit)
-            resolved(commit)
+            commits.append(commit)
+            on_commit(commit)
             if (shelf / commit).is_dir():
                 raise _Here(commit)
 
         try:
-            commit = self._run(kind, repository, revision, arriving, learned, access.token)
-            _give_final_name(arriving, shelf / commit)
+            commit = self._run(kind, repository, revision, partial, learned, access.token)
+            _give_final_name(partial, shelf / commit)
             return shelf / commit, commit
         except _Here as here:
             os.utime(shelf / here.commit)
             return shelf / here.commit, here.commit
         except BaseException as reason:
-            if known and _worth_keeping(reason):
-                _take_up(arriving, shelf / f"{PARTIAL}_{known[0]}")
+            if commits and _worth_keeping(reason):
+                _take_up(partial, shelf / f"{PARTIAL}_{commits[0]}")
             raise
         finally:
-            shutil.rmtree(arriving, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
 
     def _run(
         self,
@@ -123,7 +123,7 @@ class Hub:
         repository: str,
         revision: str | None,
         to: Path,
-        resolved: Callable[[str], None],
+        on_commit: Callable[[str], None],
         token: str | None,
     ) -> str:
         secret = {"HF_TOKEN": token} if token else {}
@@ -135,7 +135,7 @@ class Hub:
         if revision is not None:
             command += ["--revision", revision]
         child = process.start(command, environment=environment, log=self.log, stdout=subprocess.PIPE)
-        commit, done, failure = "", False, None
+        commit, is_done, failure = "", False, None
         growth = Growth(to, self.settings.hub_patience)
         assert child.stdout is not None
         with self.lease.guarding(child), child.stdout:
@@ -148,9 +148,9 @@ class Hub:
                     match line.get("type"):
                         case "resolved":
                             commit = str(line["commit"])
-                            resolved(commit)
+                            on_commit(commit)
                         case "done":
-                            done = True
+                            is_done = True
                         case "error":
                             failure = FetchFailed(FailureCode.of(str(line["code"])), str(line["message"]))
             except BaseException:
@@ -161,7 +161,7 @@ class Hub:
         self.lease.check()
         if failure is not None:
             raise failure
-        if not done or not commit:
+        if not is_done or not commit:
             message = f"fetching {kind} {repository!r} {process.describe_end(status)} without a word"
             raise FetchFailed(FailureCode.MODEL_UNAVAILABLE, message)
         return commit
@@ -178,13 +178,13 @@ class Hub:
             )
 
 
-def _give_final_name(arriving: Path, whole: Path) -> None:
+def _give_final_name(partial: Path, whole: Path) -> None:
     """Rename a complete download, unless another worker was quicker."""
     if whole.is_dir():
         return
-    _sync(arriving)
+    _sync(partial)
     try:
-        arriving.rename(whole)
+        partial.rename(whole)
     except OSError:
         if not whole.is_dir():
             raise
@@ -228,10 +228,10 @@ def _sync(directory: Path) -> None:
                 os.fsync(file.fileno())
 
 
-def _take_up(left: Path, name: Path) -> None:
+def _take_up(partial: Path, name: Path) -> None:
     """Rename what an interrupted download left; of two workers that try, one has it."""
     with contextlib.suppress(OSError):
-        left.rename(name)
+        partial.rename(name)
 
 
 def _worth_keeping(reason: BaseException) -> bool:

@@ -92,8 +92,8 @@ class Lease:
         """While inside, ``child`` and all it started are killed when the job is lost or to be cancelled."""
         with self._lock:
             self._child = child
-            disturbed = self._state is not LeaseState.HELD
-        if disturbed:
+            was_lost = self._state is not LeaseState.HELD
+        if was_lost:
             process.kill_group(child)
         try:
             yield
@@ -141,12 +141,12 @@ class Lease:
                 logger.error("%s: no heartbeat for %g s, giving the job up", self._ref.job_id, self._settings.self_kill)
                 self._become(LeaseState.LOST)
                 return
-            left = self._last_good + self._settings.self_kill - now
+            remaining = self._last_good + self._settings.self_kill - now
             if self._state is LeaseState.HELD:
                 if now >= self._deadline:
                     self._become(LeaseState.TIMED_OUT)
-                left = min(left, max(0.0, self._deadline - now))
-            if self._over.wait(left):
+                remaining = min(remaining, max(0.0, self._deadline - now))
+            if self._over.wait(remaining):
                 return
 
     def close(self) -> None:

@@ -45,10 +45,10 @@ class Progress:
         self._phase = "starting"
         self._heard_at = self._began_at = monotonic()
 
-    def note_message(self, message: protocol.Line, *, taken: float) -> None:
-        """``taken``: seconds for which we had ``message`` in hand, and the runner may have waited."""
+    def note_message(self, message: protocol.Line, *, seconds: float) -> None:
+        """``seconds`` for which we had ``message`` in hand, and the runner may have waited."""
         self._heard_at = monotonic()
-        self._began_at += taken
+        self._began_at += seconds
         if isinstance(message, protocol.PhaseLine):
             self._phase, self._began_at = message.phase, self._heard_at
         elif isinstance(message, protocol.BlockLine):
@@ -150,7 +150,7 @@ class Relay:
                     came = monotonic()
                     self._starting = self._starting or came - self._began
                     self._take(message)
-                    progress.note_message(message, taken=monotonic() - came)
+                    progress.note_message(message, seconds=monotonic() - came)
                     if isinstance(message, protocol.BlockLine):
                         process.write_all(child.stdin, protocol.stored(message.block))
         return last
@@ -199,7 +199,7 @@ class Relay:
                 self._storage.put(key, self._work / file.name)
                 files.append({"name": file.name, "bytes": file.bytes, "sha256": file.sha256, "key": key})
         reach("upload.after")
-        unused = self._writer.write(
+        obsolete = self._writer.write(
             blocks.record_block,
             block=block.block,
             blocks=block.blocks,
@@ -223,7 +223,7 @@ class Relay:
         if block.resumed:  # of another job: the files are ours now as well
             self._writer.write(blocks.record_resumed, block=block.block, blocks=block.blocks)
         # Only now: until the row was committed, a resume would have needed them.
-        for key in unused:
+        for key in obsolete:
             self._storage.delete(key)
         for name in block.superseded:
             (self._work / name).unlink(missing_ok=True)

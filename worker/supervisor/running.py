@@ -54,7 +54,7 @@ def run(attempt: Attempt, relay: Relay, job_file: Path) -> Run:
     assert child.stdin is not None
     assert child.stdout is not None
     last: protocol.LastWord | None = None
-    stalled: Stalled | GivenUp | None = None
+    interruption: Stalled | GivenUp | None = None
     progress = Progress(silence=context.settings.stall_seconds, step=context.settings.step_seconds)
     with attempt.lease.guarding(child), child.stdout, child.stdin:
         try:
@@ -62,28 +62,28 @@ def run(attempt: Attempt, relay: Relay, job_file: Path) -> Run:
                 child, draining=context.draining, progress=progress, drain_seconds=context.settings.drain_seconds
             )
         except (Stalled, GivenUp) as reason:
-            stalled = reason
+            interruption = reason
             process.kill_group(child)
         except BaseException:
             process.kill_group(child)
             raise
         finally:
             status = process.reap(child)
-    ended = str(stalled) if stalled is not None else process.describe_end(status)
-    killed_by_kernel = status == -signal.SIGKILL and stalled is None
+    end = str(interruption) if interruption is not None else process.describe_end(status)
+    killed_by_kernel = status == -signal.SIGKILL and interruption is None
     return Run(
         last,
-        ended,
+        end,
         out_of_memory=killed_by_kernel and context.oom_kills() > kills,
-        given_up=isinstance(stalled, GivenUp),
+        given_up=isinstance(interruption, GivenUp),
     )
 
 
 def out_of_memory() -> str:
     """Why it was killed, and what to do."""
     limit = memory.limit()
-    bound = "" if limit is None else f" beside the worker's limit of {limit / 2**30:.1f} GiB"
+    limit_text = "" if limit is None else f" beside the worker's limit of {limit / 2**30:.1f} GiB"
     return (
-        f"the kernel killed the computing process for want of memory{bound}: give the worker more, run fewer workers on"
-        " the machine, or ask for fewer calibration samples (options.samples)"
+        f"the kernel killed the computing process for want of memory{limit_text}: give the worker more, run fewer"
+        " workers on the machine, or ask for fewer calibration samples (options.samples)"
     )

@@ -52,8 +52,8 @@ def work(context: WorkerContext, *, most: int | None = None) -> int:
 def pass_on(context: WorkerContext, message: str) -> None:
     """Repeat a wake-up for other workers, up to ``MOST_PASSES`` times: this one cannot take its job (too new, failed
     here, or the worker is stopped). Waits first, so that another worker gets the message."""
-    job_id, _, passed = message.partition(PASSED)
-    number = int(passed) + 1 if passed.isdecimal() else 1
+    job_id, _, passes = message.partition(PASSED)
+    number = int(passes) + 1 if passes.isdecimal() else 1
     if number > MOST_PASSES or context.draining():
         return
     with connect(context.settings.database_url or "") as connection:
@@ -73,8 +73,8 @@ def _may_claim(context: WorkerContext) -> bool:
         if further >= context.settings.sick_after:
             health.stop(f"{further} jobs that failed here, one after the other, went on elsewhere")
             reason = health.stopped
-    resting = health.resting()
-    _tell(context, ("stopped", reason) if reason else ("resting", resting) if resting else ("ready", None))
+    pause = health.resting()
+    _tell(context, ("stopped", reason) if reason else ("resting", pause) if pause else ("ready", None))
     return reason is None
 
 
@@ -98,7 +98,7 @@ def _claim(context: WorkerContext) -> claims.Claim | None:
                 worker=context.worker,
                 lease=context.settings.lease,
                 max_running=context.settings.max_running_jobs,
-                passed=context.health.passed_over(),
+                skip=context.health.passed_over(),
                 resources=device.resources(context.device, context.settings, sharing=context.sharing),
             )
     except claims.Unconfirmed as unsure:

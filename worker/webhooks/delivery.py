@@ -48,8 +48,8 @@ async def attempt(due: Due, *, seal: Seal, policy: Policy) -> Answer:
     error: str | None = None
     try:
         body = json.dumps(due.payload, separators=(",", ":"), ensure_ascii=False).encode()
-        sealed = [due.secret] + ([due.previous_secret] if due.previous_secret is not None else [])
-        secrets = [seal.open(each, row=due.webhook_id) for each in sealed]
+        ciphertexts = [due.secret] + ([due.previous_secret] if due.previous_secret is not None else [])
+        secrets = [seal.open(each, row=due.webhook_id) for each in ciphertexts]
         headers = signed_headers(secrets, message_id=due.message_id, timestamp=int(time.time()), body=body)
         status = await post(due.url, headers=headers, body=body, policy=policy)
         if 300 <= status < 400:
@@ -68,28 +68,28 @@ async def _deliver_connected(connection: Connection, settings: Settings, seal: S
         allow_private=settings.webhook_allow_private,
         seconds=settings.webhook_timeout,
     )
-    sending: dict[asyncio.Task[Answer], Due] = {}
+    tasks: dict[asyncio.Task[Answer], Due] = {}
     rate, idle = settings.webhook_rate, IDLE_SECONDS
     try:
         while not stop.is_set():
-            busy = list(sending.values())
-            room = MOST_AT_ONCE - len(sending)
+            busy = list(tasks.values())
+            room = MOST_AT_ONCE - len(tasks)
             # The connection is used by one thread at a time; the loop goes on sending meanwhile.
             for due in (
                 await asyncio.to_thread(webhooks.take_due, connection, busy=busy, limit=room, rate=rate) if room else []
             ):
-                sending[asyncio.create_task(attempt(due, seal=seal, policy=policy))] = due
-            if not sending:
+                tasks[asyncio.create_task(attempt(due, seal=seal, policy=policy))] = due
+            if not tasks:
                 # After a message there may be more that only wait for the rate.
                 idle = min(IDLE_SECONDS, idle * 2)
                 await asyncio.sleep(idle)
                 continue
             idle = 1 / rate / 2 if rate else IDLE_SECONDS
-            done, _ = await asyncio.wait(sending, timeout=IDLE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(tasks, timeout=IDLE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
-                due, answer = sending.pop(task), task.result()
+                due, answer = tasks.pop(task), task.result()
                 await asyncio.to_thread(webhooks.record, connection, due, answer)
                 logger.info("%s to %s: %s", due.message_id, due.webhook_id, answer.error or answer.status)
     finally:
-        for task in sending:  # what is cut off here is due again when its lease ends
+        for task in tasks:  # what is cut off here is due again when its lease ends
             task.cancel()

@@ -148,13 +148,13 @@ def record(connection: Connection, due: Due, answer: Answer) -> None:
 
 def _end(connection: Connection, due: Due, status: str) -> bool:
     """False when the delivery was asked for again, or was taken by another keeper, in the meantime."""
-    ended = connection.execute(
+    update = connection.execute(
         "UPDATE webhook_deliveries SET status = %s, due_at = NULL, finished_at = clock_timestamp()"
         # Its owner asks for it again by beginning the schedule anew.
         " WHERE id = %s AND attempts = %s AND step = %s AND status = 'pending'",
         (status, due.id, due.attempts, due.step),
     )
-    return ended.rowcount == 1
+    return update.rowcount == 1
 
 
 def _disable(connection: Connection, due: Due, reason: str) -> None:

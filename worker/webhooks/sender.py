@@ -46,24 +46,24 @@ class Policy:
 def signature(secret: str, *, message_id: str, timestamp: int, body: bytes) -> str:
     """``v1,…``: HMAC-SHA256 over id, timestamp and body, under the bytes that ``secret`` (``whsec_…``) encodes."""
     key = base64.b64decode(secret.removeprefix(SECRET_PREFIX))
-    signed = f"{message_id}.{timestamp}.".encode() + body
-    return "v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
+    content = f"{message_id}.{timestamp}.".encode() + body
+    return "v1," + base64.b64encode(hmac.new(key, content, hashlib.sha256).digest()).decode()
 
 
 def signed_headers(secrets: Sequence[str], *, message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
     """While two secrets live, both sign: the receiver may know either."""
-    made = [signature(secret, message_id=message_id, timestamp=timestamp, body=body) for secret in secrets]
+    signatures = [signature(secret, message_id=message_id, timestamp=timestamp, body=body) for secret in secrets]
     return {
         "webhook-id": message_id,
         "webhook-timestamp": str(timestamp),
-        "webhook-signature": " ".join(made),
+        "webhook-signature": " ".join(signatures),
     }
 
 
 async def resolve(host: str, port: int) -> Sequence[Address]:
     """Every address of ``host``. Raises OSError."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found))
+    entries = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in entries))
 
 
 async def post(url: str, *, headers: Mapping[str, str], body: bytes, policy: Policy, resolve: Resolve = resolve) -> int:
@@ -140,15 +140,15 @@ async def _connect(target: Target, addresses: Sequence[Address]) -> tuple[asynci
 
 
 async def _status(http: h11.Connection, reader: asyncio.StreamReader) -> int:
-    received = 0
+    size = 0
     while True:
         event = http.next_event()
         if isinstance(event, h11.Response):
             return event.status_code
         if event is h11.NEED_DATA:
             data = await reader.read(READ_BYTES)
-            received += len(data)
-            if received > MOST_ANSWER_BYTES:
+            size += len(data)
+            if size > MOST_ANSWER_BYTES:
                 raise NotDelivered(f"more than {MOST_ANSWER_BYTES} bytes before the body")
             http.receive_data(data)
         elif isinstance(event, h11.ConnectionClosed):
