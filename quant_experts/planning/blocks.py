@@ -119,9 +119,9 @@ def _found_blocks(
     inside: Inside = {}
     outside: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
-        found = BLOCK.fullmatch(key)
-        if found and found[1] == prefix:
-            inside.setdefault(int(found[2]), {})[found[3]] = tensor
+        match = BLOCK.fullmatch(key)
+        if match and match[1] == prefix:
+            inside.setdefault(int(match[2]), {})[match[3]] = tensor
         else:
             outside[key] = tensor
     path = (
@@ -181,35 +181,35 @@ def _inside(
 ) -> tuple[Inside, dict[str, Tensor]]:
     """The tensors of the stack's blocks, and those that are left."""
     inside: Inside = {}
-    left: dict[str, Tensor] = {}
+    rest: dict[str, Tensor] = {}
     pattern = DECODER_KEY if is_decoder else re.compile(rf"{re.escape(stack.blocks)}\.(\d+)\.(.+)")
     for key, tensor in tensors.items():
         if is_decoder:
-            found = pattern.fullmatch(key)
-            if found:
-                inside.setdefault(int(found[1]), {}).update(_native(found[2], tensor, config))
+            match = pattern.fullmatch(key)
+            if match:
+                inside.setdefault(int(match[1]), {}).update(_native(match[2], tensor, config))
         else:
             for name, part in native(key, tensor):
-                found = pattern.fullmatch(name)
-                if found:
-                    inside.setdefault(int(found[1]), {})[found[2]] = part
-        if not found:
-            left[key] = tensor
-    return inside, left
+                match = pattern.fullmatch(name)
+                if match:
+                    inside.setdefault(int(match[1]), {})[match[2]] = part
+        if not match:
+            rest[key] = tensor
+    return inside, rest
 
 
 def _behind(stack: Stack, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The tensors of the modules behind the stack's blocks, under full names in memory, and those that are left."""
     parents = tuple(f"{parent.removesuffix('.*')}." for parent, _, _ in stack.behind)
     behind: dict[str, Tensor] = {}
-    left: dict[str, Tensor] = {}
+    rest: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         ((name, _),) = list(native(key, tensor))[:1]
         if name.startswith(parents):
             behind[name] = tensor
         else:
-            left[key] = tensor
-    return behind, left
+            rest[key] = tensor
+    return behind, rest
 
 
 def _each(path: str, names: Mapping[str, Tensor]) -> list[str]:
@@ -230,10 +230,10 @@ def _count(stack: Stack, what: str, config: Mapping[str, Any], inside: Inside) -
     for name in stack.depth[:-1]:
         inner = part.get(name)
         part = inner if isinstance(inner, dict) else {}
-    wanted = natural(part, stack.depth[-1])
-    if wanted is not None and wanted != len(inside):
+    count = natural(part, stack.depth[-1])
+    if count is not None and count != len(inside):
         raise Unreadable(
-            "invalid_model", f"config.json says {wanted} {what} blocks, the files hold tensors of {len(inside)}"
+            "invalid_model", f"config.json says {count} {what} blocks, the files hold tensors of {len(inside)}"
         )
     return len(inside)
 
@@ -264,14 +264,14 @@ def _block(
     index: int | None,
     path: str,
     where: str,
-    wanted: Sequence[tuple[str, str, tuple[str, ...]]],
+    group_rules: Sequence[tuple[str, str, tuple[str, ...]]],
     tensors: Mapping[str, Tensor],
     dtype: str,
     reads: Reads,
 ) -> Block:
     """``path``: of the block, in memory; ``where``: the same, for people."""
     groups, quantized = [], set()
-    for within, label, layers in wanted:
+    for within, label, layers in group_rules:
         weights = []
         for layer in layers:
             name = f"{within}{layer}.weight"

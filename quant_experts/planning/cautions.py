@@ -65,12 +65,12 @@ def _costly(shapes: Shapes, recipe: Recipe, size: Size) -> Iterator[Caution]:
     else:
         what = f"the checkpoint {'may save' if may else 'saves'} less than half: {figures}"
     code = "larger_than_model" if larger else "saves_little"
-    found = _instead(shapes, recipe, size)
-    if found is None:
-        kept = size_text(size.bytes_after_most - int(size.bits_most * shapes.weights) // 8, 4)
-        yield Caution(code, f"{what}; {kept} of it are never quantized, and no other setting saves more", "")
+    alternative = _instead(shapes, recipe, size)
+    if alternative is None:
+        loss = size_text(size.bytes_after_most - int(size.bits_most * shapes.weights) // 8, 4)
+        yield Caution(code, f"{what}; {loss} of it are never quantized, and no other setting saves more", "")
         return
-    changes, after = found
+    changes, after = alternative
     settings = " and ".join(f"{name} {value}" for name, value in changes.items())
     pointer = "/scheme" if next(iter(changes)) == "scheme" else f"/options/{next(iter(changes))}"
     bits = f" at {after.bits_most:.3g} bits per quantized weight"
@@ -97,13 +97,13 @@ def _instead(shapes: Shapes, recipe: Recipe, size: Size) -> tuple[Mapping[str, A
 def _settings(recipe: Recipe) -> Iterator[Mapping[str, Any]]:
     """Smaller adapters, none, then fewer bits; what is the same already is left out."""
     if recipe.reconstruction != "none":
-        routed = recipe.reconstruction == "qe" and recipe.experts
-        names = ("routed_rank", "shared_rank") if routed else ("shared_rank",)
-        asked = {name: value for name in names if isinstance(value := getattr(recipe, name), int)}
+        has_experts = recipe.reconstruction == "qe" and recipe.experts
+        names = ("routed_rank", "shared_rank") if has_experts else ("shared_rank",)
+        ranks = {name: value for name in names if isinstance(value := getattr(recipe, name), int)}
         for rank in RANKS:
             for dtype in dict.fromkeys((recipe.adapter_dtype, "int8")):
-                wanted = {**{name: min(rank, value) for name, value in asked.items()}, "adapter_dtype": dtype}
-                changes = {name: value for name, value in wanted.items() if value != getattr(recipe, name)}
+                alternatives = {**{name: min(rank, value) for name, value in ranks.items()}, "adapter_dtype": dtype}
+                changes = {name: value for name, value in alternatives.items() if value != getattr(recipe, name)}
                 if changes:
                     yield changes
         yield {"reconstruction": "none"}

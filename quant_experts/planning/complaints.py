@@ -29,9 +29,9 @@ class Complaints:
     def add(self, row: int, pointer: str, detail: str) -> None:
         """``row``: counted from 1; rows come in their order."""
         key = VARYING.sub("*", pointer), VARYING.sub("*", detail)
-        known = self._kinds.get(key)
-        if known is not None:
-            known.count += 1
+        complaint = self._kinds.get(key)
+        if complaint is not None:
+            complaint.count += 1
         elif len(self._kinds) < MOST_KINDS:
             self._kinds[key] = _Kind(row, pointer, detail)
         else:
@@ -42,13 +42,13 @@ class Complaints:
 
     def errors(self) -> list[dict[str, Any]]:
         """As entries of a problem's ``errors``, in the order of the first row of each kind."""
-        found = [
+        problems = [
             {"row": kind.row, "pointer": kind.pointer, "detail": _sentence(kind), "count": kind.count}
             for kind in self._kinds.values()
         ]
         if self._others:
-            found.append({"pointer": "", "detail": f"{self._others} errors of other kinds", "count": self._others})
-        return found
+            problems.append({"pointer": "", "detail": f"{self._others} errors of other kinds", "count": self._others})
+        return problems
 
     def summary(self) -> str:
         """The first kind in full, and how many there are beside it."""

@@ -32,7 +32,7 @@ class Counting:
     def __init__(self, tokenizer: bytes, *, seconds: int) -> None:
         """``seconds``: of the CPU. Raises nothing: what is wrong comes out at the end."""
         self._seconds = seconds
-        self._added = 0
+        self._texts = 0
         self._late = False
         self._process = subprocess.Popen(  # noqa: S603 -- this interpreter, a program of ours
             [sys.executable, "-I", str(CHILD), str(seconds), str(MEMORY)],
@@ -49,19 +49,19 @@ class Counting:
 
     def add(self, text: str, *, special: bool) -> None:
         """``special``: with the special tokens that the tokenizer adds of itself."""
-        self._added += 1
+        self._texts += 1
         whole = text if text.isascii() else text.encode("utf-8", "replace").decode()  # no half of a surrogate pair
         self._write(json.dumps([whole, special]).encode() + b"\n")
 
     def finish(self) -> list[TextTokens]:
         """One for each text. Raises Unreadable naming the file."""
         self._close()
-        said = cast(BinaryIO, self._process.stdout).read()
+        output = cast(BinaryIO, self._process.stdout).read()
         self._process.wait()
         self._timer.cancel()
         if self._late or self._process.returncode in (-9, -24):  # SIGKILL and SIGXCPU
             raise bad(f"counting with it took longer than {self._seconds} seconds")
-        return answered(said)
+        return answered(output)
 
     def __enter__(self) -> Self:
         return self
@@ -93,10 +93,10 @@ class TextTokens(NamedTuple):
     largest: int
 
 
-def answered(said: bytes) -> list[TextTokens]:
+def answered(output: bytes) -> list[TextTokens]:
     """What the process wrote. Raises Unreadable naming the file."""
     try:
-        answer = json.loads(said)
+        answer = json.loads(output)
     except ValueError:
         raise bad("counting with it needs too much memory, or ends in a crash") from None
     if "error" in answer:

@@ -57,7 +57,7 @@ class _Stack:
 
 
 @dataclass(frozen=True)
-class _Passed:
+class _Streams:
     """How many rows pass: ``all`` in the quantized stream, ``full`` in the full-precision one, ``baseline`` rounded to
     nearest."""
 
@@ -73,41 +73,41 @@ class _Passed:
 def disk_of(shapes: Shapes, recipe: Recipe, rows: Rows, size: Size, *, from_hub: bool, rows_bytes: int) -> int:
     """The model when it comes from the hub, the file of rows that the worker fetches, and beside them the largest phase
     of the run."""
-    fetched = (shapes.bytes_before if from_hub else 0) + rows_bytes
-    return fetched + max(disk_by_phase(shapes, recipe, rows, size).values())
+    inputs = (shapes.bytes_before if from_hub else 0) + rows_bytes
+    return inputs + max(disk_by_phase(shapes, recipe, rows, size).values())
 
 
 def disk_by_phase(shapes: Shapes, recipe: Recipe, rows: Rows, size: Size) -> dict[str, int]:
     """Name of a phase → bytes at its peak, of all that the run has on disk then."""
-    used = rows.used(recipe.samples)
-    held = recipe.held_out(used)
-    variants = VARIANTS_EACH * min(VARIED_ROWS, held) * min(rows.images, 1.0)
-    passed = _passed(used, held, variants, recipe)
+    samples = rows.used(recipe.samples)
+    held_out = recipe.held_out(samples)
+    variants = VARIANTS_EACH * min(VARIED_ROWS, held_out) * min(rows.images, 1.0)
+    streams = _streams(samples, held_out, variants, recipe)
     stacks = [_stack(shapes, rows, name, blocks) for name, blocks in _by_stack(shapes)]
-    calls = _gathered(shapes, rows, stacks, passed)
-    few = max(1.0, min(FEW_ROWS, used - held, FEW_TOKENS / max(rows.tokens, 1.0)))
-    crossed = stacks[-1].call * passed.states if len(stacks) > 1 else 0.0
-    kept = crossed + (STATES_AT_ONCE - 1) * stacks[-1].state * passed.states + sum(size.blocks_after)
+    calls = _gathered(shapes, rows, stacks, streams)
+    few = max(1.0, min(FEW_ROWS, samples - held_out, FEW_TOKENS / max(rows.tokens, 1.0)))
+    calls_of_last = stacks[-1].call * streams.states if len(stacks) > 1 else 0.0
+    stored = calls_of_last + (STATES_AT_ONCE - 1) * stacks[-1].state * streams.states + sum(size.blocks_after)
     # What lies beside the blocks is spooled while the shards are written, and gone when the report is.
     phases = {
         "gathering": calls,
-        "walking": max(_walk(shapes, stacks, passed, size.blocks_after)),
-        "packing": kept + size.bytes_after_most + max(shapes.others, REPORT),
+        "walking": max(_walk(shapes, stacks, streams, size.blocks_after)),
+        "packing": stored + size.bytes_after_most + max(shapes.others, REPORT),
     }
     if recipe.measures_sensitivity:
         phases["sensitivity"] = max(_sensitivity(shapes, stacks, few))
     if recipe.smoothing == "mbq" and shapes.family.encoder is None:
         phases["gradients"] = max(_gradients(shapes, stacks, few))
     if recipe.scheme == AUTO:
-        tried = min(max(0, used - held), TRIAL_FIT), min(held, TRIAL_HELD)
-        trial = _passed(sum(tried), tried[1], 0.0, recipe)
+        trial_rows = min(max(0, samples - held_out), TRIAL_FIT), min(held_out, TRIAL_HELD)
+        trial = _streams(sum(trial_rows), trial_rows[1], 0.0, recipe)
         phases["trials"] = max(_walk(shapes, stacks, trial, size.blocks_after))
-    records = RECORD * len(shapes.blocks) + ROW_RECORD * len(stacks) * passed.all
+    records = RECORD * len(shapes.blocks) + ROW_RECORD * len(stacks) * streams.all
     return {name: int(calls + beside + records) for name, beside in phases.items()}
 
 
-def _passed(rows: int, held: int, variants: float, recipe: Recipe) -> _Passed:
-    return _Passed(rows + variants, held + variants, 0 if recipe.is_rounding_alone else held)
+def _streams(rows: int, held_out: int, variants: float, recipe: Recipe) -> _Streams:
+    return _Streams(rows + variants, held_out + variants, 0 if recipe.is_rounding_alone else held_out)
 
 
 def _by_stack(shapes: Shapes) -> Iterator[tuple[str, list[Block]]]:
@@ -140,45 +140,45 @@ def _inputs(shapes: Shapes, rows: Rows) -> float:
     return shapes.tokens("patches", rows) * shapes.patch_values
 
 
-def _gathered(shapes: Shapes, rows: Rows, stacks: Sequence[_Stack], passed: _Passed) -> float:
+def _gathered(shapes: Shapes, rows: Rows, stacks: Sequence[_Stack], streams: _Streams) -> float:
     """The calls of the first stack. Where another one follows, the inputs of every row are kept, else those of one."""
     inputs = _inputs(shapes, rows) * (shapes.item if shapes.audio_positions else FLOAT) + TOKEN_BYTES * rows.tokens
-    return passed.all * stacks[0].call + (passed.all if len(stacks) > 1 else 1.0) * inputs
+    return streams.all * stacks[0].call + (streams.all if len(stacks) > 1 else 1.0) * inputs
 
 
-def _walk(shapes: Shapes, stacks: Sequence[_Stack], passed: _Passed, blocks: Sequence[int]) -> Iterator[float]:
+def _walk(shapes: Shapes, stacks: Sequence[_Stack], streams: _Streams, blocks: Sequence[int]) -> Iterator[float]:
     """While each stack is walked, and while the rows cross over to the next; without the calls of the first."""
-    written = 0.0
-    crossed = 0.0
-    for stack, following in itertools.zip_longest(stacks, stacks[1:]):
-        written += sum(blocks[block.number] for block in (*stack.blocks, *stack.behind))
-        again = shapes.read_again if following is not None else 0
-        yield written + crossed + (STATES_AT_ONCE + again) * stack.state * passed.states
-        if following is not None:
-            crossed = following.call * passed.states
-            yield written + 2 * crossed + (STATES_AT_ONCE - 1 + again) * stack.state * passed.states
+    blocks_so_far = 0.0
+    calls = 0.0
+    for stack, next_stack in itertools.zip_longest(stacks, stacks[1:]):
+        blocks_so_far += sum(blocks[block.number] for block in (*stack.blocks, *stack.behind))
+        again = shapes.read_again if next_stack is not None else 0
+        yield blocks_so_far + calls + (STATES_AT_ONCE + again) * stack.state * streams.states
+        if next_stack is not None:
+            calls = next_stack.call * streams.states
+            yield blocks_so_far + 2 * calls + (STATES_AT_ONCE - 1 + again) * stack.state * streams.states
 
 
 def _sensitivity(shapes: Shapes, stacks: Sequence[_Stack], rows: float) -> Iterator[float]:
     """A stream for every group of the stacks so far, and the full-precision one."""
-    streams, crossed, kept = 1.0, 0.0, 0.0
-    for stack, following in itertools.zip_longest(stacks, stacks[1:]):
+    streams, calls, states_so_far = 1.0, 0.0, 0.0
+    for stack, next_stack in itertools.zip_longest(stacks, stacks[1:]):
         streams += stack.groups
         states = streams * rows * stack.state
-        yield crossed + kept + states
-        if following is not None:
-            kept += (1 + shapes.read_again) * states
+        yield calls + states_so_far + states
+        if next_stack is not None:
+            states_so_far += (1 + shapes.read_again) * states
             streams += stack.groups_behind
-            crossed = streams * rows * following.call
-            yield kept + states + 2 * crossed
+            calls = streams * rows * next_stack.call
+            yield states_so_far + states + 2 * calls
 
 
 def _gradients(shapes: Shapes, stacks: Sequence[_Stack], rows: float) -> Iterator[float]:
     """The way to the last stack in full precision, and there a state in front of every block and behind the last."""
-    crossed = kept = 0.0
-    for stack, following in itertools.pairwise(stacks):
+    calls = states_so_far = 0.0
+    for stack, next_stack in itertools.pairwise(stacks):
         states = rows * stack.state
-        kept += (1 + shapes.read_again) * states
-        crossed = rows * following.call
-        yield kept + states + 2 * crossed
-    yield kept + crossed + (len(stacks[-1].blocks) + 1) * rows * stacks[-1].state
+        states_so_far += (1 + shapes.read_again) * states
+        calls = rows * next_stack.call
+        yield states_so_far + states + 2 * calls
+    yield states_so_far + calls + (len(stacks[-1].blocks) + 1) * rows * stacks[-1].state

@@ -131,11 +131,11 @@ def family_of(config: Mapping[str, Any]) -> Family:
     if kind == "internvl_chat":
         return Family("InternVLChatModel", MULTIMODAL, vision=True, tower=stacks.INTERNVL)
     family = FAMILIES.get(kind) if isinstance(kind, str) else None
-    named = [*(name for name, known in FAMILIES.items() if not known.is_found), *ORIGINALS]
-    supported = f"{', '.join(named)} and {len(FAMILIES) + len(ORIGINALS) - len(named)} others (docs/models.md)"
+    names = [*(name for name, known in FAMILIES.items() if not known.is_found), *ORIGINALS]
+    families = f"{', '.join(names)} and {len(FAMILIES) + len(ORIGINALS) - len(names)} others (docs/models.md)"
     if family is None:
         raise Unreadable(
-            "unsupported_model", f"config.json: model_type {kind!r} is not supported; supported: {supported}"
+            "unsupported_model", f"config.json: model_type {kind!r} is not supported; supported: {families}"
         )
     architectures = config.get("architectures") or [family.model_class]
     if not isinstance(architectures, list) or family.model_class not in architectures:
@@ -152,13 +152,13 @@ def _with_text_groups(config: Mapping[str, Any], family: Family) -> Family:
     """The groups of the language model inside a model that may have any."""
     text = config.get("text_config")
     inside = text.get("model_type", family.any_text) if isinstance(text, dict) else family.any_text
-    known = {name: text for name, text in FAMILIES.items() if text.stack == "model" and not text.is_found}
-    if inside not in known:
+    texts = {name: text for name, text in FAMILIES.items() if text.stack == "model" and not text.is_found}
+    if inside not in texts:
         raise Unreadable(
             "unsupported_model",
-            f"config.json: language model {inside!r} inside it is not supported; supported: {', '.join(known)}",
+            f"config.json: language model {inside!r} inside it is not supported; supported: {', '.join(texts)}",
         )
-    return replace(family, groups=known[inside].groups)
+    return replace(family, groups=texts[inside].groups)
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:

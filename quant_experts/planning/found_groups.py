@@ -43,9 +43,9 @@ def decoder_prefix(tensors: Mapping[str, Tensor]) -> str | None:
     """What stands before the number of a decoder block in the names: of the largest list that is not a tower's."""
     sizes: dict[str, int] = {}
     for key, tensor in tensors.items():
-        found = BLOCK.fullmatch(key)
-        if found and not ELSEWHERE.search(found[1]):
-            sizes[found[1]] = sizes.get(found[1], 0) + tensor.bytes
+        match = BLOCK.fullmatch(key)
+        if match and not ELSEWHERE.search(match[1]):
+            sizes[match[1]] = sizes.get(match[1], 0) + tensor.bytes
     return max(sizes, key=lambda prefix: sizes[prefix]) if sizes else None
 
 
@@ -74,13 +74,13 @@ def _order(parent: str) -> tuple[bool, str]:
 
 def _of_parent(names: Collection[str]) -> list[tuple[str, ...]]:
     """Those that others of the parent read the output of come last: ``o_proj``, ``down_proj``."""
-    left = list(names)
+    rest = list(names)
     together = []
     for each in TOGETHER:
-        if each[0] in left:
-            together.append(tuple(name for name in each if name in left))
-            left = [name for name in left if name not in each]
-    return [*together, *((name,) for name in sorted(left))]
+        if each[0] in rest:
+            together.append(tuple(name for name in each if name in rest))
+            rest = [name for name in rest if name not in each]
+    return [*together, *((name,) for name in sorted(rest))]
 
 
 def _has_one_norm(tensors: Mapping[str, Tensor]) -> bool:
@@ -93,6 +93,6 @@ def _in_parallel(groups: list[tuple[str, tuple[str, ...]]]) -> list[tuple[str, t
         first = next((group for group in groups if group[1] == attention), None)
         second = next((group for group in groups if group[1] == mlp), None)
         if first and second:
-            joined = tuple(f"{parent}.{name}" for parent, names in (first, second) for name in names)
-            return [("", joined), *(group for group in groups if group not in (first, second))]
+            layers = tuple(f"{parent}.{name}" for parent, names in (first, second) for name in names)
+            return [("", layers), *(group for group in groups if group not in (first, second))]
     return groups

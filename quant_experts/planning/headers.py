@@ -138,19 +138,19 @@ def assemble(
         )
         raise Unreadable("invalid_model", f"the model holds {reason}; safetensors are needed")
     headers = read_headers(shards)
-    held = {name: parse_header(name, headers[name]) for name in shards}
+    shard_tensors = {name: parse_header(name, headers[name]) for name in shards}
     for key, shard in weight_map.items():
-        _check_promised(held, key, shard)
-    where = {key: shard for shard in shards for key in held[shard]}
-    tensors = {key: held[shard][key] for key, shard in where.items()}
+        _check_promised(shard_tensors, key, shard)
+    where = {key: shard for shard in shards for key in shard_tensors[shard]}
+    tensors = {key: shard_tensors[shard][key] for key, shard in where.items()}
 
     def read(key: str, start: int, size: int) -> bytes:
         shard = where[key]
         return read_range(shard, 8 + len(headers[shard]) + tensors[key].start + start, size)
 
     own_head = not _is_untied(config) and has_own_head(tensors, read)
-    lacking = missing_companions(config, present, lambda name: json_object(name, read_whole(name)))
-    return ModelHeaders(config, tensors, len(shards), processor_of(present, read_whole), commit, own_head, lacking)
+    absent_files = missing_companions(config, present, lambda name: json_object(name, read_whole(name)))
+    return ModelHeaders(config, tensors, len(shards), processor_of(present, read_whole), commit, own_head, absent_files)
 
 
 def processor_of(present: Collection[str], read_whole: Callable[[str], bytes]) -> dict[str, Any]:
@@ -178,9 +178,9 @@ def header_length(name: str, first: bytes) -> int:
 
 def parse_header(name: str, header: bytes) -> dict[str, Tensor]:
     """The tensors that a header announces. Raises Unreadable naming the first that cannot be."""
-    described = json_object(name, header)
-    described.pop("__metadata__", None)
-    return {key: _tensor(name, key, fields) for key, fields in described.items()}
+    description = json_object(name, header)
+    description.pop("__metadata__", None)
+    return {key: _tensor(name, key, fields) for key, fields in description.items()}
 
 
 def _tensor(name: str, key: str, fields: Any) -> Tensor:
@@ -197,16 +197,16 @@ def _tensor(name: str, key: str, fields: Any) -> Tensor:
     return tensor
 
 
-def _check_promised(held: Mapping[str, Mapping[str, Tensor]], key: str, shard: str) -> None:
-    if key not in held[shard]:
+def _check_promised(shard_tensors: Mapping[str, Mapping[str, Tensor]], key: str, shard: str) -> None:
+    if key not in shard_tensors[shard]:
         raise Unreadable("invalid_model", f"{INDEX} says that {shard} holds {key}, but it does not")
 
 
 def _is_untied(config: Mapping[str, Any]) -> bool:
     """Whether config.json itself says so: then there is nothing to find out."""
     parts = (config, config.get("text_config"), config.get("llm_config"))
-    said = (part["tie_word_embeddings"] for part in parts if isinstance(part, dict) and "tie_word_embeddings" in part)
-    return next(said, None) is False
+    flags = (part["tie_word_embeddings"] for part in parts if isinstance(part, dict) and "tie_word_embeddings" in part)
+    return next(flags, None) is False
 
 
 def has_own_head(tensors: Mapping[str, Tensor], read: Callable[[str, int, int], bytes]) -> bool:

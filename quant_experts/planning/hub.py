@@ -40,7 +40,7 @@ class HubFiles:
         self.commit, self.names = self._reader.resolve("model", revision)
         self._reader.commit = self.commit
         self._headers: dict[str, Future[bytes]] = {}
-        self._read = 0
+        self._bytes_read = 0
 
     def whole(self, name: str) -> bytes:
         return self._reader.whole(listed(self.names, name))
@@ -56,12 +56,12 @@ class HubFiles:
         return b""
 
     def header(self, name: str) -> bytes:
-        found = (
+        header = (
             self._headers.pop(name).result() if name in self._headers else self._reader.header(listed(self.names, name))
         )
-        self._read += len(found)
-        check_header_bytes(self._read)
-        return found
+        self._bytes_read += len(header)
+        check_header_bytes(self._bytes_read)
+        return header
 
     def range(self, name: str, start: int, size: int) -> bytes:
         return self._reader.range(listed(self.names, name), max(0, start), min(size, PIECE))
@@ -134,12 +134,12 @@ class _Reader:
 
     def header(self, name: str) -> bytes:
         data = self._read(name, FIRST_READ)
-        wanted = 8 + header_length(name, data)
-        if len(data) < wanted:
-            data = self._read(name, wanted)
-        if len(data) < wanted:
+        size = 8 + header_length(name, data)
+        if len(data) < size:
+            data = self._read(name, size)
+        if len(data) < size:
             raise Unreadable("invalid_model", f"{name}: truncated within its header")
-        return data[8:wanted]
+        return data[8:size]
 
     def range(self, name: str, start: int, size: int) -> bytes:
         return self._read(name, size, start)
@@ -173,10 +173,10 @@ class _Reader:
         return bytes(data[:size])
 
     def _left(self) -> float:
-        left = self._deadline - time.monotonic()
-        if left <= 0:
+        seconds = self._deadline - time.monotonic()
+        if seconds <= 0:
             raise HubUnavailable(f"the hub took too long over {self.repository!r}: try again later")
-        return left
+        return seconds
 
 
 def _explained(kind: Kind, where: str, error: Exception) -> Exception:

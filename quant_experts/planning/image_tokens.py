@@ -79,20 +79,20 @@ def _tiles(size: Size, width: int, height: int, least: int, most: int) -> int:
     if most <= 1:
         return 1
     shape, area = size[0] / size[1], size[0] * size[1]
-    nearest, chosen = math.inf, (1, 1)
+    nearest, best = math.inf, (1, 1)
     for grid in _grids(least, most):
         off = abs(shape - grid[0] / grid[1])
         if off < nearest or (off == nearest and area > 0.5 * width * height * grid[0] * grid[1]):
-            nearest, chosen = off, grid
-    tiles = chosen[0] * chosen[1]
+            nearest, best = off, grid
+    tiles = best[0] * best[1]
     return tiles if tiles == 1 else tiles + 1
 
 
 @functools.lru_cache(maxsize=16)
 def _grids(least: int, most: int) -> list[Size]:
     sides = range(1, most + 1)
-    found = [(columns, rows) for columns in sides for rows in sides if least <= columns * rows <= most]
-    return sorted(found, key=lambda grid: grid[0] * grid[1])
+    grids = [(columns, rows) for columns in sides for rows in sides if least <= columns * rows <= most]
+    return sorted(grids, key=lambda grid: grid[0] * grid[1])
 
 
 def _bounds(processor: Mapping[str, Any]) -> tuple[int, int]:
@@ -135,21 +135,21 @@ def _onevision(size: Size, vision: Mapping[str, Any], processor: Mapping[str, An
 
 def _pinpoints(processor: Mapping[str, Any]) -> Iterator[Size]:
     """Widths and heights; in the file heights come first."""
-    listed = processor.get("image_grid_pinpoints")
-    for pair in listed[:MOST_PINPOINTS] if isinstance(listed, list) else []:
+    pinpoints = processor.get("image_grid_pinpoints")
+    for pair in pinpoints[:MOST_PINPOINTS] if isinstance(pinpoints, list) else []:
         if isinstance(pair, list) and len(pair) == 2 and all(type(side) is int and side > 0 for side in pair):
             yield pair[1], pair[0]
 
 
-def _best_resolution(size: Size, offered: Sequence[Size]) -> Size:
+def _best_resolution(size: Size, sizes: Sequence[Size]) -> Size:
     """The one that keeps the most of the image's pixels, and of those alike the one that wastes the least."""
 
     def worth(resolution: Size) -> tuple[int, int]:
         scale = min(resolution[0] / size[0], resolution[1] / size[1])
-        kept = min(int(size[0] * scale) * int(size[1] * scale), size[0] * size[1])
-        return kept, kept - resolution[0] * resolution[1]
+        area = min(int(size[0] * scale) * int(size[1] * scale), size[0] * size[1])
+        return area, area - resolution[0] * resolution[1]
 
-    return max(offered, key=worth)
+    return max(sizes, key=worth)
 
 
 def _llava(config: Mapping[str, Any], vision: Mapping[str, Any], processor: Mapping[str, Any]) -> int:

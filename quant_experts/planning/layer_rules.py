@@ -50,14 +50,14 @@ def label_of(layers: Sequence[str]) -> str:
 
 def labelled(groups: Sequence[tuple[str, tuple[str, ...]]]) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
     """(parent, layers) → (parent, label, layers); no two groups of one parent have the same label."""
-    taken: set[tuple[str, str]] = set()
-    named = []
+    labels: set[tuple[str, str]] = set()
+    entries = []
     for parent, layers in groups:
         label = stem = label_of(layers)
         number = 1
-        while (parent, label) in taken:
+        while (parent, label) in labels:
             number += 1
             label = f"{stem}_{number}"
-        taken.add((parent, label))
-        named.append((parent, label, layers))
-    return tuple(named)
+        labels.add((parent, label))
+        entries.append((parent, label, layers))
+    return tuple(entries)

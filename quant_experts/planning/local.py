@@ -29,7 +29,7 @@ class LocalFiles:
         if not directory.is_dir():
             raise Unreadable("model_not_found", f"{directory.name} is not a directory")
         self._directory = directory
-        self._read = 0
+        self._bytes_read = 0
         self.names = _names(directory)
 
     @property
@@ -50,8 +50,8 @@ class LocalFiles:
 
     def header(self, name: str) -> bytes:
         header = _header(self._directory / listed(self.names, name))
-        self._read += len(header)
-        check_header_bytes(self._read)
+        self._bytes_read += len(header)
+        check_header_bytes(self._bytes_read)
         return header
 
     def range(self, name: str, start: int, size: int) -> bytes:
@@ -65,12 +65,12 @@ def read_local(directory: Path) -> ModelHeaders:
     names = _names(directory)
 
     def read_headers(shards: list[str]) -> Mapping[str, bytes]:
-        found, total = {}, 0
+        headers, total = {}, 0
         for name in shards:
-            found[name] = _header(directory / name)
-            total += len(found[name])
+            headers[name] = _header(directory / name)
+            total += len(headers[name])
             check_header_bytes(total)
-        return found
+        return headers
 
     def read_range(name: str, start: int, size: int) -> bytes:
         return _range(directory / name, start, size)

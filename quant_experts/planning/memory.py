@@ -49,20 +49,20 @@ def memory_of(shapes: Shapes, recipe: Recipe, rows: Rows, size: Size, *, cuda: b
         "fitting": max(_block(shapes, block, recipe, rows) for block in _kinds(shapes)),
         "evaluating": shapes.head + 4 * 4 * min(LOGIT_CHUNK, int(rows.tokens)) * shapes.vocabulary,
     }
-    verifying = size.bytes_after_most + _loaded_extra(shapes) + _activations(shapes, rows)
+    verification = size.bytes_after_most + _loaded_extra(shapes) + _activations(shapes, rows)
     widest = max(phases, key=phases.__getitem__)
     python = INTERPRETER + WORKING
     python += IMAGES if rows.images else 0
     python += CLUSTERING if any(ranks_in(group, recipe).experts for group in shapes.groups) else 0
     if cuda:
-        peak = max(phases[widest], verifying)
+        peak = max(phases[widest], verification)
         host = CUDA_HOST + VERIFIER + shapes.largest_other
         return Memory(host, CUDA_CONTEXT + peak, widest if peak == phases[widest] else "verifying")
-    while_computing = python + phases[widest]
-    while_verifying = python + _left_behind(phases["fitting"]) + VERIFIER + verifying
-    if while_computing >= while_verifying:
-        return Memory(while_computing, 0, widest)
-    return Memory(while_verifying, 0, "verifying")
+    computation = python + phases[widest]
+    verification_peak = python + _left_behind(phases["fitting"]) + VERIFIER + verification
+    if computation >= verification_peak:
+        return Memory(computation, 0, widest)
+    return Memory(verification_peak, 0, "verifying")
 
 
 def _kinds(shapes: Shapes) -> list[Block]:
@@ -72,8 +72,8 @@ def _kinds(shapes: Shapes) -> list[Block]:
 
 def _block(shapes: Shapes, block: Block, recipe: Recipe, rows: Rows) -> int:
     """Weights of the block, what was observed of groups that wait, and the fit of the one in hand, at its worst."""
-    used = rows.used(recipe.samples)
-    fit_rows, held_rows = max(1, used - recipe.held_out(used)), recipe.held_out(used)
+    samples = rows.used(recipe.samples)
+    fit_rows, held_rows = max(1, samples - recipe.held_out(samples)), recipe.held_out(samples)
 
     def seen(group: Group) -> tuple[int, int]:
         """Tokens kept to fit on, and to measure on."""
@@ -81,25 +81,25 @@ def _block(shapes: Shapes, block: Block, recipe: Recipe, rows: Rows) -> int:
         return min(recipe.reservoir, int(tokens * fit_rows)), min(HELD_OUT_TOKENS, int(tokens * held_rows))
 
     weights = block.kept + sum(group.weights for group in block.groups) * shapes.item
-    observed = {group.name: _observed(group, *seen(group), shapes.item) for group in block.groups}
-    done, worst = 0, sum(observed.values())
-    waiting = sum(observed.values())
+    observations = {group.name: _observed(group, *seen(group), shapes.item) for group in block.groups}
+    results, worst = 0, sum(observations.values())
+    rest = sum(observations.values())
     for group in block.groups:
-        worst = max(worst, waiting + done + _fit(group, recipe, *seen(group)))
-        waiting -= observed[group.name]
-        done += group_bits(group, recipe, weight_bits(group, recipe, most=True), shapes) // 8
+        worst = max(worst, rest + results + _fit(group, recipe, *seen(group)))
+        rest -= observations[group.name]
+        results += group_bits(group, recipe, weight_bits(group, recipe, most=True), shapes) // 8
     return weights + worst
 
 
-def _observed(group: Group, kept: int, held: int, item: int) -> int:
-    return 4 * group.width**2 + kept * group.width * (4 + item) + held * group.width * item
+def _observed(group: Group, reservoir: int, held_out: int, item: int) -> int:
+    return 4 * group.width**2 + reservoir * group.width * (4 + item) + held_out * group.width * item
 
 
-def _fit(group: Group, recipe: Recipe, kept: int, held: int) -> int:
+def _fit(group: Group, recipe: Recipe, reservoir: int, held_out: int) -> int:
     """Beyond what was observed: float32 copies of the weights, of the moment and of the reservoir."""
-    matrix, moment, sample = 4 * group.weights, 4 * group.width**2, 4 * kept * group.width
-    smoothed = recipe.smoothing != "none"
-    working = matrix * (4.25 + smoothed) + sample * (0.25 + smoothed) + moment * smoothed
+    matrix, moment, sample = 4 * group.weights, 4 * group.width**2, 4 * reservoir * group.width
+    has_smoothing = recipe.smoothing != "none"
+    work = matrix * (4.25 + has_smoothing) + sample * (0.25 + has_smoothing) + moment * has_smoothing
     scales = 4 * group.rows * (group.width // recipe.group_size_for(group.width)) ** 2
     rounding = {
         "gptq": 7 * moment + 3 * matrix,
@@ -111,9 +111,10 @@ def _fit(group: Group, recipe: Recipe, kept: int, held: int) -> int:
         adapters = matrix
         if ranks_in(group, recipe).experts:
             inner = min(group.rows, group.width)
-            adapters += matrix * 1.5 + 4 * inner * (group.width + kept) + 8 * min(group.width, kept) ** 2 + 2 * sample
-    measuring = matrix * 2 + 4 * 4 * min(1024, max(held, 1)) * (group.rows + group.width)
-    return int(working + max(rounding, adapters, measuring))
+            adapters += matrix * 1.5 + 4 * inner * (group.width + reservoir)
+            adapters += 8 * min(group.width, reservoir) ** 2 + 2 * sample
+    measurement = matrix * 2 + 4 * 4 * min(1024, max(held_out, 1)) * (group.rows + group.width)
+    return int(work + max(rounding, adapters, measurement))
 
 
 def _activations(shapes: Shapes, rows: Rows) -> int:
@@ -132,6 +133,6 @@ def _loaded_extra(shapes: Shapes) -> int:
     return 2 * 4 * max(group.width * out for group in shapes.groups for out in group.outs)
 
 
-def _left_behind(fitting: int) -> int:
+def _left_behind(fit: int) -> int:
     """Of a block's memory the allocator keeps some when the block is gone."""
-    return int(0.4 * fitting)
+    return int(0.4 * fit)

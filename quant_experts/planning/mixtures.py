@@ -35,62 +35,62 @@ def experts_apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     memory, ``….experts.gate_up_proj.3.weight``, in the place of those that the files hold of it."""
     if any(EACH.fullmatch(name) for name in tensors):
         tensors = {name.replace(*RENAMED): tensor for name, tensor in tensors.items()}
-    left = {name: tensor for name, tensor in tensors.items() if not EACH.fullmatch(name)}
+    rest = {name: tensor for name, tensor in tensors.items() if not EACH.fullmatch(name)}
     for parent, experts in _each(tensors).items():
         for expert, matrices in experts.items():
             for matrix, tensor in _in_memory(matrices).items():
-                left[f"{parent}.{matrix}.{expert}.weight"] = tensor
-    for parent, stacks in _stacks(left).items():
+                rest[f"{parent}.{matrix}.{expert}.weight"] = tensor
+    for parent, stacks in _stacks(rest).items():
         for name in stacks.values():
-            del left[name[0]]
-        turned = _is_transposed({matrix: tensor.shape for matrix, (_, tensor) in stacks.items()})
+            del rest[name[0]]
+        is_transposed = _is_transposed({matrix: tensor.shape for matrix, (_, tensor) in stacks.items()})
         for matrix, (_, tensor) in stacks.items():
             count, first, second = tensor.shape
-            shape = (second, first) if turned else (first, second)
-            left |= {f"{parent}.{matrix}.{expert}.weight": Tensor(tensor.dtype, shape) for expert in range(count)}
-    return left
+            shape = (second, first) if is_transposed else (first, second)
+            rest |= {f"{parent}.{matrix}.{expert}.weight": Tensor(tensor.dtype, shape) for expert in range(count)}
+    return rest
 
 
 def groups_of_experts(tensors: Mapping[str, Tensor]) -> Groups:
     """``tensors``: as ``experts_apart`` gives them. Each matrix of an expert reads a tensor of its own."""
-    found = [match for name in tensors if (match := MEMBER.fullmatch(name))]
-    return tuple((match["parent"], match["layer"].replace(".", "_"), (match["layer"],)) for match in found)
+    matches = [match for name in tensors if (match := MEMBER.fullmatch(name))]
+    return tuple((match["parent"], match["layer"].replace(".", "_"), (match["layer"],)) for match in matches)
 
 
 def share_of_tokens(text: Mapping[str, Any], experts: int) -> float:
     """Of a block's tokens that one of its ``experts`` gets, in the mean. ``text``: the text model's configuration."""
-    chosen = next((text[name] for name in CHOSEN if type(text.get(name)) is int), 1)
-    return min(1.0, max(1, chosen) / max(experts, 1))
+    active = next((text[name] for name in CHOSEN if type(text.get(name)) is int), 1)
+    return min(1.0, max(1, active) / max(experts, 1))
 
 
 def _each(tensors: Mapping[str, Tensor]) -> dict[str, dict[int, dict[str, Tensor]]]:
-    found: dict[str, dict[int, dict[str, Tensor]]] = {}
+    by_parent: dict[str, dict[int, dict[str, Tensor]]] = {}
     for name, tensor in tensors.items():
         if match := EACH.fullmatch(name):
-            experts = found.setdefault(match["parent"], {})
+            experts = by_parent.setdefault(match["parent"], {})
             experts.setdefault(int(match["expert"]), {})[match["matrix"]] = tensor
-    return found
+    return by_parent
 
 
 def _in_memory(matrices: Mapping[str, Tensor]) -> dict[str, Tensor]:
     gate, up, down = (next((matrices[name] for name in names if name in matrices), None) for names in (GATE, UP, DOWN))
-    found = {"up_proj": up if up is not None else gate, "down_proj": down}
+    tensors = {"up_proj": up if up is not None else gate, "down_proj": down}
     if gate is not None and up is not None:
         joint = Tensor(gate.dtype, (gate.shape[0] + up.shape[0], *gate.shape[1:]))
-        found = {"gate_up_proj": joint, "down_proj": down}
-    return {matrix: tensor for matrix, tensor in found.items() if tensor is not None}
+        tensors = {"gate_up_proj": joint, "down_proj": down}
+    return {matrix: tensor for matrix, tensor in tensors.items() if tensor is not None}
 
 
 def _stacks(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, tuple[str, Tensor]]]:
     """Parent → matrix in memory → name and tensor on disk."""
-    found: dict[str, dict[str, tuple[str, Tensor]]] = {}
+    by_parent: dict[str, dict[str, tuple[str, Tensor]]] = {}
     for name, tensor in tensors.items():
         match = STACKED.fullmatch(name)
         matrix = (ONE | OTHER).get(match["matrix"]) if match else None
         if match and matrix and len(tensor.shape) == 3:
             parent = match["parent"] if match["parent"].endswith("experts") else f"{match['parent']}.experts"
-            found.setdefault(parent, {})[matrix] = (name, tensor)
-    return found
+            by_parent.setdefault(parent, {})[matrix] = (name, tensor)
+    return by_parent
 
 
 def _is_transposed(shapes: Mapping[str, tuple[int, ...]]) -> bool:

@@ -32,12 +32,12 @@ def number(value: float | None, digits: int = 3) -> str:
         return "∞" if value > 0 else "−∞"
     if value == 0:
         return "0"
-    rounded = float(f"{value:.{digits}g}")
-    exponent = math.floor(math.log10(abs(rounded)))
+    significant = float(f"{value:.{digits}g}")
+    exponent = math.floor(math.log10(abs(significant)))
     if -5 < exponent < 9:
-        text = f"{rounded:,.{max(0, digits - 1 - exponent)}f}"
+        text = f"{significant:,.{max(0, digits - 1 - exponent)}f}"
         return text.replace("-", "−")
-    mantissa = f"{rounded / 10.0**exponent:.{digits - 1}f}".rstrip("0").rstrip(".")
+    mantissa = f"{significant / 10.0**exponent:.{digits - 1}f}".rstrip("0").rstrip(".")
     return f"{mantissa}×10{str(exponent).translate(SUPERSCRIPT)}".replace("-", "−", 1)
 
 

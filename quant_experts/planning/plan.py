@@ -58,12 +58,12 @@ def make_plan(
     ``calibrations``: by device. Raises Unreadable for a model that cannot be walked."""
     shapes = shapes_of(headers, vision=recipe.vision)
     size = size_of(shapes, recipe)
-    known = calibrations or {}
+    calibrations_by_kind = calibrations or {}
     placements = {
         device: Placement(
             device,
             memory_of(shapes, recipe, rows, size, cuda=device == "cuda"),
-            seconds_of(shapes, recipe, rows, rates=rates, cores=count, calibration=known.get(device)),
+            seconds_of(shapes, recipe, rows, rates=rates, cores=count, calibration=calibrations_by_kind.get(device)),
         )
         for device, rates, count in (("cpu", CORE, cores), ("cuda", GPU, 1))
     }

@@ -52,19 +52,19 @@ class Recipe:
     @classmethod
     def of(cls, method: str = DEFAULT_METHOD, **options: Any) -> Recipe:
         """The recipe of a named method with ``options`` laid over it; None means the default, unknown names nothing."""
-        known = {field.name for field in fields(cls)}
-        given = {name: value for name, value in options.items() if value is not None and name in known}
-        version = given.get("method_version", METHOD_VERSION)
-        meant = {"method": method, "method_version": version, **DEFAULTS[version], **PRESETS[method], **given}
-        return cls(**{name: value for name, value in meant.items() if name in known})
+        names = {field.name for field in fields(cls)}
+        set_options = {name: value for name, value in options.items() if value is not None and name in names}
+        version = set_options.get("method_version", METHOD_VERSION)
+        values = {"method": method, "method_version": version, **DEFAULTS[version], **PRESETS[method], **set_options}
+        return cls(**{name: value for name, value in values.items() if name in names})
 
     @property
     def bits(self) -> tuple[int, int]:
         """Of weights and activations. Raises ValueError for ``"auto"``."""
-        found = re.fullmatch(r"W(\d+)A(\d+)", self.scheme)
-        if found is None:
+        match = re.fullmatch(r"W(\d+)A(\d+)", self.scheme)
+        if match is None:
             raise ValueError(f"scheme {self.scheme!r} has no bits")
-        return int(found[1]), int(found[2])
+        return int(match[1]), int(match[2])
 
     def for_group(self, *, of_mixture: bool) -> Recipe:
         """Of an input group; ``of_mixture``: it belongs to one expert of a mixture."""

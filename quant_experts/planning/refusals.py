@@ -41,7 +41,7 @@ def _stacks(shapes: Shapes, recipe: Recipe, config: Mapping[str, Any]) -> Iterat
         family = shapes.family
         layer = config.get("vision_feature_layer", config.get("select_layer", -1))
         if family.tower is None:
-            able = ", ".join(name for name, known in FAMILIES.items() if known.tower is not None)
+            able = ", ".join(name for name, other in FAMILIES.items() if other.tower is not None)
             what = "has a vision tower that cannot be quantized" if family.vision else "has no vision tower"
             reason = f"{family.model_class} {what}; it works for {able}"
             yield Refusal("invalid_spec", f'vision "quantize": {reason}', "/options/vision")
@@ -74,26 +74,26 @@ def _widths(shapes: Shapes, recipe: Recipe) -> Iterator[Refusal]:
 
 
 def _experts(recipe: Recipe) -> Iterator[Refusal]:
-    routed = recipe.experts if recipe.reconstruction == "qe" else 0
-    if recipe.reconstruction != "none" and not routed and not recipe.shared_rank:
+    experts = recipe.experts if recipe.reconstruction == "qe" else 0
+    if recipe.reconstruction != "none" and not experts and not recipe.shared_rank:
         yield Refusal(
             "invalid_spec",
             f'reconstruction "{recipe.reconstruction}" is left without any expert: raise shared_rank or experts, or '
             'choose reconstruction "none"',
             "/options/shared_rank",
         )
-    if recipe.reconstruction == "qe" and not routed and recipe.refine != "none":
+    if recipe.reconstruction == "qe" and not experts and recipe.refine != "none":
         yield Refusal("invalid_spec", "refine trains routed experts, and experts is 0", "/options/refine")
 
 
 def _sensitive(shapes: Shapes, recipe: Recipe) -> Iterator[Refusal]:
     if recipe.sensitive is None or recipe.scheme == AUTO:
         return
-    raised = int(recipe.sensitive.get("weight_bits", 8))
-    if raised <= recipe.bits[0]:
+    bits = int(recipe.sensitive.get("weight_bits", 8))
+    if bits <= recipe.bits[0]:
         yield Refusal(
             "invalid_spec",
-            f"sensitive.weight_bits {raised} is not more than the {recipe.bits[0]} bits of scheme {recipe.scheme}",
+            f"sensitive.weight_bits {bits} is not more than the {recipe.bits[0]} bits of scheme {recipe.scheme}",
             "/options/sensitive/weight_bits",
         )
     for index, name in enumerate(recipe.sensitive.get("groups") or ()):

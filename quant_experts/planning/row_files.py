@@ -74,9 +74,9 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def unpacked(file: IO[bytes]) -> Iterator[IO[bytes]]:
-    packed = file.read(2) == GZIP
+    is_gzip = file.read(2) == GZIP
     file.seek(0)
-    if not packed:
+    if not is_gzip:
         yield file
         return
     with gzip.open(file) as text:
@@ -93,18 +93,18 @@ def raw_rows(text: IO[bytes], *, most_row: int = MOST_ROW_BYTES, most: int | Non
     source = _Source(text, most)
     try:
         source.more(1 << 16)
-        mark = len(MARK) if source.kept.startswith(MARK) else 0
-        yield from (_elements if _is_list(source.kept) else _lines)(source, mark, most_row)
+        mark = len(MARK) if source.buffer.startswith(MARK) else 0
+        yield from (_elements if _is_list(source.buffer) else _lines)(source, mark, most_row)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UnreadableFile(f"the gzip file is cut off or damaged ({error})") from None
 
 
-def _is_list(beginning: bytes | bytearray) -> bool:
+def _is_list(head: bytes | bytearray) -> bool:
     """Of a text whose first bytes are these. Raises UnreadableFile for what is neither a list nor lines."""
-    what = next((what for magic, what in OTHER_FILES.items() if beginning.startswith(magic)), None)
+    what = next((what for magic, what in OTHER_FILES.items() if head.startswith(magic)), None)
     if what is not None:
         raise UnreadableFile(f"the file is {what}")
-    text = beginning.removeprefix(MARK).lstrip()
+    text = head.removeprefix(MARK).lstrip()
     if text.split(b"\n", 1)[0].strip() == b"{":
         raise UnreadableFile(f"the file is one JSON object over many lines: {WRITE}")
     return text.startswith(b"[")
@@ -132,23 +132,23 @@ def _beginning(text: str) -> str:
 
 
 class _Source:
-    """``kept``: what was read of the text and is still needed; ``start``: where in the text that begins."""
+    """``buffer``: what was read of the text and is still needed; ``start``: where in the text that begins."""
 
     def __init__(self, text: IO[bytes], most: int | None) -> None:
         self._text, self._most = text, most
-        self.kept = bytearray()
+        self.buffer = bytearray()
         self.start = 0
 
     def more(self, size: int = CHUNK) -> bool:
         """Whether there was any."""
         chunk = self._text.read(size)
-        self.kept += chunk
-        if self._most is not None and self.start + len(self.kept) > self._most:
+        self.buffer += chunk
+        if self._most is not None and self.start + len(self.buffer) > self._most:
             raise UnreadableFile(f"the file unpacks to more than {self._most} bytes")
         return bool(chunk)
 
     def drop(self, size: int) -> None:
-        del self.kept[:size]
+        del self.buffer[:size]
         self.start += size
 
 
@@ -156,17 +156,17 @@ def _lines(source: _Source, at: int, most: int) -> Iterator[RawRow]:
     """Empty lines are passed over, and counted."""
     start = at  # of the line in hand; up to ``at`` it is known to have no end
     for number in itertools.count(1):
-        while (end := source.kept.find(b"\n", at)) < 0:
+        while (end := source.buffer.find(b"\n", at)) < 0:
             source.drop(start)
-            start, at = 0, len(source.kept)
+            start, at = 0, len(source.buffer)
             if at > most:
                 yield RawRow(number, source.start, UnreadableRow(f"longer than {most >> 20} MiB"))
                 return
             if not source.more():
-                if source.kept.strip():
-                    yield RawRow(number, source.start, bytes(source.kept))
+                if source.buffer.strip():
+                    yield RawRow(number, source.start, bytes(source.buffer))
                 return
-        line = bytes(source.kept[start:end])
+        line = bytes(source.buffer[start:end])
         if line.strip():
             yield RawRow(number, source.start + start, line)
         start = at = end + 1
@@ -175,38 +175,38 @@ def _lines(source: _Source, at: int, most: int) -> Iterator[RawRow]:
 def _elements(source: _Source, at: int, most: int) -> Iterator[RawRow]:
     """Of the list with which the text begins."""
     numbers = itertools.count(1)
-    at = start = source.kept.index(b"[", at) + 1
-    depth, quoted = 1, False
+    at = start = source.buffer.index(b"[", at) + 1
+    depth, in_string = 1, False
     while depth:
-        found = (IN_STRING if quoted else OUTSIDE).search(source.kept, at)
-        if found is None:
-            at = max(at, len(source.kept)) - start
+        match = (IN_STRING if in_string else OUTSIDE).search(source.buffer, at)
+        if match is None:
+            at = max(at, len(source.buffer)) - start
             source.drop(start)
             start = 0
-            if len(source.kept) > most or not source.more():
+            if len(source.buffer) > most or not source.more():
                 long = f"longer than {most >> 20} MiB"
-                reason = long if len(source.kept) > most else "the file ends before its list does: is it whole?"
+                reason = long if len(source.buffer) > most else "the file ends before its list does: is it whole?"
                 yield RawRow(next(numbers), source.start, UnreadableRow(reason))
                 return
             continue
-        at, mark = found.end(), found.group()
+        at, mark = match.end(), match.group()
         if mark == b"\\":
             at += 1
         elif mark == b'"':
-            quoted = not quoted
+            in_string = not in_string
         else:
             depth += {b"[": 1, b"{": 1, b",": 0}.get(mark, -1)
         if depth == 0 or (depth == 1 and mark == b","):
-            element = bytes(source.kept[start : found.start()])
+            element = bytes(source.buffer[start : match.start()])
             if element.strip() or depth:
                 yield RawRow(next(numbers), source.start + start, element)
             start = at
     source.drop(start)
-    while source.kept or source.more():
-        if source.kept.strip():
+    while source.buffer or source.more():
+        if source.buffer.strip():
             yield RawRow(next(numbers), source.start, UnreadableRow("there is more after the end of the list"))
             return
-        source.kept.clear()
+        source.buffer.clear()
 
 
 def file_beside(base: Path, source: str, *, follow_links: bool = True) -> Path:

@@ -83,18 +83,16 @@ def canonical(row: Any) -> dict[str, Any]:
         messages.insert(0, {"role": "system", "content": system})
     if row.get("videos"):
         raise UnknownRow("/videos", "the row has videos, which are not read: give single frames as images")
-    changed = {
-        key: value for key, value in row.items() if key not in ("conversations", "prompt", "completion", "image")
-    }
-    changed["messages"] = messages
+    result = {key: value for key, value in row.items() if key not in ("conversations", "prompt", "completion", "image")}
+    result["messages"] = messages
     for kind, name in (("image", "images"), ("audio", "audios")):
-        offered = _offered(row, kind)
-        if offered is not None:
-            changed[name] = offered
-            changed["messages"] = _placed(changed["messages"], kind, offered)
-    if "audios" in changed:
-        _give(changed["messages"], changed.pop("audios"))
-    return changed
+        media = _offered(row, kind)
+        if media is not None:
+            result[name] = media
+            result["messages"] = _placed(result["messages"], kind, media)
+    if "audios" in result:
+        _give(result["messages"], result.pop("audios"))
+    return result
 
 
 def of_columns(columns: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,8 +131,8 @@ def _turns(row: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     if "messages" not in row and _is_conversation(prompt) and _is_conversation(completion):
         both = (("/prompt", prompt), ("/completion", completion))
         return iter([(f"{name}/{index}", turn) for name, turns in both for index, turn in enumerate(turns)])
-    known = "messages" in row or not row
-    raise UnknownRow("/messages", WANTED if known else f"{WANTED}; {what_it_is(row)}")
+    is_known = "messages" in row or not row
+    raise UnknownRow("/messages", WANTED if is_known else f"{WANTED}; {what_it_is(row)}")
 
 
 def _is_conversation(turns: Any) -> TypeGuard[list[Any]]:
@@ -147,9 +145,9 @@ def what_it_is(names: Iterable[str]) -> str:
     for keys, name, texts in OTHERS:
         if all(key in names for key in keys):
             return f"it has {' and '.join(keys)} ({name}): write {INSTEAD % texts}"
-    shown = [name if len(name) <= 30 else f"{name[:27]}..." for name in names][:6]
-    more = ", …" if len(names) > len(shown) else ""
-    return f"it has {', '.join(shown)}{more}: write {INSTEAD % ('…', '…')}"
+    short = [name if len(name) <= 30 else f"{name[:27]}..." for name in names][:6]
+    more = ", …" if len(names) > len(short) else ""
+    return f"it has {', '.join(short)}{more}: write {INSTEAD % ('…', '…')}"
 
 
 def _message(pointer: str, turn: Any) -> Any:
@@ -162,8 +160,8 @@ def _message(pointer: str, turn: Any) -> Any:
             message["content"] = message.pop("value", None)
     role = message.get("role")
     if role == "function_call":
-        wanted = '{"role": "assistant", "tool_calls": [{"type": "function", "function": {"name", "arguments"}}]}'
-        raise UnknownRow(f"{pointer}/from", f"a turn from function_call: write it as {wanted}")
+        form = '{"role": "assistant", "tool_calls": [{"type": "function", "function": {"name", "arguments"}}]}'
+        raise UnknownRow(f"{pointer}/from", f"a turn from function_call: write it as {form}")
     if isinstance(role, str):
         message["role"] = ROLES.get(role, role)
     if isinstance(message.get("content"), list):
@@ -179,10 +177,10 @@ def _part(pointer: str, part: Any) -> Any:
         return part
     kind = part.get("type")
     if kind is None:
-        named = [key for key in PART_KEYS if part.get(key) is not None]
-        if len(named) != 1:
+        keys = [key for key in PART_KEYS if part.get(key) is not None]
+        if len(keys) != 1:
             return part
-        kind = named[0]
+        kind = keys[0]
     if kind in ("input_text", "output_text"):
         return {**part, "type": "text"}
     if kind in ("image", "image_url", "input_image"):
@@ -191,8 +189,8 @@ def _part(pointer: str, part: Any) -> Any:
         sound = part["input_audio"]
         return {"type": "audio", "audio": f"data:audio/{sound.get('format', 'wav')};base64,{sound.get('data', '')}"}
     if kind in ("tool_use", "tool_result"):
-        wanted = "tool_calls of the assistant's message" if kind == "tool_use" else "a message of role tool"
-        raise UnknownRow(f"{pointer}/type", f"a part of type {kind} (Anthropic): write it as {wanted}")
+        form = "tool_calls of the assistant's message" if kind == "tool_use" else "a message of role tool"
+        raise UnknownRow(f"{pointer}/type", f"a part of type {kind} (Anthropic): write it as {form}")
     return {**part, "type": kind}
 
 
@@ -209,12 +207,12 @@ def source_of(source: Any) -> Any:
         if isinstance(source.get("bytes"), str):
             return source_of(source["bytes"])
         if source.get("bytes") is None and "path" not in source:
-            nested = next(
+            inner = next(
                 (source[name] for name in ("url", "image_url", "image") if isinstance(source.get(name), str)), None
             )
-            return source if nested is None else source_of(nested)
+            return source if inner is None else source_of(inner)
     if isinstance(source, str):
-        kind = next((media for beginning, media in MAGIC.items() if source.startswith(beginning)), None)
+        kind = next((media for magic, media in MAGIC.items() if source.startswith(magic)), None)
         if kind is not None and len(source) > 60 and BASE64.fullmatch(source):
             return f"data:{kind};base64,{''.join(source.split())}"
     return source
@@ -230,34 +228,34 @@ def _offered(row: dict[str, Any], kind: str) -> list[Any] | None:
         return None
     if len(beside) == 2:
         raise UnknownRow(f"/{kind}s", f"the row has both {kind} and {kind}s: leave one of them out")
-    found = row[beside[0]]
-    if isinstance(found, dict | str | bytes):
-        found = [found]
-    if not isinstance(found, list):
-        raise UnknownRow(f"/{beside[0]}", f"a {kind_of(found)}; expected a list")
-    return [source_of(each) for each in found]
+    media = row[beside[0]]
+    if isinstance(media, dict | str | bytes):
+        media = [media]
+    if not isinstance(media, list):
+        raise UnknownRow(f"/{beside[0]}", f"a {kind_of(media)}; expected a list")
+    return [source_of(each) for each in media]
 
 
-def _placed(messages: list[Any], kind: str, offered: list[Any]) -> list[Any]:
-    """The messages with a part for each of ``offered``: where the texts say ``<image>``, else before the first text of
+def _placed(messages: list[Any], kind: str, media: list[Any]) -> list[Any]:
+    """The messages with a part for each of ``media``: where the texts say ``<image>``, else before the first text of
     the user. Messages that have such parts already say it themselves."""
     if any(part.get("type") == kind for part in _parts(messages)):
         return messages
     mark = f"<{kind}>"
     texts = [text for message in messages for text in _texts(message)]
     count = sum(text.count(mark) for text in texts)
-    if count == len(offered):
+    if count == len(media):
         return [_split(message, kind) for message in messages]
-    numbered = next((found.group() for text in texts if (found := NUMBERED.search(text))), None)
-    if count or numbered is not None:
-        seen = f"{count} {mark}" if count else numbered
+    numbered_mark = next((match.group() for text in texts if (match := NUMBERED.search(text))), None)
+    if count or numbered_mark is not None:
+        marks = f"{count} {mark}" if count else numbered_mark
         raise UnknownRow(
-            f"/{kind}s", f"{len(offered)} {kind}s but {seen} in the texts: write {mark} once where each belongs"
+            f"/{kind}s", f"{len(media)} {kind}s but {marks} in the texts: write {mark} once where each belongs"
         )
     first = next((index for index, message in enumerate(messages) if _role(message) == "user"), None)
     if first is None or not isinstance(messages[first].get("content"), str):
         return messages
-    parts = [*({"type": kind} for _ in offered), {"type": "text", "text": messages[first]["content"]}]
+    parts = [*({"type": kind} for _ in media), {"type": "text", "text": messages[first]["content"]}]
     return [*messages[:first], {**messages[first], "content": parts}, *messages[first + 1 :]]
 
 

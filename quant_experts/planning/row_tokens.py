@@ -94,9 +94,9 @@ class RowCounting:
         self._more: list[int] = []
         self._characters = 0
         self._stack = ExitStack()
-        self._counting: Counts | None = None
+        self._counts: Counts | None = None
         if files is not None and files.tokenizer is not None:
-            self._counting = self._stack.enter_context(counting(files.tokenizer, seconds=seconds))
+            self._counts = self._stack.enter_context(counting(files.tokenizer, seconds=seconds))
 
     def add(self, messages: Sequence[Any], sizes: Sequence[Size]) -> None:
         """``sizes``: of the row's images, in pixels."""
@@ -106,7 +106,7 @@ class RowCounting:
         if self._characters > MOST_CHARACTERS:
             return
         self._images.append(self._image_tokens(sizes))
-        if self._counting is not None and self._turns is not None:
+        if self._counts is not None and self._turns is not None:
             # What was rendered has one token for each image already.
             marks = sum(map(_images_in, messages)) if self._turns.image else 0
             self._more.append((TOKENS_PER_MESSAGE * len(messages) if self._turns_by == "assumed" else 0) - marks)
@@ -117,13 +117,13 @@ class RowCounting:
     def finish(self) -> Counted:
         """Raises Unreadable naming the file of the model that cannot be used."""
         texts = [TextTokens(text, -1) for text in self._texts]
-        if self._counting is not None:
-            both = zip(self._counting.finish(), self._more, strict=True)
+        if self._counts is not None:
+            both = zip(self._counts.finish(), self._more, strict=True)
             texts = [TextTokens(max(0, text.tokens + more), text.largest) for text, more in both]
         images = zip(texts, self._images, strict=True)
         return Counted(
             rows=[RowTokens(text.tokens, image, text.largest) for text, image in images],
-            counted=self._counting is not None,
+            counted=self._counts is not None,
             exact_images=self._files is not None,
             turns_by=self._turns_by,
             limit=limit_of(self._files),
@@ -153,15 +153,15 @@ class RowCounting:
         return sum(image_tokens(sizes, self._files.config, self._files.processor))
 
     def _add_text(self, text: str, messages: Sequence[Mapping[str, Any]]) -> None:
-        assert self._counting is not None
+        assert self._counts is not None
         assert self._files is not None
         assert self._turns is not None
         if self._is_speech:
-            spoken = " ".join(_text(message).strip() for message in messages if message.get("role") == "assistant")
-            self._counting.add(f" {spoken}", special=False)
+            transcript = " ".join(_text(message).strip() for message in messages if message.get("role") == "assistant")
+            self._counts.add(f" {transcript}", special=False)
             self._more[-1] = SPEECH_TOKENS[self._files.multilingual]
         else:
-            self._counting.add(text, special=self._turns.special)
+            self._counts.add(text, special=self._turns.special)
 
 
 def limit_of(files: TextFiles | None) -> int:

@@ -76,24 +76,24 @@ def sampled_rows(
 
     ``seconds``: of the CPU, for ``counting``.
     """
-    counted, images, too_long = _counted(sample, files, seconds, counting)
-    largest = tuple((number, row.largest) for number, row in enumerate(counted.rows, start=1) if counted.counted)
-    seen = partial(replace, sampled=len(sample), largest_tokens=largest, too_long=too_long)
+    counts, images, too_long = _counted(sample, files, seconds, counting)
+    largest = tuple((number, row.largest) for number, row in enumerate(counts.rows, start=1) if counts.counted)
+    complete = partial(replace, sampled=len(sample), largest_tokens=largest, too_long=too_long)
     # One that is too long without its images is skipped; another takes its place.
-    usable = [row for row in counted.rows if row.text < counted.limit]
+    usable = [row for row in counts.rows if row.text < counts.limit]
     if not usable:
-        return seen(unknown_rows(vision=files.vision, rows=rows))
-    tokens = [min(row.total, counted.limit) for row in usable]
-    of_images = [min(row.image, counted.limit - row.text) for row in usable]
-    judged = Rows(
+        return complete(unknown_rows(vision=files.vision, rows=rows))
+    tokens = [min(row.total, counts.limit) for row in usable]
+    of_images = [min(row.image, counts.limit - row.text) for row in usable]
+    estimate = Rows(
         rows,
         statistics.fmean(tokens),
-        _spread(tokens, counted, whole=rows == len(sample)),
+        _spread(tokens, counts, whole=rows == len(sample)),
         images / len(sample),
         statistics.fmean(of_images),
-        counted=counted.counted,
+        counted=counts.counted,
     )
-    return seen(judged)
+    return complete(estimate)
 
 
 def _counted(
@@ -116,13 +116,13 @@ def _counted(
             return _counted(sample, replace(files, tokenizer=None), seconds, counting)
 
 
-def _spread(tokens: Sequence[int], counted: Counted, *, whole: bool) -> float:
+def _spread(tokens: Sequence[int], counts: Counted, *, whole: bool) -> float:
     """The factor by which the mean may be off, for the rows that were not looked at and what the template writes."""
-    if not counted.counted:
+    if not counts.counted:
         return SAMPLED_SPREAD
     varies = statistics.pstdev(tokens) / statistics.fmean(tokens) / math.sqrt(len(tokens))
-    known = 0.03 if counted.turns_by != "assumed" else 0.15
-    return min(ASSUMED_SPREAD, 1 + known + (0.0 if whole else 0.05 + 2 * varies))
+    doubt = 0.03 if counts.turns_by != "assumed" else 0.15
+    return min(ASSUMED_SPREAD, 1 + doubt + (0.0 if whole else 0.05 + 2 * varies))
 
 
 def parsed_text(text: IO[bytes], most: int) -> list[dict[str, Any]]:
@@ -189,7 +189,7 @@ def _picture_size(source: Any) -> tuple[int, int]:
             source = base64.b64decode(source.partition(",")[2])
         with Image.open(io.BytesIO(source), formats=("PNG", "JPEG", "WEBP")) as image:
             width, height = image.size
-            turned = image.getexif().get(ORIENTATION) in SIDEWAYS
-            return (height, width) if turned else (width, height)
+            is_sideways = image.getexif().get(ORIENTATION) in SIDEWAYS
+            return (height, width) if is_sideways else (width, height)
     except (OSError, ValueError, TypeError, binascii.Error, Image.DecompressionBombError):
         return 448, 448

@@ -125,57 +125,57 @@ def seconds_of(
     rest = sum(phase.seconds for phase in phases_of(shapes, recipe, rows, rates).values())
     low = walk * around[0] / (1 + (rows.spread - 1) / 2) + rest / 2
     high = walk * around[1] * (1 + (rows.spread - 1) / 2) + rest * 3
-    measured = len(calibration.ratios) if calibration else 0
-    return Seconds(low, walk + rest, high, sum(blocks) / len(blocks), measured)
+    count = len(calibration.ratios) if calibration else 0
+    return Seconds(low, walk + rest, high, sum(blocks) / len(blocks), count)
 
 
 def block_seconds(shapes: Shapes, block: Block, recipe: Recipe, rows: Rows, rates: Rates) -> float:
-    used = rows.used(recipe.samples)
+    samples = rows.used(recipe.samples)
     total = 0.0
     for group in block.groups:
         tokens = shapes.tokens(group.reads, rows) * group.share
-        held = tokens * recipe.held_out(used)
-        fit = tokens * max(1, used) - held
+        held_out = tokens * recipe.held_out(samples)
+        fit = tokens * max(1, samples) - held_out
         more = tokens * VARIANTS * min(rows.images, 1)
         once = 2.0 * group.weights
-        forwards = once * (2 * (fit + held) + 2 * (held + more) + (0 if recipe.is_rounding_alone else held))
-        solving, moved = _fit_work(group, recipe, fit, held)
-        observing = 2.0 * group.width**2 * fit
-        total += forwards / rates.forward + (observing + solving) / rates.solve + moved / rates.bytes + rates.group
+        forwards = once * (2 * (fit + held_out) + 2 * (held_out + more) + (0 if recipe.is_rounding_alone else held_out))
+        solution, traffic = _fit_work(group, recipe, fit, held_out)
+        observation = 2.0 * group.width**2 * fit
+        total += forwards / rates.forward + (observation + solution) / rates.solve + traffic / rates.bytes + rates.group
     return total
 
 
-def _fit_work(group: Group, recipe: Recipe, fit: float, held: float) -> tuple[float, float]:
+def _fit_work(group: Group, recipe: Recipe, fit: float, held_out: float) -> tuple[float, float]:
     """Float32 operations and bytes moved while one group is fitted and measured."""
     d, out = group.width, group.rows
-    kept, matrix = min(recipe.reservoir, fit), 4.0 * group.weights
+    reservoir, matrix = min(recipe.reservoir, fit), 4.0 * group.weights
     trials = TRIALS.get(recipe.smoothing, 5)
-    tried = min(SUBSAMPLE, kept)
-    work = 2.0 * group.weights * tried * (trials + bool(trials))
-    moved = matrix * PASSES * (trials + 2) + 4.0 * fit * d * 8
+    trial_tokens = min(SUBSAMPLE, reservoir)
+    work = 2.0 * group.weights * trial_tokens * (trials + bool(trials))
+    traffic = matrix * PASSES * (trials + 2) + 4.0 * fit * d * 8
     if recipe.weight_grid == "searched":
-        moved += matrix * (SEARCH + SEARCH_ON_TRIAL * trials)
+        traffic += matrix * (SEARCH + SEARCH_ON_TRIAL * trials)
     if recipe.rounding in ("gptq", "descent"):
         work += 4.0 * d**3 + 2.0 * out * d**2
-        moved += matrix * 128
+        traffic += matrix * 128
     if recipe.rounding == "descent":
         work += SWEEPS * 8.0 * out * d**2
-        moved += SWEEPS * matrix * 128
+        traffic += SWEEPS * matrix * 128
     if recipe.rounding == "obq":
         work += 2.0 * out * d**3
-        moved += matrix * d
+        traffic += matrix * d
     ranks = ranks_in(group, recipe)
     if ranks.shared:
         work += ITERATIONS * _apply(d, out, min(ranks.shared, d, out) + OVERSAMPLING)
     if ranks.experts:
-        work += _routed_work(group, recipe, ranks, kept)
-    seen = min(HELD_OUT_TOKENS, held)
-    measured = 2 if recipe.is_rounding_alone else 4
-    work += 2.0 * group.weights * seen * measured
-    moved += matrix * 4 * measured
+        work += _routed_work(group, recipe, ranks, reservoir)
+    held_out_tokens = min(HELD_OUT_TOKENS, held_out)
+    measurements = 2 if recipe.is_rounding_alone else 4
+    work += 2.0 * group.weights * held_out_tokens * measurements
+    traffic += matrix * 4 * measurements
     if recipe.refine != "none":
         work += REFINE_STEPS * 6.0 * group.weights * 64
-    return work, moved
+    return work, traffic
 
 
 def _apply(d: int, out: int, columns: int) -> float:
@@ -183,29 +183,29 @@ def _apply(d: int, out: int, columns: int) -> float:
     return 4.0 * d * out * columns + 2.0 * d**2 * columns + 4.0 * out * columns**2
 
 
-def _routed_work(group: Group, recipe: Recipe, ranks: Ranks, kept: float) -> float:
+def _routed_work(group: Group, recipe: Recipe, ranks: Ranks, reservoir: float) -> float:
     d, out, inner = group.width, group.rows, min(group.width, group.rows)
     experts, columns = ranks.experts, min(ranks.routed, inner) + OVERSAMPLING
-    prepared = 2.0 * kept * d * inner + 2.0 * inner * d * (d + inner) + (2.0 * out * d**2 if out > d else 0.0)
-    own_tokens = 4.0 * columns * kept
+    preparation = 2.0 * reservoir * d * inner + 2.0 * inner * d * (d + inner) + (2.0 * out * d**2 if out > d else 0.0)
+    own_tokens = 4.0 * columns * reservoir
     first = experts * ITERATIONS * (inner * own_tokens + 2.0 * inner**2 * columns)
     again = recipe.lloyd_rounds * NEAR * (inner * own_tokens + experts * 2.0 * inner**2 * columns)
-    side = min(d, kept)
-    router = 2.0 * kept * d * side + side**3
+    side = min(d, reservoir)
+    router = 2.0 * reservoir * d * side + side**3
     channels = min(experts * recipe.important_channels, max(d - recipe.important_channels, 1))
-    return prepared + first + again + router + 10.0 * channels**3
+    return preparation + first + again + router + 10.0 * channels**3
 
 
 def phases_of(shapes: Shapes, recipe: Recipe, rows: Rows, rates: Rates) -> dict[str, PhaseSeconds]:
     """What a run does but fitting blocks, by the name of its phase."""
-    used = rows.used(recipe.samples)
+    samples = rows.used(recipe.samples)
     tower = 2.0 * shapes.vision_parameters * PATCHES_PER_TOKEN * rows.tokens * min(rows.images, 1)
     head = 2.0 * shapes.hidden * shapes.vocabulary * rows.tokens
     probe = tower + head + 2.0 * shapes.weights * rows.tokens
     return {
         "preparing": PhaseSeconds(0.5 * rates.run, 0.0),
-        "calibrating": PhaseSeconds(0.0, tower * (used + VARIANTS) / rates.forward + ROW * used),
-        "evaluating": PhaseSeconds(0.0, head * recipe.held_out(used) * 3 / rates.forward),
+        "calibrating": PhaseSeconds(0.0, tower * (samples + VARIANTS) / rates.forward + ROW * samples),
+        "evaluating": PhaseSeconds(0.0, head * recipe.held_out(samples) * 3 / rates.forward),
         "packing": PhaseSeconds(0.0, (4.0 * shapes.others + 2.0 * shapes.bytes_before) / DISK),
         "verifying": PhaseSeconds(
             0.5 * rates.run,
@@ -222,8 +222,8 @@ def on_cores(rates: Rates, cores: int) -> Rates:
     )
 
 
-def _quantile(ordered: Sequence[float], share: float) -> float:
-    place = share * (len(ordered) - 1)
+def _quantile(values: Sequence[float], share: float) -> float:
+    place = share * (len(values) - 1)
     below = int(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+    above = min(below + 1, len(values) - 1)
+    return values[below] + (values[above] - values[below]) * (place - below)

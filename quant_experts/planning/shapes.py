@@ -114,8 +114,8 @@ def shapes_of(headers: ModelHeaders, *, vision: str = "keep") -> Shapes:
     _refuse_quantized(config)
     dtype = _dtype(headers)
     tensors = {key: tensor for key, tensor in headers.tensors.items() if not key.endswith(RECOMPUTED)}
-    walked = walked_blocks(family, tensors, config, vision=vision if family.tower else "keep", dtype=dtype)
-    outside = dict(walked.outside)
+    walk = walked_blocks(family, tensors, config, vision=vision if family.tower else "keep", dtype=dtype)
+    outside = dict(walk.outside)
     head = next((name for name in HEADS if name in outside), None)
     embeddings = next((tensor for key, tensor in outside.items() if key.endswith(EMBEDDINGS)), None)
     if head is not None and _is_tied(config, family) and not headers.own_head:
@@ -127,22 +127,22 @@ def shapes_of(headers: ModelHeaders, *, vision: str = "keep") -> Shapes:
     if embeddings is None or len(embeddings.shape) != 2:
         raise Unreadable("invalid_model", "no tensor of the model is its token embeddings")
     sizes = {key: in_memory(tensor, dtype) for key, tensor in outside.items()}
-    seen = {key: tensor for key, tensor in outside.items() if family.vision and _is_vision(key)}
+    vision_tensors = {key: tensor for key, tensor in outside.items() if family.vision and _is_vision(key)}
     patches = next((t for key, t in outside.items() if key.endswith(PATCHES)), None)
     return Shapes(
         family=family,
         model_type=str(config["model_type"]),
         dtype=dtype,
-        blocks=walked.blocks,
+        blocks=walk.blocks,
         others=sum(sizes.values()),
-        before_blocks=sum(sizes[key] for key in seen) + in_memory(embeddings, dtype),
+        before_blocks=sum(sizes[key] for key in vision_tensors) + in_memory(embeddings, dtype),
         largest_other=max(sizes.values()),
         head=in_memory(embeddings, dtype) if head is None else sizes[head],
         bytes_before=headers.bytes,
         vocabulary=embeddings.shape[0],
         hidden=embeddings.shape[1],
         heads=natural(text_config(config), "num_attention_heads") or 1,
-        vision_parameters=sum(tensor.values for tensor in seen.values()),
+        vision_parameters=sum(tensor.values for tensor in vision_tensors.values()),
         audio_positions=(natural(config, "max_source_positions") or 1500) if family.encoder else 0,
         patch_values=math.prod(patches.shape[1:]) if patches is not None else 0,
         deep_blocks=_deep_blocks(config),
@@ -155,8 +155,8 @@ def _deep_blocks(config: Mapping[str, Any]) -> tuple[int, ...]:
     if config.get("model_type") != "qwen3_vl":
         return ()
     vision = config.get("vision_config")
-    listed = vision.get("deepstack_visual_indexes") if isinstance(vision, dict) else None
-    return tuple(each for each in listed if type(each) is int) if isinstance(listed, list) else DEEP_STACK
+    indexes = vision.get("deepstack_visual_indexes") if isinstance(vision, dict) else None
+    return tuple(each for each in indexes if type(each) is int) if isinstance(indexes, list) else DEEP_STACK
 
 
 def _refuse_quantized(config: Mapping[str, Any]) -> None:
@@ -174,18 +174,18 @@ def _dtype(headers: ModelHeaders) -> str:
     """What transformers chooses: the configuration's dtype, else that of the first floating tensor."""
     config = headers.config
     for part in (config, config.get("text_config"), config.get("llm_config")):
-        named = (part.get("dtype") or part.get("torch_dtype")) if isinstance(part, dict) else None
-        if named is not None:
-            dtype = DTYPES.get(str(named).removeprefix("torch."))
+        name = (part.get("dtype") or part.get("torch_dtype")) if isinstance(part, dict) else None
+        if name is not None:
+            dtype = DTYPES.get(str(name).removeprefix("torch."))
             if dtype is None:
                 raise Unreadable(
-                    "invalid_model", f"the model's dtype is {named}; float32, float16 and bfloat16 are supported"
+                    "invalid_model", f"the model's dtype is {name}; float32, float16 and bfloat16 are supported"
                 )
             return dtype
-    stored = next((tensor.dtype for tensor in headers.tensors.values() if tensor.dtype in FLOATS), None)
-    if stored is None:
+    tensor_dtype = next((tensor.dtype for tensor in headers.tensors.values() if tensor.dtype in FLOATS), None)
+    if tensor_dtype is None:
         raise Unreadable("invalid_model", "no tensor of the model is float32, float16 or bfloat16")
-    return stored
+    return tensor_dtype
 
 
 def _is_tied(config: Mapping[str, Any], family: Family) -> bool:

@@ -44,12 +44,12 @@ def size_of(shapes: Shapes, recipe: Recipe) -> Size:
     most = {
         group.name: group_bits(group, recipe, weight_bits(group, recipe, most=True), shapes) for group in shapes.groups
     }
-    unquantized = shapes.others + sum(block.kept for block in shapes.blocks)
+    others = shapes.others + sum(block.kept for block in shapes.blocks)
     bits_least, bits_most = sum(least.values()), _bounded(sum(most.values()), sum(least.values()), shapes, recipe)
     return Size(
         bytes_before=shapes.bytes_before,
-        bytes_after_least=unquantized + bits_least // 8,
-        bytes_after_most=unquantized + bits_most // 8,
+        bytes_after_least=others + bits_least // 8,
+        bytes_after_most=others + bits_most // 8,
         bits_least=bits_least / shapes.weights,
         bits_most=bits_most / shapes.weights,
         blocks_before=tuple(block.before for block in shapes.blocks),
@@ -65,8 +65,8 @@ def _bounded(most: int, least: int, shapes: Shapes, recipe: Recipe) -> int:
         return max(least, min(most, int(recipe.budget["bits_per_weight"] * shapes.weights)))
     if recipe.sensitive is not None and recipe.sensitive.get("share") is not None:
         largest = max(group.weights for group in shapes.groups)
-        allowed = max(recipe.sensitive["share"] * shapes.weights, largest)
-        return min(most, least + int((most - least) * min(1.0, allowed / shapes.weights)) + 8 * len(shapes.groups))
+        bound = max(recipe.sensitive["share"] * shapes.weights, largest)
+        return min(most, least + int((most - least) * min(1.0, bound / shapes.weights)) + 8 * len(shapes.groups))
     return most
 
 
@@ -78,11 +78,11 @@ def weight_bits(group: Group, recipe: Recipe, *, most: bool) -> int:
     if recipe.budget is not None:
         return max(base, *LEVELS) if most else base
     if recipe.sensitive is not None:
-        raised = int(recipe.sensitive.get("weight_bits", LARGEST))
+        sensitive_bits = int(recipe.sensitive.get("weight_bits", LARGEST))
         names = recipe.sensitive.get("groups")
         if names is None:
-            return raised if most else base
-        return raised if is_named(group, names) else base
+            return sensitive_bits if most else base
+        return sensitive_bits if is_named(group, names) else base
     return base
 
 
@@ -108,6 +108,6 @@ def ranks_in(group: Group, recipe: Recipe) -> Ranks:
     """Ranks and routed experts: no more than there are channels left when the most important ones are taken."""
     own = recipe.for_group(of_mixture=group.of_mixture)
     ranks = own.ranks_for(rows=group.rows, width=group.width, layers=len(group.layers))
-    left = group.width - min(recipe.important_channels, max(group.width // 2, 1))
-    count = min(ranks.experts, left)
+    width = group.width - min(recipe.important_channels, max(group.width // 2, 1))
+    count = min(ranks.experts, width)
     return replace(ranks, experts=count if count >= 2 else min(ranks.experts, 1))

@@ -115,8 +115,8 @@ def native(key: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
             yield f"model.vision_tower.encoder.layer.{fused[1]}.attention.{layer}.{fused[2]}", part
         return
     for pattern, name in NATIVE:
-        found = re.match(pattern, key)
-        if found:
-            yield found.expand(name) + key[found.end() :], tensor
+        match = re.match(pattern, key)
+        if match:
+            yield match.expand(name) + key[match.end() :], tensor
             return
     yield key, tensor

@@ -78,11 +78,11 @@ def _template(
     """From where the three generations of repositories keep it."""
     if TEMPLATE in names:
         return read_whole(TEMPLATE).decode("utf-8", errors="replace")
-    held = read(WRAPPED_TEMPLATE).get("chat_template", settings.get("chat_template"))
-    if isinstance(held, list):  # several, each with a name
-        named = [each for each in held if isinstance(each, dict)]
-        held = next((each.get("template") for each in named if each.get("name") == "default"), None)
-    return held if isinstance(held, str) else None
+    templates = read(WRAPPED_TEMPLATE).get("chat_template", settings.get("chat_template"))
+    if isinstance(templates, list):  # several, each with a name
+        entries = [each for each in templates if isinstance(each, dict)]
+        templates = next((each.get("template") for each in entries if each.get("name") == "default"), None)
+    return templates if isinstance(templates, str) else None
 
 
 def _token(token: Any) -> str | None:

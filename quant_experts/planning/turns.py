@@ -77,12 +77,12 @@ class Turns:
         if self.style is None:
             return "\n".join(self._content(message, lambda text: text) for message in messages)
         has_system = bool(messages) and messages[0].get("role") == "system"
-        opening = self.system if self.system and not has_system else ""
-        folded = ""
+        start = self.system if self.system and not has_system else ""
+        system_text = ""
         if has_system and self.style.folds and len(messages) > 1:
-            folded, messages = self._content(messages[0], lambda text: text) + "\n\n", messages[1:]
-        turns = (self._turn(self.style, each, "" if place else folded) for place, each in enumerate(messages))
-        return self.begins + opening + "".join(turns)
+            system_text, messages = self._content(messages[0], lambda text: text) + "\n\n", messages[1:]
+        turns = (self._turn(self.style, each, "" if place else system_text) for place, each in enumerate(messages))
+        return self.begins + start + "".join(turns)
 
     def _turn(self, style: Style, message: Mapping[str, Any], before: str) -> str:
         role = str(message.get("role"))
@@ -90,17 +90,17 @@ class Turns:
         shape = style.turns.get(role, style.turn)
         return shape.replace("{role}", style.names.get(role, role), 1).replace("{text}", text, 1)
 
-    def _content(self, message: Mapping[str, Any], cleaned: Callable[[str], str]) -> str:
+    def _content(self, message: Mapping[str, Any], clean: Callable[[str], str]) -> str:
         content = message.get("content")
         if isinstance(content, str):
-            return cleaned(content)
-        return "".join(self._parts(content if isinstance(content, list) else [], cleaned))
+            return clean(content)
+        return "".join(self._parts(content if isinstance(content, list) else [], clean))
 
-    def _parts(self, parts: Sequence[Any], cleaned: Callable[[str], str]) -> Iterator[str]:
+    def _parts(self, parts: Sequence[Any], clean: Callable[[str], str]) -> Iterator[str]:
         for part in parts:
             kind = part.get("type") if isinstance(part, dict) else None
             if kind == "text":
-                yield cleaned(str(part.get("text") or ""))
+                yield clean(str(part.get("text") or ""))
             elif kind in ("image", "image_url"):
                 yield self.image
 
@@ -125,8 +125,8 @@ def turns_of(template: str | None, *, beginning: str | None, model_type: str, vi
 
 
 def _image_mark(template: str, model_type: str) -> str:
-    for kind, (placeholder, made) in IMAGE_MARKS.items():
+    for kind, (placeholder, mark) in IMAGE_MARKS.items():
         if model_type.startswith(kind):
-            broken = re.search(re.escape(placeholder) + r"(<\|vision_end\|>)?(\\n|\n)", template)
-            return made + ("\n" if broken else "")
+            match = re.search(re.escape(placeholder) + r"(<\|vision_end\|>)?(\\n|\n)", template)
+            return mark + ("\n" if match else "")
     return ""
