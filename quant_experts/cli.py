@@ -70,16 +70,16 @@ class Commands(click.Group):
         if name in CLIENT and importlib.util.find_spec("httpx") is None:
             return _unavailable(name, "client", "httpx is not installed")
         if name in (*OWN, *CLIENT):
-            found = importlib.import_module(f"quant_experts.commands.{name.replace('-', '_')}").command
-            assert isinstance(found, click.Command)
-            return found
+            command = importlib.import_module(f"quant_experts.commands.{name.replace('-', '_')}").command
+            assert isinstance(command, click.Command)
+            return command
         for entry in entry_points(group=ENTRY_POINTS, name=name):
             shipped.make_importable(for_children=True)
             try:
-                brought = entry.load()
+                plugin = entry.load()
             except ImportError as error:
                 return _unavailable(name, "app,worker,engine,embedded", str(error))
-            return brought if isinstance(brought, click.Command) else None
+            return plugin if isinstance(plugin, click.Command) else None
         return None
 
 
@@ -153,8 +153,8 @@ def run(arguments: Sequence[str]) -> int:
         _complain("qe", f"this needs more packages ({error}): pip install 'quant-experts[engine]'")
         return BAD_ARGUMENTS
     except OSError as error:
-        named = error.filename2 or error.filename
-        _complain("error file", f"{named}: {error.strerror}" if named else str(error))
+        path = error.filename2 or error.filename
+        _complain("error file", f"{path}: {error.strerror}" if path else str(error))
         return BAD_INPUT
     except (click.Abort, KeyboardInterrupt):
         _complain("interrupted", "what is finished is kept; the same command goes on from there")

@@ -96,15 +96,15 @@ def names_a_service(environment: Mapping[str, str] = os.environ) -> bool:
 
 def _host(url: str) -> str:
     try:
-        parsed = httpx.URL(url)
+        parts = httpx.URL(url)
     except httpx.InvalidURL as error:
         raise MisconfiguredClient(f"QE_URL {url!r} is not an address: {error}") from error
-    if parsed.scheme not in ("http", "https") or not parsed.host:
+    if parts.scheme not in ("http", "https") or not parts.host:
         raise MisconfiguredClient(f"QE_URL {url!r} is not an address: write http://host:port or https://host")
-    if parsed.userinfo or parsed.query or parsed.fragment:
+    if parts.userinfo or parts.query or parts.fragment:
         # httpx would turn a user into an Authorization header, in place of our key, and append paths to a query.
         raise MisconfiguredClient("QE_URL has a user, a ? or a #: write http://host:port or https://host, without them")
-    return parsed.host
+    return parts.host
 
 
 def _kept(path: Path) -> dict[str, str]:

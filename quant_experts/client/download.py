@@ -110,16 +110,16 @@ class _Tally:
         self._on_progress = on_progress
         self._total = sum(artifact.bytes for artifact in artifacts)
         self._files = len(artifacts)
-        self._done = 0
+        self._received = 0
         self._whole = 0
 
     def add(self, name: str, count: int, *, whole: bool = False) -> None:
         """``count`` may be negative: bytes that were discarded."""
         with self._lock:
-            self._done += count
+            self._received += count
             self._whole += whole
             if self._on_progress is not None:
-                self._on_progress(DownloadProgress(name, self._done, self._total, self._whole, self._files))
+                self._on_progress(DownloadProgress(name, self._received, self._total, self._whole, self._files))
 
 
 def _bring(
@@ -225,12 +225,14 @@ def _continues(response: httpx.Response, start: int) -> bool:
 
 def _pause(name: str, failure: Exception | None, failures: int, policy: RetryPolicy, stop: threading.Event) -> None:
     """Wait before the next connection. Raises ``failure`` when there is none."""
-    cut = failure or httpx.RemoteProtocolError("the connection ended before the file did")
-    seconds = policy.pause(cut, attempt=max(0, failures - 1), repeatable=True)
+    error = failure or httpx.RemoteProtocolError("the connection ended before the file did")
+    seconds = policy.pause(error, attempt=max(0, failures - 1), repeatable=True)
     if seconds is None:
-        if isinstance(cut, httpx.RequestError):
-            raise ConnectionFailed(f"{name}: {str(cut) or type(cut).__name__}, {failures} times in a row") from cut
-        raise cut
+        if isinstance(error, httpx.RequestError):
+            raise ConnectionFailed(
+                f"{name}: {str(error) or type(error).__name__}, {failures} times in a row"
+            ) from error
+        raise error
     if stop.wait(seconds):
         raise Stopped(name)
 

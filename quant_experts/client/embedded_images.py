@@ -125,16 +125,16 @@ class _Copy:
             for raw in raw_rows(text):
                 if self._stop.is_set():
                     raise Stopped(self._path.name)
-                written = b"\n" * (raw.number - line) + self._line(raw) + b"\n"
+                line_text = b"\n" * (raw.number - line) + self._line(raw) + b"\n"
                 line = raw.number + 1
-                self._to.write(written)
+                self._to.write(line_text)
                 self._rows += 1
-                self._bytes += len(written)
+                self._bytes += len(line_text)
                 if self._on_progress is not None:
                     self._on_progress(EmbeddingProgress(self._rows, self._images, self._bytes))
         if self._complaints:
-            told = "; ".join(each["detail"] for each in self._complaints.errors())
-            raise InvalidRows(f"{self._path.name}: {told}")
+            complaints = "; ".join(each["detail"] for each in self._complaints.errors())
+            raise InvalidRows(f"{self._path.name}: {complaints}")
 
     def _line(self, raw: RawRow) -> bytes:
         row = _row(raw)
@@ -167,6 +167,6 @@ def _media_type(kind: Literal["image", "audio"], source: str, data: bytes) -> st
     else:
         media_type = next((media for magic, media in MEDIA.items() if data.startswith(magic)), "")
     if not media_type.startswith(kind):
-        expected = "a PNG, JPEG or WEBP image" if kind == "image" else "a WAV file"
-        raise UnreadableRow(f"{shown(source)} is not {expected}")
+        formats = "a PNG, JPEG or WEBP image" if kind == "image" else "a WAV file"
+        raise UnreadableRow(f"{shown(source)} is not {formats}")
     return media_type

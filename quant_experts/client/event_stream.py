@@ -29,7 +29,7 @@ class EventStream:
         self._terminal = False
         self._delay = 1.0
         self._failures = 0
-        self._heard = time.monotonic()
+        self._last_event_at = time.monotonic()
 
     def headers(self) -> dict[str, str]:
         """Headers of the next connection. The incomplete event of the previous one is dropped."""
@@ -38,7 +38,7 @@ class EventStream:
 
     def feed(self, chunk: bytes) -> Iterator[EventView]:
         """The events that ``chunk`` completes, without those seen before."""
-        self._heard, self._failures = time.monotonic(), 0
+        self._last_event_at, self._failures = time.monotonic(), 0
         # A carriage return at the end may be the first half of CRLF.
         lines = END_OF_LINE.split(self._buffer + chunk)
         self._buffer = lines.pop()
@@ -66,7 +66,7 @@ class EventStream:
         """
         if isinstance(failure, ApiError) and not transient(failure):
             raise failure
-        silent = time.monotonic() - self._heard
+        silent = time.monotonic() - self._last_event_at
         if silent > self._patience:
             raise ConnectionFailed(
                 f"nothing heard of the service for {silent:.0f} s (after event {self.last}): {failure or 'it hangs up'}"

@@ -65,16 +65,16 @@ class JobsOperations(Operations, Generic[J, PL]):
     ) -> Operation[J]:
         """Queue exactly what was planned under ``digest``, by whoever of the tenant. Raises NotFound for a plan that is
         older than a day, InvalidRequest for one that was refused, Conflict when its inputs have changed."""
-        planned = yield from self._send(requests.stored_plan(digest))
+        document = yield from self._send(requests.stored_plan(digest))
         fields: JobFields = {
-            "model": planned.model.id,
-            "revision": planned.model.revision,
-            "calibration": planned.calibration.dataset,
-            "split": planned.calibration.split,
-            "scheme": planned.scheme,
-            "method": planned.method,
-            "options": planned.options,
-            "target": planned.target,
+            "model": document.model.id,
+            "revision": document.model.revision,
+            "calibration": document.calibration.dataset,
+            "split": document.calibration.split,
+            "scheme": document.scheme,
+            "method": document.method,
+            "options": document.options,
+            "target": document.target,
             **named,
         }
         request = requests.create_job(self._job, fields, plan=digest, idempotency_key=idempotency_key)
@@ -158,12 +158,12 @@ class JobsOperations(Operations, Generic[J, PL]):
             created_before=created_before,
             finished_before=finished_before,
         )
-        deleted: _List[str] = []
+        job_ids: _List[str] = []
         while True:
             part = yield from self._send(request)
-            deleted += part.deleted
+            job_ids += part.deleted
             if not part.has_more or not part.deleted:
-                return deleted
+                return job_ids
 
     @operation
     def fork(self, job_id: str, *, idempotency_key: str | None = None, **changes: Unpack[Changes]) -> Operation[J]:

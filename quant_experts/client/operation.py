@@ -78,8 +78,8 @@ class operation(Generic[P, T], _Decorator[P, Operation[T]]):  # noqa: N801 -- a 
             return self
 
         @functools.wraps(self._method)
-        def run(*arguments: P.args, **named: P.kwargs) -> Any:
-            return instance._transport.run(self._method(instance, *arguments, **named))
+        def run(*arguments: P.args, **keywords: P.kwargs) -> Any:
+            return instance._transport.run(self._method(instance, *arguments, **keywords))
 
         return run
 
@@ -96,8 +96,8 @@ class listing(Generic[P, T], _Decorator[P, Stream[T]]):  # noqa: N801
             return self
 
         @functools.wraps(self._method)
-        def iterate(*arguments: P.args, **named: P.kwargs) -> Any:
-            return instance._transport.iterate(self._method(instance, *arguments, **named))
+        def iterate(*arguments: P.args, **keywords: P.kwargs) -> Any:
+            return instance._transport.iterate(self._method(instance, *arguments, **keywords))
 
         return iterate
 

@@ -66,12 +66,12 @@ def _unreadable_answer(response: httpx.Response, why: str) -> ClientError:
 
 def paginate(request: Request[Page[T]], *, access: Access, policy: RetryPolicy) -> Stream[T]:
     """Every entry of a listing, page after page as they are needed."""
-    upcoming: Request[Page[T]] | None = request
-    while upcoming is not None:
-        page = yield from send_request(upcoming, access=access, policy=policy)
+    next_request: Request[Page[T]] | None = request
+    while next_request is not None:
+        page = yield from send_request(next_request, access=access, policy=policy)
         for entry in page.data:
             yield Item(entry)
-        upcoming = next_page(upcoming, page)
+        next_request = next_page(next_request, page)
 
 
 def follow_events(job_id: str, *, after: int, silence: float, policy: RetryPolicy) -> Stream[EventView]:
@@ -104,15 +104,15 @@ def poll(ask: Callable[[], Operation[T]], *, ended: Callable[[T], bool], every: 
     Raises ApiError, or ConnectionFailed when the service was not heard of for ``silence`` seconds.
     """
     before: T | None = None
-    heard = time.monotonic()
+    last_answer_at = time.monotonic()
     while True:
         try:
             answer = yield from ask()
         except LOST_ANSWER:
-            if time.monotonic() - heard > silence:
+            if time.monotonic() - last_answer_at > silence:
                 raise
         else:
-            heard = time.monotonic()
+            last_answer_at = time.monotonic()
             if answer != before:
                 yield Item(answer)
             before = answer

@@ -57,7 +57,7 @@ def run_parallel(
 
 def _run(
     work: Callable[[T, threading.Event], None],
-    pending: queue.SimpleQueue[T],
+    items: queue.SimpleQueue[T],
     results: queue.SimpleQueue[BaseException | None],
     over: threading.Event,
 ) -> None:
@@ -65,7 +65,7 @@ def _run(
     result: BaseException | None = None
     try:
         while not over.is_set():
-            work(pending.get_nowait(), over)
+            work(items.get_nowait(), over)
     except queue.Empty:
         pass
     except BaseException as error:  # noqa: BLE001 -- raised by the caller's thread

@@ -104,10 +104,10 @@ class BlockingTransport:
 
 
 def request_of(http: httpx.Client | httpx.AsyncClient, request: Request[Any]) -> httpx.Request:
-    built = http.build_request(request.method, request.path, **request.arguments())
+    new = http.build_request(request.method, request.path, **request.arguments())
     if request.on_sent is not None:
-        built.stream = CountedStream(built.stream, request.on_sent)
-    return built
+        new.stream = CountedStream(new.stream, request.on_sent)
+    return new
 
 
 class _OpenResponse:

@@ -82,8 +82,8 @@ def _upload(
     stop: threading.Event,
 ) -> DatasetView:
     size, sha256 = path.stat().st_size, _digest(path, stop)
-    if reuse and (existing := _known(transport, sha256)) is not None:
-        return existing
+    if reuse and (there := _known(transport, sha256)) is not None:
+        return there
     progress = Progress(size, on_progress)
     if size <= part_bytes:
         return _send_whole(transport, path, name=name, expires_at=expires_at, sha256=sha256, progress=progress)
@@ -95,24 +95,24 @@ def _upload(
             # It was begun with smaller parts, of which some would remain.
             transport.send(requests.abort_upload(upload.id))
             upload = _resumed(transport, resume, name)
-        all_sent = False
+        is_complete = False
         try:
             _send_parts(transport, path, upload, parts, parallel=parallel, progress=progress, stop=stop)
-            all_sent = True
+            is_complete = True
             dataset = transport.send(requests.complete_upload(upload.id, sha256, expires_at=expires_at))
         except (*LOST_ANSWER, NotFound) as error:
-            if not all_sent and not isinstance(error, NotFound):
+            if not is_complete and not isinstance(error, NotFound):
                 raise
             # It may be complete all the same, perhaps by another call; a completed upload does not exist any more.
-            existing = _known(transport, sha256)
-            if existing is None:
+            there = _known(transport, sha256)
+            if there is None:
                 if not tries_left:
                     raise
                 if isinstance(error, NotFound):
                     resume.unlink(missing_ok=True)
                     progress.lost()
                 continue
-            dataset = existing
+            dataset = there
         resume.unlink(missing_ok=True)
         return dataset
     raise AssertionError("not reached")
@@ -143,9 +143,9 @@ def _send_whole(
         raise ClientError(f"{path.name} changed while it was sent")
     progress.begin(1)
 
-    def moved(sent: int) -> None:
+    def moved(count: int) -> None:
         # The count includes the form around the file.
-        progress.moved(1, min(sent, len(content)))
+        progress.moved(1, min(count, len(content)))
 
     request = replace(requests.upload(name, content, expires_at=expires_at), on_sent=moved)
     for tries_left in reversed(range(TRIES)):
@@ -153,12 +153,12 @@ def _send_whole(
             dataset = transport.send(request)
         except LOST_ANSWER:
             # It may have arrived: check before sending it again.
-            existing = _known(transport, sha256)
-            if existing is None:
+            there = _known(transport, sha256)
+            if there is None:
                 if not tries_left:
                     raise
                 continue
-            dataset = existing
+            dataset = there
         progress.finished(1, len(content))
         return dataset
     raise AssertionError("not reached")

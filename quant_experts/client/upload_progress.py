@@ -39,7 +39,7 @@ class Progress:
         self._most: dict[int, int] = {}
         """Part → most bytes that any attempt has sent."""
         self._now: dict[int, int] = {}
-        self._finished: set[int] = set()
+        self._complete: set[int] = set()
         self._parts = 0
         self._again = 0
 
@@ -52,7 +52,7 @@ class Progress:
         with self._lock:
             self._most.clear()
             self._now.clear()
-            self._finished.clear()
+            self._complete.clear()
             self._again += 1
             self._tell()
 
@@ -71,13 +71,13 @@ class Progress:
         """The service has the part."""
         with self._lock:
             self._now[part] = self._most[part] = bytes_
-            self._finished.add(part)
+            self._complete.add(part)
             self._tell()
 
     def _tell(self) -> None:
         if self._on_progress is not None:
-            done = min(self._total, sum(self._most.values()))
-            self._on_progress(UploadProgress(done, self._total, len(self._finished), self._parts, self._again))
+            total = min(self._total, sum(self._most.values()))
+            self._on_progress(UploadProgress(total, self._total, len(self._complete), self._parts, self._again))
 
 
 class CountedStream(httpx.SyncByteStream, httpx.AsyncByteStream):
@@ -89,23 +89,23 @@ class CountedStream(httpx.SyncByteStream, httpx.AsyncByteStream):
 
     def __iter__(self) -> Iterator[bytes]:
         assert isinstance(self._stream, httpx.SyncByteStream)
-        sent = 0
+        count = 0
         self._on_sent(0)
         for whole in self._stream:
             for chunk in _cut(whole):
                 yield chunk
-                sent += len(chunk)
-                self._on_sent(sent)
+                count += len(chunk)
+                self._on_sent(count)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         assert isinstance(self._stream, httpx.AsyncByteStream)
-        sent = 0
+        count = 0
         self._on_sent(0)
         async for whole in self._stream:
             for chunk in _cut(whole):
                 yield chunk
-                sent += len(chunk)
-                self._on_sent(sent)
+                count += len(chunk)
+                self._on_sent(count)
 
 
 def _cut(whole: bytes) -> Iterator[bytes]:

@@ -90,8 +90,8 @@ def command(
                 wrong = "--cancel goes with a COMPARISON, as cmp_…" if cancel else "give --model and --calibration"
                 raise click.UsageError(wrong)
             check_is_of_a_service(model)
-            parsed = [candidate_of(text) for text in candidates]
-            if len(parsed) < 2:
+            pairs = [candidate_of(text) for text in candidates]
+            if len(pairs) < 2:
                 raise click.UsageError("give at least two candidates, as W4A6 W4A6/gptq")
             body = body_of(**options)
             comparison = _created(
@@ -101,7 +101,7 @@ def command(
                 model=model,
                 revision=revision,
                 split=split,
-                candidates=parsed,
+                candidates=pairs,
                 options=body.get("options"),
                 accept_if=body.get("accept_if"),
                 name=name,
@@ -136,10 +136,10 @@ def _created(client: Client, calibration: str, idempotency_key: str | None, **fi
 def candidate_of(text: str) -> Candidate:
     """``[LABEL:]SCHEME[/METHOD][,OPTION=VALUE]…``. Raises UsageError that says what is wrong."""
     label, colon, rest = text.partition(":")
-    labelled = bool(colon) and "=" not in label
-    what, *pairs = (rest if labelled else text).split(",")
+    has_label = bool(colon) and "=" not in label
+    what, *pairs = (rest if has_label else text).split(",")
     scheme, slash, method = what.partition("/")
-    if not scheme or (slash and not method) or (labelled and not label):
+    if not scheme or (slash and not method) or (has_label and not label):
         raise click.UsageError(f"candidate {text!r}: write [LABEL:]SCHEME[/METHOD][,OPTION=VALUE]…, as W4A6/gptq")
     options: dict[str, Any] = {}
     target: dict[str, Any] = {}
@@ -152,7 +152,7 @@ def candidate_of(text: str) -> Candidate:
     candidate: Candidate = {"scheme": scheme}
     if method:
         candidate["method"] = method
-    if labelled:
+    if has_label:
         candidate["label"] = label
     if options:
         candidate["options"] = options
@@ -170,10 +170,10 @@ def _value(text: str) -> Any:
     return text if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _existing(client: Client, named: tuple[str, ...], *, cancel: bool) -> Comparison:
-    if len(named) > 1 or not named[0].startswith("cmp_"):
+def _existing(client: Client, names: tuple[str, ...], *, cancel: bool) -> Comparison:
+    if len(names) > 1 or not names[0].startswith("cmp_"):
         raise click.UsageError("give one COMPARISON, as cmp_…; or candidates with --model and --calibration")
-    comparison = client.comparisons.get(named[0])
+    comparison = client.comparisons.get(names[0])
     return comparison.cancel() if cancel else comparison
 
 

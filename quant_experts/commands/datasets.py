@@ -102,12 +102,12 @@ def show(
         figures = client.datasets.statistics(dataset_id, model=model, revision=revision)
         rows = list(islice(client.datasets.rows(dataset_id), count)) if count else []
     if as_json:
-        shown = {
+        details = {
             **dataset.model_dump(mode="json"),
             "statistics": figures.model_dump(mode="json"),
             "first_rows": [row.model_dump(mode="json") for row in rows],
         }
-        click.echo(json.dumps(shown))
+        click.echo(json.dumps(details))
         return
     for title, value in _lines(dataset, figures).items():
         click.echo(f"{title:<12} {value}")

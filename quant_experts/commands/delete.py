@@ -39,27 +39,27 @@ def command(
 
     Jobs that wait or run stay: qe cancel stops them. What was used stays in qe usage.
     """
-    selected = bool(status or labels or model or finished_before)
-    if bool(job_ids) == selected:
+    has_filter = bool(status or labels or model or finished_before)
+    if bool(job_ids) == has_filter:
         raise click.UsageError("name jobs, or select them with --status, --label, --model, --finished-before")
-    if artifacts and selected:
+    if artifacts and has_filter:
         raise click.UsageError("--artifacts goes with named jobs")
-    if selected and not yes:
+    if has_filter and not yes:
         click.confirm("Delete every finished job that the options select?", abort=True, err=True)
     with connected(url) as client:
         if artifacts:
             for job_id in job_ids:
                 client.jobs.delete_artifacts(job_id)
-            deleted = list(job_ids)
+            ids = list(job_ids)
         elif job_ids:
             for job_id in job_ids:
                 client.jobs.delete(job_id)
-            deleted = list(job_ids)
+            ids = list(job_ids)
         else:
             pairs = (label.partition("=") for label in labels)
             label = {key: value if equals else None for key, equals, value in pairs}
-            deleted = client.jobs.delete_many(status=status, label=label, model=model, finished_before=finished_before)
+            ids = client.jobs.delete_many(status=status, label=label, model=model, finished_before=finished_before)
     if as_json:
-        print_json(Deleted(deleted=deleted, has_more=False))
+        print_json(Deleted(deleted=ids, has_more=False))
     else:
-        click.echo(f"{len(deleted)} {'jobs without their files' if artifacts else 'jobs deleted'}")
+        click.echo(f"{len(ids)} {'jobs without their files' if artifacts else 'jobs deleted'}")

@@ -29,11 +29,11 @@ def check_disk_space(model: Path, spec: QuantizationSpec, *, output: Path, work:
         plan = make_plan(headers, Recipe.of(**spec.model_dump()), unknown_rows(vision=False), from_hub=False)
     except (Unreadable, HubUnavailable, OSError):
         return
-    for path, needed in _needed(plan, output, work).items():
+    for path, need in _needed(plan, output, work).items():
         free = shutil.disk_usage(path).free
-        if free < needed:
+        if free < need:
             raise DiskFull(
-                f"{path} has {size_text(free)} free, and the run writes {size_text(needed)} there at least: make room, "
+                f"{path} has {size_text(free)} free, and the run writes {size_text(need)} there at least: make room, "
                 "or choose another --output and --work"
             )
 
@@ -43,11 +43,11 @@ def _needed(plan: Plan, output: Path, work: Path) -> dict[Path, int]:
     the checkpoint."""
     blocks = sum(plan.size.blocks_after) if plan.size.is_exact else 0
     there = sum(path.stat().st_size for path in work.glob("blocks/*")) if work.is_dir() else 0
-    needed: dict[Path, int] = {}
+    needs: dict[Path, int] = {}
     for path, size in ((output, plan.size.bytes_after_least), (work, max(0, blocks - there))):
-        existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
-        needed[existing] = needed.get(existing, 0) + size
-    return needed
+        parent_there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+        needs[parent_there] = needs.get(parent_there, 0) + size
+    return needs
 
 
 @contextmanager
@@ -59,8 +59,8 @@ def disk_full_advice(work: Path, output: Path) -> Iterator[None]:
         if error.errno not in NO_SPACE:
             raise
         full = Path(error.filename) if error.filename else work
-        existing = next((parent for parent in (full, *full.absolute().parents) if parent.exists()), Path("/"))
+        parent_there = next((parent for parent in (full, *full.absolute().parents) if parent.exists()), Path("/"))
         raise DiskFull(
-            f"no space is left at {full} ({size_text(shutil.disk_usage(existing).free)} free); finished blocks are "
+            f"no space is left at {full} ({size_text(shutil.disk_usage(parent_there).free)} free); finished blocks are "
             f"kept in {work}: make room and run the same command again, which goes on from there"
         ) from error

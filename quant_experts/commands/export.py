@@ -30,11 +30,11 @@ def command(checkpoint: Path, name: str, output: Path, device: str) -> None:
     from quant_experts.export import export
     from quant_experts.planning.number_text import size_text
 
-    done = export(checkpoint, name, output, device=device)
-    click.echo(f"{done.directory}: {size_text(done.bytes)} in {len(done.files)} files")
-    for loss in done.losses:
+    result = export(checkpoint, name, output, device=device)
+    click.echo(f"{result.directory}: {size_text(result.bytes)} in {len(result.files)} files")
+    for loss in result.losses:
         click.echo(f"not in it: {loss}")
-    if done.loaded:
+    if result.loaded:
         click.echo("it loads in a fresh process, and its logits are finite")
     else:
         click.echo(f"it was not loaded here: the package {KNOWN[name].needs} is not installed")

@@ -182,8 +182,8 @@ def _what_the_report_says(report: QualityReport) -> Iterator[str]:
         yield ": ".join([f"calibration data: {report.calibration.verdict}", *report.calibration.reasons[:1]])
     if report.images is not None:
         ratio = report.images.smallest_ratio if report.images else None
-        measured = "" if ratio is None else f" ({numbers.percent(ratio)} of the full-precision reaction)"
-        yield f"images: {report.images.verdict.replace('_', ' ')}{measured}"
+        note = "" if ratio is None else f" ({numbers.percent(ratio)} of the full-precision reaction)"
+        yield f"images: {report.images.verdict.replace('_', ' ')}{note}"
     if report.mixed_precision is not None:
         mixed = report.mixed_precision
         yield (
@@ -191,8 +191,8 @@ def _what_the_report_says(report: QualityReport) -> Iterator[str]:
             f"{mixed.weight_bits} bits, chosen by {mixed.decided_by}"
         )
     if report.auto is not None:
-        chosen = next((point.label for point in report.auto.points if point.chosen), "nothing")
-        yield f"searched: {len(report.auto.points)} configurations, chosen {chosen}"
+        label = next((point.label for point in report.auto.points if point.chosen), "nothing")
+        yield f"searched: {len(report.auto.points)} configurations, chosen {label}"
 
 
 def _schemes(alike: Iterable[GroupContents]) -> str:

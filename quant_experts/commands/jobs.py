@@ -40,8 +40,8 @@ def command(
         else:
             pairs = (label.partition("=") for label in labels)
             label_values = {key: value if equals else None for key, equals, value in pairs}
-            listed = client.jobs.list(status=status, label=label_values, model=model, page_size=min(limit, 100))
-            jobs = list(islice(listed, limit))
+            page = client.jobs.list(status=status, label=label_values, model=model, page_size=min(limit, 100))
+            jobs = list(islice(page, limit))
     if as_json:
         for job in jobs:
             print_json(job)
@@ -104,6 +104,6 @@ def progress_of(job: JobView) -> str:
     """``fitting 7/28, 25 %, 4 min left``."""
     progress = job.progress
     parts = [job.phase or "", f"{progress.blocks_done}/{progress.blocks_total}" if progress.blocks_total else ""]
-    left = f", {max(1, round(progress.eta_seconds / 60))} min left" if progress.eta_seconds else ""
-    share = f", {progress.fraction:.0%}" if left and progress.fraction is not None else ""
-    return " ".join(part for part in parts if part) + share + left
+    rest = f", {max(1, round(progress.eta_seconds / 60))} min left" if progress.eta_seconds else ""
+    share = f", {progress.fraction:.0%}" if rest and progress.fraction is not None else ""
+    return " ".join(part for part in parts if part) + share + rest

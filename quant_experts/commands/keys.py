@@ -113,8 +113,8 @@ def _state(key: KeyView) -> str:
         return f"revoked {_day(key.revoked_at)}"
     if key.expires_at is None:
         return "valid"
-    ended = key.expires_at <= datetime.now(UTC)
-    return f"{'ended' if ended else 'valid until'} {key.expires_at:%Y-%m-%d %H:%M}"
+    is_over = key.expires_at <= datetime.now(UTC)
+    return f"{'ended' if is_over else 'valid until'} {key.expires_at:%Y-%m-%d %H:%M}"
 
 
 def _day(moment: datetime | None) -> str:

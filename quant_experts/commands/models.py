@@ -15,9 +15,9 @@ def check_is_of_a_service(model: str, *, instead: str = "") -> None:
     """Raises UsageError for a local path. ``instead``: advice for a directory."""
     if ID.fullmatch(model):
         return
-    named = "name it as local/NAME below the service's model root"
+    advice = "name it as local/NAME below the service's model root"
     if Path(model).is_dir():
         raise click.UsageError(
-            f"--model {model} is a directory of this machine, which a service does not see: {instead}{named}"
+            f"--model {model} is a directory of this machine, which a service does not see: {instead}{advice}"
         )
-    raise click.UsageError(f"--model {model!r} is no id: write OWNER/NAME as on the hub, or {named}")
+    raise click.UsageError(f"--model {model!r} is no id: write OWNER/NAME as on the hub, or {advice}")

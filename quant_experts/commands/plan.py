@@ -90,12 +90,12 @@ def command(
     also says which of its workers could run it and keeps the plan for a day: qe submit --plan DIGEST runs exactly that.
     Exit code 1 when the run would be refused.
     """
-    if on_the_service(model, url=url, asked=on_service):
+    if on_the_service(model, url=url, answer=on_service):
         if calibration is None:
             raise click.UsageError("--calibration: a service plans a job with its rows: give a file, ds_… or a hub id")
         from quant_experts.commands.service_plan import plan_on_service
 
-        accepted = plan_on_service(
+        is_accepted = plan_on_service(
             model=model,
             revision=revision,
             calibration=calibration,
@@ -104,7 +104,7 @@ def command(
             as_json=as_json,
             url=url,
         )
-        return 0 if accepted else BAD_INPUT
+        return 0 if is_accepted else BAD_INPUT
     if split is not None:
         raise click.UsageError("--split is of a hub dataset, which only a service plans with")
     spec, _ = spec_of(**options)
@@ -127,14 +127,14 @@ def command(
     return BAD_INPUT if plan.refusals else 0
 
 
-def on_the_service(model: str, *, url: str | None, asked: bool | None) -> bool:
+def on_the_service(model: str, *, url: str | None, answer: bool | None) -> bool:
     """Whether a service plans, or this machine. Raises UsageError where it is ambiguous."""
     directory, looks_like_id = Path(model).is_dir(), ID.fullmatch(model) is not None
-    if asked is False and url is not None:
+    if answer is False and url is not None:
         raise click.UsageError("--here and --url: give one of them")
-    if asked is False:
+    if answer is False:
         return False
-    if asked or url is not None:
+    if answer or url is not None:
         check_is_of_a_service(model, instead="plan it with --here, or ")
         _check_installed()
         return True

@@ -167,18 +167,18 @@ def _cache() -> Path:
 @contextmanager
 def _stopping_softly() -> Iterator[ShouldStop]:
     """A ``should_stop`` that the first SIGINT or SIGTERM turns on; the second one interrupts at once."""
-    asked: list[int] = []
+    signals: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if asked:
+        if signals:
             raise KeyboardInterrupt
-        asked.append(number)
+        signals.append(number)
         # Not through rich: the signal may have come in the middle of its own printing, which would then print twice.
         os.write(2, b"\nqe: stopping as soon as what is in hand can be left; Ctrl-C again stops at once\n")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(asked)
+        yield lambda: bool(signals)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

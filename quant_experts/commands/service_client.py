@@ -65,7 +65,7 @@ def exit_code(job: JobView) -> int:
         click.echo(f"{job.id} was cancelled", err=True)
         return CANCELLED
     if job.verdict == "rejected":
-        missed = "; ".join(missed_limits(job)) or "its checkpoint misses a limit of accept_if"
-        click.echo(f"{job.id} rejected: {printable(missed)}; the files are there", err=True)
+        sentences = "; ".join(missed_limits(job)) or "its checkpoint misses a limit of accept_if"
+        click.echo(f"{job.id} rejected: {printable(sentences)}; the files are there", err=True)
         return REJECTED
     return 0

@@ -82,7 +82,7 @@ def _created(client: Client, calibration: str, idempotency_key: str | None, **fi
 
 def _check_nothing_else_decides(context: click.Context) -> None:
     """Raises UsageError for the first option that the plan determines."""
-    deciding = {"model", "revision", "calibration", "split", *names_of_spec_options()} - set(LIMITS.values())
-    given = [option for option in context.params if option in deciding and is_given(context, option)]
-    if given:
-        raise click.UsageError(f"--plan says what --{given[0].replace('_', '-')} would: leave one of them out")
+    options = {"model", "revision", "calibration", "split", *names_of_spec_options()} - set(LIMITS.values())
+    conflicts = [option for option in context.params if option in options and is_given(context, option)]
+    if conflicts:
+        raise click.UsageError(f"--plan says what --{conflicts[0].replace('_', '-')} would: leave one of them out")

@@ -55,15 +55,15 @@ def _sum(usage: Usage) -> Period:
 
 
 def _now(usage: Usage) -> Iterator[str]:
-    stored, limits, unfinished = usage.stored, usage.limits, usage.unfinished
+    storage, limits, jobs = usage.stored, usage.limits, usage.unfinished
     most = f" of {size_text(limits.stored_bytes)}" if limits else ""
-    parts = {"datasets": stored.datasets, "artifacts": stored.artifacts, "unfinished uploads": stored.uploads}
+    parts = {"datasets": storage.datasets, "artifacts": storage.artifacts, "unfinished uploads": storage.uploads}
     shares = ", ".join(f"{name} {size_text(part)}" for name, part in parts.items())
-    yield f"stored: {size_text(stored.total)}{most} ({shares})"
-    if limits is None or unfinished is None:
+    yield f"stored: {size_text(storage.total)}{most} ({shares})"
+    if limits is None or jobs is None:
         return
     at_once = "" if limits.running_jobs is None else f" of {limits.running_jobs:,}"
-    yield f"jobs now: {unfinished.queued:,} of {limits.queued_jobs:,} queued, {unfinished.running:,}{at_once} running"
+    yield f"jobs now: {jobs.queued:,} of {limits.queued_jobs:,} queued, {jobs.running:,}{at_once} running"
     rate = "no limit" if limits.requests_per_minute is None else f"{limits.requests_per_minute:,} a minute"
     yield f"requests of a key: {rate}"
 

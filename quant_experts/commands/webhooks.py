@@ -73,8 +73,8 @@ def deliveries(*, webhook_id: str, status: Status | None, limit: int, as_json: b
             if as_json:
                 print_json(each)
             else:
-                sent = to_the_second(each.created_at)
-                click.echo(f"{each.id} {sent} {each.event_type} {each.status}, {each.attempts} attempts")
+                time = to_the_second(each.created_at)
+                click.echo(f"{each.id} {time} {each.event_type} {each.status}, {each.attempts} attempts")
 
 
 @command.command("redeliver", short_help="Send a message again.")

@@ -138,8 +138,8 @@ def test_a_config_file_names_the_service_too(monkeypatch: pytest.MonkeyPatch, tm
 
     monkeypatch.delenv("QE_URL", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    assert not on_the_service("acme/x", url=None, asked=None)
+    assert not on_the_service("acme/x", url=None, answer=None)
     (tmp_path / "quant-experts").mkdir()
     (tmp_path / "quant-experts" / "config.toml").write_text('url = "http://127.0.0.1:9"')
-    assert on_the_service("acme/x", url=None, asked=None)
+    assert on_the_service("acme/x", url=None, answer=None)
     assert run(["plan", "--model", "acme/x"]) == 2

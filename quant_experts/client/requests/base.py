@@ -73,11 +73,11 @@ def read_as(kind: type[View]) -> Callable[[httpx.Response], View]:
     return lambda response: kind.model_validate_json(response.content)
 
 
-def path_part(named: str) -> str:
+def path_part(name: str) -> str:
     """An id as a segment of a path. Raises ClientError for an empty one, as of an unset shell variable."""
-    if named.strip(".") == "":
-        raise ClientError(f"{named!r} is no id")
-    return quote(named, safe="")
+    if name.strip(".") == "":
+        raise ClientError(f"{name!r} is no id")
+    return quote(name, safe="")
 
 
 def inputs(model: str, calibration: str | DatasetView, revision: str | None, split: str | None) -> dict[str, Any]:

@@ -26,12 +26,12 @@ def table_of(comparison: ComparisonView, *, width: int) -> Table:
     table.add_column("status", no_wrap=True)
     for title in ("KL", "same token", "bits", "size", "seconds"):
         table.add_column(title, no_wrap=True, justify="right")
-    judged = any(job.verdict for job in comparison.jobs)
-    for title in (["verdict"] if judged else []) + (["job"] if width >= WIDE else []):
+    with_verdicts = any(job.verdict for job in comparison.jobs)
+    for title in (["verdict"] if with_verdicts else []) + (["job"] if width >= WIDE else []):
         table.add_column(title, no_wrap=True)
     for job in comparison.jobs:
         ids = [job.job_id] if width >= WIDE else []
-        table.add_row(*_cells(job, judged=judged), *ids)
+        table.add_row(*_cells(job, with_verdicts=with_verdicts), *ids)
     return table
 
 
@@ -48,13 +48,13 @@ def print_table(comparison: ComparisonView) -> None:
 def print_list(comparisons: Sequence[ComparisonView]) -> None:
     rows = []
     for each in comparisons:
-        ended = sum(job.status in ("succeeded", "failed", "cancelled") for job in each.jobs)
-        created = to_the_minute(each.created_at)
-        rows.append((each.id, f"{ended} of {len(each.jobs)}", each.model.id, each.name or "", created))
+        ends = sum(job.status in ("succeeded", "failed", "cancelled") for job in each.jobs)
+        creation = to_the_minute(each.created_at)
+        rows.append((each.id, f"{ends} of {len(each.jobs)}", each.model.id, each.name or "", creation))
     print_rows(("comparison", "ended", "model", "name", "created"), rows)
 
 
-def _cells(job: ComparedJob, *, judged: bool) -> list[str]:
+def _cells(job: ComparedJob, *, with_verdicts: bool) -> list[str]:
     return [
         BEST if job.frontier else "",
         printable(job.label),
@@ -64,5 +64,5 @@ def _cells(job: ComparedJob, *, judged: bool) -> list[str]:
         UNKNOWN if job.effective_bits is None else f"{job.effective_bits:.2f}",
         UNKNOWN if job.bytes_after is None else size_text(job.bytes_after),
         UNKNOWN if job.seconds is None else f"{job.seconds:.0f}",
-        *([job.verdict or UNKNOWN] if judged else []),
+        *([job.verdict or UNKNOWN] if with_verdicts else []),
     ]

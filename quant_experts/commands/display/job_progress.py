@@ -23,8 +23,8 @@ class JobProgress(LiveLine):
             case "job.created" | "job.retried":
                 self._step("queued", event)
             case "job.started":
-                resumed = data.get("resumed_from_block") or 0
-                at = f", resumed at block {resumed}" if resumed else ""
+                first = data.get("resumed_from_block") or 0
+                at = f", resumed at block {first}" if first else ""
                 self.keep(f"attempt {data.get('attempt')} on {data.get('worker')}{at}")
             case "job.phase":
                 phase = str(data.get("phase"))
@@ -43,23 +43,23 @@ class JobProgress(LiveLine):
 
     def _block(self, event: EventView) -> None:
         data = event.data
-        done, blocks, seconds = int(data["block"]) + 1, int(data["blocks"]), float(data["seconds"])
+        count, blocks, seconds = int(data["block"]) + 1, int(data["blocks"]), float(data["seconds"])
         error = (data.get("error") or {}).get("routed")
-        shown = f" · error {error:.3%}" if isinstance(error, float) else ""
-        name = block_name(done - 1, data.get("stack"), data.get("index"), data.get("part"))
-        self._step(blocks_counted(done, blocks), event, detail=f"{name} · {seconds:.1f} s{shown}")
+        suffix = f" · error {error:.3%}" if isinstance(error, float) else ""
+        name = block_name(count - 1, data.get("stack"), data.get("index"), data.get("part"))
+        self._step(blocks_counted(count, blocks), event, detail=f"{name} · {seconds:.1f} s{suffix}")
 
     def _step(self, text: str, event: EventView, *, detail: str = "") -> None:
         forecast = _forecast(event)
-        remaining = time_left(forecast[1]) if forecast else ""
+        rest = time_left(forecast[1]) if forecast else ""
         age = max(0.0, (datetime.now(UTC) - event.created_at).total_seconds())
         self.show(text, detail=detail, forecast=later(forecast, age) if forecast else None)
-        self.plain(" · ".join(part for part in (text, detail, remaining) if part))
+        self.plain(" · ".join(part for part in (text, detail, rest) if part))
 
 
 def _forecast(event: EventView) -> tuple[float, float] | None:
     """Seconds of the job that were done and left at the event; None where unknown."""
-    remaining, fraction = event.data.get("eta_seconds"), event.data.get("fraction")
-    if remaining is None or fraction is None:
+    rest, fraction = event.data.get("eta_seconds"), event.data.get("fraction")
+    if rest is None or fraction is None:
         return None
-    return (fraction * remaining / (1 - fraction), remaining) if fraction < 1 else (1.0, 0.0)
+    return (fraction * rest / (1 - fraction), rest) if fraction < 1 else (1.0, 0.0)

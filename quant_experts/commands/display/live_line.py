@@ -38,7 +38,7 @@ class LiveLine:
     def __init__(self, text: str) -> None:
         self.console = live_console()
         self._line = _Line(text)
-        self._said: dict[str, int] = {}
+        self._texts: dict[str, int] = {}
         # No redirection of other output: stdout may be a file.
         self._live = Live(
             self._line,
@@ -59,8 +59,8 @@ class LiveLine:
     ) -> None:
         if self._live.is_started:
             self._live.stop()
-        if more := sum(self._said.values()) - len(self._said):
-            self.keep(f"and {more} more like {'it' if len(self._said) == 1 else 'these'}")
+        if more := sum(self._texts.values()) - len(self._texts):
+            self.keep(f"and {more} more like {'it' if len(self._texts) == 1 else 'these'}")
 
     def show(self, text: str, *, detail: str = "", forecast: tuple[float, float] | None = None) -> None:
         """Set the text. ``detail``: parts between ``·``, the most important last. ``forecast``: seconds done and left;
@@ -79,8 +79,8 @@ class LiveLine:
     def print_once(self, line: str) -> None:
         """As ``keep``, but only the first of similar lines; the end prints the number of the others."""
         kind = kind_of(line)
-        self._said[kind] = self._said.get(kind, 0) + 1
-        if self._said[kind] == 1:
+        self._texts[kind] = self._texts.get(kind, 0) + 1
+        if self._texts[kind] == 1:
             self.keep(line)
 
 
@@ -116,8 +116,8 @@ def clock(seconds: float) -> str:
 
 def later(forecast: tuple[float, float], seconds: float) -> tuple[float, float]:
     """The forecast after ``seconds`` more."""
-    done, remaining = forecast
-    return done + seconds, max(0.0, remaining - seconds)
+    spent, rest = forecast
+    return spent + seconds, max(0.0, rest - seconds)
 
 
 def time_left(seconds: float) -> str:
@@ -159,24 +159,24 @@ class _Line:
         self.say(text, "", None)
 
     def say(self, text: str, detail: str, forecast: tuple[float, float] | None) -> None:
-        self._said = (text, detail.split(" · ") if detail else [], forecast)
+        self._texts = (text, detail.split(" · ") if detail else [], forecast)
         self._said_at = time.monotonic()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        text, details, forecast = self._said
+        text, details, forecast = self._texts
         now = time.monotonic()
-        done, remaining = later(forecast, now - self._said_at) if forecast else (0.0, 0.0)
-        details = [*details, *([time_left(remaining)] if forecast else [])]
-        passed = now - self._began
-        frame, elapsed, width = FRAMES[int(passed / EVERY) % len(FRAMES)], clock(passed), options.max_width
-        for bar, shown in _choices(details, elapsed):
-            behind = "".join(f" {part}" for part in shown)
+        spent, rest = later(forecast, now - self._said_at) if forecast else (0.0, 0.0)
+        details = [*details, *([time_left(rest)] if forecast else [])]
+        seconds = now - self._began
+        frame, time_text, width = FRAMES[int(seconds / EVERY) % len(FRAMES)], clock(seconds), options.max_width
+        for bar, parts in _choices(details, time_text):
+            behind = "".join(f" {part}" for part in parts)
             room = width - cell_len(f"{frame} {text}{behind}") - (1 if bar else 0)
             if room >= bar:
                 yield Text(f"{frame} {text}" + (" " if bar else ""), end="")
                 if bar:
-                    total = done + remaining if forecast else None
-                    yield ProgressBar(total, done, width=min(BAR, room), pulse=total is None)
+                    total = spent + rest if forecast else None
+                    yield ProgressBar(total, spent, width=min(BAR, room), pulse=total is None)
                 yield Text(behind, end="")
                 return
         alone = Text(f"{frame} {text}", end="")
@@ -184,10 +184,10 @@ class _Line:
         yield alone
 
 
-def _choices(details: Sequence[str], elapsed: str) -> Iterator[tuple[int, list[str]]]:
+def _choices(details: Sequence[str], time_text: str) -> Iterator[tuple[int, list[str]]]:
     """(Least columns of the bar, texts behind it), best first."""
     for left_out in range(len(details) + 1):
-        shown = [" · ".join(details[left_out:])] if left_out < len(details) else []
-        yield SHORTEST_BAR, [*shown, elapsed]
-        yield SHORTEST_BAR, shown
-        yield 0, shown
+        parts = [" · ".join(details[left_out:])] if left_out < len(details) else []
+        yield SHORTEST_BAR, [*parts, time_text]
+        yield SHORTEST_BAR, parts
+        yield 0, parts

@@ -87,11 +87,11 @@ def sentences(text: PlanText) -> Iterator[str]:
     )
     how = "counted by the model's tokenizer" if text.tokens.counted else "estimated"
     yield f"tokens of a row: {text.tokens.a_row:.0f}, {how}, right within a factor of {text.tokens.off_by:.2f}"
-    for placed in text.placements:
-        on_device = f"{size_text(placed.on_device)} on the GPU, " if placed.on_device else ""
+    for placement in text.placements:
+        on_device = f"{size_text(placement.on_device)} on the GPU, " if placement.on_device else ""
         yield (
-            f"on {placed.device}: peak {on_device}{size_text(placed.host)} of memory ({placed.phase}); "
-            f"{minutes(placed.likely)}, between {minutes(placed.least)} and {minutes(placed.most)}"
+            f"on {placement.device}: peak {on_device}{size_text(placement.host)} of memory ({placement.phase}); "
+            f"{minutes(placement.likely)}, between {minutes(placement.least)} and {minutes(placement.most)}"
         )
     yield f"disk: {size_text(text.disk)}"
 

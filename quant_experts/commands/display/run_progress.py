@@ -29,9 +29,9 @@ TITLES: dict[Phase, str] = {
 }
 
 
-def blocks_counted(done: int, blocks: int) -> str:
+def blocks_counted(count: int, blocks: int) -> str:
     """``18 of 28 blocks``."""
-    return f"{done} of {blocks} blocks"
+    return f"{count} of {blocks} blocks"
 
 
 def say(text: str) -> None:
@@ -50,7 +50,7 @@ class RunProgress(LiveLine):
         super().__init__("starting")
         self._errors: list[float] = []
         self._forecast: Forecast | None = None
-        self._done = 0
+        self._blocks = 0
 
     def note(self, text: str) -> None:
         """Print a note that stays on the screen."""
@@ -69,7 +69,7 @@ class RunProgress(LiveLine):
                 self._errors.append(group.error.routed)
                 short = ".".join(group.name.split(".")[-2:])
                 where = f"{block_name(block, stack, index, part)} · {short}"
-                self._show(blocks_counted(self._done, blocks), f"{where} · error so far {self._mean_error():.3%}")
+                self._show(blocks_counted(self._blocks, blocks), f"{where} · error so far {self._mean_error():.3%}")
             case BlockFinished():
                 self._finish(event)
             case Warned(message):
@@ -78,15 +78,15 @@ class RunProgress(LiveLine):
                 self.plain(f"{len(files)} files, {sum(file.bytes for file in files):,} bytes")
 
     def _finish(self, event: BlockFinished) -> None:
-        self._done += 1
+        self._blocks += 1
         if event.resumed:
             self._errors += [group.error.routed for group in event.groups]
         detail = f"error so far {self._mean_error():.3%}"
-        counted = blocks_counted(self._done, event.blocks)
+        text = blocks_counted(self._blocks, event.blocks)
         name = block_name(event.block, event.stack, event.index, event.part)
-        self._show(counted, f"{name} · {detail}")
+        self._show(text, f"{name} · {detail}")
         how = "found finished" if event.resumed else f"{event.seconds:.1f} s"
-        self.plain(" · ".join((counted, name, how, detail, *self._time_left())))
+        self.plain(" · ".join((text, name, how, detail, *self._time_left())))
 
     def _show(self, text: str, detail: str = "") -> None:
         forecast = (self._forecast.done, self._forecast.left) if self._forecast else None

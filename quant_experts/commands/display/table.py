@@ -33,8 +33,8 @@ def print_rows(
     """A table on stdout. The first column and those of ``whole`` never break. Where the terminal is too narrow even for
     single words, the lines are longer than the terminal."""
     console = stdout_console()
-    shown = [list(titles), *([printable(cell) for cell in row] for row in rows)]
-    columns = list(zip(*shown, strict=True))
+    lines = [list(titles), *([printable(cell) for cell in row] for row in rows)]
+    columns = list(zip(*lines, strict=True))
     natural = [max(map(cell_len, column)) for column in columns]
     words = [max(cell_len(word) for cell in column for word in cell.split()) for column in columns]
     least = [
@@ -46,7 +46,7 @@ def print_rows(
     for title, width in zip(titles, widths, strict=True):
         justify: Literal["left", "right"] = "right" if title in right else "left"
         table.add_column(title, width=width, overflow="fold", justify=justify)
-    for row in shown[1:]:
+    for row in lines[1:]:
         table.add_row(*row)
     console.width = max(console.width, _total(widths))
     console.print(table)

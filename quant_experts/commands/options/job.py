@@ -114,16 +114,16 @@ def uploaded(client: Client, path: Path, **how: Any) -> DatasetView:
     with bytes_bar() as bar:
         task = bar.add_task(path.name, total=None)
 
-        def show(sent: UploadProgress) -> None:
-            text = f"{path.name} · {sent.parts_done} of {sent.parts} parts" if sent.parts > 1 else path.name
-            if sent.done == sent.total:
+        def show(progress: UploadProgress) -> None:
+            text = f"{path.name} · {progress.parts_done} of {progress.parts} parts" if progress.parts > 1 else path.name
+            if progress.done == progress.total:
                 text = f"{path.name} · the service checks the rows"
-            elif sent.again:
-                text += f" · sent again {sent.again}×"
-            bar.update(task, completed=sent.done, total=sent.total, description=text)
+            elif progress.again:
+                text += f" · sent again {progress.again}×"
+            bar.update(task, completed=progress.done, total=progress.total, description=text)
 
-        def embedding(embedded: EmbeddingProgress) -> None:
-            text = f"{path.name} · {embedded.images} images put inside, {size_text(embedded.bytes)}"
+        def embedding(progress: EmbeddingProgress) -> None:
+            text = f"{path.name} · {progress.images} images put inside, {size_text(progress.bytes)}"
             bar.update(task, completed=0, total=None, description=text)
 
         return client.datasets.upload(path, on_progress=show, on_embedded=embedding, **how)

@@ -185,8 +185,8 @@ def refining_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def names_of_spec_options() -> set[str]:
     """The spec, from the arguments that a command with ``spec_options`` gets."""
-    made = click.command("any")(spec_options(lambda **_: None))
-    return {parameter.name for parameter in made.params if parameter.name}
+    command = click.command("any")(spec_options(lambda **_: None))
+    return {parameter.name for parameter in command.params if parameter.name}
 
 
 def is_given(context: click.Context, option: str) -> bool:
@@ -212,8 +212,8 @@ def spec_of(method: str, **options: Any) -> tuple[QuantizationSpec, AcceptIf | N
     except ValidationError as error:
         raise _usage_error(error) from error
     for slot in ("smoothing", "rounding", "reconstruction"):
-        if slot in options and options[slot] not in (known := names(f"quant_experts.fit.{slot}")):
-            raise click.UsageError(f"--{slot} {options[slot]}: choose one of {', '.join(known)}")
+        if slot in options and options[slot] not in (choices := names(f"quant_experts.fit.{slot}")):
+            raise click.UsageError(f"--{slot} {options[slot]}: choose one of {', '.join(choices)}")
     return spec, accept_if
 
 
@@ -227,20 +227,20 @@ def body_of(**options: Any) -> dict[str, Any]:
     return changes_of(**options)
 
 
-def changes_of(**given: Any) -> dict[str, Any]:
+def changes_of(**options: Any) -> dict[str, Any]:
     """Fields of a job for the given options alone; a changed job has the others."""
-    size = given.get("group_size", "")
+    size = options.get("group_size", "")
     if size.isdecimal():
-        given["group_size"] = int(size)
+        options["group_size"] = int(size)
     for name in ("sensitive_bits", "method_version"):
-        if name in given:
-            given[name] = int(given[name])
-    if "sensitive_groups" in given:
-        given["sensitive_groups"] = list(given["sensitive_groups"])
-    fields: dict[str, Any] = {name: given.pop(name) for name in ("scheme", "method") if name in given}
-    limits = _taken(given, LIMITS)
-    parts = {field: part for field, flags in PARTS.items() if (part := _taken(given, flags))}
-    fields |= {"target": parts.pop("target", None), "accept_if": limits, "options": {**given, **parts}}
+        if name in options:
+            options[name] = int(options[name])
+    if "sensitive_groups" in options:
+        options["sensitive_groups"] = list(options["sensitive_groups"])
+    fields: dict[str, Any] = {name: options.pop(name) for name in ("scheme", "method") if name in options}
+    limits = _taken(options, LIMITS)
+    parts = {field: part for field, flags in PARTS.items() if (part := _taken(options, flags))}
+    fields |= {"target": parts.pop("target", None), "accept_if": limits, "options": {**options, **parts}}
     return {name: value for name, value in fields.items() if value}
 
 
@@ -248,19 +248,19 @@ def _check_together(options: Mapping[str, Any]) -> None:
     """Checks of the spec, with messages that name options."""
     target = [name for name in ("max_bytes", "max_kl") if name in options]
     sensitive = [name for name in ("sensitive_share", "sensitive_groups") if name in options]
-    chosen = [*sensitive, *(["bits_per_weight"] if "bits_per_weight" in options else [])]
+    settings = [*sensitive, *(["bits_per_weight"] if "bits_per_weight" in options else [])]
     if options.get("scheme") == AUTO and not target:
         raise click.UsageError("--scheme auto: give --max-bytes or --max-kl")
     if target and options.get("scheme") != AUTO:
         raise click.UsageError(f"{_flag(target[0])} goes with --scheme auto")
     if len(target) > 1:
         raise click.UsageError("--max-bytes and --max-kl: give one of them")
-    if len(chosen) > 1:
+    if len(settings) > 1:
         raise click.UsageError(
-            f"{' and '.join(map(_flag, chosen))} both choose the groups that keep more bits: give one"
+            f"{' and '.join(map(_flag, settings))} both choose the groups that keep more bits: give one"
         )
-    if target and chosen:
-        raise click.UsageError(f"--scheme auto chooses the sensitive groups itself: leave out {_flag(chosen[0])}")
+    if target and settings:
+        raise click.UsageError(f"--scheme auto chooses the sensitive groups itself: leave out {_flag(settings[0])}")
     if "sensitive_bits" in options and not sensitive:
         raise click.UsageError("--sensitive-bits goes with --sensitive-share or --sensitive-groups")
 
