@@ -20,6 +20,6 @@ def make_importable(*, for_children: bool = False) -> None:
         return
     if str(SERVICE) not in sys.path:
         sys.path.insert(0, str(SERVICE))
-    inherited = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    if for_children and str(SERVICE) not in inherited:
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(SERVICE), *inherited])
+    entries = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    if for_children and str(SERVICE) not in entries:
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(SERVICE), *entries])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def choose(accept: str | None, offers: Sequence[str]) -> str | None:
-    """The preferred one of ``offered``, the first on a tie; None when the client accepts none of them."""
+    """The preferred one of ``offers``, the first on a tie; None when the client accepts none of them."""
     if not accept or not accept.strip():
         return offers[0]
     ranges = [_parse(part) for part in accept.split(",") if part.strip()]

@@ -98,7 +98,7 @@ class OtlpTracing:
         attributes: dict[str, str | int | float | bool],
         began: float | None,
     ) -> Recorded:
-        """A span whose id follows from ``chosen``."""
+        """A span whose id follows from ``identifier``."""
         token = _next_identifier.set(identifier)
         try:
             return self._tracer.start_span(

@@ -64,5 +64,5 @@ def resample(samples: Tensor, rate: int, target: int) -> Tensor:
     band = torch.zeros(n // 2 + 1, dtype=spectrum.dtype)
     shared = min(len(band), len(spectrum))
     band[:shared] = spectrum[:shared]
-    resampled: Tensor = (torch.fft.irfft(band, n=n) * (n / len(samples))).float()
-    return resampled
+    result: Tensor = (torch.fft.irfft(band, n=n) * (n / len(samples))).float()
+    return result

@@ -53,9 +53,9 @@ class _Capture:
         self._context, self._choice, self._collate = context, choice, collate
         self._stacks = context.blueprint.manifest.stacks(vision)
         self.writer = CapturedInputsWriter(context.work, keep_inputs=len(self._stacks) > 1)
-        self._skipped: Counter[str] = Counter()
+        self._skips: Counter[str] = Counter()
         self._bad: list[str] = []
-        self._resized = 0
+        self._resizes = 0
         self._to_vary: list[tuple[int, Row]] = []
         """(index, row) of the held-out rows that get variants with other images."""
         self._tokens: dict[int, Tensor] = {}
@@ -87,7 +87,7 @@ class _Capture:
                 raise InvalidCalibration(row.reason)
             return self._collate(row)
         except TooLong:
-            self._skipped["too long"] += 1
+            self._skips["too long"] += 1
         except InvalidCalibration as error:
             self._bad.append(str(error))
             refuse_too_many_bad(self._bad, self._choice.total)
@@ -96,13 +96,13 @@ class _Capture:
     def _take(self, row: Row, sample: Sample) -> None:
         index, total = len(self.writer.rows), self._choice.total
         held_out = index < len(self._choice.held_out)
-        self._resized += sample.resized
+        self._resizes += sample.resized
         if held_out and row.images and len(self._to_vary) < MOST_ROWS:
             self._to_vary.append((index, row))
             self._tokens[index] = sample.input_ids
         self.writer.add(sample, self._run(sample), held_out=held_out)
-        done = self.writer.rows
-        self._context.on_event(Advanced("calibrating", len(done), total, tokens=count_tokens(done)))
+        rows = self.writer.rows
+        self._context.on_event(Advanced("calibrating", len(rows), total, tokens=count_tokens(rows)))
 
     def take_variants(self) -> None:
         """Capture held-out rows with other images.
@@ -124,21 +124,21 @@ class _Capture:
         rows, held_out = len(self.writer.rows), len(self._choice.held_out)
         if rows <= max(FEWEST_HELD_OUT, held_out):
             raise InvalidCalibration(
-                f"only {rows} calibration rows can be used ({self._skipped.total()} are too long, {len(self._bad)} are "
+                f"only {rows} calibration rows can be used ({self._skips.total()} are too long, {len(self._bad)} are "
                 f"unusable), and {held_out} of them are held out; give more or shorter rows"
             )
-        self._skipped.update(self._bad)
-        return self.writer.finish(fingerprint=self._context.fingerprint, skipped=self._skipped, resized=self._resized)
+        self._skips.update(self._bad)
+        return self.writer.finish(fingerprint=self._context.fingerprint, skipped=self._skips, resized=self._resizes)
 
     def _run(self, sample: Sample) -> tuple[Arguments, Tensor] | None:
         """Arguments and embeddings of the first stack; None for a row on which the model does not call it."""
         blueprint = self._context.blueprint
         inputs = {name: tensor.to(blueprint.device) for name, tensor in sample.inputs.items()}
         stack, *others = self._stacks
-        following = blueprint.module(others[0]) if others else None
+        next_module = blueprint.module(others[0]) if others else None
         try:
             arguments, embeddings = capture_arguments(
-                blueprint.model, blueprint.module(stack), inputs, stack, next_module=following
+                blueprint.model, blueprint.module(stack), inputs, stack, next_module=next_module
             )
         except StackNotCalled:
             return None

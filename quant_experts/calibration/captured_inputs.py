@@ -100,8 +100,8 @@ class CapturedInputs:
 
     def arguments(self, row: CapturedRow, device: torch.device, stream: Stream = "quantized") -> Arguments:
         tree = row.tree if row.streams is None or stream == "quantized" else row.streams[stream]
-        built: Arguments = self._build(tree, device)
-        return built
+        arguments: Arguments = self._build(tree, device)
+        return arguments
 
     def embeddings(self, row: CapturedRow, stream: Stream = "quantized") -> Tensor:
         """What the first block receives, (1, tokens, d) in the model's dtype, on the CPU.
@@ -122,7 +122,7 @@ class CapturedInputs:
         """The inputs of the whole model for this row, where they were stored."""
         if row.probe is None:
             return None
-        return {name: self.tensors.read(stored) for name, stored in row.probe.items()}
+        return {name: self.tensors.read(key) for name, key in row.probe.items()}
 
     def _build(self, tree: Any, device: torch.device) -> Any:
         kind, value = next(iter(tree.items()))
@@ -146,28 +146,28 @@ class CapturedInputsWriter:
         self.rows: list[CapturedRow] = []
         self.variants: list[CapturedRow] = []
 
-    def add(self, sample: Sample, called: tuple[Arguments, Tensor] | None, *, held_out: bool) -> None:
+    def add(self, sample: Sample, call: tuple[Arguments, Tensor] | None, *, held_out: bool) -> None:
         """Add one row; all rows come before the first variant.
 
-        ``called``: arguments and embeddings; None when the model does not call the stack for this row.
+        ``call``: arguments and embeddings; None when the model does not call the stack for this row.
         """
         index = len(self.rows)
         assert not self.variants, "rows come first, so that variants have the indices behind them"
         probe = self._probe(index, sample.inputs) if (held_out and index < PROBES) or self._keep_inputs else None
-        self.rows.append(replace(self._captured(index, sample, called), held_out=held_out, probe=probe))
+        self.rows.append(replace(self._captured(index, sample, call), held_out=held_out, probe=probe))
 
-    def add_variant(self, sample: Sample, called: tuple[Arguments, Tensor] | None, variant: Variant) -> None:
+    def add_variant(self, sample: Sample, call: tuple[Arguments, Tensor] | None, variant: Variant) -> None:
         index = len(self.rows) + len(self.variants)
         probe = self._probe(index, sample.inputs) if self._keep_inputs else None
-        row = replace(self._captured(index, sample, called), probe=probe)
+        row = replace(self._captured(index, sample, call), probe=probe)
         self.variants.append(replace(row, variant_of=variant.original, change=variant.change))
 
-    def _captured(self, index: int, sample: Sample, called: tuple[Arguments, Tensor] | None) -> CapturedRow:
-        if called is not None:
-            self._spool.add(f"{index}.embeddings", called[1])
+    def _captured(self, index: int, sample: Sample, call: tuple[Arguments, Tensor] | None) -> CapturedRow:
+        if call is not None:
+            self._spool.add(f"{index}.embeddings", call[1])
         self._spool.add(f"{index}.vision", sample.vision)
         self._spool.add(f"{index}.input_ids", sample.input_ids[0])
-        tree = None if called is None else store_arguments(self._spool, f"{index}.arguments", called[0])
+        tree = None if call is None else store_arguments(self._spool, f"{index}.arguments", call[0])
         vision = int(sample.vision.sum())
         row = CapturedRow(index, sample.row, False, sample.tokens, vision, tree, _digest(sample.inputs))
         return replace(row, question=sample.question, reply=sample.reply)
@@ -189,8 +189,8 @@ class CapturedInputsWriter:
 
     def _probe(self, index: int, model_inputs: Mapping[str, Tensor]) -> dict[str, str]:
         names = {name: f"{index}.probe.{name}" for name in model_inputs}
-        for name, stored in names.items():
-            self._spool.add(stored, model_inputs[name])
+        for name, key in names.items():
+            self._spool.add(key, model_inputs[name])
         return names
 
 

@@ -111,10 +111,10 @@ def _with_images(row: Row, processor: Any, image_token: int, most: int) -> Sampl
 
 def _tiles(processor: Any, images: list[Image.Image], room: int, options: dict[str, Any]) -> int:
     """Tiles per image that fit into ``room`` tokens. Every tile costs the same, however small the image is."""
-    fitting: int = room // (processor.image_seq_length * len(images))
-    if fitting < 1 or "max_patches" in options:
+    most: int = room // (processor.image_seq_length * len(images))
+    if most < 1 or "max_patches" in options:
         raise TooLong(f"its images take {processor.image_seq_length} tokens each, {room} are left")
-    return max(1, fitting - 1)  # more than one tile adds a thumbnail of the whole image
+    return max(1, most - 1)  # more than one tile adds a thumbnail of the whole image
 
 
 def _shrunk(images: list[Image.Image], share: float) -> list[Image.Image]:
@@ -130,8 +130,8 @@ def _shrunk(images: list[Image.Image], share: float) -> list[Image.Image]:
 def _process(
     row: Row, processor: Any, text: str, images: list[Image.Image], options: dict[str, Any]
 ) -> dict[str, Tensor]:
-    beginning = processor.tokenizer.bos_token
-    if beginning and text.startswith(beginning):
+    bos = processor.tokenizer.bos_token
+    if bos and text.startswith(bos):
         options = {**options, "add_special_tokens": False}  # the template has written it
     try:
         # A list per row: some families distinguish several images of one row from one image of several rows.
@@ -167,18 +167,16 @@ def _text_only(row: Row, tokenizer: Any, reason: str, most: int) -> Sample:
         for message in row.messages
     ]
     # A base model has no chat template; its rows are running text.
-    templated = bool(tokenizer.chat_template)
-    text = (
-        _render(row, tokenizer, messages) if templated else "\n".join(message["content"] or "" for message in messages)
-    )
+    is_chat = bool(tokenizer.chat_template)
+    text = _render(row, tokenizer, messages) if is_chat else "\n".join(message["content"] or "" for message in messages)
     # The template has written the special tokens; added again, the model would see two beginnings.
-    encoded = tokenizer([text], return_tensors="pt", return_token_type_ids=False, add_special_tokens=not templated)
-    inputs = dict(encoded)
+    encoding = tokenizer([text], return_tensors="pt", return_token_type_ids=False, add_special_tokens=not is_chat)
+    inputs = dict(encoding)
     tokens = inputs["input_ids"].shape[1]
     if tokens > most:
         raise TooLong(f"{tokens} tokens, at most {most}")
     sample = Sample(row.number, inputs, torch.zeros(tokens, dtype=torch.bool), False)
-    return _with_reply(sample, row, text, tokenizer, messages) if templated else sample
+    return _with_reply(sample, row, text, tokenizer, messages) if is_chat else sample
 
 
 def _with_reply(sample: Sample, row: Row, text: str, holder: Any, messages: list[dict[str, Any]]) -> Sample:

@@ -38,20 +38,20 @@ def image_variants(rows: Sequence[tuple[int, Row]]) -> Iterator[Variant]:
     """
     for place, (index, row) in enumerate(rows):
         donors = (donor for _, donor in [*rows[place + 1 :], *rows[:place]])
-        swapped = next((images for donor in donors if (images := _swapped(row, donor)) is not None), None)
-        if swapped is not None:
-            yield Variant(index, "swapped", replace(row, images=swapped))
+        foreign = next((images for donor in donors if (images := _swapped(row, donor)) is not None), None)
+        if foreign is not None:
+            yield Variant(index, "swapped", replace(row, images=foreign))
         own = _pixels(row)
-        blanked = _if_different(own, [_blank(image) for image in own])
-        if blanked is not None:
-            yield Variant(index, "blanked", replace(row, images=blanked))
+        blank = _if_different(own, [_blank(image) for image in own])
+        if blank is not None:
+            yield Variant(index, "blanked", replace(row, images=blank))
 
 
 def _swapped(row: Row, donor: Row) -> tuple[bytes, ...] | None:
     """The donor's images, in turn, at the sizes of the row's; None when that changes no pixel."""
     own, others = _pixels(row), _pixels(donor)
-    fitted = [others[i % len(others)].resize(image.size, Image.Resampling.BICUBIC) for i, image in enumerate(own)]
-    return _if_different(own, fitted)
+    same_size = [others[i % len(others)].resize(image.size, Image.Resampling.BICUBIC) for i, image in enumerate(own)]
+    return _if_different(own, same_size)
 
 
 def _blank(image: Image.Image) -> Image.Image:

@@ -73,8 +73,8 @@ def _too_large(where: str, size: str) -> str:
 
 
 def _guess(data: bytes) -> str:
-    known = {b"GIF8": "GIF", b"BM": "BMP", b"II*\x00": "TIFF", b"MM\x00*": "TIFF", b"%PDF": "PDF", b"<svg": "SVG"}
-    for magic, name in known.items():
+    signatures = {b"GIF8": "GIF", b"BM": "BMP", b"II*\x00": "TIFF", b"MM\x00*": "TIFF", b"%PDF": "PDF", b"<svg": "SVG"}
+    for magic, name in signatures.items():
         if data.startswith(magic):
             return f"it looks like {name}"
     return f"{len(data)} bytes beginning with {data[:8]!r}"

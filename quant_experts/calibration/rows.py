@@ -73,17 +73,17 @@ def parse_row(number: int, content: Any, base: Path, *, follow_links: bool = Tru
         content = canonical(content)
     except UnknownRow as error:
         raise InvalidCalibration(f"calibration row {number}: {error}") from error
-    waiting = list(content.get("images") or ())
-    offered = len(waiting)
+    own_images = list(content.get("images") or ())
+    count = len(own_images)
     sources: list[Any] = []
     sounds: list[Any] = []
     messages = []
     for position, message in enumerate(content["messages"], start=1):
         where = f"calibration row {number}, message {position}"
-        messages.append(_message(where, message, waiting, sources, sounds))
-    if waiting:
+        messages.append(_message(where, message, own_images, sources, sounds))
+    if own_images:
         raise InvalidCalibration(
-            f"calibration row {number}: {offered} images but {offered - len(waiting)} image parts in messages"
+            f"calibration row {number}: {count} images but {count - len(own_images)} image parts in messages"
         )
     if not any(text.strip() for message in messages for text in texts_of(message)):
         raise InvalidCalibration(f"calibration row {number}: no text in any message")
@@ -124,7 +124,7 @@ def texts_of(message: dict[str, Any]) -> Iterator[str]:
         yield from (part["text"] for part in content or () if part["type"] == "text")
 
 
-def _message(where: str, message: Any, waiting: list[Any], sources: list[Any], sounds: list[Any]) -> dict[str, Any]:
+def _message(where: str, message: Any, own_images: list[Any], sources: list[Any], sounds: list[Any]) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise InvalidCalibration(f"{where}: expected an object with role and content")
     role, content = message.get("role"), message.get("content")
@@ -134,17 +134,17 @@ def _message(where: str, message: Any, waiting: list[Any], sources: list[Any], s
         return {**message, "content": content}
     if not isinstance(content, list):
         raise InvalidCalibration(f"{where}: content is a {kind_of(content)}, expected a string or a list of parts")
-    return {**message, "content": [_part(where, part, waiting, sources, sounds) for part in content]}
+    return {**message, "content": [_part(where, part, own_images, sources, sounds) for part in content]}
 
 
-def _part(where: str, part: Any, waiting: list[Any], sources: list[Any], sounds: list[Any]) -> dict[str, str]:
+def _part(where: str, part: Any, own_images: list[Any], sources: list[Any], sounds: list[Any]) -> dict[str, str]:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text":
         if not isinstance(part.get("text"), str):
             raise InvalidCalibration(f"{where}: a text part without a text")
         return {"type": "text", "text": part["text"]}
     if kind == "image":
-        sources.append(_source(where, part, waiting))
+        sources.append(_source(where, part, own_images))
         return {"type": "image"}
     if kind == "audio":
         return _audio(where, part, sounds)
@@ -162,12 +162,12 @@ def _audio(where: str, part: dict[str, Any], sounds: list[Any]) -> dict[str, str
     return {"type": "audio"} if language is None else {"type": "audio", "language": language}
 
 
-def _source(where: str, part: dict[str, Any], waiting: list[Any]) -> Any:
+def _source(where: str, part: dict[str, Any], own_images: list[Any]) -> Any:
     if part.get("image") is not None:
         return part["image"]
-    if not waiting:
+    if not own_images:
         raise InvalidCalibration(f"{where}: an image part without an image, and no further entry in images")
-    return waiting.pop(0)
+    return own_images.pop(0)
 
 
 def _load(where: str, source: Any, base: Path, follow_links: bool) -> bytes:

@@ -93,14 +93,14 @@ def choose(rows: RowFile, *, samples: int, holdout: float, seed: int) -> Choice:
     Raises InvalidCalibration when nothing would be left to fit.
     """
     order = torch.randperm(len(rows), generator=generator(seed, "calibration", "choice")).tolist()
-    used, reserve = order[:samples], order[samples:]
-    held_out = max(FEWEST_HELD_OUT, round(holdout * len(used)))
-    if len(used) <= held_out:
+    chosen_rows, reserve = order[:samples], order[samples:]
+    held_out = max(FEWEST_HELD_OUT, round(holdout * len(chosen_rows)))
+    if len(chosen_rows) <= held_out:
         raise InvalidCalibration(
-            f"{len(used)} calibration rows, of which {held_out} are held out to measure: nothing left to fit; "
+            f"{len(chosen_rows)} calibration rows, of which {held_out} are held out to measure: nothing left to fit; "
             f"give at least {FEWEST_HELD_OUT + 1} rows"
         )
-    return Choice(tuple(sorted(used[:held_out])), tuple(sorted(used[held_out:])), tuple(reserve))
+    return Choice(tuple(sorted(chosen_rows[:held_out])), tuple(sorted(chosen_rows[held_out:])), tuple(reserve))
 
 
 def rows_fingerprint(rows: RowFile, choice: Choice) -> str:
@@ -119,15 +119,15 @@ def _dataset_files(directory: Path, split: str) -> list[Path]:
         and path.name.endswith((".parquet", *TEXT))
         and not path.name.startswith((".", "dataset_info"))
     )
-    of_split = [
+    files = [
         path for path in candidates if path.name.startswith((f"{split}-", f"{split}.")) or path.parent.name == split
     ]
-    if of_split:
-        return of_split
+    if files:
+        return files
     if len(candidates) == 1:
         return candidates
-    listed = ", ".join(path.relative_to(directory).as_posix() for path in candidates[:5]) or "nothing"
-    raise InvalidCalibration(f"{directory.name}: no Parquet or JSONL file of split {split!r}; found {listed}")
+    examples = ", ".join(path.relative_to(directory).as_posix() for path in candidates[:5]) or "nothing"
+    raise InvalidCalibration(f"{directory.name}: no Parquet or JSONL file of split {split!r}; found {examples}")
 
 
 class _TextRows:
@@ -146,9 +146,9 @@ class _TextRows:
                 if len(self._places) == MOST_ROWS:
                     self.has_more = True
                     break
-                broken = _parsed(row)
-                if isinstance(broken, BadRow):
-                    bad.append(broken.reason)
+                error = _parsed(row)
+                if isinstance(error, BadRow):
+                    bad.append(error.reason)
                 if not isinstance(row.text, bytes):
                     break  # the file cannot be cut into rows any more
                 start = row.start if self._copy is None else self._copy.tell()
@@ -224,7 +224,7 @@ class _ParquetRows:
         return int(self._starts[-1]) > MOST_ROWS
 
     def read(self, positions: Sequence[int]) -> Iterator[Row | BadRow]:
-        chosen = set(positions)
+        wanted_positions = set(positions)
         groups = sorted({bisect.bisect_right(self._starts, position) - 1 for position in positions})
         try:
             with pq.ParquetFile(self._path) as file:
@@ -232,7 +232,7 @@ class _ParquetRows:
                     position = self._starts[group]
                     for batch in file.iter_batches(self.BATCH, row_groups=[group], columns=self._columns):
                         for index in range(batch.num_rows):
-                            if position in chosen:
+                            if position in wanted_positions:
                                 yield self._row(position + 1, batch, index)
                             position += 1
         except (pa.ArrowException, OSError) as error:

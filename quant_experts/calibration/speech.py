@@ -79,8 +79,8 @@ def _features(row: Row, extractor: Any) -> Tensor:
 def _tokens(row: Row, tokenizer: Any, config: Any, *, multilingual: bool) -> Tensor:
     """(1, tokens) int64: the start tokens of a transcription, the transcript, the end token."""
     texts = [(message["role"], "".join(texts_of(message)).strip()) for message in row.messages]
-    spoken = [text for role, text in texts if role == "assistant" and text]
-    if len(spoken) != 1 or any(text for role, text in texts if role != "assistant"):
+    transcripts = [text for role, text in texts if role == "assistant" and text]
+    if len(transcripts) != 1 or any(text for role, text in texts if role != "assistant"):
         raise InvalidCalibration(
             f"calibration row {row.number}: a speech model takes audio and its transcript, as the one text of the one "
             "assistant message; it takes no instructions"
@@ -94,7 +94,7 @@ def _tokens(row: Row, tokenizer: Any, config: Any, *, multilingual: bool) -> Ten
         raise InvalidCalibration(
             f"calibration row {row.number}: the model's tokenizer has no {missing[0]}; is this language one of its own?"
         )
-    text = tokenizer(f" {spoken[0]}", add_special_tokens=False)["input_ids"]
+    text = tokenizer(f" {transcripts[0]}", add_special_tokens=False)["input_ids"]
     if set(text) & set(tokenizer.all_special_ids):
         raise InvalidCalibration(
             f"calibration row {row.number}: its transcript must not contain the model's own tokens"
@@ -108,5 +108,5 @@ def _tokens(row: Row, tokenizer: Any, config: Any, *, multilingual: bool) -> Ten
 def _language(row: Row) -> str:
     """The code of the language that the audio part names, by code or in English."""
     parts = [part for message in row.messages if isinstance(message["content"], list) for part in message["content"]]
-    named = next((part["language"] for part in parts if "language" in part), ASSUMED_LANGUAGE).lower()
-    return str(TO_LANGUAGE_CODE.get(named, named))
+    name = next((part["language"] for part in parts if "language" in part), ASSUMED_LANGUAGE).lower()
+    return str(TO_LANGUAGE_CODE.get(name, name))

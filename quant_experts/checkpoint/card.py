@@ -156,8 +156,8 @@ def _loss(report: QualityReport) -> str:
         ("full precision", "0", "100 %", _perplexity(quality, quality.perplexity_full), "", f"{size.bytes_before:,}"),
     ]
     if baseline is not None:
-        rounded = size.bytes_after - added_bytes(size)
-        rows.append(("rounding alone (RTN)", *_measured(baseline), f"{size.base_bits:.2f}", f"{rounded:,}"))
+        base_bytes = size.bytes_after - added_bytes(size)
+        rows.append(("rounding alone (RTN)", *_measured(baseline), f"{size.base_bits:.2f}", f"{base_bytes:,}"))
     rows.append(("**this checkpoint**", *_measured(quality), f"{size.effective_bits:.2f}", f"{size.bytes_after:,}"))
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
     against = bought(report)
@@ -176,8 +176,8 @@ def _loss(report: QualityReport) -> str:
 
 
 def _measured(quality: ModelQuality) -> tuple[str, str, str]:
-    spread = quality.kl_standard_error
-    kl = numbers.number(quality.kl) + ("" if spread is None else f" ± {numbers.deviation(spread)}")
+    error = quality.kl_standard_error
+    kl = numbers.number(quality.kl) + ("" if error is None else f" ± {numbers.deviation(error)}")
     return kl, numbers.percent(quality.top1_agreement), _perplexity(quality, quality.perplexity_quantized)
 
 

@@ -83,31 +83,31 @@ def processor_files(source: Path) -> dict[str, str]:
     if kind is None or not has_processor(source):
         return {}
     path = source / PROCESSOR
-    stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if stored.get("patch_size") is None:
-        stored |= patches_of(config)
-    stored["processor_class"] = kind.__name__
-    stored["auto_map"] = {**stored.get("auto_map", {}), "AutoProcessor": f"{PROCESSOR_MODULE}.{kind.__name__}"}
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if document.get("patch_size") is None:
+        document |= patches_of(config)
+    document["processor_class"] = kind.__name__
+    document["auto_map"] = {**document.get("auto_map", {}), "AutoProcessor": f"{PROCESSOR_MODULE}.{kind.__name__}"}
     loader = Path(__file__).parent.parent / "forward" / f"{PROCESSOR_MODULE}.py"
-    return {PROCESSOR: json.dumps(stored, indent=2) + "\n", loader.name: loader.read_text(encoding="utf-8")}
+    return {PROCESSOR: json.dumps(document, indent=2) + "\n", loader.name: loader.read_text(encoding="utf-8")}
 
 
 def auto_map(architecture: str) -> dict[str, str]:
     """Auto class → class in the shipped loader, for every auto class that transformers maps to the architecture."""
-    known = {
+    classes = {
         "AutoModelForImageTextToText": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
         "AutoModelForMultimodalLM": "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES",
         "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
         "AutoModelForSpeechSeq2Seq": "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
     }
-    mapped = {
+    mapping = {
         auto_class: f"{MODULE}.{architecture}"
-        for auto_class, table in known.items()
+        for auto_class, table in classes.items()
         if architecture in dict(getattr(modeling_auto, table, {})).values()
     }
-    if not mapped:
+    if not mapping:
         raise InvalidModel(f"transformers maps no auto class to {architecture}, so that nothing could load it")
-    return mapped
+    return mapping
 
 
 def ignored_modules(tensors: Iterable[str], groups: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -116,14 +116,14 @@ def ignored_modules(tensors: Iterable[str], groups: Sequence[Mapping[str, Any]])
     parents = {group["parent"] for group in groups}
     blocks = {match[1] if (match := BLOCK.match(parent)) else parent for parent in parents}
     ancestors = {path[:end] for path in quantized for end in _ends(path)}
-    ignored = set()
+    names = set()
     for name in tensors:
         module = name.rpartition(".")[0]
         if any(module == block or module.startswith(f"{block}.") for block in blocks):
             continue
         whole = next((module[:end] for end in _ends(module) if module[:end] not in ancestors), module)
-        ignored.add(whole)
-    return sorted(ignored)
+        names.add(whole)
+    return sorted(names)
 
 
 def _ends(path: str) -> list[int]:

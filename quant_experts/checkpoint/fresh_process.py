@@ -30,8 +30,8 @@ def main(checkpoint: Path, probe: Path, device: str) -> dict[str, Any]:
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     # A checkpoint has its own loader; an export is loaded by the class of transformers.
     model_class = getattr(transformers, next(iter(config.get("auto_map", config["architectures"]))))
-    model, loading = model_class.from_pretrained(checkpoint, trust_remote_code=True, output_loading_info=True)
-    problems = {kind: sorted(map(str, names)) for kind, names in loading.items() if names}
+    model, loading_info = model_class.from_pretrained(checkpoint, trust_remote_code=True, output_loading_info=True)
+    problems = {kind: sorted(map(str, names)) for kind, names in loading_info.items() if names}
     if problems:
         return {"problems": problems}
     model = model.to(device).eval()
@@ -50,10 +50,10 @@ def main(checkpoint: Path, probe: Path, device: str) -> dict[str, Any]:
         logits = model(**inputs, use_cache=False).logits.float().cpu()
     result: dict[str, Any] = {"finite": bool(torch.isfinite(logits).all())}
     if "logits" in tensors:
-        expected = tensors["logits"].float()
-        last = logits[:, -expected.shape[1] :]
-        result["error"] = float((last - expected).norm() / expected.norm())
-        result["agreement"] = float((last.argmax(-1) == expected.argmax(-1)).float().mean())
+        reference = tensors["logits"].float()
+        last = logits[:, -reference.shape[1] :]
+        result["error"] = float((last - reference).norm() / reference.norm())
+        result["agreement"] = float((last.argmax(-1) == reference.argmax(-1)).float().mean())
     return result
 
 

@@ -91,10 +91,10 @@ def _adapter(name: str, values: Tensor, scale: Tensor | None, dtype: torch.dtype
 
 
 def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    stored = tensor.detach().to(device="cpu", dtype=dtype).contiguous()
-    if not bool(torch.isfinite(stored).all()):
+    copy = tensor.detach().to(device="cpu", dtype=dtype).contiguous()
+    if not bool(torch.isfinite(copy).all()):
         raise NumericalFailure(f"{name}: values up to {tensor.abs().max().item():.3g} cannot be stored as {dtype}")
-    return stored
+    return copy
 
 
 def weight_scale_dtype(spec: QuantizationSpec, dtype: torch.dtype) -> torch.dtype:
@@ -105,7 +105,7 @@ def weight_scale_dtype(spec: QuantizationSpec, dtype: torch.dtype) -> torch.dtyp
 def group_config(fitted: FittedGroup, plan: GroupPlan, *, dtype: torch.dtype) -> dict[str, Any]:
     """The group's entry in ``quantization_config["groups"]``: all that the loader needs to build its modules.
     ``dtype``: the model's."""
-    routed = fitted.routed_down is not None and fitted.router is not None
+    has_experts = fitted.routed_down is not None and fitted.router is not None
     return {
         "name": plan.name,
         "parent": plan.parent,
@@ -116,8 +116,8 @@ def group_config(fitted: FittedGroup, plan: GroupPlan, *, dtype: torch.dtype) ->
         "activation_bits": fitted.activation_bits,
         "smooth": fitted.smooth is not None,
         "shared_rank": 0 if fitted.shared_down is None else fitted.shared_down.shape[0],
-        "routed_rank": fitted.routed_down.shape[1] if routed and fitted.routed_down is not None else 0,
-        "experts": fitted.routed_down.shape[0] if routed and fitted.routed_down is not None else 0,
+        "routed_rank": fitted.routed_down.shape[1] if has_experts and fitted.routed_down is not None else 0,
+        "experts": fitted.routed_down.shape[0] if has_experts and fitted.routed_down is not None else 0,
         "adapter_dtype": "int8" if fitted.int8_adapters else "16-bit float",
         "adapter_float": str(adapter_dtype(dtype)).removeprefix("torch."),
     }
@@ -127,14 +127,14 @@ def join_members(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Entries of ``quantization_config["groups"]`` with one in the place of those that differ only in the expert of a
     mixture; ``each_member`` of the loader takes them apart again. ``members``: first number, and the one behind the
     last."""
-    joined: list[dict[str, Any]] = []
+    result: list[dict[str, Any]] = []
     open_: dict[str, dict[str, Any]] = {}
     for entry in entries:
-        found = MEMBER.fullmatch(entry["layers"][0]) if len(entry["layers"]) == 1 else None
-        if found is None or not is_of_mixture(entry["parent"], entry["layers"][0]):
-            joined.append(dict(entry))
+        match = MEMBER.fullmatch(entry["layers"][0]) if len(entry["layers"]) == 1 else None
+        if match is None or not is_of_mixture(entry["parent"], entry["layers"][0]):
+            result.append(dict(entry))
             continue
-        stack, number = found[1], int(found[2])
+        stack, number = match[1], int(match[2])
         end = f"_{number}"
         names = {name: entry[name].removesuffix(end) for name in ("name", "label")}
         alike = {**entry, **names, "layers": [stack]}
@@ -147,8 +147,8 @@ def join_members(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             last["members"][1] += 1
             continue
         open_[names["name"]] = alike | {"members": [number, number + 1]}
-        joined.append(open_[names["name"]])
-    return joined
+        result.append(open_[names["name"]])
+    return result
 
 
 def install_group(model: nn.Module, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -174,8 +174,8 @@ def install_group(model: nn.Module, entry: Mapping[str, Any], tensors: Mapping[s
                 raise InvalidCheckpoint(
                     f"{full}: shape {tuple(tensors[full].shape)}, expected {tuple(parameter.shape)}"
                 )
-            filled = tensors[full].to(device=parameter.device, dtype=parameter.dtype)
-            setattr(module, key, nn.Parameter(filled, requires_grad=False))
+            value = tensors[full].to(device=parameter.device, dtype=parameter.dtype)
+            setattr(module, key, nn.Parameter(value, requires_grad=False))
 
 
 def stored_bits(tensors: Mapping[str, Tensor]) -> tuple[int, int]:

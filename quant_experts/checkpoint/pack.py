@@ -25,13 +25,13 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     if columns % 32:
         fields[:, columns:] = 0
     fields = fields.reshape(rows, periods, 32)
-    packed = torch.zeros(rows, periods, bits, dtype=torch.int64, device=codes.device)
+    accumulator = torch.zeros(rows, periods, bits, dtype=torch.int64, device=codes.device)
     for field in range(32):
         word, shift = divmod(field * bits, 32)
-        shifted = fields[:, :, field].to(torch.int64) << shift
-        packed[:, :, word] |= shifted & 0xFFFFFFFF
+        bits_of_field = fields[:, :, field].to(torch.int64) << shift
+        accumulator[:, :, word] |= bits_of_field & 0xFFFFFFFF
         if shift + bits > 32:
-            packed[:, :, word + 1] |= shifted >> 32
+            accumulator[:, :, word + 1] |= bits_of_field >> 32
     # As the two's complement of the same 32 bits.
-    signed = torch.where(packed >= 2**31, packed - 2**32, packed).to(torch.int32)
-    return signed.reshape(rows, periods * bits)[:, :words].contiguous()
+    int32 = torch.where(accumulator >= 2**31, accumulator - 2**32, accumulator).to(torch.int32)
+    return int32.reshape(rows, periods * bits)[:, :words].contiguous()

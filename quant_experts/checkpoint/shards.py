@@ -60,14 +60,14 @@ def stored_tensors(path: Path) -> dict[str, TensorSource]:
 
 def spool(tensors: Iterable[tuple[str, Tensor]], path: Path) -> dict[str, TensorSource]:
     """Append tensors to one raw file as they come. The shards need all names and sizes before their first byte."""
-    spooled: dict[str, TensorSource] = {}
+    sources: dict[str, TensorSource] = {}
     with path.open("wb") as out:
         for name, tensor in tensors:
             start = out.tell()
             tensor = tensor.detach().cpu().contiguous()
             out.write(tensor_bytes(tensor))
-            spooled[name] = TensorSource(path, tensor.dtype, tuple(tensor.shape), start, out.tell() - start)
-    return spooled
+            sources[name] = TensorSource(path, tensor.dtype, tuple(tensor.shape), start, out.tell() - start)
+    return sources
 
 
 def write_shards(
@@ -95,12 +95,12 @@ def write_shards(
 
 def _shards(tensors: Mapping[str, Readable], shard_bytes: int) -> Iterator[list[str]]:
     names: list[str] = []
-    filled = 0
+    size = 0
     for name, tensor in tensors.items():
-        if names and filled + tensor.bytes > shard_bytes:
+        if names and size + tensor.bytes > shard_bytes:
             yield names
-            names, filled = [], 0
+            names, size = [], 0
         names.append(name)
-        filled += tensor.bytes
+        size += tensor.bytes
     if names:
         yield names

@@ -53,23 +53,23 @@ def verify_checksums(directory: Path) -> int:
     sums = directory / CHECKSUMS
     if not sums.is_file():
         raise InvalidCheckpoint(f"{directory} has no {CHECKSUMS}: it is not a Quant Experts checkpoint, or incomplete")
-    listed: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for number, line in enumerate(sums.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         digest, separator, name = line.partition("  ")
         if not separator or len(digest) != 64 or Path(name).is_absolute() or ".." in Path(name).parts:
             raise InvalidCheckpoint(f"{CHECKSUMS} line {number} is not '<sha256>  <name>'")
-        listed[name] = digest
+        digests[name] = digest
     present = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
-    problems = [f"{name} is missing" for name in sorted(set(listed) - present)]
-    problems += [f"{name} is not listed" for name in sorted(present - set(listed) - {CHECKSUMS})]
+    problems = [f"{name} is missing" for name in sorted(set(digests) - present)]
+    problems += [f"{name} is not listed" for name in sorted(present - set(digests) - {CHECKSUMS})]
     problems += [
         f"{name} has changed"
-        for name, digest in sorted(listed.items())
+        for name, digest in sorted(digests.items())
         if name in present and file_digest(directory / name) != digest
     ]
     if problems:
         raise InvalidCheckpoint(f"{directory}: {'; '.join(problems)}")
-    return len(listed)
+    return len(digests)
 
 
 def verify_in_fresh_process(
@@ -82,8 +82,8 @@ def verify_in_fresh_process(
     """
     answer = _ask(directory, probe or Probe({}), device)
     if answer.get("problems"):
-        named = "; ".join(f"{kind}: {', '.join(names[:3])}" for kind, names in answer["problems"].items())
-        raise InvalidCheckpoint(f"{directory.name}: transformers does not fill the model from it: {named}")
+        problems = "; ".join(f"{kind}: {', '.join(names[:3])}" for kind, names in answer["problems"].items())
+        raise InvalidCheckpoint(f"{directory.name}: transformers does not fill the model from it: {problems}")
     if not answer["finite"]:
         raise InvalidCheckpoint(f"{directory.name}: the loaded model's logits are not finite")
     error, agreement = answer.get("error"), answer.get("agreement")
@@ -112,12 +112,12 @@ def _ask(directory: Path, probe: Probe, device: str) -> dict[str, Any]:
         }
         script = str(fresh_process.__file__)
         command = [sys.executable, "-I", script, str(directory.resolve()), str(path), device]
-        done = subprocess.run(  # noqa: S603 -- our own interpreter and script
+        process = subprocess.run(  # noqa: S603 -- our own interpreter and script
             command, capture_output=True, text=True, check=False, env=environment, stdin=subprocess.DEVNULL
         )
-    lines = done.stdout.strip().splitlines()
-    if done.returncode != 0 or not lines:
-        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    lines = process.stdout.strip().splitlines()
+    if process.returncode != 0 or not lines:
+        reason = (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
         raise InvalidCheckpoint(f"{directory.name}: loading it in a fresh process failed: {reason}")
     answer: dict[str, Any] = json.loads(lines[-1])
     return answer

@@ -84,9 +84,9 @@ def write_files(
     """
     groups = join_members(groups)
     marks = ((name, torch.empty(0)) for entry in groups for name in marks_of(entry))
-    spooled = spool(itertools.chain(other_tensors, marks), directory / ".spool")
+    sources = spool(itertools.chain(other_tensors, marks), directory / ".spool")
     tensors: dict[str, TensorSource] = {}
-    for part in (spooled, *map(stored_tensors, block_files)):
+    for part in (sources, *map(stored_tensors, block_files)):
         for name, tensor in part.items():
             if name in tensors:
                 raise InvalidModel(f"tensor {name} comes from {tensors[name].path.name} and {tensor.path.name}")
@@ -120,9 +120,9 @@ def write_files(
 
 def write_checksums(directory: Path, files: Iterable[WrittenFile]) -> list[WrittenFile]:
     """Write SHA256SUMS of ``files``; returns all, by name, that file last."""
-    listed = sorted(files, key=lambda file: file.name)
-    sums = "".join(f"{file.sha256}  {file.name}\n" for file in listed)
-    return [*listed, write_text(directory / CHECKSUMS, sums)]
+    by_name = sorted(files, key=lambda file: file.name)
+    sums = "".join(f"{file.sha256}  {file.name}\n" for file in by_name)
+    return [*by_name, write_text(directory / CHECKSUMS, sums)]
 
 
 def check_output(output: Path) -> None:
@@ -175,7 +175,7 @@ def copy_companions(source: Path, directory: Path, *, leave_out: Set[str]) -> li
 
     Raises InvalidModel for a file of an implausible size.
     """
-    copied = []
+    names = []
     for path in companions(source):
         name = path.relative_to(source).as_posix()
         if name in leave_out:
@@ -185,5 +185,5 @@ def copy_companions(source: Path, directory: Path, *, leave_out: Set[str]) -> li
         target = directory / name
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(path, target)
-        copied.append(WrittenFile(name, target.stat().st_size, file_digest(target)))
-    return copied
+        names.append(WrittenFile(name, target.stat().st_size, file_digest(target)))
+    return names

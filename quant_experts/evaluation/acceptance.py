@@ -15,20 +15,20 @@ def judge(report: QualityReport, accept_if: AcceptIf) -> Acceptance:
         "max_perplexity_increase": _perplexity,
         "min_image_sensitivity": _images,
     }
-    missed = [sentence for name, limit in limits.items() if (sentence := checks[name](report, limit)) is not None]
-    return Acceptance(limits=limits, verdict="rejected" if missed else "accepted", missed=missed)
+    sentences = [sentence for name, limit in limits.items() if (sentence := checks[name](report, limit)) is not None]
+    return Acceptance(limits=limits, verdict="rejected" if sentences else "accepted", missed=sentences)
 
 
 def _kl(report: QualityReport, limit: float) -> str | None:
-    measured = report.quality.kl
-    return None if measured <= limit else f"KL is {measured:.4g} nats per token, over the limit of {limit:g}"
+    value = report.quality.kl
+    return None if value <= limit else f"KL is {value:.4g} nats per token, over the limit of {limit:g}"
 
 
 def _agreement(report: QualityReport, limit: float) -> str | None:
-    measured = report.quality.top1_agreement
-    if measured >= limit:
+    value = report.quality.top1_agreement
+    if value >= limit:
         return None
-    return f"the most likely next token agrees at {measured:.2%} of the positions, under the limit of {limit:.2%}"
+    return f"the most likely next token agrees at {value:.2%} of the positions, under the limit of {limit:.2%}"
 
 
 def _perplexity(report: QualityReport, limit: float) -> str | None:

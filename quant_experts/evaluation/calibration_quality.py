@@ -108,8 +108,8 @@ class _Summary:
         *,
         worst: Callable[..., tuple[float, str]],
     ) -> _Summary:
-        known = [(group.channels, group.name) for group in groups if group.channels is not None]
-        figures = [(value, name) for channels, name in known if (value := figure(channels)) is not None]
+        counts = [(group.channels, group.name) for group in groups if group.channels is not None]
+        figures = [(value, name) for channels, name in counts if (value := figure(channels)) is not None]
         if not figures:
             return cls()
         value, name = worst(figures, key=lambda pair: pair[0])
@@ -159,11 +159,11 @@ def _about_copies(inputs: CapturedInputs) -> Iterator[Finding]:
         yield "poor", f"all {len(fit)} calibration rows are the same; give rows that differ as real requests do"
     elif distinct <= COPIES * len(fit):
         yield "thin", f"only {distinct} of {len(fit)} calibration rows are different; remove the copies and give others"
-    if known := [row for row in inputs.held_out if row.digest in set(fit)]:
+    if copies := [row for row in inputs.held_out if row.digest in set(fit)]:
         yield (
             "thin",
-            f"{len(known)} of {len(inputs.held_out)} held-out rows are copies of rows that were fitted on "
-            f"({_rows(known)}), so that the report is too good; remove the copies",
+            f"{len(copies)} of {len(inputs.held_out)} held-out rows are copies of rows that were fitted on "
+            f"({_rows(copies)}), so that the report is too good; remove the copies",
         )
 
 

@@ -46,8 +46,8 @@ def compressed_tensors(source: Source) -> dict[str, TensorSource]:
     return {name: source.tensors[name] for name in names}
 
 
-def compressed_config(source: Source, renamed: Callable[[str], str]) -> dict[str, Any]:
-    """``quantization_config``. ``renamed``: path of a module in memory → its path in the exported files.
+def compressed_config(source: Source, rename: Callable[[str], str]) -> dict[str, Any]:
+    """``quantization_config``. ``rename``: path of a module in memory → its path in the exported files.
 
     transformers looks for the paths of modules in memory and vLLM for those of the files: where they differ both are
     listed.
@@ -59,7 +59,7 @@ def compressed_config(source: Source, renamed: Callable[[str], str]) -> dict[str
     most = Counter({kind: len(paths) for kind, paths in kinds.items()}).most_common(1)[0][0]
     groups = {
         f"group_{n}": {
-            "targets": ["Linear"] if kind == most else _both(paths, renamed),
+            "targets": ["Linear"] if kind == most else _both(paths, rename),
             "weights": _weights(*kind),
             "input_activations": None,
             "output_activations": None,
@@ -75,12 +75,12 @@ def compressed_config(source: Source, renamed: Callable[[str], str]) -> dict[str
         "global_compression_ratio": None,
         "kv_cache_scheme": None,
         "config_groups": groups,
-        "ignore": _both([path for path in source.linear_layers() if path not in quantized], renamed),
+        "ignore": _both([path for path in source.linear_layers() if path not in quantized], rename),
     }
 
 
-def _both(paths: list[str], renamed: Callable[[str], str]) -> list[str]:
-    return list(dict.fromkeys(name for path in paths for name in (path, renamed(path))))
+def _both(paths: list[str], rename: Callable[[str], str]) -> list[str]:
+    return list(dict.fromkeys(name for path in paths for name in (path, rename(path))))
 
 
 def _weights(bits: int, group_size: int) -> dict[str, Any]:

@@ -23,8 +23,8 @@ def dequantized_losses(source: Source) -> Iterator[str]:
 def activation_losses(source: Source) -> Iterator[str]:
     bits = sorted({entry["activation_bits"] for entry in source.groups} - {UNQUANTIZED_BITS})
     if bits:
-        named = " and ".join(f"A{each}" for each in bits)
-        yield f"activations stay in full precision instead of {named}"
+        names = " and ".join(f"A{each}" for each in bits)
+        yield f"activations stay in full precision instead of {names}"
 
 
 def dequantized_tensors(source: Source) -> dict[str, ComputedTensor]:

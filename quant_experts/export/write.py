@@ -58,24 +58,24 @@ def export(checkpoint: Path, name: str, output: Path, *, device: str = "cpu") ->
 
 
 def _write(source: Source, form: Format, directory: Path, *, card: str) -> list[WrittenFile]:
-    renamed = hub_names(source.model)
+    rename = hub_names(source.model)
     tensors: dict[str, Readable] = {**source.others, **form.tensors(source)}
-    files = write_shards({_in_files(name, renamed): tensor for name, tensor in tensors.items()}, directory)
+    files = write_shards({_in_files(name, rename): tensor for name, tensor in tensors.items()}, directory)
     files += copy_companions(source.directory, directory, leave_out={PROCESSOR})
-    config = _config(source, form.quantization_config(source, lambda path: _module(path, renamed)))
+    config = _config(source, form.quantization_config(source, lambda path: _module(path, rename)))
     texts = {"config.json": config, CARD: card, **_processor(source.directory)}
     files += [write_text(directory / name, text) for name, text in texts.items()]
     return write_checksums(directory, files)
 
 
-def _in_files(name: str, renamed: Renamed) -> str:
+def _in_files(name: str, rename: Renamed) -> str:
     """Renamed by its layer's weight: the rules of transformers know no packed tensors."""
     module, _, kind = name.rpartition(".")
-    return f"{_module(module, renamed)}.{kind}" if kind.startswith("weight_") else renamed(name)
+    return f"{_module(module, rename)}.{kind}" if kind.startswith("weight_") else rename(name)
 
 
-def _module(path: str, renamed: Renamed) -> str:
-    return renamed(f"{path}.weight").removesuffix(".weight")
+def _module(path: str, rename: Renamed) -> str:
+    return rename(f"{path}.weight").removesuffix(".weight")
 
 
 def _config(source: Source, quantization: Mapping[str, Any] | None) -> str:

@@ -80,8 +80,8 @@ def capture_arguments(
     """
     arguments: Arguments = {}
 
-    def record(called: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> None:
-        arguments.update(inspect.signature(called.forward).bind_partial(*args).arguments | kwargs)
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> None:
+        arguments.update(inspect.signature(module.forward).bind_partial(*args).arguments | kwargs)
         if stack.embeds is not None:
             raise _StackCalled(None)
 
@@ -154,9 +154,9 @@ class BlockRunner:
     def stubs_return(self, hidden: Tensor, read_again: Mapping[int, Tensor] = MappingProxyType({})) -> Iterator[None]:
         """While this is open, the block before ``block`` returns ``hidden``, and each block of ``read_again`` (number →
         state) returns its state."""
-        stored = {**read_again, self._block - 1: hidden}
+        states = {**read_again, self._block - 1: hidden}
         if self._stubs:
-            for number, state in stored.items():
+            for number, state in states.items():
                 self._stubs[number].stored = state
         else:
             self._first = hidden

@@ -151,15 +151,15 @@ def _build(directory: Path, auto_class: str, shards: Shards) -> tuple[PreTrained
 
 def _dtype(config: Any, shards: Shards) -> torch.dtype:
     """What ``from_pretrained`` would choose: the configuration's dtype, else that of the first floating tensor."""
-    chosen = config.dtype if config.dtype is not None else getattr(config.get_text_config(), "dtype", None)
-    if isinstance(chosen, str):
-        chosen = getattr(torch, chosen, None)
-    if chosen is None:
-        stored = (file.entries[key].dtype for key, file in shards.where.items())
-        chosen = next((dtype for dtype in stored if dtype in FLOATS), None)
-    if chosen not in FLOATS:
-        raise InvalidModel(f"the model's dtype is {chosen}; supported are float32, float16 and bfloat16")
-    return chosen
+    config_dtype = config.dtype if config.dtype is not None else getattr(config.get_text_config(), "dtype", None)
+    if isinstance(config_dtype, str):
+        config_dtype = getattr(torch, config_dtype, None)
+    if config_dtype is None:
+        dtypes = (file.entries[key].dtype for key, file in shards.where.items())
+        config_dtype = next((dtype for dtype in dtypes if dtype in FLOATS), None)
+    if config_dtype not in FLOATS:
+        raise InvalidModel(f"the model's dtype is {config_dtype}; supported are float32, float16 and bfloat16")
+    return config_dtype
 
 
 def load(blueprint: Blueprint, prefix: str) -> None:
@@ -167,8 +167,8 @@ def load(blueprint: Blueprint, prefix: str) -> None:
 
     Raises InvalidModel for one that is not finite.
     """
-    if (owned := _tensor(blueprint.model, prefix)) is not None:
-        owner, name = owned
+    if (own_tensor := _tensor(blueprint.model, prefix)) is not None:
+        owner, name = own_tensor
         if name in owner._non_persistent_buffers_set:
             _compute_buffers(blueprint, prefix.rpartition(".")[0], owner)
             return
@@ -208,8 +208,8 @@ def modules_around_blocks(blueprint: Blueprint, stack: Stack) -> list[str]:
 
 def unload(blueprint: Blueprint, prefix: str) -> None:
     """Drop the tensors of the module (or the parameter or buffer) ``prefix``: back to the meta device."""
-    if (owned := _tensor(blueprint.model, prefix)) is not None:
-        owner, name = owned
+    if (own_tensor := _tensor(blueprint.model, prefix)) is not None:
+        owner, name = own_tensor
         if name in owner._buffers:
             owner._buffers[name] = owner._buffers[name].to("meta")
         else:
@@ -248,15 +248,15 @@ def _make_buffers(blueprint: Blueprint, prefix: str) -> None:
 
 
 def _compute_buffers(blueprint: Blueprint, owner_name: str, owner: Any) -> None:
-    waiting = [name for name in owner._non_persistent_buffers_set if owner._buffers.get(name) is not None]
-    waiting = [name for name in waiting if owner._buffers[name].is_meta]
-    if not waiting:
+    names = [name for name in owner._non_persistent_buffers_set if owner._buffers.get(name) is not None]
+    names = [name for name in names if owner._buffers[name].is_meta]
+    if not names:
         return
-    for name in waiting:
+    for name in names:
         unknown = float("nan") if owner._buffers[name].is_floating_point() else -1
         owner._buffers[name] = torch.full_like(owner._buffers[name], unknown, device="cpu")
     _enclosing_model(blueprint.model, owner_name)._init_weights(owner)
-    for name in waiting:
+    for name in names:
         buffer = owner._buffers[name]
         if not bool((torch.isfinite(buffer) if buffer.is_floating_point() else buffer >= 0).all()):
             raise InvalidModel(

@@ -92,17 +92,17 @@ def auto_class_of(config: Mapping[str, Any]) -> str:
     is no language model.
     """
     kind = config.get("model_type")
-    known: list[str] = []
+    model_classes: list[str] = []
     for auto_class, names in AUTO_CLASSES.items():
-        named = names.get(kind, ()) if isinstance(kind, str) else ()
-        classes = [named] if isinstance(named, str) else list(named)
+        classes_of_kind = names.get(kind, ()) if isinstance(kind, str) else ()
+        classes = [classes_of_kind] if isinstance(classes_of_kind, str) else list(classes_of_kind)
         if classes and set(classes) & set(config.get("architectures") or classes):
             return auto_class
-        known += classes
-    if known:
+        model_classes += classes
+    if model_classes:
         raise UnsupportedModel(
             f"config.json: architecture {', '.join(map(str, config['architectures']))} is not supported; of {kind} it "
-            f"is {', '.join(dict.fromkeys(known))}"
+            f"is {', '.join(dict.fromkeys(model_classes))}"
         )
     raise UnsupportedModel(
         f"config.json: model_type {kind!r} is not supported: transformers {transformers.__version__} has no causal "
@@ -112,31 +112,31 @@ def auto_class_of(config: Mapping[str, Any]) -> str:
 
 def manifest_of(model: Any) -> Manifest:
     """``model``: on the meta device. Raises UnsupportedModel naming what cannot be walked."""
-    *encoders, found = discover(model)
+    *encoders, decoder_stack = discover(model)
     kind = model.config.model_type
     takes_images = kind in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     head = _path(model, model.get_output_embeddings())
     if head is None:
         raise UnsupportedModel(f"{type(model).__name__} has no output head that transformers names")
-    assert found.embedding is not None, "the decoder's module is chosen so"
+    assert decoder_stack.embedding is not None, "the decoder's module is chosen so"
     decoder = Stack(
         "decoder" if encoders else "language model",
-        found.module,
-        layers=found.layers,
-        each=_labelled(kind, found.blocks),
-        memory=found.memory if encoders else (),
-        embedding=found.embedding,
+        decoder_stack.module,
+        layers=decoder_stack.layers,
+        each=_labelled(kind, decoder_stack.blocks),
+        memory=decoder_stack.memory if encoders else (),
+        embedding=decoder_stack.embedding,
     )
-    _refuse_projected(model, f"{found.module}.{found.embedding}", found)
+    _refuse_projected(model, f"{decoder_stack.module}.{decoder_stack.embedding}", decoder_stack)
     encoder = next((_encoder(kind, each) for each in encoders), None)
-    _refuse_mostly_kept(model, decoder, found)
-    skipped = {**{name: why for each in encoders for name, why in each.skipped.items()}, **found.skipped}
+    _refuse_mostly_kept(model, decoder, decoder_stack)
+    skipped = {**{name: why for each in encoders for name, why in each.skipped.items()}, **decoder_stack.skipped}
     manifest = Manifest(
         kind,
         type(model).__name__,
         decoder,
         head,
-        outside=tuple(parts_but(model, "", {found.module, head})),
+        outside=tuple(parts_but(model, "", {decoder_stack.module, head})),
         takes_images=takes_images,
         tower=TOWERS.get(kind),
         encoder=encoder,
@@ -144,19 +144,19 @@ def manifest_of(model: Any) -> Manifest:
     return replace(manifest, skipped=dict(_skipped(model, manifest, skipped)))
 
 
-def _refuse_projected(model: nn.Module, embedding: str, found: FoundStack) -> None:
+def _refuse_projected(model: nn.Module, embedding: str, stack: FoundStack) -> None:
     """States that stand for finished blocks come in where embeddings do (``block_runner.py``)."""
     width = model.get_parameter(f"{embedding}.weight").shape[-1]
-    if width != found.width:
+    if width != stack.width:
         raise UnsupportedModel(
-            f"{embedding} has width {width}, the blocks {found.width}: models that project their embeddings cannot be "
+            f"{embedding} has width {width}, the blocks {stack.width}: models that project their embeddings cannot be "
             "walked; use one of the other sizes"
         )
 
 
-def _encoder(kind: str, found: FoundStack) -> Stack:
+def _encoder(kind: str, stack: FoundStack) -> Stack:
     return Stack(
-        "encoder", found.module, layers=found.layers, each=_labelled(kind, found.blocks), embeds=None, media="audio"
+        "encoder", stack.module, layers=stack.layers, each=_labelled(kind, stack.blocks), embeds=None, media="audio"
     )
 
 
@@ -189,7 +189,7 @@ def parts_but(model: nn.Module, prefix: str, without: Collection[str]) -> Iterat
             yield f"{before}{name}"
 
 
-def _refuse_mostly_kept(model: nn.Module, decoder: Stack, found: FoundStack) -> None:
+def _refuse_mostly_kept(model: nn.Module, decoder: Stack, stack: FoundStack) -> None:
     layers = [
         ".".join(part for part in (decoder.block(index), parent, layer) if part)
         for index, groups in enumerate(decoder.each)
@@ -197,19 +197,19 @@ def _refuse_mostly_kept(model: nn.Module, decoder: Stack, found: FoundStack) -> 
         for layer in layers
     ]
     quantized = sum(_weights(model, layer) for layer in layers)
-    kept: dict[str, int] = {}
-    for name in found.skipped:
-        kept[_starred(name)] = kept.get(_starred(name), 0) + _weights(model, name)
-    total = quantized + sum(kept.values())
-    experts = any(EXPERTS.search(name) for name in kept)
+    rest: dict[str, int] = {}
+    for name in stack.skipped:
+        rest[_starred(name)] = rest.get(_starred(name), 0) + _weights(model, name)
+    total = quantized + sum(rest.values())
+    experts = any(EXPERTS.search(name) for name in rest)
     if quantized >= LEAST_SHARE * total and quantized and not experts:
         return
-    if not kept:
-        raise UnsupportedModel(f"{found.module}.{found.layers} holds no linear layers")
-    largest = max(kept, key=lambda name: kept[name])
-    reason = next(why for name, why in found.skipped.items() if _starred(name) == largest)
+    if not rest:
+        raise UnsupportedModel(f"{stack.module}.{stack.layers} holds no linear layers")
+    largest = max(rest, key=lambda name: rest[name])
+    reason = next(why for name, why in stack.skipped.items() if _starred(name) == largest)
     raise UnsupportedModel(
-        f"{largest} holds {kept[largest] / total:.0%} of the weights in the decoder's blocks and cannot be quantized "
+        f"{largest} holds {rest[largest] / total:.0%} of the weights in the decoder's blocks and cannot be quantized "
         f"yet: {reason}"
     )
 

@@ -11,15 +11,15 @@ from quant_experts.model.weights import Stack
 
 def unstack_mixtures(model: nn.Module) -> dict[str, Stack]:
     """Replace every module that stacks experts, of a model on the meta device; parameter → its pieces."""
-    found: dict[str, Stack] = {}
+    stacks: dict[str, Stack] = {}
     for path, module in list(model.named_modules()):
         for name in stacks_of(module) or ():
             whole = module.get_parameter(name).detach()
             pieces = tuple((number, f"{path}.{name}.{number}.weight") for number in range(len(whole)))
-            found[f"{path}.{name}"] = Stack(whole, pieces, is_transposed(module))
+            stacks[f"{path}.{name}"] = Stack(whole, pieces, is_transposed(module))
         if stacks_of(module) is not None:
             unstack(model, path)
-    return found
+    return stacks
 
 
 def mixtures_in(module: nn.Module) -> dict[str, MixtureExperts]:

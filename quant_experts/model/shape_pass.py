@@ -53,9 +53,9 @@ class ShapePass(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
             return args[0].new_empty((*args[0].shape[:-1], args[1].shape[-1]), device="meta")
         if kwargs.get("device") is not None:
             kwargs["device"] = torch.device("meta")
-        moved = {id(tensor): tensor.to("meta") for tensor in tensors if not tensor.is_meta}
-        result = func(*tree_map(lambda x: moved.get(id(x), x), args), **tree_map(lambda x: moved.get(id(x), x), kwargs))
-        originals = {id(copy): tensor for tensor in tensors if (copy := moved.get(id(tensor))) is not None}
+        by_id = {id(tensor): tensor.to("meta") for tensor in tensors if not tensor.is_meta}
+        result = func(*tree_map(lambda x: by_id.get(id(x), x), args), **tree_map(lambda x: by_id.get(id(x), x), kwargs))
+        originals = {id(copy): tensor for tensor in tensors if (copy := by_id.get(id(tensor))) is not None}
         return tree_map(lambda x: originals.get(id(x), x), result)  # written in place: the caller keeps his own
 
 

@@ -81,12 +81,12 @@ class TensorFile:
 
     def holds_same(self, name: str, other: TensorFile, other_name: str) -> bool:
         """Whether the bytes of both tensors are the same; a piece of them in memory at a time."""
-        entry, compared = self.entries[name], other.entries[other_name]
-        if (entry.dtype, entry.shape) != (compared.dtype, compared.shape):
+        entry, other_entry = self.entries[name], other.entries[other_name]
+        if (entry.dtype, entry.shape) != (other_entry.dtype, other_entry.shape):
             return False
         with self.path.open("rb") as first, other.path.open("rb") as second:
             first.seek(entry.start)
-            second.seek(compared.start)
+            second.seek(other_entry.start)
             for start in range(0, entry.bytes, PIECE):
                 size = min(PIECE, entry.bytes - start)
                 if first.read(size) != second.read(size):
@@ -103,26 +103,26 @@ class TensorWriter:
     def __init__(self, path: Path, layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
         self._path = path
         self._part = path.with_name(f".{path.name}.part")
-        self._expected = iter(layout.items())
+        self._layout_rest = iter(layout.items())
         self._digest = hashlib.sha256()
-        self._written = 0
+        self._position = 0
         self._out = self._part.open("wb")
         self._put(_header(layout))
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Raises ValueError when it is not the tensor that ``layout`` announces next."""
-        announced, (dtype, shape) = next(self._expected, ("nothing", (None, None)))
-        if (name, tensor.dtype, tuple(tensor.shape)) != (announced, dtype, shape):
+        expected_name, (dtype, shape) = next(self._layout_rest, ("nothing", (None, None)))
+        if (name, tensor.dtype, tuple(tensor.shape)) != (expected_name, dtype, shape):
             raise ValueError(
-                f"{self._path.name}: {name} {tensor.dtype} {tuple(tensor.shape)} came where {announced} was due"
+                f"{self._path.name}: {name} {tensor.dtype} {tuple(tensor.shape)} came where {expected_name} was due"
             )
         self._put(tensor_bytes(tensor.detach().cpu().contiguous()))
 
     def finish(self) -> WrittenFile:
         """Name, size and digest. Raises ValueError when an announced tensor never came."""
-        missing = next(self._expected, None)
-        if missing is not None:
-            raise ValueError(f"{self._path.name}: tensor {missing[0]} was announced and never came")
+        rest = next(self._layout_rest, None)
+        if rest is not None:
+            raise ValueError(f"{self._path.name}: tensor {rest[0]} was announced and never came")
         with self._out:
             self._out.flush()
             reach("tensors.written")
@@ -131,7 +131,7 @@ class TensorWriter:
         self._part.replace(self._path)
         reach("tensors.renamed")
         sync_directory(self._path.parent)
-        return WrittenFile(self._path.name, self._written, self._digest.hexdigest())
+        return WrittenFile(self._path.name, self._position, self._digest.hexdigest())
 
     def discard(self) -> None:
         """What is not finished is gone."""
@@ -141,7 +141,7 @@ class TensorWriter:
     def _put(self, data: Any) -> None:
         self._out.write(data)
         self._digest.update(data)
-        self._written += len(data)
+        self._position += len(data)
 
 
 def write_tensors(
@@ -176,13 +176,13 @@ def json_digest(content: object) -> str:
 
 
 def _header(layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> bytes:
-    described: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    description: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, (dtype, shape) in layout.items():
         size = math.prod(shape) * dtype.itemsize
-        described[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
+        description[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
         offset += size
-    text = json.dumps(described, separators=(",", ":")).encode()
+    text = json.dumps(description, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text
 
@@ -196,9 +196,9 @@ def _read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
             raise InvalidModel(f"{path.name}: not a safetensors file, or truncated ({size} bytes, header of {length})")
         text = reader.read(length)
     try:
-        described = json.loads(text)
-        metadata = described.pop("__metadata__", {})
-        entries = {name: _entry(path, name, fields, 8 + length) for name, fields in described.items()}
+        description = json.loads(text)
+        metadata = description.pop("__metadata__", {})
+        entries = {name: _entry(path, name, fields, 8 + length) for name, fields in description.items()}
     except (ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
         raise InvalidModel(
             f"{path.name}: the safetensors header cannot be read ({type(error).__name__}: {error})"
@@ -240,12 +240,12 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
 
 
 def _read_into(reader: Any, view: memoryview, what: str) -> None:
-    done = 0
-    while done < len(view):
-        count = reader.readinto(view[done:])
+    offset = 0
+    while offset < len(view):
+        count = reader.readinto(view[offset:])
         if not count:
-            raise InvalidModel(f"{what}: the file ended {len(view) - done} bytes early")
-        done += count
+            raise InvalidModel(f"{what}: the file ended {len(view) - offset} bytes early")
+        offset += count
 
 
 class TensorSpool:
@@ -266,9 +266,9 @@ class TensorSpool:
     def finish(self) -> WrittenFile:
         """Write the tensor file and remove the spool."""
         self._out.seek(0)
-        written = write_tensors(self._path, self._layout, self._replay())
+        file = write_tensors(self._path, self._layout, self._replay())
         self.discard()
-        return written
+        return file
 
     def discard(self) -> None:
         self._out.close()

@@ -59,9 +59,9 @@ def open_shards(directory: Path) -> Shards:
         file = TensorFile(directory / SINGLE)
         return Shards(directory, (file,), dict.fromkeys(file.entries, file))
     if index.is_file():
-        promised = _weight_map(index)
-        files = {name: _open(directory, name, index.name) for name in sorted(set(promised.values()))}
-        for key, name in promised.items():
+        weight_map = _weight_map(index)
+        files = {name: _open(directory, name, index.name) for name in sorted(set(weight_map.values()))}
+        for key, name in weight_map.items():
             if key not in files[name].entries:
                 raise InvalidModel(
                     f"{index.name} says that {name} holds {key}, but it does not; download the model again"
@@ -158,8 +158,8 @@ class Weights:
         self._stacks = stacks
         self._last: tuple[str, Tensor] | None = None
         own = {name: tensor for name, tensor in model.state_dict().items() if name not in self._pieces}
-        self._expected: dict[str, Tensor] = own | {name: stack.whole for name, stack in stacks.items()}
-        self._sources, self.unused = _map_sources(shards, self._model, self._expected)
+        self._tensors: dict[str, Tensor] = own | {name: stack.whole for name, stack in stacks.items()}
+        self._sources, self.unused = _map_sources(shards, self._model, self._tensors)
         self.tied: dict[str, str] = {}
         self.untied: dict[str, str] = {}
         self._tie(getattr(model, "all_tied_weights_keys", {}))
@@ -177,7 +177,7 @@ class Weights:
 
     @property
     def _whole_names(self) -> list[str]:
-        return [name for name in self._expected if name not in self.tied]
+        return [name for name in self._tensors if name not in self.tied]
 
     def names_under(self, prefix: str) -> list[str]:
         return [name for name in self.names if name.startswith(prefix + ".")]
@@ -186,8 +186,8 @@ class Weights:
         """Bytes of the tensor in the model's own dtype."""
         if name in self._pieces:
             stack, _ = self._pieces[name]
-            return self.bytes(stack) // len(self._expected[stack])
-        expected = self._expected[name]
+            return self.bytes(stack) // len(self._tensors[stack])
+        expected = self._tensors[name]
         return expected.numel() * expected.element_size()
 
     def read(self, name: str) -> Tensor:
@@ -198,7 +198,7 @@ class Weights:
         if name in self._pieces:
             return self._read_piece(*self._pieces[name])
         name = self.tied.get(name, name)
-        expected = self._expected[name]
+        expected = self._tensors[name]
         tensor = self._realize(name)
         if tensor.shape != expected.shape:
             raise InvalidModel(f"{name} has shape {list(tensor.shape)}, the configuration says {list(expected.shape)}")
@@ -222,7 +222,7 @@ class Weights:
 
     def _tie(self, pairs: Mapping[str, str]) -> None:
         for target, source in pairs.items():
-            if target not in self._expected:
+            if target not in self._tensors:
                 continue
             if target in self._sources and source not in self._sources:
                 self._sources[source] = self._sources.pop(target)
@@ -239,12 +239,12 @@ class Weights:
             files = self.shards.where
             if files[key].holds_same(key, files[other_key], other_key):
                 return True
-            if files[key].entries[key].dtype == files[other_key].entries[other_key].dtype == self._expected[one].dtype:
+            if files[key].entries[key].dtype == files[other_key].entries[other_key].dtype == self._tensors[one].dtype:
                 return False
         return torch.equal(self._in_own_dtype(one), self._in_own_dtype(other))
 
     def _in_own_dtype(self, name: str) -> Tensor:
-        return self._realize(name).to(self._expected[name].dtype)
+        return self._realize(name).to(self._tensors[name].dtype)
 
     def _realize(self, name: str) -> Tensor:
         source = self._sources[name]
@@ -256,8 +256,8 @@ class Weights:
         first = next(target for target, other in self._sources.items() if other is source)
         for key, pattern in source.keys:
             converter.add_tensor(first, key, pattern, self.shards.read(key))
-        realized = converter.convert(first, model=_Whole(self._model, self._stacks), config=self._model.config)
-        value: Tensor | list[Tensor] = realized[name]
+        tensors = converter.convert(first, model=_Whole(self._model, self._stacks), config=self._model.config)
+        value: Tensor | list[Tensor] = tensors[name]
         return value[0] if isinstance(value, list) else value
 
     def _check_complete(self) -> None:
@@ -282,7 +282,7 @@ class Weights:
             if source.converter is not None:
                 continue
             key = source.keys[0][0]
-            stored, expected = self.shards.where[key].entries[key].shape, tuple(self._expected[name].shape)
+            stored, expected = self.shards.where[key].entries[key].shape, tuple(self._tensors[name].shape)
             if _shape(stored, source.cut) != expected:
                 raise InvalidModel(
                     f"{key} has shape {list(stored)}, the configuration says {list(expected)} for {name}"

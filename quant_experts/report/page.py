@@ -96,12 +96,12 @@ def _rows(report: QualityReport, recipe: Mapping[str, Any]) -> list[Row]:
 
 def _most_sensitive(rows: Sequence[Row]) -> list[tuple[Row, dict[str, int]]]:
     """By the change of the output distribution, with the place of each group by each of the three measures."""
-    known = [(row, row.group.sensitivity) for row in rows if row.group.sensitivity is not None]
+    pairs = [(row, row.group.sensitivity) for row in rows if row.group.sensitivity is not None]
     order = {
-        name: [row.path for row, measures in sorted(known, key=lambda pair: getattr(pair[1], name), reverse=True)]
+        name: [row.path for row, measures in sorted(pairs, key=lambda pair: getattr(pair[1], name), reverse=True)]
         for name in ("kl", "mean_abs", "variance")
     }
-    by_path = {row.path: row for row, _ in known}
+    by_path = {row.path: row for row, _ in pairs}
     return [
         (by_path[path], {name: paths.index(path) + 1 for name, paths in order.items()})
         for path in order["kl"][:SENSITIVE_GROUPS]
@@ -112,16 +112,16 @@ def _limits(report: QualityReport) -> list[Limit]:
     if report.acceptance is None:
         return []
     limits = []
-    for name, allowed in report.acceptance.limits.items():
-        measured = sentences.measured(report, name)
+    for name, limit in report.acceptance.limits.items():
+        value = sentences.measured(report, name)
         form = numbers.number if name in ("max_kl", "min_image_sensitivity") else numbers.percent
-        kept = measured is not None and (measured >= allowed if name.startswith("min_") else measured <= allowed)
+        is_kept = value is not None and (value >= limit if name.startswith("min_") else value <= limit)
         limits.append(
             Limit(
                 sentences.LIMITS.get(name, name),
-                f"{allowed:g}" if form is numbers.number else form(allowed),
-                form(measured),
-                kept,
+                f"{limit:g}" if form is numbers.number else form(limit),
+                form(value),
+                is_kept,
             )
         )
     return limits

@@ -85,8 +85,8 @@ def check_rows(inputs: CapturedInputs, first: Stack) -> None:
     if first.media is None:
         return
     piece = "audio part" if first.media == "audio" else "image"
-    running = inputs.running
-    for rows, what in ((running.fit, "fit it on"), (running.held_out, "measure it on")):
+    names = inputs.running
+    for rows, what in ((names.fit, "fit it on"), (names.held_out, "measure it on")):
         if not rows:
             raise InvalidCalibration(
                 f"the model's {first.name} is quantized, and no calibration row to {what} has an {piece}; "

@@ -52,7 +52,7 @@ class Forecaster:
         self._rows: Rows | None = None
         self._expected: Expected | None = None
         self._stage, self._units = "preparing", (0, 0)
-        self._began = self._stage_began = self._heard = clock()
+        self._began = self._stage_began = self._last_event_at = clock()
         self._before = started or 0.0
         """Seconds before this run: of the process, and of blocks that an earlier run finished."""
         self._blocks: list[tuple[float, float]] = []
@@ -69,7 +69,7 @@ class Forecaster:
 
     def __call__(self, event: Event) -> None:
         self._take(event)
-        self._heard = self._clock()
+        self._last_event_at = self._clock()
         if self._expected is not None:
             self._on_event(self._forecast(self._expected))
         self._on_event(event)
@@ -80,15 +80,15 @@ class Forecaster:
                 self._enter(phase, total or 0, began=self._clock())
             case Advanced(phase, done, total):
                 if phase == "calibrating" and (done <= self._units[0] or total != self._units[1]):
-                    self._enter(MEASURING, total, began=self._heard)
+                    self._enter(MEASURING, total, began=self._last_event_at)
                 self._units = (done, total)
                 if event.tokens and self._expecting and done.bit_count() == 1:
                     self._rows = _rows(total, done, event.tokens)
                     self._expected = self._expecting(self._rows)
             case BlockFinished():
-                expected = self._expected.blocks if self._expected else ()
-                predicted = expected[event.block] if event.block < len(expected) else 0.0
-                self._blocks.append((event.seconds - self._warm_up(event), predicted))
+                block_seconds = self._expected.blocks if self._expected else ()
+                prediction = block_seconds[event.block] if event.block < len(block_seconds) else 0.0
+                self._blocks.append((event.seconds - self._warm_up(event), prediction))
                 self._before += event.seconds if event.resumed else 0.0
                 self._stage_began = self._clock()
             case _:
@@ -99,29 +99,29 @@ class Forecaster:
         if self._expected is None or event.resumed or self._is_warm:
             return 0.0
         self._is_warm = True
-        started = self._expected.phases["preparing"].starting * self._slower(self._expected)
-        return min(WARM_UP * started, event.seconds / 2)
+        seconds = self._expected.phases["preparing"].starting * self._slower(self._expected)
+        return min(WARM_UP * seconds, event.seconds / 2)
 
     def _enter(self, stage: str, total: int, *, began: float) -> None:
         self._stage, self._units, self._stage_began = stage, (0, total), began
 
     def _forecast(self, expected: Expected) -> Forecast:
         now = self._clock()
-        passed = now - self._stage_began
+        in_stage = now - self._stage_began
         done, total = self._units
         if self._stage == "fitting":
-            seconds = self._blocks_left(expected, passed)
+            seconds = self._blocks_left(expected, in_stage)
         elif done and self._stage in ("calibrating", MEASURING):
-            seconds = passed / done * (total - done)
+            seconds = in_stage / done * (total - done)
         else:
-            seconds = max(0.0, self._predicted(expected, self._stage) - passed)
+            seconds = max(0.0, self._predicted(expected, self._stage) - in_stage)
         later = STAGES[STAGES.index(self._stage) + 1 :]
         seconds += sum(self._predicted(expected, stage) for stage in later)
         return Forecast(done=now - self._began + self._before, left=seconds)
 
-    def _blocks_left(self, expected: Expected, passed: float) -> float:
+    def _blocks_left(self, expected: Expected, in_stage: float) -> float:
         in_hand, *others = [seconds * self._factor for seconds in expected.blocks[len(self._blocks) :]] or [0.0]
-        return max(0.0, in_hand - passed) + sum(others)
+        return max(0.0, in_hand - in_stage) + sum(others)
 
     def _predicted(self, expected: Expected, stage: str) -> float:
         if stage == "fitting":
@@ -133,17 +133,17 @@ class Forecaster:
 
     def _slower(self, expected: Expected) -> float:
         """Seconds that this process took to start over those that were predicted."""
-        predicted = expected.phases["preparing"].starting
-        return 1.0 if self._started is None or not predicted else self._started / predicted
+        prediction = expected.phases["preparing"].starting
+        return 1.0 if self._started is None or not prediction else self._started / prediction
 
     @property
     def _factor(self) -> float:
         """Measured over predicted seconds, the newest blocks most."""
-        weight, measured, predicted = 1.0, 0.0, 0.0
-        for seconds, expected in reversed(self._blocks):
-            measured, predicted = measured + weight * seconds, predicted + weight * expected
+        weight, actual, prediction = 1.0, 0.0, 0.0
+        for seconds, likely in reversed(self._blocks):
+            actual, prediction = actual + weight * seconds, prediction + weight * likely
             weight *= OLDER_WEIGHT
-        return measured / predicted if measured and predicted else 1.0
+        return actual / prediction if actual and prediction else 1.0
 
 
 def expected_seconds(
@@ -163,10 +163,10 @@ def expected_seconds(
     return expected
 
 
-def _rows(rows: int, known: int, tokens: tuple[int, int]) -> Rows:
-    """``tokens``: of ``known`` rows, and how many of them are images'."""
+def _rows(rows: int, with_tokens: int, tokens: tuple[int, int]) -> Rows:
+    """``tokens``: of ``with_tokens`` rows, and how many of them are images'."""
     of_all, of_images = tokens
-    return Rows(rows, of_all / known, 1.0, 1.0 if of_images else 0.0, of_images / known, counted=True)
+    return Rows(rows, of_all / with_tokens, 1.0, 1.0 if of_images else 0.0, of_images / with_tokens, counted=True)
 
 
 def seconds_to_start() -> float | None:

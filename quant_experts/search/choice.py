@@ -36,13 +36,13 @@ def worth_trying(points: Sequence[Point], max_bytes: int) -> list[Point]:
 
     The largest point of each scheme that fits stays as well. It cannot win, but it shows what a smaller model loses.
     """
-    fitting = [point for point in points if point.bytes <= max_bytes]
-    largest = {point.spec.scheme: point.label for point in fitting}
+    affordable = [point for point in points if point.bytes <= max_bytes]
+    largest = {point.spec.scheme: point.label for point in affordable}
     return [
         point
-        for point in fitting
+        for point in affordable
         if largest[point.spec.scheme] == point.label
-        or not any(is_richer(other, point) for other in fitting if other.label != point.label)
+        or not any(is_richer(other, point) for other in affordable if other.label != point.label)
     ]
 
 
@@ -60,14 +60,14 @@ def smallest_within_kl(points: Sequence[Point], max_kl: float, kl_of: KlOf) -> P
             f"KL of {kl_of(richest):.3g} nats per token on the rows of the search, and takes {richest.bytes:,} bytes"
         )
     best = richest
-    remaining = [point for point in points if point.bytes < best.bytes]
-    while remaining:
-        middle = remaining[len(remaining) // 2]
+    smaller = [point for point in points if point.bytes < best.bytes]
+    while smaller:
+        middle = smaller[len(smaller) // 2]
         if kl_of(middle) <= max_kl:
             best = middle
-            remaining = [point for point in remaining if point.bytes < best.bytes]
+            smaller = [point for point in smaller if point.bytes < best.bytes]
         else:
-            remaining = [point for point in remaining if not is_richer(middle, point)]
+            smaller = [point for point in smaller if not is_richer(middle, point)]
     return best
 
 

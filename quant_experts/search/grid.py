@@ -67,26 +67,26 @@ def grid(
     sensitive = most_sensitive(groups, kl, SENSITIVE_SHARE)
     points = []
     for scheme, (place, (adapters, options)) in itertools.product(SCHEMES, enumerate(_adapters(spec))):
-        for raised in ([], sensitive):
-            chosen: dict[str, Any] = {"scheme": scheme, **options}
+        for sensitive_groups in ([], sensitive):
+            options_of_point: dict[str, Any] = {"scheme": scheme, **options}
             label = f"{scheme} · {adapters}" if adapters else scheme
-            if raised:
-                chosen["sensitive"] = {"groups": raised, "weight_bits": SENSITIVE_BITS}
+            if sensitive_groups:
+                options_of_point["sensitive"] = {"groups": sensitive_groups, "weight_bits": SENSITIVE_BITS}
                 label += f" · {SENSITIVE_SHARE:.0%} at {SENSITIVE_BITS} bits".replace("%", " %")
-            candidate = resolved(spec, chosen)
-            all_raised = candidate.bits.weight_bits >= SENSITIVE_BITS
-            if raised and all_raised:
+            candidate = resolved(spec, options_of_point)
+            is_uniform = candidate.bits.weight_bits >= SENSITIVE_BITS
+            if sensitive_groups and is_uniform:
                 continue
-            weight_bits = dict.fromkeys(raised, SENSITIVE_BITS)
+            weight_bits = dict.fromkeys(sensitive_groups, SENSITIVE_BITS)
             bits = _stored(candidate, groups, weight_bits, dtype)
             points.append(
                 Point(
                     label=label,
-                    options=chosen,
+                    options=options_of_point,
                     spec=candidate,
                     bytes=unquantized_bytes + bits // 8,
                     effective_bits=bits / sum(plan.weights for plan in groups),
-                    richness=(candidate.bits.weight_bits, place, bool(raised) or all_raised),
+                    richness=(candidate.bits.weight_bits, place, bool(sensitive_groups) or is_uniform),
                     weight_bits=weight_bits,
                 )
             )
@@ -112,5 +112,5 @@ def _adapters(spec: QuantizationSpec) -> list[tuple[str, dict[str, Any]]]:
 def _stored(
     spec: QuantizationSpec, groups: Sequence[GroupPlan], weight_bits: Mapping[str, int], dtype: torch.dtype
 ) -> int:
-    raised = spec.with_weight_bits(SENSITIVE_BITS)
-    return sum(stored_group_bits(plan, raised if plan.name in weight_bits else spec, dtype) for plan in groups)
+    more_bits = spec.with_weight_bits(SENSITIVE_BITS)
+    return sum(stored_group_bits(plan, more_bits if plan.name in weight_bits else spec, dtype) for plan in groups)

@@ -57,9 +57,9 @@ class _Trials:
     def kl_of(self, point: Point) -> float:
         """Raises what a walk raises, Stopped among it: a later search then continues inside this point."""
         if point.label not in self.kl:
-            started = time.monotonic()
+            began = time.monotonic()
             quality = self._try(point)
-            self.seconds += time.monotonic() - started
+            self.seconds += time.monotonic() - began
             self.kl[point.label] = quality.kl
             self._record()
         return self.kl[point.label]
@@ -125,14 +125,14 @@ def search(
     trials = _Trials(measurements, open_model, few, measurements.modality_weights(spec), _expected(points, target))
     trials.recall()
     if target.max_bytes is not None:
-        chosen = best_within_bytes(points, target.max_bytes, trials.kl_of)
+        choice = best_within_bytes(points, target.max_bytes, trials.kl_of)
     else:
         assert target.max_kl is not None
-        chosen = smallest_within_kl(points, target.max_kl, trials.kl_of)
+        choice = smallest_within_kl(points, target.max_kl, trials.kl_of)
     shutil.rmtree(context.work / "auto", ignore_errors=True)
-    return chosen.spec, AutoSearch(
+    return choice.spec, AutoSearch(
         target={name: value for name, value in target.model_dump().items() if value is not None},
-        points=[_tried(point, trials.kl[point.label], point is chosen) for point in points if point.label in trials.kl],
+        points=[_tried(point, trials.kl[point.label], point is choice) for point in points if point.label in trials.kl],
         rows=len(few.fit),
         seconds=round(trials.seconds, 1),
     )
@@ -153,24 +153,24 @@ def missed_target(search: AutoSearch | None, quality: ModelQuality) -> list[str]
 def few_inputs(inputs: CapturedInputs, seed: int) -> CapturedInputs:
     """A seeded choice of the rows to fit, and the first held-out rows. Some of both reach the first stack."""
     fit = inputs.fit
-    drawn = [fit[place] for place in torch.randperm(len(fit), generator=generator(seed, "auto", "rows")).tolist()]
-    chosen = sorted(_begin(drawn, FIT_ROWS), key=lambda row: row.index)
-    return replace(inputs, rows=(*_begin(inputs.held_out, HELD_OUT_ROWS), *chosen), variants=(), files=())
+    permutation = [fit[place] for place in torch.randperm(len(fit), generator=generator(seed, "auto", "rows")).tolist()]
+    fit_rows = sorted(_begin(permutation, FIT_ROWS), key=lambda row: row.index)
+    return replace(inputs, rows=(*_begin(inputs.held_out, HELD_OUT_ROWS), *fit_rows), variants=(), files=())
 
 
 def _begin(rows: Sequence[CapturedRow], number: int) -> list[CapturedRow]:
     """The first ``number`` rows. If none of them reaches the stack, the next row that does replaces the last."""
-    chosen, others = list(rows[:number]), rows[number:]
-    if not any(row.tree is not None for row in chosen):
-        chosen[-1:] = [next((row for row in others if row.tree is not None), chosen[-1])]
-    return chosen
+    head, others = list(rows[:number]), rows[number:]
+    if not any(row.tree is not None for row in head):
+        head[-1:] = [next((row for row in others if row.tree is not None), head[-1])]
+    return head
 
 
 def _unquantized_bytes(context: RunContext) -> int:
     """Bytes of every tensor that no group replaces."""
     weights = context.blueprint.weights
-    replaced = {f"{plan.parent}.{layer}.weight" for block in context.plans for plan in block for layer in plan.layers}
-    return sum(weights.bytes(name) for name in weights.names if name not in replaced)
+    names = {f"{plan.parent}.{layer}.weight" for block in context.plans for plan in block for layer in plan.layers}
+    return sum(weights.bytes(name) for name in weights.names if name not in names)
 
 
 def _expected(points: Sequence[Point], target: Target) -> int:
@@ -179,12 +179,12 @@ def _expected(points: Sequence[Point], target: Target) -> int:
     return 1 + math.ceil(math.log2(len(points)))
 
 
-def _tried(point: Point, kl: float, chosen: bool) -> FrontierPoint:
+def _tried(point: Point, kl: float, is_choice: bool) -> FrontierPoint:
     return FrontierPoint(
         label=point.label,
         options=point.options,
         bytes=point.bytes,
         effective_bits=point.effective_bits,
         kl=kl,
-        chosen=chosen,
+        chosen=is_choice,
     )

@@ -114,14 +114,14 @@ class _Passes:
                 with torch.enable_grad():
                     hidden = self._states.read(str(blueprint.blocks), row).to(self._device).requires_grad_()
                     last = runner.run_with_gradients(self._arguments(row), hidden)
-                    normalised = last.detach().requires_grad_()
+                    last_state = last.detach().requires_grad_()
                     targets, positions = text_positions(self._inputs, row, self._device)
                     for chunk in torch.split(positions, CHUNK):
-                        logits = blueprint.logits(normalised[0, chunk]).float()
+                        logits = blueprint.logits(last_state[0, chunk]).float()
                         loss = nn.functional.cross_entropy(logits, targets[chunk], reduction="sum")
                         loss.backward()  # type: ignore[no-untyped-call]
-                    assert normalised.grad is not None
-                    self._gradients[row.index] = _through(last, normalised.grad.float(), hidden, 1.0)
+                    assert last_state.grad is not None
+                    self._gradients[row.index] = _through(last, last_state.grad.float(), hidden, 1.0)
 
     def backwards(self, block: Sequence[GroupPlan]) -> dict[str, ModalityWeights]:
         """Replace the gradients with respect to the block's output by those with respect to its input."""
@@ -181,14 +181,14 @@ def _output_hooks(
 
 def _weights(name: str, magnitude: _Magnitudes) -> ModalityWeights:
     means = [total / count if count else None for total, count in zip(magnitude.sums, magnitude.counts, strict=True)]
-    known = [mean for mean in means if mean is not None]
-    if not all(mean < float("inf") for mean in known):
+    means_there = [mean for mean in means if mean is not None]
+    if not all(mean < float("inf") for mean in means_there):
         raise NumericalFailure(
             f"input group {name}: the gradient of the loss is not finite; the model overflows on this calibration data "
             "(try bfloat16 or float32 weights, or another smoothing than mbq)"
         )
-    largest = max(known, default=0.0)
-    if largest == 0.0 or len(known) < 2:
+    largest = max(means_there, default=0.0)
+    if largest == 0.0 or len(means_there) < 2:
         return EQUAL_WEIGHTS
-    vision, text = (max(mean / largest, SMALLEST) for mean in known)
+    vision, text = (max(mean / largest, SMALLEST) for mean in means_there)
     return ModalityWeights(vision=vision, text=text)

@@ -43,7 +43,7 @@ def last_stack_in_full_precision(context: RunContext, inputs: CapturedInputs) ->
     blueprint = context.blueprint
     with scratch_directory(context.work / SCRATCH) as directory:
         scratch = replace(context, work=directory)
-        for stack, following in itertools.pairwise(by_stack(context.plans)):
+        for stack, next_stack in itertools.pairwise(by_stack(context.plans)):
             blocks, _ = split_stack(stack)
             last, rows = blocks[-1][0], inputs.running.rows
             with (
@@ -56,7 +56,7 @@ def last_stack_in_full_precision(context: RunContext, inputs: CapturedInputs) ->
                     _advance(context, block[0], inputs, rows, states)
                     if is_read_by_transition(block[0], last, blueprint.model.config):
                         write_states(directory, block[0].block, states, {FULL: True}, rows)
-                inputs = run_transition(scratch, last, following[0][0], inputs)
+                inputs = run_transition(scratch, last, next_stack[0][0], inputs)
         yield inputs
 
 

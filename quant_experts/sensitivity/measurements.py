@@ -47,9 +47,9 @@ class SensitivityMeasurements:
             return GroupSettings(spec, modality_weights=modality_weights)
         sensitivity = self.sensitivity(spec)
         kl = {name: values.kl for name, values in sensitivity.items()}
-        assigned = assign(spec, self.context.plans, kl, self.context.blueprint.dtype)
-        assert assigned is not None, "sensitive or budget was given"
-        weight_bits, report = assigned
+        assignment = assign(spec, self.context.plans, kl, self.context.blueprint.dtype)
+        assert assignment is not None, "sensitive or budget was given"
+        weight_bits, report = assignment
         return GroupSettings(spec, weight_bits, modality_weights, sensitivity, report)
 
     def sensitivity(self, spec: QuantizationSpec) -> dict[str, GroupSensitivity]:

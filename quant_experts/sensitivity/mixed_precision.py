@@ -72,8 +72,8 @@ def assign(
     """
     groups = list(itertools.chain.from_iterable(plans))
     if spec.sensitive is not None:
-        chosen, decided_by = _sensitive(spec.sensitive, groups, kl)
-        return _described(dict.fromkeys(chosen, spec.sensitive.weight_bits), groups, spec, decided_by)
+        assignment, decided_by = _sensitive(spec.sensitive, groups, kl)
+        return _described(dict.fromkeys(assignment, spec.sensitive.weight_bits), groups, spec, decided_by)
     if spec.budget is not None:
         _check_budget(spec, spec.budget, groups, dtype)
         limit = int(spec.budget.bits_per_weight * sum(plan.weights for plan in groups))
@@ -102,12 +102,12 @@ def most_sensitive(groups: Sequence[GroupPlan], kl: Mapping[str, float], share: 
     first alone when it holds more; in the order of the model."""
     order = sorted(groups, key=lambda plan: -max(kl[plan.name], 0.0) / plan.weights)
     room = share * sum(plan.weights for plan in groups)
-    chosen: set[str] = set()
+    names: set[str] = set()
     for plan in order:
-        if plan.weights <= room or not chosen:
-            chosen.add(plan.name)
+        if plan.weights <= room or not names:
+            names.add(plan.name)
             room -= plan.weights
-    return [plan.name for plan in groups if plan.name in chosen]
+    return [plan.name for plan in groups if plan.name in names]
 
 
 def upward_steps(
@@ -119,11 +119,11 @@ def upward_steps(
     steps = []
     for plan in groups:
         for before, after in itertools.pairwise(levels):
-            removed = max(kl[plan.name], 0.0) * (4.0 ** (base - before) - 4.0 ** (base - after))
+            gain = max(kl[plan.name], 0.0) * (4.0 ** (base - before) - 4.0 ** (base - after))
             cost = _stored([plan], spec.with_weight_bits(after), dtype) - _stored(
                 [plan], spec.with_weight_bits(before), dtype
             )
-            steps.append(Step(plan.name, before, after, removed, cost))
+            steps.append(Step(plan.name, before, after, gain, cost))
     return steps
 
 
@@ -156,11 +156,11 @@ def _described(
     spec: QuantizationSpec,
     decided_by: Literal["names", "share", "budget"],
 ) -> tuple[dict[str, int], MixedPrecision]:
-    raised = [plan for plan in groups if plan.name in bits]
+    groups_above = [plan for plan in groups if plan.name in bits]
     report = MixedPrecision(
         weight_bits=max(bits.values(), default=spec.bits.weight_bits),
-        groups=[plan.name for plan in raised],
-        share=sum(plan.weights for plan in raised) / sum(plan.weights for plan in groups),
+        groups=[plan.name for plan in groups_above],
+        share=sum(plan.weights for plan in groups_above) / sum(plan.weights for plan in groups),
         decided_by=decided_by,
     )
     return bits, report

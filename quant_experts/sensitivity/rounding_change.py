@@ -89,9 +89,9 @@ def measure_rounding_change(
     steps = len(context.plans) + 1
     with scratch_directory(context.work / SCRATCH) as directory:
         measurement = _Measurement(replace(context, work=directory), spec)
-        for stack, following in itertools.pairwise((*by_stack(context.plans), None)):
+        for stack, next_stack in itertools.pairwise((*by_stack(context.plans), None)):
             assert stack is not None
-            inputs = measurement.pass_stack(stack, following, inputs)
+            inputs = measurement.pass_stack(stack, next_stack, inputs)
         context.on_event(Advanced("calibrating", steps, steps))
     return measurement.result()
 
@@ -113,10 +113,10 @@ class _Measurement:
     def pass_stack(
         self,
         stack: Sequence[Sequence[GroupPlan]],
-        following: Sequence[Sequence[GroupPlan]] | None,
+        next_stack: Sequence[Sequence[GroupPlan]] | None,
         inputs: CapturedInputs,
     ) -> CapturedInputs:
-        """Take all streams through the stack; returns the inputs of the ``following`` one, if there is one."""
+        """Take all streams through the stack; returns the inputs of ``next_stack``, if there is one."""
         context, config = self._context, self._blueprint.model.config
         blocks, behind = split_stack(stack)
         last, rows = blocks[-1][0], inputs.running.rows
@@ -130,22 +130,22 @@ class _Measurement:
             for block in blocks:
                 self._pass_block(block, inputs, rows, states)
                 self._streams += [plan.name for plan in block]
-                if following is not None and is_read_by_transition(block[0], last, config):
+                if next_stack is not None and is_read_by_transition(block[0], last, config):
                     has_left = dict.fromkeys(own, False) | dict.fromkeys((FULL, *self._streams), True)
                     write_states(context.work, block[0].block, states, has_left, rows)
                 context.on_event(Advanced("calibrating", block[0].block + 1, len(context.plans) + 1))
-            if following is None:
+            if next_stack is None:
                 self._kl = self._compare(inputs, rows, states)
                 return inputs
             inputs = run_transition(
                 context,
                 last,
-                following[0][0],
+                next_stack[0][0],
                 inputs,
                 streams=self._streams,
                 behind=behind,
-                rounded=self._rounded,
-                observed=lambda: self._observed(behind),
+                rounding_of=self._rounded,
+                observation=lambda: self._observed(behind),
             )
             self._streams += [plan.name for plan in behind]
             return inputs

@@ -23,14 +23,14 @@ def few_rows(inputs: CapturedInputs, seed: int) -> tuple[CapturedRow, ...]:
     fit = [row for row in inputs.fit if bool((~inputs.vision(row)[1:]).any())]
     if not fit:
         raise InvalidCalibration("no calibration row has two text tokens: sensitivity cannot be measured; give text")
-    drawn = torch.randperm(len(fit), generator=generator(seed, "sensitivity", "rows")).tolist()
-    order = [fit[place] for place in drawn]
+    permutation = torch.randperm(len(fit), generator=generator(seed, "sensitivity", "rows")).tolist()
+    order = [fit[place] for place in permutation]
     with_image = next((row for row in order if row.tokens_vision), None)
     if with_image is not None:
         order = [with_image, *(row for row in order if row is not with_image)]
-    chosen, tokens = order[:1], order[0].tokens
+    rows_so_far, tokens = order[:1], order[0].tokens
     for row in order[1:]:
-        if len(chosen) < ROWS and tokens + row.tokens <= TOKENS:
-            chosen.append(row)
+        if len(rows_so_far) < ROWS and tokens + row.tokens <= TOKENS:
+            rows_so_far.append(row)
             tokens += row.tokens
-    return tuple(sorted(chosen, key=lambda row: row.index))
+    return tuple(sorted(rows_so_far, key=lambda row: row.index))

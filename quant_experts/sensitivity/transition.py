@@ -70,41 +70,41 @@ def write_states(
 
     ``streams``: stream → whether it has left the full-precision stream already.
     """
-    stored = [
+    streams_there = [
         (f"{stream}.{row.index}", states.read(stream if has_left else FULL, row))
         for stream, has_left in streams.items()
         for row in rows
     ]
-    layout = {name: (state.dtype, tuple(state.shape)) for name, state in stored}
-    write_tensors(directory / states_file(number), layout, stored)
+    layout = {name: (state.dtype, tuple(state.shape)) for name, state in streams_there}
+    write_tensors(directory / states_file(number), layout, streams_there)
 
 
 def run_transition(
     context: RunContext,
     last: GroupPlan,
-    following: GroupPlan,
+    next_group: GroupPlan,
     inputs: CapturedInputs,
     *,
     streams: Sequence[str] = (),
     behind: Sequence[GroupPlan] = (),
-    rounded: Callable[[GroupPlan], AbstractContextManager[None]] = lambda plan: nullcontext(),
-    observed: Callable[[], AbstractContextManager[None]] = nullcontext,
+    rounding_of: Callable[[GroupPlan], AbstractContextManager[None]] = lambda plan: nullcontext(),
+    observation: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> CapturedInputs:
-    """The inputs of the stack of ``following``, for all ``streams`` and for the groups ``behind`` the stack, whose
+    """The inputs of the stack of ``next_group``, for all ``streams`` and for the groups ``behind`` the stack, whose
     streams begin here.
 
-    ``context.work``: the scratch directory. ``last``: a plan of the block whose states were stored. ``rounded``: rounds
-    one group while it is open. ``observed``: open while the full-precision stream crosses.
+    ``context.work``: the scratch directory. ``last``: a plan of the block whose states were stored. ``rounding_of``:
+    rounds one group while it is open. ``observation``: open while the full-precision stream crosses.
     """
-    writer = NextInputsWriter(context.work, following.block, inputs)
+    writer = NextInputsWriter(context.work, next_group.block, inputs)
     try:
-        with stack_transition(context.blueprint, last, following.stack, inputs, context.work) as run_row:
+        with stack_transition(context.blueprint, last, next_group.stack, inputs, context.work) as run_row:
             for stream in streams:
                 writer.take(inputs.rows, stream, run_row, context.should_stop)
             for plan in behind:
-                with rounded(plan):
+                with rounding_of(plan):
                     writer.take(inputs.rows, plan.name, lambda row, stream: run_row(row, FULL), context.should_stop)
-            with observed(), torch.no_grad():
+            with observation(), torch.no_grad():
                 writer.take(inputs.rows, FULL, run_row, context.should_stop)
         return writer.finish("")
     finally:

@@ -69,8 +69,8 @@ def ranks_of(options: Options, *, rows: int, width: int, layers: int) -> Ranks:
         return adapter_bits(rows, width, ranks, int8=options.adapter_dtype == "int8") <= room
 
     most = min(rows, width, MOST_RANK)
-    found = (_with_experts(options, experts, most, fits) for experts in _counts(options))
-    return next(ranks for ranks in found if ranks is not None)
+    candidates = (_with_experts(options, experts, most, fits) for experts in _counts(options))
+    return next(ranks for ranks in candidates if ranks is not None)
 
 
 def _with_experts(options: Options, experts: int, most: int, fits: Callable[[Ranks], bool]) -> Ranks | None:
@@ -97,9 +97,9 @@ def adapter_bits(rows: int, width: int, ranks: Ranks, *, int8: bool) -> int:
     return shared + ranks.experts * _expert_bits(rows, width, ranks.routed, int8=int8) + router
 
 
-def _expert_bits(rows: int, width: int, wanted: int, *, int8: bool) -> int:
+def _expert_bits(rows: int, width: int, ranks: int, *, int8: bool) -> int:
     """Up and down of one expert; in int8 each row has a scale."""
-    rank = min(wanted, rows, width)
+    rank = min(ranks, rows, width)
     values = rank * (rows + width)
     return 8 * values + SCALE_BITS * (rows + rank) if int8 and rank else ADAPTER_BITS * values
 
@@ -123,10 +123,10 @@ def _routed_rank(options: Options, experts: int, most: int, fits: Callable[[Rank
     if isinstance(options.routed_rank, int):
         room_for = isinstance(options.experts, int) or fits(Ranks(_shared(options, 1), options.routed_rank, experts))
         return options.routed_rank if room_for else 0
-    found = _largest(most, lambda rank: fits(Ranks(_shared(options, rank), rank, experts)))
+    largest = _largest(most, lambda rank: fits(Ranks(_shared(options, rank), rank, experts)))
     if isinstance(options.experts, int):
-        return max(found, 1)
-    return found if found >= LEAST_RANK else 0
+        return max(largest, 1)
+    return largest if largest >= LEAST_RANK else 0
 
 
 def _shared(options: Options, routed: int) -> int:

@@ -36,7 +36,7 @@ def baseline_error(
 
     Arguments as for ``evaluate_group``.
     """
-    rounded = [
+    rounded_layers = [
         quantize(weights[layer].to(codes.device), fitted.weight_bits, fitted.group_size, scale_dtype)
         for layer, codes in zip(fitted.layers, fitted.codes, strict=True)
     ]
@@ -47,8 +47,8 @@ def baseline_error(
         activation_bits=fitted.activation_bits,
         group_size=fitted.group_size,
         smoothing="none",
-        codes=tuple(codes for codes, _ in rounded),
-        scales=tuple(scales for _, scales in rounded),
+        codes=tuple(codes for codes, _ in rounded_layers),
+        scales=tuple(scales for _, scales in rounded_layers),
         smooth=None,
         warnings=(),
     )
@@ -64,11 +64,11 @@ def layers_rounded_to_nearest(
     ``entries``: of the fitted groups, for their bits and group sizes.
     """
     scale_dtype = adapter_dtype(blueprint.dtype)
-    with ExitStack() as opened:
+    with ExitStack() as stack:
         for plan, entry in zip(plans, entries, strict=True):
             bits = (entry["weight_bits"], entry["activation_bits"])
             rounding = overwritten_by_rounding(group_layers(blueprint, plan), *bits, entry["group_size"], scale_dtype)
-            opened.enter_context(rounding)
+            stack.enter_context(rounding)
         yield
 
 

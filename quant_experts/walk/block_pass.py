@@ -49,16 +49,16 @@ def stack_inputs(walk: Walk, number: int, inputs: CapturedInputs) -> CapturedInp
     """The inputs of the stack of block ``number``: ``inputs``, what an earlier run stored, or captured now."""
     context = walk.context
     first = walk.lifetimes.first_of[number]
-    stored = stored_stack_inputs(context.work, first, inputs, context.fingerprint)
-    if stored is not None:
-        return stored
-    last, following = context.plans[first - 1][0], context.plans[number][0].stack
+    there = stored_stack_inputs(context.work, first, inputs, context.fingerprint)
+    if there is not None:
+        return there
+    last, next_stack = context.plans[first - 1][0], context.plans[number][0].stack
     assert last.index is not None, "the part behind a stack stores the next stack's inputs itself"
     writer = NextInputsWriter(context.work, first, inputs)
     try:
         with (
             loaded(context.blueprint, *modules_around_blocks(context.blueprint, last.stack)),
-            stack_transition(context.blueprint, last, following, inputs, context.work) as transition,
+            stack_transition(context.blueprint, last, next_stack, inputs, context.work) as transition,
         ):
             for stream, rows in walk.rows_by_stream(inputs).items():
                 writer.take(rows, stream, transition, context.should_stop)
@@ -129,10 +129,10 @@ class _TransitionPass:
     @contextmanager
     def open(self) -> Iterator[Transition]:
         context, number = self._context, self._number
-        last, following = context.plans[number - 1][0], context.plans[number + 1][0].stack
+        last, next_stack = context.plans[number - 1][0], context.plans[number + 1][0].stack
         self._writer = NextInputsWriter(context.work, number + 1, self.inputs)
         try:
-            with stack_transition(context.blueprint, last, following, self.inputs, context.work) as transition:
+            with stack_transition(context.blueprint, last, next_stack, self.inputs, context.work) as transition:
                 yield transition
         finally:
             self._writer.discard()

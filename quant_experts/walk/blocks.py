@@ -50,32 +50,32 @@ def walk(
     """
     plans, work = context.plans, context.work
     lifetimes = FileLifetimes.of(plans, context.blueprint.model.config)
-    finished = finished_prefix(work, lifetimes.states, context.fingerprint)
-    for block in finished:
+    finished_blocks = finished_prefix(work, lifetimes.states, context.fingerprint)
+    for block in finished_blocks:
         # Files that were superseded since are gone, and no resume asks for them.
         present = tuple(file for file in block.files if (work / file.name).is_file())
         context.on_event(_event(replace(block, files=present), len(plans), superseded=(), resumed=True))
     state = Walk(context, settings, lifetimes)
-    for number in range(len(finished), len(plans)):
+    for number in range(len(finished_blocks), len(plans)):
         stop_if(context.should_stop, f"before block {number}; a later run goes on from there")
         with _stack_loaded(context, number):
             inputs = stack_inputs(state, number, inputs)
             block = _BlockWalk(state, number, inputs).run()
-        finished.append(block)
+        finished_blocks.append(block)
         reach("block.finished")
-        superseded = lifetimes.superseded(work, number)
-        context.on_event(_event(block, len(plans), superseded=superseded, resumed=False))
-        for name in () if keep_superseded else superseded:
+        obsolete = lifetimes.superseded(work, number)
+        context.on_event(_event(block, len(plans), superseded=obsolete, resumed=False))
+        for name in () if keep_superseded else obsolete:
             (work / name).unlink(missing_ok=True)
-    return finished
+    return finished_blocks
 
 
 def last_stack_inputs(context: RunContext, inputs: CapturedInputs) -> CapturedInputs:
     """The inputs of the last stack, after the walk. ``inputs``: of the first."""
     first = FileLifetimes.of(context.plans, context.blueprint.model.config).first_of[-1]
-    stored = stored_stack_inputs(context.work, first, inputs, context.fingerprint)
-    assert stored is not None, "the walk has stored them"
-    return stored
+    there = stored_stack_inputs(context.work, first, inputs, context.fingerprint)
+    assert there is not None, "the walk has stored them"
+    return there
 
 
 @contextmanager
@@ -139,8 +139,8 @@ class _BlockWalk:
             for plan in self._plans:
                 with self._clock.phase("fit"):
                     groups.append(fit_in_block(self._blueprint, plan, observations.pop(plan.name), self._settings))
-                fitted = GroupFitted(self._number, len(self._context.plans), groups[-1].report, *self._place)
-                self._context.on_event(fitted)
+                event = GroupFitted(self._number, len(self._context.plans), groups[-1].report, *self._place)
+                self._context.on_event(event)
                 stop_if(self._context.should_stop, f"inside block {self._number}; a later run begins it anew")
             tensors = _unchanged_tensors(self._blueprint, self._plans)
             if not is_baseline(spec):
@@ -161,8 +161,8 @@ class _BlockWalk:
     def _stack_files(self) -> tuple[WrittenFile, ...]:
         """The first block of a stack lists the files of the stack's inputs, unless the part before it has done so."""
         plans, number = self._context.plans, self._number
-        is_listed = number > 0 and plans[number - 1][0].index is None
-        return self._inputs.files if number == self._inputs.first and not is_listed else ()
+        is_behind = number > 0 and plans[number - 1][0].index is None
+        return self._inputs.files if number == self._inputs.first and not is_behind else ()
 
     def _commit(self, groups: Sequence[GroupInBlock], files: tuple[WrittenFile, ...]) -> FinishedBlock:
         stack, index, part = self._place
@@ -192,24 +192,24 @@ def _place(plan: GroupPlan) -> tuple[str, int | None, str | None]:
 
 def _unchanged_tensors(blueprint: Blueprint, plans: Sequence[GroupPlan]) -> dict[str, Tensor]:
     """The tensors of the block that no group replaces: norms, biases. On the CPU, under in-memory names."""
-    replaced = {f"{plan.parent}.{layer}.weight" for plan in plans for layer in plan.layers}
+    quantized_names = {f"{plan.parent}.{layer}.weight" for plan in plans for layer in plan.layers}
     names = [name for module in walked_modules(plans) for name in blueprint.weights.names_under(module)]
-    unchanged = (name for name in names if name not in replaced)
-    return {name: blueprint.model.get_parameter_or_buffer(name).detach().cpu() for name in unchanged}
+    other_names = (name for name in names if name not in quantized_names)
+    return {name: blueprint.model.get_parameter_or_buffer(name).detach().cpu() for name in other_names}
 
 
 @contextmanager
 def _dequantized(blueprint: Blueprint, plans: Sequence[GroupPlan]) -> Iterator[None]:
-    with ExitStack() as opened:
+    with ExitStack() as stack:
         for name in walked_modules(plans):
-            opened.enter_context(dequantized_weights(blueprint.model.get_submodule(name)))
+            stack.enter_context(dequantized_weights(blueprint.model.get_submodule(name)))
         yield
 
 
 def _write_block(work: Path, number: int, tensors: dict[str, Tensor]) -> WrittenFile:
     layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in sorted(tensors.items())}
-    written = write_tensors(work / block_file(number), layout, sorted(tensors.items()))
-    return replace(written, name=block_file(number))
+    file = write_tensors(work / block_file(number), layout, sorted(tensors.items()))
+    return replace(file, name=block_file(number))
 
 
 def _unload_block(blueprint: Blueprint, plans: Sequence[GroupPlan]) -> None:

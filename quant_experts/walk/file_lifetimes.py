@@ -47,6 +47,6 @@ class FileLifetimes:
     def superseded(self, work: Path, number: int) -> tuple[str, ...]:
         """Hidden states in ``work`` that no resume needs once block ``number`` is finished."""
         newest = range(max(0, number - RETAINED_STATES + 1), number + 1)
-        needed = {name for block in newest for name in self.states[block]}
+        names = {name for block in newest for name in self.states[block]}
         older = (states_file(block) for block in range(number + 1))
-        return tuple(name for name in older if name not in needed and (work / name).is_file())
+        return tuple(name for name in older if name not in names and (work / name).is_file())

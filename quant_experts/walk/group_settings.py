@@ -38,5 +38,5 @@ class GroupSettings:
         if not (self.weight_bits or self.modality_weights):
             return run
         weights = {name: asdict(pair) for name, pair in self.modality_weights.items()}
-        decided = [run, self.spec.scheme, dict(self.weight_bits), weights]
-        return json_digest(decided)
+        parts = [run, self.spec.scheme, dict(self.weight_bits), weights]
+        return json_digest(parts)

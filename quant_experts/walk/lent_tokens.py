@@ -57,12 +57,12 @@ class Lender:
         """Tell the observers which tokens of the row their expert gets."""
         assert self.vision is not None
         x = args[0].detach().reshape(-1, args[0].shape[-1])
-        assigned = {expert: rows for expert, rows, _ in self.experts.assigned(x, *args[1:])}
-        for expert, rows in assigned.items():
+        by_expert = {expert: rows for expert, rows, _ in self.experts.assigned(x, *args[1:])}
+        for expert, rows in by_expert.items():
             for observer in self.observers.get(expert, ()):
                 observer.rows = rows % len(self.vision)
-        seen = torch.cat(list(assigned.values())).unique()  # type: ignore[no-untyped-call]  # torch's own
-        self.samples[self.held_out].update(x[seen], self.vision[seen % len(self.vision)])
+        own_tokens = torch.cat(list(by_expert.values())).unique()  # type: ignore[no-untyped-call]  # torch's own
+        self.samples[self.held_out].update(x[own_tokens], self.vision[own_tokens % len(self.vision)])
 
     @torch.no_grad()
     def lend(self) -> None:
@@ -72,10 +72,10 @@ class Lender:
             for expert, observers in self.observers.items():
                 own = max(each.own_held_out if held_out else each.own for each in observers)
                 source = generator(self.seed, self.name, f"lent to {expert}, {held_out}")
-                chosen = torch.randperm(len(tokens), generator=source)[: max(0, least - own)]
-                if not len(chosen):
+                sample = torch.randperm(len(tokens), generator=source)[: max(0, least - own)]
+                if not len(sample):
                     continue
                 for observer in observers:
-                    observer.rows, observer.vision = None, vision[chosen]
+                    observer.rows, observer.vision = None, vision[sample]
                     observer.held_out, observer.lent = held_out, True
-                self.experts.run(expert, tokens[chosen.to(tokens.device)])
+                self.experts.run(expert, tokens[sample.to(tokens.device)])

@@ -115,10 +115,10 @@ def claim_directory(work: Path, parts: dict[str, str]) -> None:
     path = work / FINGERPRINT
     if path.is_file():
         try:
-            recorded = json.loads(path.read_text(encoding="utf-8"))
+            record = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
-            recorded = {}
-        different = [name for name, digest in parts.items() if recorded.get(name) != digest]
+            record = {}
+        different = [name for name, digest in parts.items() if record.get(name) != digest]
         if different:
             raise InvalidSpec(
                 f"the work directory {work} holds a run with another {' and '.join(different)}; "
@@ -189,8 +189,8 @@ def commit_block(
         "files": [asdict(file) for file in files],
     }
     name = block_record(report.block)
-    written = replace(write_text(work / name, json.dumps(record, indent=1)), name=name)
-    return FinishedBlock(report.block, report, groups, bits, (*files, written))
+    record_file = replace(write_text(work / name, json.dumps(record, indent=1)), name=name)
+    return FinishedBlock(report.block, report, groups, bits, (*files, record_file))
 
 
 def finished_prefix(work: Path, states: Sequence[Sequence[str]], fingerprint: str) -> list[FinishedBlock]:
@@ -201,10 +201,10 @@ def finished_prefix(work: Path, states: Sequence[Sequence[str]], fingerprint: st
     """
     prefix: list[FinishedBlock] = []
     for block in range(len(states)):
-        finished = _read_block(work, block, fingerprint)
-        if finished is None:
+        block_record = _read_block(work, block, fingerprint)
+        if block_record is None:
             break
-        prefix.append(finished)
+        prefix.append(block_record)
     while prefix and not all(_is_whole(work, prefix, name) for name in states[prefix[-1].block]):
         prefix.pop()
     return prefix
@@ -232,6 +232,6 @@ def _read_block(work: Path, block: int, fingerprint: str) -> FinishedBlock | Non
 
 
 def _is_whole(work: Path, blocks: Sequence[FinishedBlock], name: str) -> bool:
-    recorded = next((file for block in blocks for file in block.files if file.name == name), None)
+    original = next((file for block in blocks for file in block.files if file.name == name), None)
     path = work / name
-    return recorded is not None and path.is_file() and file_digest(path) == recorded.sha256
+    return original is not None and path.is_file() and file_digest(path) == original.sha256

@@ -60,9 +60,9 @@ def stored_stack_inputs(work: Path, first: int, inputs: CapturedInputs, fingerpr
 
 @contextmanager
 def stack_transition(
-    blueprint: Blueprint, last: GroupPlan, following: Stack, inputs: CapturedInputs, work: Path
+    blueprint: Blueprint, last: GroupPlan, next_stack: Stack, inputs: CapturedInputs, work: Path
 ) -> Iterator[Transition]:
-    """Open the way from the stack of ``last``, a plan of its last block, to the stack ``following``.
+    """Open the way from the stack of ``last``, a plan of its last block, to ``next_stack``.
 
     ``inputs``: of the stack that ends, all rows; a row that does not call it skips it. The rest of that stack's module
     is in memory already. What the model runs between the two stacks is loaded, in full precision, while this is open.
@@ -74,17 +74,17 @@ def stack_transition(
         index: TensorFile(work / states_file(inputs.first + index))
         for index in stack.read_again(blueprint.model.config)
     }
-    module, next_module = blueprint.module(stack), blueprint.module(following)
+    module, next_module = blueprint.module(stack), blueprint.module(next_stack)
 
     def run_row(row: CapturedRow, stream: Stream) -> tuple[Arguments, Tensor]:
-        stored = inputs.probe(row)
-        assert stored is not None, "the inputs of every row are stored where another stack follows"
-        model_inputs = {name: tensor.to(device) for name, tensor in stored.items()}
+        probe = inputs.probe(row)
+        assert probe is not None, "the inputs of every row are stored where another stack follows"
+        model_inputs = {name: tensor.to(device) for name, tensor in probe.items()}
         if row.tree is None:
-            return capture_arguments(blueprint.model, next_module, model_inputs, following)
+            return capture_arguments(blueprint.model, next_module, model_inputs, next_stack)
         states = {index: file.read(f"{stream}.{row.index}").to(device) for index, file in again.items()}
         with runner.stubs_return(hidden.read(stream, row).to(device), states):
-            return capture_arguments(blueprint.model, next_module, model_inputs, following)
+            return capture_arguments(blueprint.model, next_module, model_inputs, next_stack)
 
     with (
         loaded(blueprint, *blueprint.manifest.between, blueprint.manifest.embeddings),
@@ -151,7 +151,7 @@ class NextInputsWriter:
         for name in ("vision", "input_ids"):
             self._spool.add(f"{row.index}.{name}", self._before.tensors.read(f"{row.index}.{name}"))
         probe = row.probe if row.held_out and row.index < PROBES else None
-        for stored in (probe or {}).values():
-            self._spool.add(stored, self._before.tensors.read(stored))
+        for key in (probe or {}).values():
+            self._spool.add(key, self._before.tensors.read(key))
         own = {stream: tree for (stream, index), tree in self._trees.items() if index == row.index}
         return replace(row, tree=own.pop("quantized"), streams=own, probe=probe)

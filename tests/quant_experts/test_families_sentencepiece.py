@@ -28,7 +28,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_the_best_scored_pair_is_merged_first(file: Path) -> None:
-    tokenizer = build_tokenizer(file, {}, beginning=None)
+    tokenizer = build_tokenizer(file, {}, bos=None)
     # "bc" scores above "ab", so that "abc" is a + bc, and that is a piece again.
     assert tokenizer.encode("abc").ids == [ID["abc"]]
     assert tokenizer.encode("bab").ids == [ID["b"], ID["ab"]]
@@ -36,7 +36,7 @@ def test_the_best_scored_pair_is_merged_first(file: Path) -> None:
 
 
 def test_what_no_piece_covers_becomes_bytes_and_comes_back(file: Path) -> None:
-    tokenizer = build_tokenizer(file, {}, beginning=None)
+    tokenizer = build_tokenizer(file, {}, bos=None)
     ids = tokenizer.encode("aé b").ids
     assert ids == [ID["a"], ID["<0xC3>"], ID["<0xA9>"], ID["▁"], ID["b"]]
     assert tokenizer.decode(ids) == "aé b"
@@ -44,7 +44,7 @@ def test_what_no_piece_covers_becomes_bytes_and_comes_back(file: Path) -> None:
 
 def test_a_prefix_space_is_added_where_the_file_asks_for_one(tmp_path: Path) -> None:
     file = write_pieces(tmp_path / "tokenizer.model", ALL, prefix_space=True)
-    tokenizer = build_tokenizer(file, {}, beginning="<s>")
+    tokenizer = build_tokenizer(file, {}, bos="<s>")
     ids = tokenizer.encode("ab").ids
     assert ids == [ID["<s>"], ID["▁"], ID["ab"]]
     assert tokenizer.decode(ids) == "ab"
@@ -52,7 +52,7 @@ def test_a_prefix_space_is_added_where_the_file_asks_for_one(tmp_path: Path) -> 
 
 def test_added_tokens_rename_pieces_and_follow_them(file: Path) -> None:
     added = {ID["[UNUSED]"]: "<|im_end|>", len(ALL): "<img>", len(ALL) + 1: "</img>"}
-    tokenizer = build_tokenizer(file, added, beginning=None)
+    tokenizer = build_tokenizer(file, added, bos=None)
     assert tokenizer.encode("a<img>b</img><|im_end|>").ids == [
         *(ID["a"], len(ALL), ID["b"], len(ALL) + 1),
         ID["[UNUSED]"],
@@ -64,13 +64,13 @@ def test_added_tokens_rename_pieces_and_follow_them(file: Path) -> None:
 )
 def test_added_tokens_that_do_not_fit_are_refused(file: Path, added: dict[int, str], message: str) -> None:
     with pytest.raises(InvalidModel, match=message):
-        build_tokenizer(file, added, beginning=None)
+        build_tokenizer(file, added, bos=None)
 
 
 def test_a_unigram_model_is_refused(tmp_path: Path) -> None:
     file = write_pieces(tmp_path / "tokenizer.model", ALL, prefix_space=False, algorithm=1)
     with pytest.raises(InvalidModel, match="only BPE"):
-        build_tokenizer(file, {}, beginning=None)
+        build_tokenizer(file, {}, bos=None)
 
 
 @pytest.mark.parametrize(
@@ -87,4 +87,4 @@ def test_a_truncated_file_is_refused(file: Path) -> None:
     for share in (0.1, 0.5, 0.9, 0.999):
         file.write_bytes(content[: int(len(content) * share)])
         with pytest.raises(InvalidModel):
-            build_tokenizer(file, {}, beginning=None)
+            build_tokenizer(file, {}, bos=None)

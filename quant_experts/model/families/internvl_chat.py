@@ -163,7 +163,7 @@ def _generation(tokenizer: Any, end: str) -> dict[str, Any]:
 
 def _images(config: dict[str, Any]) -> dict[str, Any]:
     size = config.get("force_image_size") or config["vision_config"]["image_size"]
-    tiled = bool(config.get("dynamic_image_size", False))
+    has_tiles = bool(config.get("dynamic_image_size", False))
     return {
         "image_processor_type": "GotOcr2ImageProcessor",
         "do_convert_rgb": True,
@@ -173,7 +173,7 @@ def _images(config: dict[str, Any]) -> dict[str, Any]:
         "do_normalize": True,
         "image_mean": IMAGE_MEAN,
         "image_std": IMAGE_STD,
-        "crop_to_patches": tiled,
+        "crop_to_patches": has_tiles,
         "min_patches": config.get("min_dynamic_patch", 1),
-        "max_patches": config.get("max_dynamic_patch", 6) if tiled else 1,
+        "max_patches": config.get("max_dynamic_patch", 6) if has_tiles else 1,
     }

@@ -29,7 +29,7 @@ def native_tokenizer(directory: Path) -> Any:
         for name in ("bos_token", "eos_token", "unk_token", "pad_token")
         if isinstance(token := _text(settings.get(name)), str)
     }
-    added = _added(settings, _json(directory / "added_tokens.json"))
+    tokens = _added(settings, _json(directory / "added_tokens.json"))
     try:
         if (directory / "tokenizer.json").is_file():
             backend = Tokenizer.from_file(str(directory / "tokenizer.json"))
@@ -37,7 +37,7 @@ def native_tokenizer(directory: Path) -> Any:
             backend = Qwen2Tokenizer.from_pretrained(directory, local_files_only=True).backend_tokenizer
         elif (directory / "tokenizer.model").is_file():
             first = special.get("bos_token") if settings.get("add_bos_token", True) else None
-            backend = build_tokenizer(directory / "tokenizer.model", added, beginning=first)
+            backend = build_tokenizer(directory / "tokenizer.model", tokens, bos=first)
         else:
             raise InvalidModel(f"{directory.name} has no tokenizer.json, vocab.json or tokenizer.model")
         missing = [token for token in (*IMAGE_TOKENS.values(), "<|im_end|>") if backend.token_to_id(token) is None]
@@ -63,8 +63,8 @@ def _added(settings: dict[str, Any], older: dict[str, Any]) -> dict[int, str]:
     """id → text, from both places where repositories keep them."""
     try:
         newer = settings.get("added_tokens_decoder", {})
-        added = {int(number): str(_text(token)) for number, token in newer.items()}
-        return {**{int(number): token for token, number in older.items()}, **added}
+        tokens = {int(number): str(_text(token)) for number, token in newer.items()}
+        return {**{int(number): token for token, number in older.items()}, **tokens}
     except (TypeError, ValueError, AttributeError) as error:
         raise InvalidModel(f"tokenizer_config.json: its added tokens cannot be read: {error}") from error
 

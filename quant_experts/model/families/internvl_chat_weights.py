@@ -82,23 +82,23 @@ def native_parts(keys: Iterable[str], config: Any) -> Iterator[tuple[str, str, C
     heads = text.num_key_value_heads
     queries = text.num_attention_heads // heads
     for key in keys:
-        if found := VISION_QKV.fullmatch(key):
-            stem = f"model.vision_tower.encoder.layer.{found[1]}.attention"
+        if match := VISION_QKV.fullmatch(key):
+            stem = f"model.vision_tower.encoder.layer.{match[1]}.attention"
             for part, layer in enumerate(("q_proj", "k_proj", "v_proj")):
-                yield key, f"{stem}.{layer}.{found[2]}", _third(part)
-        elif found := LANGUAGE_QKV.fullmatch(key):
-            stem = f"model.language_model.layers.{found[1]}.self_attn"
-            yield key, f"{stem}.q_proj.{found[2]}", _heads(heads, queries, slice(0, queries))
-            yield key, f"{stem}.k_proj.{found[2]}", _heads(heads, queries, slice(queries, queries + 1))
-            yield key, f"{stem}.v_proj.{found[2]}", _heads(heads, queries, slice(queries + 1, queries + 2))
+                yield key, f"{stem}.{layer}.{match[2]}", _third(part)
+        elif match := LANGUAGE_QKV.fullmatch(key):
+            stem = f"model.language_model.layers.{match[1]}.self_attn"
+            yield key, f"{stem}.q_proj.{match[2]}", _heads(heads, queries, slice(0, queries))
+            yield key, f"{stem}.k_proj.{match[2]}", _heads(heads, queries, slice(queries, queries + 1))
+            yield key, f"{stem}.v_proj.{match[2]}", _heads(heads, queries, slice(queries + 1, queries + 2))
         else:
             yield key, _renamed(key), None
 
 
 def _renamed(key: str) -> str:
     for pattern, name in RENAMED:
-        if found := re.fullmatch(pattern, key):
-            return found.expand(name)
+        if match := re.fullmatch(pattern, key):
+            return match.expand(name)
     return key
 
 
@@ -111,10 +111,10 @@ def _third(part: int) -> Cut:
     return cut
 
 
-def _heads(heads: int, queries: int, wanted: slice) -> Cut:
-    """fused: (heads * (queries + 2) * head width, ...); returns the rows ``wanted`` of every key-value head."""
+def _heads(heads: int, queries: int, heads_of_part: slice) -> Cut:
+    """fused: (heads * (queries + 2) * head width, ...); returns the rows ``heads_of_part`` of every key-value head."""
 
     def cut(fused: Tensor) -> Tensor:
-        return fused.reshape(heads, queries + 2, -1, *fused.shape[1:])[:, wanted].flatten(0, 2).clone()
+        return fused.reshape(heads, queries + 2, -1, *fused.shape[1:])[:, heads_of_part].flatten(0, 2).clone()
 
     return cut

@@ -47,37 +47,37 @@ def read_pieces(path: Path) -> PieceModel:
         message = path.read_bytes()
         fields = list(_fields(message))
         pieces = tuple(_piece(value) for number, value in fields if number == 1 and isinstance(value, bytes))
-        training = dict(_fields(b"".join(value for number, value in fields if number == 2)))  # type: ignore[misc]
-        normalising = dict(_fields(b"".join(value for number, value in fields if number == 3)))  # type: ignore[misc]
+        trainer = dict(_fields(b"".join(value for number, value in fields if number == 2)))  # type: ignore[misc]
+        normalizer = dict(_fields(b"".join(value for number, value in fields if number == 3)))  # type: ignore[misc]
         if not pieces:
             raise ValueError("no pieces")
         return PieceModel(
             pieces=pieces,
-            algorithm=_number(training.get(3, 1)),
-            byte_fallback=bool(training.get(35, 0)),
-            unknown=_number(training.get(40, 0)),
-            prefix_space=bool(normalising.get(3, 1)),
-            joins_spaces=bool(normalising.get(4, 1)),
-            character_map=bytes(normalising.get(2, b"")),
+            algorithm=_number(trainer.get(3, 1)),
+            byte_fallback=bool(trainer.get(35, 0)),
+            unknown=_number(trainer.get(40, 0)),
+            prefix_space=bool(normalizer.get(3, 1)),
+            joins_spaces=bool(normalizer.get(4, 1)),
+            character_map=bytes(normalizer.get(2, b"")),
         )
     except (OSError, ValueError, TypeError, IndexError, struct.error) as error:
         raise InvalidModel(f"{path.name} is not a SentencePiece model: {error}") from error
 
 
-def build_tokenizer(path: Path, added: Mapping[int, str], *, beginning: str | None) -> Tokenizer:
-    """The tokenizer of the file, with the tokens that the repository adds or renames. ``added``: id → text.
+def build_tokenizer(path: Path, tokens: Mapping[int, str], *, bos: str | None) -> Tokenizer:
+    """The tokenizer of the file, with the tokens that the repository adds or renames. ``tokens``: id → text.
 
-    ``beginning``: the token that every text starts with, or None.
+    ``bos``: the token that every text starts with, or None.
     Raises InvalidModel for another algorithm than BPE, and for added tokens that leave a gap.
     """
     model = read_pieces(path)
     if model.algorithm != BPE:
         raise InvalidModel(f"{path.name}: only BPE models of SentencePiece are supported; give a tokenizer.json")
-    texts = [added.get(number, piece.text) for number, piece in enumerate(model.pieces)]
+    texts = [tokens.get(number, piece.text) for number, piece in enumerate(model.pieces)]
     vocabulary = {text: number for number, text in enumerate(texts)}
     if len(vocabulary) != len(texts):
         raise InvalidModel(f"{path.name}: a piece or an added token appears twice")
-    special = {n for n, piece in enumerate(model.pieces) if piece.kind in (CONTROL, USER_DEFINED)} | set(added)
+    special = {n for n, piece in enumerate(model.pieces) if piece.kind in (CONTROL, USER_DEFINED)} | set(tokens)
     tokenizer = Tokenizer(
         models.BPE(
             vocab=vocabulary,
@@ -91,15 +91,15 @@ def build_tokenizer(path: Path, added: Mapping[int, str], *, beginning: str | No
     parts = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     tokenizer.decoder = decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)] if model.prefix_space else parts)
     for number in sorted(special):
-        text = added.get(number) or texts[number]
+        text = tokens.get(number) or texts[number]
         tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True)])
         if tokenizer.token_to_id(text) != number:
             raise InvalidModel(f"added token {text!r} has id {number}, but the ids before it are not all taken")
-    if beginning is not None:
+    if bos is not None:
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{beginning} $A",
-            pair=f"{beginning} $A {beginning} $B",
-            special_tokens=[(beginning, tokenizer.token_to_id(beginning))],
+            single=f"{bos} $A",
+            pair=f"{bos} $A {bos} $B",
+            special_tokens=[(bos, tokenizer.token_to_id(bos))],
         )
     return tokenizer
 
@@ -107,12 +107,12 @@ def build_tokenizer(path: Path, added: Mapping[int, str], *, beginning: str | No
 def _merges(model: PieceModel, vocabulary: Mapping[str, int], special: set[int]) -> list[tuple[str, str]]:
     """Every way to make a piece of two others, the best-scored piece first: SentencePiece merges by score alone."""
     ordinary = [(piece, n) for n, piece in enumerate(model.pieces) if piece.kind == 1 and n not in special]
-    found = []
+    merges = []
     for piece, _ in sorted(ordinary, key=lambda entry: (-entry[0].score, entry[1])):
         halves = ((piece.text[:cut], piece.text[cut:]) for cut in range(1, len(piece.text)))
-        known = [half for half in halves if half[0] in vocabulary and half[1] in vocabulary]
-        found += sorted(known, key=lambda half: (vocabulary[half[0]], vocabulary[half[1]]))
-    return found
+        pairs = [half for half in halves if half[0] in vocabulary and half[1] in vocabulary]
+        merges += sorted(pairs, key=lambda half: (vocabulary[half[0]], vocabulary[half[1]]))
+    return merges
 
 
 def _normaliser(model: PieceModel) -> normalizers.Normalizer:

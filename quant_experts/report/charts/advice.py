@@ -93,8 +93,8 @@ def grouped(groups: Sequence[tuple[str, Sequence[Advice]]]) -> list[Advised]:
     for name, pieces in groups:
         for action, reason in pieces:
             by_action.setdefault(action, {}).setdefault(name, reason)
-    listed = [Advised(action, list(reasons), next(iter(reasons.values()))) for action, reasons in by_action.items()]
-    return sorted(listed, key=lambda one: len(one.groups), reverse=True)
+    entries = [Advised(action, list(reasons), next(iter(reasons.values()))) for action, reasons in by_action.items()]
+    return sorted(entries, key=lambda one: len(one.groups), reverse=True)
 
 
 def _worse_than_rounding(group: GroupReport, context: Context) -> str | None:
@@ -181,9 +181,9 @@ def _idle_routing(group: GroupReport, context: Context) -> str | None:
     experts = len(group.expert_usage)
     if experts < 2 or group.error.shared <= 0 or group.error.routed < USELESS * group.error.shared:
         return None
-    removed = max(0.0, 1 - group.error.routed / group.error.shared)
+    gain = max(0.0, 1 - group.error.routed / group.error.shared)
     return (
-        f"The routed experts remove only {percent(removed)} of what the shared expert leaves: fewer of them "
+        f"The routed experts remove only {percent(gain)} of what the shared expert leaves: fewer of them "
         f"(--experts {max(1, experts // 2)}), or more rows to fit them on (--samples {2 * context.samples})."
     )
 
@@ -213,8 +213,8 @@ def _strongest_smoothing(group: GroupReport, context: Context) -> str | None:
 def _cheap_adapters(group: GroupReport, context: Context) -> str | None:
     if group.error_bf16 is None or group.error_bf16 <= 0 or group.error.routed < INT8_COST * group.error_bf16:
         return None
-    cost = group.error.routed / group.error_bf16 - 1
-    return f"Adapters in int8 cost {percent(cost)} more error here than in bfloat16: --adapter-dtype bf16."
+    increase = group.error.routed / group.error_bf16 - 1
+    return f"Adapters in int8 cost {percent(increase)} more error here than in bfloat16: --adapter-dtype bf16."
 
 
 MORE_ROWS, MORE_BITS = "Calibrate with more rows", "Keep groups at more bits"

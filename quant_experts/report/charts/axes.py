@@ -56,8 +56,8 @@ def logarithmic(values: Iterable[float], start: float, end: float, *, least: flo
 
 def padded(values: Iterable[float], start: float, end: float) -> Axis:
     """A linear axis with a little room on both sides."""
-    known = list(values)
-    low, high = min(known, default=0.0), max(known, default=1.0)
+    sizes = list(values)
+    low, high = min(sizes, default=0.0), max(sizes, default=1.0)
     room = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
     return Axis(low - room, high + room, start, end)
 

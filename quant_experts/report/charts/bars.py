@@ -48,11 +48,11 @@ class Part:
 def parts(size: Size) -> list[Part]:
     """What the bytes after are made of; they sum to ``bytes_after`` but for rounding to whole bytes."""
     base = round(size.base_bits * size.quantized_weights / 8)
-    added = added_bytes(size)
+    adapters = added_bytes(size)
     return [
         Part("shared", "integers and scales", base),
-        Part("routed", "experts, routers, smoothing", added),
-        Part("rest", "not quantized", max(0, size.bytes_after - base - added)),
+        Part("routed", "experts, routers, smoothing", adapters),
+        Part("rest", "not quantized", max(0, size.bytes_after - base - adapters)),
     ]
 
 

@@ -164,7 +164,7 @@ def _after(errors: Errors, stage: str) -> Callable[[GroupReport], float | None]:
 def _means(blocks: Sequence[BlockReport], error: Callable[[GroupReport], float | None]) -> dict[int, float]:
     means = {}
     for i, block in enumerate(blocks):
-        known = [value for group in block.groups if (value := error(group)) is not None]
-        if known:
-            means[i] = sum(known) / len(known)
+        values = [value for group in block.groups if (value := error(group)) is not None]
+        if values:
+            means[i] = sum(values) / len(values)
     return means

@@ -41,10 +41,10 @@ def frequency_panels(report: QualityReport) -> list[Panel]:
     counts: Counter[str | None] = Counter()
     panels = []
     for groups in by_kind(report).values():
-        measured = [(group, group.channels) for group in groups if group.channels and group.channels.curve]
-        if not measured:
+        with_curve = [(group, group.channels) for group in groups if group.channels and group.channels.curve]
+        if not with_curve:
             continue
-        group, channels = measured[len(measured) // 2]
+        group, channels = with_curve[len(with_curve) // 2]
         counts[stacks[group.block]] += 1
         if counts[stacks[group.block]] <= PANELS:
             panels.append(_panel(group, channels))

@@ -56,5 +56,5 @@ def axis_label(stacks: Iterable[str | None]) -> str:
     others = [stack for stack in dict.fromkeys(stacks) if stack not in (None, *LAST)]
     if not others:
         return "decoder block"
-    explained = "; ".join(f"{stack[0]}0, {stack[0]}1 …: {stack}" for stack in others if stack is not None)
-    return f"block ({explained})"
+    letters = "; ".join(f"{stack[0]}0, {stack[0]}1 …: {stack}" for stack in others if stack is not None)
+    return f"block ({letters})"

@@ -77,11 +77,11 @@ def _judgement(report: QualityReport) -> str:
     """Up to the first letter of what follows, "on held-out rows"."""
     if report.acceptance is None:
         return "O"
-    limits, missed = len(report.acceptance.limits), len(report.acceptance.missed)
+    limits, misses = len(report.acceptance.limits), len(report.acceptance.missed)
     if report.acceptance.verdict == "accepted":
-        kept = {1: "the limit is", 2: "both limits are"}.get(limits, f"all {limits} limits are")
-        return f"Accepted ({kept} kept): o"
-    return f"Rejected ({'its limit' if limits == 1 else f'{missed} of {limits} limits'} missed): o"
+        all_limits = {1: "the limit is", 2: "both limits are"}.get(limits, f"all {limits} limits are")
+        return f"Accepted ({all_limits} kept): o"
+    return f"Rejected ({'its limit' if limits == 1 else f'{misses} of {limits} limits'} missed): o"
 
 
 def bought(report: QualityReport) -> Bought | None:
@@ -91,25 +91,25 @@ def bought(report: QualityReport) -> Bought | None:
     kl, baseline = report.quality.kl, report.baseline.kl
     if baseline <= NOTHING:
         return Bought("Rounding alone loses nothing that these rows can show, so there was nothing to win back.", None)
-    removed = 1 - kl / baseline
+    share = 1 - kl / baseline
     if report.method == "rtn" or report.baseline == report.quality:
-        return Bought("This is rounding to nearest: there is nothing that it could have won over itself.", removed)
-    if removed > 0:
-        what = f"{report.method} removes {numbers.percent(removed)} of the KL that rounding alone loses"
+        return Bought("This is rounding to nearest: there is nothing that it could have won over itself.", share)
+    if share > 0:
+        what = f"{report.method} removes {numbers.percent(share)} of the KL that rounding alone loses"
     else:
         what = (
-            f"{report.method} loses {numbers.percent(-removed)} more KL than rounding alone: "
+            f"{report.method} loses {numbers.percent(-share)} more KL than rounding alone: "
             "on these rows it is not worth its bits"
         )
-    return Bought(f"{what}{_price(report.size)}.{_doubt(report.quality, report.baseline)}", removed)
+    return Bought(f"{what}{_price(report.size)}.{_doubt(report.quality, report.baseline)}", share)
 
 
 def _price(size: Size) -> str:
     extra = size.effective_bits - size.base_bits
     if extra < 0.005:
         return ""
-    stored = numbers.size(added_bytes(size))
-    return f"; what it adds to the integers takes {numbers.bits(extra)} bits per quantized weight, {stored}"
+    added_size = numbers.size(added_bytes(size))
+    return f"; what it adds to the integers takes {numbers.bits(extra)} bits per quantized weight, {added_size}"
 
 
 def added_bytes(size: Size) -> int:
@@ -130,12 +130,12 @@ def memory(size: Size) -> str:
 def _doubt(quality: ModelQuality, baseline: ModelQuality) -> str:
     if quality.kl_standard_error is None or baseline.kl_standard_error is None:
         return ""
-    spread = math.hypot(quality.kl_standard_error, baseline.kl_standard_error)
-    if abs(baseline.kl - quality.kl) >= 2 * spread:
+    error = math.hypot(quality.kl_standard_error, baseline.kl_standard_error)
+    if abs(baseline.kl - quality.kl) >= 2 * error:
         return ""
     return (
         f" The difference of {numbers.number(abs(baseline.kl - quality.kl))} is within two standard errors "
-        f"({numbers.number(2 * spread)}): hold out more rows before relying on it."
+        f"({numbers.number(2 * error)}): hold out more rows before relying on it."
     )
 
 

@@ -60,12 +60,12 @@ def usage_chart(report: QualityReport) -> Usage | None:
     shares = [share for groups in kinds.values() for group in groups for share in group.expert_usage]
     if not shares:
         return None
-    titled = len(shares) <= TITLED
+    is_small = len(shares) <= TITLED
     blocks = {block.block: block for block in report.blocks}
     largest = max(*shares, 1e-9)
     sizes = {len(group.expert_usage) for groups in kinds.values() for group in groups}
     return Usage(
-        heats=[_heat(kind, groups, blocks, largest, titled=titled) for kind, groups in kinds.items()],
+        heats=[_heat(kind, groups, blocks, largest, is_small=is_small) for kind, groups in kinds.items()],
         largest=largest,
         even=1 / sizes.pop() if len(sizes) == 1 else None,
     )
@@ -77,7 +77,7 @@ def _heat(
     blocks: Mapping[int, BlockReport],
     largest: float,
     *,
-    titled: bool,
+    is_small: bool,
 ) -> Heat:
     """``blocks``: by their number."""
     experts = max(len(group.expert_usage) for group in groups)
@@ -89,7 +89,7 @@ def _heat(
             y=round(TOP + expert * row, 2),
             shade=round(share / largest, 3),
             share=share,
-            label=f"block {block_label(blocks[group.block])}, expert {expert}: {percent(share)}" if titled else None,
+            label=f"block {block_label(blocks[group.block])}, expert {expert}: {percent(share)}" if is_small else None,
         )
         for column, group in enumerate(groups)
         for expert, share in enumerate(group.expert_usage)

@@ -34,6 +34,6 @@ def _line(alike: Sequence[str], groups: Sequence[str]) -> str:
     if groups:
         few = ", ".join(dict.fromkeys(groups[:NAMED_GROUPS]))
         more = len(groups) - NAMED_GROUPS
-        named = few if more <= 0 else f"{few} and {more} more input groups"
-        return f"{named}: {alike[0]}"
+        names = few if more <= 0 else f"{few} and {more} more input groups"
+        return f"{names}: {alike[0]}"
     return and_more(alike[0], len(alike))
