@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
 from app.comparisons.schemas import ComparedJob, ComparisonView
-from quant_experts.planning.number_text import number, size_text, unit_of
+from quant_experts.charts.axes import Axis, logarithmic
+from quant_experts.charts.frontier import SizeAxis, staircase
+from quant_experts.planning.number_text import number, size_text
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 880, 420, 84, 28, 52, 56
-LEAST_KL = 1e-9
-"""A KL of zero is drawn here: a logarithmic axis has no zero."""
 STYLE = """
   text { font: 13px system-ui, sans-serif; fill: #1f2328 } .small { font-size: 12px; fill: #57606a }
   .grid { stroke: #d0d7de; stroke-width: 1 } .frame { fill: none; stroke: #8c959f }
@@ -26,9 +25,6 @@ STYLE = """
     .best { fill: #4493f8 } .missed { fill: #f85149 }
   }
 """
-
-
-Scale = Callable[[float], float]
 
 
 @dataclass(frozen=True)
@@ -70,54 +66,39 @@ def draw(comparison: ComparisonView, *, dressed: bool = True) -> str:
 
 
 def _chart(rows: Sequence[ComparedJob], original: int | None) -> list[str]:
-    sizes = [float(row.bytes_after or 0) for row in rows]
-    kls = [max(row.kl or 0.0, LEAST_KL) for row in rows]
-    extent = [*sizes, float(original)] if original else sizes
-    low, high = _padded(min(extent), max(extent))
-    bottom, top = _decades(min(kls), max(kls))
-
-    def x(size: float) -> float:
-        return round(LEFT + (size - low) / (high - low) * (WIDTH - RIGHT - LEFT), 1)
-
-    def y(kl: float) -> float:
-        share = (math.log10(kl) - bottom) / (top - bottom)
-        return round(HEIGHT - BOTTOM - share * (HEIGHT - BOTTOM - TOP), 1)
-
-    points = sorted((Point(x(size), y(kl), row) for size, kl, row in zip(sizes, kls, rows, strict=True)), key=_place)
+    sizes = [float(row.bytes_after or 0) for row in rows] + ([float(original)] if original else [])
+    x = SizeAxis.of(sizes, LEFT, WIDTH - RIGHT)
+    y = logarithmic([row.kl or 0.0 for row in rows], HEIGHT - BOTTOM, TOP)
+    points = [Point(x.at(row.bytes_after or 0), y.at(row.kl or 0.0), row) for row in rows]
+    points.sort(key=lambda point: (point.x, point.y))
+    best = [(point.x, point.y) for point in points if point.row.frontier]
     return [
-        *_axes(x, y, (low, high), (bottom, top)),
+        *_axes(x, y),
         *_original(x, original),
-        *_stairs([p for p in points if p.row.frontier]),
+        *([f'<polyline class="stairs" points="{staircase(best)}"/>'] if len(best) > 1 else []),
         *_marks(points),
     ]
 
 
-def _original(x: Scale, size: int | None) -> list[str]:
+def _original(x: SizeAxis, size: int | None) -> list[str]:
     """A line at the size of the original model, whose KL of 0 is not on the axis."""
     if not size:
         return []
-    at = x(float(size))
+    at = x.at(size)
     return [
         f'<line class="original" x1="{at}" x2="{at}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>',
         f'<text class="small" x="{at - 6}" y="{TOP + 16}" text-anchor="end">original, {size_text(size)}</text>',
     ]
 
 
-def _place(point: Point) -> tuple[float, float]:
-    return point.x, point.y
-
-
-def _axes(x: Scale, y: Scale, sizes: tuple[float, float], decades: tuple[float, float]) -> list[str]:
+def _axes(x: SizeAxis, y: Axis) -> list[str]:
     lines = []
-    for power in range(math.ceil(decades[0]), math.floor(decades[1]) + 1):
-        at, label = y(10.0**power), number(10.0**power, 1)
+    for at, label in [(y.at(kl), number(kl, 1)) for kl in y.ticks()]:
         lines.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at}" y2="{at}"/>')
         lines.append(f'<text class="small" x="{LEFT - 8}" y="{at + 4}" text-anchor="end">{label}</text>')
-    for size, label in size_ticks(*sizes):
-        lines.append(f'<line class="grid" x1="{x(size)}" x2="{x(size)}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-        lines.append(
-            f'<text class="small" x="{x(size)}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{label}</text>'
-        )
+    for at, label in x.ticks():
+        lines.append(f'<line class="grid" x1="{at}" x2="{at}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
+        lines.append(f'<text class="small" x="{at}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{label}</text>')
     middle = (TOP + HEIGHT - BOTTOM) / 2
     return [
         *lines,
@@ -127,17 +108,6 @@ def _axes(x: Scale, y: Scale, sizes: tuple[float, float], decades: tuple[float, 
         f'<text class="small" x="20" y="{middle}" transform="rotate(-90 20 {middle})" text-anchor="middle">'
         "KL to full precision, nats per token</text>",
     ]
-
-
-def _stairs(best: Sequence[Point]) -> list[str]:
-    corners: list[str] = []
-    before: Point | None = None
-    for point in best:
-        if before is not None:
-            corners.append(f"{point.x},{before.y}")
-        corners.append(f"{point.x},{point.y}")
-        before = point
-    return [f'<polyline class="stairs" points="{" ".join(corners)}"/>'] if len(best) > 1 else []
 
 
 def _marks(points: Sequence[Point]) -> list[str]:
@@ -162,27 +132,5 @@ def _marks(points: Sequence[Point]) -> list[str]:
     return lines
 
 
-def _padded(low: float, high: float) -> tuple[float, float]:
-    room = 0.08 * (high - low) or 0.1 * high or 1.0
-    return max(0.0, low - room), high + room
-
-
-def _decades(low: float, high: float) -> tuple[float, float]:
-    """The limits of the axis: at least one whole decade, so that it has a label."""
-    bottom, top = math.floor(math.log10(low) - 0.05), math.ceil(math.log10(high) + 0.05)
-    return float(bottom), float(max(top, bottom + 1))
-
-
 def _shortened(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def size_ticks(low: float, high: float) -> list[tuple[float, str]]:
-    """Two to six round sizes between ``low`` and ``high`` bytes, each with its label."""
-    factor, unit = unit_of(high)
-    low, high = low / factor, high / factor
-    step = 10.0 ** math.floor(math.log10((high - low) / 3))
-    step *= next(multiple for multiple in (1, 2, 5, 10) if (high - low) / (step * multiple) <= 6)
-    digits = max(0, -math.floor(math.log10(step) + 1e-9))
-    numbers = range(math.ceil(low / step), math.floor(high / step) + 1)
-    return [(number * step * factor, f"{number * step:,.{digits}f} {unit}") for number in numbers]

@@ -1,4 +1,4 @@
-"""The error chart by block as coordinates of an SVG: base, + shared expert, + routed experts, on a logarithmic axis.
+"""The error chart of a job's finished blocks as coordinates of an SVG.
 
 Without a chart library: it works without scripts, and screen readers and text search find its labels.
 """
@@ -11,31 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.jobs.queries import BlockErrors
-from app.ui.formats import percent
+from quant_experts.charts.error_curves import Curve, Errors, by_stage, error_axis, error_curves, error_gridlines
 from quant_experts.planning.block_names import block_name
 
 WIDTH, HEIGHT = 600, 250
 LEFT, RIGHT, TOP, BOTTOM = 84, 12, 12, 44
-STAGES = {"base": "base alone", "shared": "+ shared expert", "routed": "+ routed experts"}
-ALONE = "error"
-"""Title of the only curve of a method without experts."""
 MOST_TICKS = 12
-
-
-@dataclass(frozen=True)
-class Dot:
-    x: float
-    y: float
-    label: str
-
-
-@dataclass(frozen=True)
-class Curve:
-    stage: str
-    title: str
-    latest: str
-    points: str
-    dots: list[Dot]
 
 
 @dataclass(frozen=True)
@@ -55,36 +36,23 @@ class Chart:
 
 def error_chart(blocks: Sequence[BlockErrors], total: int | None) -> Chart | None:
     """None without data. The horizontal axis covers the whole model from the start."""
-    values = [v for block in blocks for v in block.errors.values() if v > 0 and math.isfinite(v)]
-    if not values:
+    series = by_stage(*(_errors(blocks, stage) for stage in ("base", "shared", "routed")))
+    if not series:
         return None
     last = max(total or 0, blocks[-1].block + 1) - 1
-    low, high = math.floor(math.log10(min(values)) * 2) / 2, math.ceil(math.log10(max(values)) * 2) / 2
-    high = max(high, low + 1)
+    y = error_axis(list(series.values()), HEIGHT - BOTTOM, TOP)
+    names = {block.block: block_name(block.block, block.stack, block.index, block.part) for block in blocks}
 
     def x(block: int) -> float:
         return round(LEFT + 12 + (WIDTH - LEFT - RIGHT - 24) * (block / last if last else 0.5), 1)
 
-    def y(value: float) -> float:
-        return round(TOP + (HEIGHT - TOP - BOTTOM) * (high - math.log10(value)) / (high - low), 1)
-
-    curves = []
-    own = [stage for stage in STAGES if stage == "routed" or not _same_as_next(blocks, stage)]
-    for stage in own:
-        title = STAGES[stage] if len(own) > 1 else ALONE
-        own_values = [(b, b.errors[stage]) for b in blocks if b.errors.get(stage, 0) > 0]
-        if not own_values:
-            continue
-        dots = [Dot(x(b.block), y(value), f"{_named(b)}, {title}: {percent(value)}") for b, value in own_values]
-        points = " ".join(f"{dot.x},{dot.y}" for dot in dots)
-        curves.append(Curve(stage, title, percent(own_values[-1][1]), points, dots))
-    gridlines = [(y(value), f"{100 * value:g} %") for value in _rungs(low, high)]
-    step = math.ceil((last + 1) / MOST_TICKS)
-    return Chart(curves, gridlines, [(x(block), block) for block in range(0, last + 1, step)], _axis(blocks))
+    ticks = range(0, last + 1, math.ceil((last + 1) / MOST_TICKS))
+    curves = error_curves(series, x, y, names.__getitem__)
+    return Chart(curves, error_gridlines(y), [(x(block), block) for block in ticks], _axis(blocks))
 
 
-def _named(block: BlockErrors) -> str:
-    return block_name(block.block, block.stack, block.index, block.part)
+def _errors(blocks: Sequence[BlockErrors], stage: str) -> Errors:
+    return {block.block: block.errors[stage] for block in blocks if stage in block.errors}
 
 
 def _axis(blocks: Sequence[BlockErrors]) -> str:
@@ -102,16 +70,3 @@ def _axis(blocks: Sequence[BlockErrors]) -> str:
 
 def _span(numbers: Sequence[int]) -> str:
     return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}–{numbers[-1]}"
-
-
-def _rungs(low: float, high: float) -> list[float]:
-    """Gridlines: 1, 10, 100 …, and also 3, 30, 300 … on a short axis."""
-    powers = range(math.floor(low), math.ceil(high) + 1)
-    rungs = [m * 10.0**p for p in powers for m in ((1, 3) if high - low <= 2.5 else (1,))]
-    return [rung for rung in rungs if low - 1e-9 <= math.log10(rung) <= high + 1e-9]
-
-
-def _same_as_next(blocks: Sequence[BlockErrors], stage: str) -> bool:
-    """Whether the stage has the same errors as the next one: the method does not have it, and one curve is enough."""
-    after = {"base": "shared", "shared": "routed"}[stage]
-    return all(block.errors.get(stage) == block.errors.get(after) for block in blocks)

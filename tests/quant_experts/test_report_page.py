@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from markupsafe import escape
 
+from quant_experts.charts.axes import logarithmic, padded
 from quant_experts.checkpoint.card import model_card
 from quant_experts.report.charts import numbers
-from quant_experts.report.charts.axes import logarithmic, padded
 from quant_experts.report.charts.bars import parts
 from quant_experts.report.charts.error_chart import error_chart, modality_charts
 from quant_experts.report.charts.frequency_chart import frequency_panels
@@ -354,7 +354,7 @@ def test_blocks_of_several_stacks_are_told_apart() -> None:
     chart = error_chart(report)
     assert [label for _, label in chart.ticks] == ["v0", "v1", "v+", "0", "1"]
     assert chart.x_label == "block (v0, v1 …: vision)"
-    assert "block vision projector, " in chart.curves[0].dots[2].label
+    assert "vision projector, " in chart.curves[0].dots[2].label
     usage = usage_chart(report)
     assert usage is not None
     assert usage.heats[0].kind.startswith("vision ")

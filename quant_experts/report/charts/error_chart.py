@@ -2,46 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from quant_experts.report.charts.axes import Axis, logarithmic
-from quant_experts.report.charts.kinds import axis_label, block_label, tick_label
-from quant_experts.report.charts.numbers import percent
+from quant_experts.charts.axes import Axis
+from quant_experts.charts.error_curves import Curve, Errors, by_stage, error_axis, error_curves, error_gridlines
+from quant_experts.report.charts.kinds import axis_label, name_of, tick_label
 from quant_experts.report.data import BlockReport, GroupReport, QualityReport, StageErrors
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 880, 280, 62, 12, 14, 40
 SMALL_WIDTH, SMALL_HEIGHT = 440, 220
-STAGES = ("base", "shared", "routed")
-TITLES = {
-    "rtn": "rounding alone (RTN)",
-    "base": "base alone",
-    "shared": "+ shared expert",
-    "routed": "+ routed experts",
-    "error": "quantized",
-}
 
-Errors = Callable[[GroupReport], StageErrors | None]
-
-
-@dataclass(frozen=True)
-class Dot:
-    x: float
-    y: float
-    block: int
-    value: float
-    label: str
-
-
-@dataclass(frozen=True)
-class Curve:
-    stage: str
-    title: str
-    points: str
-    """Of an SVG polyline."""
-    dots: list[Dot]
-    mean: float
-    """Over all groups of the model."""
+ErrorsOf = Callable[[GroupReport], StageErrors | None]
 
 
 @dataclass(frozen=True)
@@ -62,63 +34,33 @@ class Chart:
 
 def error_chart(report: QualityReport) -> Chart:
     """All tokens: the mean over a block's groups after each stage, and of rounding to nearest where it was measured."""
-    return _chart(report.blocks, "All tokens", lambda group: group.error, WIDTH, HEIGHT)
+    rounding = _means(report.blocks, lambda group: group.error_rtn)
+    series = ({"rtn": rounding} if rounding else {}) | _series(report.blocks, lambda group: group.error)
+    return _chart(report.blocks, "All tokens", series, _axis([series], HEIGHT), WIDTH, HEIGHT)
 
 
 def modality_charts(report: QualityReport) -> list[Chart]:
     """Vision and text on one common axis; empty unless the report has both."""
-    by_modality: list[tuple[str, Errors]] = [
-        ("Vision tokens", lambda group: group.error_vision),
-        ("Text tokens", lambda group: group.error_text),
-    ]
-    series = [_series(report.blocks, errors, with_rounding=False) for _, errors in by_modality]
-    if not all(series):
+    by_modality = {
+        "Vision tokens": _series(report.blocks, lambda group: group.error_vision),
+        "Text tokens": _series(report.blocks, lambda group: group.error_text),
+    }
+    if not all(by_modality.values()):
         return []
-    axis = _error_axis([values for curves in series for values in curves.values()], SMALL_HEIGHT)
+    axis = _axis(list(by_modality.values()), SMALL_HEIGHT)
     return [
-        _chart(report.blocks, title, errors, SMALL_WIDTH, SMALL_HEIGHT, axis=axis, with_rounding=False)
-        for title, errors in by_modality
+        _chart(report.blocks, title, series, axis, SMALL_WIDTH, SMALL_HEIGHT) for title, series in by_modality.items()
     ]
 
 
 def _chart(
-    blocks: Sequence[BlockReport],
-    title: str,
-    errors: Errors,
-    width: int,
-    height: int,
-    *,
-    axis: Axis | None = None,
-    with_rounding: bool = True,
+    blocks: Sequence[BlockReport], title: str, series: Mapping[str, Errors], y: Axis, width: int, height: int
 ) -> Chart:
-    series = _series(blocks, errors, with_rounding=with_rounding)
-    y = axis or _error_axis(list(series.values()), height)
     step = (width - LEFT - RIGHT) / max(1, len(blocks))
 
-    def x(i: int) -> float:
-        return round(LEFT + step * (i + 0.5), 1)
+    def x(place: int) -> float:
+        return round(LEFT + step * (place + 0.5), 1)
 
-    curves = []
-    for stage, values in series.items():
-        dots = [
-            Dot(
-                x(i),
-                y.at(value),
-                blocks[i].block,
-                value,
-                f"block {block_label(blocks[i])}, {TITLES[stage]}: {percent(value)}",
-            )
-            for i, value in values.items()
-        ]
-        curves.append(
-            Curve(
-                stage=stage,
-                title=TITLES[stage],
-                points=" ".join(f"{dot.x},{dot.y}" for dot in dots),
-                dots=dots,
-                mean=sum(dot.value for dot in dots) / len(dots),
-            )
-        )
     every = max(1, -(-len(blocks) * 34 // (width - LEFT - RIGHT)))  # a label takes some 34 pixels
     return Chart(
         title=title,
@@ -126,45 +68,31 @@ def _chart(
         height=height,
         left=LEFT,
         right=RIGHT,
-        curves=curves,
-        gridlines=[(y.at(value), percent_tick(value)) for value in y.ticks()],
-        ticks=[(x(i), tick_label(blocks[i])) for i in range(0, len(blocks), every)],
+        curves=error_curves(series, x, y, lambda place: name_of(blocks[place])),
+        gridlines=error_gridlines(y),
+        ticks=[(x(place), tick_label(blocks[place])) for place in range(0, len(blocks), every)],
         axis_y=height - BOTTOM,
         x_label=axis_label(block.stack for block in blocks),
     )
 
 
-def percent_tick(value: float) -> str:
-    return f"{100 * value:.12g} %"
+def _axis(charts: Sequence[Mapping[str, Errors]], height: int) -> Axis:
+    return error_axis([errors for series in charts for errors in series.values()], height - BOTTOM, TOP)
 
 
-def _error_axis(series: Sequence[dict[int, float]], height: int) -> Axis:
-    return logarithmic((value for values in series for value in values.values()), height - BOTTOM, TOP)
+def _series(blocks: Sequence[BlockReport], errors_of: ErrorsOf) -> dict[str, Errors]:
+    """Stage → mean over the groups of each block."""
+    return by_stage(
+        _means(blocks, lambda group: errors.base if (errors := errors_of(group)) else None),
+        _means(blocks, lambda group: errors.shared if (errors := errors_of(group)) else None),
+        _means(blocks, lambda group: errors.routed if (errors := errors_of(group)) else None),
+    )
 
 
-def _series(blocks: Sequence[BlockReport], errors: Errors, *, with_rounding: bool) -> dict[str, dict[int, float]]:
-    """Stage → block's place → mean over its groups. A stage that the method does not have is left out."""
-    series: dict[str, dict[int, float]] = {}
-    if with_rounding:
-        series["rtn"] = _means(blocks, lambda group: group.error_rtn)
-    base, shared, routed = (_means(blocks, _after(errors, stage)) for stage in STAGES)
-    if base == shared == routed:
-        series["error"] = routed
-    else:
-        series["base"] = base
-        series |= {"shared": shared} if shared != base else {}
-        series |= {"routed": routed} if routed != shared else {}
-    return {stage: means for stage, means in series.items() if means}
-
-
-def _after(errors: Errors, stage: str) -> Callable[[GroupReport], float | None]:
-    return lambda group: getattr(errors(group), stage, None)
-
-
-def _means(blocks: Sequence[BlockReport], error: Callable[[GroupReport], float | None]) -> dict[int, float]:
+def _means(blocks: Sequence[BlockReport], error: Callable[[GroupReport], float | None]) -> Errors:
     means = {}
-    for i, block in enumerate(blocks):
+    for place, block in enumerate(blocks):
         values = [value for group in block.groups if (value := error(group)) is not None]
         if values:
-            means[i] = sum(values) / len(values)
+            means[place] = sum(values) / len(values)
     return means

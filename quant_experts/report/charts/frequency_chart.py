@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from quant_experts.report.charts.axes import Axis
+from quant_experts.charts.axes import Axis
 from quant_experts.report.charts.kinds import by_kind, short_name
 from quant_experts.report.data import ChannelStatistics, GroupReport, QualityReport
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from quant_experts.planning.number_text import unit_of
+from quant_experts.charts.axes import logarithmic
+from quant_experts.charts.frontier import SizeAxis, staircase
 from quant_experts.report.charts import numbers
-from quant_experts.report.charts.axes import logarithmic, padded
 from quant_experts.report.data import AutoSearch, FrontierPoint
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 880, 300, 72, 24, 16, 46
@@ -45,12 +45,11 @@ def frontier_chart(search: AutoSearch) -> Frontier | None:
         return None
     max_bytes, max_kl = search.target.get("max_bytes"), search.target.get("max_kl")
     sizes = [float(point.bytes) for point in search.points] + ([max_bytes] if max_bytes else [])
-    factor, unit = unit_of(max(sizes))
-    x = padded([size / factor for size in sizes], LEFT, WIDTH - RIGHT)
+    x = SizeAxis.of(sizes, LEFT, WIDTH - RIGHT)
     y = logarithmic([point.kl for point in search.points] + ([max_kl] if max_kl else []), HEIGHT - BOTTOM, TOP)
     places = [
         Place(
-            x=x.at(point.bytes / factor),
+            x=x.at(point.bytes),
             y=y.at(point.kl),
             point=point,
             best=not any(other.bytes <= point.bytes and other.kl < point.kl for other in search.points),
@@ -60,18 +59,9 @@ def frontier_chart(search: AutoSearch) -> Frontier | None:
     ]
     return Frontier(
         places=places,
-        staircase=_staircase(sorted((place.x, place.y) for place in places if place.best)),
-        target_x=x.at(max_bytes / factor) if max_bytes else None,
+        staircase=staircase((place.x, place.y) for place in places if place.best),
+        target_x=x.at(max_bytes) if max_bytes else None,
         target_y=y.at(max_kl) if max_kl else None,
         gridlines=[(y.at(value), numbers.number(value, 1)) for value in y.ticks(5)],
-        ticks=[(x.at(value), f"{value:.6g} {unit}") for value in x.ticks(6)],
+        ticks=x.ticks(),
     )
-
-
-def _staircase(best: list[tuple[float, float]]) -> str:
-    corners: list[tuple[float, float]] = []
-    for px, py in best:
-        if corners:
-            corners.append((px, corners[-1][1]))
-        corners.append((px, py))
-    return " ".join(f"{px},{py}" for px, py in corners)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from quant_experts.planning.block_names import block_name
 from quant_experts.report.data import BlockReport, GroupReport, QualityReport
 
 LAST = ("language model", "decoder")
@@ -34,13 +35,8 @@ def by_kind(report: QualityReport) -> dict[str, list[GroupReport]]:
     return kinds
 
 
-def block_label(block: BlockReport) -> str:
-    """``3``, or ``vision 3`` and ``vision merger`` where the model has several stacks."""
-    if block.stack is None:
-        return str(block.block)
-    if block.index is None:
-        return f"{block.stack} {block.part}" if block.part else f"{block.stack}, behind its blocks"
-    return f"{block.stack} {block.index}"
+def name_of(block: BlockReport) -> str:
+    return block_name(block.block, block.stack, block.index, block.part)
 
 
 def tick_label(block: BlockReport) -> str:

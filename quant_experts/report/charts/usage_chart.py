@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from quant_experts.report.charts.kinds import axis_label, block_label, by_kind, tick_label
+from quant_experts.report.charts.kinds import axis_label, by_kind, name_of, tick_label
 from quant_experts.report.charts.numbers import percent
 from quant_experts.report.data import BlockReport, GroupReport, QualityReport
 
@@ -89,7 +89,7 @@ def _heat(
             y=round(TOP + expert * row, 2),
             shade=round(share / largest, 3),
             share=share,
-            label=f"block {block_label(blocks[group.block])}, expert {expert}: {percent(share)}" if is_small else None,
+            label=f"{name_of(blocks[group.block])}, expert {expert}: {percent(share)}" if is_small else None,
         )
         for column, group in enumerate(groups)
         for expert, share in enumerate(group.expert_usage)
