@@ -19,12 +19,12 @@ from core.ledger.tables import (
     AuditEntry,
     Comparison,
     Dataset,
+    FinishedBlock,
     HubToken,
     IdempotencyRecord,
     Job,
     JobEvent,
     JobLabel,
-    Layer,
     Plan,
     Retention,
     TenantLimits,
@@ -54,7 +54,7 @@ Named = TypeVar(
     UsageDay,
     JobLabel,
 )
-Part = TypeVar("Part", Attempt, Layer, JobEvent, Artifact)
+Part = TypeVar("Part", Attempt, FinishedBlock, JobEvent, Artifact)
 
 
 def owned(table: type[Named], tenant: str) -> Select[Named]:

@@ -15,9 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.db.tenancy import of_job
 from app.jobs.queries import get_job
 from app.web.schemas import Strict
-from core.contract.block_files import CALLS_FILES
+from core.contract.block_files import CAPTURED_INPUTS_FILES
 from core.contract.spec import JobSpec
-from core.ledger.tables import Job, Layer
+from core.ledger.tables import FinishedBlock, Job
 
 MOST_OPTIONS = 64
 DECIDES_NOTHING = {"accept_if", "alias", "name", "labels", "timeout_s", "max_wait_s", "priority", "device"}
@@ -81,18 +81,20 @@ class Reuse:
 
 async def reuse_of(session: AsyncSession, *, parent: Job, spec: JobSpec) -> Reuse:
     """A forecast: the library decides by content, when a worker has the files."""
-    names = func.jsonb_path_query_array(Layer.files, cast("$[*].name", JSONPATH))
-    rows = (await session.execute(of_job(Layer, parent.id).order_by(Layer.block).with_only_columns(names))).scalars()
+    names = func.jsonb_path_query_array(FinishedBlock.files, cast("$[*].name", JSONPATH))
+    rows = (
+        await session.execute(of_job(FinishedBlock, parent.id).order_by(FinishedBlock.block).with_only_columns(names))
+    ).scalars()
     files = [set(row) for row in rows]
-    blocks = sum(1 for _ in takewhile(lambda names: names - set(CALLS_FILES), files))
-    calls = bool(files) and set(CALLS_FILES) <= files[0]
+    blocks = sum(1 for _ in takewhile(lambda names: names - set(CAPTURED_INPUTS_FILES), files))
+    captured_inputs = bool(files) and set(CAPTURED_INPUTS_FILES) <= files[0]
     changed = _changed(JobSpec.model_validate(parent.spec), _pinned(parent, spec))
     same_rows = not any(name in BEFORE_THE_BLOCKS for name in changed)
     return Reuse(
-        calibration=calls and same_rows,
+        calibration=captured_inputs and same_rows,
         blocks=blocks if not changed else 0,
         changed=changed,
-        gone=not calls and not blocks,
+        gone=not captured_inputs and not blocks,
     )
 
 

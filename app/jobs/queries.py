@@ -21,7 +21,7 @@ from app.web.lookup import get_owned
 from app.web.paging import Signer, cut, last_seen
 from app.web.problems import Problem
 from core.ledger.states import FINISHED, JobStatus
-from core.ledger.tables import Artifact, Attempt, Job, JobLabel, Layer
+from core.ledger.tables import Artifact, Attempt, FinishedBlock, Job, JobLabel
 
 JOB_ID = re.compile(r"job_[0-9a-f]{32}")
 
@@ -128,9 +128,9 @@ def _matching(query: JobFilter) -> tuple[list[str], dict[str, Any]]:
     return [condition for condition, _, _ in set_filters], {name: value for _, name, value in set_filters}
 
 
-async def layers_after(session: AsyncSession, *, job_id: str, block: int, limit: int) -> Sequence[Layer]:
-    statement = of_job(Layer, job_id).where(Layer.block > block)
-    return (await session.scalars(statement.order_by(Layer.block).limit(limit))).all()
+async def layers_after(session: AsyncSession, *, job_id: str, block: int, limit: int) -> Sequence[FinishedBlock]:
+    statement = of_job(FinishedBlock, job_id).where(FinishedBlock.block > block)
+    return (await session.scalars(statement.order_by(FinishedBlock.block).limit(limit))).all()
 
 
 MOST_BLOCKS = 400
@@ -140,11 +140,15 @@ MOST_BLOCKS = 400
 async def block_errors(session: AsyncSession, *, job_id: str, step: int = 1) -> list[BlockErrors]:
     """Errors of every ``step``-th finished block, in order. The query selects the errors alone: a whole report is a
     hundred times larger."""
-    errors = func.jsonb_path_query_array(Layer.report, cast("$.groups[*].error", JSONPATH))
-    place = (Layer.report["stack"].astext, Layer.report["index"].as_integer(), Layer.report["part"].astext)
-    columns = (Layer.block, Layer.attempt, Layer.seconds, errors, *place)
-    blocks = of_job(Layer, job_id).where(Layer.block % step == 0)
-    rows = await session.execute(blocks.order_by(Layer.block).with_only_columns(*columns))
+    errors = func.jsonb_path_query_array(FinishedBlock.report, cast("$.groups[*].error", JSONPATH))
+    place = (
+        FinishedBlock.report["stack"].astext,
+        FinishedBlock.report["index"].as_integer(),
+        FinishedBlock.report["part"].astext,
+    )
+    columns = (FinishedBlock.block, FinishedBlock.attempt, FinishedBlock.seconds, errors, *place)
+    blocks = of_job(FinishedBlock, job_id).where(FinishedBlock.block % step == 0)
+    rows = await session.execute(blocks.order_by(FinishedBlock.block).with_only_columns(*columns))
     return [
         BlockErrors(block, attempt, seconds, _means(groups or []), *place)
         for block, attempt, seconds, groups, *place in rows

@@ -18,7 +18,7 @@ from core.contract.events import EventType
 from core.contract.forecast import FORECAST, Forecast
 from core.contract.spec import Calibration, JobSpec, ModelRef, Options
 from core.ledger.states import LEASED, AttemptOutcome, JobStatus, Phase
-from core.ledger.tables import Job, Layer
+from core.ledger.tables import FinishedBlock, Job
 from quant_experts.planning.cautions import cautions_of_scheme
 from quant_experts.planning.recipe import Recipe
 from quant_experts.spec.choices import AcceptIf, Target
@@ -245,17 +245,17 @@ class LayerView(BaseModel):
     created_at: datetime
 
     @classmethod
-    def of(cls, layer: Layer) -> LayerView:
+    def of(cls, block: FinishedBlock) -> LayerView:
         return cls(
-            block=layer.block,
-            stack=layer.report.get("stack"),
-            index=layer.report.get("index"),
-            part=layer.report.get("part"),
-            attempt=layer.attempt,
-            seconds=layer.seconds,
-            seconds_by_phase=layer.report.get("seconds_by_phase", {}),
-            groups=layer.report.get("groups", []),
-            created_at=layer.created_at,
+            block=block.block,
+            stack=block.report.get("stack"),
+            index=block.report.get("index"),
+            part=block.report.get("part"),
+            attempt=block.attempt,
+            seconds=block.seconds,
+            seconds_by_phase=block.report.get("seconds_by_phase", {}),
+            groups=block.report.get("groups", []),
+            created_at=block.created_at,
         )
 
 

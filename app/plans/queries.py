@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.tenancy import owned
 from core.ledger.states import JobStatus
-from core.ledger.tables import Attempt, Job, Layer, Plan, Worker
+from core.ledger.tables import Attempt, FinishedBlock, Job, Plan, Worker
 
 PLAN_LIFETIME = timedelta(hours=24)
 MOST_BLOCKS = 500
@@ -33,12 +33,12 @@ async def measured_ratios(session: AsyncSession, *, tenant: str) -> dict[str, li
     """Kind of device → measured seconds over predicted ones, per block of the tenant's finished jobs."""
     statement = (
         owned(Job, tenant)
-        .join(Layer, Layer.job_id == Job.id)
-        .join(Attempt, and_(Attempt.job_id == Layer.job_id, Attempt.attempt == Layer.attempt))
+        .join(FinishedBlock, FinishedBlock.job_id == Job.id)
+        .join(Attempt, and_(Attempt.job_id == FinishedBlock.job_id, Attempt.attempt == FinishedBlock.attempt))
         .where(Job.status == JobStatus.SUCCEEDED.value, Job.plan.is_not(None), Attempt.device.is_not(None))
         .order_by(Job.created_at.desc())
         .limit(MOST_BLOCKS)
-        .with_only_columns(Layer.seconds, Job.plan["seconds_per_block"], Attempt.device)
+        .with_only_columns(FinishedBlock.seconds, Job.plan["seconds_per_block"], Attempt.device)
     )
     ratios: dict[str, list[float]] = {}
     for seconds, prediction, device in (await session.execute(statement)).all():

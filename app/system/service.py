@@ -16,7 +16,7 @@ from app.system import queries
 from app.system.schemas import MethodView, PlaceView, Schemes, SchemeView, WorkerList
 from core.contract import spec
 from core.settings import Settings
-from quant_experts.spec.methods import MEASURED_ON, PLACES
+from quant_experts.spec.methods import MEASURED_ON, MEASUREMENTS
 from quant_experts.spec.slots import RECONSTRUCTIONS, ROUNDINGS, SMOOTHINGS
 
 METRICS_SECONDS = 1.0
@@ -67,7 +67,7 @@ def schemes() -> Schemes:
                 smoothing=smoothing,
                 rounding=rounding,
                 reconstruction=reconstruction,
-                measured=[PlaceView(**asdict(place)) for place in PLACES.get(name, ())],
+                measured=[PlaceView(**asdict(each)) for each in MEASUREMENTS.get(name, ())],
             )
             for name, (smoothing, rounding, reconstruction) in spec.METHODS.items()
         ],

@@ -26,7 +26,7 @@ from app.ui.sign_in import JobsWriter, User, checked_form
 from app.web.idempotency import new_id_of
 from app.web.problems import Problem
 from core.contract import spec as contract
-from quant_experts.spec.methods import PLACES
+from quant_experts.spec.methods import MEASUREMENTS
 
 PRESETS = [
     ("Best quality", "W4A16, best", {"scheme": "W4A16", "method": "best"}),
@@ -79,7 +79,7 @@ def _said(method: str, slots: Sequence[str]) -> str:
     """``qe: search + rtn + qe``, with a measured figure where there is one; the name alone where the slots say the
     same."""
     steps = " + ".join(slot for slot in slots if slot != "none")
-    place = next((f" ({place.said})" for place in PLACES.get(method, ())), "")
+    place = next((f" ({measurement.text})" for measurement in MEASUREMENTS.get(method, ())), "")
     return method if steps == method else f"{method}: {steps}{place}"
 
 

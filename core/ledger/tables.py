@@ -197,7 +197,7 @@ class Attempt(Base):
     """What the worker said of itself when it took the job."""
 
 
-class Layer(Base):
+class FinishedBlock(Base):
     """A finished block: its report, and the files from which another worker can go on."""
 
     __tablename__ = "layers"

@@ -128,7 +128,7 @@ def join_members(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     mixture; ``each_member`` of the loader takes them apart again. ``members``: first number, and the one behind the
     last."""
     result: list[dict[str, Any]] = []
-    open_: dict[str, dict[str, Any]] = {}
+    ranges: dict[str, dict[str, Any]] = {}
     for entry in entries:
         match = MEMBER.fullmatch(entry["layers"][0]) if len(entry["layers"]) == 1 else None
         if match is None or not is_of_mixture(entry["parent"], entry["layers"][0]):
@@ -137,17 +137,13 @@ def join_members(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         stack, number = match[1], int(match[2])
         end = f"_{number}"
         names = {name: entry[name].removesuffix(end) for name in ("name", "label")}
-        alike = {**entry, **names, "layers": [stack]}
-        last = open_.get(names["name"])
-        if (
-            last is not None
-            and {**last, "members": None} == {**alike, "members": None}
-            and last["members"][1] == number
-        ):
+        joint = {**entry, **names, "layers": [stack]}
+        last = ranges.get(names["name"])
+        if last is not None and last == joint | {"members": [last["members"][0], number]}:
             last["members"][1] += 1
             continue
-        open_[names["name"]] = alike | {"members": [number, number + 1]}
-        result.append(open_[names["name"]])
+        ranges[names["name"]] = joint | {"members": [number, number + 1]}
+        result.append(ranges[names["name"]])
     return result
 
 

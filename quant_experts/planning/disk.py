@@ -39,13 +39,13 @@ REPORT = 600_000
 
 @dataclass(frozen=True)
 class _Stack:
-    """Bytes that one row brings. ``state``: a hidden state; ``call``: what the stack is called with in one stream.
-    ``blocks``: of the stack; ``behind``: what lies behind them. ``groups``: input groups of the blocks."""
+    """Bytes that one row brings. ``state``: a hidden state; ``captured_inputs``: what the stack is called with in one
+    stream. ``blocks``: of the stack; ``behind``: what lies behind them. ``groups``: input groups of the blocks."""
 
     blocks: Sequence[Block]
     behind: Sequence[Block]
     state: float
-    call: float
+    captured_inputs: float
 
     @property
     def groups(self) -> int:
@@ -84,13 +84,13 @@ def disk_by_phase(shapes: Shapes, recipe: Recipe, rows: Rows, size: Size) -> dic
     variants = VARIANTS_EACH * min(VARIED_ROWS, held_out) * min(rows.images, 1.0)
     streams = _streams(samples, held_out, variants, recipe)
     stacks = [_stack(shapes, rows, name, blocks) for name, blocks in _by_stack(shapes)]
-    calls = _gathered(shapes, rows, stacks, streams)
+    captured_inputs = _gathered(shapes, rows, stacks, streams)
     few = max(1.0, min(FEW_ROWS, samples - held_out, FEW_TOKENS / max(rows.tokens, 1.0)))
-    calls_of_last = stacks[-1].call * streams.states if len(stacks) > 1 else 0.0
-    stored = calls_of_last + (STATES_AT_ONCE - 1) * stacks[-1].state * streams.states + sum(size.blocks_after)
+    last_inputs = stacks[-1].captured_inputs * streams.states if len(stacks) > 1 else 0.0
+    stored = last_inputs + (STATES_AT_ONCE - 1) * stacks[-1].state * streams.states + sum(size.blocks_after)
     # What lies beside the blocks is spooled while the shards are written, and gone when the report is.
     phases = {
-        "gathering": calls,
+        "gathering": captured_inputs,
         "walking": max(_walk(shapes, stacks, streams, size.blocks_after)),
         "packing": stored + size.bytes_after_most + max(shapes.others, REPORT),
     }
@@ -103,7 +103,7 @@ def disk_by_phase(shapes: Shapes, recipe: Recipe, rows: Rows, size: Size) -> dic
         trial = _streams(sum(trial_rows), trial_rows[1], 0.0, recipe)
         phases["trials"] = max(_walk(shapes, stacks, trial, size.blocks_after))
     records = RECORD * len(shapes.blocks) + ROW_RECORD * len(stacks) * streams.all
-    return {name: int(calls + beside + records) for name, beside in phases.items()}
+    return {name: int(captured_inputs + beside + records) for name, beside in phases.items()}
 
 
 def _streams(rows: int, held_out: int, variants: float, recipe: Recipe) -> _Streams:
@@ -143,42 +143,42 @@ def _inputs(shapes: Shapes, rows: Rows) -> float:
 def _gathered(shapes: Shapes, rows: Rows, stacks: Sequence[_Stack], streams: _Streams) -> float:
     """The calls of the first stack. Where another one follows, the inputs of every row are kept, else those of one."""
     inputs = _inputs(shapes, rows) * (shapes.item if shapes.audio_positions else FLOAT) + TOKEN_BYTES * rows.tokens
-    return streams.all * stacks[0].call + (streams.all if len(stacks) > 1 else 1.0) * inputs
+    return streams.all * stacks[0].captured_inputs + (streams.all if len(stacks) > 1 else 1.0) * inputs
 
 
 def _walk(shapes: Shapes, stacks: Sequence[_Stack], streams: _Streams, blocks: Sequence[int]) -> Iterator[float]:
     """While each stack is walked, and while the rows cross over to the next; without the calls of the first."""
     blocks_so_far = 0.0
-    calls = 0.0
+    captured_inputs = 0.0
     for stack, next_stack in itertools.zip_longest(stacks, stacks[1:]):
         blocks_so_far += sum(blocks[block.number] for block in (*stack.blocks, *stack.behind))
         again = shapes.read_again if next_stack is not None else 0
-        yield blocks_so_far + calls + (STATES_AT_ONCE + again) * stack.state * streams.states
+        yield blocks_so_far + captured_inputs + (STATES_AT_ONCE + again) * stack.state * streams.states
         if next_stack is not None:
-            calls = next_stack.call * streams.states
-            yield blocks_so_far + 2 * calls + (STATES_AT_ONCE - 1 + again) * stack.state * streams.states
+            captured_inputs = next_stack.captured_inputs * streams.states
+            yield blocks_so_far + 2 * captured_inputs + (STATES_AT_ONCE - 1 + again) * stack.state * streams.states
 
 
 def _sensitivity(shapes: Shapes, stacks: Sequence[_Stack], rows: float) -> Iterator[float]:
     """A stream for every group of the stacks so far, and the full-precision one."""
-    streams, calls, states_so_far = 1.0, 0.0, 0.0
+    streams, captured_inputs, states_so_far = 1.0, 0.0, 0.0
     for stack, next_stack in itertools.zip_longest(stacks, stacks[1:]):
         streams += stack.groups
         states = streams * rows * stack.state
-        yield calls + states_so_far + states
+        yield captured_inputs + states_so_far + states
         if next_stack is not None:
             states_so_far += (1 + shapes.read_again) * states
             streams += stack.groups_behind
-            calls = streams * rows * next_stack.call
-            yield states_so_far + states + 2 * calls
+            captured_inputs = streams * rows * next_stack.captured_inputs
+            yield states_so_far + states + 2 * captured_inputs
 
 
 def _gradients(shapes: Shapes, stacks: Sequence[_Stack], rows: float) -> Iterator[float]:
     """The way to the last stack in full precision, and there a state in front of every block and behind the last."""
-    calls = states_so_far = 0.0
+    captured_inputs = states_so_far = 0.0
     for stack, next_stack in itertools.pairwise(stacks):
         states = rows * stack.state
         states_so_far += (1 + shapes.read_again) * states
-        calls = rows * next_stack.call
-        yield states_so_far + states + 2 * calls
-    yield states_so_far + calls + (len(stacks[-1].blocks) + 1) * rows * stacks[-1].state
+        captured_inputs = rows * next_stack.captured_inputs
+        yield states_so_far + states + 2 * captured_inputs
+    yield states_so_far + captured_inputs + (len(stacks[-1].blocks) + 1) * rows * stacks[-1].state

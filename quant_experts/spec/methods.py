@@ -39,7 +39,7 @@ DEFAULT_METHOD = "balanced"
 
 
 @dataclass(frozen=True)
-class Place:
+class Measurement:
     """``bits``: stored per quantized weight. ``kl``: nats per token. ``cpu_seconds``: of the fit."""
 
     scheme: str
@@ -48,17 +48,17 @@ class Place:
     cpu_seconds: int
 
     @property
-    def said(self) -> str:
+    def text(self) -> str:
         return f"{self.scheme} KL {self.kl:.3g} at {self.bits:.2f} bits in {self.cpu_seconds} s"
 
 
 MEASURED_ON = "SmolLM2-135M-Instruct"
-PLACES: Mapping[str, tuple[Place, ...]] = {
-    "fast": (Place("W4A16", 4.25, 0.24, 15),),
-    "balanced": (Place("W4A16", 4.79, 0.103, 60),),
-    "best": (Place("W4A16", 4.79, 0.098, 259),),
+MEASUREMENTS: Mapping[str, tuple[Measurement, ...]] = {
+    "fast": (Measurement("W4A16", 4.25, 0.24, 15),),
+    "balanced": (Measurement("W4A16", 4.79, 0.103, 60),),
+    "best": (Measurement("W4A16", 4.79, 0.098, 259),),
 }
-"""Where methods that are named for what people want stand: benchmarks/results/real_quick.md, real_ranks.md,
+"""What methods that are named for what people want cost and reach: benchmarks/results/real_quick.md, real_ranks.md,
 real_best.md. The seconds of ``best`` are of a machine that other work shared."""
 
 METHOD_VERSION = 3

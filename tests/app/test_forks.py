@@ -10,7 +10,7 @@ import pytest
 from app.db.engine import tenant_session
 from app.jobs.fork import Reuse, merge, reuse_of
 from app.ui import job_form
-from core.contract.block_files import CALLS_FILES
+from core.contract.block_files import CAPTURED_INPUTS_FILES
 from core.contract.spec import JobSpec
 from core.ledger.tables import Job
 from quant_experts.spec.methods import METHOD_VERSION
@@ -122,7 +122,10 @@ def test_changes_merge_as_rfc_7396_says(target: Any, patch: Any, merged: Any) ->
 
 def leave_blocks(api: Api, job_id: str, blocks: int, *, calls_only: bool = False) -> None:
     for block in range(blocks):
-        names = [*(CALLS_FILES if block == 0 else ()), *(() if calls_only else (f"block-{block}.safetensors",))]
+        names = [
+            *(CAPTURED_INPUTS_FILES if block == 0 else ()),
+            *(() if calls_only else (f"block-{block}.safetensors",)),
+        ]
         api.execute(
             "INSERT INTO layers (job_id, block, attempt, seconds, report, files) VALUES (%s, %s, 1, 1, '{}', %s)",
             [job_id, block, json.dumps([{"name": name} for name in names])],

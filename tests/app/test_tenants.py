@@ -271,7 +271,7 @@ def test_every_query_of_a_tenants_table_goes_through_tenancy() -> None:
         "from core.ledger.tables import Job as J\nselect(J.id)",
         "from core.ledger import tables\nsession.execute(sa.delete(tables.Dataset))",
         "await session.get(Artifact, key)",
-        "select(func.count()).select_from(Layer)",
+        "select(func.count()).select_from(FinishedBlock)",
         "mine = aliased(Job)",
         "select(func.max(age)).where(Job.status == 'queued')",
         'session.execute(text("SELECT id FROM jobs"))',

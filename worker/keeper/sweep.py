@@ -11,7 +11,7 @@ from pathlib import Path
 from psycopg.types.json import Jsonb
 
 from core.contract import uploads
-from core.contract.block_files import CALLS_FILES
+from core.contract.block_files import CAPTURED_INPUTS_FILES
 from core.contract.ids import made_at, new_id
 from core.crash_points import reach
 from core.ledger.states import FINISHED, LEASED, AttemptOutcome, JobStatus
@@ -62,20 +62,20 @@ def forget_workers(connection: Connection) -> int:
 def drop_block_files(connection: Connection, storage: Storage, *, resumable_hours: float = RESUMABLE_HOURS) -> int:
     """Drop the files from which a finished job could have been resumed; the reports of its blocks stay.
 
-    A failed or cancelled job keeps them for a while. Of one that succeeded only the language model's calls stay as
-    long: a fork or a comparison may begin with them.
+    A failed or cancelled job keeps them for a while. Of one that succeeded only the captured inputs stay as long:
+    a fork or a comparison may begin with them.
     """
     jobs = connection.execute(
         # In the words of the partial index: the blocks of most jobs have lost their files long ago.
         "SELECT id FROM jobs WHERE id IN (SELECT job_id FROM layers WHERE files <> '[]'::jsonb) AND ("
         " (status = ANY(%(ended)s) AND finished_at < clock_timestamp() - make_interval(secs => %(seconds)s))"
         " OR (status = %(succeeded)s AND EXISTS (SELECT FROM layers, jsonb_array_elements(files) file"
-        "  WHERE job_id = jobs.id AND files <> '[]'::jsonb AND NOT file->>'name' = ANY(%(calls)s)))) LIMIT 10000",
+        "  WHERE job_id = jobs.id AND files <> '[]'::jsonb AND NOT file->>'name' = ANY(%(names)s)))) LIMIT 10000",
         {
             "succeeded": JobStatus.SUCCEEDED.value,
             "ended": [status.value for status in FINISHED],
             "seconds": resumable_hours * 3600,
-            "calls": list(CALLS_FILES),
+            "names": list(CAPTURED_INPUTS_FILES),
         },
     ).fetchall()
     count = 0
@@ -95,19 +95,20 @@ def drop_block_files(connection: Connection, storage: Storage, *, resumable_hour
                 connection.execute("UPDATE layers SET files = '[]' WHERE job_id = %s", (job["id"],))
                 storage.delete_under(f"jobs/{job['id']}/blocks")
             else:
-                _drop_all_but_calls(connection, storage, job["id"])
+                _drop_all_but_captured_inputs(connection, storage, job["id"])
             reach("sweep.before_commit")
         count += 1
     return count
 
 
-def _drop_all_but_calls(connection: Connection, storage: Storage, job_id: str) -> None:
+def _drop_all_but_captured_inputs(connection: Connection, storage: Storage, job_id: str) -> None:
     keys: set[str] = set()
     for row in connection.execute("SELECT block, files FROM layers WHERE job_id = %s", (job_id,)).fetchall():
-        calls = [file for file in row["files"] if file["name"] in CALLS_FILES]
-        keys |= {file["key"] for file in calls}
+        captured_inputs = [file for file in row["files"] if file["name"] in CAPTURED_INPUTS_FILES]
+        keys |= {file["key"] for file in captured_inputs}
         connection.execute(
-            "UPDATE layers SET files = %s WHERE job_id = %s AND block = %s", (Jsonb(calls), job_id, row["block"])
+            "UPDATE layers SET files = %s WHERE job_id = %s AND block = %s",
+            (Jsonb(captured_inputs), job_id, row["block"]),
         )
     for key in list(storage.keys(f"jobs/{job_id}/blocks")):
         if key not in keys:

@@ -7,7 +7,7 @@ from typing import Any
 
 from psycopg.types.json import Jsonb
 
-from core.contract.block_files import CALLS_FILES
+from core.contract.block_files import CAPTURED_INPUTS_FILES
 from core.contract.events import EventType
 from core.crash_points import reach
 from core.ledger import transitions
@@ -92,7 +92,7 @@ def block_files(connection: Connection, job_id: str) -> list[dict[str, Any]]:
 
 def files_to_take_over(connection: Connection, job_id: str) -> list[dict[str, Any]]:
     """What other jobs left that this one may take over, as ``block_files`` has it: of the job it was forked from
-    everything, of the oldest of its comparison the language model's calls. The library verifies what fits."""
+    everything, of the oldest of its comparison the captured inputs. The library verifies what fits."""
     sources = connection.execute(
         "SELECT other.id, other.id = mine.forked_from AS forked FROM jobs mine JOIN jobs other"
         " ON other.tenant = mine.tenant AND other.id <> mine.id"
@@ -105,7 +105,7 @@ def files_to_take_over(connection: Connection, job_id: str) -> list[dict[str, An
         file
         for source in sources
         for file in block_files(connection, source["id"])
-        if source["forked"] or file["name"] in CALLS_FILES
+        if source["forked"] or file["name"] in CAPTURED_INPUTS_FILES
     ]
 
 

@@ -15,7 +15,7 @@ import click
 from pydantic import ValidationError
 
 from quant_experts.fit.registry import names
-from quant_experts.spec.methods import DEFAULT_METHOD, DEFAULTS, MEASURED_ON, METHOD_VERSION, PLACES
+from quant_experts.spec.methods import DEFAULT_METHOD, DEFAULTS, MEASURED_ON, MEASUREMENTS, METHOD_VERSION
 from quant_experts.spec.specification import AUTO, PRESETS, AcceptIf, QuantizationSpec
 
 PARTS = {
@@ -66,7 +66,7 @@ class Finite(click.ParamType[float]):
 
 METHOD_HELP = (
     f"Preset of the three slots. Measured on {MEASURED_ON}: "
-    + "; ".join(f"{name} {places[0].said}" for name, places in PLACES.items())
+    + "; ".join(f"{name} {measurements[0].text}" for name, measurements in MEASUREMENTS.items())
     + "."
 )
 CHOICE = (
