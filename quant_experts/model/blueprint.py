@@ -19,7 +19,8 @@ from quant_experts.errors import InvalidModel, one_line
 from quant_experts.model.families.stack import Stack
 from quant_experts.model.manifest import Manifest, auto_class_of, manifest_of, parts_but
 from quant_experts.model.mixtures import unstack_mixtures
-from quant_experts.model.weights import Shards, Weights, open_shards
+from quant_experts.model.shards import Shards, open_shards
+from quant_experts.model.weights import Weights
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 

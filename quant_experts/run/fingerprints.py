@@ -24,8 +24,8 @@ from quant_experts.calibration.samples import Choice, RowFile, rows_fingerprint
 from quant_experts.checkpoint.write import companions
 from quant_experts.files import file_digest
 from quant_experts.model.blueprint import Blueprint
+from quant_experts.model.shards import shards_fingerprint
 from quant_experts.model.tensor_file import json_digest
-from quant_experts.model.weights import shards_fingerprint
 from quant_experts.spec.specification import QuantizationSpec
 
 LATER_FIELDS = {"vision": "keep", "method_version": 1, "weight_grid": "max"}
