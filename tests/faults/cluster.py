@@ -40,7 +40,7 @@ from tests.faults.invariants import Evidence, Violation, check
 from tests.faults.process_table import Running, Witness, ancestors, orphans, runners, state
 from tests.services import ROOT, wait_until
 from worker import process
-from worker.embedded.serve import Part
+from worker.embedded.parts import Part
 from worker.embedded.servers import (
     EmbeddedPostgres,
     EmbeddedRedis,
