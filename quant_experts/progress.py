@@ -11,15 +11,6 @@ from quant_experts.errors import Stopped
 from quant_experts.report.data import GroupReport
 
 Phase = Literal["preparing", "calibrating", "fitting", "evaluating", "packing", "verifying", "publishing"]
-PHASES: tuple[Phase, ...] = (
-    "preparing",
-    "calibrating",
-    "fitting",
-    "evaluating",
-    "packing",
-    "verifying",
-    "publishing",
-)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
@@ -146,7 +146,7 @@ def test_every_error_of_the_library_is_a_failure_code_of_the_service() -> None:
 
 
 def test_the_phases_are_the_same() -> None:
-    assert [phase.value for phase in Phase] == list(progress.PHASES)
+    assert [phase.value for phase in Phase] == list(get_args(progress.Phase))
 
 
 def test_every_state_can_be_reached_and_left_or_is_final() -> None:

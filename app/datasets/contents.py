@@ -20,6 +20,7 @@ from app.hub_tokens.service import token_of
 from app.models.files import ModelText, read_model_text
 from app.parsing import Died, parse
 from app.parsing.children import Callbacks
+from app.parsing.contents import Audio, Image
 from app.parsing.operations import AUDIO, IMAGE, PAGE, STATISTICS, Operation, bounds_of
 from app.parsing.row_statistics import DatasetStatistics
 from app.parsing.validation import InvalidRows
@@ -33,6 +34,7 @@ from quant_experts.planning.errors import HubUnavailable, Unreadable
 from quant_experts.spec.prefixes import LOCAL
 
 Found = TypeVar("Found")
+Media = TypeVar("Media", Image, Audio)
 WAV = "audio/wav"
 AS_A_FILE = {"Content-Security-Policy": "default-src 'none'; sandbox"}
 """Headers of an uploaded file: a browser that opens it runs and loads nothing."""
@@ -56,42 +58,40 @@ async def page_of_rows(
 
 
 async def send_image(
-    request: Request,
-    caller: Caller,
-    session: AsyncSession,
-    deps: Service,
-    *,
-    dataset_id: str,
-    number: int,
-    index: int,
+    request: Request, caller: Caller, session: AsyncSession, deps: Service, *, dataset_id: str, number: int, index: int
 ) -> Response:
-    """One image of a row, as it was uploaded. Raises Problem 404, 429, and as ``parse_dataset``."""
-    async with deps.reading(request, caller):
-        image = await parse_dataset(session, caller, deps, IMAGE, number, index, dataset_id=dataset_id)
-    if image is None or image.data is None:
-        raise Problem(problems.NOT_FOUND, f"row {number} of {dataset_id} has no image {index}")
+    """One image of a row, as it was uploaded. Raises as ``_media_of_row``."""
+    image, data = await _media_of_row(request, caller, session, deps, IMAGE, dataset_id, number, index)
     headers = {**AS_A_FILE, "Cache-Control": FOREVER}
-    return Response(image.data, media_type=f"image/{image.header.format.lower()}", headers=headers)
+    return Response(data, media_type=f"image/{image.header.format.lower()}", headers=headers)
 
 
 async def send_audio(
+    request: Request, caller: Caller, session: AsyncSession, deps: Service, *, dataset_id: str, number: int, index: int
+) -> Response:
+    """One audio file of a row, or a range of it. Raises as ``_media_of_row`` and ``decide``."""
+    _, data = await _media_of_row(request, caller, session, deps, AUDIO, dataset_id, number, index)
+    tag = etag(hashlib.sha256(data).hexdigest())
+    answer = decide(request, [data], name=f"audio {index} of row {number}", tag=tag, headers=AS_A_FILE)
+    return answer if isinstance(answer, Response) else answer.response(request, deps.storage, media_type=WAV)
+
+
+async def _media_of_row(
     request: Request,
     caller: Caller,
     session: AsyncSession,
     deps: Service,
-    *,
+    operation: Operation[Media | None],
     dataset_id: str,
     number: int,
     index: int,
-) -> Response:
-    """One audio file of a row, or a range of it. Raises Problem 404, 429, and as ``parse_dataset`` and ``decide``."""
+) -> tuple[Media, bytes]:
+    """Raises Problem 404, 429, and as ``parse_dataset``."""
     async with deps.reading(request, caller):
-        audio = await parse_dataset(session, caller, deps, AUDIO, number, index, dataset_id=dataset_id)
-    if audio is None or audio.data is None:
-        raise Problem(problems.NOT_FOUND, f"row {number} of {dataset_id} has no audio {index}")
-    tag = etag(hashlib.sha256(audio.data).hexdigest())
-    answer = decide(request, [audio.data], name=f"audio {index} of row {number}", tag=tag, headers=AS_A_FILE)
-    return answer if isinstance(answer, Response) else answer.response(request, deps.storage, media_type=WAV)
+        media = await parse_dataset(session, caller, deps, operation, number, index, dataset_id=dataset_id)
+    if media is None or media.data is None:
+        raise Problem(problems.NOT_FOUND, f"row {number} of {dataset_id} has no {operation.name} {index}")
+    return media, media.data
 
 
 async def view_statistics(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import Request
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -11,6 +13,7 @@ from app.audit.service import Action, note
 from app.datasets.queries import lock_usable_dataset
 from app.db import pipeline
 from app.db.engine import release
+from app.db.pipeline import Transaction
 from app.deps import Service, actor_of
 from app.jobs.creation import create_job
 from app.jobs.events import append_event
@@ -26,6 +29,7 @@ from app.web.problems import Problem
 from app.web.wakeups import RequestNotifier
 from core import tracing
 from core.contract.events import EventType
+from core.contract.spec import JobSpec
 from core.crash_points import reach
 from core.ledger import transitions
 from core.ledger.states import FINISHED, TRANSITIONS, JobStatus
@@ -59,18 +63,9 @@ async def submit_job(
     uploads = await deps.meter.unfinished(tenant)
 
     async def create() -> Created:
-        await admit(transaction, tenant=tenant, settings=settings, meter=deps.meter, uploads=uploads)
-        job = await create_job(
-            transaction,
-            actor=actor_of(request),
-            spec=spec,
-            settings=settings,
-            progress=agreement.progress,
-            plan=agreement.estimate,
+        return await _queue_job(
+            request, deps, notifier, transaction, spec, uploads, progress=agreement.progress, plan=agreement.estimate
         )
-        notifier.notify_later(job.id)
-        reach("create.before_commit")
-        return Created(JobView.of(job), f"/v1/jobs/{job.id}")
 
     async with pipeline.transaction(deps.sessions, tenant) as transaction:
         return await idempotency.run(transaction, create)
@@ -102,20 +97,31 @@ async def fork_job(
     transaction = await pipeline.transaction_of(session)
 
     async def create() -> Created:
-        await admit(transaction, tenant=tenant, settings=settings, meter=deps.meter, uploads=uploads)
-        job = await create_job(
-            transaction,
-            actor=actor_of(request),
-            spec=spec,
-            settings=settings,
-            progress=pinned_commits(parent, spec),
-            plan=agreement.estimate,
-            forked_from=parent.id,
+        progress, plan = pinned_commits(parent, spec), agreement.estimate
+        return await _queue_job(
+            request, deps, notifier, transaction, spec, uploads, progress=progress, plan=plan, forked_from=parent.id
         )
-        notifier.notify_later(job.id)
-        return Created(JobView.of(job), f"/v1/jobs/{job.id}")
 
     return await idempotency.run(transaction, create)
+
+
+async def _queue_job(
+    request: Request,
+    deps: Service,
+    notifier: RequestNotifier,
+    transaction: Transaction,
+    spec: JobSpec,
+    uploads: int,
+    **origin: Any,
+) -> Created:
+    """Admit the job, write it, and wake a worker after the commit. ``uploads``: bytes of the tenant's unfinished
+    uploads. Raises Problem as ``admit`` and ``create_job``."""
+    actor = actor_of(request)
+    await admit(transaction, tenant=actor.tenant, settings=deps.settings, meter=deps.meter, uploads=uploads)
+    job = await create_job(transaction, actor=actor, spec=spec, settings=deps.settings, **origin)
+    notifier.notify_later(job.id)
+    reach("create.before_commit")
+    return Created(JobView.of(job), f"/v1/jobs/{job.id}")
 
 
 async def list_jobs(caller: Caller, deps: Service, query: JobQuery) -> Page[JobView]:

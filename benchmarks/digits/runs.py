@@ -29,8 +29,8 @@ from benchmarks.digits.outliers import write_variant
 from benchmarks.digits.yardstick import Yardstick, measure, open_yardstick
 from quant_experts.calibration.processor import load_processor
 from quant_experts.model import blueprint
-from quant_experts.model.families.stack import DECODER_GROUPS
 from quant_experts.model.manifest import Manifest
+from quant_experts.planning.families import DECODER
 from quant_experts.run.quantize import quantize
 from quant_experts.spec.specification import QuantizationSpec
 
@@ -155,9 +155,7 @@ class Bench:
 def _layers_apart() -> Iterator[None]:
     """Every layer an input group of its own, for as long as the block runs."""
     found = blueprint.manifest_of
-    alone = tuple(
-        (parent, layer.removesuffix("_proj"), (layer,)) for parent, _, layers in DECODER_GROUPS for layer in layers
-    )
+    alone = tuple((parent, layer.removesuffix("_proj"), (layer,)) for parent, _, layers in DECODER for layer in layers)
 
     def apart(model: Any) -> Manifest:
         manifest = found(model)

@@ -51,7 +51,7 @@ def _needed(plan: Plan, output: Path, work: Path) -> dict[Path, int]:
 
 
 @contextmanager
-def disk_full_advice(work: Path, output: Path) -> Iterator[None]:
+def disk_full_advice(work: Path) -> Iterator[None]:
     """Turn the OSError of a full disk into DiskFull, which names the directory."""
     try:
         yield

@@ -88,7 +88,7 @@ def command(
 
         disable_progress_bar()
         try:
-            with disk_full_advice(work, output):
+            with disk_full_advice(work):
                 report = quantize(
                     model=directory,
                     calibration=rows,

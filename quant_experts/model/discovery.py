@@ -21,9 +21,9 @@ from torch.utils.hooks import RemovableHandle
 
 from quant_experts.errors import UnsupportedModel
 from quant_experts.model.families.overrides import PLAIN
-from quant_experts.model.families.stack import Groups
 from quant_experts.model.shape_pass import ShapePass
 from quant_experts.planning.layer_rules import ELSEWHERE, WIDTH_STEP, labelled, reason_to_skip
+from quant_experts.planning.stacks import Groups
 
 TOKENS = 8
 """Of the row that the forward without weights sees."""

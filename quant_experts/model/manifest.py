@@ -16,7 +16,8 @@ from transformers.models.auto import modeling_auto
 from quant_experts.errors import UnsupportedModel
 from quant_experts.model.discovery import FoundStack, discover
 from quant_experts.model.families.overrides import LABELS, TOWERS
-from quant_experts.model.families.stack import Groups, Stack
+from quant_experts.model.families.stack import Stack
+from quant_experts.planning.stacks import Groups, in_order
 
 Vision = Literal["keep", "quantize"]
 
@@ -62,8 +63,7 @@ class Manifest:
 
     def stacks(self, vision: Vision = "keep") -> tuple[Stack, ...]:
         """The stacks that are walked, in the order in which the model runs them; the decoder is the last."""
-        tower = self.tower if vision == "quantize" else None
-        return (*(stack for stack in (tower, self.encoder) if stack is not None), self.decoder)
+        return in_order(self.tower, self.encoder, self.decoder, vision=vision)
 
     def kept_in_blocks(self, vision: Vision = "keep") -> dict[str, str]:
         """Of ``skipped``, what lies in blocks that are walked."""

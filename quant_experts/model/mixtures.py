@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from quant_experts.forward.modeling_quant_experts import MixtureExperts, is_transposed, stacks_of, unstack
+from quant_experts.forward.modeling_quant_experts import is_transposed, stacks_of, unstack
 from quant_experts.model.weights import Stack
 
 
@@ -20,8 +20,3 @@ def unstack_mixtures(model: nn.Module) -> dict[str, Stack]:
         if stacks_of(module) is not None:
             unstack(model, path)
     return stacks
-
-
-def mixtures_in(module: nn.Module) -> dict[str, MixtureExperts]:
-    """The experts of mixtures below ``module``, by their paths within it."""
-    return {path: each for path, each in module.named_modules() if isinstance(each, MixtureExperts)}

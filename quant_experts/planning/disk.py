@@ -83,7 +83,7 @@ def disk_by_phase(shapes: Shapes, recipe: Recipe, rows: Rows, size: Size) -> dic
     held_out = recipe.held_out(samples)
     variants = VARIANTS_EACH * min(VARIED_ROWS, held_out) * min(rows.images, 1.0)
     streams = _streams(samples, held_out, variants, recipe)
-    stacks = [_stack(shapes, rows, name, blocks) for name, blocks in _by_stack(shapes)]
+    stacks = [_stack(shapes, rows, blocks) for blocks in _by_stack(shapes)]
     captured_inputs = _gathered(shapes, rows, stacks, streams)
     few = max(1.0, min(FEW_ROWS, samples - held_out, FEW_TOKENS / max(rows.tokens, 1.0)))
     last_inputs = stacks[-1].captured_inputs * streams.states if len(stacks) > 1 else 0.0
@@ -110,12 +110,12 @@ def _streams(rows: int, held_out: int, variants: float, recipe: Recipe) -> _Stre
     return _Streams(rows + variants, held_out + variants, 0 if recipe.is_rounding_alone else held_out)
 
 
-def _by_stack(shapes: Shapes) -> Iterator[tuple[str, list[Block]]]:
-    for name, blocks in itertools.groupby(shapes.blocks, key=lambda block: block.stack):
-        yield name, list(blocks)
+def _by_stack(shapes: Shapes) -> Iterator[list[Block]]:
+    for _, blocks in itertools.groupby(shapes.blocks, key=lambda block: block.stack):
+        yield list(blocks)
 
 
-def _stack(shapes: Shapes, rows: Rows, name: str, blocks: Sequence[Block]) -> _Stack:
+def _stack(shapes: Shapes, rows: Rows, blocks: Sequence[Block]) -> _Stack:
     first = blocks[0].groups[0]
     state = shapes.tokens(first.reads, rows) * first.width * shapes.item
     if first.reads == "tokens":

@@ -76,8 +76,7 @@ class Family:
 
     def stacks(self, vision: str = "keep") -> tuple[Stack, ...]:
         """Those that are walked, in the order in which the model runs them. ``vision``: keep or quantize."""
-        tower = self.tower if vision == "quantize" else None
-        return (*(stack for stack in (tower, self.encoder) if stack is not None), self.decoder)
+        return stacks.in_order(self.tower, self.encoder, self.decoder, vision=vision)
 
 
 MULTIMODAL = "model.language_model"

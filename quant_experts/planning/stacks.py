@@ -1,6 +1,6 @@
 """The stacks of blocks inside a model, as far as a plan has to know them, and what their tensors are called in memory.
 
-Repeats ``quant_experts.model.families.stack`` and ``towers``; ``tests/planning/test_families.py`` holds them together.
+``quant_experts.model.families.towers`` takes the towers from here.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from quant_experts.planning.headers import Tensor
 
 Groups = tuple[tuple[str, str, tuple[str, ...]], ...]
-"""(parent within the block, label, layers), in the order in which a block runs them."""
+"""(parent within the block, label, layers), in the order in which a block runs them. An empty parent is the block."""
 
 Media = Literal["image", "audio"]
 
@@ -32,6 +32,17 @@ class Stack:
     media: Media | None = None
     memory: tuple[str, ...] = ()
     depth: tuple[str, ...] = ("num_hidden_layers",)
+
+
+AnyStack = TypeVar("AnyStack")
+
+
+def in_order(
+    tower: AnyStack | None, encoder: AnyStack | None, decoder: AnyStack, *, vision: str
+) -> tuple[AnyStack, ...]:
+    """The stacks that are walked, in the order in which the model runs them. ``vision``: keep or quantize."""
+    before = (tower if vision == "quantize" else None, encoder)
+    return (*(stack for stack in before if stack is not None), decoder)
 
 
 QWEN_ATTENTION: Groups = (("attn", "qkv", ("qkv",)), ("attn", "proj", ("proj",)))

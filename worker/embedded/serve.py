@@ -49,15 +49,12 @@ def serve(**options: object) -> None:
     environment variable: QE_API_KEY, QE_MODEL_ROOT, QE_STORAGE_URL and the rest are in docs/deployment.md.
     """
     try:
-        run(Settings.model_validate({**Settings().model_dump(), **_given(options)}))
+        values = {name: value for name, value in options.items() if value is not None}
+        run(Settings.model_validate({**Settings().model_dump(), **values}))
     except (ServiceFailed, ServerFailed) as failure:
         raise click.ClickException(str(failure)) from failure
     except ValidationError as error:
         raise click.ClickException("; ".join(complaints(error))) from error
-
-
-def _given(options: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def run(settings: Settings) -> None:

@@ -96,7 +96,7 @@ def list_jobs(
     """``label``: ``{"team": "vision"}``, or None as a value for any value."""
     params: Params = [("limit", page_size)]
     params += [("status", each) for each in status]
-    params += [("label", key if value is None else f"{key}={value}") for key, value in (label or {}).items()]
+    params += [("label", each) for each in _labels(label)]
     times = {"created_after": created_after, "created_before": created_before}
     params += [(name, moment.isoformat()) for name, moment in times.items() if moment is not None]
     params += [(name, value) for name, value in (("model", model), ("scheme", scheme)) if value is not None]
@@ -126,7 +126,7 @@ def delete_jobs(
     body = {
         "ids": list(ids),
         "status": list(status),
-        "label": [key if value is None else f"{key}={value}" for key, value in (label or {}).items()],
+        "label": _labels(label),
         "model": model,
         "scheme": scheme,
         **{name: moment and moment.isoformat() for name, moment in times.items()},
@@ -173,3 +173,7 @@ def report_page(job_id: str) -> Request[str]:
 
 def _job(job_id: str) -> str:
     return f"/v1/jobs/{path_part(job_id)}"
+
+
+def _labels(label: Mapping[str, str | None] | None) -> list[str]:
+    return [key if value is None else f"{key}={value}" for key, value in (label or {}).items()]

@@ -4,19 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-Groups = tuple[tuple[str, str, tuple[str, ...]], ...]
-"""(parent within the block, label, layers), in the order in which a block runs them. An empty parent is the block."""
-
-DECODER_GROUPS: Groups = (
-    ("self_attn", "qkv", ("q_proj", "k_proj", "v_proj")),
-    ("self_attn", "o", ("o_proj",)),
-    ("mlp", "gate_up", ("gate_proj", "up_proj")),
-    ("mlp", "down", ("down_proj",)),
-)
-
-Media = Literal["image", "audio"]
+from quant_experts.planning.families import DECODER
+from quant_experts.planning.stacks import Groups, Media
 
 
 @dataclass(frozen=True)
@@ -37,7 +28,7 @@ class Stack:
 
     name: str
     module: str
-    groups: Groups = DECODER_GROUPS
+    groups: Groups = DECODER
     layers: str = "layers"
     behind: Groups = ()
     part: str | None = None
