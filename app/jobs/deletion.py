@@ -61,8 +61,8 @@ def _check_finished(job_id: str, status: str) -> None:
 async def _delete(session: AsyncSession, tenant: str, ids: list[str], meter: StorageMeter) -> list[str]:
     if not ids:
         return []
-    deleted = list((await session.scalars(select(func.delete_jobs(tenant, cast(ids, ARRAY(TEXT)))))).all())
-    entries = [audit_entry(actor_of(session), Action.JOB_DELETED, job_id, {}) for job_id in deleted]
+    ids_there = list((await session.scalars(select(func.delete_jobs(tenant, cast(ids, ARRAY(TEXT)))))).all())
+    entries = [audit_entry(actor_of(session), Action.JOB_DELETED, job_id, {}) for job_id in ids_there]
     await (await transaction_of(session)).run(*entries)
     meter.forget(tenant)
-    return deleted
+    return ids_there

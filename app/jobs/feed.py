@@ -57,19 +57,19 @@ class Channel:
     tenant: str
     sessions: OpenSession
     followers: int = 0
-    known: int | None = None
+    last_seq: int | None = None
     """Number of the last event that the feed has read; None before its first poll."""
     tail: deque[Framed] = field(default_factory=lambda: deque(maxlen=TAIL))
-    """The last events, without gaps, up to ``known``."""
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """The last events, without gaps, up to ``last_seq``."""
+    change: asyncio.Event = field(default_factory=asyncio.Event)
     reads: dict[int, asyncio.Task[Sequence[Framed]]] = field(default_factory=dict)
     """Running reads of the ledger, by the event number they start after."""
 
     def since(self, seq: int) -> Sequence[Framed] | None:
         """The events after ``seq``; None when they are not in memory."""
-        if self.known is None or seq < self.known - len(self.tail):
+        if self.last_seq is None or seq < self.last_seq - len(self.tail):
             return None
-        return [event for event in self.tail if event.seq > seq] if seq < self.known else []
+        return [event for event in self.tail if event.seq > seq] if seq < self.last_seq else []
 
     async def from_the_ledger(self, seq: int, turn: asyncio.Semaphore) -> Sequence[Framed]:
         """A batch of the events after ``seq``. Concurrent calls with the same ``seq`` share one read.
@@ -89,8 +89,8 @@ class Channel:
 
     def announce(self) -> None:
         """Wake every waiting follower."""
-        self.changed.set()
-        self.changed = asyncio.Event()
+        self.change.set()
+        self.change = asyncio.Event()
 
 
 class Feed:
@@ -151,13 +151,13 @@ class Feed:
                 newest = {row.id: row.event_seq for row in await session.execute(statement)}
                 for job_id, seq in newest.items():
                     channel = by_id[job_id]
-                    if channel.known is None:
-                        channel.known = seq
+                    if channel.last_seq is None:
+                        channel.last_seq = seq
                         channel.announce()
-                    elif seq > channel.known:
-                        rows = await events_after(session, job_id=job_id, seq=channel.known, limit=BATCH)
+                    elif seq > channel.last_seq:
+                        rows = await events_after(session, job_id=job_id, seq=channel.last_seq, limit=BATCH)
                         channel.tail.extend(frame_of(row) for row in rows)
-                        channel.known = rows[-1].seq if rows else channel.known
+                        channel.last_seq = rows[-1].seq if rows else channel.last_seq
                         channel.announce()
 
 

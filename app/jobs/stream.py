@@ -85,7 +85,7 @@ async def stream_events(
         outages = feed.broken
         while True:
             # Taken before the read, so that no event is missed between read and wait.
-            change = channel.changed
+            change = channel.change
             try:
                 if time.monotonic() - checked_at > ASK_AGAIN_SECONDS:
                     if not await still_allowed():

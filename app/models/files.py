@@ -66,10 +66,10 @@ def read_model_text(model: ModelRef, settings: Settings, *, token: str | None = 
     return ModelText(names, {"whole": whole, "tokenizer": whole}, commit=files.commit)
 
 
-def _fetched(read: Callable[[str], bytes], name: str) -> bytes | Unreadable:
+def _fetched(fetch: Callable[[str], bytes], name: str) -> bytes | Unreadable:
     """The content, or the error: the reader decides whether it needs the file."""
     try:
-        return read(name)
+        return fetch(name)
     except Unreadable as error:
         return error
 

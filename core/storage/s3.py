@@ -173,8 +173,8 @@ def _translation(error: BaseException, key: str) -> Exception:
         error = error.__context__
     if isinstance(error, ClientError) and _code(error) in MISSING:
         return ObjectMissing(key)
-    refused = isinstance(error, ClientError) and _code(error) in REFUSED
-    return StorageUnavailable(errno.EACCES if refused else errno.EIO, f"object store: {error} ({key})")
+    is_refusal = isinstance(error, ClientError) and _code(error) in REFUSED
+    return StorageUnavailable(errno.EACCES if is_refusal else errno.EIO, f"object store: {error} ({key})")
 
 
 def _code(error: ClientError) -> str:

@@ -91,13 +91,13 @@ def _with_images(row: Row, processor: Any, image_token: int, most: int) -> Sampl
     _check_placeholders(row, text, processor, image_token)
     images = [decode(data, f"calibration row {row.number}, image {i}") for i, data in enumerate(row.images, start=1)]
     options: dict[str, Any] = {}
-    resized = False
+    is_smaller = False
     while True:
         inputs = _process(row, processor, text, images, options)
         vision = inputs["input_ids"][0] == image_token
         tokens, image_tokens = vision.shape[0], int(vision.sum())
         if tokens <= most:
-            sample = Sample(row.number, inputs, vision, resized)
+            sample = Sample(row.number, inputs, vision, is_smaller)
             return _with_reply(sample, row, text, processor, list(row.messages))
         if not images or tokens - image_tokens >= most:
             raise TooLong(f"{tokens} tokens, at most {most}")
@@ -106,7 +106,7 @@ def _with_images(row: Row, processor: Any, image_token: int, most: int) -> Sampl
         else:
             # Tokens grow with the area; aim a little below the limit, because sides are rounded to whole patches.
             images = _shrunk(images, 0.95 * math.sqrt((most - tokens + image_tokens) / image_tokens))
-        resized = True
+        is_smaller = True
 
 
 def _tiles(processor: Any, images: list[Image.Image], room: int, options: dict[str, Any]) -> int:

@@ -77,7 +77,7 @@ class ComparisonOperations(Operations, Generic[C]):
         return bound(self, requests.get_comparison(self._kind(), self.id))
 
     def _changes(self, every: float, silence: float) -> Stream[C]:
-        return poll(self._now, ended=lambda comparison: comparison.finished, every=every, silence=silence)
+        return poll(self._now, is_over=lambda comparison: comparison.finished, every=every, silence=silence)
 
 
 class Comparison(ComparisonView, ComparisonOperations["Comparison"], Blocking):

@@ -98,8 +98,8 @@ def follow_events(job_id: str, *, after: int, silence: float, policy: RetryPolic
             yield Sleep(events.pause(failure))
 
 
-def poll(ask: Callable[[], Operation[T]], *, ended: Callable[[T], bool], every: float, silence: float) -> Stream[T]:
-    """The answers of ``ask``, asked every ``every`` seconds until one has ``ended``. Equal answers in a row count once.
+def poll(ask: Callable[[], Operation[T]], *, is_over: Callable[[T], bool], every: float, silence: float) -> Stream[T]:
+    """The answers of ``ask``, asked every ``every`` seconds until one ``is_over``. Equal answers in a row count once.
 
     Raises ApiError, or ConnectionFailed when the service was not heard of for ``silence`` seconds.
     """
@@ -116,6 +116,6 @@ def poll(ask: Callable[[], Operation[T]], *, ended: Callable[[T], bool], every: 
             if answer != before:
                 yield Item(answer)
             before = answer
-            if ended(answer):
+            if is_over(answer):
                 return
         yield Sleep(every)

@@ -195,10 +195,10 @@ class Weights:
             if source.converter is not None:
                 continue
             key = source.keys[0][0]
-            stored, expected = self.shards.where[key].entries[key].shape, tuple(self._tensors[name].shape)
-            if _shape(stored, source.cut) != expected:
+            on_disk, expected = self.shards.where[key].entries[key].shape, tuple(self._tensors[name].shape)
+            if _shape(on_disk, source.cut) != expected:
                 raise InvalidModel(
-                    f"{key} has shape {list(stored)}, the configuration says {list(expected)} for {name}"
+                    f"{key} has shape {list(on_disk)}, the configuration says {list(expected)} for {name}"
                 )
 
 
@@ -216,12 +216,12 @@ class _Whole:
         return getattr(self.__dict__["_model"], name)
 
 
-def _shape(stored: tuple[int, ...], cut: Cut | None) -> tuple[int, ...] | None:
+def _shape(on_disk: tuple[int, ...], cut: Cut | None) -> tuple[int, ...] | None:
     """Of what is taken out of a tensor of shape ``stored``; None when it cannot be taken out."""
     if cut is None:
-        return stored
+        return on_disk
     try:
-        return tuple(cut(torch.empty(stored, device="meta")).shape)
+        return tuple(cut(torch.empty(on_disk, device="meta")).shape)
     except RuntimeError:
         return None
 

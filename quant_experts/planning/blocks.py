@@ -62,12 +62,13 @@ class Group:
 
 @dataclass(frozen=True)
 class Block:
-    """One walked block. ``number``: among all of them; ``index``: within its stack, None behind its blocks. ``kept``:
-    bytes of its tensors that are not quantized, in the model's dtype; ``before``: bytes of all of them on disk."""
+    """One walked block. ``number``: among all of them; ``index``: within its stack, None behind its blocks.
+    ``other_bytes``: bytes of its tensors that are not quantized, in the model's dtype; ``before``: bytes of all of them
+    on disk."""
 
     number: int
     groups: tuple[Group, ...]
-    kept: int
+    other_bytes: int
     before: int
     stack: str
     index: int | None
@@ -136,7 +137,7 @@ def _found_blocks(
         where = f"decoder block {index}"
         block = _block(index, stack, index, f"{path}.{index}.", where, groups, apart, dtype, "tokens")
         wide = _wide_bytes(apart, WIDE.get(str(config.get("model_type")), ()), dtype)
-        blocks.append(replace(_with_shares(block, text_config(config)), kept=block.kept + wide))
+        blocks.append(replace(_with_shares(block, text_config(config)), other_bytes=block.other_bytes + wide))
     return Walked(tuple(blocks), outside)
 
 
@@ -286,6 +287,6 @@ def _block(
         outs = tuple(tensor.shape[0] for tensor in weights)
         read: Reads = "audio" if f"{within}{label}" in stack.memory else reads
         groups.append(Group(f"{path}{within}{label}", label, layers, widths.pop(), outs, read))
-    kept = sum(in_memory(tensor, dtype) for name, tensor in tensors.items() if name not in quantized)
+    other_bytes = sum(in_memory(tensor, dtype) for name, tensor in tensors.items() if name not in quantized)
     before = sum(tensor.bytes for tensor in tensors.values())
-    return Block(number, tuple(groups), kept, before, stack.name, index)
+    return Block(number, tuple(groups), other_bytes, before, stack.name, index)

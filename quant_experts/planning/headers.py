@@ -209,7 +209,7 @@ def _is_untied(config: Mapping[str, Any]) -> bool:
     return next(flags, None) is False
 
 
-def has_own_head(tensors: Mapping[str, Tensor], read: Callable[[str, int, int], bytes]) -> bool:
+def has_own_head(tensors: Mapping[str, Tensor], read_range: Callable[[str, int, int], bytes]) -> bool:
     """Whether the files hold an output head that differs from the embeddings, told from some pieces of both.
 
     ``read``: key, first byte within the tensor, number of bytes → those bytes.
@@ -223,7 +223,7 @@ def has_own_head(tensors: Mapping[str, Tensor], read: Callable[[str, int, int], 
         return True
     last = max(0, one.bytes - PIECE)
     return any(
-        read(head, start, min(PIECE, one.bytes)) != read(embeddings, start, min(PIECE, one.bytes))
+        read_range(head, start, min(PIECE, one.bytes)) != read_range(embeddings, start, min(PIECE, one.bytes))
         for start in sorted({last * place // (PIECES - 1) for place in range(PIECES)})
     )
 

@@ -80,7 +80,7 @@ def _block(shapes: Shapes, block: Block, recipe: Recipe, rows: Rows) -> int:
         tokens = shapes.tokens(group.reads, rows) * group.share
         return min(recipe.reservoir, int(tokens * fit_rows)), min(HELD_OUT_TOKENS, int(tokens * held_rows))
 
-    weights = block.kept + sum(group.weights for group in block.groups) * shapes.item
+    weights = block.other_bytes + sum(group.weights for group in block.groups) * shapes.item
     observations = {group.name: _observed(group, *seen(group), shapes.item) for group in block.groups}
     results, worst = 0, sum(observations.values())
     rest = sum(observations.values())

@@ -182,7 +182,7 @@ def _turns(files: TextFiles) -> Turns:
     if files.model_type == "internvl_chat":  # the library gives these a template of its own
         turn = CHATML if files.config.get("template") == "internvl2_5" else CHATML.removesuffix("\n")
         template = f"<IMG_CONTEXT>\n {turn}"
-    return turns_of(template, beginning=files.beginning, model_type=files.model_type, vision=files.vision)
+    return turns_of(template, bos=files.bos, model_type=files.model_type, vision=files.vision)
 
 
 def _text(message: Any) -> str:

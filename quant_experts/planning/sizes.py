@@ -44,7 +44,7 @@ def size_of(shapes: Shapes, recipe: Recipe) -> Size:
     most = {
         group.name: group_bits(group, recipe, weight_bits(group, recipe, most=True), shapes) for group in shapes.groups
     }
-    others = shapes.others + sum(block.kept for block in shapes.blocks)
+    others = shapes.others + sum(block.other_bytes for block in shapes.blocks)
     bits_least, bits_most = sum(least.values()), _bounded(sum(most.values()), sum(least.values()), shapes, recipe)
     return Size(
         bytes_before=shapes.bytes_before,
@@ -54,7 +54,7 @@ def size_of(shapes: Shapes, recipe: Recipe) -> Size:
         bits_most=bits_most / shapes.weights,
         blocks_before=tuple(block.before for block in shapes.blocks),
         blocks_after=tuple(
-            block.kept + sum(most[group.name] for group in block.groups) // 8 for block in shapes.blocks
+            block.other_bytes + sum(most[group.name] for group in block.groups) // 8 for block in shapes.blocks
         ),
     )
 

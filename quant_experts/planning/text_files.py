@@ -20,14 +20,14 @@ LARGEST_TOKENIZER = 64 << 20
 
 @dataclass(frozen=True)
 class TextFiles:
-    """``tokenizer``: tokenizer.json, None where the repository has none. ``template``: of its chats. ``beginning``: the
+    """``tokenizer``: tokenizer.json, None where the repository has none. ``template``: of its chats. ``bos``: the
     token that begins a text, if there is one. ``multilingual``: a speech model says which language it hears."""
 
     config: Mapping[str, Any]
     processor: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: bytes | None = None
     template: str | None = None
-    beginning: str | None = None
+    bos: str | None = None
     multilingual: bool = True
     commit: str | None = None
 
@@ -63,7 +63,7 @@ def gather(
         processor=processor_of(names, read_whole),
         tokenizer=read_tokenizer(TOKENIZER) if TOKENIZER in names else None,
         template=_template(names, read, read_whole, settings),
-        beginning=_token(settings.get("bos_token")),
+        bos=_token(settings.get("bos_token")),
         multilingual=read(GENERATION).get("is_multilingual", True) is not False,
         commit=commit,
     )
@@ -71,14 +71,14 @@ def gather(
 
 def _template(
     names: Collection[str],
-    read: Callable[[str], dict[str, Any]],
+    read_json: Callable[[str], dict[str, Any]],
     read_whole: Callable[[str], bytes],
     settings: Mapping[str, Any],
 ) -> str | None:
     """From where the three generations of repositories keep it."""
     if TEMPLATE in names:
         return read_whole(TEMPLATE).decode("utf-8", errors="replace")
-    templates = read(WRAPPED_TEMPLATE).get("chat_template", settings.get("chat_template"))
+    templates = read_json(WRAPPED_TEMPLATE).get("chat_template", settings.get("chat_template"))
     if isinstance(templates, list):  # several, each with a name
         entries = [each for each in templates if isinstance(each, dict)]
         templates = next((each.get("template") for each in entries if each.get("name") == "default"), None)

@@ -105,15 +105,15 @@ class Turns:
                 yield self.image
 
 
-def turns_of(template: str | None, *, beginning: str | None, model_type: str, vision: bool) -> Turns:
-    """``beginning``: the tokenizer's token for the beginning of a text, if it has one."""
+def turns_of(template: str | None, *, bos: str | None, model_type: str, vision: bool) -> Turns:
+    """``bos``: the tokenizer's token for the beginning of a text, if it has one."""
     text = (template or "")[:LONGEST_TEMPLATE]
     style = next((style for style in STYLES if style.sign in text), None)
     if style is not None and style.turn == CHATML and not re.search(r"<\|im_end\|>['\"]?(\\n|\n| \+ '\\n')", text):
         style = Style(style.sign, CHATML.removesuffix("\n"))
     system = DEFAULT_SYSTEM.search(text) if style is not None else None
-    writes_it = bool(beginning) and style is not None and ("bos_token" in text or str(beginning) in text)
-    begins = str(beginning) if writes_it else ""
+    writes_it = bool(bos) and style is not None and ("bos_token" in text or str(bos) in text)
+    begins = str(bos) if writes_it else ""
     return Turns(
         style=style,
         begins=begins,

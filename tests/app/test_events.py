@@ -219,7 +219,7 @@ async def test_many_followers_cost_the_database_no_more_than_one(api: Api) -> No
     following = [asyncio.create_task(follow()) for _ in range(followers)]
     while api.app.state.feed.followers < followers:
         await asyncio.sleep(0.01)
-    while not any(channel.known for channel in api.app.state.feed._channels.values()):
+    while not any(channel.last_seq for channel in api.app.state.feed._channels.values()):
         await asyncio.sleep(0.01)
     for block in range(20):
         await asyncio.to_thread(api.append_event, job_id, "job.block", {"block": block})

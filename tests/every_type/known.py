@@ -63,7 +63,7 @@ def difference(kind: str) -> str | None:
     quantized = sum(plan.weights for b in plan_groups(model, manifest) for plan in b)
     everything = sum(tensor.numel() * tensor.element_size() for name, tensor in tensors.items() if name not in tied)
     kept = everything - quantized * torch.bfloat16.itemsize
-    planned = shapes.others + sum(block.kept for block in shapes.blocks)
+    planned = shapes.others + sum(block.other_bytes for block in shapes.blocks)
     return None if planned == kept else f"{planned} bytes stay as they are, in the model {kept}"
 
 

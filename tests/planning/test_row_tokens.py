@@ -141,7 +141,7 @@ def in_parts(row: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 def test_the_styles_of_chat_templates_are_known(template: str, text_model: Path) -> None:
-    files = replace(read_local_text(text_model), template=template, beginning="<|endoftext|>")
+    files = replace(read_local_text(text_model), template=template, bos="<|endoftext|>")
     rows = rows_for("llama")
     found = counted(files, rows)
     assert [row.text for row in found.rows] == true_tokens(text_model, template, rows)

@@ -69,9 +69,9 @@ def record_block(
             )
             ledger.append_event(connection, ref.job_id, EventType.BLOCK, event)
         reach("layer.before_commit")
-        unused = _keys(before) - _keys(after)
+        obsolete_keys = _keys(before) - _keys(after)
         # A file is stored by its content: another block may have the same.
-        return sorted(key for key in unused if not _is_named(connection, ref.job_id, key))
+        return sorted(key for key in obsolete_keys if not _is_named(connection, ref.job_id, key))
 
 
 def record_resumed(connection: Connection, ref: AttemptRef, *, block: int, blocks: int) -> None:

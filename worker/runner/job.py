@@ -96,14 +96,14 @@ class Orders:
     def __init__(self) -> None:
         self._news = threading.Condition()
         self._stop = False
-        self._stored = -1
+        self._last_stored = -1
 
     def listen(self, stdin: Iterable[bytes]) -> None:
         for line in stdin:
             if line == protocol.STOP:
                 break
             with self._news:
-                self._stored = int(line.removeprefix(protocol.STORED))
+                self._last_stored = int(line.removeprefix(protocol.STORED))
                 self._news.notify_all()
         with self._news:
             self._stop = True
@@ -115,7 +115,7 @@ class Orders:
     def wait_stored(self, block: int) -> None:
         """Wait until ``block`` is stored, or the runner is asked to stop and begins no other block anyway."""
         with self._news:
-            self._news.wait_for(lambda: self._stop or self._stored == block)
+            self._news.wait_for(lambda: self._stop or self._last_stored == block)
 
 
 def _quantize(job: protocol.RunnerJob, say: Callable[[protocol.Line], None], orders: Orders) -> protocol.LastWord:

@@ -54,15 +54,15 @@ def _closed_to_us(directory: Path) -> Path | None:
     return next((each for each in directory.iterdir() if not os.access(each, os.R_OK, effective_ids=True)), None)
 
 
-def check_fingerprint(model_id: str, directory: Path, planned: str | None) -> None:
+def check_fingerprint(model_id: str, directory: Path, fingerprint_of_plan: str | None) -> None:
     """Raises FetchFailed when the directory is not the one that was planned; a job without a plan has none."""
-    if planned is None:
+    if fingerprint_of_plan is None:
         return
     try:
         fingerprint = model_fingerprint(directory)
     except OSError as error:
         raise FetchFailed(FailureCode.INVALID_MODEL, f"model {model_id!r} cannot be read: {error}") from error
-    if fingerprint != planned:
+    if fingerprint != fingerprint_of_plan:
         raise FetchFailed(
             FailureCode.INVALID_MODEL, f"model {model_id!r}: its files have changed since the job was planned"
         )

@@ -115,14 +115,14 @@ class Lease:
         connection: Connection | None = None
         next_beat = 0.0
         while not self._over.is_set() and self._state is not LeaseState.LOST:
-            started = monotonic()
+            began = monotonic()
             try:
                 connection = connection or connect(self._settings.database_url or "")
-                if started < next_beat:
+                if began < next_beat:
                     self.look_again(connection)
                 else:
-                    self._beat(connection, started)
-                    next_beat = started + self._settings.beat
+                    self._beat(connection, began)
+                    next_beat = began + self._settings.beat
             except psycopg.Error as error:
                 metrics.BEATS_FAILED.inc()
                 logger.warning("%s: heartbeat failed, trying again: %s", self._ref.job_id, error)
@@ -153,13 +153,13 @@ class Lease:
         self._over.set()
         self._ended.set()
 
-    def _beat(self, connection: Connection, started: float) -> None:
+    def _beat(self, connection: Connection, began: float) -> None:
         try:
             status = ledger.extend_lease(connection, self._ref, lease=self._settings.lease)
         except ledger.NotHeld:
             self._refused()
         else:
-            self._last_good = started
+            self._last_good = began
             self._take_status(status)
 
     def _take_status(self, status: JobStatus) -> None:

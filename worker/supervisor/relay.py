@@ -78,14 +78,14 @@ class Relay:
         *,
         job_id: str,
         work: Path,
-        known: Sequence[Mapping[str, Any]],
+        stored_files: Sequence[Mapping[str, Any]],
         span: Span = OFF,
     ) -> None:
         self._writer = writer
         self._storage = storage
         self._job_id = job_id
         self._work = work
-        self._stored = {file["sha256"] for file in known}
+        self._stored_digests = {file["sha256"] for file in stored_files}
         """Digests of block files that are in storage and in the ledger already."""
         self._spans = RunnerSpans(span)
         self._phase: str | None = None
@@ -184,7 +184,7 @@ class Relay:
                 self._writer.write(ledger.add_warning, text)
 
     def _take_block(self, block: protocol.BlockLine) -> None:
-        if block.resumed and all(file.sha256 in self._stored for file in block.files):
+        if block.resumed and all(file.sha256 in self._stored_digests for file in block.files):
             self._spans.note_resumed(block)
             self._writer.write(blocks.record_resumed, block=block.block, blocks=block.blocks)
             return
@@ -218,7 +218,7 @@ class Relay:
         )
         span.end()
         metrics.BLOCK_SECONDS.observe(block.seconds)
-        self._stored.update(file["sha256"] for file in files)
+        self._stored_digests.update(file["sha256"] for file in files)
         reach("layer.after_commit")
         if block.resumed:  # of another job: the files are ours now as well
             self._writer.write(blocks.record_resumed, block=block.block, blocks=block.blocks)

@@ -136,7 +136,7 @@ def _fetch(attempt: Attempt) -> tuple[Path, Relay]:
         others = [file for file in writer.read(blocks.files_to_take_over, job_id) if file["name"] not in names]
         fetch.finished_blocks([*own, *others], attempt.storage, attempt.work)
         attempt.lease.check()
-    relay = Relay(writer, attempt.storage, job_id=job_id, work=attempt.work, known=own, span=attempt.span)
+    relay = Relay(writer, attempt.storage, job_id=job_id, work=attempt.work, stored_files=own, span=attempt.span)
     return write_job(attempt.directory, job), relay
 
 
