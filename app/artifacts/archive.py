@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Sequence
 from datetime import datetime
 
-from app.web.file_response import Piece, Stored
+from app.web.file_response import ObjectPart, Piece
 from core.ledger.tables import Artifact
 
 END = b"\0" * tarfile.RECORDSIZE
@@ -19,7 +19,7 @@ def archive_pieces(artifacts: Sequence[Artifact], *, folder: str, modified: date
     for artifact in artifacts:
         pieces += [
             _header(artifact, folder, modified),
-            Stored(artifact.key, 0, artifact.bytes),
+            ObjectPart(artifact.key, 0, artifact.bytes),
             b"\0" * (-artifact.bytes % tarfile.BLOCKSIZE),
         ]
     return [*pieces, END]

@@ -10,7 +10,7 @@ from fastapi import Request, Response
 
 from app.deps import Service
 from app.web import problems, ranges
-from app.web.file_response import Stored
+from app.web.file_response import ObjectPart
 from app.web.problems import Problem
 from core.ledger.tables import Artifact
 from core.storage import LocalStorage, ObjectMissing, Presentation, Storage
@@ -27,7 +27,7 @@ async def send_artifact(
     Raises Problem: 412, 416, or 500 when the storage has lost the file.
     """
     headers = {"Repr-Digest": ranges.repr_digest(artifact.sha256), **headers}
-    pieces = [Stored(artifact.key, 0, artifact.bytes)]
+    pieces = [ObjectPart(artifact.key, 0, artifact.bytes)]
     answer = ranges.decide(request, pieces, name=artifact.name, tag=ranges.etag(artifact.sha256), headers=headers)
     if isinstance(answer, Response):
         return answer

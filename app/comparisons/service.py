@@ -20,7 +20,7 @@ from app.jobs.creation import create_job
 from app.jobs.queries import get_job
 from app.jobs.rows import JobRow
 from app.jobs.service import cancel_job
-from app.plans.agreement import Agreed, check_fits_workers
+from app.plans.agreement import Agreement, check_fits_workers
 from app.web.idempotency import Created, Idempotency, Outcome
 from app.web.paging import Page, PageQuery, Signer, page_of
 from app.web.wakeups import RequestNotifier
@@ -77,7 +77,7 @@ async def list_comparisons(
 
 async def agree_on_each(
     session: AsyncSession, *, tenant: str, new: NewComparison, settings: Settings, storage: Storage
-) -> list[Agreed]:
+) -> list[Agreement]:
     """The estimate of each candidate. Reads files without a database connection. Raises as ``check_fits_workers``."""
     agreements = [
         await check_fits_workers(session, tenant=tenant, spec=new.job_of(candidate), settings=settings, storage=storage)
@@ -88,7 +88,7 @@ async def agree_on_each(
 
 
 async def create_comparison(
-    session: AsyncSession, *, actor: Actor, new: NewComparison, agreements: Sequence[Agreed], settings: Settings
+    session: AsyncSession, *, actor: Actor, new: NewComparison, agreements: Sequence[Agreement], settings: Settings
 ) -> ComparisonView:
     """Create the comparison with all of its jobs. Raises Problem as ``create_job``."""
     comparison = Comparison(

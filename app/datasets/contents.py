@@ -33,7 +33,7 @@ from core.storage import ObjectMissing
 from quant_experts.planning.errors import HubUnavailable, Unreadable
 from quant_experts.spec.prefixes import LOCAL
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 Media = TypeVar("Media", Image, Audio)
 WAV = "audio/wav"
 AS_A_FILE = {"Content-Security-Policy": "default-src 'none'; sandbox"}
@@ -120,11 +120,11 @@ async def parse_dataset(
     session: AsyncSession,
     caller: Caller,
     deps: Service,
-    operation: Operation[Found],
+    operation: Operation[Result],
     *arguments: Any,
     dataset_id: str,
     callbacks: Callbacks | None = None,
-) -> Found:
+) -> Result:
     """The result of ``operation`` on the dataset's file, run in a child process that may use ``callbacks``. Raises
     Problem: 404; 422 when its rows kill the child; 500 when its bytes are gone."""
     dataset = await get_dataset(session, tenant=caller.tenant, dataset_id=dataset_id)

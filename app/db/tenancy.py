@@ -35,9 +35,9 @@ from core.ledger.tables import (
 )
 
 ROW_ID = re.compile(r"[a-z]{2,4}_[0-9a-f]{32}")
-Owned = TypeVar("Owned", Job, Dataset, ApiKey, Comparison, Webhook, WebhookDelivery, AuditEntry)
-Named = TypeVar(
-    "Named",
+OwnedRow = TypeVar("OwnedRow", Job, Dataset, ApiKey, Comparison, Webhook, WebhookDelivery, AuditEntry)
+NamedRow = TypeVar(
+    "NamedRow",
     Job,
     Dataset,
     ApiKey,
@@ -57,14 +57,14 @@ Named = TypeVar(
 Part = TypeVar("Part", Attempt, FinishedBlock, JobEvent, Artifact)
 
 
-def owned(table: type[Named], tenant: str) -> Select[Named]:
+def owned(table: type[NamedRow], tenant: str) -> Select[NamedRow]:
     """The tenant's rows."""
     return select(table).where(table.tenant == tenant)
 
 
 async def find_owned(
-    session: AsyncSession, table: type[Owned], row_id: str, *, tenant: str, lock: bool = False
-) -> Owned | None:
+    session: AsyncSession, table: type[OwnedRow], row_id: str, *, tenant: str, lock: bool = False
+) -> OwnedRow | None:
     """The tenant's row with this id. An id of another form is not sent to the database: it may hold a NUL."""
     if ROW_ID.fullmatch(row_id) is None:
         return None
@@ -77,7 +77,7 @@ def of_job(table: type[Part], job_id: str) -> Select[Part]:
     return select(table).where(table.job_id == job_id)
 
 
-def of_tenant(table: type[Named]) -> str:
+def of_tenant(table: type[NamedRow]) -> str:
     """As ``owned``, for SQL text: the part after FROM. It needs the value ``tenant``."""
     name = table.__tablename__
     return f"{name} WHERE {name}.tenant = %(tenant)s"

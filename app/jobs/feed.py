@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Framed:
+class EventFrame:
     """An event as its bytes on a stream."""
 
     seq: int
@@ -43,10 +43,10 @@ class Framed:
     data: bytes
 
 
-def frame_of(row: JobEvent) -> Framed:
+def frame_of(row: JobEvent) -> EventFrame:
     event = EventView.of(row)
     data = f"id: {event.seq}\nevent: {event.type}\ndata: {event.model_dump_json()}\n\n".encode()
-    return Framed(event.seq, event.type in TERMINAL, data)
+    return EventFrame(event.seq, event.type in TERMINAL, data)
 
 
 @dataclass
@@ -59,19 +59,19 @@ class Channel:
     followers: int = 0
     last_seq: int | None = None
     """Number of the last event that the feed has read; None before its first poll."""
-    tail: deque[Framed] = field(default_factory=lambda: deque(maxlen=TAIL))
+    tail: deque[EventFrame] = field(default_factory=lambda: deque(maxlen=TAIL))
     """The last events, without gaps, up to ``last_seq``."""
     change: asyncio.Event = field(default_factory=asyncio.Event)
-    reads: dict[int, asyncio.Task[Sequence[Framed]]] = field(default_factory=dict)
+    reads: dict[int, asyncio.Task[Sequence[EventFrame]]] = field(default_factory=dict)
     """Running reads of the ledger, by the event number they start after."""
 
-    def since(self, seq: int) -> Sequence[Framed] | None:
+    def since(self, seq: int) -> Sequence[EventFrame] | None:
         """The events after ``seq``; None when they are not in memory."""
         if self.last_seq is None or seq < self.last_seq - len(self.tail):
             return None
         return [event for event in self.tail if event.seq > seq] if seq < self.last_seq else []
 
-    async def from_the_ledger(self, seq: int, turn: asyncio.Semaphore) -> Sequence[Framed]:
+    async def from_the_ledger(self, seq: int, turn: asyncio.Semaphore) -> Sequence[EventFrame]:
         """A batch of the events after ``seq``. Concurrent calls with the same ``seq`` share one read.
 
         After an outage a thousand followers reconnect together, and a query for each would take all connections of
@@ -83,7 +83,7 @@ class Channel:
             task.add_done_callback(lambda _: self.reads.pop(seq, None))
         return await asyncio.shield(task)
 
-    async def _read(self, seq: int, turn: asyncio.Semaphore) -> Sequence[Framed]:
+    async def _read(self, seq: int, turn: asyncio.Semaphore) -> Sequence[EventFrame]:
         async with turn, self.sessions() as session:
             return [frame_of(row) for row in await events_after(session, job_id=self.job_id, seq=seq, limit=BATCH)]
 

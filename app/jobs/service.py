@@ -20,7 +20,7 @@ from app.jobs.events import append_event
 from app.jobs.fork import ForkRequest, fork_spec, pinned_commits
 from app.jobs.queries import get_job, page_of_job_rows
 from app.jobs.schemas import JobQuery, JobView
-from app.plans.agreement import NOTHING_AGREED, agree, check_fits_workers, needs_reading
+from app.plans.agreement import NO_AGREEMENT, agree, check_fits_workers, needs_reading
 from app.plans.schemas import JobRequest
 from app.web import problems
 from app.web.idempotency import Created, Idempotency, Outcome
@@ -53,7 +53,7 @@ async def submit_job(
     settings, tenant = deps.settings, caller.tenant
     body = spec.model_dump(mode="json", exclude=set() if spec.plan else {"plan"})
     idempotency = Idempotency.of(tenant, idempotency_key, "POST /v1/jobs", body)
-    agreement = NOTHING_AGREED
+    agreement = NO_AGREEMENT
     if needs_reading(spec):
         replay = await idempotency.replay(deps.sessions)
         if replay is not None:

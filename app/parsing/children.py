@@ -21,7 +21,7 @@ from app.parsing.operations import Operation, exception_of
 from app.web.threads import run_in_thread
 from core.confinement import Limits
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 LIMITS = Limits(memory=2 << 30, cpu=90)
 """512 MB of rows take 40 s and a tenth of that memory."""
 PATIENCE = 2.0
@@ -38,12 +38,12 @@ class Died(Exception):
 
 
 async def parse(
-    operation: Operation[Found],
+    operation: Operation[Result],
     *arguments: Any,
     files: Sequence[Path] = (),
     callbacks: Callbacks | None = None,
     limits: Limits = LIMITS,
-) -> Found:
+) -> Result:
     """The result of ``operation``. Raises Died, and the refusals of the operation. Cancelling the caller kills the
     child."""
     job = _Job(operation.name, arguments, limits)

@@ -37,7 +37,7 @@ class Audio:
     """Only of a requested file."""
 
 
-Wanted = tuple[Literal["image", "audio"], int]
+MediaKey = tuple[Literal["image", "audio"], int]
 """The file of a row whose data is returned, by its index among those of its kind."""
 
 
@@ -66,13 +66,13 @@ def page(path: Path, settings: Settings, *, after: int, limit: int) -> list[Row]
 
 def image_of(path: Path, settings: Settings, *, number: int, index: int) -> Image | None:
     """One image of one row, with its data; None when there is none."""
-    row = _row_with(path, settings, number=number, wanted_source=("image", index))
+    row = _row_with(path, settings, number=number, media=("image", index))
     return row.images[index] if row is not None and index < len(row.images) else None
 
 
 def audio_of(path: Path, settings: Settings, *, number: int, index: int) -> Audio | None:
     """One audio file of one row, with its data; None when there is none."""
-    row = _row_with(path, settings, number=number, wanted_source=("audio", index))
+    row = _row_with(path, settings, number=number, media=("audio", index))
     return row.audio[index] if row is not None and index < len(row.audio) else None
 
 
@@ -82,12 +82,12 @@ def all_rows(path: Path, settings: Settings) -> Iterator[Row]:
         yield _row(number, row, settings)
 
 
-def _row_with(path: Path, settings: Settings, *, number: int, wanted_source: Wanted) -> Row | None:
+def _row_with(path: Path, settings: Settings, *, number: int, media: MediaKey) -> Row | None:
     row = next((row for at, row in rows_of(path, settings) if at == number), None)
-    return None if row is None else _row(number, row, settings, wanted_source)
+    return None if row is None else _row(number, row, settings, media)
 
 
-def _row(number: int, row: dict[str, Any], settings: Settings, wanted_source: Wanted | None = None) -> Row:
+def _row(number: int, row: dict[str, Any], settings: Settings, media: MediaKey | None = None) -> Row:
     """``row`` was valid when it was uploaded."""
     row = canonical(row)
     images = offered_images(row)
@@ -100,25 +100,25 @@ def _row(number: int, row: dict[str, Any], settings: Settings, wanted_source: Wa
         result.messages.append(
             {
                 "role": message["role"],
-                "content": [_part(part, images, result, settings, wanted_source) for part in parts],
+                "content": [_part(part, images, result, settings, media) for part in parts],
             }
         )
     return result
 
 
 def _part(
-    part: dict[str, Any], images: list[tuple[str, Any]], row: Row, settings: Settings, wanted_source: Wanted | None
+    part: dict[str, Any], images: list[tuple[str, Any]], row: Row, settings: Settings, media: MediaKey | None
 ) -> dict[str, Any]:
     if part["type"] == "text":
         return {"type": "text", "text": part["text"]}
     if part["type"] == "audio":
         data = audio_bytes(part, settings.max_audio_bytes)
         index = len(row.audio)
-        row.audio.append(Audio(read_audio_header(data), len(data), data if wanted_source == ("audio", index) else None))
+        row.audio.append(Audio(read_audio_header(data), len(data), data if media == ("audio", index) else None))
         fields = {name: part[name] for name in ("type", "language") if part.get(name) is not None}
         return {**fields, "index": index}
     source = part.get("image")
     data = image_bytes(images.pop(0)[1] if source is None else source, settings.max_image_bytes)
     index = len(row.images)
-    row.images.append(Image(read_header(data), len(data), data if wanted_source == ("image", index) else None))
+    row.images.append(Image(read_header(data), len(data), data if media == ("image", index) else None))
     return {"type": "image", "index": index}

@@ -26,7 +26,7 @@ from quant_experts.planning.rows import Rows, parsed_parquet, parsed_text, sampl
 from quant_experts.planning.seconds import calibration_of
 from quant_experts.planning.text_files import TextFiles, gather
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 SAMPLED_ROWS = 48
 BYTES = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
 
@@ -87,14 +87,14 @@ def exception_of(data: bytes) -> Exception:
 
 
 @dataclass(frozen=True)
-class Operation(Generic[Found]):
+class Operation(Generic[Result]):
     """``work`` runs in the child; ``answer`` validates and serializes its result."""
 
     name: str
-    work: Callable[..., Found]
-    answer: TypeAdapter[Found]
+    work: Callable[..., Result]
+    answer: TypeAdapter[Result]
 
-    def found(self, data: bytes) -> Found:
+    def found(self, data: bytes) -> Result:
         """The validated answer of the child. Raises pydantic's ValidationError."""
         return self.answer.validate_json(data)
 
@@ -149,11 +149,11 @@ class ToEstimate:
     ratios: Mapping[str, Sequence[float]]
     rows: Rows | None
     rows_bytes: int
-    dataset: Sampled | None
+    dataset: DatasetSample | None
 
 
 @dataclass(frozen=True)
-class Sampled:
+class DatasetSample:
     """An uploaded dataset. ``readable``: the child has its file, or the beginning of it."""
 
     rows: int
@@ -163,12 +163,12 @@ class Sampled:
 
 
 @dataclass(frozen=True)
-class Estimated:
+class EstimateResult:
     plan: Plan
     rows: Rows
 
 
-def _estimate(job: Job, task: ToEstimate) -> Estimated:
+def _estimate(job: Job, task: ToEstimate) -> EstimateResult:
     headers = assemble(
         task.names,
         read_whole=partial(job.ask, "whole"),
@@ -186,7 +186,7 @@ def _estimate(job: Job, task: ToEstimate) -> Estimated:
         cores=task.cores,
         calibrations={kind: each for kind, each in calibrations.items() if each is not None},
     )
-    return Estimated(plan, rows)
+    return EstimateResult(plan, rows)
 
 
 def _headers(job: Job, shards: list[str]) -> Mapping[str, bytes]:
@@ -239,12 +239,14 @@ def _config(job: Job, name: str) -> Config:
     return Config(kind if isinstance(kind, str) else None, problem)
 
 
-def _operation(name: str, work: Callable[..., Found], kind: Any, config: ConfigDict | None = None) -> Operation[Found]:
+def _operation(
+    name: str, work: Callable[..., Result], kind: Any, config: ConfigDict | None = None
+) -> Operation[Result]:
     return Operation(name, _refusing(work), TypeAdapter(kind, config=config))
 
 
-def _refusing(work: Callable[..., Found]) -> Callable[..., Found]:
-    def working(*arguments: Any) -> Found:
+def _refusing(work: Callable[..., Result]) -> Callable[..., Result]:
+    def working(*arguments: Any) -> Result:
         try:
             return work(*arguments)
         except (Unreadable, HubUnavailable, InvalidRows) as error:
@@ -258,7 +260,7 @@ PAGE: Operation[list[contents.Row]] = _operation("page", _page, list[contents.Ro
 IMAGE: Operation[contents.Image | None] = _operation("image", _image, contents.Image | None, BYTES)
 AUDIO: Operation[contents.Audio | None] = _operation("audio", _audio, contents.Audio | None, BYTES)
 STATISTICS: Operation[DatasetStatistics] = _operation("figures", _statistics, DatasetStatistics)
-ESTIMATE: Operation[Estimated] = _operation("estimate", _estimate, Estimated)
+ESTIMATE: Operation[EstimateResult] = _operation("estimate", _estimate, EstimateResult)
 CONFIGS: Operation[list[Config]] = _operation("configs", _configs, list[Config])
 OPERATIONS: Mapping[str, Operation[Any]] = {
     each.name: each for each in (CHECK, PAGE, IMAGE, AUDIO, STATISTICS, ESTIMATE, CONFIGS)

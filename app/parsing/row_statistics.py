@@ -11,7 +11,7 @@ from pathlib import Path
 from app.parsing.contents import Row, all_rows
 from core.settings import Settings
 from quant_experts.planning.counting import Counting
-from quant_experts.planning.row_tokens import MOST_CHARACTERS, Counted, Counts, RowCounting, TurnsBy
+from quant_experts.planning.row_tokens import MOST_CHARACTERS, Counts, RowCounting, TokenCounts, TurnsBy
 from quant_experts.planning.text_files import TextFiles
 
 NO_MODEL = (
@@ -120,7 +120,7 @@ def _kinds(row: Row) -> list[str]:
     return kinds or ["text"]
 
 
-def _tokens(counts: Counted, files: TextFiles | None, *, rows: int, images: int) -> TokenStatistics:
+def _tokens(counts: TokenCounts, files: TextFiles | None, *, rows: int, images: int) -> TokenStatistics:
     return TokenStatistics(
         rows=len(counts.rows),
         row=Total.of([row.total for row in counts.rows]),
@@ -135,7 +135,7 @@ def _tokens(counts: Counted, files: TextFiles | None, *, rows: int, images: int)
     )
 
 
-def _notes(counts: Counted, files: TextFiles | None, *, rows: int, images: int) -> list[str]:
+def _notes(counts: TokenCounts, files: TextFiles | None, *, rows: int, images: int) -> list[str]:
     """Reasons why a job would get other numbers."""
     if files is None:
         return [NO_MODEL]

@@ -13,7 +13,7 @@ from app.db.engine import release
 from app.models.files import read_model
 from app.plans.queries import stored_plan
 from app.plans.schemas import JobRequest, ResolvedInputs, errors_of
-from app.plans.service import DECIDES, Planned, deciding_fields, fleet_of, plan_for_fleet, stored_estimate
+from app.plans.service import DECIDES, PlannedJob, deciding_fields, fleet_of, plan_for_fleet, stored_estimate
 from app.web import problems
 from app.web.problems import Problem
 from app.web.threads import run_in_thread
@@ -26,14 +26,14 @@ from quant_experts.spec.prefixes import LOCAL, UPLOADED
 
 
 @dataclass(frozen=True)
-class Agreed:
+class Agreement:
     """``progress``: commits that pin the inputs of the job. ``estimate``: goes into its row."""
 
     progress: dict[str, Any]
     estimate: dict[str, Any] | None
 
 
-NOTHING_AGREED = Agreed({}, None)
+NO_AGREEMENT = Agreement({}, None)
 
 
 def needs_reading(spec: JobRequest) -> bool:
@@ -43,14 +43,16 @@ def needs_reading(spec: JobRequest) -> bool:
 
 async def agree(
     session: AsyncSession, *, tenant: str, spec: JobRequest, settings: Settings, storage: Storage
-) -> Agreed:
+) -> Agreement:
     """Raises Problem as ``check_plan`` or ``check_fits_workers``. Reads files without a database connection."""
     if spec.plan is not None:
         return await check_plan(session, tenant=tenant, spec=spec, digest=spec.plan, settings=settings)
     return await check_fits_workers(session, tenant=tenant, spec=spec, settings=settings, storage=storage)
 
 
-async def check_plan(session: AsyncSession, *, tenant: str, spec: JobSpec, digest: str, settings: Settings) -> Agreed:
+async def check_plan(
+    session: AsyncSession, *, tenant: str, spec: JobSpec, digest: str, settings: Settings
+) -> Agreement:
     """Check the job against its stored plan. Raises Problem: 422 for a plan that does not exist, was refused, or has
     another body; 409 when the local model or the dataset has changed."""
     plan = await stored_plan(session, tenant=tenant, digest=digest)
@@ -67,7 +69,7 @@ async def check_plan(session: AsyncSession, *, tenant: str, spec: JobSpec, diges
     await release(session)
     await _check_model(spec, plan.resolved, settings)
     pins = ("model_commit", "model_fingerprint", "dataset_commit")
-    return Agreed({name: plan.resolved[name] for name in pins if plan.resolved.get(name)}, dict(plan.estimate))
+    return Agreement({name: plan.resolved[name] for name in pins if plan.resolved.get(name)}, dict(plan.estimate))
 
 
 async def _check_dataset(session: AsyncSession, *, tenant: str, spec: JobSpec, resolved: Mapping[str, Any]) -> None:
@@ -94,13 +96,13 @@ async def _check_model(spec: JobSpec, resolved: Mapping[str, Any], settings: Set
 
 async def check_fits_workers(
     session: AsyncSession, *, tenant: str, spec: JobSpec, settings: Settings, storage: Storage
-) -> Agreed:
+) -> Agreement:
     """Estimate a job without a plan, unless its model is on the hub. Nothing is pinned. Commits ``session``.
 
     Raises Problem 422 when every live worker is too small. The worker reports other problems in the job's error.
     """
     if not spec.model.id.startswith(LOCAL):
-        return NOTHING_AGREED
+        return NO_AGREEMENT
     dataset: Dataset | None = None
     if spec.calibration.dataset.startswith(UPLOADED):
         dataset = await ready_dataset(session, tenant=tenant, dataset_id=spec.calibration.dataset)
@@ -109,21 +111,21 @@ async def check_fits_workers(
     try:
         model = await run_in_thread(lambda: read_model(spec.model, settings))
     except Unreadable:
-        return NOTHING_AGREED
+        return NO_AGREEMENT
     refusals: list[Refusal] = []
     plan, fits = await plan_for_fleet(fleet, spec, model, dataset, settings, storage, refusals)
     too_small = next((refusal for refusal in refusals if refusal.code == "insufficient_memory"), None)
     if too_small is not None:
         raise Problem(problems.INSUFFICIENT_MEMORY, too_small.message)
     if plan is None or model is None:
-        return NOTHING_AGREED
+        return NO_AGREEMENT
     resolved = ResolvedInputs(
         model_commit=None,
         model_fingerprint=model.fingerprint,
         dataset_commit=None,
         dataset_sha256=dataset.sha256 if dataset else None,
     )
-    return Agreed({}, stored_estimate(Planned(spec, resolved, plan, (), fits)))
+    return Agreement({}, stored_estimate(PlannedJob(spec, resolved, plan, (), fits)))
 
 
 def _at(pointer: str, kind: problems.ProblemType, detail: str) -> Problem:

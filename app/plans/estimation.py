@@ -8,7 +8,7 @@ from pathlib import Path
 from app.datasets.upload import scratch_file
 from app.models.files import ModelFiles
 from app.parsing import Died, parse
-from app.parsing.operations import ESTIMATE, Sampled, ToEstimate
+from app.parsing.operations import ESTIMATE, DatasetSample, ToEstimate
 from app.web.threads import run_in_thread
 from core.ledger.tables import Dataset
 from core.settings import Settings
@@ -72,7 +72,7 @@ def _keep(key: str, rows: Rows) -> None:
     _judged[key] = rows
 
 
-def _sampled(dataset: Dataset, path: Path, storage: Storage) -> Sampled:
+def _sampled(dataset: Dataset, path: Path, storage: Storage) -> DatasetSample:
     """Write the file, or the beginning of it, to ``path``."""
     is_parquet = dataset.format == "parquet"
     readable = dataset.key is not None and not (is_parquet and dataset.bytes > SAMPLED_PARQUET)
@@ -84,4 +84,4 @@ def _sampled(dataset: Dataset, path: Path, storage: Storage) -> Sampled:
                 head.write(reader.read(SAMPLED_BYTES))
     except (ObjectMissing, OSError):
         readable = False
-    return Sampled(dataset.rows, dataset.images, is_parquet, readable)
+    return DatasetSample(dataset.rows, dataset.images, is_parquet, readable)

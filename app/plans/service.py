@@ -43,7 +43,7 @@ DECIDES = ("model", "calibration", "scheme", "method", "options", "target")
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedJob:
     """``plan``: None when the model cannot be read from here."""
 
     spec: JobSpec
@@ -76,7 +76,7 @@ async def plan(request: Request, caller: Caller, session: AsyncSession, deps: Se
 
 async def plan_job(
     session: AsyncSession, *, tenant: str, spec: JobSpec, settings: Settings, storage: Storage
-) -> Planned:
+) -> PlannedJob:
     """Raises Problem 503 when the hub does not answer, 409 when the tenant's hub token cannot be opened. Problems of
     the job itself are refusals of the plan."""
     refusals: list[Refusal] = []
@@ -115,7 +115,7 @@ async def plan_job(
         plan, fits = await plan_for_fleet(fleet, spec, model, dataset, settings, storage, refusals)
     except HubUnavailable as error:
         raise Problem(problems.HUB_UNAVAILABLE, str(error), headers={"Retry-After": "10"}) from None
-    return Planned(spec, resolved, plan, tuple(refusals), fits)
+    return PlannedJob(spec, resolved, plan, tuple(refusals), fits)
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def recipe_of(spec: JobSpec) -> Recipe:
     return Recipe.of(spec.method, scheme=spec.scheme, target=target, **options)
 
 
-async def store_plan(session: AsyncSession, *, tenant: str, planned: Planned) -> PlanView:
+async def store_plan(session: AsyncSession, *, tenant: str, planned: PlannedJob) -> PlanView:
     values = {
         "spec": deciding_fields(planned.spec),
         "resolved": planned.resolved.model_dump(),
@@ -222,7 +222,7 @@ async def view_stored(session: AsyncSession, *, tenant: str, digest: str) -> Kep
     )
 
 
-def stored_estimate(planned: Planned) -> dict[str, Any]:
+def stored_estimate(planned: PlannedJob) -> dict[str, Any]:
     """The part of a plan that its job stores, to compare it with the result and to calibrate later plans."""
     plan = planned.plan
     if plan is None:

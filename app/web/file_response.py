@@ -19,7 +19,7 @@ CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
-class Stored:
+class ObjectPart:
     """``length`` bytes of the object ``key`` from ``start``."""
 
     key: str
@@ -27,7 +27,7 @@ class Stored:
     length: int
 
 
-Piece = bytes | Stored
+Piece = bytes | ObjectPart
 
 
 class ObjectTruncated(Exception):

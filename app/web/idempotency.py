@@ -92,7 +92,7 @@ class Created:
 
 
 @dataclass(frozen=True)
-class Replayed:
+class Replay:
     """The stored answer to an earlier request with the same key."""
 
     stored: JSONResponse
@@ -105,7 +105,7 @@ class Replayed:
         return self.stored
 
 
-Outcome = Created | Replayed
+Outcome = Created | Replay
 
 
 def new_id_of(outcome: Outcome) -> str:
@@ -132,7 +132,7 @@ class Idempotency:
         digest = "" if key is None else digest_of(operation, body)
         return cls(tenant, None if key is None else checked_key(key), digest, seal)
 
-    async def replay(self, sessions: Sessions) -> Replayed | None:
+    async def replay(self, sessions: Sessions) -> Replay | None:
         """The stored answer, if there is one. Saves the work that comes before the transaction."""
         if self.key is None:
             return None
@@ -158,7 +158,7 @@ class Idempotency:
             raise _in_progress()
         await self._store(transaction, created)
 
-    async def _locked_replay(self, transaction: Transaction) -> Replayed | None:
+    async def _locked_replay(self, transaction: Transaction) -> Replay | None:
         if self.key is None:
             return None
         locks, answers = await transaction.run(
@@ -191,7 +191,7 @@ class Idempotency:
     def _values(self) -> dict[str, Any]:
         return {"tenant": self.tenant, "key": self.key, "lifetime": LIFETIME}
 
-    def _replayed(self, answers: list[_Answer]) -> Replayed | None:
+    def _replayed(self, answers: list[_Answer]) -> Replay | None:
         if not answers:
             return None
         first = answers[0]
@@ -207,7 +207,7 @@ class Idempotency:
         if self.seal is not None:
             content = json.loads(self.seal.open(content[SEALED], row=self._row))
             headers["Cache-Control"] = "no-store"
-        return Replayed(JSONResponse(content, status_code=first.status_code, headers=headers))
+        return Replay(JSONResponse(content, status_code=first.status_code, headers=headers))
 
 
 def _in_progress() -> Problem:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import Select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.db.tenancy import Owned
+from app.db.tenancy import OwnedRow
 from app.web import problems
 from app.web.problems import Problem
 from app.web.schemas import Strict
@@ -47,7 +47,7 @@ class Page(BaseModel, Generic[T]):
     next_cursor: str | None
 
 
-class Placed(Protocol):
+class PageRow(Protocol):
     """A row that a cursor can refer to."""
 
     @property
@@ -56,7 +56,7 @@ class Placed(Protocol):
     def created_at(self) -> datetime: ...
 
 
-RowT = TypeVar("RowT", bound=Placed)
+RowT = TypeVar("RowT", bound=PageRow)
 
 
 def as_page(rows: Iterable[RowT], cursor: str | None, view: Callable[[RowT], T]) -> Page[T]:
@@ -65,8 +65,8 @@ def as_page(rows: Iterable[RowT], cursor: str | None, view: Callable[[RowT], T])
 
 
 async def page_of(
-    session: AsyncSession, statement: Select[Owned], table: type[Owned], *, query: PageQuery, signer: Signer
-) -> tuple[Sequence[Owned], str | None]:
+    session: AsyncSession, statement: Select[OwnedRow], table: type[OwnedRow], *, query: PageQuery, signer: Signer
+) -> tuple[Sequence[OwnedRow], str | None]:
     """The rows of one page and the cursor of the next. Raises Problem for a cursor of another listing."""
     last = last_seen(query, signer, table.__tablename__)
     if last is not None:

@@ -11,10 +11,10 @@ import anyio
 import anyio.to_thread
 
 MOST_THREADS = 100
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
-async def run_in_thread(work: Callable[[], Found], *, stop: Callable[[], None] | None = None) -> Found:
+async def run_in_thread(work: Callable[[], Result], *, stop: Callable[[], None] | None = None) -> Result:
     """Run ``work`` in a thread. ``app.web.limiter`` bounds the number of callers, so none waits here.
 
     A cancelled caller waits until the thread ends, because a thread cannot be cancelled. ``stop`` makes it end soon.

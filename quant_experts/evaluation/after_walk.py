@@ -22,7 +22,7 @@ from quant_experts.walk.lent_tokens import LEAST_TOKENS
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurements:
     """``probe``: what the written checkpoint must reproduce; ``warnings``: plain sentences for the report."""
 
     quality: ModelQuality
@@ -36,7 +36,7 @@ class Measured:
 
 def measure_run(
     context: RunContext, inputs: CapturedInputs, blocks: Sequence[BlockReport], spec: QuantizationSpec
-) -> Measured:
+) -> Measurements:
     """Measure the walked model. ``inputs``: of the last stack.
 
     Raises NumericalFailure when a logit is not finite, InvalidCalibration when no held-out row has text."""
@@ -53,7 +53,9 @@ def measure_run(
     )
     others = (image_warning, lent_to_experts(blocks))
     warnings = (*calibration.reasons, *warnings, *(each for each in others if each))
-    return Measured(quality, probe, baseline, images, calibration, warnings, compare_replies(blueprint, inputs, work))
+    return Measurements(
+        quality, probe, baseline, images, calibration, warnings, compare_replies(blueprint, inputs, work)
+    )
 
 
 def lent_to_experts(blocks: Sequence[BlockReport]) -> str | None:

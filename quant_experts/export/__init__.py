@@ -6,6 +6,6 @@ them), ``write`` (the whole directory).
 """
 
 from quant_experts.export.formats import FORMATS, Format
-from quant_experts.export.write import Exported, export
+from quant_experts.export.write import ExportResult, export
 
-__all__ = ["FORMATS", "Exported", "Format", "export"]
+__all__ = ["FORMATS", "ExportResult", "Format", "export"]

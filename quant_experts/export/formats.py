@@ -11,7 +11,7 @@ from quant_experts.export.compressed_tensors import compressed_config, compresse
 from quant_experts.export.dequantized import dequantized_losses, dequantized_tensors
 from quant_experts.export.source import Source
 
-Renamed = Callable[[str], str]
+Rename = Callable[[str], str]
 """Name of a tensor or path of a module in memory → the one in the exported files."""
 
 
@@ -24,7 +24,7 @@ class Format:
     summary: str
     losses: Callable[[Source], Iterator[str]]
     tensors: Callable[[Source], Mapping[str, Readable]]
-    quantization_config: Callable[[Source, Renamed], dict[str, Any] | None]
+    quantization_config: Callable[[Source, Rename], dict[str, Any] | None]
     opens_with: str
     needs: str | None = None
 

@@ -14,7 +14,7 @@ from quant_experts.checkpoint.shards import Readable, write_shards
 from quant_experts.checkpoint.verify import verify_in_fresh_process
 from quant_experts.checkpoint.write import CARD, copy_companions, publish, staging_directory, write_checksums
 from quant_experts.errors import InvalidSpec
-from quant_experts.export.formats import FORMATS, Format, Renamed
+from quant_experts.export.formats import FORMATS, Format, Rename
 from quant_experts.export.names import hub_names
 from quant_experts.export.source import Source, open_source
 from quant_experts.model.tensor_file import write_text
@@ -22,7 +22,7 @@ from quant_experts.progress import WrittenFile
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportResult:
     """``losses``: what the export has not that the checkpoint has. ``loaded``: whether it was loaded here, which needs
     the package that reads the format."""
 
@@ -36,7 +36,7 @@ class Exported:
         return sum(file.bytes for file in self.files)
 
 
-def export(checkpoint: Path, name: str, output: Path, *, device: str = "cpu") -> Exported:
+def export(checkpoint: Path, name: str, output: Path, *, device: str = "cpu") -> ExportResult:
     """Write ``checkpoint`` in the format ``name`` to the new directory ``output``, one tensor in memory at a time.
 
     It is loaded in a fresh process that has nothing of ours before it gets its name, where the format's package is
@@ -54,7 +54,7 @@ def export(checkpoint: Path, name: str, output: Path, *, device: str = "cpu") ->
         if loadable:
             verify_in_fresh_process(part, device=device)
         publish(part, output)
-    return Exported(output, tuple(files), losses, loadable)
+    return ExportResult(output, tuple(files), losses, loadable)
 
 
 def _write(source: Source, form: Format, directory: Path, *, card: str) -> list[WrittenFile]:
@@ -68,13 +68,13 @@ def _write(source: Source, form: Format, directory: Path, *, card: str) -> list[
     return write_checksums(directory, files)
 
 
-def _in_files(name: str, rename: Renamed) -> str:
+def _in_files(name: str, rename: Rename) -> str:
     """Renamed by its layer's weight: the rules of transformers know no packed tensors."""
     module, _, kind = name.rpartition(".")
     return f"{_module(module, rename)}.{kind}" if kind.startswith("weight_") else rename(name)
 
 
-def _module(path: str, rename: Renamed) -> str:
+def _module(path: str, rename: Rename) -> str:
     return rename(f"{path}.weight").removesuffix(".weight")
 
 

@@ -79,7 +79,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Walked:
+class ModelBlocks:
     """``outside``: tensors that belong to no walked block, under their keys on disk."""
 
     blocks: tuple[Block, ...]
@@ -88,7 +88,7 @@ class Walked:
 
 def walked_blocks(
     family: Family, tensors: Mapping[str, Tensor], config: Mapping[str, Any], *, vision: str, dtype: str
-) -> Walked:
+) -> ModelBlocks:
     """Raises Unreadable naming a block or a layer that the family has and the files have not."""
     blocks: list[Block] = []
     if family.is_found:
@@ -108,12 +108,12 @@ def walked_blocks(
             ]
             where = f"what lies behind the {what} blocks"
             blocks.append(_block(len(blocks), stack, None, "", where, groups, behind, dtype, "images"))
-    return Walked(tuple(blocks), tensors)
+    return ModelBlocks(tuple(blocks), tensors)
 
 
 def _found_blocks(
     tensors: Mapping[str, Tensor], config: Mapping[str, Any], dtype: str, *, takes_images: bool
-) -> Walked:
+) -> ModelBlocks:
     prefix = decoder_prefix(tensors)
     if prefix is None:
         raise Unreadable("invalid_model", "no tensor of the model belongs to a block of its decoder")
@@ -138,7 +138,7 @@ def _found_blocks(
         block = _block(index, stack, index, f"{path}.{index}.", where, groups, apart, dtype, "tokens")
         wide = _wide_bytes(apart, WIDE.get(str(config.get("model_type")), ()), dtype)
         blocks.append(replace(_with_shares(block, text_config(config)), other_bytes=block.other_bytes + wide))
-    return Walked(tuple(blocks), outside)
+    return ModelBlocks(tuple(blocks), outside)
 
 
 def _refuse_unknown_stacks(path: str, tensors: Mapping[str, Tensor]) -> None:

@@ -43,7 +43,7 @@ class RowTokens:
 
 
 @dataclass(frozen=True)
-class Counted:
+class TokenCounts:
     """``rows``: in the order in which they came, without those that were left out. ``counted``: their text, by the
     model's tokenizer; else it is estimated. ``exact_images``: by the model's processor. ``turns_by``: what is known of
     the chat template: its style; nothing, so that a few tokens are assumed for every message; or that there is none.
@@ -114,14 +114,14 @@ class RowCounting:
         else:
             self._texts.append(estimated_text(messages))
 
-    def finish(self) -> Counted:
+    def finish(self) -> TokenCounts:
         """Raises Unreadable naming the file of the model that cannot be used."""
         texts = [TextTokens(text, -1) for text in self._texts]
         if self._counts is not None:
             both = zip(self._counts.finish(), self._more, strict=True)
             texts = [TextTokens(max(0, text.tokens + more), text.largest) for text, more in both]
         images = zip(texts, self._images, strict=True)
-        return Counted(
+        return TokenCounts(
             rows=[RowTokens(text.tokens, image, text.largest) for text, image in images],
             counted=self._counts is not None,
             exact_images=self._files is not None,

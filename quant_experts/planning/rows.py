@@ -23,7 +23,7 @@ from quant_experts.planning.errors import Unreadable
 from quant_experts.planning.image_tokens import is_too_long
 from quant_experts.planning.row_files import UnreadableFile, UnreadableRow, opened, raw_rows, unpacked
 from quant_experts.planning.row_formats import COLUMNS, UnknownRow, canonical, of_columns
-from quant_experts.planning.row_tokens import Counted, Counts, RowCounting
+from quant_experts.planning.row_tokens import Counts, RowCounting, TokenCounts
 from quant_experts.planning.text_files import TextFiles
 from quant_experts.spec.limits import MOST_ROWS
 
@@ -98,7 +98,7 @@ def sampled_rows(
 
 def _counted(
     sample: Sequence[Mapping[str, Any]], files: TextFiles, seconds: int, counting: Callable[..., Counts]
-) -> tuple[Counted, int, tuple[int, ...]]:
+) -> tuple[TokenCounts, int, tuple[int, ...]]:
     """And how many images there are, and the rows with one that is too long. A tokenizer that cannot be used is
     the job's business to speak of."""
     images, too_long = 0, list[int]()
@@ -116,7 +116,7 @@ def _counted(
             return _counted(sample, replace(files, tokenizer=None), seconds, counting)
 
 
-def _spread(tokens: Sequence[int], counts: Counted, *, whole: bool) -> float:
+def _spread(tokens: Sequence[int], counts: TokenCounts, *, whole: bool) -> float:
     """The factor by which the mean may be off, for the rows that were not looked at and what the template writes."""
     if not counts.counted:
         return SAMPLED_SPREAD

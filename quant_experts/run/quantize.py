@@ -23,7 +23,7 @@ from quant_experts.calibration.samples import Choice, RowFile, choose, open_rows
 from quant_experts.checkpoint.verify import verify_in_fresh_process
 from quant_experts.checkpoint.write import check_output, publish, staging_directory, write_files
 from quant_experts.evaluation.acceptance import judge
-from quant_experts.evaluation.after_walk import Measured, measure_run
+from quant_experts.evaluation.after_walk import Measurements, measure_run
 from quant_experts.model.blueprint import Blueprint, load, modules_around_blocks, open_blueprint
 from quant_experts.model.families.internvl_chat import native_directory
 from quant_experts.model.families.stack import Stack
@@ -159,7 +159,7 @@ class QuantizationRun:
 
     blocks: list[FinishedBlock] = field(init=False)
     last_inputs: CapturedInputs = field(init=False)
-    measured: Measured = field(init=False)
+    measured: Measurements = field(init=False)
     report: QualityReport = field(init=False)
 
     def run(self) -> QualityReport:

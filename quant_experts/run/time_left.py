@@ -32,7 +32,7 @@ STAGES = ("preparing", "calibrating", MEASURING, "fitting", "evaluating", "packi
 
 
 @dataclass(frozen=True)
-class Expected:
+class ExpectedSeconds:
     """Seconds at the rates of a plan. ``blocks``: of each one that is walked; ``measuring``: before the first."""
 
     phases: dict[str, PhaseSeconds]
@@ -48,9 +48,9 @@ class Forecaster:
     ) -> None:
         """``started``: seconds that this process took to start, as the verifying process will; None: unknown."""
         self._on_event, self._clock, self._started = on_event, clock, started
-        self._expecting: Callable[[Rows], Expected] | None = None
+        self._expecting: Callable[[Rows], ExpectedSeconds] | None = None
         self._rows: Rows | None = None
-        self._expected: Expected | None = None
+        self._expected: ExpectedSeconds | None = None
         self._stage, self._units = "preparing", (0, 0)
         self._began = self._stage_began = self._last_event_at = clock()
         self._before = started or 0.0
@@ -59,7 +59,7 @@ class Forecaster:
         """(measured, predicted) seconds of finished blocks."""
         self._is_warm = False
 
-    def expect(self, expecting: Callable[[Rows], Expected] | None, inputs: CapturedInputs | None = None) -> None:
+    def expect(self, expecting: Callable[[Rows], ExpectedSeconds] | None, inputs: CapturedInputs | None = None) -> None:
         """``expecting``: the seconds that rows take. The rows are those of ``inputs``, or become known as they are
         calibrated. None: no forecasts."""
         self._expecting = expecting
@@ -105,7 +105,7 @@ class Forecaster:
     def _enter(self, stage: str, total: int, *, began: float) -> None:
         self._stage, self._units, self._stage_began = stage, (0, total), began
 
-    def _forecast(self, expected: Expected) -> Forecast:
+    def _forecast(self, expected: ExpectedSeconds) -> Forecast:
         now = self._clock()
         in_stage = now - self._stage_began
         done, total = self._units
@@ -119,11 +119,11 @@ class Forecaster:
         seconds += sum(self._predicted(expected, stage) for stage in later)
         return Forecast(done=now - self._began + self._before, left=seconds)
 
-    def _blocks_left(self, expected: Expected, in_stage: float) -> float:
+    def _blocks_left(self, expected: ExpectedSeconds, in_stage: float) -> float:
         in_hand, *others = [seconds * self._factor for seconds in expected.blocks[len(self._blocks) :]] or [0.0]
         return max(0.0, in_hand - in_stage) + sum(others)
 
-    def _predicted(self, expected: Expected, stage: str) -> float:
+    def _predicted(self, expected: ExpectedSeconds, stage: str) -> float:
         if stage == "fitting":
             return sum(expected.blocks) * self._factor
         if stage == MEASURING:
@@ -131,7 +131,7 @@ class Forecaster:
         phase = expected.phases.get(stage, PhaseSeconds(0.0, 0.0))
         return phase.starting * self._slower(expected) + phase.working * self._factor
 
-    def _slower(self, expected: Expected) -> float:
+    def _slower(self, expected: ExpectedSeconds) -> float:
         """Seconds that this process took to start over those that were predicted."""
         prediction = expected.phases["preparing"].starting
         return 1.0 if self._started is None or not prediction else self._started / prediction
@@ -148,7 +148,7 @@ class Forecaster:
 
 def expected_seconds(
     shapes: Shapes | None, spec: QuantizationSpec, device: torch.device
-) -> Callable[[Rows], Expected] | None:
+) -> Callable[[Rows], ExpectedSeconds] | None:
     """Rows → the seconds that a run over them takes; None for a model that cannot be planned."""
     if shapes is None:
         return None
@@ -156,9 +156,9 @@ def expected_seconds(
     rates = GPU if device.type == "cuda" else on_cores(CORE, torch.get_num_threads())
     measures = recipe.measures_sensitivity or recipe.smoothing == "mbq"
 
-    def expected(rows: Rows) -> Expected:
+    def expected(rows: Rows) -> ExpectedSeconds:
         blocks = tuple(block_seconds(shapes, block, recipe, rows, rates) for block in shapes.blocks)
-        return Expected(phases_of(shapes, recipe, rows, rates), blocks, sum(blocks) if measures else 0.0)
+        return ExpectedSeconds(phases_of(shapes, recipe, rows, rates), blocks, sum(blocks) if measures else 0.0)
 
     return expected
 

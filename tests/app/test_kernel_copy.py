@@ -23,7 +23,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from app.web.file_response import Piece, PiecesResponse, Stored, cut, length_of
+from app.web.file_response import ObjectPart, Piece, PiecesResponse, cut, length_of
 from app.web.kernel_copy import PIECE, FileProtocol
 from core.storage import LocalStorage
 
@@ -65,7 +65,14 @@ async def serving(
         await task
 
 
-PARTS = [b"head", Stored("a/file", 7, 2 * PIECE + 5), b"", b"middle", Stored("a/file", 0, 0), Stored("a/file", 99, 1)]
+PARTS = [
+    b"head",
+    ObjectPart("a/file", 7, 2 * PIECE + 5),
+    b"",
+    b"middle",
+    ObjectPart("a/file", 0, 0),
+    ObjectPart("a/file", 99, 1),
+]
 WHOLE = b"head" + CONTENT[7 : 2 * PIECE + 12] + b"middle" + CONTENT[99:100]
 
 
@@ -89,12 +96,12 @@ async def test_pieces_arrive_in_order_over_one_connection(
             assert response.headers["content-length"] == str(len(WHOLE))
             assert hashlib.sha256(response.content).digest() == hashlib.sha256(WHOLE).digest()
         assert (await client.get("/hello")).text == "hello"
-    files = 2 * sum(piece.length for piece in PARTS if isinstance(piece, Stored))
+    files = 2 * sum(piece.length for piece in PARTS if isinstance(piece, ObjectPart))
     assert by_the_kernel == (files if protocol is FileProtocol else 0)
 
 
 async def test_requests_that_are_sent_together_are_answered_in_turn(storage: LocalStorage) -> None:
-    pieces: list[Piece] = [Stored("a/file", 0, PIECE + 7)]
+    pieces: list[Piece] = [ObjectPart("a/file", 0, PIECE + 7)]
     async with serving(storage, pieces, FileProtocol) as client:
         reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
         writer.write(b"".join(f"GET /{name} HTTP/1.1\r\nHost: x\r\n\r\n".encode() for name in ("a", "hello", "b")))
@@ -111,7 +118,7 @@ async def test_requests_that_are_sent_together_are_answered_in_turn(storage: Loc
 async def test_a_file_that_ends_early_breaks_the_connection(
     storage: LocalStorage, protocol: type[asyncio.Protocol]
 ) -> None:
-    async with serving(storage, [Stored("a/file", 0, len(CONTENT) + 1)], protocol) as client:
+    async with serving(storage, [ObjectPart("a/file", 0, len(CONTENT) + 1)], protocol) as client:
         with pytest.raises(httpx.RemoteProtocolError):
             await client.get("/file")
         assert (await client.get("/hello")).text == "hello"
@@ -122,7 +129,7 @@ async def test_a_client_that_goes_away_is_no_error(
     storage: LocalStorage, protocol: type[asyncio.Protocol], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
-    async with serving(storage, [Stored("a/file", 0, len(CONTENT))] * 5, protocol) as client:
+    async with serving(storage, [ObjectPart("a/file", 0, len(CONTENT))] * 5, protocol) as client:
         for _ in range(3):
             async with client.stream("GET", "/file") as response:
                 await anext(response.aiter_bytes(1000))
@@ -134,7 +141,7 @@ async def test_a_client_that_goes_away_is_no_error(
 async def test_a_client_that_does_not_read_holds_up_nobody(
     storage: LocalStorage, protocol: type[asyncio.Protocol]
 ) -> None:
-    pieces: list[Piece] = [Stored("a/file", 0, len(CONTENT))]
+    pieces: list[Piece] = [ObjectPart("a/file", 0, len(CONTENT))]
     async with serving(storage, pieces, protocol) as client, client.stream("GET", "/file") as slow:
         assert (await client.get("/hello")).text == "hello"
         quick = await client.get("/file")
@@ -152,7 +159,7 @@ def test_cutting_pieces_is_slicing_their_bytes(sizes: list[int], literal: list[b
     whole, pieces = b"", list[Piece]()
     for size, plain in zip(sizes, literal, strict=False):
         content = bytes(range(len(whole), len(whole) + size))
-        pieces.append(content if plain else Stored("k", len(whole), size))
+        pieces.append(content if plain else ObjectPart("k", len(whole), size))
         whole += content
     found = cut(pieces, start=start, length=length)
     read = [piece if isinstance(piece, bytes) else whole[piece.start :][: piece.length] for piece in found]

@@ -21,7 +21,7 @@ from quant_experts.calibration.rows import parse_row
 from quant_experts.planning.counting import Counting
 from quant_experts.planning.errors import Unreadable
 from quant_experts.planning.local import read_local_text
-from quant_experts.planning.row_tokens import TOKENS_PER_MESSAGE, Counted, RowCounting
+from quant_experts.planning.row_tokens import TOKENS_PER_MESSAGE, RowCounting, TokenCounts
 from quant_experts.planning.rows import Rows, parsed_parquet, sampled_rows
 from quant_experts.planning.text_files import TextFiles
 from tests.models import FAMILIES, make_model
@@ -42,7 +42,7 @@ def rows_for(family: str) -> list[dict[str, Any]]:
     return rows
 
 
-def counted(files: TextFiles, rows: list[dict[str, Any]]) -> Counted:
+def counted(files: TextFiles, rows: list[dict[str, Any]]) -> TokenCounts:
     with RowCounting(files) as counting:
         for row in rows:
             parts = [part for message in row["messages"] for part in message["content"] if isinstance(part, dict)]
@@ -177,7 +177,7 @@ def test_without_a_model_and_without_a_tokenizer_it_is_estimated(text_model: Pat
     assert nothing.rows[4].image == 9  # 84 x 84 pixels
 
 
-def counted_by_thumb(rows: list[dict[str, Any]]) -> Counted:
+def counted_by_thumb(rows: list[dict[str, Any]]) -> TokenCounts:
     with RowCounting(None) as counting:
         for row in rows:
             counting.add(row["messages"], [(84, 84)])

@@ -10,7 +10,7 @@ import torch
 from quant_experts.planning.rows import Rows
 from quant_experts.planning.seconds import PhaseSeconds
 from quant_experts.progress import Advanced, BlockFinished, Event, Forecast, PhaseStarted
-from quant_experts.run.time_left import Expected, Forecaster, expected_seconds
+from quant_experts.run.time_left import ExpectedSeconds, Forecaster, expected_seconds
 from quant_experts.run.written_size import planned_shapes
 from quant_experts.spec.specification import QuantizationSpec
 from tests.models import make_model
@@ -31,7 +31,7 @@ class Run:
             "calibrating": PhaseSeconds(0.0, 8.0),
             "verifying": PhaseSeconds(3.0, 1.0),
         }
-        self.forecaster.expect(lambda rows: Expected(phases, (rows.tokens,) * blocks))
+        self.forecaster.expect(lambda rows: ExpectedSeconds(phases, (rows.tokens,) * blocks))
 
     def say(self, event: Event, *, after: float = 0.0) -> Forecast | None:
         self.now += after

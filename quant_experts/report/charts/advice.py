@@ -78,7 +78,7 @@ def advice(group: GroupReport, context: Context) -> list[Advice]:
     return [Advice(MORE_BITS, f"No single cause stands out; {comparison}. {_keep(group, context)}")]
 
 
-class Advised(NamedTuple):
+class AdviceEntry(NamedTuple):
     """``groups``: short names; ``reason``: of the first of them."""
 
     action: str
@@ -86,14 +86,16 @@ class Advised(NamedTuple):
     reason: str
 
 
-def grouped(groups: Sequence[tuple[str, Sequence[Advice]]]) -> list[Advised]:
+def grouped(groups: Sequence[tuple[str, Sequence[Advice]]]) -> list[AdviceEntry]:
     """Each action once, the ones that most groups are advised first. ``groups``: short name and advice of each, the
     one with the largest error first."""
     by_action: dict[str, dict[str, str]] = {}
     for name, pieces in groups:
         for action, reason in pieces:
             by_action.setdefault(action, {}).setdefault(name, reason)
-    entries = [Advised(action, list(reasons), next(iter(reasons.values()))) for action, reasons in by_action.items()]
+    entries = [
+        AdviceEntry(action, list(reasons), next(iter(reasons.values()))) for action, reasons in by_action.items()
+    ]
     return sorted(entries, key=lambda one: len(one.groups), reverse=True)
 
 

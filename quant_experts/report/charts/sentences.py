@@ -37,7 +37,7 @@ DECIDED = {
 }
 
 
-class Bought(NamedTuple):
+class Gain(NamedTuple):
     """What the method gains over rounding alone. ``removed``: share of its KL; None when there is none to remove."""
 
     sentence: str
@@ -84,16 +84,16 @@ def _judgement(report: QualityReport) -> str:
     return f"Rejected ({'its limit' if limits == 1 else f'{misses} of {limits} limits'} missed): o"
 
 
-def bought(report: QualityReport) -> Bought | None:
+def bought(report: QualityReport) -> Gain | None:
     """Against rounding to nearest at the same bits on the same rows; None when that was not measured."""
     if report.baseline is None:
         return None
     kl, baseline = report.quality.kl, report.baseline.kl
     if baseline <= NOTHING:
-        return Bought("Rounding alone loses nothing that these rows can show, so there was nothing to win back.", None)
+        return Gain("Rounding alone loses nothing that these rows can show, so there was nothing to win back.", None)
     share = 1 - kl / baseline
     if report.method == "rtn" or report.baseline == report.quality:
-        return Bought("This is rounding to nearest: there is nothing that it could have won over itself.", share)
+        return Gain("This is rounding to nearest: there is nothing that it could have won over itself.", share)
     if share > 0:
         what = f"{report.method} removes {numbers.percent(share)} of the KL that rounding alone loses"
     else:
@@ -101,7 +101,7 @@ def bought(report: QualityReport) -> Bought | None:
             f"{report.method} loses {numbers.percent(-share)} more KL than rounding alone: "
             "on these rows it is not worth its bits"
         )
-    return Bought(f"{what}{_price(report.size)}.{_doubt(report.quality, report.baseline)}", share)
+    return Gain(f"{what}{_price(report.size)}.{_doubt(report.quality, report.baseline)}", share)
 
 
 def _price(size: Size) -> str:
