@@ -71,7 +71,7 @@ def check(settings: Settings, *, models: bool, secret: bool) -> None:
 def _warn_of_misspelt() -> None:
     """Once in a process."""
     for name, setting in misspelt(os.environ).items():
-        logger.warning("%s is no setting and changes nothing; %s is one", name, setting)
+        logger.warning("%s is not a setting and has no effect; there is a setting %s", name, setting)
 
 
 def misspelt(names: Iterable[str]) -> dict[str, str]:
@@ -137,7 +137,7 @@ def _same_secret(connection: psycopg.Connection, digest: str) -> None:
 
 def _refuse_for_good(answer: str) -> None:
     if not REFUSED.search(answer):
-        logger.warning("the database is away: %s", answer)
+        logger.warning("the database cannot be reached: %s", answer)
         return
     advice = "correct QE_DATABASE_URL or PGPASSWORD"
     if "password" in answer:

@@ -147,7 +147,7 @@ def check_digests(directory: Path, artifacts: list[dict[str, Any]]) -> None:
     for artifact in artifacts:
         digest = hashlib.sha256((directory / artifact["name"]).read_bytes()).hexdigest()
         if digest != artifact["sha256"]:
-            raise DemoFailed(f"{artifact['name']}: sha256 is {digest}, announced was {artifact['sha256']}")
+            raise DemoFailed(f"{artifact['name']}: sha256 is {digest}, the service announced {artifact['sha256']}")
 
 
 def check_replies(with_package: list[Reply], without_package: list[Reply]) -> None:

@@ -164,7 +164,7 @@ async def model_text_of(
     except HubUnavailable as error:
         raise Problem(problems.HUB_UNAVAILABLE, str(error), headers={"Retry-After": "10"}) from None
     if text is None:
-        raise Problem(problems.INVALID_MODEL, f"{model.id} is where the workers are, and cannot be read here")
+        raise Problem(problems.INVALID_MODEL, f"{model.id} lies on the workers' machine and cannot be read here")
     return text
 
 

@@ -49,7 +49,7 @@ async def respond(
     """The stream of the caller's ``job``, or 204 when it has ended and the client has seen everything. Raises Problem
     400 for an event that has not happened."""
     if after > job.event_seq:
-        raise Problem(problems.MALFORMED_REQUEST, f"event {after} is not there: the last is {job.event_seq}")
+        raise Problem(problems.MALFORMED_REQUEST, f"event {after} does not exist: the last is {job.event_seq}")
     last = await events_after(session, job_id=job.id, seq=job.event_seq - 1, limit=1)
     if after == job.event_seq and last and last[0].type in TERMINAL:
         return Response(status_code=204)  # a browser's EventSource does not reconnect after it

@@ -27,7 +27,7 @@ async def enter(session: AsyncSession, *, caller: Caller, tenant: str | None) ->
     if tenant is None or tenant == caller.tenant:
         return caller.tenant
     if not caller.is_bootstrap:
-        raise Problem(problems.MISSING_SCOPE, "only the bootstrap key has to do with keys of another tenant")
+        raise Problem(problems.MISSING_SCOPE, "only the bootstrap key can manage keys of another tenant")
     await act_for(session, tenant)
     return tenant
 
@@ -94,7 +94,7 @@ async def create_key(session: AsyncSession, *, caller: Caller, new: NewKey, keyr
     in the past."""
     beyond = sorted(scope for scope in new.scopes if scope not in caller.scopes)
     if beyond:
-        raise Problem(problems.MISSING_SCOPE, f"a key cannot give what it lacks: {', '.join(beyond)}")
+        raise Problem(problems.MISSING_SCOPE, f"a key cannot grant scopes that it lacks: {', '.join(beyond)}")
     if new.expires_at is not None and new.expires_at <= datetime.now(UTC):
         detail = "this time has passed: the key would open nothing"
         errors = [{"pointer": "/expires_at", "detail": detail}]
@@ -147,7 +147,7 @@ async def rotate_key(
     now = await session.scalar(select(func.clock_timestamp()))
     assert now is not None
     if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= now):
-        raise Problem(problems.CONFLICT, f"key {key_id} has ended: make a new one")
+        raise Problem(problems.CONFLICT, f"key {key_id} has expired or was revoked: make a new one")
     new = NewKey(name=old.name, scopes=[Scope(scope) for scope in old.scopes], expires_at=old.expires_at, tenant=owner)
     row, key = await create_key(session, caller=caller, new=new, keyring=keyring)
     end = now + keep_previous

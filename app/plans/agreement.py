@@ -61,8 +61,8 @@ async def check_plan(
     body = deciding_fields(spec)
     other = [name for name in DECIDES if body[name] != plan.spec.get(name)]
     if other:
-        errors = [{"pointer": f"/{name}", "detail": "is not what was planned"} for name in other]
-        raise Problem(problems.PLAN_MISMATCH, f"{' and '.join(other)}: not what was planned", errors=errors)
+        errors = [{"pointer": f"/{name}", "detail": "differs from the plan"} for name in other]
+        raise Problem(problems.PLAN_MISMATCH, f"{' and '.join(other)}: differs from the plan", errors=errors)
     if plan.refused:
         raise Problem(problems.PLAN_REFUSED, plan.refused[0]["detail"], errors=errors_of(list(plan.refused)))
     await _check_dataset(session, tenant=tenant, spec=spec, resolved=plan.resolved)
@@ -77,7 +77,9 @@ async def _check_dataset(session: AsyncSession, *, tenant: str, spec: JobSpec, r
         return
     dataset = await ready_dataset(session, tenant=tenant, dataset_id=spec.calibration.dataset)
     if dataset is not None and dataset.sha256 != resolved.get("dataset_sha256"):
-        raise _at("/calibration/dataset", problems.PLAN_OUTDATED, "the dataset holds other rows than were planned")
+        raise _at(
+            "/calibration/dataset", problems.PLAN_OUTDATED, "the dataset has changed since it was planned: plan again"
+        )
 
 
 async def _check_model(spec: JobSpec, resolved: Mapping[str, Any], settings: Settings) -> None:

@@ -46,5 +46,5 @@ def first_page(caller: Caller) -> str:
     """Raises Problem 403 for a key that may read no page."""
     groups = menu(caller)
     if not groups:
-        raise Problem(problems.MISSING_SCOPE, "this key may read nothing: it lacks every scope that ends in :read")
+        raise Problem(problems.MISSING_SCOPE, "this key cannot read anything: it has no scope that ends in :read")
     return groups[0][0].href

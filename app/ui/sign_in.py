@@ -82,7 +82,7 @@ async def checked_form(request: Request, user: User) -> FormData:
 
 def check_csrf(user: User, token: str) -> None:
     if not hmac.compare_digest(token.encode("utf-8", "replace"), user.session.csrf.encode()):
-        raise Problem(problems.FORGED_FORM, "the form is not of this session: load its page again and repeat it")
+        raise Problem(problems.FORGED_FORM, "the form belongs to another session: reload its page and send it again")
 
 
 def check_origin(request: Request) -> None:

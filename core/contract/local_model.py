@@ -22,7 +22,7 @@ def local_directory(model_id: str, root: Path | None) -> Path:
     """``local/<directory>`` → the directory directly below ``root``, links followed. Raises NoLocalModel."""
     name = model_id.removeprefix(LOCAL)
     if root is None:
-        raise NoLocalModel("there are no local models here: QE_MODEL_ROOT is not set")
+        raise NoLocalModel("the service has no local models: QE_MODEL_ROOT is not set")
     below = root.resolve()
     directory = (below / name).resolve()
     if "/" in name or directory == below or not directory.is_relative_to(below) or not directory.is_dir():

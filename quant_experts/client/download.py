@@ -98,7 +98,7 @@ def target_of(directory: Path, name: str) -> Path:
     parts = PurePosixPath(name).parts
     plain = bool(parts) and all(part not in ("..", ".", PARTS) and not RESERVED & set(part) for part in parts)
     if not plain or name.startswith("/") or "/".join(parts) != name:
-        raise ClientError(f"the service names a file {name!r}, which is no plain relative path: nothing is written")
+        raise ClientError(f"the service names a file {name!r}, which is not a plain relative path: nothing is written")
     return directory.joinpath(*parts)
 
 
@@ -144,7 +144,9 @@ def _bring(
                 tally.add(artifact.name, -artifact.bytes)
                 mismatches += 1
                 if mismatches == 2:
-                    raise DigestMismatch(f"{artifact.name}: sha256 is {digest}, announced was {artifact.sha256}")
+                    raise DigestMismatch(
+                        f"{artifact.name}: sha256 is {digest}, the service announced {artifact.sha256}"
+                    )
                 continue
         target.parent.mkdir(parents=True, exist_ok=True)
         try:

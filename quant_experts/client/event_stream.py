@@ -45,7 +45,7 @@ class EventStream:
         if self._buffer == b"" and chunk.endswith(b"\r") and lines:
             self._buffer = lines.pop() + b"\r"
         if len(self._buffer) > LONGEST_EVENT:
-            raise ConnectionFailed("the stream of events holds a line without end")
+            raise ConnectionFailed("the stream of events has a line that does not end")
         for line in lines:
             event = self._line(line)
             if event is not None:
@@ -69,7 +69,7 @@ class EventStream:
         silent = time.monotonic() - self._last_event_at
         if silent > self._patience:
             raise ConnectionFailed(
-                f"nothing heard of the service for {silent:.0f} s (after event {self.last}): {failure or 'it hangs up'}"
+                f"no answer from the service for {silent:.0f} s (after event {self.last}): {failure or 'it hangs up'}"
             ) from failure
         self._failures += 1
         if self._failures == 1:

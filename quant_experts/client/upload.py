@@ -54,7 +54,9 @@ def upload(
     """Images that rows name by their paths are sent inside. Raises ApiError, ConnectionFailed, InvalidRows, or
     ClientError for a file that cannot be read twice, that changed meanwhile or has too many parts."""
     if path.exists() and not path.is_file():
-        raise ClientError(f"{path} is no regular file: its digest is sent before its content, so that it is read twice")
+        raise ClientError(
+            f"{path} is not a regular file: it is read twice, because its digest is sent before its content"
+        )
     with embed_images(path, on_progress=on_embedded, stop=stop) as whole:
         return _upload(
             whole,

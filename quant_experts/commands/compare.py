@@ -146,7 +146,7 @@ def candidate_of(text: str) -> Candidate:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise click.UsageError(f"candidate {text!r}: {pair!r} is no OPTION=VALUE")
+            raise click.UsageError(f"candidate {text!r}: {pair!r} is not OPTION=VALUE")
         name = key.strip().replace("-", "_")
         (target if name in ("max_bytes", "max_kl") else options)[name] = _value(value)
     candidate: Candidate = {"scheme": scheme}

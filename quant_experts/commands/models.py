@@ -20,4 +20,4 @@ def check_is_of_a_service(model: str, *, instead: str = "") -> None:
         raise click.UsageError(
             f"--model {model} is a directory of this machine, which a service does not see: {instead}{advice}"
         )
-    raise click.UsageError(f"--model {model!r} is no id: write OWNER/NAME as on the hub, or {advice}")
+    raise click.UsageError(f"--model {model!r} is not an id: write OWNER/NAME as on the hub, or {advice}")

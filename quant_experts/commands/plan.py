@@ -106,7 +106,7 @@ def command(
         )
         return 0 if is_accepted else BAD_INPUT
     if split is not None:
-        raise click.UsageError("--split is of a hub dataset, which only a service plans with")
+        raise click.UsageError("--split names a split of a hub dataset; only a service makes plans with one")
     spec, _ = spec_of(**options)
     headers, from_hub = _headers(model, revision)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS
@@ -167,7 +167,7 @@ def _has_client() -> bool:
 
 def _check_installed() -> None:
     if not _has_client():
-        raise click.UsageError("to ask a service httpx is needed: pip install 'quant-experts[client]' (or plan --here)")
+        raise click.UsageError("httpx is needed to ask a service: pip install 'quant-experts[client]' (or plan --here)")
 
 
 def _headers(model: str, revision: str | None) -> tuple[ModelHeaders, bool]:

@@ -22,7 +22,7 @@ def compressed_losses(source: Source) -> Iterator[str]:
         needs = [word for word, there in _needs(entry).items() if there]
         if needs:
             raise InvalidSpec(
-                f"{entry['name']} has {' and '.join(needs)}, for which compressed-tensors has no place: export it as "
+                f"{entry['name']} has {' and '.join(needs)}, which compressed-tensors cannot hold: export it as "
                 'dequantized, or quantize the model with the method "gptq" or "fast", which have none'
             )
     yield from activation_losses(source)

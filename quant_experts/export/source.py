@@ -105,7 +105,7 @@ def open_source(directory: Path) -> Source:
     mixtures = [entry["parent"] for entry in config["quantization_config"]["groups"] if "members" in entry]
     if mixtures:
         raise InvalidSpec(
-            f"{mixtures[0]} are experts of a mixture, which no export has a place for yet: load the "
+            f"{mixtures[0]} are experts of a mixture, which no export format can hold yet: load the "
             "checkpoint with transformers and trust_remote_code=True"
         )
     shards = set(json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"].values())

@@ -183,7 +183,7 @@ class TokenReservoir:
         from_vision, from_text = self._shares()
         parts = [(stratum, count) for stratum, count in ((self._vision, from_vision), (self._text, from_text)) if count]
         if not parts:
-            raise ValueError("the reservoir never saw a token")
+            raise ValueError("the reservoir has received no token")
         sample = [stratum.largest(count) for stratum, count in parts]
         tokens = torch.cat([rows for rows, _ in sample])
         arrival = torch.cat([order for _, order in sample])

@@ -192,9 +192,7 @@ def load(blueprint: Blueprint, prefix: str) -> None:
     blueprint.weights.release()
     missing = [name for name, tensor in _tensors(module) if tensor.is_meta]
     if missing:
-        raise InvalidModel(
-            f"{prefix}.{missing[0]} stayed without a value; this version of transformers builds it differently"
-        )
+        raise InvalidModel(f"{prefix}.{missing[0]} got no value; this version of transformers builds it differently")
 
 
 def modules_around_blocks(blueprint: Blueprint, stack: Stack) -> list[str]:

@@ -177,8 +177,8 @@ class Weights:
         missing = [name for name in self._whole_names if name not in self._sources]
         if missing:
             raise InvalidModel(
-                f"{len(missing)} tensors of the model are in none of its files, the first is {missing[0]}; "
-                f"{len(self.unused)} tensors in the files fit nowhere"
+                f"{len(missing)} tensors of the model are missing from its files, the first is {missing[0]}; "
+                f"{len(self.unused)} tensors in the files belong to no part of the model"
                 + (f", the first is {self.unused[0]}" if self.unused else "")
                 + self._stale_single()
             )

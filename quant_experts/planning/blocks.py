@@ -145,7 +145,8 @@ def _refuse_unknown_stacks(path: str, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if len(tensor.shape) == 3 and EXPERTS.search(name):
             raise Unreadable(
-                "unsupported_model", f"{path}{name} is of a mixture's experts, in a layout that is not known"
+                "unsupported_model",
+                f"{path}{name} belongs to the experts of a mixture, in a layout that is not supported",
             )
 
 

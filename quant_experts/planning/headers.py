@@ -188,7 +188,9 @@ def _tensor(name: str, key: str, fields: Any) -> Tensor:
         dtype, shape, (start, end) = fields["dtype"], tuple(fields["shape"]), fields["data_offsets"]
         natural = all(type(number) is int and number >= 0 for number in (*shape, start, end))
     except (KeyError, TypeError, ValueError):
-        raise Unreadable("invalid_model", f"{name}: tensor {key!r} is not described as safetensors do") from None
+        raise Unreadable(
+            "invalid_model", f"{name}: tensor {key!r} is not described as the safetensors format demands"
+        ) from None
     if dtype not in ITEM_BYTES:
         raise Unreadable("invalid_model", f"{name}: tensor {key} has the dtype {dtype!r}, which is not supported")
     tensor = Tensor(dtype, shape, start)

@@ -125,7 +125,7 @@ def shapes_of(headers: ModelHeaders, *, vision: str = "keep") -> Shapes:
             del outside[head]
         head = None
     if embeddings is None or len(embeddings.shape) != 2:
-        raise Unreadable("invalid_model", "no tensor of the model is its token embeddings")
+        raise Unreadable("invalid_model", "the model has no tensor of token embeddings")
     sizes = {key: in_memory(tensor, dtype) for key, tensor in outside.items()}
     vision_tensors = {key: tensor for key, tensor in outside.items() if family.vision and _is_vision(key)}
     patches = next((t for key, t in outside.items() if key.endswith(PATCHES)), None)

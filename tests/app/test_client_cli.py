@@ -366,7 +366,7 @@ async def test_the_table_fits_a_terminal_of_80_columns(qe: Qe, api: Api) -> None
     [
         ([*COMPARE, "W4A6"], "at least two"),
         ([*COMPARE, "W4A6", "/gptq"], "write [LABEL:]SCHEME"),
-        ([*COMPARE, "W4A6", "W4A6,experts"], "no OPTION=VALUE"),
+        ([*COMPARE, "W4A6", "W4A6,experts"], "is not OPTION=VALUE"),
         ([*COMPARE, "W4A6", "W4A8", "--cancel"], "goes with a COMPARISON"),
         (["compare", "W4A6", "W4A8"], "--model and --calibration"),
         (["compare", "--model", MODEL, "W4A6", "W4A8"], "--model and --calibration"),

@@ -172,7 +172,7 @@ async def test_warnings_of_one_kind_are_one_line_while_a_job_is_watched(qe: Qe, 
     [
         ("rows", "is a directory"),
         ("acme/rows", "is a directory"),
-        ("pipe", "is no regular file"),
+        ("pipe", "is not a regular file"),
         ("absent.json", "there is no file"),
         ("./absent", "there is no file"),
         ("~/absent", "there is no file"),
@@ -195,7 +195,7 @@ async def test_rows_that_were_meant_as_a_file_are_not_looked_for_on_the_hub(
     assert api.execute("SELECT id FROM jobs") == []
 
 
-@pytest.mark.parametrize(("named", "words"), [("tiny", "is no id"), ("./tiny", "which a service does not see")])
+@pytest.mark.parametrize(("named", "words"), [("tiny", "is not an id"), ("./tiny", "which a service does not see")])
 async def test_a_model_that_no_service_knows_is_refused_in_words(
     qe: Qe,  # noqa: F811
     tmp_path: Path,

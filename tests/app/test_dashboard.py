@@ -168,7 +168,7 @@ async def test_the_menu_has_what_the_key_may_see_also_where_it_may_not(browser: 
     blind = ok(await api.client.post("/v1/keys", json={"name": "b", "scopes": ["webhooks:write"]}), 201)["key"]
     browser.cookies.clear()
     await browser.post("/login", data={"key": blind})
-    assert "may read nothing" in (await browser.get("/")).text
+    assert "cannot read anything" in (await browser.get("/")).text
 
 
 async def test_every_page_has_the_policy_and_nothing_inline(browser: httpx.AsyncClient, api: Api) -> None:
@@ -269,7 +269,7 @@ def test_every_failure_has_a_sentence_about_what_to_do() -> None:
     assert all(sentence.endswith(".") and "  " not in sentence for sentence in ADVICE.values())
 
 
-async def test_a_method_without_experts_has_one_curve_called_error(browser: httpx.AsyncClient, api: Api) -> None:
+async def test_a_method_without_experts_has_one_curve(browser: httpx.AsyncClient, api: Api) -> None:
     job = (await api.create_job())["id"]
     report = {"groups": [{"error": {"base": 0.05, "shared": 0.05, "routed": 0.05}}]}
     api.execute(
@@ -279,7 +279,7 @@ async def test_a_method_without_experts_has_one_curve_called_error(browser: http
     api.execute("UPDATE jobs SET blocks_done = 1, blocks_total = 1 WHERE id = %s", [job])
     await sign_in(browser, BOOTSTRAP_KEY)
     page = (await browser.get(f"/jobs/{job}")).text
-    assert "block 0, error: 5.00 %" in page
+    assert "block 0, quantized: 5.00 %" in page
     assert "routed experts" not in page
 
 

@@ -176,7 +176,7 @@ def test_a_line_without_end_does_not_fill_the_memory() -> None:
     following = EventStream(after=0, patience=1, policy=RetryPolicy())
     for _ in range(4):
         assert list(following.feed(b"x" * (1 << 20))) == []
-    with pytest.raises(ConnectionFailed, match="without end"):
+    with pytest.raises(ConnectionFailed, match="does not end"):
         list(following.feed(b"x"))
 
 
@@ -371,7 +371,7 @@ def test_what_would_be_another_path_is_no_id(named: str) -> None:
             client.keys.revoke,
             client.jobs.planned,
         ):
-            with pytest.raises(ClientError, match="is no id"):
+            with pytest.raises(ClientError, match="is not an id"):
                 call(named)
 
 
@@ -452,7 +452,7 @@ def test_a_file_that_cannot_be_read_twice_is_refused_before_it_is_read(tmp_path:
     nobody = httpx.MockTransport(lambda request: pytest.fail(str(request.url)))
     with Client("http://x", KEY, transport=nobody) as client:
         for path in (tmp_path, tmp_path / "rows.jsonl"):
-            with pytest.raises(ClientError, match="no regular file"):
+            with pytest.raises(ClientError, match="not a regular file"):
                 client.datasets.upload(path)
 
 

@@ -98,7 +98,7 @@ def test_what_compressed_tensors_cannot_hold_is_refused_by_name(tmp_path: Path) 
 
     assert isinstance(answer.exception, InvalidSpec)
     assert str(answer.exception).startswith(
-        "model.layers.0.self_attn.qkv has smoothing and a shared expert and routed experts, for which"
+        "model.layers.0.self_attn.qkv has smoothing and a shared expert and routed experts, which compressed-tensors"
     )
     assert sorted(path.name for path in tmp_path.iterdir() if "ct" in path.name) == []
 

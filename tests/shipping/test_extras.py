@@ -108,7 +108,7 @@ def test_app(environment: MakeEnvironment, extras: tuple[str, ...]) -> None:
 def test_keeper(environment: MakeEnvironment, extras: tuple[str, ...]) -> None:
     keeper = as_in_the_image(environment(*extras))
     with started(keeper, "-m", "worker.keeper") as process:
-        wait_until(lambda: says(keeper, process, "the ledger is away"), seconds=60, what="the keeper")
+        wait_until(lambda: says(keeper, process, "the ledger cannot be reached"), seconds=60, what="the keeper")
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
     assert keeper.run("-m", "worker.keeper.reconcile", "--help").returncode == 0

@@ -197,7 +197,7 @@ def test_without_a_model_root_there_are_no_local_models() -> None:
 
 def test_a_block_file_never_leaves_the_work_directory(tmp_path: Path) -> None:
     file = {"name": "../outside", "key": "jobs/j/blocks/00", "bytes": 1, "sha256": "00"}
-    with pytest.raises(ValueError, match="points out of"):
+    with pytest.raises(ValueError, match="would lie outside"):
         fetch.finished_blocks([file], LocalStorage(tmp_path / "storage"), tmp_path / "work")
 
 

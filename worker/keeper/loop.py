@@ -149,10 +149,10 @@ def sweep_away(connection: Connection, storage: Storage, settings: Settings) -> 
         try:
             count = sweep_once()
         except (OSError, psycopg.errors.QueryCanceled) as error:
-            logger.warning("could not sweep %s: %s", what, error)
+            logger.warning("could not remove %s: %s", what, error)
             continue
         if count:
-            logger.info("swept away: %d %s", count, what)
+            logger.info("removed %d %s", count, what)
 
 
 def run_duties(settings: Settings, notify: Notify, stop: threading.Event, tracing: Tracing = OFF) -> None:
@@ -164,7 +164,7 @@ def run_duties(settings: Settings, notify: Notify, stop: threading.Event, tracin
                 with connect(settings.database_url or "") as connection:
                     _run_duties_connected(connection, settings, notify, stop, tracing)
             except psycopg.Error as error:
-                logger.warning("the ledger is away, trying again: %s", error)
+                logger.warning("the ledger cannot be reached, trying again: %s", error)
                 stop.wait(settings.keeper_interval)
 
 
@@ -202,7 +202,7 @@ def _sweep_regularly(settings: Settings, stop: threading.Event) -> None:
             with connect(settings.database_url or "") as connection:
                 _sweep_connected(connection, storage, settings, stop)
         except Exception as error:  # a thread that is gone would sweep nothing any more, and nobody would notice
-            logger.warning("could not sweep, trying again: %s", error, exc_info=not isinstance(error, psycopg.Error))
+            logger.warning("the sweep failed, trying again: %s", error, exc_info=not isinstance(error, psycopg.Error))
             stop.wait(settings.keeper_interval)
 
 

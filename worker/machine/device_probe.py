@@ -51,7 +51,7 @@ def _copy_and_compare(cuda: ctypes.CDLL, number: int) -> None:
     check(cuda.cuMemcpyHtoD_v2(memory, data, size), "cuMemcpyHtoD")
     check(cuda.cuMemcpyDtoH_v2(back, memory, size), "cuMemcpyDtoH")
     if back.raw != data:
-        raise Broken(f"device {number} gave other bytes back than it was given")
+        raise Broken(f"device {number} returned other bytes than were copied to it")
 
 
 def _check(status: int, what: str, cuda: ctypes.CDLL) -> None:
@@ -69,7 +69,7 @@ def compute() -> int:
     for device in [f"cuda:{number}" for number in range(count)] or ["cpu"]:
         ones = torch.ones(SIZE, SIZE, device=device)
         if not bool((ones @ ones == SIZE).all()):
-            raise Broken(f"{device} does not multiply right")
+            raise Broken(f"{device} multiplies wrongly")
     return count
 
 

@@ -56,7 +56,7 @@ def _be_seen(settings: Settings, slots: Sequence[WorkerContext], over: threading
                     )
             begins = False
         except psycopg.Error as error:
-            logger.warning("the ledger did not hear that this worker lives: %s", error)
+            logger.warning("could not tell the ledger that this worker is alive: %s", error)
         if time.monotonic() >= next_sweep:
             _drop_unused_copies(settings)
             next_sweep = time.monotonic() + SWEEP_SECONDS
@@ -68,9 +68,9 @@ def _drop_unused_copies(settings: Settings) -> None:
     try:
         count = hub_copies.drop_unused_copies(settings.resolved_home, days=settings.keep_models_days)
     except OSError as error:
-        logger.warning("could not sweep copies of models: %s", error)
+        logger.warning("could not remove copies of models: %s", error)
     else:
-        logger.info("swept away: %d copies of models and datasets that no job uses", count)
+        logger.info("removed %d copies of models and datasets that no job uses", count)
 
 
 def _forget(settings: Settings, slots: Sequence[WorkerContext]) -> None:
@@ -79,4 +79,4 @@ def _forget(settings: Settings, slots: Sequence[WorkerContext]) -> None:
             for slot in slots:
                 workers.remove_worker(connection, worker=slot.worker)
     except psycopg.Error as error:
-        logger.warning("the ledger did not hear that this worker ended: %s", error)
+        logger.warning("could not tell the ledger that this worker has ended: %s", error)

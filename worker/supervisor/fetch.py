@@ -94,7 +94,7 @@ def finished_blocks(files: list[dict[str, Any]], storage: RetryingStorage, to: P
     for file in files:
         target = to / file["name"]
         if not target.resolve().is_relative_to(to.resolve()):
-            raise ValueError(f"block file {file['name']!r} points out of the work directory")
+            raise ValueError(f"block file {file['name']!r} would lie outside the work directory")
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             storage.fetch(file["key"], target)

@@ -43,7 +43,9 @@ def publish(
         source = output / file.name
         inside = source.resolve().is_relative_to(output.resolve())
         if not inside or not source.is_file() or source.stat().st_size != file.bytes:
-            raise Incomplete(f"{file.name!r} was announced with {file.bytes} bytes and is not there like that")
+            raise Incomplete(
+                f"{file.name!r} was announced with {file.bytes} bytes, and there is no such file of that size"
+            )
         key = f"{ref.prefix}/{safe_name(file.name)}"
         storage.put(key, source)
         reach("artifact.uploaded")

@@ -105,7 +105,7 @@ def _attempt(context: WorkerContext, claim: Claim, spec: JobSpec, span: Span) ->
         # Counted here and not where the lease is refused, which also happens to a job that has just ended. The keeper
         # ends the span when it takes the job.
         metrics.LEASES_LOST.inc()
-        logger.warning("%s: attempt %d is not ours any more", ref.job_id, ref.attempt)
+        logger.warning("%s: attempt %d has lost its lease", ref.job_id, ref.attempt)
         return None
     finally:
         shutil.rmtree(directory_of(context.settings, ref), ignore_errors=True)

@@ -34,7 +34,7 @@ def deliver(settings: Settings, stop: threading.Event) -> None:
             with connect(settings.database_url or "") as connection:
                 asyncio.run(_deliver_connected(connection, settings, seal, stop))
         except psycopg.Error as error:
-            logger.warning("the ledger is away, webhooks wait: %s", error)
+            logger.warning("the ledger cannot be reached, webhooks wait: %s", error)
             stop.wait(settings.keeper_interval)
         except Exception:  # a thread that is gone would send nothing any more, and nobody would notice
             logger.exception("webhooks wait")

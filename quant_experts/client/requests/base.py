@@ -76,7 +76,7 @@ def read_as(kind: type[View]) -> Callable[[httpx.Response], View]:
 def path_part(name: str) -> str:
     """An id as a segment of a path. Raises ClientError for an empty one, as of an unset shell variable."""
     if name.strip(".") == "":
-        raise ClientError(f"{name!r} is no id")
+        raise ClientError(f"{name!r} is not an id")
     return quote(name, safe="")
 
 

@@ -87,7 +87,7 @@ def rows_of(client: Client, calibration: str, *, ask: Callable[[str], object] | 
     path = Path(calibration)
     if not path.is_file():
         if path.exists() and calibration:
-            what = "a directory" if path.is_dir() else "no regular file"
+            what = "a directory" if path.is_dir() else "not a regular file"
             raise click.UsageError(
                 f"--calibration {calibration} is {what}: give a JSONL or Parquet file, ds_… or a hub id"
             )
