@@ -85,7 +85,7 @@ async def test_a_comparison_is_ticked_and_grows_while_it_is_watched(dashboard: D
     first, second = (row["job_id"] for row in made["jobs"])
     assert ok(await api.client.get(f"/v1/jobs/{first}"))["options"]["seed"] == 5
     succeed(api, first, kl=0.02, size=1_000_000)
-    await expect(page.get_by_role("row", name="W4A6 gptq")).to_contain_text("none is as small and closer")
+    await expect(page.get_by_role("row", name="W4A6 gptq")).to_contain_text("no other one is as small and closer")
     await expect(page.locator(".frontier circle")).to_have_count(1)
     await page.get_by_role("button", name="Cancel what has not ended").click()
     await expect(page.locator("[data-part=state]")).to_contain_text("finished 2 of 2 jobs have ended")

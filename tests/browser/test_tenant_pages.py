@@ -148,7 +148,7 @@ async def test_the_audit_log_is_filtered_and_paged_and_says_what_is_wrong(dashbo
 async def test_usage_stands_beside_its_limits(dashboard: Dashboard, api: Api) -> None:
     page = dashboard.page
     await page.get_by_role("link", name="Usage").click()
-    await expect(page.get_by_text("Nothing was used in this time.")).to_be_visible()
+    await expect(page.get_by_text("No usage in this period.")).to_be_visible()
     started = (await api.create_job())["id"]
     for _ in range(2):
         await api.create_job()
