@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -26,8 +28,11 @@ class SizeAxis:
         return self.axis.at(size / self.factor)
 
     def ticks(self) -> list[tuple[float, str]]:
-        """[(coordinate, label)]"""
-        return [(self.axis.at(value), f"{value:.6g} {self.unit}") for value in self.axis.ticks()]
+        """[(coordinate, label)], all with the same number of decimals."""
+        values = self.axis.ticks()
+        step = min((after - before for before, after in itertools.pairwise(values)), default=1.0)
+        decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+        return [(self.axis.at(value), f"{value:,.{decimals}f} {self.unit}") for value in values]
 
 
 def staircase(best: Iterable[tuple[float, float]]) -> str:

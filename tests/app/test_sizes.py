@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.comparisons.plot import size_ticks
+from quant_experts.charts.frontier import SizeAxis
 from quant_experts.planning.number_text import UNITS, size_text
 
 
@@ -28,8 +28,11 @@ def test_a_size_is_said_in_three_digits(size: int, text: str) -> None:
     ],
 )
 def test_an_axis_has_round_sizes_where_they_are(low: float, high: float, labels: list[str]) -> None:
-    found = size_ticks(low, high)
-    assert [label for _, label in found] == labels
-    for size, label in found:
-        assert low <= size <= high
-        assert size == pytest.approx(float(label.split()[0]) * 1024 ** UNITS.index(label.split()[1]))
+    axis = SizeAxis.of([low, high], 0.0, 880.0)
+
+    ticks = axis.ticks()
+
+    assert [label for _, label in ticks] == labels
+    for x, label in ticks:
+        number, unit = label.split()
+        assert x == axis.at(float(number) * 1024 ** UNITS.index(unit))
