@@ -10,7 +10,8 @@ from typing import Literal
 from quant_experts.errors import Stopped
 from quant_experts.report.data import GroupReport
 
-Phase = Literal["preparing", "calibrating", "fitting", "evaluating", "packing", "verifying", "publishing"]
+Phase = Literal["preparing", "calibrating", "fitting", "evaluating", "packing", "verifying", "exporting", "publishing"]
+"""``exporting``: only in a run that was asked for exports."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,24 @@ class Forecast:
 
 
 @dataclass(frozen=True)
+class ExportOutcome:
+    """An export that the run was asked for. ``losses``: what the checkpoint has and the export has not. ``loaded``:
+    whether a fresh process loaded it, which needs the package that reads the format. ``problem``: why it was not made.
+    """
+
+    format: str
+    bytes: int = 0
+    losses: tuple[str, ...] = ()
+    loaded: bool = False
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
 class Finished:
     output: Path
     files: tuple[WrittenFile, ...] = field(default_factory=tuple)
-    """Every file of the checkpoint directory, ``name`` relative to ``output``."""
+    """Every file of the checkpoint directory, those of exports included; ``name`` relative to ``output``."""
+    exports: tuple[ExportOutcome, ...] = ()
 
 
 Event = PhaseStarted | Advanced | GroupFitted | BlockFinished | Warned | Forecast | Finished

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
@@ -42,6 +42,7 @@ MARKS = {
     ".last-stack": "gradients",
     ".gradients.states": "gradients",
     "auto": "trials",
+    "exports": "exporting",
     ".out.part": "packing",
     "chain": "walking",
 }
@@ -69,10 +70,16 @@ def disk_peaks(directory: Path) -> Iterator[dict[str, int]]:
 
 
 def check_planned_disk(
-    peaks: dict[str, int], model: Path, work: Path, spec: QuantizationSpec, *, phases: set[str]
+    peaks: dict[str, int],
+    model: Path,
+    work: Path,
+    spec: QuantizationSpec,
+    *,
+    phases: set[str],
+    exports: Sequence[str] = (),
 ) -> None:
     """Of every phase, ``phases`` among them, at least what was measured is planned for such rows, and not much more."""
-    recipe, shapes = Recipe.of(**spec.model_dump()), shapes_of(read_local(model), vision=spec.vision)
+    recipe, shapes = Recipe.of(**spec.model_dump(), exports=exports), shapes_of(read_local(model), vision=spec.vision)
     planned = disk_by_phase(shapes, recipe, rows_of_the_run(work), size_of(shapes, recipe))
     assert phases <= peaks.keys()
     for phase, peak in peaks.items():

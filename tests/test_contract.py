@@ -68,6 +68,25 @@ def test_a_job_keeps_the_version_that_its_defaults_have_when_it_is_made() -> Non
     assert contract.JobSpec.model_validate(kept).options_in_full()["method_version"] == 1
 
 
+def test_exports_are_refused_where_the_format_has_no_place_and_ask_for_a_newer_worker() -> None:
+    body = {"model": {"id": "a/b"}, "calibration": {"dataset": "a/b"}, "scheme": "W4A16", "method": "gptq"}
+    plain, exporting = (
+        contract.JobSpec.model_validate({**body, **more}) for more in ({}, {"exports": ["compressed-tensors"]})
+    )
+    assert "exports" not in versions.stored(plain)[0]
+    kept, needed = versions.stored(exporting)
+    assert (kept["exports"], needed) == (["compressed-tensors"], versions.SINCE["exports"])
+    assert contract.JobSpec.model_validate(kept).exports == ["compressed-tensors"]
+    for wrong, why in (
+        ({"options": {"smoothing": "search"}}, "the method has smoothing, for which compressed-tensors has no place"),
+        ({"method": "balanced"}, "the method has smoothing and experts"),
+        ({"exports": ["dequantized", "dequantized"]}, "named twice"),
+        ({"exports": []}, "at least 1 item"),
+    ):
+        with pytest.raises(ValidationError, match=why):
+            contract.JobSpec.model_validate({**body, "exports": ["compressed-tensors"], **wrong})
+
+
 @pytest.mark.parametrize("weight_bits", range(1, 10))
 @pytest.mark.parametrize("activation_bits", [3, 4, 5, 6, 7, 8, 9, 15, 16, 17])
 def test_both_accept_the_same_schemes(weight_bits: int, activation_bits: int) -> None:
@@ -86,6 +105,7 @@ FINGERPRINTS = {
     3: "012b45d240fbf992",
     4: "05aa5a272f4f16dd",
     5: "5c6b8d4addf70cfb",
+    6: "67e294a675350686",
 }
 """Version of the spec → what it may say."""
 

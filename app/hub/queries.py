@@ -1,18 +1,18 @@
 """Finished jobs as repositories of the Hub protocol.
 
 ``qe/job_…`` has one commit. An alias has one for every succeeded job that carries it and was not rejected by its
-``accept_if``; ``main`` is the newest. A commit is named by the digests of its files, so the same bytes are the same
-commit on every installation.
+``accept_if``; ``main`` is the newest. Each export of the newest job is a branch with the name of its format. A commit
+is named by the digests of its files, so the same bytes are the same commit on every installation.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Text, cast, func, or_, select
+from sqlalchemy import ColumnElement, Text, cast, func, inspect, or_, select
 from sqlalchemy.dialects.postgresql import BYTEA, aggregate_order_by
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -23,6 +23,7 @@ from app.jobs.schemas import Verdict
 from core.contract.alias import JOB_NAMESPACE
 from core.ledger.states import JobStatus
 from core.ledger.tables import Artifact, Job
+from quant_experts.spec.exports import EXPORT_FORMATS, EXPORTS_FOLDER
 
 MAIN = "main"
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -32,7 +33,7 @@ MOST_COMMITS = 200
 
 @dataclass(frozen=True)
 class Commit:
-    """What one finished job made."""
+    """What one finished job made: its checkpoint, or the export of it in the format ``export``."""
 
     sha: str
     job_id: str
@@ -40,6 +41,7 @@ class Commit:
     scheme: str
     method: str
     date: datetime
+    export: str | None = None
 
 
 async def commits_of(session: AsyncSession, *, tenant: str, repository: str, limit: int = MOST_COMMITS) -> list[Commit]:
@@ -75,29 +77,63 @@ async def commits_of(session: AsyncSession, *, tenant: str, repository: str, lim
 
 
 async def commit_at(session: AsyncSession, *, tenant: str, repository: str, revision: str) -> Commit:
-    """``main``, a commit, or the id of one of the jobs. Raises Problem 404."""
-    newest_is_enough = revision == MAIN
+    """``main``, a commit, the id of one of the jobs, or an export of the newest. Raises Problem 404."""
+    newest_is_enough = revision == MAIN or revision in EXPORT_FORMATS
     commits = await commits_of(
         session, tenant=tenant, repository=repository, limit=1 if newest_is_enough else MOST_COMMITS
     )
+    if revision == MAIN:
+        return commits[0]
     for commit in commits:
-        if newest_is_enough or revision in (commit.sha, commit.job_id):
+        if revision in (commit.sha, commit.job_id):
             return commit
-    raise revision_not_found(f"{repository} has no revision {revision!a}: {MAIN}, a commit or a job id is possible")
+    for export in await exports_of(session, commits):
+        if revision in (export.sha, export.export):
+            return export
+    possible = f"{MAIN}, a commit, a job id or an export of {commits[0].job_id} is possible"
+    raise revision_not_found(f"{repository} has no revision {revision!a}: {possible}")
+
+
+async def exports_of(session: AsyncSession, commits: Sequence[Commit]) -> list[Commit]:
+    """The exports of the jobs of ``commits``, in their order."""
+    shas = {name: _sha_of_files(name).label(name) for name in EXPORT_FORMATS}
+    rows = await session.execute(
+        select(Job.id, *shas.values()).where(Job.id.in_([commit.job_id for commit in commits]))
+    )
+    found = {row.id: row._mapping for row in rows}
+    return [
+        replace(commit, sha=found[commit.job_id][name], export=name)
+        for commit in commits
+        for name in EXPORT_FORMATS
+        if found[commit.job_id][name] is not None
+    ]
 
 
 async def files_at(
     session: AsyncSession, *, tenant: str, repository: str, revision: str
 ) -> tuple[Commit, Sequence[Artifact]]:
+    """The commit and its files. Those of an export have the names that they have in its folder."""
     commit = await commit_at(session, tenant=tenant, repository=repository, revision=revision)
-    return commit, await artifacts_of(session, job_id=commit.job_id)
+    artifacts = await artifacts_of(session, job_id=commit.job_id)
+    if commit.export is None:
+        return commit, [artifact for artifact in artifacts if not artifact.name.startswith(f"{EXPORTS_FOLDER}/")]
+    folder = f"{EXPORTS_FOLDER}/{commit.export}/"
+    return commit, [_renamed(each, folder) for each in artifacts if each.name.startswith(folder)]
 
 
-def _sha_of_files() -> ColumnElement[str]:
-    """Forty hexadecimal digits of the SHA-256 over the sorted lines ``name, size, SHA-256``; null without files."""
+def _renamed(artifact: Artifact, folder: str) -> Artifact:
+    """A copy, which belongs to no session, without the folder in its name."""
+    columns = {column.key: getattr(artifact, column.key) for column in inspect(Artifact).column_attrs}
+    return Artifact(**columns | {"name": artifact.name.removeprefix(folder)})
+
+
+def _sha_of_files(export: str | None = None) -> ColumnElement[str]:
+    """Forty hexadecimal digits of the SHA-256 over the sorted lines ``name, size, SHA-256`` of the checkpoint or of an
+    export; null without files."""
     # Collated by bytes: the order must not depend on the locale of a database.
     line = func.concat_ws(" ", Artifact.name, Artifact.bytes, Artifact.sha256)
     lines = func.string_agg(line, aggregate_order_by(cast("\n", Text), Artifact.name.collate("C")))
     digest = func.encode(func.sha256(func.convert_to(lines, "UTF8", type_=BYTEA)), "hex")
-    of_job = select(func.left(digest, 40)).where(Artifact.job_id == Job.id)
+    exported = Artifact.name.startswith(f"{EXPORTS_FOLDER}/{export}/" if export else f"{EXPORTS_FOLDER}/")
+    of_job = select(func.left(digest, 40)).where(Artifact.job_id == Job.id, exported if export else ~exported)
     return of_job.correlate(Job).scalar_subquery()

@@ -13,7 +13,7 @@ from app.deps import ServiceDep, SessionDep
 from app.hub import tree
 from app.hub.access import HubReader
 from app.hub.problems import entry_not_found, error_headers
-from app.hub.queries import MAIN, Commit, commits_of, files_at
+from app.hub.queries import MAIN, Commit, commits_of, exports_of, files_at
 from app.hub.schemas import (
     AccessToken,
     CommitView,
@@ -76,7 +76,7 @@ async def model_info(
 async def model_info_at(
     namespace: str, name: str, revision: str, caller: HubReader, session: SessionDep, blobs: bool = False
 ) -> ModelView:
-    """`HfApi.model_info(revision=…)`: `main`, a commit, or the id of a job."""
+    """`HfApi.model_info(revision=…)`: `main`, a commit, the id of a job, or the format of an export."""
     return await _model(session, caller, f"{namespace}/{name}", revision, blobs=blobs)
 
 
@@ -130,8 +130,9 @@ async def paths_info(
 
 @router.get("/api/models/{namespace}/{name}/refs", responses=documented(problems.NOT_FOUND))
 async def refs(namespace: str, name: str, caller: HubReader, session: SessionDep) -> Refs:
-    """`HfApi.list_repo_refs`: the branch `main`, and every job of the alias as a tag."""
-    return Refs.of(await commits_of(session, tenant=caller.tenant, repository=f"{namespace}/{name}"))
+    """`HfApi.list_repo_refs`: the branch `main`, one for each export, and every job of the alias as a tag."""
+    commits = await commits_of(session, tenant=caller.tenant, repository=f"{namespace}/{name}")
+    return Refs.of(commits, await exports_of(session, commits[:1]))
 
 
 @router.get("/api/models/{namespace}/{name}/commits/{revision}", responses=documented(problems.NOT_FOUND))

@@ -121,7 +121,7 @@ class Ref(BaseModel):
 
 
 class Refs(BaseModel):
-    """`main`, and one tag per job."""
+    """`main`, a branch per export of the newest job, and one tag per job."""
 
     branches: list[Ref]
     tags: list[Ref]
@@ -129,9 +129,10 @@ class Refs(BaseModel):
     pullRequests: list[Ref] = Field(default_factory=list)  # noqa: N815
 
     @classmethod
-    def of(cls, commits: Sequence[Commit]) -> Refs:
+    def of(cls, commits: Sequence[Commit], exports: Sequence[Commit]) -> Refs:
+        branches = {"main": commits[0].sha} | {str(each.export): each.sha for each in exports}
         return cls(
-            branches=[Ref(name="main", ref="refs/heads/main", targetCommit=commits[0].sha)],
+            branches=[Ref(name=name, ref=f"refs/heads/{name}", targetCommit=sha) for name, sha in branches.items()],
             tags=[Ref(name=each.job_id, ref=f"refs/tags/{each.job_id}", targetCommit=each.sha) for each in commits],
         )
 
@@ -178,7 +179,7 @@ class WhoAmI(BaseModel):
 
 
 def title_of(commit: Commit) -> str:
-    return f"{commit.model_id} as {commit.scheme}"
+    return f"{commit.model_id} as {commit.scheme}" + (f", exported to {commit.export}" if commit.export else "")
 
 
 def lfs_pointer(artifact: Artifact) -> bytes:

@@ -20,7 +20,7 @@ from core.contract.spec import JobSpec
 from core.ledger.tables import FinishedBlock, Job
 
 MOST_OPTIONS = 64
-DECIDES_NOTHING = {"accept_if", "alias", "name", "labels", "timeout_s", "max_wait_s", "priority", "device"}
+DECIDES_NOTHING = {"accept_if", "exports", "alias", "name", "labels", "timeout_s", "max_wait_s", "priority", "device"}
 """Fields of a spec that do not change the result."""
 BEFORE_THE_BLOCKS = ("model", "calibration", "options.samples", "options.seed", "options.vision")
 """Fields that the captured inputs depend on. ``quant_experts.run.fingerprints`` has the same list in its own terms."""
@@ -37,6 +37,7 @@ class ForkRequest(Strict):
     options: dict[str, Any] | None = Field(default=None, max_length=MOST_OPTIONS)
     target: dict[str, Any] | None = None
     accept_if: dict[str, Any] | None = None
+    exports: list[str] | None = None
     name: str | None = None
     alias: str | None = None
     labels: dict[str, Any] | None = Field(default=None, max_length=MOST_OPTIONS)

@@ -22,6 +22,7 @@ from core.ledger.tables import FinishedBlock, Job
 from quant_experts.planning.cautions import cautions_of_scheme
 from quant_experts.planning.recipe import Recipe
 from quant_experts.spec.choices import AcceptIf, Target
+from quant_experts.spec.exports import ExportFormat
 
 Printable = Annotated[str, StringConstraints(max_length=200, pattern=patterns.LINE)]
 
@@ -124,6 +125,7 @@ class JobView(BaseModel):
     options: Options
     target: Target | None = Field(description="What scheme `auto` searches for.")
     accept_if: AcceptIf | None
+    exports: list[ExportFormat] | None
     timeout_s: int
     max_wait_s: int | None = Field(description="Seconds that it may wait for a worker, each time.")
     priority: int

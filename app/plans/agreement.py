@@ -59,7 +59,7 @@ async def check_plan(
     if plan is None:
         raise _at("/plan", problems.PLAN_NOT_FOUND, f"no plan {digest[:12]}…: make one with POST /v1/jobs:plan")
     body = deciding_fields(spec)
-    other = [name for name in DECIDES if body[name] != plan.spec.get(name)]
+    other = [name for name in DECIDES if body.get(name) != plan.spec.get(name)]
     if other:
         errors = [{"pointer": f"/{name}", "detail": "differs from the plan"} for name in other]
         raise Problem(problems.PLAN_MISMATCH, f"{' and '.join(other)}: differs from the plan", errors=errors)

@@ -13,6 +13,7 @@ from core.contract import patterns
 from core.contract.spec import JobSpec
 from quant_experts.planning.plan import Placement, Plan
 from quant_experts.planning.shapes import Shapes
+from quant_experts.spec.exports import ExportFormat
 
 Digest = Annotated[str, StringConstraints(pattern=patterns.SHA256)]
 
@@ -246,6 +247,7 @@ class _Planned(BaseModel):
     calibration: dict[str, Any]
     scheme: str
     method: str
+    exports: list[ExportFormat] | None = None
     resolved: ResolvedInputs
     created_at: datetime
     expires_at: datetime

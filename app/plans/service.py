@@ -38,8 +38,8 @@ from quant_experts.planning.recipe import Recipe
 from quant_experts.spec.prefixes import LOCAL, UPLOADED
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
-DECIDES = ("model", "calibration", "scheme", "method", "options", "target")
-"""Fields of a body that decide what is computed."""
+DECIDES = ("model", "calibration", "scheme", "method", "options", "target", "exports")
+"""Fields of a body that decide what is computed and what it takes."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,9 @@ def asks_the_hub(spec: JobSpec) -> bool:
 
 
 def deciding_fields(spec: JobSpec) -> dict[str, Any]:
-    return spec.model_dump(mode="json", include=set(DECIDES))
+    fields = spec.model_dump(mode="json", include=set(DECIDES))
+    # Digests of plans without exports are those from before there were any.
+    return {name: value for name, value in fields.items() if name != "exports" or value is not None}
 
 
 async def plan(request: Request, caller: Caller, session: AsyncSession, deps: Service, *, spec: JobSpec) -> PlanView:
@@ -168,7 +170,7 @@ async def plan_for_fleet(
 def recipe_of(spec: JobSpec) -> Recipe:
     options = spec.options.model_dump(mode="json", exclude_none=True)
     target = spec.target.model_dump(mode="json") if spec.target else None
-    return Recipe.of(spec.method, scheme=spec.scheme, target=target, **options)
+    return Recipe.of(spec.method, scheme=spec.scheme, target=target, exports=spec.exports or (), **options)
 
 
 async def store_plan(session: AsyncSession, *, tenant: str, planned: PlannedJob) -> PlanView:
@@ -193,6 +195,7 @@ async def store_plan(session: AsyncSession, *, tenant: str, planned: PlannedJob)
         calibration=spec.calibration.model_dump(mode="json"),
         scheme=spec.scheme,
         method=spec.method,
+        exports=spec.exports,
         resolved=planned.resolved,
         estimate=Estimate.of(planned.plan, from_hub=planned.resolved.model_commit is not None)
         if planned.plan

@@ -11,7 +11,7 @@ from app.comparisons.schemas import MOST_CANDIDATES, NewComparison
 from app.ui import job_form
 from quant_experts.spec.methods import DEFAULT_METHOD
 
-NOT_SHARED = ("scheme", "method", "alias", "target.max_bytes", "target.max_kl")
+NOT_SHARED = ("scheme", "method", "alias", "exports", "target.max_bytes", "target.max_kl")
 FIELDS = tuple(name for name in job_form.FIELDS if name not in NOT_SHARED)
 OTHER = "other_schemes"
 SCHEMES, METHODS = ("W4A6", "W4A8"), (DEFAULT_METHOD,)

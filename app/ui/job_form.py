@@ -20,7 +20,14 @@ FIELDS = (
     *("options.samples", "options.seed", "options.group_size", "options.shared_rank", "options.routed_rank"),
     *("options.experts", "options.important_channels", "options.adapter_dtype", "options.refine", "options.vision"),
     *("target.max_bytes", "target.max_kl", "accept_if.max_kl", "accept_if.min_top1_agreement"),
-    *("accept_if.max_perplexity_increase", "accept_if.min_image_sensitivity", "priority", "device", "max_wait_s"),
+    *(
+        "accept_if.max_perplexity_increase",
+        "accept_if.min_image_sensitivity",
+        "exports",
+        "priority",
+        "device",
+        "max_wait_s",
+    ),
 )
 TITLES = {
     "model.id": "Model",
@@ -33,6 +40,7 @@ TITLES = {
     "alias": "Alias",
     "labels": "Labels",
     "max_wait_s": "Longest wait",
+    "exports": "Exports",
     "candidates": "Schemes and methods",
     "target": "Target of the search",
     "": "The job",
@@ -61,6 +69,7 @@ def values_of_spec(spec: Mapping[str, Any]) -> dict[str, str]:
         if value is not None
     }
     flat |= {name: str(spec[name]) for name in WORDS if spec.get(name)}
+    flat["exports"] = ", ".join(spec.get("exports") or ())
     flat["labels"] = ", ".join(f"{key}={value}" for key, value in (spec.get("labels") or {}).items())
     if not flat.get(UPLOADED, "").startswith("ds_"):
         flat[HUB] = flat.pop(UPLOADED, "")
@@ -71,13 +80,15 @@ def body_of(values: Mapping[str, str]) -> dict[str, Any]:
     """The body of ``POST /v1/jobs`` from the filled-in fields, not validated."""
     body: dict[str, Any] = {}
     for name, value in values.items():
-        if not value or name in (HUB, "labels"):
+        if not value or name in (HUB, "labels", "exports"):
             continue
         part, _, field = name.rpartition(".")
         (body.setdefault(part, {}) if part else body)[field] = _number(value) if (part or name) in NUMBERED else value
     hub = values.get(HUB, "")
     if hub:
         body.setdefault("calibration", {})["dataset"] = hub
+    if values.get("exports"):
+        body["exports"] = [name.strip() for name in values["exports"].split(",")]
     pairs = [pair.partition("=") for pair in values.get("labels", "").split(",") if pair.strip()]
     if pairs:
         body["labels"] = {key.strip(): value.strip() for key, _, value in pairs}

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, WithJsonSc
 from core.contract import patterns
 from core.contract.alias import Alias
 from quant_experts.spec.choices import WHOLE, AcceptIf, Budget, Sensitive, Target
+from quant_experts.spec.exports import EXPORT_FORMATS, ExportFormat, export_refusal
 from quant_experts.spec.methods import DEFAULT_METHOD, DEFAULTS, PRESETS
 from quant_experts.spec.slots import Reconstruction, Rounding, Smoothing
 
@@ -110,6 +111,13 @@ class JobSpec(_Strict):
     options: Options = Options()
     target: Target | None = Field(default=None, description='Goes with scheme "auto", and only with it.')
     accept_if: AcceptIf | None = None
+    exports: Annotated[list[ExportFormat], Field(min_length=1, max_length=len(EXPORT_FORMATS))] | None = Field(
+        default=None,
+        examples=[["dequantized"]],
+        description="Other formats that the finished checkpoint is also written in. Their files are artifacts below "
+        "`exports/<format>/`, and `/hub` serves each as a revision of that name. An export that cannot be made does "
+        "not fail the job: `summary.exports` says why.",
+    )
     name: Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=patterns.LINE)] | None = None
     alias: Alias | None = Field(
         default=None,
@@ -164,6 +172,23 @@ class JobSpec(_Strict):
                     f"label {key!r}: use lower-case letters, digits, '.', '_', '/', '-'; at most 63 characters"
                 )
         return value
+
+    @field_validator("exports")
+    @classmethod
+    def _each_export_once(cls, value: list[ExportFormat] | None) -> list[ExportFormat] | None:
+        if value is not None and len(set(value)) < len(value):
+            raise ValueError("a format is named twice")
+        return value
+
+    @model_validator(mode="after")
+    def _exports_have_a_place_for_the_method(self) -> Self:
+        slots = self.options_in_full()
+        refusal = export_refusal(
+            self.exports or (), smoothing=slots["smoothing"], reconstruction=slots["reconstruction"]
+        )
+        if refusal is not None:
+            raise ValueError(f"exports: {refusal}")
+        return self
 
     @model_validator(mode="after")
     def _mixed_precision_is_asked_for_in_one_way(self) -> Self:

@@ -48,6 +48,7 @@ class Phase(StrEnum):
     EVALUATING = "evaluating"
     PACKING = "packing"
     VERIFYING = "verifying"
+    EXPORTING = "exporting"
     PUBLISHING = "publishing"
 
 

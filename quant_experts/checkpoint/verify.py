@@ -19,6 +19,7 @@ from quant_experts.checkpoint import fresh_process
 from quant_experts.checkpoint.write import CHECKSUMS
 from quant_experts.errors import InvalidCheckpoint
 from quant_experts.files import file_digest
+from quant_experts.spec.exports import EXPORTS_FOLDER
 
 TOLERANCE = 0.05
 """Largest relative Frobenius error of the logits. The same kernels on the same device give 0; another attention kernel
@@ -46,7 +47,7 @@ class Verdict:
 
 
 def verify_checksums(directory: Path) -> int:
-    """Compare every file with SHA256SUMS; returns the number of files.
+    """Compare every file with SHA256SUMS, exports with their own; returns the number of files.
 
     Raises InvalidCheckpoint that names each file that is missing, changed or not listed.
     """
@@ -59,7 +60,12 @@ def verify_checksums(directory: Path) -> int:
         if not separator or len(digest) != 64 or Path(name).is_absolute() or ".." in Path(name).parts:
             raise InvalidCheckpoint(f"{CHECKSUMS} line {number} is not '<sha256>  <name>'")
         digests[name] = digest
-    present = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
+    exports = directory / EXPORTS_FOLDER
+    present = {
+        path.relative_to(directory).as_posix()
+        for path in directory.rglob("*")
+        if path.is_file() and not path.is_relative_to(exports)
+    }
     problems = [f"{name} is missing" for name in sorted(set(digests) - present)]
     problems += [f"{name} is not listed" for name in sorted(present - set(digests) - {CHECKSUMS})]
     problems += [
@@ -69,7 +75,7 @@ def verify_checksums(directory: Path) -> int:
     ]
     if problems:
         raise InvalidCheckpoint(f"{directory}: {'; '.join(problems)}")
-    return len(digests)
+    return len(digests) + sum(verify_checksums(export) for export in sorted(exports.glob("*")))
 
 
 def verify_in_fresh_process(

@@ -53,18 +53,20 @@ def pull(
     artifacts: Sequence[ArtifactView],
     directory: Path,
     *,
+    folder: str = "",
     open_file: OpenFile,
     policy: RetryPolicy,
     parallel: int,
     on_progress: OnProgress | None,
     stop: threading.Event | None = None,
 ) -> list[Path]:
-    """Every artifact below ``directory``, in their order. The first error ends all; parts stay for the next call.
+    """Every artifact below ``directory``, in their order, without ``folder`` at the beginning of their names. The first
+    error ends all; parts stay for the next call.
     ``stop``: set by whoever wants it to end early.
 
     Raises ApiError, ConnectionFailed, DigestMismatch, or ClientError for a name that leads out of the directory.
     """
-    targets = [target_of(directory, artifact.name) for artifact in artifacts]
+    targets = [target_of(directory, artifact.name.removeprefix(folder)) for artifact in artifacts]
     (directory / PARTS).mkdir(parents=True, exist_ok=True)
     tally = _Tally(artifacts, on_progress)
     stop = stop or threading.Event()
@@ -83,14 +85,20 @@ def pull(
     return targets
 
 
-def chosen(artifacts: Sequence[ArtifactView], names: Sequence[str] | None, job_id: str) -> list[ArtifactView]:
-    """The artifacts of ``names``, or all. Raises ClientError for an unknown name, or when there are none."""
+def chosen(
+    artifacts: Sequence[ArtifactView], names: Sequence[str] | None, job_id: str, *, folder: str = ""
+) -> list[ArtifactView]:
+    """The artifacts of ``names``, or all; with ``folder`` those in it. Raises ClientError for an unknown name, or when
+    there are none."""
     if not artifacts:
         raise ClientError(f"{job_id} has no files: they appear all at once when a job has succeeded")
     missing = sorted(set(names or ()) - {artifact.name for artifact in artifacts})
     if missing:
         raise ClientError(f"{job_id} has no file {missing[0]!r}")
-    return [artifact for artifact in artifacts if names is None or artifact.name in names]
+    inside = [artifact for artifact in artifacts if artifact.name.startswith(folder)]
+    if not inside:
+        raise ClientError(f"{job_id} has no files in {folder}: its summary says what came of its exports")
+    return [artifact for artifact in inside if names is None or artifact.name in names]
 
 
 def target_of(directory: Path, name: str) -> Path:

@@ -16,6 +16,7 @@ from quant_experts.client.requests import jobs as requests
 from quant_experts.client.requests.base import Request
 from quant_experts.client.views.datasets import DatasetView
 from quant_experts.client.views.jobs import ArtifactView, AttemptView, EventView, JobView, LayerView
+from quant_experts.spec.exports import EXPORTS_FOLDER
 
 J = TypeVar("J", bound="JobOperations[Any]")
 Files = list[Path]
@@ -46,6 +47,7 @@ class JobFields(Names, total=False):
     method: str | None
     options: Mapping[str, Any] | None
     target: Mapping[str, Any] | None
+    exports: Sequence[str] | None
 
 
 class Changes(TypedDict, total=False):
@@ -58,6 +60,7 @@ class Changes(TypedDict, total=False):
     options: Mapping[str, Any] | None
     target: Mapping[str, Any] | None
     accept_if: Mapping[str, Any] | None
+    exports: Sequence[str] | None
     name: str
     alias: str | None
     labels: Mapping[str, str | None] | None
@@ -147,12 +150,16 @@ class JobOperations(Operations, Generic[J]):
         directory: str | Path,
         *,
         names: Sequence[str] | None = None,
+        export: str | None = None,
         parallel: int = 4,
         on_progress: OnProgress | None = None,
     ) -> Operation[Files]:
         """Download every file, or those of ``names``, into ``directory``; what is there already is not sent again.
-        ``on_progress`` is called from other threads."""
-        return pull_files(self, self.id, directory, names=names, parallel=parallel, on_progress=on_progress)
+        ``export``: the files of the export in this format and no others. ``on_progress`` is called from other threads.
+        """
+        return pull_files(
+            self, self.id, directory, names=names, export=export, parallel=parallel, on_progress=on_progress
+        )
 
     def _kind(self) -> type[J]:
         return type(self)  # type: ignore[return-value]
@@ -186,15 +193,18 @@ def pull_files(
     directory: str | Path,
     *,
     names: Sequence[str] | None,
+    export: str | None,
     parallel: int,
     on_progress: OnProgress | None,
 ) -> Operation[Files]:
-    files = chosen((yield from owner._send(requests.artifacts(job_id))), names, job_id)
+    folder = f"{EXPORTS_FOLDER}/{export}/" if export else ""
+    files = chosen((yield from owner._send(requests.artifacts(job_id))), names, job_id, folder=folder)
     return (
         yield from run_blocking(
             lambda transport, stop: pull(
                 files,
                 Path(directory),
+                folder=folder,
                 open_file=lambda name, headers: transport.stream(requests.artifact_path(job_id, name), headers),
                 policy=transport.policy,
                 parallel=parallel,

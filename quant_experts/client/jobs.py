@@ -75,6 +75,7 @@ class JobsOperations(Operations, Generic[J, PL]):
             "method": document.method,
             "options": document.options,
             "target": document.target,
+            "exports": document.exports,
             **named,
         }
         request = requests.create_job(self._job, fields, plan=digest, idempotency_key=idempotency_key)
@@ -197,10 +198,13 @@ class JobsOperations(Operations, Generic[J, PL]):
         directory: str | Path,
         *,
         names: Sequence[str] | None = None,
+        export: str | None = None,
         parallel: int = 4,
         on_progress: OnProgress | None = None,
     ) -> Operation[Files]:
-        return pull_files(self, job_id, directory, names=names, parallel=parallel, on_progress=on_progress)
+        return pull_files(
+            self, job_id, directory, names=names, export=export, parallel=parallel, on_progress=on_progress
+        )
 
 
 class Jobs(Blocking, JobsOperations[Job, Plan]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,10 +15,13 @@ from quant_experts.planning.number_text import size_text
 from quant_experts.planning.plan import Plan, make_plan
 from quant_experts.planning.recipe import Recipe
 from quant_experts.planning.rows import unknown_rows
+from quant_experts.planning.sizes import export_bytes
 from quant_experts.spec.specification import QuantizationSpec
 
 
-def check_disk_space(model: Path, spec: QuantizationSpec, *, output: Path, work: Path) -> None:
+def check_disk_space(
+    model: Path, spec: QuantizationSpec, *, output: Path, work: Path, exports: Sequence[str] = ()
+) -> None:
     """Raises DiskFull when the checkpoint, whose size is exact, does not fit beside the files of the run.
 
     Files of an earlier run in ``work`` count as written. A model that cannot be planned is not checked; the run reports
@@ -26,7 +29,8 @@ def check_disk_space(model: Path, spec: QuantizationSpec, *, output: Path, work:
     """
     try:
         headers = read_local(model)
-        plan = make_plan(headers, Recipe.of(**spec.model_dump()), unknown_rows(vision=False), from_hub=False)
+        recipe = Recipe.of(**spec.model_dump(), exports=exports)
+        plan = make_plan(headers, recipe, unknown_rows(vision=False), from_hub=False)
     except (Unreadable, HubUnavailable, OSError):
         return
     for path, need in _needed(plan, output, work).items():
@@ -44,7 +48,8 @@ def _needed(plan: Plan, output: Path, work: Path) -> dict[Path, int]:
     blocks = sum(plan.size.blocks_after) if plan.size.is_exact else 0
     there = sum(path.stat().st_size for path in work.glob("blocks/*")) if work.is_dir() else 0
     needs: dict[Path, int] = {}
-    for path, size in ((output, plan.size.bytes_after_least), (work, max(0, blocks - there))):
+    exported = sum(export_bytes(name, plan.shapes, plan.size) for name in plan.recipe.exports)
+    for path, size in ((output, plan.size.bytes_after_least + exported), (work, max(0, blocks - there))):
         parent_there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
         needs[parent_there] = needs.get(parent_there, 0) + size
     return needs

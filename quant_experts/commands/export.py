@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-FORMATS = ("compressed-tensors", "dequantized")
+from quant_experts.spec.exports import EXPORT_FORMATS
 
 
 @click.command("export", short_help="Write a checkpoint for vLLM or plain transformers, with nothing of ours.")
 @click.argument("checkpoint", metavar="OUT", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--to", "name", type=click.Choice(FORMATS), required=True, help="The format.")
+@click.option("--to", "name", type=click.Choice(EXPORT_FORMATS), required=True, help="The format.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="A new directory.")
 @click.option("--device", default="cpu", show_default=True, help="Where to load it, as a check.")
 def command(checkpoint: Path, name: str, output: Path, device: str) -> None:
@@ -26,8 +26,7 @@ def command(checkpoint: Path, name: str, output: Path, device: str) -> None:
     What the export has not that the checkpoint has is printed, and stands in the export's README.md. It is loaded in a
     fresh process before the directory gets its name.
     """
-    from quant_experts.export import FORMATS as KNOWN
-    from quant_experts.export import export
+    from quant_experts.export import FORMATS, export
     from quant_experts.planning.number_text import size_text
 
     result = export(checkpoint, name, output, device=device)
@@ -37,5 +36,5 @@ def command(checkpoint: Path, name: str, output: Path, device: str) -> None:
     if result.loaded:
         click.echo("it loads in a fresh process, and its logits are finite")
     else:
-        click.echo(f"it was not loaded here: the package {KNOWN[name].needs} is not installed")
-    click.echo(f"opens with: {KNOWN[name].opens_with}")
+        click.echo(f"it was not loaded here: the package {FORMATS[name].needs} is not installed")
+    click.echo(f"opens with: {FORMATS[name].opens_with}")

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from quant_experts.client import Job
+from quant_experts.commands.options.exports import export_option
 from quant_experts.commands.options.job import CALIBRATION, job_options, labels_of, report_submitted, rows_of
 from quant_experts.commands.options.spec import changes_of, is_given, spec_options
 from quant_experts.commands.service_client import connected, json_option, url_option
@@ -22,6 +23,7 @@ from quant_experts.commands.service_client import connected, json_option, url_op
     metavar="FIELD",
     help="Take away what JOB said, as options.experts or accept_if; repeatable.",
 )
+@export_option
 @job_options
 @json_option("The new job as one JSON object on stdout; with --watch, then its events.")
 @url_option
@@ -33,6 +35,7 @@ def command(
     job_id: str,
     calibration: str | None,
     unset: tuple[str, ...],
+    exports: tuple[str, ...],
     name: str | None,
     alias: str | None,
     labels: tuple[str, ...],
@@ -54,7 +57,8 @@ def command(
     changes: dict[str, Any] = changes_of(
         **{option: value for option, value in options.items() if is_given(context, option)}
     )
-    fields = {"name": name, "alias": alias, "timeout_s": timeout_s, "labels": labels_of(labels) or None}
+    fields: dict[str, Any] = {"name": name, "alias": alias, "timeout_s": timeout_s, "labels": labels_of(labels) or None}
+    fields["exports"] = exports or None
     fields |= {"max_wait_s": max_wait_s, "priority": priority, "device": device}
     changes.update({field: value for field, value in fields.items() if value is not None})
     for path in unset:

@@ -25,6 +25,7 @@ from quant_experts.commands.display.plan_text import (
 )
 from quant_experts.commands.exit_codes import BAD_INPUT
 from quant_experts.commands.models import ID, check_is_of_a_service
+from quant_experts.commands.options.exports import check_exports, export_option
 from quant_experts.commands.options.spec import body_of, spec_of, spec_options
 from quant_experts.errors import InvalidModel, QuantExpertsError
 from quant_experts.planning.blocks import Block
@@ -64,6 +65,7 @@ class Unavailable(QuantExpertsError):
 )
 @click.option("--split", metavar="NAME", help="Split of a hub dataset, on a service.  [default: train]")
 @spec_options
+@export_option
 @click.option(
     "--on-service/--here",
     "on_service",
@@ -79,6 +81,7 @@ def command(
     revision: str | None,
     calibration: str | None,
     split: str | None,
+    exports: tuple[str, ...],
     on_service: bool | None,
     url: str | None,
     as_json: bool,
@@ -100,7 +103,7 @@ def command(
             revision=revision,
             calibration=calibration,
             split=split,
-            body=body_of(**options),
+            body={**body_of(**options), "exports": exports or None},
             as_json=as_json,
             url=url,
         )
@@ -108,11 +111,12 @@ def command(
     if split is not None:
         raise click.UsageError("--split names a split of a hub dataset; only a service makes plans with one")
     spec, _ = spec_of(**options)
+    check_exports(exports, spec)
     headers, from_hub = _headers(model, revision)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS
     rows = _rows(Path(calibration) if calibration else None, model, headers)
     try:
-        plan = make_plan(headers, Recipe.of(**spec.model_dump()), rows, from_hub=from_hub, cores=cores)
+        plan = make_plan(headers, Recipe.of(**spec.model_dump(), exports=exports), rows, from_hub=from_hub, cores=cores)
     except Unreadable as error:
         raise InvalidModel(str(error)) from error
     if as_json:

@@ -16,6 +16,7 @@ import click
 from quant_experts.commands.disk_space import check_disk_space, disk_full_advice
 from quant_experts.commands.display.run_progress import RunProgress, say
 from quant_experts.commands.exit_codes import REJECTED
+from quant_experts.commands.options.exports import check_exports, export_option
 from quant_experts.commands.options.spec import spec_of, spec_options
 from quant_experts.errors import InvalidCalibration, InvalidModel, Stopped
 from quant_experts.progress import ShouldStop
@@ -43,6 +44,7 @@ CACHE = "QE_CACHE"
     help="Directory of the checkpoint; must not exist.",
 )
 @spec_options
+@export_option
 @click.option("--device", metavar="cpu|cuda", help="Where to compute.  [default: cuda where there is one]")
 @click.option(
     "--work",
@@ -58,6 +60,7 @@ def command(
     calibration: str,
     split: str,
     output: Path,
+    exports: tuple[str, ...],
     device: str | None,
     work: Path | None,
     keep_work: bool,
@@ -71,6 +74,7 @@ def command(
     A checkpoint that misses a limit of --accept-… is kept, and the exit code is 5.
     """
     spec, accept_if = spec_of(**options)
+    check_exports(exports, spec)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise click.UsageError(f"--output: {output} exists and is not an empty directory")
     work = work or output.with_name(f"{output.name}.work")
@@ -79,7 +83,7 @@ def command(
     display = RunProgress()
     with display, _stopping_softly() as should_stop:
         directory, model_id, commit = _find_model(model, revision, display)
-        check_disk_space(directory, spec, output=output, work=work)
+        check_disk_space(directory, spec, output=output, work=work, exports=exports)
         rows = _find_rows(calibration, display)
         display.note("loading torch and transformers")
         from transformers.utils.logging import disable_progress_bar
@@ -100,6 +104,7 @@ def command(
                     split=split,
                     device=device,
                     accept_if=accept_if,
+                    exports=exports,
                     on_event=display.on_event,
                     should_stop=should_stop,
                 )

@@ -9,6 +9,7 @@ import click
 from quant_experts.client import Client, Job
 from quant_experts.client.job import Names
 from quant_experts.commands.models import check_is_of_a_service
+from quant_experts.commands.options.exports import export_option
 from quant_experts.commands.options.job import CALIBRATION, job_options, labels_of, report_submitted, rows_of
 from quant_experts.commands.options.spec import LIMITS, body_of, is_given, names_of_spec_options, spec_options
 from quant_experts.commands.service_client import connected, json_option, url_option
@@ -26,6 +27,7 @@ from quant_experts.commands.service_client import connected, json_option, url_op
     help="Run exactly what qe plan printed, instead of --model, --calibration and the options of the method.",
 )
 @spec_options
+@export_option
 @job_options
 @json_option("The job as one JSON object on stdout; with --watch, then its events.")
 @url_option
@@ -39,6 +41,7 @@ def command(
     revision: str | None,
     calibration: str | None,
     split: str | None,
+    exports: tuple[str, ...],
     name: str | None,
     alias: str | None,
     labels: tuple[str, ...],
@@ -68,7 +71,15 @@ def command(
             job = client.jobs.create_planned(digest, idempotency_key=idempotency_key, **names)
         else:
             job = _created(
-                client, calibration or "", idempotency_key, model=model, revision=revision, split=split, **names, **body
+                client,
+                calibration or "",
+                idempotency_key,
+                model=model,
+                revision=revision,
+                split=split,
+                exports=exports or None,
+                **names,
+                **body,
             )
         return report_submitted(client, job, as_json=as_json, and_watch=and_watch)
 
@@ -82,7 +93,8 @@ def _created(client: Client, calibration: str, idempotency_key: str | None, **fi
 
 def _check_nothing_else_decides(context: click.Context) -> None:
     """Raises UsageError for the first option that the plan determines."""
-    options = {"model", "revision", "calibration", "split", *names_of_spec_options()} - set(LIMITS.values())
-    conflicts = [option for option in context.params if option in options and is_given(context, option)]
-    if conflicts:
-        raise click.UsageError(f"--plan says what --{conflicts[0].replace('_', '-')} would: leave one of them out")
+    deciding = {"model", "revision", "calibration", "split", "exports", *names_of_spec_options()} - set(LIMITS.values())
+    options = (option for option in context.command.params if option.name in deciding)
+    given = next((option for option in options if option.name and is_given(context, option.name)), None)
+    if given is not None:
+        raise click.UsageError(f"--plan says what {given.opts[0]} would: leave one of them out")

@@ -14,7 +14,7 @@ from quant_experts.planning.blocks import Block
 from quant_experts.planning.recipe import AUTO, Recipe
 from quant_experts.planning.rows import Rows
 from quant_experts.planning.shapes import Shapes
-from quant_experts.planning.sizes import Size
+from quant_experts.planning.sizes import Size, export_bytes
 
 RETAINED_STATES = 2
 """Hidden states of this many blocks stay on disk. When the newest are damaged, the walk goes back one block and not to
@@ -94,6 +94,9 @@ def disk_by_phase(shapes: Shapes, recipe: Recipe, rows: Rows, size: Size) -> dic
         "walking": max(_walk(shapes, stacks, streams, size.blocks_after)),
         "packing": stored + size.bytes_after_most + max(shapes.others, REPORT),
     }
+    if recipe.exports:
+        exported = sum(export_bytes(name, shapes, size) for name in recipe.exports)
+        phases["exporting"] = stored + size.bytes_after_most + REPORT + exported
     if recipe.measures_sensitivity:
         phases["sensitivity"] = max(_sensitivity(shapes, stacks, few))
     if recipe.smoothing == "mbq" and shapes.family.encoder is None:

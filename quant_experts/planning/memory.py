@@ -12,7 +12,7 @@ from quant_experts.planning.blocks import Block, Group
 from quant_experts.planning.recipe import Recipe
 from quant_experts.planning.rows import Rows
 from quant_experts.planning.shapes import Shapes
-from quant_experts.planning.sizes import Size, group_bits, ranks_in, weight_bits
+from quant_experts.planning.sizes import Size, export_bytes, group_bits, ranks_in, weight_bits
 
 INTERPRETER = 430_000_000
 """Python with torch and transformers imported (CPU build)."""
@@ -50,19 +50,23 @@ def memory_of(shapes: Shapes, recipe: Recipe, rows: Rows, size: Size, *, cuda: b
         "evaluating": shapes.head + 4 * 4 * min(LOGIT_CHUNK, int(rows.tokens)) * shapes.vocabulary,
     }
     verification = size.bytes_after_most + _loaded_extra(shapes) + _activations(shapes, rows)
+    # What loads an export may hold each weight packed and dequantized.
+    export = max((shapes.bytes_before + export_bytes(name, shapes, size) for name in recipe.exports), default=0)
+    last = "exporting" if export > verification else "verifying"
+    loaded = max(verification, export)
     widest = max(phases, key=phases.__getitem__)
     python = INTERPRETER + WORKING
     python += IMAGES if rows.images else 0
     python += CLUSTERING if any(ranks_in(group, recipe).experts for group in shapes.groups) else 0
     if cuda:
-        peak = max(phases[widest], verification)
+        peak = max(phases[widest], loaded)
         host = CUDA_HOST + VERIFIER + shapes.largest_other
-        return Memory(host, CUDA_CONTEXT + peak, widest if peak == phases[widest] else "verifying")
+        return Memory(host, CUDA_CONTEXT + peak, widest if peak == phases[widest] else last)
     computation = python + phases[widest]
-    verification_peak = python + _left_behind(phases["fitting"]) + VERIFIER + verification
-    if computation >= verification_peak:
+    load = python + _left_behind(phases["fitting"]) + VERIFIER + loaded
+    if computation >= load:
         return Memory(computation, 0, widest)
-    return Memory(verification_peak, 0, "verifying")
+    return Memory(load, 0, last)
 
 
 def _kinds(shapes: Shapes) -> list[Block]:

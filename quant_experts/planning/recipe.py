@@ -1,12 +1,13 @@
 """What is to be done to a model, as far as it decides sizes, memory and time.
 
-Names and defaults are those of the library's QuantizationSpec; ``tests/planning/test_recipe.py`` holds them together.
+Names and defaults are those of the library's QuantizationSpec, which has no ``exports``;
+``tests/planning/test_recipe.py`` holds them together.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -23,7 +24,7 @@ LEVELS = (6, 8)
 @dataclass(frozen=True)
 class Recipe:
     """``scheme``: ``"auto"`` has the bits of no scheme; sizes then are bounds. ``sensitive``, ``budget``,
-    ``target``: as in the body of a job."""
+    ``target``: as in the body of a job. ``exports``: formats that the checkpoint is also written in."""
 
     method_version: int = 1
     scheme: str = "W4A6"
@@ -48,6 +49,7 @@ class Recipe:
     samples: int = 128
     holdout: float = 0.1
     seed: int = 0
+    exports: Sequence[str] = ()
 
     @classmethod
     def of(cls, method: str = DEFAULT_METHOD, **options: Any) -> Recipe:

@@ -202,16 +202,22 @@ def phases_of(shapes: Shapes, recipe: Recipe, rows: Rows, rates: Rates) -> dict[
     tower = 2.0 * shapes.vision_parameters * PATCHES_PER_TOKEN * rows.tokens * min(rows.images, 1)
     head = 2.0 * shapes.hidden * shapes.vocabulary * rows.tokens
     probe = tower + head + 2.0 * shapes.weights * rows.tokens
-    return {
+    verifying = PhaseSeconds(
+        0.5 * rates.run,
+        shapes.bytes_before / DISK + probe / rates.forward + UNPACKED * shapes.weights / rates.bytes,
+    )
+    phases = {
         "preparing": PhaseSeconds(0.5 * rates.run, 0.0),
         "calibrating": PhaseSeconds(0.0, tower * (samples + VARIANTS) / rates.forward + ROW * samples),
         "evaluating": PhaseSeconds(0.0, head * recipe.held_out(samples) * 3 / rates.forward),
         "packing": PhaseSeconds(0.0, (4.0 * shapes.others + 2.0 * shapes.bytes_before) / DISK),
-        "verifying": PhaseSeconds(
-            0.5 * rates.run,
-            shapes.bytes_before / DISK + probe / rates.forward + UNPACKED * shapes.weights / rates.bytes,
-        ),
+        "verifying": verifying,
     }
+    if recipe.exports:
+        each = verifying.working + 2.0 * shapes.bytes_before / DISK + UNPACKED * shapes.weights / rates.bytes
+        exports = len(recipe.exports)
+        phases["exporting"] = PhaseSeconds(exports * verifying.starting, exports * each)
+    return phases
 
 
 def on_cores(rates: Rates, cores: int) -> Rates:

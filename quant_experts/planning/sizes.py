@@ -111,3 +111,8 @@ def ranks_in(group: Group, recipe: Recipe) -> Ranks:
     width = group.width - min(recipe.important_channels, max(group.width // 2, 1))
     count = min(ranks.experts, width)
     return replace(ranks, experts=count if count >= 2 else min(ranks.experts, 1))
+
+
+def export_bytes(name: str, shapes: Shapes, size: Size) -> int:
+    """Of the tensors of an export, at most: those of the original model, or those of the checkpoint."""
+    return shapes.bytes_before if name == "dequantized" else size.bytes_after_most

@@ -6,12 +6,14 @@
 4. evaluating: the held-out rows, which passed the walk in full precision and quantized, reach the output head;
 5. packing: write the checkpoint beside its final name;
 6. verifying: a fresh process loads it and must give the same logits;
-7. publishing: rename it to its final name.
+7. exporting: write it in other formats too, where that was asked for;
+8. publishing: rename it to its final name.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,7 @@ from quant_experts.run.checks import (
     size_warnings,
     stack_warnings,
 )
+from quant_experts.run.exports import Exports, check_exports, make_exports
 from quant_experts.run.fingerprints import environment_of, inputs_fingerprint, run_parts
 from quant_experts.run.time_left import Forecaster, expected_seconds, seconds_to_start
 from quant_experts.run.written_size import names_beside_the_blocks, planned_shapes, written_size
@@ -84,6 +87,7 @@ def quantize(
     device: str | None = None,
     keep_superseded: bool = False,
     accept_if: AcceptIf | None = None,
+    exports: Sequence[str] = (),
     on_event: OnEvent = ignore,
     should_stop: ShouldStop = never,
 ) -> QualityReport:
@@ -95,7 +99,8 @@ def quantize(
     ``model_commit`` only name the model in the report and the recipe. ``keep_superseded``: leave hidden states that no
     resume needs to the caller, who deletes the files named in BlockFinished; for callers that copy a block's files
     after ``on_event`` has returned. ``accept_if``: limits that decide the report's verdict and nothing else; a resumed
-    run may have other ones.
+    run may have other ones. ``exports``: formats (``quant_experts.export``) in which the finished checkpoint is written
+    too, below ``output``/exports; one that cannot be made is named in Finished.
 
     Raises a QuantExpertsError that names what is wrong with model, rows, options or numbers; Stopped when
     ``should_stop`` says so. Nothing is left at ``output`` then.
@@ -113,6 +118,7 @@ def quantize(
         device=device,
         keep_superseded=keep_superseded,
         accept_if=accept_if,
+        exports=tuple(exports),
         on_event=Forecaster(on_event, started=seconds_to_start()),
         should_stop=should_stop,
     )
@@ -139,6 +145,7 @@ class QuantizationRun:
     device: str | None
     keep_superseded: bool
     accept_if: AcceptIf | None
+    exports: tuple[str, ...]
     on_event: Forecaster
     should_stop: ShouldStop
 
@@ -163,7 +170,7 @@ class QuantizationRun:
     report: QualityReport = field(init=False)
 
     def run(self) -> QualityReport:
-        """All seven phases."""
+        """All phases."""
         self.prepare()
         self.calibrate()
         self.fit()
@@ -171,8 +178,9 @@ class QuantizationRun:
         with staging_directory(self.output) as directory:
             files = self.pack(directory)
             self.verify(directory)
+            exports = self.export(directory)
             self.publish(directory)
-        self.on_event(Finished(self.output, tuple(files)))
+        self.on_event(Finished(self.output, (*files, *exports.files), exports.outcomes))
         return self.report
 
     def prepare(self) -> None:
@@ -184,6 +192,7 @@ class QuantizationRun:
         plans = plan_groups(blueprint.model, blueprint.manifest, vision=self.spec.vision)
         check_group_size(self.spec, plans)
         check_mixed_precision(self.spec, plans, blueprint.dtype)
+        check_exports(self.exports, self.spec, plans)
         self.collate = open_collator(self.source, blueprint.model.config, dtype=blueprint.dtype)
         self.rows = open_rows(self.calibration, split=self.split, follow_links=self.follow_links)
         self.choice = choose(self.rows, samples=self.spec.samples, holdout=self.spec.holdout, seed=self.spec.seed)
@@ -251,6 +260,16 @@ class QuantizationRun:
         self._enter("verifying")
         verify_in_fresh_process(directory, self.measured.probe, device=self.context.blueprint.device.type)
 
+    def export(self, directory: Path) -> Exports:
+        """Write the checkpoint in the other formats that were asked for."""
+        if not self.exports:
+            return Exports()
+        self._enter("exporting", len(self.exports))
+        device = self.context.blueprint.device.type
+        return make_exports(
+            directory, self.exports, device=device, on_event=self.on_event, should_stop=self.should_stop
+        )
+
     def publish(self, directory: Path) -> None:
         """Give the checkpoint its name."""
         self._enter("publishing")
@@ -271,7 +290,8 @@ class QuantizationRun:
     def _forecast(self, inputs: CapturedInputs | None = None) -> None:
         """Forecast the rest of the run, as the present spec has it."""
         shapes = planned_shapes(self.source, self.spec)
-        self.on_event.expect(expected_seconds(shapes, self.spec, self.context.blueprint.device), inputs)
+        device = self.context.blueprint.device
+        self.on_event.expect(expected_seconds(shapes, self.spec, device, self.exports), inputs)
 
     def _open_model(self) -> Blueprint:
         """The model anew, with everything that each forward needs except its blocks."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
 
@@ -16,7 +17,7 @@ from quant_experts.planning.recipe import Recipe
 from quant_experts.planning.rows import Rows
 from quant_experts.planning.seconds import CORE, GPU, PhaseSeconds, block_seconds, on_cores, phases_of
 from quant_experts.planning.shapes import Shapes
-from quant_experts.progress import Advanced, BlockFinished, Event, Forecast, OnEvent, PhaseStarted
+from quant_experts.progress import Advanced, BlockFinished, Event, Forecast, OnEvent, Phase, PhaseStarted
 from quant_experts.spec.specification import QuantizationSpec
 
 OLDER_WEIGHT = 0.7
@@ -28,7 +29,7 @@ LONGEST_START = 60.0
 """Seconds. An older process has done something else before."""
 MEASURING = "measuring"
 """Measuring the whole model before blocks are fitted: a part of the phase ``calibrating`` that counts from 0 again."""
-STAGES = ("preparing", "calibrating", MEASURING, "fitting", "evaluating", "packing", "verifying", "publishing")
+STAGES = ("preparing", "calibrating", MEASURING, *get_args(Phase)[2:])
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class Forecaster:
         done, total = self._units
         if self._stage == "fitting":
             seconds = self._blocks_left(expected, in_stage)
-        elif done and self._stage in ("calibrating", MEASURING):
+        elif done and self._stage in ("calibrating", MEASURING, "exporting"):
             seconds = in_stage / done * (total - done)
         else:
             seconds = max(0.0, self._predicted(expected, self._stage) - in_stage)
@@ -147,12 +148,12 @@ class Forecaster:
 
 
 def expected_seconds(
-    shapes: Shapes | None, spec: QuantizationSpec, device: torch.device
+    shapes: Shapes | None, spec: QuantizationSpec, device: torch.device, exports: Sequence[str] = ()
 ) -> Callable[[Rows], ExpectedSeconds] | None:
     """Rows → the seconds that a run over them takes; None for a model that cannot be planned."""
     if shapes is None:
         return None
-    recipe = Recipe.of(**spec.model_dump())
+    recipe = Recipe.of(**spec.model_dump(), exports=exports)
     rates = GPU if device.type == "cuda" else on_cores(CORE, torch.get_num_threads())
     measures = recipe.measures_sensitivity or recipe.smoothing == "mbq"
 

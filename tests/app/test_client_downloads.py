@@ -113,6 +113,17 @@ async def test_a_later_call_goes_on_and_sends_nothing_twice(
     assert (out / "a.bin").read_bytes() == files["a.bin"]
 
 
+async def test_an_export_is_a_directory_of_its_own(client: Client, api: Api, tmp_path: Path) -> None:
+    inside = {"config.json": b"{}", "templates/a.jinja": b"x"}
+    job = await finished(
+        client, api, tmp_path, {"config.json": b"other", **{f"exports/dequantized/{n}": c for n, c in inside.items()}}
+    )
+    paths = await run(job.pull, tmp_path / "out", export="dequantized")
+    assert {path.relative_to(tmp_path / "out").as_posix(): path.read_bytes() for path in paths} == inside
+    with pytest.raises(ClientError, match=r"has no files in exports/compressed-tensors/"):
+        await run(job.pull, tmp_path / "out", export="compressed-tensors")
+
+
 @pytest.mark.parametrize(("ignored", "fails"), [(True, False), (False, True)])
 async def test_a_service_that_sends_other_bytes_than_were_asked_for_spoils_no_file(
     client: Client, api: Api, tmp_path: Path, ignored: bool, fails: bool

@@ -122,6 +122,36 @@ async def test_the_stock_client_reads_everything_about_a_job(hub: Hub) -> None:
     }
 
 
+async def test_an_export_is_a_revision_with_its_own_files(hub: Hub, tmp_path: Path) -> None:
+    exported = {"config.json": b"{}", "model.safetensors": b"plain"}
+    files = FILES | {f"exports/dequantized/{name}": content for name, content in exported.items()}
+    repository = f"qe/{await finished(hub.api, tmp_path, files)}"
+    answer = await hub.python(
+        """
+        from pathlib import Path
+        from huggingface_hub import HfApi, snapshot_download
+        api = HfApi()
+        def content(revision):
+            folder = Path(snapshot_download(repo, revision=revision))
+            files = {str(p.relative_to(folder)): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
+            return {"files": files, "commit": folder.name == api.model_info(repo, revision=revision).sha}
+        answer = {
+            "main": content("main"), "export": content("dequantized"),
+            "branches": [branch.name for branch in api.list_repo_refs(repo).branches],
+            "without": [api.revision_exists(repo, "compressed-tensors"), api.revision_exists(plain, "dequantized")],
+        }
+        """,
+        repo=repository,
+        plain=hub.repository,
+    )
+    assert answer == {
+        "main": {"files": {name: len(content) for name, content in FILES.items()}, "commit": True},
+        "export": {"files": {name: len(content) for name, content in exported.items()}, "commit": True},
+        "branches": ["main", "dequantized"],
+        "without": [False, False],
+    }
+
+
 async def test_a_snapshot_is_the_files_under_their_commit_and_verifies(hub: Hub) -> None:
     answer = await hub.python(
         """

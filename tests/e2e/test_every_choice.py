@@ -33,6 +33,7 @@ CHOICES = [
         strict=False,
     )
 ] + [("whisper", "qe", "W4A8")]
+EXPORTED = CHOICES[0]
 LOAD = """
 import json, sys
 sys.modules["quant_experts"] = None  # any import of it now fails
@@ -66,7 +67,8 @@ def jobs(site: Site, dataset: str, tmp_path_factory: pytest.TempPathFactory) -> 
         if not (site.models / name).exists():
             make_model(family, site.models / name, hidden=64)
         rows_of = text if family in TEXT_FAMILIES else speech if family in SPEECH_FAMILIES else dataset
-        job = site.service.submit(f"local/{name}", rows_of, scheme, OPTIONS, method=method)
+        more = {"exports": ["dequantized"]} if (family, method, scheme) == EXPORTED else {}
+        job = site.service.submit(f"local/{name}", rows_of, scheme, OPTIONS, method=method, **more)
         submitted[family, method, scheme] = str(job["id"])
     return submitted
 
@@ -88,6 +90,22 @@ def test_the_job_succeeds(site: Site, jobs: dict[tuple[str, str, str], str], cho
         assert all(planned[name] > written[name] for name in planned)
     else:
         assert planned == written
+
+
+def test_a_job_with_an_export_has_its_files_and_says_what_it_lost(
+    site: Site, jobs: dict[tuple[str, str, str], str]
+) -> None:
+    for _ in site.service.events(jobs[EXPORTED]):
+        pass
+    [export] = site.service.job(jobs[EXPORTED])["summary"]["exports"]
+    assert (export["format"], export["problem"], export["loaded"]) == ("dequantized", None, True)
+    assert any("A" in loss for loss in export["losses"])
+    files = site.service.api.jobs.get(jobs[EXPORTED]).artifacts()
+    inside = [file for file in files if file.name.startswith("exports/dequantized/")]
+    assert sum(file.bytes for file in inside) == export["bytes"]
+    assert {"config.json", "model.safetensors.index.json"} <= {
+        file.name.removeprefix("exports/dequantized/") for file in inside
+    }
 
 
 def test_a_job_that_quantizes_the_vision_tower_too_counts_all_of_its_blocks(

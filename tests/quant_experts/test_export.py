@@ -14,13 +14,13 @@ from click.testing import CliRunner
 from torch import Tensor
 
 from quant_experts.checkpoint.verify import verify_checksums
-from quant_experts.commands.export import FORMATS as OFFERED
 from quant_experts.commands.export import command
 from quant_experts.errors import InvalidSpec
 from quant_experts.export import FORMATS, export
 from quant_experts.fit.fitted import FittedGroup
 from quant_experts.forward.modeling_quant_experts import UNQUANTIZED_BITS, InputGroup
 from quant_experts.model.groups import GroupPlan
+from quant_experts.spec.exports import EXPORT_FORMATS
 from tests.quant_experts.checkpoints import drawn_group, quantized_parts, written
 
 IDS = torch.tensor([[5, 9, 200, 31, 7, 77, 13, 2]])
@@ -103,5 +103,5 @@ def test_what_compressed_tensors_cannot_hold_is_refused_by_name(tmp_path: Path) 
     assert sorted(path.name for path in tmp_path.iterdir() if "ct" in path.name) == []
 
 
-def test_the_command_offers_every_format() -> None:
-    assert sorted(OFFERED) == sorted(FORMATS)
+def test_every_format_has_its_name_in_the_spec() -> None:
+    assert sorted(EXPORT_FORMATS) == sorted(FORMATS)

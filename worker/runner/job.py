@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -152,6 +153,7 @@ def _quantize(job: protocol.RunnerJob, say: Callable[[protocol.Line], None], ord
             split=job.split,
             follow_links=False,
             accept_if=accept_if,
+            exports=job.exports,
             keep_superseded=True,  # the supervisor may still be copying them; it deletes them when it has committed
             on_event=on_event,
             should_stop=orders.stop_asked,
@@ -215,7 +217,8 @@ def translate(event: object) -> protocol.Line:
             return protocol.WarningLine(message=event.message)
         case progress.Finished():
             files = [protocol.File(name=file.name, bytes=file.bytes, sha256=file.sha256) for file in event.files]
-            return protocol.FinishedLine(output=str(event.output), files=files)
+            exports = [asdict(outcome) for outcome in event.exports]
+            return protocol.FinishedLine(output=str(event.output), files=files, exports=exports)
     raise TypeError(f"unknown progress event {type(event).__name__}")
 
 

@@ -42,6 +42,8 @@ class RunnerJob(_Message):
     """Which walls the runner raises around itself before it reads anything else."""
     accept_if: dict[str, Any] | None = None
     """Limits that the finished checkpoint is held against."""
+    exports: list[str] = []
+    """Formats that it is written in too."""
 
 
 class File(_Message):
@@ -110,6 +112,8 @@ class FinishedLine(_Message):
     type: Literal["finished"] = "finished"
     output: str
     files: list[File]
+    exports: list[dict[str, Any]] = []
+    """What came of each export, as in ``quant_experts.progress.ExportOutcome``."""
 
 
 class StoppedLine(_Message):

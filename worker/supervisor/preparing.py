@@ -56,6 +56,7 @@ def prepare(attempt: Attempt) -> protocol.RunnerJob:
         target=_given(spec.target) if spec.target else None,
         confinement=settings.runner_confinement,
         accept_if=_given(spec.accept_if) if spec.accept_if else None,
+        exports=spec.exports or [],
     )
 
 

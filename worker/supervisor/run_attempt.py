@@ -156,7 +156,7 @@ def _publish(attempt: Attempt, line: protocol.FinishedLine) -> Ending:
         for artifact in publish(attempt.storage, attempt.ref, output, line.files):
             attempt.lease.check()
             artifacts.append(artifact)
-    return Ending(partial(ledger.succeed, summary=summary_of(output), artifacts=artifacts))
+    return Ending(partial(ledger.succeed, summary=summary_of(output) | {"exports": line.exports}, artifacts=artifacts))
 
 
 def _conclude(attempt: Attempt, ending: Ending, status: JobStatus) -> None:

@@ -72,6 +72,8 @@ class JobView(View):
     options: dict[str, Any]
     target: dict[str, Any] | None
     accept_if: dict[str, Any] | None
+    exports: list[str] | None = None
+    """Other formats in which its checkpoint is written too."""
     timeout_s: int
     max_wait_s: int | None = None
     """Seconds that it may wait for a worker, each time."""

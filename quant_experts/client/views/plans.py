@@ -136,6 +136,7 @@ class PlanView(View):
     calibration: Calibration
     scheme: str
     method: str
+    exports: list[str] | None = None
     resolved: ResolvedInputs
     estimate: Estimate | None
     """None when the service cannot read the model."""
@@ -157,6 +158,7 @@ class KeptPlanView(View):
     method: str
     options: dict[str, Any]
     target: dict[str, Any] | None
+    exports: list[str] | None = None
     resolved: ResolvedInputs
     created_at: datetime
     expires_at: datetime

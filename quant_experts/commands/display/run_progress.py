@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from rich.console import Console
 
 from quant_experts.commands.display.live_line import LiveLine, time_left
 from quant_experts.planning.block_names import block_name
+from quant_experts.planning.number_text import size_text
 from quant_experts.progress import (
     Advanced,
     BlockFinished,
     Event,
+    ExportOutcome,
     Finished,
     Forecast,
     GroupFitted,
@@ -25,6 +29,7 @@ TITLES: dict[Phase, str] = {
     "packing": "writing the checkpoint",
     "verifying": "loading it in a fresh process",
     "evaluating": "comparing with full precision",
+    "exporting": "exporting",
     "publishing": "publishing",
 }
 
@@ -32,6 +37,18 @@ TITLES: dict[Phase, str] = {
 def blocks_counted(count: int, blocks: int) -> str:
     """``18 of 28 blocks``."""
     return f"{count} of {blocks} blocks"
+
+
+def export_lines(outcome: ExportOutcome) -> Iterator[str]:
+    """What to tell of an export, line by line."""
+    if outcome.problem is not None:
+        yield f"export {outcome.format}: not made: {outcome.problem}"
+        return
+    yield f"export {outcome.format}: {size_text(outcome.bytes)}"
+    for loss in outcome.losses:
+        yield f"export {outcome.format}: not in it: {loss}"
+    if not outcome.loaded:
+        yield f"export {outcome.format}: it was not loaded here, because the package that reads it is not installed"
 
 
 def say(text: str) -> None:
@@ -74,8 +91,11 @@ class RunProgress(LiveLine):
                 self._finish(event)
             case Warned(message):
                 self.print_once(f"note: {message}")  # the run's warnings are listed at its end, grouped
-            case Finished(_, files):
+            case Finished(_, files, exports):
                 self.plain(f"{len(files)} files, {sum(file.bytes for file in files):,} bytes")
+                for outcome in exports:
+                    for line in export_lines(outcome):
+                        self.keep(line)
 
     def _finish(self, event: BlockFinished) -> None:
         self._blocks += 1
