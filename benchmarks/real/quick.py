@@ -5,7 +5,7 @@ A run of the library fits each block on the inputs that the quantized blocks bef
 benchmarks/results/real_quick.md.
 
     python -m benchmarks.real.quick
-    python -m benchmarks.real.quick --only "W4A16 gptq"
+    python -m benchmarks.real.quick --only "W4A16 gptq" --every 2
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shlex
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from torch import nn
 
 from benchmarks.real.__main__ import RUNS, write
 from benchmarks.real.runs import Bench, open_bench, source
+from benchmarks.real.yardstick import every_nth
 from quant_experts.checkpoint.layout import group_config, group_tensors, install_group, stored_bits
 from quant_experts.fit.fit_group import fit_group
 from quant_experts.fit.statistics import GroupStatistics, Observation, channel_importance
@@ -40,9 +43,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", metavar="SCHEME LABEL", help="these runs; repeatable")
     parser.add_argument("--out", type=Path, default=OUT, help="without the ending")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="evaluate every Nth row")
     arguments = parser.parse_args()
     bench = open_bench()
     observations = gather(bench)
+    bench = replace(bench, yardstick=every_nth(bench.yardstick, arguments.every))
+    command = " ".join(["python -m benchmarks.real.quick", *(shlex.quote(word) for word in sys.argv[1:])])
     cells = []
     for scheme, label, options in ((scheme, *run) for scheme, runs in RUNS.items() for run in runs):
         if arguments.only and f"{scheme} {label}" not in arguments.only:
@@ -52,7 +58,7 @@ def main() -> None:
         print(
             f"{scheme} {label}: {found['effective_bits']:.2f} bits, KL {found['kl']:.4f}", file=sys.stderr, flush=True
         )
-        write(arguments.out, bench, cells, command="python -m benchmarks.real.quick", seconds="the fit alone")
+        write(arguments.out, bench, cells, command=command, seconds="the fit alone")
 
 
 @torch.no_grad()
@@ -82,7 +88,7 @@ def gather(bench: Bench) -> Path:
 
 def result(bench: Bench, observations: Path, spec: QuantizationSpec) -> dict[str, Any]:
     """The figures of one fit, from the work directory or made now."""
-    content = json.dumps(["quick", spec.model_dump(mode="json"), source()], sort_keys=True)
+    content = json.dumps(["quick", spec.model_dump(mode="json"), source(), len(bench.yardstick.rows)], sort_keys=True)
     path = bench.results / f"{hashlib.sha256(content.encode()).hexdigest()[:24]}.json"
     if not path.is_file():
         fresh = path.with_suffix(".new")
