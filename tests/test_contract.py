@@ -106,6 +106,7 @@ FINGERPRINTS = {
     4: "05aa5a272f4f16dd",
     5: "5c6b8d4addf70cfb",
     6: "67e294a675350686",
+    7: "842150a2c8b108ff",
 }
 """Version of the spec → what it may say."""
 

@@ -12,13 +12,14 @@ from typing import Any
 from core.contract.spec import JobSpec
 from quant_experts.spec.methods import METHOD_VERSION
 
-UNDERSTOOD = 6
+UNDERSTOOD = 7
 """The newest version that this code understands."""
 SINCE: dict[str, int] = (
     {"options.method_version": 2, "options.weight_grid": 2, "options.method_version=3": 3}
     | {f"method={name}": 4 for name in ("fast", "balanced")}
     | {"method=best": 5, "options.rounding=descent": 5}
     | {"exports": 6}
+    | {"options.smoothing=rotation": 7}
 )
 """``options.field``, or ``method=value`` for a new value of an old field, with the version that it came with. A new
 field is None where it is not used."""

@@ -17,7 +17,13 @@ import quant_experts
 from quant_experts.calibration.processor import has_processor, patches_of
 from quant_experts.checkpoint.shards import TensorSource
 from quant_experts.errors import InvalidModel
-from quant_experts.forward.modeling_quant_experts import FORMAT, MIXTURE_FORMAT, QUANT_METHOD
+from quant_experts.forward.modeling_quant_experts import (
+    ACTIVATION_KEYS,
+    FORMAT,
+    MIXTURE_FORMAT,
+    QUANT_METHOD,
+    ROTATED_FORMAT,
+)
 from quant_experts.spec.specification import QuantizationSpec
 
 MODULE = "modeling_quant_experts"
@@ -58,7 +64,7 @@ def loadable_config(
     config["auto_map"] = auto_map(architecture)
     config["quantization_config"] = {
         "quant_method": QUANT_METHOD,
-        "format": MIXTURE_FORMAT if any("members" in group for group in groups) else FORMAT,
+        "format": format_of(groups),
         "scheme": spec.scheme,
         "method": spec.method,
         "smoothing": spec.smoothing,
@@ -71,6 +77,14 @@ def loadable_config(
         "groups": [dict(group) for group in groups],
     }
     return json.dumps(config, indent=2) + "\n"
+
+
+def format_of(groups: Iterable[Mapping[str, Any]]) -> int:
+    """The lowest format whose loaders understand all that the groups say."""
+    said = {key for group in groups for key in group}
+    if said & set(ACTIVATION_KEYS):
+        return ROTATED_FORMAT
+    return MIXTURE_FORMAT if "members" in said else FORMAT
 
 
 def processor_files(source: Path) -> dict[str, str]:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from quant_experts.checkpoint.pack import pack
 from quant_experts.errors import InvalidCheckpoint, NumericalFailure
 from quant_experts.fit.fitted import FittedGroup
+from quant_experts.fit.rotation import Rotation
 from quant_experts.forward.modeling_quant_experts import place_group
 from quant_experts.model.groups import GroupPlan
 from quant_experts.planning.layer_rules import is_of_mixture
@@ -120,7 +121,16 @@ def group_config(fitted: FittedGroup, plan: GroupPlan, *, dtype: torch.dtype) ->
         "experts": fitted.routed_down.shape[0] if has_experts and fitted.routed_down is not None else 0,
         "adapter_dtype": "int8" if fitted.int8_adapters else "16-bit float",
         "adapter_float": str(adapter_dtype(dtype)).removeprefix("torch."),
+        **_rotation(fitted.rotation),
     }
+
+
+def _rotation(rotation: Rotation | None) -> dict[str, Any]:
+    """The keys that make a checkpoint one of ``ROTATED_FORMAT``; none without a rotation."""
+    if rotation is None:
+        return {}
+    clip = {} if rotation.clip is None else {"activation_clip": rotation.clip}
+    return {"rotation": list(rotation.sizes), **clip}
 
 
 def join_members(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

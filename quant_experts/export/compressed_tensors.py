@@ -33,7 +33,8 @@ def compressed_losses(source: Source) -> Iterator[str]:
 
 def _needs(entry: Mapping[str, Any]) -> dict[str, bool]:
     return {
-        "smoothing": bool(entry["smooth"]),
+        "smoothing": bool(entry["smooth"]) and "rotation" not in entry,
+        "a rotation": "rotation" in entry,
         "a shared expert": bool(entry["shared_rank"]),
         "routed experts": bool(entry["experts"]),
     }

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from quant_experts.export.source import ComputedTensor, Source, input_group
-from quant_experts.forward.modeling_quant_experts import UNQUANTIZED_BITS, dequantize, unpack
+from quant_experts.forward.modeling_quant_experts import (
+    UNQUANTIZED_BITS,
+    activation_of,
+    dequantize,
+    rotate,
+    unpack,
+)
 
 
 def dequantized_losses(source: Source) -> Iterator[str]:
@@ -38,11 +44,14 @@ def dequantized_tensors(source: Source) -> dict[str, ComputedTensor]:
 
 
 def _weight(source: Source, path: str, entry: Mapping[str, Any]) -> Tensor:
-    """W / s + up_s down_s / s, the part of the layer that is linear in x. (out, d) float32."""
+    """(W_q T + up_s down_s) / s, the part of the layer that is linear in x. (out, d) float32."""
     scales = source.tensors[f"{path}.weight_scale"].read()
     columns = scales.shape[1] * int(entry["group_size"])
     codes = unpack(source.tensors[f"{path}.weight_packed"].read(), entry["weight_bits"], columns)
     weight = dequantize(codes, scales, torch.float32)
+    sizes = activation_of(entry, columns)["rotation"]
+    if sizes is not None:
+        weight = rotate(weight, sizes)
     if entry["shared_rank"]:
         down = _adapter(source, f"{input_group(entry)}.shared_down")
         weight += _adapter(source, f"{path}.shared_up") @ down

@@ -20,7 +20,7 @@ from quant_experts.fit.fitted import FittedGroup
 from quant_experts.fit.group_evaluation import GroupErrors, evaluate_group
 from quant_experts.fit.problem import EQUAL_WEIGHTS, GroupProblem, ModalityWeights
 from quant_experts.fit.statistics import Observation, channel_importance, important_channels
-from quant_experts.forward.modeling_quant_experts import dequantize
+from quant_experts.forward.modeling_quant_experts import dequantize, rotate
 from quant_experts.spec.specification import QuantizationSpec
 
 __all__ = ["FittedGroup", "GroupErrors", "evaluate_group", "fit_group"]
@@ -55,11 +55,14 @@ def fit_group(
         weight, observation, important, partition, spec, ranks, group_size, scale_dtype, modality_weights
     )
     scaling = smoothing.get(spec.smoothing).smooth(original)
-    problem = original.scaled(scaling.scale)
+    problem = original.scaled(scaling.scale).rotated_by(scaling.rotation)
     choice = reconstruction.get(spec.reconstruction)
-    rounded = rounding.get(spec.rounding).round_weights(problem, choice.exempt_columns(problem))
+    rounded = rounding.get(spec.rounding).round_weights(problem.of_the_base(), choice.exempt_columns(problem))
     refuse_overflow(name, rounded, scale_dtype)
-    adapters = choice.reconstruct(problem, dequantize(rounded.codes, rounded.scales, torch.float32))
+    base = dequantize(rounded.codes, rounded.scales, torch.float32)
+    if scaling.rotation is not None:
+        base = rotate(base, scaling.rotation.sizes)
+    adapters = choice.reconstruct(problem, base)
     outs = [w.shape[0] for w in weights.values()]
     fitted = FittedGroup(
         name=name,
@@ -71,6 +74,7 @@ def fit_group(
         codes=torch.split(rounded.codes, outs),
         scales=torch.split(rounded.scales, outs),
         smooth=_stored_scale(spec, scaling.scale, weight),
+        rotation=scaling.rotation,
         warnings=warned_size + warned_k + warnings_about(original, weights) + adapters.warnings,
     )
     fitted = with_adapters(fitted, adapters, scale_dtype)

@@ -6,13 +6,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from quant_experts.fit.rotation import Rotation
+
 
 @dataclass(frozen=True)
 class FittedGroup:
     """A quantized input group of n layers with outputs out_1 … out_n and shared input width d.
 
     ``codes``: per layer (out_j, d) int8; ``scales``: per layer (out_j, d/group_size) float32.
-    ``smooth``: (d,) float32, x is divided by it, or None.
+    ``smooth``: (d,) float32, x is divided by it, or None. ``rotation``: None, or what the base reads is rotated after
+    that; then ``smooth`` carries the signs, and ``codes`` are of the rotated weights.
     ``shared_down``: (r_s, d), ``shared_up``: per layer (out_j, r_s).
     ``routed_down``: (N_r, r_r, d), ``routed_up``: per layer (N_r, out_j, r_r), ``router``: (N_r, d).
     Adapters are float32 and None (empty for ``*_up``) where the method has none. All floats hold values that
@@ -32,6 +35,7 @@ class FittedGroup:
     scales: tuple[Tensor, ...]
     smooth: Tensor | None
     warnings: tuple[str, ...]
+    rotation: Rotation | None = None
     shared_down: Tensor | None = None
     shared_up: tuple[Tensor, ...] = ()
     routed_down: Tensor | None = None

@@ -12,7 +12,7 @@ from torch import Tensor
 from quant_experts.fit.experts.router import route
 from quant_experts.fit.fitted import FittedGroup
 from quant_experts.fit.quantizer import round_tokens
-from quant_experts.forward.modeling_quant_experts import dequantize
+from quant_experts.forward.modeling_quant_experts import dequantize, rotate
 from quant_experts.report.data import StageErrors
 
 CHUNK = 1024
@@ -81,7 +81,9 @@ def token_errors(
 ) -> tuple[Tensor, Tensor]:
     """Squared error per token and stage, (T, 3), and squared output per token, (T,), summed over the layers."""
     scaled = x if fitted.smooth is None else x / fitted.smooth
-    integer_input = round_tokens(scaled, fitted.activation_bits)
+    rotation = fitted.rotation
+    turned = scaled if rotation is None else rotate(scaled, rotation.sizes)
+    integer_input = round_tokens(turned, fitted.activation_bits, None if rotation is None else rotation.clip)
     squared = torch.zeros(x.shape[0], 3, device=x.device)
     energy = torch.zeros(x.shape[0], device=x.device)
     for j, layer in enumerate(fitted.layers):

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from quant_experts.fit.experts.partition import Partition
+from quant_experts.fit.quantizer import round_tokens
+from quant_experts.fit.rotation import Rotation
 from quant_experts.fit.statistics import Observation
+from quant_experts.forward.modeling_quant_experts import rotate
 from quant_experts.spec.ranks import Ranks
 from quant_experts.spec.specification import QuantizationSpec
 
@@ -33,6 +36,7 @@ class GroupProblem:
     important channels of each reservoir token, which do not change with the scale because |x_c| w_c does not.
     ``ranks``, ``group_size``: resolved; the size divides d. ``vision``: (R,) bool, the reservoir's image tokens.
     ``modality_weights``: what an error on a vision and on a text token counts; equal unless the method measures them.
+    ``rotation``: of what the base reads; weights and inputs here are those before it, which the experts read.
     """
 
     name: str
@@ -50,6 +54,7 @@ class GroupProblem:
     scale_dtype: torch.dtype
     vision: Tensor
     modality_weights: ModalityWeights
+    rotation: Rotation | None = None
 
     @classmethod
     def of(
@@ -87,14 +92,34 @@ class GroupProblem:
         return self.weight.shape[1]
 
     def scaled(self, scale: Tensor | None) -> GroupProblem:
-        """The same problem for W diag(s) and x / s. scale: (d,) positive, or None for no change."""
+        """The same problem for W diag(s) and x / s. scale: (d,) not zero, or None for no change."""
         if scale is None:
             return self
         return replace(
             self,
             weight=self.weight * scale,
             second_moment=(self.second_moment / scale).div_(scale.unsqueeze(-1)),  # gigabytes: one copy, not two
-            mean_abs=self.mean_abs / scale,
-            max_abs=self.max_abs / scale,
+            mean_abs=self.mean_abs / scale.abs(),
+            max_abs=self.max_abs / scale.abs(),
             samples=self.samples / scale,
         )
+
+    def rotated_by(self, rotation: Rotation | None) -> GroupProblem:
+        """The same problem whose base is rounded behind ``rotation``."""
+        return replace(self, rotation=rotation)
+
+    def of_the_base(self) -> GroupProblem:
+        """The problem whose weights are rounded: weights and moment rotated. Tokens and their magnitudes stay, because
+        no rounding reads them."""
+        if self.rotation is None:
+            return self
+        sizes = self.rotation.sizes
+        moment = rotate(rotate(self.second_moment, sizes).T.contiguous(), sizes)
+        return replace(self, weight=rotate(self.weight, sizes), second_moment=moment, rotation=None)
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """What the base reads of scaled inputs x, (n, d), in the coordinates of x: ``T Q(T x)``."""
+        bits = self.spec.bits.activation_bits
+        if self.rotation is None:
+            return round_tokens(x, bits)
+        return rotate(round_tokens(rotate(x, self.rotation.sizes), bits, self.rotation.clip), self.rotation.sizes)

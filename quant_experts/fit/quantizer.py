@@ -56,10 +56,10 @@ def quantize(w: Tensor, bits: int, group_size: int, scale_dtype: torch.dtype = t
     return encode(w, scales, -bound, bound, group_size), scales
 
 
-def round_tokens(x: Tensor, bits: int) -> Tensor:
+def round_tokens(x: Tensor, bits: int, clip: float | None = None) -> Tensor:
     """Activations as a quantized layer reads them: ``Q(x)``, with one dynamic symmetric scale per token.
 
     x: (..., d) float; returns the same shape and dtype; 16 bits returns x itself. A token of zeros stays zero. The
-    scale is computed in float32 whatever the dtype of x.
+    scale is computed in float32 whatever the dtype of x. ``clip``: in root mean squares of the token, or None.
     """
-    return x if bits == UNQUANTIZED else fake_quantize_tokens(x, bits).to(x.dtype)
+    return x if bits == UNQUANTIZED else fake_quantize_tokens(x, bits, clip).to(x.dtype)

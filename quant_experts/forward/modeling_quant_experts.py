@@ -11,9 +11,10 @@ Forward of layer j of an input group (all layers that read the same activation x
 
     h   = x / s
     i*  = argmin_i (R |h|)_i
-    y_j = W_q,j Q(h) + up_s,j (down_s h) + up_{i*,j} (down_{i*} h) + bias_j
+    y_j = W_q,j Q(T h) + up_s,j (down_s h) + up_{i*,j} (down_{i*} h) + bias_j
 
-Everything left of W and up is computed once per group by :class:`InputGroup` and shared by the group's layers.
+T is the identity or a rotation (:func:`rotate`). Everything left of W and up is computed once per group by
+:class:`InputGroup` and shared by the group's layers.
 
 A model that transformers has loaded multiplies few bfloat16 tokens on a CPU with the packed integers themselves
 (:class:`CpuIntegers`). ``QE_KERNELS=reference`` in the environment of the process keeps the plain formula everywhere.
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import os
 import re
 import threading
@@ -42,6 +44,10 @@ QUANT_METHOD = "quant_experts"
 FORMAT = 1
 MIXTURE_FORMAT = 2
 """Of a checkpoint whose groups have ``members``, which the loaders of format 1 would pass over."""
+ROTATED_FORMAT = 3
+"""Of a checkpoint with groups that have a key of ``ACTIVATION_KEYS``, which the loaders of formats 1 and 2 would run
+without."""
+ACTIVATION_KEYS = ("rotation", "activation_clip")
 UNQUANTIZED_BITS = 16
 ADAPTER_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 OFFLOADS_INTEGERS = (5, 13)
@@ -90,20 +96,68 @@ def dequantize(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     return grouped.mul_(scales.to(dtype).unsqueeze(-1)).reshape(out, d)
 
 
-def quantize_tokens(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def quantize_tokens(x: Tensor, bits: int, clip: float | None = None) -> tuple[Tensor, Tensor]:
     """Symmetric integers of every token under its own scale. x: (tokens, d) float; returns the integers (tokens, d) and
-    the scales (tokens, 1), both float32."""
+    the scales (tokens, 1), both float32. The largest integer stands for the token's largest magnitude, or for ``clip``
+    times its root mean square where that is less; what lies beyond gets the largest integer too."""
     bound = 2 ** (bits - 1) - 1
     x = x.float()
-    scale = x.abs().amax(dim=-1, keepdim=True) / bound
+    largest = x.abs().amax(dim=-1, keepdim=True)
+    if clip is not None:
+        largest = torch.minimum(largest, clip * x.square().mean(dim=-1, keepdim=True).sqrt())
+    scale = largest / bound
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     return (x / scale).round_().clamp_(-bound, bound), scale
 
 
-def fake_quantize_tokens(x: Tensor, bits: int) -> Tensor:
+def fake_quantize_tokens(x: Tensor, bits: int, clip: float | None = None) -> Tensor:
     """Round every token to symmetric integers under its own scale, and back. x: (tokens, d) float; returns float32."""
-    codes, scale = quantize_tokens(x, bits)
+    codes, scale = quantize_tokens(x, bits, clip)
     return codes.mul_(scale)
+
+
+# --- Rotation --------------------------------------------------------------------------------------------------------
+
+FACTOR = 64
+"""A Hadamard matrix is multiplied in Kronecker factors of at most this order: on a CPU quicker than butterflies, which
+pass over the memory once for every doubling."""
+
+
+def rotate(x: Tensor, sizes: tuple[int, int]) -> Tensor:
+    """T x for every token, T block-diagonal with blocks ``hartley(m) ⊗ hadamard(n)``, (m, n) = sizes.
+
+    x: (..., d), m n divides d, n a power of two; returns the same shape and dtype. T is symmetric and its own inverse.
+    Every entry of a block has a magnitude of at most sqrt(2 / (m n)), so that an outlier is spread over the block.
+    """
+    m, n = sizes
+    inner = min(n, FACTOR)
+    y = x.reshape(-1, inner) @ hadamard(inner, x.dtype, x.device)
+    while inner < n:
+        order = min(n // inner, FACTOR)
+        y = hadamard(order, x.dtype, x.device) @ y.reshape(-1, order, inner)
+        inner *= order
+    if m > 1:
+        y = hartley(m, x.dtype, x.device) @ y.reshape(-1, m, n)
+    return y.reshape(x.shape)
+
+
+@functools.lru_cache(maxsize=64)
+def hadamard(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Sylvester's matrix of order n, a power of two, divided by sqrt(n): symmetric and orthogonal."""
+    with torch.inference_mode(False):
+        matrix = torch.ones(1, 1, dtype=torch.float64)
+        while len(matrix) < n:
+            matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+        return matrix.div(n**0.5).to(device, dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def hartley(m: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Entries cos(a) + sin(a), a = 2 pi j k / m, divided by sqrt(m): symmetric and orthogonal for every m."""
+    with torch.inference_mode(False):
+        places = torch.arange(m, dtype=torch.float64)
+        angles = torch.outer(places, places) * (2 * math.pi / m)
+        return angles.cos().add(angles.sin()).div(m**0.5).to(device, dtype)
 
 
 def project(x: Tensor, matrix: Tensor, scale: Tensor | None) -> Tensor:
@@ -300,7 +354,7 @@ class Prepared:
     """What the layers of one group share for one activation."""
 
     values: Tensor
-    """(tokens, d) in the model's dtype: Q(x / s), or x / s when activations stay unquantized."""
+    """(tokens, d) in the model's dtype: Q(T h), or T h when activations stay unquantized."""
     shared: Tensor | None
     """(tokens, r_s): down_s (x / s)."""
     routed: Routed | None
@@ -311,7 +365,7 @@ class Prepared:
 
     @property
     def quantized(self) -> Tensor:
-        """Q(x / s), whichever way it is held."""
+        """Q(T h), whichever way it is held."""
         return self.values if self.scale is None else (self.values * self.scale).to(self.values.dtype)
 
 
@@ -327,11 +381,15 @@ class _Pass:
 
 
 class InputGroup(nn.Module):
-    """What sibling layers that read the same activation share: scaling, activation quantizer, "down" halves, router.
+    """What sibling layers that read the same activation share: scaling, rotation, activation quantizer, "down" halves,
+    router.
 
-    smooth: (d,) float32 · shared_down: (r_s, d) · routed_down: (N_r, r_r, d) · router: (N_r, d); each None when the
-    method does not use it. Adapters in int8 have a scale per row: shared_down_scale (r_s,), routed_down_scale
-    (N_r, r_r). The result for one activation is kept until every layer of ``layers`` has read it once.
+    ``rotation``: sizes for :func:`rotate`, or None; it goes before the quantizer, and only there. ``activation_clip``:
+    see :func:`quantize_tokens`.
+    smooth: (d,) float32, of either sign where a rotation follows · shared_down: (r_s, d) · routed_down: (N_r, r_r, d) ·
+    router: (N_r, d); each None when the method does not use it. Adapters in int8 have a scale per row:
+    shared_down_scale (r_s,), routed_down_scale (N_r, r_r). The result for one activation is kept until every layer of
+    ``layers`` has read it once.
     """
 
     smooth: nn.Parameter | None
@@ -354,9 +412,12 @@ class InputGroup(nn.Module):
         int8_adapters: bool,
         adapter_dtype: torch.dtype,
         device: torch.device | str,
+        rotation: tuple[int, int] | None = None,
+        activation_clip: float | None = None,
     ) -> None:
         super().__init__()
         self.width, self.layers, self.activation_bits = width, layers, activation_bits
+        self.rotation, self.activation_clip = rotation, activation_clip
         routed = routed_rank > 0 and experts > 0
 
         # float32 whatever the model's dtype: the weights were scaled by exactly these numbers.
@@ -394,10 +455,11 @@ class InputGroup(nn.Module):
         h = x.reshape(-1, self.width)
         scaled = h if self.smooth is None else h.float() / self.smooth
         low = scaled.to(x.dtype)
+        turned = scaled if self.rotation is None else rotate(scaled.float(), self.rotation)
         few = self.accelerated and 0 < len(h) <= FEW_TOKENS and not (x.requires_grad and torch.is_grad_enabled())
-        values, scale = low, None
+        values, scale = low if turned is scaled else turned.to(x.dtype), None
         if self.activation_bits != UNQUANTIZED_BITS:
-            values, scale = quantize_tokens(scaled, self.activation_bits)
+            values, scale = quantize_tokens(turned, self.activation_bits, self.activation_clip)
             values, scale = (values.to(x.dtype), scale) if few else (values.mul_(scale).to(x.dtype), None)
         shared = None if self.shared_down is None else project(low, self.shared_down, self.shared_down_scale)
         routed = None
@@ -407,7 +469,10 @@ class InputGroup(nn.Module):
         return Prepared(values, shared, routed, scale, few)
 
     def extra_repr(self) -> str:
-        return f"width={self.width}, layers={list(self.layers)}, activation_bits={self.activation_bits}"
+        return (
+            f"width={self.width}, layers={list(self.layers)}, activation_bits={self.activation_bits}, "
+            f"rotation={self.rotation}, activation_clip={self.activation_clip}"
+        )
 
 
 def _empty(*shape: int, dtype: torch.dtype, device: torch.device | str) -> nn.Parameter:
@@ -717,7 +782,7 @@ def place_group(model: nn.Module, entry: Mapping[str, Any]) -> tuple[InputGroup,
         raise ValueError(f"{entry['name']}: {', '.join(names)} are not all linear layers of {entry['parent']}")
     first = linears[0]
     assert isinstance(first, nn.Linear)
-    ranks = {key: int(entry[key]) for key in ("shared_rank", "routed_rank", "experts")}
+    ranks: dict[str, Any] = {key: int(entry[key]) for key in ("shared_rank", "routed_rank", "experts")}
     int8_adapters = entry.get("adapter_dtype") == "int8"
     dtype, device = first.weight.dtype, first.weight.device
     # As they are stored, whatever the model's dtype: of a float32 model they would take twice the memory, and float16
@@ -726,8 +791,7 @@ def place_group(model: nn.Module, entry: Mapping[str, Any]) -> tuple[InputGroup,
     group = InputGroup(
         first.in_features,
         names,
-        activation_bits=int(entry["activation_bits"]),
-        smooth=bool(entry["smooth"]),
+        **activation_of(entry, first.in_features),
         int8_adapters=int8_adapters,
         adapter_dtype=adapter_dtype,
         device=device,
@@ -755,6 +819,24 @@ def place_group(model: nn.Module, entry: Mapping[str, Any]) -> tuple[InputGroup,
         setattr(parent.get_submodule(owner), last, placed[name])
     setattr(parent, f"{entry['label']}_input_group", group.train(first.training))
     return group, placed
+
+
+def activation_of(entry: Mapping[str, Any], width: int) -> dict[str, Any]:
+    """What an entry of ``quantization_config["groups"]`` says of the activation, as arguments of :class:`InputGroup`.
+
+    Raises ValueError for a rotation that the width does not allow.
+    """
+    rotation = None
+    if "rotation" in entry:
+        m, n = rotation = (int(entry["rotation"][0]), int(entry["rotation"][1]))
+        if m < 1 or n < 1 or n & (n - 1) or width % (m * n):
+            raise ValueError(f"{entry['name']}: no rotation of {m} x {n} channels for {width}; download it again")
+    return {
+        "activation_bits": int(entry["activation_bits"]),
+        "smooth": bool(entry["smooth"]),
+        "rotation": rotation,
+        "activation_clip": float(entry["activation_clip"]) if "activation_clip" in entry else None,
+    }
 
 
 def marks_of(entry: Mapping[str, Any]) -> Iterator[str]:
@@ -799,9 +881,9 @@ class QuantExpertsQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers 
         """Raises ValueError when the checkpoint was written in a newer format than this file reads, or says nothing of
         what is quantized."""
         found = self.quantization_config.format
-        if found not in (FORMAT, MIXTURE_FORMAT):
+        if found not in (FORMAT, MIXTURE_FORMAT, ROTATED_FORMAT):
             raise ValueError(
-                f"this checkpoint has Quant Experts format {found}, this loader reads formats up to {MIXTURE_FORMAT}: "
+                f"this checkpoint has Quant Experts format {found}, this loader reads formats up to {ROTATED_FORMAT}: "
                 "install a newer quant-experts, or do not import it and load with trust_remote_code=True"
             )
         if not self.quantization_config.groups:

@@ -77,7 +77,7 @@ class GroupReport(_Frozen):
     expert_usage: list[float] = Field(default_factory=list)
     """Share of held-out tokens that the router sends to each expert; sums to 1."""
     smoothing: str
-    """The scaling in force, with its parameter: ``none``, ``outlier``, ``smoothquant(0.5)``."""
+    """The scaling in force, with its parameter: ``none``, ``outlier``, ``smoothquant(0.5)``, ``rotation(0.25)``."""
     effective_bits: float
     """Stored bits per weight of this group: integers, scales, adapters, router, smoothing."""
     weight_bits: int | None = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-Smoothing = Literal["none", "outlier", "smoothquant", "awq", "mbq", "search"]
+Smoothing = Literal["none", "outlier", "smoothquant", "awq", "mbq", "search", "rotation"]
 Rounding = Literal["rtn", "gptq", "obq", "descent"]
 Reconstruction = Literal["none", "svd", "lqer", "aser", "qe"]
 SMOOTHINGS: tuple[str, ...] = get_args(Smoothing)

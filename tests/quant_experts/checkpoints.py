@@ -17,6 +17,7 @@ from quant_experts.checkpoint.layout import group_config, group_tensors, install
 from quant_experts.checkpoint.write import publish, staging_directory, write_files
 from quant_experts.fit.fitted import FittedGroup
 from quant_experts.fit.quantizer import quantize
+from quant_experts.fit.rotation import rotation_of
 from quant_experts.model.groups import GroupPlan, plan_groups
 from quant_experts.model.manifest import manifest_of
 from quant_experts.report.data import BlockReport, GroupReport, ModelQuality, QualityReport, Size, StageErrors
@@ -36,7 +37,7 @@ class Parts:
 
 
 def drawn_group(plan: GroupPlan, weights: list[Tensor], seed: int) -> FittedGroup:
-    """The real weights rounded to nearest, and small random experts."""
+    """The real weights rounded to nearest, and small random experts; of odd seeds, behind a rotation."""
     random = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
@@ -59,6 +60,7 @@ def drawn_group(plan: GroupPlan, weights: list[Tensor], seed: int) -> FittedGrou
         routed_up=tuple(draw(3, out, 4) for out in plan.outs),
         router=draw(3, plan.width),
         warnings=(),
+        rotation=rotation_of(plan.width, 4) if seed % 2 else None,
     )
 
 

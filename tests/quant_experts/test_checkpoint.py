@@ -79,7 +79,7 @@ def test_the_configuration_keeps_the_models_own_and_says_what_was_done(parts: Pa
     assert {key: config[key] for key in before} == before
     assert (added["quant_method"], added["format"], added["scheme"], added["reconstruction"]) == (
         "quant_experts",
-        1,
+        3,  # groups with a rotation among them
         "W4A8",
         "qe",
     )

@@ -33,6 +33,7 @@ def plain_group(plan: GroupPlan, weights: list[Tensor], seed: int) -> FittedGrou
     fitted = drawn_group(plan, weights, seed)
     nothing: dict[str, Any] = {
         "smooth": None, "shared_down": None, "shared_up": (), "routed_down": None, "routed_up": (), "router": None,
+        "rotation": None,
     }  # fmt: skip
     return replace(fitted, activation_bits=UNQUANTIZED_BITS, **nothing)
 

@@ -94,8 +94,9 @@ def test_exempt_columns_are_zero_in_the_base_only_for_quant_experts() -> None:
         codes = torch.cat(_fit(spec(method, **options)).codes)
         return int((codes == 0).all(0).sum())
 
-    assert zero_columns("qe") == 4
-    assert zero_columns("qe", exempt=False) == 0
+    assert zero_columns("qe", smoothing="outlier") == 4
+    assert zero_columns("qe", smoothing="outlier", exempt=False) == 0
+    assert zero_columns("qe", smoothing="rotation") == 0
     assert zero_columns("aser") == 0
     assert zero_columns("rtn", smoothing="outlier") == 0
 

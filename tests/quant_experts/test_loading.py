@@ -287,9 +287,9 @@ def test_saving_a_loaded_model_is_refused_instead_of_writing_names_that_do_not_l
 def test_a_newer_format_and_lost_tensors_are_errors_and_not_random_layers(checkpoint: Written, tmp_path: Path) -> None:
     newer = Path(shutil.copytree(checkpoint.directory, tmp_path / "newer"))
     config = json.loads((newer / "config.json").read_text())
-    config["quantization_config"]["format"] = 3
+    config["quantization_config"]["format"] = 4
     (newer / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="format 3, this loader reads formats up to 2"):
+    with pytest.raises(ValueError, match="format 4, this loader reads formats up to 3"):
         AutoModelForImageTextToText.from_pretrained(newer)
 
     config["quantization_config"] |= {"format": 1, "groups": []}

@@ -21,6 +21,7 @@ from quant_experts.errors import InvalidSpec, UnsupportedModel
 from quant_experts.export.source import open_source
 from quant_experts.forward.modeling_quant_experts import (
     MIXTURE_FORMAT,
+    ROTATED_FORMAT,
     MixtureExperts,
     QuantExpertsConfig,
     QuantExpertsQuantizer,
@@ -152,8 +153,8 @@ def test_entries_that_differ_in_the_expert_alone_are_one_in_the_configuration() 
 
 
 def test_a_loader_of_a_later_format_is_asked_for_by_name() -> None:
-    quantizer = QuantExpertsQuantizer(QuantExpertsConfig(format=MIXTURE_FORMAT + 1, groups=[member("down_proj", 0)]))
-    with pytest.raises(ValueError, match=r"Quant Experts format 3, this loader reads formats up to 2"):
+    quantizer = QuantExpertsQuantizer(QuantExpertsConfig(format=ROTATED_FORMAT + 1, groups=[member("down_proj", 0)]))
+    with pytest.raises(ValueError, match=r"Quant Experts format 4, this loader reads formats up to 3"):
         quantizer.validate_environment()
 
 

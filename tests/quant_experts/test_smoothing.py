@@ -12,7 +12,7 @@ from tests.quant_experts.problems import problem_of
 from tests.quant_experts.tokens import mixture, observe, spec, weights
 
 
-@pytest.mark.parametrize("choice", sorted({"outlier", "smoothquant", "search"}))
+@pytest.mark.parametrize("choice", sorted({"outlier", "smoothquant", "search", "rotation"}))
 def test_scaling_changes_no_output_before_rounding(choice: str) -> None:
     problem = problem_of()
     scaled = problem.scaled(smoothing.get(choice).smooth(problem).scale)
@@ -47,15 +47,16 @@ def test_smoothquant_follows_its_formula_up_to_a_common_factor() -> None:
     assert found.label == "smoothquant(0.7)"
 
 
-@pytest.mark.parametrize("choice", ["none", "outlier", "smoothquant", "search"])
-def test_dead_and_constant_channels_leave_finite_positive_scales(choice: str) -> None:
+@pytest.mark.parametrize("choice", ["none", "outlier", "smoothquant", "search", "rotation"])
+def test_dead_and_constant_channels_leave_finite_scales_positive_but_for_a_rotations_signs(choice: str) -> None:
     x, vision = mixture(200)
     x[:, 10] = 0
     x[:, 11] = 3
     layers = weights()
     layers["q"][:, 12] = 0
     layers["k"][:, 12] = 0
-    scale = smoothing.get(choice).smooth(problem_of(x, vision, layers)).scale
+    found = smoothing.get(choice).smooth(problem_of(x, vision, layers))
+    scale = found.scale if found.rotation is None or found.scale is None else found.scale.abs()
     assert scale is None or bool((torch.isfinite(scale) & (scale > 0)).all())
 
 

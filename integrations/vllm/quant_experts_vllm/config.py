@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from quant_experts_vllm.linear import GROUP_PREFIX, QuantExpertsLinearMethod
-from quant_experts_vllm.modeling_quant_experts import FORMAT, QUANT_METHOD
+from quant_experts_vllm.modeling_quant_experts import FORMAT, QUANT_METHOD, ROTATED_FORMAT
 from vllm.logger import init_logger
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization import register_quantization_config
@@ -15,6 +15,7 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 from vllm.model_executor.models.utils import WeightsMapper
 
 logger = init_logger(__name__)
+FORMATS = (FORMAT, ROTATED_FORMAT)
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -31,14 +32,17 @@ class QuantExpertsConfig(QuantizationConfig):  # type: ignore[misc]
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> QuantExpertsConfig:
-        """Raises ValueError for another format, or one that lists no groups."""
-        if config.get("format") != FORMAT:
+        """Raises ValueError for another format, for experts of a mixture, or one that lists no groups."""
+        if config.get("format") not in FORMATS:
             raise ValueError(
-                f"the checkpoint has Quant Experts format {config.get('format')}, this plugin reads format {FORMAT}: "
-                "install a newer quant-experts-vllm"
+                f"the checkpoint has Quant Experts format {config.get('format')}, this plugin reads the formats "
+                f"{' and '.join(map(str, FORMATS))}: install a newer quant-experts-vllm"
             )
         if not config.get("groups"):
             raise ValueError("config.json: quantization_config lists no groups; download the checkpoint again")
+        mixtures = [group["name"] for group in config["groups"] if "members" in group]
+        if mixtures:
+            raise ValueError(f"{mixtures[0]}: experts of a mixture; this plugin does not serve them yet")
         return cls(config["groups"])
 
     def get_name(self) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from quant_experts_vllm.modeling_quant_experts import ADAPTER_DTYPES, InputGroup, QuantizedLinear
+from quant_experts_vllm.modeling_quant_experts import ADAPTER_DTYPES, InputGroup, QuantizedLinear, activation_of
 from torch import Tensor, nn
 from vllm.config import get_current_vllm_config
 from vllm.distributed import get_tensor_model_parallel_world_size
@@ -62,8 +62,7 @@ class QuantExpertsLinearMethod(LinearMethodBase):  # type: ignore[misc]
         group = InputGroup(
             input_size,
             (_MERGED,),
-            activation_bits=int(self.entry["activation_bits"]),
-            smooth=bool(self.entry["smooth"]),
+            **activation_of(self.entry, input_size),
             **ranks,
             **like,
         )

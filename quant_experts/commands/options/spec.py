@@ -85,7 +85,11 @@ CHOICE = (
 )
 """Scheme and method."""
 REFINEMENTS = (
-    click.option("--smoothing", metavar="NAME", help="Smoothing instead of the preset's."),
+    click.option(
+        "--smoothing",
+        metavar="NAME",
+        help="Smoothing instead of the preset's; rotation spreads outliers over all channels.",
+    ),
     click.option(
         "--smoothquant-alpha", type=Finite(), metavar="F", help="Exponent of smoothquant, 0 to 1.  [default: 0.5]"
     ),

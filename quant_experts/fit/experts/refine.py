@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from quant_experts.fit.experts.router import route
 from quant_experts.fit.problem import GroupProblem
-from quant_experts.fit.quantizer import round_tokens
 from quant_experts.fit.reconstruction import Adapters
 from quant_experts.seeding import generator
 
@@ -27,12 +26,11 @@ CHUNK = 1024
 class _Target:
     """What the adapters must produce: ``gap`` is W x - W_q Q(x), computed batch by batch."""
 
-    weight: Tensor
+    problem: GroupProblem
     base: Tensor
-    bits: int
 
     def gap(self, x: Tensor) -> Tensor:
-        return x @ self.weight.T - round_tokens(x, self.bits) @ self.base.T
+        return x @ self.problem.weight.T - self.problem.rounded(x) @ self.base.T
 
 
 def refine(problem: GroupProblem, base: Tensor, adapters: Adapters) -> Adapters:
@@ -46,7 +44,7 @@ def refine(problem: GroupProblem, base: Tensor, adapters: Adapters) -> Adapters:
     assert adapters.routed_up is not None
     assert adapters.router is not None
     training, validation = _split(problem)
-    target = _Target(problem.weight, base, problem.spec.bits.activation_bits)
+    target = _Target(problem, base)
     start = _balanced(adapters)
     tensors = _named(start)
     shared = ("shared_up", "shared_down") if problem.spec.refine == "all" and adapters.shared_up is not None else ()

@@ -20,11 +20,12 @@ from quant_experts.seeding import generator
 
 
 def exempt_columns(problem: GroupProblem) -> Tensor:
-    """The token-independent channels, unless the spec keeps them in the base or has no shared expert for them.
+    """The token-independent channels, unless the spec keeps them in the base, has no shared expert for them, or a
+    rotation mixes them with the others.
 
     No more than the shared expert's rank, which alone can carry a column whole: of any other, part is lost.
     """
-    if not problem.spec.exempt or problem.ranks.shared == 0:
+    if not problem.spec.exempt or problem.ranks.shared == 0 or problem.rotation is not None:
         return no_columns(problem)
     exempt = problem.partition.independent
     if problem.spec.method_version > 1:

@@ -1,4 +1,4 @@
-"""Slot one: a positive scale s per input channel. Weights become W diag(s), activations x / s.
+"""Slot one: a scale s per input channel, and a rotation behind it. Weights become W diag(s), activations x / s.
 
 A choice is a file with ``smooth(problem) -> Smoothing``.
 """
@@ -13,15 +13,17 @@ from torch import Tensor
 
 from quant_experts.fit import registry
 from quant_experts.fit.problem import GroupProblem
+from quant_experts.fit.rotation import Rotation
 
 
 @dataclass(frozen=True)
 class Smoothing:
-    """``scale``: (d,) float32, positive, or None for no change. ``label``: the choice with its parameter, for the
-    report."""
+    """``scale``: (d,) float32, positive, or None for no change; with a ``rotation``, of either sign. ``label``: the
+    choice with its parameter, for the report."""
 
     scale: Tensor | None
     label: str
+    rotation: Rotation | None = None
 
 
 class SmoothingChoice(Protocol):
