@@ -27,7 +27,7 @@ from quant_experts.commands.exit_codes import BAD_ARGUMENTS, BAD_INPUT, INTERRUP
 from quant_experts.errors import QuantExpertsError, Stopped
 
 ENTRY_POINTS = "quant_experts.commands"
-OWN = ("quantize", "plan", "inspect", "verify", "export")
+OWN = ("quantize", "plan", "inspect", "verify", "export", "chat")
 CLIENT = (
     "submit",
     "watch",

@@ -202,7 +202,8 @@ def _activations(spec: QuantizationSpec) -> str:
 
 def _limits(spec: QuantizationSpec) -> str:
     limits = [
-        "Weights are unpacked to the model's dtype whenever a layer runs: this saves memory, it does not save time.",
+        "On a GPU, and for long prompts on a CPU, weights are unpacked to the model's dtype whenever a layer runs: "
+        "that saves memory and no time.",
         "It was fitted on calibration data; on inputs unlike those, expect more loss than the table says.",
         "It is not trainable, and `save_pretrained` refuses: copy the directory.",
     ]
