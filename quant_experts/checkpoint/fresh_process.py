@@ -39,7 +39,7 @@ def main(checkpoint: Path, probe: Path, device: str) -> dict[str, Any]:
     tensors = load_file(str(probe))
     inputs = {name.removeprefix("inputs."): tensor.to(device) for name, tensor in tensors.items() if name != "logits"}
     if not inputs:
-        vocabulary = model.get_output_embeddings().weight.shape[0]
+        vocabulary = model.get_input_embeddings().weight.shape[0]
         tokens = (torch.arange(MADE_UP_TOKENS, device=device) % vocabulary).unsqueeze(0)
         inputs = {"input_ids": tokens}
         if model.main_input_name == "input_features":  # silence

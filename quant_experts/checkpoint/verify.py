@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,10 @@ class Verdict:
     agreement: float | None
 
 
+Ask = Callable[[Path, Path, str], dict[str, Any]]
+"""(checkpoint, file of the probe, device) → the answer of ``fresh_process.py``. Raises InvalidCheckpoint."""
+
+
 def verify_checksums(directory: Path) -> int:
     """Compare every file with SHA256SUMS, exports with their own; returns the number of files.
 
@@ -78,15 +82,50 @@ def verify_checksums(directory: Path) -> int:
     return len(digests) + sum(verify_checksums(export) for export in sorted(exports.glob("*")))
 
 
+def ask_fresh_process(directory: Path, probe: Path, device: str) -> dict[str, Any]:
+    """Start one process for this checkpoint alone."""
+    environment = os.environ | fresh_environment(probe.parent)
+    command = [sys.executable, "-I", str(fresh_process.__file__), str(directory.resolve()), str(probe), device]
+    process = subprocess.run(  # noqa: S603 -- our own interpreter and script
+        command, capture_output=True, text=True, check=False, env=environment, stdin=subprocess.DEVNULL
+    )
+    lines = process.stdout.strip().splitlines()
+    if process.returncode != 0 or not lines:
+        raise loading_failed(directory, (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1])
+    answer: dict[str, Any] = json.loads(lines[-1])
+    return answer
+
+
+def fresh_environment(scratch: Path) -> dict[str, str]:
+    """Variables of a process that runs ``fresh_process.py``, beside those that are there."""
+    return {
+        "HF_HUB_OFFLINE": "1",
+        # The same formula as in the run, so that equal logits are equal to the bit.
+        "QE_KERNELS": "reference",
+        # Where transformers puts the checkpoint's loader before it imports it.
+        "HF_MODULES_CACHE": str(scratch / "modules"),
+    }
+
+
+def loading_failed(directory: Path, reason: str) -> InvalidCheckpoint:
+    return InvalidCheckpoint(f"{directory.name}: loading it in a fresh process failed: {reason}")
+
+
 def verify_in_fresh_process(
-    directory: Path, probe: Probe | None = None, *, device: str = "cpu", tolerance: float = TOLERANCE
+    directory: Path,
+    probe: Probe | None = None,
+    *,
+    device: str = "cpu",
+    tolerance: float = TOLERANCE,
+    ask: Ask = ask_fresh_process,
 ) -> Verdict:
     """Load the checkpoint in a fresh process without this package, and compare its logits with the probe's.
 
     Without a probe a few token ids are made up, and the logits only have to be finite.
     Raises InvalidCheckpoint when loading fails or leaves tensors out, or when the logits are not finite or too far off.
     """
-    answer = _ask(directory, probe or Probe({}), device)
+    with tempfile.TemporaryDirectory(prefix="qe-verify-") as scratch:
+        answer = ask(directory, _written(probe or Probe({}), Path(scratch)), device)
     if answer.get("problems"):
         problems = "; ".join(f"{kind}: {', '.join(names[:3])}" for kind, names in answer["problems"].items())
         raise InvalidCheckpoint(f"{directory.name}: transformers does not fill the model from it: {problems}")
@@ -101,29 +140,10 @@ def verify_in_fresh_process(
     return Verdict(error, agreement)
 
 
-def _ask(directory: Path, probe: Probe, device: str) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="qe-verify-") as scratch:
-        path = Path(scratch) / "probe.safetensors"
-        tensors = {f"inputs.{name}": tensor.detach().cpu().clone() for name, tensor in probe.inputs.items()}
-        if probe.logits is not None:
-            tensors["logits"] = probe.logits.detach().float().cpu().clone()
-        save_file(tensors, str(path))
-        environment = {
-            **os.environ,
-            "HF_HUB_OFFLINE": "1",
-            # The same formula as in the run, so that equal logits are equal to the bit.
-            "QE_KERNELS": "reference",
-            # Where transformers puts the checkpoint's loader before it imports it.
-            "HF_MODULES_CACHE": str(Path(scratch) / "modules"),
-        }
-        script = str(fresh_process.__file__)
-        command = [sys.executable, "-I", script, str(directory.resolve()), str(path), device]
-        process = subprocess.run(  # noqa: S603 -- our own interpreter and script
-            command, capture_output=True, text=True, check=False, env=environment, stdin=subprocess.DEVNULL
-        )
-    lines = process.stdout.strip().splitlines()
-    if process.returncode != 0 or not lines:
-        reason = (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
-        raise InvalidCheckpoint(f"{directory.name}: loading it in a fresh process failed: {reason}")
-    answer: dict[str, Any] = json.loads(lines[-1])
-    return answer
+def _written(probe: Probe, directory: Path) -> Path:
+    path = directory / "probe.safetensors"
+    tensors = {f"inputs.{name}": tensor.detach().cpu().clone() for name, tensor in probe.inputs.items()}
+    if probe.logits is not None:
+        tensors["logits"] = probe.logits.detach().float().cpu().clone()
+    save_file(tensors, str(path))
+    return path

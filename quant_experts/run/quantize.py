@@ -22,7 +22,7 @@ from quant_experts.calibration.capture import capture_inputs
 from quant_experts.calibration.captured_inputs import CapturedInputs, read_captured_inputs
 from quant_experts.calibration.collate import Collate, open_collator
 from quant_experts.calibration.samples import Choice, RowFile, choose, open_rows
-from quant_experts.checkpoint.verify import verify_in_fresh_process
+from quant_experts.checkpoint.verify import Ask, ask_fresh_process, verify_in_fresh_process
 from quant_experts.checkpoint.write import check_output, publish, staging_directory, write_files
 from quant_experts.evaluation.acceptance import judge
 from quant_experts.evaluation.after_walk import Measurements, measure_run
@@ -90,6 +90,7 @@ def quantize(
     exports: Sequence[str] = (),
     on_event: OnEvent = ignore,
     should_stop: ShouldStop = never,
+    ask: Ask = ask_fresh_process,
 ) -> QualityReport:
     """Quantize the model directory ``model`` into the checkpoint ``output``; returns its report.
 
@@ -100,7 +101,8 @@ def quantize(
     resume needs to the caller, who deletes the files named in BlockFinished; for callers that copy a block's files
     after ``on_event`` has returned. ``accept_if``: limits that decide the report's verdict and nothing else; a resumed
     run may have other ones. ``exports``: formats (``quant_experts.export``) in which the finished checkpoint is written
-    too, below ``output``/exports; one that cannot be made is named in Finished.
+    too, below ``output``/exports; one that cannot be made is named in Finished. ``ask``: loads the
+    checkpoint in a process without this package.
 
     Raises a QuantExpertsError that names what is wrong with model, rows, options or numbers; Stopped when
     ``should_stop`` says so. Nothing is left at ``output`` then.
@@ -121,6 +123,7 @@ def quantize(
         exports=tuple(exports),
         on_event=Forecaster(on_event, started=seconds_to_start()),
         should_stop=should_stop,
+        ask=ask,
     )
     return run.run()
 
@@ -148,6 +151,7 @@ class QuantizationRun:
     exports: tuple[str, ...]
     on_event: Forecaster
     should_stop: ShouldStop
+    ask: Ask
 
     started: float = field(default_factory=time.monotonic)
     warnings: list[str] = field(default_factory=list)
@@ -258,7 +262,8 @@ class QuantizationRun:
     def verify(self, directory: Path) -> None:
         """Raises InvalidCheckpoint when a fresh process does not load the checkpoint to the same logits."""
         self._enter("verifying")
-        verify_in_fresh_process(directory, self.measured.probe, device=self.context.blueprint.device.type)
+        device = self.context.blueprint.device.type
+        verify_in_fresh_process(directory, self.measured.probe, device=device, ask=self.ask)
 
     def export(self, directory: Path) -> Exports:
         """Write the checkpoint in the other formats that were asked for."""
