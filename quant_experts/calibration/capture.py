@@ -52,7 +52,7 @@ class _Capture:
     def __init__(self, context: RunContext, choice: Choice, collate: Collate, vision: Vision) -> None:
         self._context, self._choice, self._collate = context, choice, collate
         self._stacks = context.blueprint.manifest.stacks(vision)
-        self.writer = CapturedInputsWriter(context.work, keep_inputs=len(self._stacks) > 1)
+        self.writer = CapturedInputsWriter(context.work, keep_inputs=len(self._stacks) > 1, state=self._stacks[0].state)
         self._skips: Counter[str] = Counter()
         self._bad: list[str] = []
         self._resizes = 0

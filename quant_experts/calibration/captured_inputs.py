@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -77,6 +78,8 @@ class CapturedInputs:
     files: tuple[WrittenFile, ...]
     variants: tuple[CapturedRow, ...] = ()
     first: int = 0
+    state: tuple[int, ...] = ()
+    """Shape of a token's state between blocks, where it is not that of its embedding."""
 
     @property
     def running(self) -> CapturedInputs:
@@ -110,6 +113,11 @@ class CapturedInputs:
         """
         return self.tensors.read(f"{stream_prefix(row, stream)}{row.index}.embeddings")
 
+    def state_of(self, row: CapturedRow) -> tuple[torch.dtype, tuple[int, ...]]:
+        """Dtype and shape of the row's states behind a block: (1, tokens, d), or what the model has instead of d."""
+        entry = self.tensors.entries[f"{row.index}.embeddings"]
+        return entry.dtype, (*entry.shape[:2], *self.state) if self.state else entry.shape
+
     def vision(self, row: CapturedRow) -> Tensor:
         """(tokens,) bool: which tokens of the last stack are image placeholders."""
         return self.tensors.read(f"{row.index}.vision")
@@ -138,11 +146,12 @@ class CapturedInputs:
 class CapturedInputsWriter:
     """Collects the inputs of the first stack. Nothing is visible until ``finish``."""
 
-    def __init__(self, directory: Path, *, keep_inputs: bool = False) -> None:
-        """``keep_inputs``: store the model inputs of every row, because another stack follows."""
+    def __init__(self, directory: Path, *, keep_inputs: bool = False, state: tuple[int, ...] = ()) -> None:
+        """``keep_inputs``: store the model inputs of every row, because another stack follows. ``state``: as in
+        CapturedInputs."""
         self._directory = directory
         self._spool = TensorSpool(directory / captured_files(FIRST)[0])
-        self._keep_inputs = keep_inputs
+        self._keep_inputs, self._state = keep_inputs, state
         self.rows: list[CapturedRow] = []
         self.variants: list[CapturedRow] = []
 
@@ -163,11 +172,9 @@ class CapturedInputsWriter:
         self.variants.append(replace(row, variant_of=variant.original, change=variant.change))
 
     def _captured(self, index: int, sample: Sample, call: tuple[Arguments, Tensor] | None) -> CapturedRow:
-        if call is not None:
-            self._spool.add(f"{index}.embeddings", call[1])
         self._spool.add(f"{index}.vision", sample.vision)
         self._spool.add(f"{index}.input_ids", sample.input_ids[0])
-        tree = None if call is None else store_arguments(self._spool, f"{index}.arguments", call[0])
+        tree = None if call is None else store_call(self._spool, f"{index}.", *call)
         vision = int(sample.vision.sum())
         row = CapturedRow(index, sample.row, False, sample.tokens, vision, tree, _digest(sample.inputs))
         return replace(row, question=sample.question, reply=sample.reply)
@@ -182,6 +189,7 @@ class CapturedInputsWriter:
             skipped=skipped,
             resized=resized,
             fingerprint=fingerprint,
+            state=self._state,
         )
 
     def discard(self) -> None:
@@ -209,15 +217,27 @@ def stream_prefix(row: CapturedRow, stream: Stream) -> str:
     return "" if row.streams is None or stream == "quantized" else f"{stream}."
 
 
-def store_arguments(spool: TensorSpool, name: str, value: Any) -> Any:
-    """Describe ``value`` as JSON, and put its tensors into ``spool`` under names that begin with ``name``."""
+def store_call(spool: TensorSpool, prefix: str, arguments: Arguments, embeddings: Tensor) -> Any:
+    """Put what a stack is called with into ``spool``; returns the arguments as JSON. Those that are the embeddings are
+    stored once."""
+    spool.add(f"{prefix}embeddings", embeddings)
+    return store_arguments(spool, f"{prefix}arguments", arguments, {id(embeddings): f"{prefix}embeddings"})
+
+
+def store_arguments(spool: TensorSpool, name: str, value: Any, stored: Mapping[int, str] = MappingProxyType({})) -> Any:
+    """Describe ``value`` as JSON, and put its tensors into ``spool`` under names that begin with ``name``. ``stored``:
+    identity of a tensor that is there already → its name."""
+    if isinstance(value, Tensor) and id(value) in stored:
+        return {"tensor": stored[id(value)]}
     if isinstance(value, Tensor):
         spool.add(name, value)
         return {"tensor": name}
     if isinstance(value, list | tuple):
-        return {"list": [store_arguments(spool, f"{name}.{i}", element) for i, element in enumerate(value)]}
+        return {"list": [store_arguments(spool, f"{name}.{i}", element, stored) for i, element in enumerate(value)]}
     if isinstance(value, dict):
-        return {"dict": {key: store_arguments(spool, f"{name}.{key}", element) for key, element in value.items()}}
+        return {
+            "dict": {key: store_arguments(spool, f"{name}.{key}", element, stored) for key, element in value.items()}
+        }
     if value is None or isinstance(value, bool | int | float | str):
         return {"value": value}
     raise TypeError(f"{name}: an argument of type {type(value).__name__} cannot be stored")
@@ -234,6 +254,7 @@ def store_captured_inputs(
     resized: int,
     fingerprint: str,
     first: int = 0,
+    state: tuple[int, ...] = (),
 ) -> CapturedInputs:
     """Make the spooled tensors durable; the description is written last."""
     tensors = spool.finish()
@@ -244,11 +265,12 @@ def store_captured_inputs(
         "variants": [asdict(row) for row in variants],
         "skipped": dict(skipped),
         "resized": resized,
+        "state": state,
     }
     names = captured_files(stem)
     tree = write_text(directory / names[1], json.dumps(description, indent=1))
     file = TensorFile(directory / names[0])
-    return CapturedInputs(tuple(rows), dict(skipped), resized, file, (tensors, tree), tuple(variants), first)
+    return CapturedInputs(tuple(rows), dict(skipped), resized, file, (tensors, tree), tuple(variants), first, state)
 
 
 def read_captured_inputs(
@@ -268,8 +290,9 @@ def read_captured_inputs(
     rows, variants = (tuple(CapturedRow(**row) for row in description[kind]) for kind in ("rows", "variants"))
     tree = WrittenFile(tree_name, len(text), file_digest(directory / tree_name))
     files = (tensors, tree)
+    state = tuple(description.get("state", ()))
     return CapturedInputs(
-        rows, description["skipped"], description["resized"], TensorFile(path), files, variants, first
+        rows, description["skipped"], description["resized"], TensorFile(path), files, variants, first, state
     )
 
 

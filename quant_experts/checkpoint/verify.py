@@ -91,7 +91,9 @@ def ask_fresh_process(directory: Path, probe: Path, device: str) -> dict[str, An
     )
     lines = process.stdout.strip().splitlines()
     if process.returncode != 0 or not lines:
-        raise loading_failed(directory, (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1])
+        raise loading_failed(
+            directory, (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
+        )
     answer: dict[str, Any] = json.loads(lines[-1])
     return answer
 

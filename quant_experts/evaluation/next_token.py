@@ -41,8 +41,8 @@ def last_hidden_states(
         return runner.run(inputs.arguments(row, blueprint.device, stream), state)[0]
 
     with (
-        loaded(blueprint, blueprint.manifest.head),
-        open_block_runner(blueprint.language_model, blueprint.blocks) as runner,
+        loaded(blueprint, *blueprint.manifest.after),
+        open_block_runner(blueprint.language_model, blueprint.blocks, blueprint.manifest.decoder) as runner,
     ):
         yield states_of
 

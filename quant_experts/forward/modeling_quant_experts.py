@@ -777,7 +777,7 @@ def place_group(model: nn.Module, entry: Mapping[str, Any]) -> tuple[InputGroup,
     except AttributeError as error:
         raise ValueError(f"{entry['name']}: {type(model).__name__} has no module {entry['parent']}") from error
     names = tuple(entry["layers"])
-    linears = [_below(parent, name) for name in names]
+    linears = [as_linear(_below(parent, name)) for name in names]
     if not all(isinstance(linear, nn.Linear) for linear in linears):
         raise ValueError(f"{entry['name']}: {', '.join(names)} are not all linear layers of {entry['parent']}")
     first = linears[0]
@@ -816,7 +816,10 @@ def place_group(model: nn.Module, entry: Mapping[str, Any]) -> tuple[InputGroup,
         )
         placed[name].train(linear.training)
         owner, _, last = name.rpartition(".")  # "mlp.0": a list of modules has no place for the group itself
-        setattr(parent.get_submodule(owner), last, placed[name])
+        module = parent.get_submodule(owner)
+        setattr(module, last, placed[name])
+        if not module._parameters and not module._buffers:  # GPT-2 would draw the weights of its layers anew
+            module._is_hf_initialized = True  # type: ignore[assignment]  # a flag of transformers
     setattr(parent, f"{entry['label']}_input_group", group.train(first.training))
     return group, placed
 
@@ -837,6 +840,18 @@ def activation_of(entry: Mapping[str, Any], width: int) -> dict[str, Any]:
         "rotation": rotation,
         "activation_clip": float(entry["activation_clip"]) if "activation_clip" in entry else None,
     }
+
+
+def as_linear(module: nn.Module | None) -> nn.Module | None:
+    """A ``Conv1D`` of GPT-2, whose weight is (in, out), as an empty linear layer; any other module as it is."""
+    if type(module).__name__ != "Conv1D":
+        return module
+    assert module is not None
+    weight, bias = module.get_parameter("weight"), module.get_parameter("bias")
+    width, outs = weight.shape
+    linear = nn.Linear(width, outs, device="meta", dtype=weight.dtype).to_empty(device=weight.device)
+    linear.bias = bias
+    return linear.train(module.training)
 
 
 def marks_of(entry: Mapping[str, Any]) -> Iterator[str]:

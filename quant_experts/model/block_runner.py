@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from quant_experts.model.families.stack import LANGUAGE, Stack
+from quant_experts.model.families.stack import Stack
 
 Arguments = dict[str, Any]
-"""Keyword arguments of one call of a stack's module; for a language model, without the embeddings."""
+"""Keyword arguments of one call of a stack's module."""
 
 
 class StackNotCalled(Exception):
@@ -41,14 +41,16 @@ class _BlockFinished(Exception):
 class _StubBlock(nn.Module):
     """Stub for a finished block: ``forward`` returns the stored output; every other attribute is the block's own."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: nn.Module, others: int | None) -> None:
+        """``others``: how many values the block returns behind its states in a tuple; None where it returns none."""
         super().__init__()
-        self._block = (block,)
+        self._block, self._others = (block,), others
         self.stored: Tensor | None = None
         """(1, tokens, d): the block's output. None returns the input, which nothing reads."""
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return hidden_states if self.stored is None else self.stored
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        states = hidden_states if self.stored is None else self.stored
+        return states if self._others is None else (states, *[None] * self._others)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -70,12 +72,12 @@ def hooked(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
 
 @torch.no_grad()
 def capture_arguments(
-    model: nn.Module, module: Any, inputs: Mapping[str, Tensor], stack: Stack = LANGUAGE, *, next_module: Any = None
+    model: nn.Module, module: Any, inputs: Mapping[str, Tensor], stack: Stack, *, next_module: Any = None
 ) -> tuple[Arguments, Tensor]:
     """Run ``model`` on ``inputs`` until it calls ``module``, which runs ``stack``.
 
-    Returns the arguments of that call, and the states that the first block receives, (1, tokens, d). For a language
-    model these are the embeddings.
+    Returns the arguments of that call, and the states that come in, (1, tokens, d): those of the first block, or of a
+    language model the embeddings, which are among the arguments too. Later blocks may read them again.
     Raises StackNotCalled when the model calls ``next_module``, which runs the next stack, before ``module``.
     """
     arguments: Arguments = {}
@@ -92,9 +94,9 @@ def capture_arguments(
         hooks.append(next_module.register_forward_pre_hook(_stop_at_next_stack))
     states = _states_at_call(model, inputs, hooks)
     if stack.embeds is not None:
-        tokens, states = arguments.pop("input_ids", None), arguments.pop(stack.embeds, None)
+        tokens, states = arguments.pop("input_ids", None), arguments.get(stack.embeds)
         if states is None:
-            states = module.get_submodule(stack.embedding)(tokens)
+            states = arguments[stack.embeds] = module.get_submodule(stack.embedding)(tokens)
     for name in ("use_cache", "past_key_values"):  # given anew with every call
         arguments.pop(name, None)
     assert states is not None
@@ -139,11 +141,13 @@ class BlockRunner:
 
     def run_with_gradients(self, arguments: Arguments, hidden: Tensor) -> Tensor:
         """The same as ``run``; autograd records it when ``hidden`` requires a gradient."""
-        # Once there are stubs, only shape, dtype and device of the embeddings matter.
-        embeddings = {} if self._stack.embeds is None else {self._stack.embeds: hidden, "use_cache": False}
+        embeds = self._stack.embeds
+        own: Arguments = {} if embeds is None else {"use_cache": False}
+        if embeds is not None and (not self._stubs or embeds not in arguments):
+            own[embeds] = hidden
         with self.stubs_return(hidden):
             try:
-                output = self._module(**arguments, **embeddings)
+                output = self._module(**{**arguments, **own})
             except _BlockFinished as finished:
                 return finished.output
         assert self._block == len(_layers(self._module, self._stack)), "the forward ended before the block ran"
@@ -173,11 +177,11 @@ class BlockRunner:
 
 
 @contextmanager
-def open_block_runner(module: Any, block: int, stack: Stack = LANGUAGE) -> Iterator[BlockRunner]:
+def open_block_runner(module: Any, block: int, stack: Stack) -> Iterator[BlockRunner]:
     """Put stubs in place of the blocks before ``block`` and end the forward after it. ``module``: runs ``stack``."""
     layers = _layers(module, stack)
     originals = list(layers)
-    stubs = [_StubBlock(original) for original in originals[:block]]
+    stubs = [_StubBlock(original, stack.others) for original in originals[:block]]
     runner = BlockRunner(module, stack, block, stubs)
     hooks = [originals[block].register_forward_hook(_stop_after_block)] if block < len(originals) else []
     if stack.embeds is None and block == 0:
@@ -197,4 +201,4 @@ def _layers(module: Any, stack: Stack) -> Any:
 
 
 def _stop_after_block(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    raise _BlockFinished(output[0] if isinstance(output, tuple) else output)
+    raise _BlockFinished(output[0] if isinstance(output, (tuple, list)) else output)

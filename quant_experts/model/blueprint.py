@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +14,13 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
+from transformers.core_model_loading import build_glob_alternation
 
 from quant_experts.errors import InvalidModel, one_line
+from quant_experts.model.discovery import modules_to
 from quant_experts.model.families.stack import Stack
 from quant_experts.model.manifest import Manifest, auto_class_of, manifest_of, parts_but
-from quant_experts.model.mixtures import unstack_mixtures
+from quant_experts.model.mixtures import straighten, unstack_mixtures
 from quant_experts.model.shards import Shards, open_shards
 from quant_experts.model.weights import Weights
 
@@ -59,12 +61,13 @@ class Blueprint:
         return self.model.get_submodule(stack.module)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden: (n, d) behind the last norm; returns (n, vocabulary), as the model makes them: its own forward runs,
-        scales and caps included, with ``hidden`` in place of what the modules before the head put out."""
-        with _putting_out(self.model, self.manifest.language_model, hidden.unsqueeze(0)):
+        """hidden: (n, d) behind the last norm; returns (n, vocabulary), as the model makes them: the forward around the
+        head runs, scales and caps included, with ``hidden`` in place of what the modules before the head put out."""
+        outer = self.manifest.with_head
+        with _putting_out(self.model, modules_to(self.manifest.language_model, outer), hidden.unsqueeze(0)):
             tokens = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
             name = "decoder_input_ids" if self.manifest.encoder is not None else "input_ids"
-            logits: Tensor = self.model(**{name: tokens}, use_cache=False).logits
+            logits: Tensor = self.model.get_submodule(outer)(**{name: tokens}, use_cache=False).logits
         return logits.squeeze(0)
 
     @property
@@ -88,10 +91,9 @@ class _States:
 
 
 @contextmanager
-def _putting_out(model: nn.Module, path: str, hidden: Tensor) -> Iterator[None]:
-    """While open, the module ``path`` and those around it return ``hidden`` without running."""
-    parts = path.split(".")
-    modules: list[Any] = [model.get_submodule(".".join(parts[:end])) for end in range(1, len(parts) + 1)]
+def _putting_out(model: nn.Module, paths: Iterable[str], hidden: Tensor) -> Iterator[None]:
+    """While open, the modules ``paths`` return ``hidden`` without running."""
+    modules: list[Any] = [model.get_submodule(path) for path in paths]
     for module in modules:
         module.forward = lambda *args, **kwargs: _States(hidden)
     try:
@@ -130,9 +132,9 @@ def open_blueprint(directory: Path, *, device: torch.device) -> Blueprint:
         raise InvalidModel(f"{directory.name} is already quantized ({method}); give the model that it was made from")
     shards = open_shards(directory)
     model, dtype = _build(directory, auto_class, shards)
-    stacks = unstack_mixtures(model)
+    stacks, transposed = unstack_mixtures(model), straighten(model)
     manifest = manifest_of(model)
-    return Blueprint(directory, text, manifest, model, Weights(shards, model, stacks), dtype, device)
+    return Blueprint(directory, text, manifest, model, Weights(shards, model, stacks, transposed), dtype, device)
 
 
 def _build(directory: Path, auto_class: str, shards: Shards) -> tuple[PreTrainedModel, torch.dtype]:
@@ -143,11 +145,28 @@ def _build(directory: Path, auto_class: str, shards: Shards) -> tuple[PreTrained
         dtype = _dtype(config, shards)
         with torch.device("meta"):
             model = kind.from_config(config, dtype=dtype, trust_remote_code=False)
+        keep_wide(model, dtype)
     except CONFIGURATION_ERRORS as error:
         reason = one_line(error, 300)
         raise InvalidModel(f"{directory.name}/config.json does not describe a model: {reason}") from error
     model.eval().requires_grad_(False)
     return model, dtype
+
+
+def keep_wide(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Give the tensors of a model on the meta device that its class keeps in float32 that dtype, as ``from_pretrained``
+    does."""
+    plan = model._get_dtype_plan(dtype)
+    if not plan:
+        return
+    wide = build_glob_alternation(list(plan))[0]
+    for name in filter(wide.search, model.state_dict()):
+        owner, _, last = name.rpartition(".")
+        module = model.get_submodule(owner)
+        tensors = module._parameters if last in module._parameters else module._buffers
+        if tensors[last].is_floating_point():
+            value = tensors[last].detach().float()
+            tensors[last] = nn.Parameter(value, requires_grad=False) if tensors is module._parameters else value
 
 
 def _dtype(config: Any, shards: Shards) -> torch.dtype:
@@ -252,16 +271,20 @@ def _compute_buffers(blueprint: Blueprint, owner_name: str, owner: Any) -> None:
     if not names:
         return
     for name in names:
-        unknown = float("nan") if owner._buffers[name].is_floating_point() else -1
+        unknown = -1 if _is_whole(owner._buffers[name]) else float("nan")
         owner._buffers[name] = torch.full_like(owner._buffers[name], unknown, device="cpu")
     _enclosing_model(blueprint.model, owner_name)._init_weights(owner)
     for name in names:
         buffer = owner._buffers[name]
-        if not bool((torch.isfinite(buffer) if buffer.is_floating_point() else buffer >= 0).all()):
+        if not bool((buffer >= 0 if _is_whole(buffer) else torch.isfinite(buffer)).all()):
             raise InvalidModel(
                 f"{owner_name}.{name} cannot be computed; this version of transformers builds it differently"
             )
         owner._buffers[name] = buffer.to(blueprint.device)
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex())
 
 
 def _enclosing_model(model: Any, name: str) -> Any:

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
 from quant_experts.errors import UnsupportedModel
 from quant_experts.model.families.overrides import PLAIN
@@ -34,7 +35,8 @@ class FoundStack:
     """``module`` runs the blocks of the list ``layers``, and of a decoder looks tokens up in ``embedding`` before: both
     are paths within it. ``blocks``: the input groups of each.
     ``memory``: ``parent.label`` of groups that read what an encoder puts out. ``skipped``: linear layer or
-    parameter → why it stays as it is. ``width``: of what the first block reads."""
+    parameter → why it stays as it is. ``state``: shape of a token's state in front of the first block.
+    ``others``: as in Stack. ``after``: modules and tensors that run behind the decoder, the output head among them."""
 
     module: str
     layers: str
@@ -42,7 +44,9 @@ class FoundStack:
     blocks: tuple[Groups, ...]
     memory: tuple[str, ...]
     skipped: dict[str, str]
-    width: int
+    state: tuple[int, ...]
+    others: int | None
+    after: tuple[str, ...] = ()
 
 
 def discover(model: Any) -> tuple[FoundStack, ...]:
@@ -53,7 +57,8 @@ def discover(model: Any) -> tuple[FoundStack, ...]:
     paths = [_stack(model, _path_of(model, model.get_decoder))]
     if model.config.is_encoder_decoder:
         paths.insert(0, _stack(model, _path_of(model, model.get_encoder)))
-    embedding = _path_of(model, model.get_input_embeddings).removesuffix(".")
+    named = model.get_input_embeddings()
+    embedding = next((name for name, module in model.named_modules() if module is named), "")
     if not embedding:
         raise UnsupportedModel(f"{type(model).__name__} has no token embeddings that transformers names")
     modules = {path: path.rpartition(".")[0] for path in paths[:-1]} | {paths[-1]: _around(model, paths[-1], embedding)}
@@ -61,18 +66,14 @@ def discover(model: Any) -> tuple[FoundStack, ...]:
     reads = _Reads()
     encoders = [model.get_submodule(modules[path]) for path in paths[:-1]]
     with reads.watching([block for of_stack in blocks.values() for block in of_stack], encoders):
-        _run(model, modules[paths[-1]])
-    return tuple(reads.of_stack(modules[path], path, embedding, blocks[path]) for path in paths)
+        after = _run(model, modules[paths[-1]])
+    *encoding, decoding = (reads.of_stack(modules[path], path, embedding, blocks[path]) for path in paths)
+    return (*encoding, replace(decoding, after=after))
 
 
 def _around(model: nn.Module, path: str, embedding: str) -> str:
     """Path of the smallest module that holds the list of blocks and the token embeddings."""
-    common = []
-    for one, other in zip(path.split(".")[:-1], embedding.split(".")[:-1], strict=False):
-        if one != other:
-            break
-        common.append(one)
-    module = ".".join(common)
+    module = common_path(path, embedding)
     beside = [name for name, _ in model.get_submodule(module).named_children() if ELSEWHERE.search(name)]
     if not module or beside:
         raise UnsupportedModel(
@@ -81,6 +82,16 @@ def _around(model: nn.Module, path: str, embedding: str) -> str:
             "needs a module that runs the language model alone"
         )
     return module
+
+
+def common_path(one: str, other: str) -> str:
+    """Of the smallest module that holds both modules."""
+    common = []
+    for here, there in zip(one.split(".")[:-1], other.split(".")[:-1], strict=False):
+        if here != there:
+            break
+        common.append(here)
+    return ".".join(common)
 
 
 def _blocks(model: Any, path: str) -> list[tuple[str, nn.Module]]:
@@ -109,13 +120,14 @@ def _stack(model: Any, within: str) -> str:
 
 
 def _path_of(model: Any, part: Callable[[], Any]) -> str:
-    """Of what transformers calls the decoder or the encoder, with a dot at its end; empty where it calls nothing so."""
+    """Of what transformers calls the decoder or the encoder, with a dot at its end; empty where it calls nothing so, or
+    a part without lists of blocks, such as ModernBERT's output head."""
     try:
         named = part()
     except (AttributeError, NotImplementedError):
         return ""
     name = next((name for name, module in model.named_modules() if module is named), "")
-    return f"{name}." if name else ""
+    return f"{name}." if name and any(isinstance(each, nn.ModuleList) for each in named.modules()) else ""
 
 
 def _refuse_shared(path: str, blocks: list[nn.Module]) -> None:
@@ -130,16 +142,20 @@ def _refuse_shared(path: str, blocks: list[nn.Module]) -> None:
                 )
 
 
-def _run(model: Any, decoder: str) -> None:
-    """One forward. Raises UnsupportedModel when it fails, or does something behind the decoder that the walk, which
-    ends with the decoder's output, would leave out."""
+def _run(model: Any, decoder: str) -> tuple[str, ...]:
+    """One forward; returns paths of the modules that run behind the decoder.
+
+    Raises UnsupportedModel when it fails, or does something behind the decoder that the walk, which ends with the
+    decoder's output, would leave out.
+    """
     outputs: dict[str, Any] = {}
-    parts = decoder.split(".")
-    around = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    around = modules_to(decoder, common_path(decoder, head_of(model, decoder)))
     hooks = [
         model.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output}))
         for name in around
     ]
+    after: list[str] = []
+    hooks += _noting_calls(model, decoder, after, lambda: decoder in outputs)
     try:
         with torch.no_grad(), ShapePass():  # type: ignore[no-untyped-call]
             model(**_few_inputs(model), use_cache=False)
@@ -159,6 +175,36 @@ def _run(model: Any, decoder: str) -> None:
     changed = next((name for name, state in states.items() if state is not states[decoder]), None)
     if changed is not None:
         raise UnsupportedModel(f"{changed} changes what {decoder} puts out, before the output head reads it")
+    return tuple(dict.fromkeys(after))
+
+
+def _noting_calls(
+    model: nn.Module, without: str, called: list[str], is_on: Callable[[], bool]
+) -> Iterator[RemovableHandle]:
+    """Hooks that add to ``called`` what a module has of its own, when it is called while ``is_on``."""
+    for name, module in model.named_modules():
+        own = [*module._parameters, *module._buffers]
+        if own and not f"{name}.".startswith(f"{without}."):
+            paths = [f"{name}.{tensor}" for tensor in own] if module._modules else [name]
+            yield module.register_forward_pre_hook(lambda *_, paths=paths: called.extend(paths) if is_on() else None)
+
+
+def head_of(model: Any, decoder: str) -> str:
+    """Path of the output head, as the model names it or the first module around ``decoder`` that does.
+
+    Raises UnsupportedModel where none does.
+    """
+    for path in ("", *modules_to(decoder, "")):
+        module = model.get_submodule(path)
+        if isinstance(module, PreTrainedModel) and (head := module.get_output_embeddings()) is not None:
+            return str(next(name for name, each in model.named_modules() if each is head))
+    raise UnsupportedModel(f"{type(model).__name__} has no output head that transformers names")
+
+
+def modules_to(path: str, outer: str) -> list[str]:
+    """Paths of the module ``path`` and those around it, inside ``outer``; from the outermost."""
+    parts = path.split(".")
+    return [".".join(parts[:end]) for end in range(outer.count(".") + 2 if outer else 1, len(parts) + 1)]
 
 
 def _few_inputs(model: Any) -> dict[str, Tensor]:
@@ -176,7 +222,8 @@ class _Reads:
     inputs: dict[str, list[int]] = field(default_factory=dict)
     kept: list[Tensor] = field(default_factory=list)
     direct: set[str] = field(default_factory=set)
-    widths: dict[str, int] = field(default_factory=dict)
+    states: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    others: dict[str, int] = field(default_factory=dict)
     encoded: set[int] = field(default_factory=set)
 
     @contextmanager
@@ -184,7 +231,9 @@ class _Reads:
         hooks: list[RemovableHandle] = [encoder.register_forward_hook(self._note_encoded) for encoder in encoders]
         kinds = []
         for path, block in blocks:
-            hooks.append(block.register_forward_pre_hook(self._measuring(path.rpartition(".")[0]), with_kwargs=True))
+            stack = path.rpartition(".")[0]
+            hooks.append(block.register_forward_pre_hook(self._measuring(stack), with_kwargs=True))
+            hooks.append(block.register_forward_hook(self._counting(stack)))
             for name, module in _linears(block):
                 full = f"{path}.{name}"
                 hooks.append(module.register_forward_pre_hook(self._noting(full), with_kwargs=True))
@@ -206,7 +255,14 @@ class _Reads:
         def note(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             states = args[0] if args else kwargs.get("hidden_states")
             if isinstance(states, Tensor):
-                self.widths.setdefault(stack, states.shape[-1])
+                self.states.setdefault(stack, tuple(states.shape[2:]))
+
+        return note
+
+    def _counting(self, stack: str) -> Any:
+        def note(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if isinstance(output, (tuple, list)):
+                self.others.setdefault(stack, len(output) - 1)
 
         return note
 
@@ -250,8 +306,16 @@ class _Reads:
                     memory[f"{parent}.{label}".removeprefix(".")] = None
         layers = stack.removeprefix(f"{module}.")
         inside = embedding.removeprefix(f"{module}.") if embedding.startswith(f"{module}.") else None
-        width = self.widths.get(stack, 0)
-        return FoundStack(module, layers, inside, tuple(groups_of_blocks), tuple(memory), skipped, width)
+        return FoundStack(
+            module,
+            layers,
+            inside,
+            tuple(groups_of_blocks),
+            tuple(memory),
+            skipped,
+            self.states.get(stack, ()),
+            self.others.get(stack),
+        )
 
     def _skipped(self, path: str, block: nn.Module) -> dict[str, str]:
         """Linear layer or parameter of a block that stays as it is → why."""

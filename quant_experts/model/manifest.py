@@ -14,9 +14,10 @@ from torch import nn
 from transformers.models.auto import modeling_auto
 
 from quant_experts.errors import UnsupportedModel
-from quant_experts.model.discovery import FoundStack, discover
+from quant_experts.model.discovery import FoundStack, common_path, discover, head_of
 from quant_experts.model.families.overrides import LABELS, TOWERS
 from quant_experts.model.families.stack import Stack
+from quant_experts.planning.layer_rules import ELSEWHERE as NO_DECODER
 from quant_experts.planning.stacks import Groups, in_order
 
 Vision = Literal["keep", "quantize"]
@@ -42,14 +43,16 @@ ELSEWHERE = "outside of the blocks that are walked"
 @dataclass(frozen=True)
 class Manifest:
     """``outside``: modules and parameters that are neither in the decoder nor in the output head, such as a vision
-    tower and its projector. ``head``: module path of the output head. ``tower``: the vision tower as a stack, where it
-    can be quantized. ``encoder``: a stack whose output the decoder reads; always walked. ``skipped``: linear layers and
-    other matrices that stay as they are → the reason; block numbers are ``*``."""
+    tower and its projector. ``head``: module path of the output head; ``after``: of all that runs behind the decoder,
+    the head among it. ``tower``: the vision tower as a stack, where it can be quantized. ``encoder``: a stack whose
+    output the decoder reads; always walked. ``skipped``: linear layers and other matrices that stay as they are → the
+    reason; block numbers are ``*``."""
 
     model_type: str
     model_class: str
     decoder: Stack
     head: str
+    after: tuple[str, ...]
     outside: tuple[str, ...] = ()
     takes_images: bool = False
     tower: Stack | None = None
@@ -60,6 +63,11 @@ class Manifest:
     def language_model(self) -> str:
         """Path of the module that runs the decoder's blocks."""
         return self.decoder.module
+
+    @property
+    def with_head(self) -> str:
+        """Path of the smallest module that runs the language model and the output head; empty for the model itself."""
+        return common_path(self.language_model, self.head)
 
     def stacks(self, vision: Vision = "keep") -> tuple[Stack, ...]:
         """The stacks that are walked, in the order in which the model runs them; the decoder is the last."""
@@ -115,9 +123,7 @@ def manifest_of(model: Any) -> Manifest:
     *encoders, decoder_stack = discover(model)
     kind = model.config.model_type
     takes_images = kind in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    head = _path(model, model.get_output_embeddings())
-    if head is None:
-        raise UnsupportedModel(f"{type(model).__name__} has no output head that transformers names")
+    head = head_of(model, decoder_stack.module)
     assert decoder_stack.embedding is not None, "the decoder's module is chosen so"
     decoder = Stack(
         "decoder" if encoders else "language model",
@@ -126,8 +132,9 @@ def manifest_of(model: Any) -> Manifest:
         each=_labelled(kind, decoder_stack.blocks),
         memory=decoder_stack.memory if encoders else (),
         embedding=decoder_stack.embedding,
+        state=_state(model, f"{decoder_stack.module}.{decoder_stack.embedding}", decoder_stack),
+        others=decoder_stack.others,
     )
-    _refuse_projected(model, f"{decoder_stack.module}.{decoder_stack.embedding}", decoder_stack)
     encoder = next((_encoder(kind, each) for each in encoders), None)
     _refuse_mostly_kept(model, decoder, decoder_stack)
     skipped = {**{name: why for each in encoders for name, why in each.skipped.items()}, **decoder_stack.skipped}
@@ -136,6 +143,7 @@ def manifest_of(model: Any) -> Manifest:
         type(model).__name__,
         decoder,
         head,
+        decoder_stack.after,
         outside=tuple(parts_but(model, "", {decoder_stack.module, head})),
         takes_images=takes_images,
         tower=TOWERS.get(kind),
@@ -144,19 +152,20 @@ def manifest_of(model: Any) -> Manifest:
     return replace(manifest, skipped=dict(_skipped(model, manifest, skipped)))
 
 
-def _refuse_projected(model: nn.Module, embedding: str, stack: FoundStack) -> None:
-    """States that stand for finished blocks come in where embeddings do (``block_runner.py``)."""
+def _state(model: nn.Module, embedding: str, stack: FoundStack) -> tuple[int, ...]:
     width = model.get_parameter(f"{embedding}.weight").shape[-1]
-    if width != stack.width:
-        raise UnsupportedModel(
-            f"{embedding} has width {width}, the blocks {stack.width}: models that project their embeddings cannot be "
-            "walked; use one of the other sizes"
-        )
+    return () if stack.state == (width,) else stack.state
 
 
 def _encoder(kind: str, stack: FoundStack) -> Stack:
     return Stack(
-        "encoder", stack.module, layers=stack.layers, each=_labelled(kind, stack.blocks), embeds=None, media="audio"
+        "encoder",
+        stack.module,
+        layers=stack.layers,
+        each=_labelled(kind, stack.blocks),
+        embeds=None,
+        media="audio",
+        others=stack.others,
     )
 
 
@@ -166,10 +175,6 @@ def _labelled(kind: str, blocks: tuple[Groups, ...]) -> tuple[Groups, ...]:
     return tuple(
         tuple((parent, other.get(label, label), layers) for parent, label, layers in block) for block in blocks
     )
-
-
-def _path(model: nn.Module, module: Any) -> str | None:
-    return next((name for name, each in model.named_modules() if each is module), None)
 
 
 def parts_but(model: nn.Module, prefix: str, without: Collection[str]) -> Iterator[str]:
@@ -201,7 +206,7 @@ def _refuse_mostly_kept(model: nn.Module, decoder: Stack, stack: FoundStack) -> 
     for name in stack.skipped:
         rest[_starred(name)] = rest.get(_starred(name), 0) + _weights(model, name)
     total = quantized + sum(rest.values())
-    experts = any(EXPERTS.search(name) for name in rest)
+    experts = any(EXPERTS.search(name) and not NO_DECODER.search(name) for name in rest)
     if quantized >= LEAST_SHARE * total and quantized and not experts:
         return
     if not rest:

@@ -7,7 +7,7 @@ ordered list of transforms is applied here, through the library's own functions,
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -60,8 +60,15 @@ class Weights:
     files hold both with different values; as in transformers, both count.
     """
 
-    def __init__(self, shards: Shards, model: nn.Module, stacks: Mapping[str, Stack] = MappingProxyType({})) -> None:
+    def __init__(
+        self,
+        shards: Shards,
+        model: nn.Module,
+        stacks: Mapping[str, Stack] = MappingProxyType({}),
+        transposed: Collection[str] = (),
+    ) -> None:
         """``model``: the model on the meta device. ``stacks``: parameter → how the model has it in pieces.
+        ``transposed``: parameters that are (in, out) in the files and (out, in) in the model.
 
         Raises InvalidModel when a parameter has no tensor in the files.
         """
@@ -70,7 +77,9 @@ class Weights:
         self._pieces = {piece: (name, number) for name, stack in stacks.items() for number, piece in stack.pieces}
         self._stacks = stacks
         self._last: tuple[str, Tensor] | None = None
-        own = {name: tensor for name, tensor in model.state_dict().items() if name not in self._pieces}
+        self._transposed = transposed
+        state = {name: tensor.t() if name in transposed else tensor for name, tensor in model.state_dict().items()}
+        own = {name: tensor for name, tensor in state.items() if name not in self._pieces}
         self._tensors: dict[str, Tensor] = own | {name: stack.whole for name, stack in stacks.items()}
         self._sources, self.unused = _map_sources(shards, self._model, self._tensors)
         self.tied: dict[str, str] = {}
@@ -121,7 +130,7 @@ class Weights:
             if bad:
                 dtype = str(expected.dtype).removeprefix("torch.")
                 raise InvalidModel(f"{name}: {bad} of {tensor.numel()} weights are not finite in {dtype}")
-        return tensor
+        return tensor.t().contiguous() if name in self._transposed else tensor
 
     def _read_piece(self, name: str, number: int) -> Tensor:
         if self._last is None or self._last[0] != name:
@@ -227,7 +236,7 @@ def _shape(on_disk: tuple[int, ...], cut: Cut | None) -> tuple[int, ...] | None:
 
 
 def _map_sources(shards: Shards, model: Any, expected: dict[str, Tensor]) -> tuple[dict[str, _Source], list[str]]:
-    if MARK in shards.where:
+    if MARK in shards.where and model.config.model_type == "internvl":  # other types have tensors of the name
         return _map_parts(shards, model, expected)
     transforms = get_model_conversion_mapping(model)
     renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]

@@ -107,8 +107,8 @@ class _Passes:
         """Set the gradients of the summed cross entropy with respect to the last block's output."""
         blueprint = self._blueprint
         with (
-            loaded(blueprint, blueprint.manifest.head),
-            open_block_runner(blueprint.language_model, blueprint.blocks) as runner,
+            loaded(blueprint, *blueprint.manifest.after),
+            open_block_runner(blueprint.language_model, blueprint.blocks, blueprint.manifest.decoder) as runner,
         ):
             for row in self._rows():
                 with torch.enable_grad():
@@ -146,7 +146,7 @@ class _Passes:
         blueprint = self._blueprint
         with (
             loaded(blueprint, block_prefix(blueprint.manifest, number)),
-            open_block_runner(blueprint.language_model, number) as runner,
+            open_block_runner(blueprint.language_model, number, blueprint.manifest.decoder) as runner,
         ):
             yield runner
 

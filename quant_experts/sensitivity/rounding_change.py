@@ -183,8 +183,8 @@ class _Measurement:
         sums = dict.fromkeys(self._names, 0.0)
         tokens = 0
         with (
-            loaded(blueprint, blueprint.manifest.head),
-            open_block_runner(blueprint.language_model, blueprint.blocks) as runner,
+            loaded(blueprint, *blueprint.manifest.after),
+            open_block_runner(blueprint.language_model, blueprint.blocks, blueprint.manifest.decoder) as runner,
         ):
             for row in rows:
                 for name in (FULL, *self._names):

@@ -157,8 +157,7 @@ class StatesWriter:
         layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
         for stream, of_stream in rows.items():
             for row in of_stream:
-                entry = inputs.tensors.entries[f"{row.index}.embeddings"]
-                layout[f"{stream}.{row.index}"] = (entry.dtype, entry.shape)
+                layout[f"{stream}.{row.index}"] = inputs.state_of(row)
         self._writer = TensorWriter(work / states_file(block), layout)
 
     def add(self, stream: Stream, row: CapturedRow, state: Tensor) -> None:

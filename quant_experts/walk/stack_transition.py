@@ -23,7 +23,7 @@ from quant_experts.calibration.captured_inputs import (
     Stream,
     captured_files,
     read_captured_inputs,
-    store_arguments,
+    store_call,
     store_captured_inputs,
 )
 from quant_experts.errors import NumericalFailure
@@ -120,8 +120,7 @@ class NextInputsWriter:
                     f"finite in the {stream} stream; the model overflows on this row"
                 )
             prefix = "" if stream == "quantized" else f"{stream}."
-            self._spool.add(f"{prefix}{row.index}.embeddings", embeddings)
-            self._trees[stream, row.index] = store_arguments(self._spool, f"{prefix}{row.index}.arguments", arguments)
+            self._trees[stream, row.index] = store_call(self._spool, f"{prefix}{row.index}.", arguments, embeddings)
 
     def finish(self, fingerprint: str) -> CapturedInputs:
         """Make the inputs durable, under ``fingerprint``."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,39 +15,43 @@ from quant_experts.model.tensor_file import tensor_bytes
 
 
 class StateFile:
-    """States of ``streams`` x ``rows``; each is shaped as the row's embeddings, (1, tokens, d) in the model's dtype.
+    """States of ``streams`` x ``rows``: each is shaped as the row's embeddings or as its states behind a block.
 
     The file has its full size at once: streams x (tokens of all rows) x d x bytes per value. Nothing in it outlives
     the program, so nothing is synchronised.
     """
 
-    def __init__(self, path: Path, streams: Iterable[str], inputs: CapturedInputs, rows: Iterable[CapturedRow]) -> None:
+    def __init__(
+        self, path: Path, streams: Iterable[str], inputs: CapturedInputs, rows: Collection[CapturedRow]
+    ) -> None:
         entries = {row.index: inputs.tensors.entries[f"{row.index}.embeddings"] for row in rows}
         self._dtype = {index: entry.dtype for index, entry in entries.items()}
-        self._shape = {index: entry.shape for index, entry in entries.items()}
+        self._shapes = {row.index: (entries[row.index].shape, inputs.state_of(row)[1]) for row in rows}
+        self._shape: dict[tuple[str, int], tuple[int, ...]] = {}
         self._start: dict[tuple[str, int], int] = {}
         end = 0
         for stream in streams:
-            for index, entry in entries.items():
+            for index, shapes in self._shapes.items():
                 self._start[stream, index] = end
-                end += entry.bytes
+                end += max(map(math.prod, shapes)) * self._dtype[index].itemsize
         self._file = path.open("w+b", buffering=0)
         self._file.truncate(end)
 
     def write(self, stream: str, row: CapturedRow, state: Tensor) -> None:
-        """Raises ValueError when the state has not the dtype and shape of the row's embeddings."""
+        """Raises ValueError when the state has not the dtype and shape of the row's embeddings or states."""
         index = row.index
-        if (state.dtype, tuple(state.shape)) != (self._dtype[index], self._shape[index]):
+        if state.dtype != self._dtype[index] or tuple(state.shape) not in self._shapes[index]:
             raise ValueError(f"{stream}, row {row.number}: a state of {state.dtype} {tuple(state.shape)} does not fit")
+        self._shape[stream, index] = tuple(state.shape)
         view = tensor_bytes(state.detach().cpu().contiguous())
         self._file.seek(self._start[stream, index])
         while view:
             view = view[self._file.write(view) :]
 
     def read(self, stream: str, row: CapturedRow) -> Tensor:
-        """On the CPU, in memory of its own."""
+        """What was written last, on the CPU, in memory of its own."""
         index = row.index
-        state = torch.empty(self._shape[index], dtype=self._dtype[index])
+        state = torch.empty(self._shape[stream, index], dtype=self._dtype[index])
         self._file.seek(self._start[stream, index])
         view = tensor_bytes(state)
         while view:
@@ -62,7 +67,7 @@ class StateFile:
 
 @contextmanager
 def temporary_states(
-    path: Path, streams: Iterable[str], inputs: CapturedInputs, rows: Iterable[CapturedRow]
+    path: Path, streams: Iterable[str], inputs: CapturedInputs, rows: Collection[CapturedRow]
 ) -> Iterator[StateFile]:
     """A state file that is gone afterwards."""
     states = StateFile(path, streams, inputs, rows)

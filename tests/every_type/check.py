@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from transformers.models.auto import modeling_auto
 from demo.model import make_tokenizer
 from quant_experts.calibration.collate import open_collator
 from quant_experts.calibration.rows import parse_row
+from quant_experts.checkpoint.verify import Ask
 from quant_experts.errors import QuantExpertsError
 from quant_experts.model.blueprint import open_blueprint
 from quant_experts.planning.errors import Unreadable
@@ -22,6 +23,7 @@ from quant_experts.planning.local import read_local
 from quant_experts.planning.recipe import Recipe
 from quant_experts.planning.shapes import shapes_of
 from quant_experts.planning.sizes import size_of
+from quant_experts.progress import PhaseStarted
 from quant_experts.run.quantize import quantize
 from quant_experts.spec.specification import QuantizationSpec
 from tests.every_type.tiny import tiny_config
@@ -30,6 +32,9 @@ from tests.rows import text_row, write_rows
 
 VLMS = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 CAUSAL = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+GROUPS = {"image-text-to-text": VLMS, "causal": CAUSAL}
+TYPES = tuple((group, kind) for group, kinds in GROUPS.items() for kind in sorted(kinds))
+"""A type that is in both is run as both: its classes may differ."""
 STAGES = ("built", "discovered", "quantized", "loaded", "generates")
 """``quantized`` ends with the packed checkpoint; ``loaded``: a process without our package gives the same logits."""
 SPEC = QuantizationSpec.preset(
@@ -49,88 +54,85 @@ LARGEST = 40_000_000
 
 @dataclass
 class Outcome:
-    """``reached``: the stages that went well, in order but for the last. ``reason``: of the first that did not."""
+    """``reached``: the stages that went well, in order. ``reason``: of the first that did not. ``plan``: why the plan
+    is not exact; None where it is."""
 
     kind: str
     group: str
     reached: list[str]
     reason: str | None = None
-    written: int | None = None
-    """Bytes of the checkpoint's tensors."""
     plan: str | None = "there is no checkpoint to compare with"
-    """Why the plan is not exact; None where it is."""
 
-    def text(self) -> str:
-        return json.dumps(asdict(self))
+    @property
+    def is_complete(self) -> bool:
+        return self.reason is None and self.plan is None
 
 
-def check(kind: str, directory: Path) -> Outcome:
-    """``directory``: empty; it is left so."""
-    outcome = Outcome(kind, "image-text-to-text" if kind in VLMS else "causal", [])
+def check(group: str, kind: str, directory: Path, ask: Ask) -> Outcome:
+    """``directory``: empty; it is left so. ``ask``: as ``verify_in_fresh_process`` has it."""
+    outcome = Outcome(kind, group, [])
     try:
-        _make(kind, directory / "model")
-    # A type's own code: whatever it raises is the answer.
-    except Exception as error:
-        return _ended(outcome, error)
-    outcome.reached.append("built")
-    try:
+        make_type(group, kind, directory / "model")
+        outcome.reached.append("built")
         open_blueprint(directory / "model", device=torch.device("cpu"))
         outcome.reached.append("discovered")
         rows = write_rows(directory / "rows.jsonl", [text_row(i) for i in range(5)])
         report = quantize(
             model=directory / "model",
             calibration=rows,
-            output=directory / "out",
+            output=directory / f"{group}-{kind}",
             spec=SPEC,
             work=directory / "work",
             device="cpu",
             on_event=lambda event: outcome.reached.append("quantized") if _verifies(event) else None,
+            ask=ask,
         )
         outcome.reached.append("loaded")
-        outcome.written = report.size.bytes_after if report.size is not None else None
-        outcome.plan = plan_of(directory / "model", outcome.written)
-        _generate(directory / "out")
+        assert report.size is not None
+        outcome.plan = plan_of(directory / "model", report.size.bytes_after)
+        _generate(directory / f"{group}-{kind}")
         outcome.reached.append("generates")
+    # A type's own code: whatever it raises is the answer.
     except Exception as error:
-        return _ended(outcome, error)
+        name = "" if isinstance(error, QuantExpertsError) else f"{type(error).__name__}: "
+        outcome.reason = f"{name}{' '.join(str(error).split())}"[:300] or type(error).__name__
     finally:
         for path in directory.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     return outcome
 
 
-def plan_again(outcome: Outcome, directory: Path) -> None:
-    """What today's planner says of a type that an earlier run has quantized."""
-    if outcome.written is not None:
-        _make(outcome.kind, directory)
-        outcome.plan = plan_of(directory, outcome.written)
-
-
 def _verifies(event: Any) -> bool:
-    return getattr(event, "phase", None) == "verifying" and type(event).__name__ == "PhaseStarted"
+    return isinstance(event, PhaseStarted) and event.phase == "verifying"
 
 
-def _ended(outcome: Outcome, error: Exception) -> Outcome:
-    kind = "" if isinstance(error, QuantExpertsError) else f"{type(error).__name__}: "
-    outcome.reason = f"{kind}{' '.join(str(error).split())}"[:240] or type(error).__name__
-    return outcome
+def group_of(kind: str) -> str:
+    """The first group that has the type."""
+    return next(group for group, kinds in GROUPS.items() if kind in kinds)
 
 
-def _make(kind: str, directory: Path) -> None:
+def auto_class(group: str) -> Any:
+    return (
+        transformers.AutoModelForImageTextToText if group == "image-text-to-text" else transformers.AutoModelForCausalLM
+    )
+
+
+def make_type(group: str, kind: str, directory: Path) -> Path:
+    """Write a tiny seeded model of the type, bfloat16, with a tokenizer. Raises whatever its classes raise."""
     tokenizer = make_tokenizer()
     tokenizer.chat_template = TEXT_TEMPLATE
     config = tiny_config(kind)
-    auto_class = transformers.AutoModelForImageTextToText if kind in VLMS else transformers.AutoModelForCausalLM
     with torch.device("meta"):
-        size = sum(parameter.numel() for parameter in auto_class.from_config(config).parameters())
+        size = sum(parameter.numel() for parameter in auto_class(group).from_config(config).parameters())
     if size > LARGEST:
         raise ValueError(f"its configuration does not get small: {size:,} parameters")
     torch.manual_seed(0)
-    model = auto_class.from_config(config, dtype=torch.bfloat16)
+    model = auto_class(group).from_config(config, dtype=torch.bfloat16)
     model.to(torch.bfloat16)
     draw(model, 0)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    return directory
 
 
 def _generate(checkpoint: Path) -> None:
@@ -143,7 +145,7 @@ def _generate(checkpoint: Path) -> None:
         raise ValueError(f"generated {new.shape[1] - sample.tokens} tokens instead of 4")
 
 
-def plan_of(model: Path, written: int | None) -> str | None:
+def plan_of(model: Path, written: int) -> str | None:
     """Why the plan does not say the bytes that the checkpoint has; None where it does."""
     try:
         shapes = shapes_of(read_local(model))

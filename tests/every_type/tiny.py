@@ -8,6 +8,8 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from tests.every_type.defaults import INSTEAD
+
 HIDDEN, HEADS, HEAD, VOCABULARY, BLOCKS = 128, 4, 32, 1024, 2
 
 SIZES: Mapping[str, int] = {
@@ -106,7 +108,7 @@ def _shrunk(content: dict[str, Any], default: Any) -> dict[str, Any]:
             small[name] = blocks if SIZES[name] == BLOCKS and "layer" in name else SIZES[name]
         else:
             small[name] = value
-    return small
+    return small | INSTEAD.get(content.get("model_type", ""), {})
 
 
 def _kinds(content: dict[str, Any]) -> set[Any]:

@@ -43,7 +43,8 @@ class Whole:
         """(positions whose next token is text, vocabulary) float32."""
         hidden = self.inputs.embeddings(row) if embeddings is None else embeddings
         model = self.blueprint.language_model
-        output = model(**self.inputs.arguments(row, CPU), inputs_embeds=hidden, use_cache=False).last_hidden_state
+        arguments = {**self.inputs.arguments(row, CPU), "inputs_embeds": hidden}
+        output = model(**arguments, use_cache=False).last_hidden_state
         return self.blueprint.logits(output)[0, :-1][~self.inputs.vision(row)[1:]].float()
 
     def layers(self, parent: str, names: tuple[str, ...]) -> list[Any]:
@@ -218,7 +219,7 @@ def test_a_recorded_block_and_a_plain_one_give_the_same_output(tmp_path: Path) -
     row, blueprint = of.inputs.rows[-1], of.context.blueprint
     load(blueprint, "model.language_model.layers.0")
     hidden = of.inputs.embeddings(row)
-    with open_block_runner(blueprint.language_model, 0) as runner:
+    with open_block_runner(blueprint.language_model, 0, blueprint.manifest.decoder) as runner:
         plain = runner.run(of.inputs.arguments(row, CPU), hidden)
         recorded = runner.run_with_gradients(of.inputs.arguments(row, CPU), hidden.clone().requires_grad_())
     assert torch.equal(plain, recorded)

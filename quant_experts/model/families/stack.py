@@ -23,7 +23,9 @@ class Stack:
     ``media``: what every token of the stack is a piece of; None for tokens of text among which image tokens may be.
     ``memory``: ``parent.label`` of the groups that read what the stack before this one has put out.
     ``each``: the groups of each block, where they were found and not written down; ``groups`` is not looked at then.
-    ``embedding``: path of the table of token embeddings, within the module.
+    ``embedding``: path of the table of token embeddings, within the module. ``state``: shape of a token's state between
+    blocks, where it is not that of its embedding: models project their embeddings, or have several streams of states.
+    ``others``: how many values a block returns behind its states in a tuple; None where it returns the states alone.
     """
 
     name: str
@@ -38,6 +40,8 @@ class Stack:
     memory: tuple[str, ...] = ()
     each: tuple[Groups, ...] = ()
     embedding: str = "embed_tokens"
+    state: tuple[int, ...] = ()
+    others: int | None = None
 
     def groups_of(self, index: int) -> Groups:
         """The input groups of a block."""
