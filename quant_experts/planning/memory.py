@@ -13,6 +13,7 @@ from quant_experts.planning.recipe import Recipe
 from quant_experts.planning.rows import Rows
 from quant_experts.planning.shapes import Shapes
 from quant_experts.planning.sizes import Size, export_bytes, group_bits, ranks_in, weight_bits
+from quant_experts.planning.slices import moment_bytes, slices_of
 
 INTERPRETER = 430_000_000
 """Python with torch and transformers imported (CPU build)."""
@@ -85,18 +86,20 @@ def _block(shapes: Shapes, block: Block, recipe: Recipe, rows: Rows) -> int:
         return min(recipe.reservoir, int(tokens * fit_rows)), min(HELD_OUT_TOKENS, int(tokens * held_rows))
 
     weights = block.other_bytes + sum(group.weights for group in block.groups) * shapes.item
-    observations = {group.name: _observed(group, *seen(group), shapes.item) for group in block.groups}
-    results, worst = 0, sum(observations.values())
-    rest = sum(observations.values())
-    for group in block.groups:
-        worst = max(worst, rest + results + _fit(group, recipe, *seen(group)))
-        rest -= observations[group.name]
-        results += group_bits(group, recipe, weight_bits(group, recipe, most=True), shapes) // 8
+    results = worst = 0
+    for part in slices_of(block.groups):
+        observations = {group.name: _observed(group, *seen(group), shapes.item) for group in part}
+        rest = sum(observations.values())
+        worst = max(worst, rest + results)
+        for group in part:
+            worst = max(worst, rest + results + _fit(group, recipe, *seen(group)))
+            rest -= observations[group.name]
+            results += group_bits(group, recipe, weight_bits(group, recipe, most=True), shapes) // 8
     return weights + worst
 
 
 def _observed(group: Group, reservoir: int, held_out: int, item: int) -> int:
-    return 4 * group.width**2 + reservoir * group.width * (4 + item) + held_out * group.width * item
+    return moment_bytes(group) + reservoir * group.width * (4 + item) + held_out * group.width * item
 
 
 def _fit(group: Group, recipe: Recipe, reservoir: int, held_out: int) -> int:

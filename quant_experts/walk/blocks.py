@@ -26,6 +26,7 @@ from quant_experts.model.blueprint import Blueprint, load, loaded, modules_aroun
 from quant_experts.model.groups import GroupPlan, walked_modules
 from quant_experts.model.run_context import RunContext
 from quant_experts.model.tensor_file import write_tensors
+from quant_experts.planning.slices import slices_of
 from quant_experts.progress import BlockFinished, GroupFitted, WrittenFile, stop_if
 from quant_experts.report.data import BlockReport
 from quant_experts.walk.baseline import is_baseline, layers_rounded_to_nearest
@@ -133,15 +134,19 @@ class _BlockWalk:
         rows, spec = block_pass.inputs, self._settings.spec
         with block_pass.open() as run_row:
             with self._clock.phase("observe"):
-                observations = observe_block(self._context, self._plans, self._inputs.running, run_row, spec)
                 block_pass.take("full", (*rows.held_out, *rows.variants), run_row)
-            groups = []
-            for plan in self._plans:
-                with self._clock.phase("fit"):
-                    groups.append(fit_in_block(self._blueprint, plan, observations.pop(plan.name), self._settings))
-                event = GroupFitted(self._number, len(self._context.plans), groups[-1].report, *self._place)
-                self._context.on_event(event)
-                stop_if(self._context.should_stop, f"inside block {self._number}; a later run begins it anew")
+            results: dict[str, GroupInBlock] = {}
+            for part in slices_of(self._plans):
+                with self._clock.phase("observe"):
+                    observations = observe_block(self._context, part, self._inputs.running, run_row, spec)
+                for plan in part:
+                    with self._clock.phase("fit"):
+                        group = fit_in_block(self._blueprint, plan, observations.pop(plan.name), self._settings)
+                    results[plan.name] = group
+                    event = GroupFitted(self._number, len(self._context.plans), group.report, *self._place)
+                    self._context.on_event(event)
+                    stop_if(self._context.should_stop, f"inside block {self._number}; a later run begins it anew")
+            groups = [results[plan.name] for plan in self._plans]
             tensors = _unchanged_tensors(self._blueprint, self._plans)
             if not is_baseline(spec):
                 entries = [group.entry for group in groups]

@@ -19,6 +19,7 @@ from quant_experts.checkpoint.read import read_contents
 from quant_experts.commands.inspect import command
 from quant_experts.errors import InvalidSpec, UnsupportedModel
 from quant_experts.export.source import open_source
+from quant_experts.files import file_digest
 from quant_experts.forward.modeling_quant_experts import (
     MIXTURE_FORMAT,
     ROTATED_FORMAT,
@@ -30,16 +31,20 @@ from quant_experts.forward.modeling_quant_experts import (
     unstack,
 )
 from quant_experts.model.blueprint import load, open_blueprint
+from quant_experts.model.groups import plan_groups
 from quant_experts.model.manifest import manifest_of
 from quant_experts.model.mixtures import unstack_mixtures
+from quant_experts.planning import slices
 from quant_experts.planning.layer_rules import is_of_mixture
 from quant_experts.planning.local import read_local
 from quant_experts.planning.recipe import Recipe
 from quant_experts.planning.shapes import shapes_of
 from quant_experts.planning.sizes import size_of
+from quant_experts.report.data import QualityReport
 from quant_experts.run.quantize import quantize
 from quant_experts.spec.specification import QuantizationSpec
 from quant_experts.walk.lent_tokens import LEAST_HELD_OUT, LEAST_TOKENS, Lender
+from tests.forked import ForkedProcesses
 from tests.models import TEXT_TEMPLATE, draw
 from tests.rows import text_row, write_rows
 
@@ -227,11 +232,28 @@ def test_the_pieces_of_a_stack_are_read_from_files_that_hold_each_expert_alone(m
     assert blueprint.weights.bytes("model.layers.0.mlp.experts.down_proj.0.weight") == 2 * 64 * 96
 
 
-def test_a_mixture_is_quantized_loaded_and_planned(mixture: Path, tmp_path: Path) -> None:
+def test_a_mixture_is_quantized_loaded_and_planned(
+    mixture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = QuantizationSpec.preset("qe-gptq", scheme="W4A8", samples=4, reservoir=128, shared_rank=4, group_size=32)
     rows = write_rows(tmp_path / "rows.jsonl", [text_row(i) for i in range(5)])
     out = tmp_path / "out"
-    report = quantize(model=mixture, calibration=rows, output=out, spec=spec, work=tmp_path / "work", device="cpu")
+    with ForkedProcesses() as processes:
+
+        def run(output: Path) -> QualityReport:
+            work = output.with_suffix(".work")
+            return quantize(
+                model=mixture, calibration=rows, output=output, spec=spec, work=work, device="cpu", ask=processes.ask
+            )
+
+        report = run(out)
+        monkeypatch.setattr(slices, "MOMENTS", 3 * 4 * (64**2 + 96**2))  # those of three of the four experts
+        blueprint = open_blueprint(mixture, device=torch.device("cpu"))
+        (block, *_) = plan_groups(blueprint.model, blueprint.manifest)
+        assert [sum(group.of_mixture for group in part) for part in slices.slices_of(block)] == [6, 2]
+        run(tmp_path / "sliced")
+    for file in out.glob("*.safetensors"):
+        assert file_digest(file) == file_digest(tmp_path / "sliced" / file.name)
     # A fresh process without this package has loaded it to the same logits: the run ends with that check.
     config = json.loads((out / "config.json").read_text())["quantization_config"]
     members = {entry["label"]: entry["members"] for entry in config["groups"] if "members" in entry}
