@@ -12,8 +12,9 @@ from quant_experts.planning.errors import Unreadable
 from quant_experts.planning.families import MULTIMODAL, STACKS, Family, text_config
 from quant_experts.planning.found_groups import BLOCK, decoder_prefix, groups_in
 from quant_experts.planning.headers import ITEM_BYTES, Tensor
+from quant_experts.planning.known_types import WIDE
 from quant_experts.planning.layer_rules import is_of_mixture
-from quant_experts.planning.mixtures import WIDE, experts_apart, share_of_tokens
+from quant_experts.planning.mixtures import experts_apart, share_of_tokens
 from quant_experts.planning.stacks import Stack, native
 
 DECODER_KEY = re.compile(rf"(?:{'|'.join(re.escape(stack) for stack in STACKS)})layers\.(\d+)\.(.+)")
@@ -136,7 +137,7 @@ def _found_blocks(
         groups = [(f"{parent}." if parent else "", label, layers) for parent, label, layers in groups_in(apart)]
         where = f"decoder block {index}"
         block = _block(index, stack, index, f"{path}.{index}.", where, groups, apart, dtype, "tokens")
-        wide = _wide_bytes(apart, WIDE.get(str(config.get("model_type")), ()), dtype)
+        wide = wide_bytes(apart, config, dtype)
         blocks.append(replace(_with_shares(block, text_config(config)), other_bytes=block.other_bytes + wide))
     return ModelBlocks(tuple(blocks), outside)
 
@@ -157,9 +158,10 @@ def _with_shares(block: Block, text: Mapping[str, Any]) -> Block:
     return replace(block, groups=tuple(groups))
 
 
-def _wide_bytes(tensors: Mapping[str, Tensor], ends: tuple[str, ...], dtype: str) -> int:
-    """What tensors whose names have these ``ends`` take in float32 beyond what they take in ``dtype``."""
-    values = sum(tensor.values for name, tensor in tensors.items() if name.endswith(ends)) if ends else 0
+def wide_bytes(tensors: Mapping[str, Tensor], config: Mapping[str, Any], dtype: str) -> int:
+    """What those of the tensors that stay float32 in a model of 16 bits take beyond what they take in ``dtype``."""
+    ends = WIDE.get(str(config.get("model_type")), ())
+    values = sum(tensor.values for name, tensor in tensors.items() if f".{name}".endswith(ends)) if ends else 0
     return values * (ITEM_BYTES["F32"] - ITEM_BYTES[dtype])
 
 

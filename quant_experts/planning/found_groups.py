@@ -36,6 +36,8 @@ IN_PARALLEL = (
 """Groups of attention and of MLP that are one group where a block has one norm."""
 NORM = re.compile(r"(^|_)(norm|layernorm|ln)(_|$|\d)|layernorm|layer_norm")
 ATTENTION = re.compile(r"attn|attention|conv|mixer|mamba|recurrent|temporal", re.IGNORECASE)
+UNCALLED = re.compile(r"(^|\.)encoder_attn\.")
+"""Layers that a decoder without its encoder, as BART's, has and does not call."""
 BLOCK = re.compile(r"(.*?)\.?\b(\d+)\.(.+)")
 
 
@@ -62,7 +64,7 @@ def groups_in(tensors: Mapping[str, Tensor]) -> Groups:
         if not NORM.search(name.rpartition(".")[2]) and reason_to_skip(name, tensor.shape[1], tensor.shape[0]) is None
     }
     groups: list[tuple[str, tuple[str, ...]]] = []
-    for parent in sorted({name.rpartition(".")[0] for name in layers}, key=_order):
+    for parent in sorted({name.rpartition(".")[0] for name in layers if not UNCALLED.search(name)}, key=_order):
         inside = [name for name in layers if name.rpartition(".")[0] == parent]
         groups += [(parent, each) for each in _of_parent([name.rpartition(".")[2] for name in inside])]
     return labelled(_in_parallel(groups) if _has_one_norm(tensors) else groups) + groups_of_experts(tensors)

@@ -50,10 +50,12 @@ HEADS = (
     "language_model.output.weight",
     "proj_out.weight",
     "embed_out.weight",
+    "head.weight",
 )
 EMBEDDINGS = (
     *("embed_tokens.weight", "tok_embeddings.weight"),
-    *("wte.weight", "embed_in.weight", "word_embeddings.weight", "token_embedding.weight"),
+    *("wte.weight", "embed_in.weight", "word_embeddings.weight", "token_embedding.weight", "tokens_embed.weight"),
+    *("backbone.embeddings.weight", "rwkv.embeddings.weight", "transformer.embeddings.weight", "transformer.w.weight"),
 )
 PIECE, PIECES = 32 * 1024, 4
 """Of the output head and the embeddings, that are compared: bytes, and how many pieces."""

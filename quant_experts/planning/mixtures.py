@@ -21,12 +21,6 @@ ONE = {**dict.fromkeys(("gate_up_proj", "w13_weight", "fc1", "input_linear"), "g
 OTHER = dict.fromkeys(("down_proj", "w2_weight", "fc2", "output_linear"), "down_proj")
 RENAMED = ("block_sparse_moe.", "mlp.")
 """On disk, where each expert lies on its own there, and in memory."""
-WIDE: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(("glm4_moe", "glm4_moe_lite", "glm4v_moe", "solar_open"), ("e_score_correction_bias",)),
-    "ernie4_5_moe": ("e_score_correction_bias", "gate.weight"),
-    "hunyuan_v1_moe": ("gate.wg.weight",),
-}
-"""``model_type`` → ends of the names of routers' tensors that stay float32 in a model of 16 bits."""
 CHOSEN = ("num_experts_per_tok", "moe_topk", "moe_k", "num_experts_per_token", "top_k_experts")
 
 

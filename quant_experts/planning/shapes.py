@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from quant_experts.planning.blocks import Block, Group, Reads, in_memory, natural, walked_blocks
+from quant_experts.planning.blocks import Block, Group, Reads, in_memory, natural, walked_blocks, wide_bytes
 from quant_experts.planning.errors import Unreadable
 from quant_experts.planning.families import Family, family_of, text_config
 from quant_experts.planning.headers import EMBEDDINGS, FLOATS, HEADS, ITEM_BYTES, ModelHeaders, Tensor
@@ -134,7 +134,7 @@ def shapes_of(headers: ModelHeaders, *, vision: str = "keep") -> Shapes:
         model_type=str(config["model_type"]),
         dtype=dtype,
         blocks=walk.blocks,
-        others=sum(sizes.values()),
+        others=sum(sizes.values()) + (wide_bytes(outside, config, dtype) if family.is_found else 0),
         before_blocks=sum(sizes[key] for key in vision_tensors) + in_memory(embeddings, dtype),
         largest_other=max(sizes.values()),
         head=in_memory(embeddings, dtype) if head is None else sizes[head],

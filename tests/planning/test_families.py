@@ -95,7 +95,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> ModelHeaders:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "mamba"}, "model_type 'mamba' is not supported; supported: qwen2_vl"),
+        ({"model_type": "mamba9"}, "model_type 'mamba9' is not supported; supported: qwen2_vl"),
         ({"model_type": ["llama"]}, "is not supported"),
         ({"model_type": "whisper", "architectures": None}, "no tensor of the model belongs to encoder block 0"),
         ({"architectures": ["LlamaForTokenClassification"]}, "expected LlamaForCausalLM"),
