@@ -57,7 +57,9 @@ def test_a_tower_is_not_taken_for_the_decoder() -> None:
 def test_stacks_of_experts_in_a_layout_that_is_not_known_are_refused_by_name() -> None:
     tensors = {"model.layers.0.mlp.experts.mixed_proj": Tensor("BF16", (4, 64, 96))}
     config = {"model_type": "cohere", "architectures": ["CohereForCausalLM"]}
-    with pytest.raises(Unreadable, match=r"model\.layers\.0\.mlp\.experts\.mixed_proj is of a mixture's experts"):
+    with pytest.raises(
+        Unreadable, match=r"model\.layers\.0\.mlp\.experts\.mixed_proj belongs to the experts of a mixture"
+    ):
         shapes_of(ModelHeaders(config, tensors, 1, {}))
 
 
