@@ -111,8 +111,8 @@ def _resolve_group_size(name: str, spec: QuantizationSpec, width: int) -> tuple[
             f"{name}: group size {size} does not divide the input width {width}; use a size that does, or leave it out"
         )
     if spec.group_size == "auto" and size not in spec.group_sizes:
-        tried = " or ".join(map(str, spec.group_sizes))
-        return size, (f"{name}: group size {tried} does not divide the input width {width}; one scale per row used",)
+        sizes = " or ".join(map(str, spec.group_sizes))
+        return size, (f"{name}: group size {sizes} does not divide the input width {width}; one scale per row used",)
     return size, ()
 
 

@@ -48,15 +48,15 @@ def evaluate_group(fitted: FittedGroup, weights: Mapping[str, Tensor], tokens: T
     if tokens.shape[0] == 0:
         raise ValueError(f"input group {fitted.name}: no held-out token to evaluate")
     device = fitted.codes[0].device
-    lost, energy, chosen = [], [], []
+    errors, energy, routes = [], [], []
     for rows in torch.split(tokens, CHUNK):
         x = rows.to(device).float()
         expert = route_tokens(fitted, x)
         squared, full = token_errors(fitted, weights, x, expert)
-        lost.append(squared)
+        errors.append(squared)
         energy.append(full)
-        chosen.append(expert)
-    squared_error, output, experts = torch.cat(lost).double(), torch.cat(energy).double(), torch.cat(chosen)
+        routes.append(expert)
+    squared_error, output, experts = torch.cat(errors).double(), torch.cat(energy).double(), torch.cat(routes)
     is_vision = vision.to(device)
     overall = _stages(squared_error, output)
     return GroupErrors(

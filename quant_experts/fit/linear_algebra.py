@@ -37,8 +37,8 @@ def damped_moment(second_moment: Tensor, tokens: float, damping: float) -> Opera
 
 def token_moment(x: Tensor, weight: Tensor, prior: Operator, prior_weight: float) -> Operator:
     """(Σ_t ω_t x_t x_tᵀ + prior_weight · prior) / (Σ ω + prior_weight) as an operator. x: (R, d); weight: (R,) ≥ 0."""
-    used = weight > 0
-    rows, factors = x[used], weight[used].unsqueeze(-1)
+    is_used = weight > 0
+    rows, factors = x[is_used], weight[is_used].unsqueeze(-1)
     total = float(weight.sum()) + prior_weight
     return lambda v: (rows.T @ (factors * (rows @ v)) + prior_weight * prior(v)) / total
 

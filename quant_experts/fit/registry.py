@@ -19,8 +19,8 @@ def names(package: str) -> tuple[str, ...]:
 
 def load(package: str, choice: str) -> object:
     """The module of one choice. Raises InvalidSpec that lists what exists."""
-    known = names(package)
-    if choice not in known:
+    choices = names(package)
+    if choice not in choices:
         slot = package.rpartition(".")[2]
-        raise InvalidSpec(f"{slot} {choice!r} is not known; choose one of {', '.join(known)}")
+        raise InvalidSpec(f"{slot} {choice!r} is not known; choose one of {', '.join(choices)}")
     return importlib.import_module(f"{package}.{choice}")

@@ -58,8 +58,8 @@ def important_channels(x: Tensor, importance: Tensor, k: int) -> Tensor:
     x: (tokens, d); importance: (d,); returns (tokens, d) bool. A channel that contributes exactly nothing is never
     important, so a row may hold fewer than k.
     """
-    channels, counted = _top_channels(x.float().abs(), importance.to(x.device), k)
-    return torch.zeros(x.shape, dtype=torch.bool, device=x.device).scatter_(-1, channels, counted)
+    channels, is_counted = _top_channels(x.float().abs(), importance.to(x.device), k)
+    return torch.zeros(x.shape, dtype=torch.bool, device=x.device).scatter_(-1, channels, is_counted)
 
 
 def _top_channels(magnitude: Tensor, importance: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -123,11 +123,11 @@ class GroupStatistics:
         self._second_moment.addmm_(x.T, x)
         self._sum_abs += magnitude.sum(0, dtype=torch.float64)
         self._max_abs = torch.maximum(self._max_abs, largest)
-        channels, counted = _top_channels(magnitude, self._importance, self._k)
+        channels, is_counted = _top_channels(magnitude, self._importance, self._k)
         for counts, tokens in ((self._counts_vision, vision), (self._counts_text, ~vision)):
-            counts.scatter_add_(0, channels[tokens].flatten(), counted[tokens].flatten().long())
+            counts.scatter_add_(0, channels[tokens].flatten(), is_counted[tokens].flatten().long())
         if first_half:
-            self._counts_first_half.scatter_add_(0, channels.flatten(), counted.flatten().long())
+            self._counts_first_half.scatter_add_(0, channels.flatten(), is_counted.flatten().long())
 
     def finish(self) -> Observation:
         """The statistics of all tokens so far. Raises NumericalFailure when there were none or the sums overflowed."""
@@ -169,8 +169,8 @@ class TokenReservoir:
         start = self._vision.seen + self._text.seen
         arrival = torch.arange(start, start + x.shape[0])
         vision_at = vision.cpu()
-        for stratum, chosen in ((self._vision, vision_at), (self._text, ~vision_at)):
-            index = chosen.nonzero().flatten()
+        for stratum, is_member in ((self._vision, vision_at), (self._text, ~vision_at)):
+            index = is_member.nonzero().flatten()
             if len(index):
                 stratum.update(x, index, arrival[index])
 
@@ -221,17 +221,17 @@ class _Stratum:
         keys = torch.cat([self._keys, torch.rand(len(index), generator=self._source, dtype=torch.float64)])
         stay = torch.zeros(len(keys), dtype=torch.bool)
         stay[keys.topk(min(self._capacity, len(keys))).indices] = True
-        accepted = stay[count:].nonzero().flatten()
+        new_tokens = stay[count:].nonzero().flatten()
         # A new token takes the place of one that it displaces; only while there is room, a new place.
-        displaced = (~stay[:count]).nonzero().flatten()
-        place = torch.cat([displaced, torch.arange(count, count + len(accepted) - len(displaced))])
-        added = len(accepted) - len(displaced)
-        self._keys = torch.cat([self._keys, self._keys.new_empty(added)])
-        self._arrival = torch.cat([self._arrival, self._arrival.new_empty(added)])
-        self._keys[place] = keys[count:][accepted]
-        self._arrival[place] = arrival[accepted]
+        free_places = (~stay[:count]).nonzero().flatten()
+        place = torch.cat([free_places, torch.arange(count, count + len(new_tokens) - len(free_places))])
+        growth = len(new_tokens) - len(free_places)
+        self._keys = torch.cat([self._keys, self._keys.new_empty(growth)])
+        self._arrival = torch.cat([self._arrival, self._arrival.new_empty(growth)])
+        self._keys[place] = keys[count:][new_tokens]
+        self._arrival[place] = arrival[new_tokens]
         rows = self._with_room(x, len(self._keys))
-        rows[place.to(x.device)] = x[index[accepted].to(x.device)]
+        rows[place.to(x.device)] = x[index[new_tokens].to(x.device)]
 
     def _with_room(self, x: Tensor, count: int) -> Tensor:
         """The buffer, at least ``count`` rows long; it doubles, so that filling it does not copy each token n times."""

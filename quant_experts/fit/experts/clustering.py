@@ -45,10 +45,10 @@ def cluster_by_co_occurrence(occurrence: Tensor, clusters: int) -> Tensor:
         return torch.arange(n) % max(clusters, 1)
     affinity = npmi(occurrence).cpu().numpy()
     np.fill_diagonal(affinity, 0.0)
-    linked = affinity.sum(0) > 0
+    has_neighbours = affinity.sum(0) > 0
     labels = np.full(n, -1, dtype=np.int64)
-    if linked.sum() > clusters:
-        labels[linked] = _spectral(affinity[np.ix_(linked, linked)], clusters)
+    if has_neighbours.sum() > clusters:
+        labels[has_neighbours] = _spectral(affinity[np.ix_(has_neighbours, has_neighbours)], clusters)
     return torch.from_numpy(_spread_the_rest(labels, clusters))
 
 

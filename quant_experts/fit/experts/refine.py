@@ -43,17 +43,17 @@ def refine(problem: GroupProblem, base: Tensor, adapters: Adapters) -> Adapters:
     """
     assert adapters.routed_up is not None
     assert adapters.router is not None
-    training, validation = _split(problem)
+    fit_tokens, validation = _split(problem)
     target = _Target(problem, base)
     start = _balanced(adapters)
     tensors = _named(start)
     shared = ("shared_up", "shared_down") if problem.spec.refine == "all" and adapters.shared_up is not None else ()
-    trained = ("routed_up", "routed_down", "router", *shared)
-    temperature = _spread(target, tensors, training)
-    tensors["router"] = _calibrated(tensors["router"], tensors, target, training)
-    parameters = {name: tensors[name].clone().requires_grad_(True) for name in trained}
+    names = ("routed_up", "routed_down", "router", *shared)
+    temperature = _spread(target, tensors, fit_tokens)
+    tensors["router"] = _calibrated(tensors["router"], tensors, target, fit_tokens)
+    parameters = {name: tensors[name].clone().requires_grad_(True) for name in names}
     with torch.enable_grad():
-        _train(problem, target, {**tensors, **parameters}, list(parameters.values()), training, temperature)
+        _train(problem, target, {**tensors, **parameters}, list(parameters.values()), fit_tokens, temperature)
     refined = {**tensors, **{name: value.detach() for name, value in parameters.items()}}
     before, after = (_routed_error(target, candidate, validation) for candidate in (_named(start), refined))
     if not after < before:
@@ -143,20 +143,20 @@ def _train(
         batch = x[torch.randint(x.shape[0], (min(BATCH, x.shape[0]),), generator=source).to(x.device)]
         squared = _residuals(target, tensors, batch)
         norms, scores = squared.sqrt(), batch.abs() @ tensors["router"].T
-        chosen = scores.argmin(-1, keepdim=True)
+        expert = scores.argmin(-1, keepdim=True)
         # Relative to what is left, not to the whole output: otherwise the routing term drowns the regression.
-        regression = squared.gather(-1, chosen).sum() / squared.detach().mean(-1).sum().clamp_min(1e-20)
+        regression_loss = squared.gather(-1, expert).sum() / squared.detach().mean(-1).sum().clamp_min(1e-20)
         probabilities = F.softmax(-norms.detach() / temperature, dim=-1)
-        routing = F.kl_div(F.log_softmax(-scores / temperature, dim=-1), probabilities, reduction="batchmean")
+        routing_loss = F.kl_div(F.log_softmax(-scores / temperature, dim=-1), probabilities, reduction="batchmean")
         optimiser.zero_grad()
-        torch.autograd.backward(regression + routing)
+        torch.autograd.backward(regression_loss + routing_loss)
         optimiser.step()
         schedule.step()
 
 
 def _routed_error(target: _Target, tensors: dict[str, Tensor], x: Tensor) -> float:
-    lost = 0.0
+    total = 0.0
     for rows in torch.split(x, CHUNK):
         squared = _residuals(target, tensors, rows)
-        lost += float(squared.gather(-1, route(tensors["router"], rows).unsqueeze(-1)).sum())
-    return lost
+        total += float(squared.gather(-1, route(tensors["router"], rows).unsqueeze(-1)).sum())
+    return total

@@ -67,10 +67,10 @@ def reassign(
     for step in range(rounds):
         omega = torch.nn.functional.one_hot(previous, count).float()
         experts = _fit(problem, errors, omega, rank, f"lloyd {step}", near=experts)
-        assigned = best_expert(errors.tokens, experts)
-        moved = float((assigned != previous).float().mean())
-        previous = assigned
-        if moved <= SETTLED:
+        experts_of_tokens = best_expert(errors.tokens, experts)
+        share = float((experts_of_tokens != previous).float().mean())
+        previous = experts_of_tokens
+        if share <= SETTLED:
             break
     return experts
 
@@ -103,8 +103,8 @@ def _directions(moment: Operator, matrix: Tensor, rank: int, source: torch.Gener
     """(m, r), r = min(rank, m, d). ``near``: (m, r), the answer to a similar problem; fewer iterations then do."""
     m = matrix.shape[0]
     width = min(rank + OVERSAMPLING, m)
-    known = 0 if near is None else near.shape[1]
-    start = moment(torch.randn(m, width - known, generator=source, dtype=torch.float32).to(matrix.device))
+    near_columns = 0 if near is None else near.shape[1]
+    start = moment(torch.randn(m, width - near_columns, generator=source, dtype=torch.float32).to(matrix.device))
     if near is None:
         return leading_directions(moment, start, min(rank, width), ITERATIONS)
     return leading_directions(moment, torch.cat([near, start], dim=1), min(rank, width), ITERATIONS_NEAR)

@@ -56,8 +56,8 @@ def random_router(x: Tensor, experts: int, source: torch.Generator) -> Tensor:
     """Ablation: scores that depend on the token but not on the experts. Orthogonal to the mean of |x|, so that no
     expert wins for nearly every token; x: (T, d); returns (N, d)."""
     mean = x.abs().mean(0)
-    drawn = torch.randn(experts, x.shape[1], generator=source).to(x.device) / mean.clamp_min(1e-12).sqrt()
-    return drawn - (drawn @ mean).unsqueeze(-1) * mean / mean.square().sum().clamp_min(1e-30)
+    scores = torch.randn(experts, x.shape[1], generator=source).to(x.device) / mean.clamp_min(1e-12).sqrt()
+    return scores - (scores @ mean).unsqueeze(-1) * mean / mean.square().sum().clamp_min(1e-30)
 
 
 def normalised(router: Tensor) -> Tensor:

@@ -23,11 +23,11 @@ RIDGE = 1e-4
 
 def round_weights(problem: GroupProblem, exempt: Tensor) -> Rounded:
     """Raises NumericalFailure naming the group when the second moment cannot be factorised."""
-    found = gptq.round_weights(problem, exempt)
+    start = gptq.round_weights(problem, exempt)
     weight = problem.weight.masked_fill(exempt, 0)
     moment = _damped(problem)
     low, high = code_range(problem.spec)
-    codes, scales = found.codes.float(), found.scales
+    codes, scales = start.codes.float(), start.scales
     for _ in range(SWEEPS):
         scales = _best_scales(weight, codes, scales, moment, problem.scale_dtype)
         _sweep(weight, codes, scales, moment, ~exempt, low, high)
@@ -48,20 +48,20 @@ def _best_scales(weight: Tensor, codes: Tensor, scales: Tensor, moment: Tensor, 
     A group of zeros keeps its scale, and so does a row whose solution cannot be stored.
     """
     rows, groups = scales.shape
-    grouped = codes.view(rows, groups, -1)
-    size = grouped.shape[-1]
-    onto = (grouped * (weight @ moment).view_as(grouped)).sum(-1)
+    codes_by_group = codes.view(rows, groups, -1)
+    size = codes_by_group.shape[-1]
+    onto = (codes_by_group * (weight @ moment).view_as(codes_by_group)).sum(-1)
     curvature = weight.new_empty(rows, groups, groups)
     for group in range(groups):
-        product = grouped[:, group] @ moment[group * size : (group + 1) * size]
-        curvature[:, group] = (grouped * product.view_as(grouped)).sum(-1)
+        product = codes_by_group[:, group] @ moment[group * size : (group + 1) * size]
+        curvature[:, group] = (codes_by_group * product.view_as(codes_by_group)).sum(-1)
     own = curvature.diagonal(dim1=1, dim2=2)
     empty = own == 0
     own.mul_(1 + RIDGE).add_(empty)
-    solved, failed = torch.linalg.solve_ex(curvature, onto.unsqueeze(-1))
-    stored = solved.squeeze(-1).to(dtype).float()
-    lost = (~torch.isfinite(stored) | (stored == 0)) & ~empty
-    return torch.where(empty | lost.any(-1, keepdim=True) | (failed != 0).unsqueeze(-1), scales, stored)
+    solution, info = torch.linalg.solve_ex(curvature, onto.unsqueeze(-1))
+    candidates = solution.squeeze(-1).to(dtype).float()
+    unusable = (~torch.isfinite(candidates) | (candidates == 0)) & ~empty
+    return torch.where(empty | unusable.any(-1, keepdim=True) | (info != 0).unsqueeze(-1), scales, candidates)
 
 
 def _sweep(weight: Tensor, codes: Tensor, scales: Tensor, moment: Tensor, columns: Tensor, low: int, high: int) -> None:
@@ -74,14 +74,14 @@ def _sweep(weight: Tensor, codes: Tensor, scales: Tensor, moment: Tensor, column
     for begin in range(0, d, BLOCK):
         end = min(begin + BLOCK, d)
         inside, local = moment[begin:end, begin:end], slope[:, begin:end].clone()
-        moved = weight.new_zeros(rows, end - begin)
+        change = weight.new_zeros(rows, end - begin)
         for i in range(end - begin):
             column = begin + i
             if not columns[column]:
                 continue
             exact = codes[:, column] + local[:, i] / (curvature[column] * step[:, column])
-            chosen = exact.round_().clamp_(low, high)
-            moved[:, i] = (chosen - codes[:, column]) * step[:, column]
-            codes[:, column] = chosen
-            local -= moved[:, i : i + 1] * inside[i]
-        slope[:, end:] -= moved @ moment[begin:end, end:]
+            nearest = exact.round_().clamp_(low, high)
+            change[:, i] = (nearest - codes[:, column]) * step[:, column]
+            codes[:, column] = nearest
+            local -= change[:, i : i + 1] * inside[i]
+        slope[:, end:] -= change @ moment[begin:end, end:]

@@ -78,18 +78,18 @@ def _round_rows(work: Tensor, step: Tensor, inverse: Tensor, low: int, high: int
     open_ = torch.ones_like(work, dtype=torch.bool)
     pivots = work.new_empty(rows, n, n)
     everyone = torch.arange(rows, device=work.device)
-    for done in range(n):
+    for count in range(n):
         nearest = (work / step).round_().clamp_(low, high)
         error = work - nearest * step
-        chosen = _cheapest(error, step, diagonal, open_)
-        at = (everyone, chosen)
-        known = pivots[:, :done]
-        column = inverse[chosen] - torch.bmm(known[everyone, :, chosen].unsqueeze(1), known).squeeze(1)
-        pivot = torch.maximum(diagonal[at], floor[chosen]).sqrt()
+        next_column = _cheapest(error, step, diagonal, open_)
+        at = (everyone, next_column)
+        past = pivots[:, :count]
+        column = inverse[next_column] - torch.bmm(past[everyone, :, next_column].unsqueeze(1), past).squeeze(1)
+        pivot = torch.maximum(diagonal[at], floor[next_column]).sqrt()
         column = column.masked_fill(~open_, 0) / pivot.unsqueeze(1)
         codes[at] = nearest[at]
         work -= column * (error[at] / pivot).unsqueeze(1)
-        pivots[:, done] = column
+        pivots[:, count] = column
         diagonal = torch.maximum(diagonal - column.square(), floor)
         open_[at] = False
     return codes

@@ -15,8 +15,8 @@ from quant_experts.fit.smoothing._trial import best_alpha, output_error, subsamp
 
 def smooth(problem: GroupProblem) -> Smoothing:
     """The s = mean|x|^alpha, alpha in 0, 0.05 … 0.95, that leaves the smallest ``balanced_error``."""
-    chosen = subsample(problem, "mbq")
-    x, vision = problem.samples[chosen], problem.vision[chosen]
+    sample = subsample(problem, "mbq")
+    x, vision = problem.samples[sample], problem.vision[sample]
     exact = x @ problem.weight.T
     return best_alpha(problem, "mbq", lambda scale: balanced_error(problem, scale, x, exact, vision))
 
