@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import click
 
 from quant_experts.client import Client, Job
 from quant_experts.commands.display.job_progress import JobProgress
+from quant_experts.commands.display.printable import printable
 from quant_experts.commands.exit_codes import INTERRUPTED, OF_A_JOB, REJECTED
 from quant_experts.commands.service_client import connected, exit_code, json_option, print_json, url_option
 
@@ -40,5 +43,18 @@ def watch(client: Client, job_id: str, *, as_json: bool) -> int:
         count = len(job.warnings)
         if count:
             click.echo(f"{count} warning{'s' if count > 1 else ''}, listed by qe report {job.id}", err=True)
+        for line in _exports(job):
+            click.echo(printable(line), err=True)
         click.echo(f"{job.id} succeeded. Files: qe pull {job.id}   Report: qe report {job.id}", err=True)
     return code
+
+
+def _exports(job: Job) -> Iterator[str]:
+    """What came of each export, and how to get it."""
+    for each in (job.summary or {}).get("exports") or []:
+        name, problem = each.get("format"), each.get("problem")
+        if problem:
+            yield f"export {name}: not made: {problem}"
+        else:
+            yield f"export {name}: qe pull {job.id} --export {name}"
+            yield from (f"export {name}: not in it: {loss}" for loss in each.get("losses") or [])

@@ -223,6 +223,21 @@ async def test_logs_are_the_events_as_lines(qe: Qe, api: Api) -> None:
     assert (code, len(err.splitlines())) == (1, 1)
 
 
+async def test_watch_says_what_came_of_each_export(qe: Qe, api: Api) -> None:
+    job_id = await submitted(qe)
+    api.start(job_id)
+    exports = [
+        {"format": "dequantized", "losses": ["routed experts are left out"], "problem": None},
+        {"format": "compressed-tensors", "losses": [], "problem": "it does not load"},
+    ]
+    api.execute("UPDATE jobs SET summary = %s", [json.dumps({"exports": exports})])
+    api.end(job_id, "succeeded")
+    _, _, err = await qe("watch", job_id)
+    assert f"export dequantized: qe pull {job_id} --export dequantized\n" in err
+    assert "export dequantized: not in it: routed experts are left out\n" in err
+    assert "export compressed-tensors: not made: it does not load\n" in err
+
+
 async def test_pull_and_report_bring_the_result(qe: Qe, api: Api, tmp_path: Path) -> None:
     job_id = await submitted(qe, "--name", "nightly")
     code, _, err = await qe("pull", job_id)
