@@ -100,12 +100,12 @@ async def exports_of(session: AsyncSession, commits: Sequence[Commit]) -> list[C
     rows = await session.execute(
         select(Job.id, *shas.values()).where(Job.id.in_([commit.job_id for commit in commits]))
     )
-    found = {row.id: row._mapping for row in rows}
+    by_id = {row.id: row._mapping for row in rows}
     return [
-        replace(commit, sha=found[commit.job_id][name], export=name)
+        replace(commit, sha=by_id[commit.job_id][name], export=name)
         for commit in commits
         for name in EXPORT_FORMATS
-        if found[commit.job_id][name] is not None
+        if by_id[commit.job_id][name] is not None
     ]
 
 

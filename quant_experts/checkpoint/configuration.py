@@ -81,10 +81,10 @@ def loadable_config(
 
 def format_of(groups: Iterable[Mapping[str, Any]]) -> int:
     """The lowest format whose loaders understand all that the groups say."""
-    said = {key for group in groups for key in group}
-    if said & set(ACTIVATION_KEYS):
+    names = {key for group in groups for key in group}
+    if names & set(ACTIVATION_KEYS):
         return ROTATED_FORMAT
-    return MIXTURE_FORMAT if "members" in said else FORMAT
+    return MIXTURE_FORMAT if "members" in names else FORMAT
 
 
 def processor_files(source: Path) -> dict[str, str]:

@@ -95,6 +95,6 @@ def _check_nothing_else_decides(context: click.Context) -> None:
     """Raises UsageError for the first option that the plan determines."""
     deciding = {"model", "revision", "calibration", "split", "exports", *names_of_spec_options()} - set(LIMITS.values())
     options = (option for option in context.command.params if option.name in deciding)
-    given = next((option for option in options if option.name and is_given(context, option.name)), None)
-    if given is not None:
-        raise click.UsageError(f"--plan says what {given.opts[0]} would: leave one of them out")
+    conflict = next((option for option in options if option.name and is_given(context, option.name)), None)
+    if conflict is not None:
+        raise click.UsageError(f"--plan says what {conflict.opts[0]} would: leave one of them out")

@@ -29,10 +29,10 @@ def unstack_mixtures(model: nn.Module) -> dict[str, Stack]:
 def straighten(model: nn.Module) -> frozenset[str]:
     """Put a linear layer in the place of every ``Conv1D`` of a model on the meta device; the weights that are (in, out)
     in files."""
-    found = set()
+    paths = set()
     for path, module in list(model.named_modules()):
         linear = as_linear(module)
         if linear is not module and linear is not None:
             model.set_submodule(path, linear.requires_grad_(False))
-            found.add(f"{path}.weight")
-    return frozenset(found)
+            paths.add(f"{path}.weight")
+    return frozenset(paths)

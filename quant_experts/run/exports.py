@@ -49,11 +49,11 @@ def make_exports(
         stop_if(should_stop, "before an export; a later run goes on from the finished blocks")
         folder = f"{EXPORTS_FOLDER}/{name}"
         try:
-            made = export(checkpoint, name, checkpoint / folder, device=device)
+            result = export(checkpoint, name, checkpoint / folder, device=device)
         except QuantExpertsError as error:
             outcomes.append(ExportOutcome(name, problem=str(error)))
         else:
-            files += [WrittenFile(f"{folder}/{file.name}", file.bytes, file.sha256) for file in made.files]
-            outcomes.append(ExportOutcome(name, bytes=made.bytes, losses=made.losses, loaded=made.loaded))
+            files += [WrittenFile(f"{folder}/{file.name}", file.bytes, file.sha256) for file in result.files]
+            outcomes.append(ExportOutcome(name, bytes=result.bytes, losses=result.losses, loaded=result.loaded))
         on_event(Advanced("exporting", done + 1, len(formats)))
     return Exports(tuple(files), tuple(outcomes))
