@@ -22,6 +22,7 @@ from quant_experts.calibration.collate import Sample
 from quant_experts.calibration.image_variants import Change, Variant
 from quant_experts.files import file_digest
 from quant_experts.model.block_runner import Arguments
+from quant_experts.model.families.stack import State
 from quant_experts.model.tensor_file import TensorFile, TensorSpool, write_text
 from quant_experts.progress import WrittenFile
 
@@ -78,8 +79,8 @@ class CapturedInputs:
     files: tuple[WrittenFile, ...]
     variants: tuple[CapturedRow, ...] = ()
     first: int = 0
-    state: tuple[int, ...] = ()
-    """Shape of a token's state between blocks, where it is not that of its embedding."""
+    state: State | None = None
+    """Of the stack."""
 
     @property
     def running(self) -> CapturedInputs:
@@ -116,7 +117,9 @@ class CapturedInputs:
     def state_of(self, row: CapturedRow) -> tuple[torch.dtype, tuple[int, ...]]:
         """Dtype and shape of the row's states behind a block: (1, tokens, d), or what the model has instead of d."""
         entry = self.tensors.entries[f"{row.index}.embeddings"]
-        return entry.dtype, (*entry.shape[:2], *self.state) if self.state else entry.shape
+        if self.state is None:
+            return entry.dtype, entry.shape
+        return getattr(torch, self.state.dtype), tuple(side or entry.shape[1] for side in self.state.shape)
 
     def vision(self, row: CapturedRow) -> Tensor:
         """(tokens,) bool: which tokens of the last stack are image placeholders."""
@@ -146,7 +149,7 @@ class CapturedInputs:
 class CapturedInputsWriter:
     """Collects the inputs of the first stack. Nothing is visible until ``finish``."""
 
-    def __init__(self, directory: Path, *, keep_inputs: bool = False, state: tuple[int, ...] = ()) -> None:
+    def __init__(self, directory: Path, *, keep_inputs: bool = False, state: State | None = None) -> None:
         """``keep_inputs``: store the model inputs of every row, because another stack follows. ``state``: as in
         CapturedInputs."""
         self._directory = directory
@@ -254,7 +257,7 @@ def store_captured_inputs(
     resized: int,
     fingerprint: str,
     first: int = 0,
-    state: tuple[int, ...] = (),
+    state: State | None = None,
 ) -> CapturedInputs:
     """Make the spooled tensors durable; the description is written last."""
     tensors = spool.finish()
@@ -265,7 +268,7 @@ def store_captured_inputs(
         "variants": [asdict(row) for row in variants],
         "skipped": dict(skipped),
         "resized": resized,
-        "state": state,
+        "state": asdict(state) if state else None,
     }
     names = captured_files(stem)
     tree = write_text(directory / names[1], json.dumps(description, indent=1))
@@ -290,7 +293,8 @@ def read_captured_inputs(
     rows, variants = (tuple(CapturedRow(**row) for row in description[kind]) for kind in ("rows", "variants"))
     tree = WrittenFile(tree_name, len(text), file_digest(directory / tree_name))
     files = (tensors, tree)
-    state = tuple(description.get("state", ()))
+    shaped = description.get("state")
+    state = State(tuple(shaped["shape"]), shaped["dtype"]) if shaped else None
     return CapturedInputs(
         rows, description["skipped"], description["resized"], TensorFile(path), files, variants, first, state
     )

@@ -818,7 +818,7 @@ def place_group(model: nn.Module, entry: Mapping[str, Any]) -> tuple[InputGroup,
         owner, _, last = name.rpartition(".")  # "mlp.0": a list of modules has no place for the group itself
         module = parent.get_submodule(owner)
         setattr(module, last, placed[name])
-        if not module._parameters and not module._buffers:  # GPT-2 would draw the weights of its layers anew
+        if not module._non_persistent_buffers_set:  # GPT-2 and Mamba would draw weights of their layers anew
             module._is_hf_initialized = True  # type: ignore[assignment]  # a flag of transformers
     setattr(parent, f"{entry['label']}_input_group", group.train(first.training))
     return group, placed

@@ -97,10 +97,19 @@ def capture_arguments(
         tokens, states = arguments.pop("input_ids", None), arguments.get(stack.embeds)
         if states is None:
             states = arguments[stack.embeds] = module.get_submodule(stack.embedding)(tokens)
+            arguments.update(_per_token(module, tokens, states))
     for name in ("use_cache", "past_key_values"):  # given anew with every call
         arguments.pop(name, None)
     assert states is not None
     return arguments, states
+
+
+def _per_token(module: Any, tokens: Tensor, states: Tensor) -> Arguments:
+    """What Gemma 3n and 4 look up for every token beside its embedding; without the tokens they cannot any more."""
+    look_up = getattr(module, "get_per_layer_inputs", None)
+    if look_up is None or not module.config.hidden_size_per_layer_input:
+        return {}
+    return {"per_layer_inputs": look_up(*(tokens, states)[: len(inspect.signature(look_up).parameters)])}
 
 
 def _states_at_call(model: nn.Module, inputs: Mapping[str, Tensor], hooks: Iterable[RemovableHandle]) -> Tensor | None:

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from quant_experts.errors import UnsupportedModel
 from quant_experts.model.families.overrides import PLAIN
+from quant_experts.model.families.stack import State
 from quant_experts.model.shape_pass import ShapePass
 from quant_experts.planning.layer_rules import ELSEWHERE, WIDTH_STEP, labelled, reason_to_skip
 from quant_experts.planning.stacks import Groups
@@ -35,7 +36,7 @@ class FoundStack:
     """``module`` runs the blocks of the list ``layers``, and of a decoder looks tokens up in ``embedding`` before: both
     are paths within it. ``blocks``: the input groups of each.
     ``memory``: ``parent.label`` of groups that read what an encoder puts out. ``skipped``: linear layer or
-    parameter → why it stays as it is. ``state``: shape of a token's state in front of the first block.
+    parameter → why it stays as it is. ``state``: as in Stack, of every model.
     ``others``: as in Stack. ``after``: modules and tensors that run behind the decoder, the output head among them."""
 
     module: str
@@ -44,7 +45,7 @@ class FoundStack:
     blocks: tuple[Groups, ...]
     memory: tuple[str, ...]
     skipped: dict[str, str]
-    state: tuple[int, ...]
+    state: State | None
     others: int | None
     after: tuple[str, ...] = ()
 
@@ -222,7 +223,7 @@ class _Reads:
     inputs: dict[str, list[int]] = field(default_factory=dict)
     kept: list[Tensor] = field(default_factory=list)
     direct: set[str] = field(default_factory=set)
-    states: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    states: dict[str, State] = field(default_factory=dict)
     others: dict[str, int] = field(default_factory=dict)
     encoded: set[int] = field(default_factory=set)
 
@@ -232,8 +233,7 @@ class _Reads:
         kinds = []
         for path, block in blocks:
             stack = path.rpartition(".")[0]
-            hooks.append(block.register_forward_pre_hook(self._measuring(stack), with_kwargs=True))
-            hooks.append(block.register_forward_hook(self._counting(stack)))
+            hooks.append(block.register_forward_hook(self._noting_output(stack)))
             for name, module in _linears(block):
                 full = f"{path}.{name}"
                 hooks.append(module.register_forward_pre_hook(self._noting(full), with_kwargs=True))
@@ -251,18 +251,16 @@ class _Reads:
         self.encoded.add(id(output[0]))
         self.kept.append(output[0])
 
-    def _measuring(self, stack: str) -> Any:
-        def note(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            states = args[0] if args else kwargs.get("hidden_states")
-            if isinstance(states, Tensor):
-                self.states.setdefault(stack, tuple(states.shape[2:]))
-
-        return note
-
-    def _counting(self, stack: str) -> Any:
+    def _noting_output(self, stack: str) -> Any:
         def note(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            state = output
             if isinstance(output, (tuple, list)):
                 self.others.setdefault(stack, len(output) - 1)
+                state = output[0]
+            if isinstance(state, Tensor):
+                shape = tuple(0 if side == TOKENS else side for side in state.shape[:-1])
+                dtype = str(state.dtype).removeprefix("torch.")
+                self.states.setdefault(stack, State((*shape, state.shape[-1]), dtype))
 
         return note
 
@@ -313,7 +311,7 @@ class _Reads:
             tuple(groups_of_blocks),
             tuple(memory),
             skipped,
-            self.states.get(stack, ()),
+            self.states.get(stack),
             self.others.get(stack),
         )
 

@@ -16,7 +16,7 @@ from transformers.models.auto import modeling_auto
 from quant_experts.errors import UnsupportedModel
 from quant_experts.model.discovery import FoundStack, common_path, discover, head_of
 from quant_experts.model.families.overrides import LABELS, TOWERS
-from quant_experts.model.families.stack import Stack
+from quant_experts.model.families.stack import Stack, State
 from quant_experts.planning.layer_rules import ELSEWHERE as NO_DECODER
 from quant_experts.planning.stacks import Groups, in_order
 
@@ -152,9 +152,10 @@ def manifest_of(model: Any) -> Manifest:
     return replace(manifest, skipped=dict(_skipped(model, manifest, skipped)))
 
 
-def _state(model: nn.Module, embedding: str, stack: FoundStack) -> tuple[int, ...]:
-    width = model.get_parameter(f"{embedding}.weight").shape[-1]
-    return () if stack.state == (width,) else stack.state
+def _state(model: nn.Module, embedding: str, stack: FoundStack) -> State | None:
+    table = model.get_parameter(f"{embedding}.weight")
+    embedded = State((1, 0, table.shape[-1]), str(table.dtype).removeprefix("torch."))
+    return None if stack.state == embedded else stack.state
 
 
 def _encoder(kind: str, stack: FoundStack) -> Stack:

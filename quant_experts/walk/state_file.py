@@ -25,24 +25,26 @@ class StateFile:
         self, path: Path, streams: Iterable[str], inputs: CapturedInputs, rows: Collection[CapturedRow]
     ) -> None:
         entries = {row.index: inputs.tensors.entries[f"{row.index}.embeddings"] for row in rows}
-        self._dtype = {index: entry.dtype for index, entry in entries.items()}
-        self._shapes = {row.index: (entries[row.index].shape, inputs.state_of(row)[1]) for row in rows}
-        self._shape: dict[tuple[str, int], tuple[int, ...]] = {}
+        self._forms = {
+            row.index: ((entries[row.index].dtype, entries[row.index].shape), inputs.state_of(row)) for row in rows
+        }
+        self._form: dict[tuple[str, int], tuple[torch.dtype, tuple[int, ...]]] = {}
         self._start: dict[tuple[str, int], int] = {}
         end = 0
         for stream in streams:
-            for index, shapes in self._shapes.items():
+            for index, forms in self._forms.items():
                 self._start[stream, index] = end
-                end += max(map(math.prod, shapes)) * self._dtype[index].itemsize
+                end += max(dtype.itemsize * math.prod(shape) for dtype, shape in forms)
         self._file = path.open("w+b", buffering=0)
         self._file.truncate(end)
 
     def write(self, stream: str, row: CapturedRow, state: Tensor) -> None:
         """Raises ValueError when the state has not the dtype and shape of the row's embeddings or states."""
         index = row.index
-        if state.dtype != self._dtype[index] or tuple(state.shape) not in self._shapes[index]:
+        form = (state.dtype, tuple(state.shape))
+        if form not in self._forms[index]:
             raise ValueError(f"{stream}, row {row.number}: a state of {state.dtype} {tuple(state.shape)} does not fit")
-        self._shape[stream, index] = tuple(state.shape)
+        self._form[stream, index] = form
         view = tensor_bytes(state.detach().cpu().contiguous())
         self._file.seek(self._start[stream, index])
         while view:
@@ -51,7 +53,8 @@ class StateFile:
     def read(self, stream: str, row: CapturedRow) -> Tensor:
         """What was written last, on the CPU, in memory of its own."""
         index = row.index
-        state = torch.empty(self._shape[stream, index], dtype=self._dtype[index])
+        dtype, shape = self._form[stream, index]
+        state = torch.empty(shape, dtype=dtype)
         self._file.seek(self._start[stream, index])
         view = tensor_bytes(state)
         while view:

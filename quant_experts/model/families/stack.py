@@ -11,6 +11,14 @@ from quant_experts.planning.stacks import Groups, Media
 
 
 @dataclass(frozen=True)
+class State:
+    """What a block hands to the next: ``shape``, with 0 for the number of tokens, and ``dtype``, as torch names it."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
 class Stack:
     """Blocks that run one after another, inside the forward of ``module``.
 
@@ -23,8 +31,8 @@ class Stack:
     ``media``: what every token of the stack is a piece of; None for tokens of text among which image tokens may be.
     ``memory``: ``parent.label`` of the groups that read what the stack before this one has put out.
     ``each``: the groups of each block, where they were found and not written down; ``groups`` is not looked at then.
-    ``embedding``: path of the table of token embeddings, within the module. ``state``: shape of a token's state between
-    blocks, where it is not that of its embedding: models project their embeddings, or have several streams of states.
+    ``embedding``: path of the table of token embeddings, within the module. ``state``: what blocks hand
+    on, where it is not shaped as the embeddings: models project these, or have several streams of states.
     ``others``: how many values a block returns behind its states in a tuple; None where it returns the states alone.
     """
 
@@ -40,7 +48,7 @@ class Stack:
     memory: tuple[str, ...] = ()
     each: tuple[Groups, ...] = ()
     embedding: str = "embed_tokens"
-    state: tuple[int, ...] = ()
+    state: State | None = None
     others: int | None = None
 
     def groups_of(self, index: int) -> Groups:
