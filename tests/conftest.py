@@ -4,6 +4,7 @@
 ``empty_database_url``  one without a table
 ``redis_url``           the Redis, emptied before the test
 ``object_store``        a server of the S3 protocol, its credentials in the environment
+``forked``              loading checks of runs in processes that are forked, not started
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from tests.forked import ForkedProcesses
 from tests.services import TEMPLATE, ObjectStore, Postgres, running_object_store, running_postgres, running_redis
 
 TEMPORARY_ROOT = "PYTEST_DEBUG_TEMPROOT"
@@ -56,6 +58,12 @@ def database_url(postgres: Postgres) -> Iterator[str]:
 def empty_database_url(postgres: Postgres) -> Iterator[str]:
     with postgres.database() as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def forked() -> Iterator[ForkedProcesses]:
+    with ForkedProcesses() as processes:
+        yield processes
 
 
 @pytest.fixture(scope="session")

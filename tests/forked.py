@@ -10,8 +10,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from quant_experts.checkpoint import fresh_process
-from quant_experts.checkpoint.verify import fresh_environment, loading_failed
 from tests import preloaded
 
 
@@ -20,6 +18,10 @@ class ForkedProcesses:
 
     def __enter__(self) -> ForkedProcesses:
         self._scratch = tempfile.TemporaryDirectory(prefix="qe-loading-")
+        # Here, so that tests of the API, which have this among their fixtures, load nothing that computes.
+        from quant_experts.checkpoint import fresh_process
+        from quant_experts.checkpoint.verify import fresh_environment
+
         environment = os.environ | fresh_environment(Path(self._scratch.name))
         command = [sys.executable, "-I", str(preloaded.__file__), str(fresh_process.__file__)]
         self._server = subprocess.Popen(
@@ -44,5 +46,7 @@ class ForkedProcesses:
         self._server.stdin.flush()
         answer: dict[str, Any] = json.loads(self._server.stdout.readline())
         if "failed" in answer:
+            from quant_experts.checkpoint.verify import loading_failed
+
             raise loading_failed(directory, answer["failed"])
         return answer

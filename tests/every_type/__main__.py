@@ -1,12 +1,11 @@
-"""python -m tests.every_type [TYPE …]: every type that is not done yet, or those named; one line each as it goes.
+"""python -m tests.every_type [TYPE … | all]: every type that does not pass yet, those named, or all; one line each.
 
-Results are in benchmarks/results/models, one file per type, so that a run that was ended goes on. With the word
-``plans`` the planner is asked again about those. The table in docs/models.md is written at the end.
+Results are in benchmarks/results/every_type.jsonl, one line per type, written as the run goes, so that a run that was
+ended goes on. docs/every-type.md and the summary in docs/models.md are written at the end.
 """
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 import tempfile
@@ -17,10 +16,12 @@ from typing import Any
 
 import transformers
 
-from tests.every_type.check import CAUSAL, VLMS, Outcome, check, plan_again
-from tests.every_type.table import write_table
+from quant_experts.checkpoint.verify import Ask
+from tests.every_type.check import TYPES, Outcome, check
+from tests.every_type.table import read_results, write_page, write_results, write_summary
+from tests.forked import ForkedProcesses
 
-RESULTS = Path("benchmarks/results/models")
+RESULTS, PAGE = Path("benchmarks/results/every_type.jsonl"), Path("docs/every-type.md")
 SECONDS = 240
 """Of one type."""
 
@@ -28,41 +29,29 @@ SECONDS = 240
 def main(names: list[str]) -> None:
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     signal.signal(signal.SIGALRM, _late)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    if names == ["plans"]:
-        _plan_all()
-        names = []
-    for kind in names or dict.fromkeys([*sorted(VLMS), *sorted(CAUSAL)]):
-        path = RESULTS / f"{kind}.json"
-        if path.exists() and not names:
-            continue
-        outcome = _checked(kind)
-        path.write_text(outcome.text() + "\n")
-        print(
-            f"{kind}: {' '.join(outcome.reached)} {outcome.reason or ''} | plan: {outcome.plan or 'exact'}", flush=True
-        )
-    write_table(RESULTS, Path("docs/models.md"))
+    outcomes = read_results(RESULTS)
+    with ForkedProcesses() as processes:
+        for group, kind in TYPES:
+            known = outcomes.get((group, kind))
+            if (known is None or not known.is_complete) if not names else names == ["all"] or kind in names:
+                outcome = outcomes[group, kind] = _checked(group, kind, processes.ask)
+                write_results(RESULTS, outcomes)
+                plan = outcome.plan or "exact"
+                print(f"{group} {kind}: {' '.join(outcome.reached)} {outcome.reason or ''} | plan: {plan}", flush=True)
+    write_page(outcomes, PAGE)
+    write_summary(outcomes, Path("docs/models.md"))
 
 
-def _plan_all() -> None:
-    for path in sorted(RESULTS.glob("*.json")):
-        outcome = Outcome(**json.loads(path.read_text()))
-        with tempfile.TemporaryDirectory(prefix="qe-type-") as scratch:
-            plan_again(outcome, Path(scratch))
-        path.write_text(outcome.text() + "\n")
-        if outcome.written is not None:
-            print(f"{outcome.kind}: plan {outcome.plan or 'exact'}", flush=True)
-
-
-def _checked(kind: str) -> Outcome:
+def _checked(group: str, kind: str, ask: Ask) -> Outcome:
     signal.alarm(SECONDS)
     try:
         with tempfile.TemporaryDirectory(prefix="qe-type-") as scratch:
-            return check(kind, Path(scratch))
+            return check(group, kind, Path(scratch), ask)
     except TimeoutError:
         traceback.print_exc()
-        return Outcome(kind, "image-text-to-text" if kind in VLMS else "causal", [], f"longer than {SECONDS} seconds")
+        return Outcome(kind, group, [], f"longer than {SECONDS} seconds")
     finally:
         signal.alarm(0)
 

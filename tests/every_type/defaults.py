@@ -36,6 +36,7 @@ INSTEAD: Mapping[str, Mapping[str, Any]] = {
     "glm5_next_text": {"qk_rope_head_dim": 0, "head_dim": 0, "qk_head_dim": 32, "index_head_dim": 32},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
     "granite4_vision": {"downsample_rate": "1/2", "deepstack_layer_map": [[0, 0]], "spatial_target_layers": [1]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "janus_vqgan": {"base_channels": 32, "num_embeddings": 64},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mistral4": {"qk_rope_head_dim": 32, "qk_nope_head_dim": 32, "qk_head_dim": 64, "head_dim": 64},

@@ -233,25 +233,24 @@ def test_the_pieces_of_a_stack_are_read_from_files_that_hold_each_expert_alone(m
 
 
 def test_a_mixture_is_quantized_loaded_and_planned(
-    mixture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mixture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forked: ForkedProcesses
 ) -> None:
     spec = QuantizationSpec.preset("qe-gptq", scheme="W4A8", samples=4, reservoir=128, shared_rank=4, group_size=32)
     rows = write_rows(tmp_path / "rows.jsonl", [text_row(i) for i in range(5)])
     out = tmp_path / "out"
-    with ForkedProcesses() as processes:
 
-        def run(output: Path) -> QualityReport:
-            work = output.with_suffix(".work")
-            return quantize(
-                model=mixture, calibration=rows, output=output, spec=spec, work=work, device="cpu", ask=processes.ask
-            )
+    def run(output: Path) -> QualityReport:
+        work = output.with_suffix(".work")
+        return quantize(
+            model=mixture, calibration=rows, output=output, spec=spec, work=work, device="cpu", ask=forked.ask
+        )
 
-        report = run(out)
-        monkeypatch.setattr(slices, "MOMENTS", 3 * 4 * (64**2 + 96**2))  # those of three of the four experts
-        blueprint = open_blueprint(mixture, device=torch.device("cpu"))
-        (block, *_) = plan_groups(blueprint.model, blueprint.manifest)
-        assert [sum(group.of_mixture for group in part) for part in slices.slices_of(block)] == [6, 2]
-        run(tmp_path / "sliced")
+    report = run(out)
+    monkeypatch.setattr(slices, "MOMENTS", 3 * 4 * (64**2 + 96**2))  # those of three of the four experts
+    blueprint = open_blueprint(mixture, device=torch.device("cpu"))
+    (block, *_) = plan_groups(blueprint.model, blueprint.manifest)
+    assert [sum(group.of_mixture for group in part) for part in slices.slices_of(block)] == [6, 2]
+    run(tmp_path / "sliced")
     for file in out.glob("*.safetensors"):
         assert file_digest(file) == file_digest(tmp_path / "sliced" / file.name)
     # A fresh process without this package has loaded it to the same logits: the run ends with that check.
