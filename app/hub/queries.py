@@ -87,19 +87,18 @@ async def commit_at(session: AsyncSession, *, tenant: str, repository: str, revi
     for commit in commits:
         if revision in (commit.sha, commit.job_id):
             return commit
-    for export in await exports_of(session, commits):
+    for export in await exports_of(session, commits, tenant=tenant):
         if revision in (export.sha, export.export):
             return export
     possible = f"{MAIN}, a commit, a job id or an export of {commits[0].job_id} is possible"
     raise revision_not_found(f"{repository} has no revision {revision!a}: {possible}")
 
 
-async def exports_of(session: AsyncSession, commits: Sequence[Commit]) -> list[Commit]:
+async def exports_of(session: AsyncSession, commits: Sequence[Commit], *, tenant: str) -> list[Commit]:
     """The exports of the jobs of ``commits``, in their order."""
     shas = {name: _sha_of_files(name).label(name) for name in EXPORT_FORMATS}
-    rows = await session.execute(
-        select(Job.id, *shas.values()).where(Job.id.in_([commit.job_id for commit in commits]))
-    )
+    jobs = owned(Job, tenant).where(Job.id.in_([commit.job_id for commit in commits]))
+    rows = await session.execute(jobs.with_only_columns(Job.id, *shas.values()))
     by_id = {row.id: row._mapping for row in rows}
     return [
         replace(commit, sha=by_id[commit.job_id][name], export=name)

@@ -132,7 +132,7 @@ async def paths_info(
 async def refs(namespace: str, name: str, caller: HubReader, session: SessionDep) -> Refs:
     """`HfApi.list_repo_refs`: the branch `main`, one for each export, and every job of the alias as a tag."""
     commits = await commits_of(session, tenant=caller.tenant, repository=f"{namespace}/{name}")
-    return Refs.of(commits, await exports_of(session, commits[:1]))
+    return Refs.of(commits, await exports_of(session, commits[:1], tenant=caller.tenant))
 
 
 @router.get("/api/models/{namespace}/{name}/commits/{revision}", responses=documented(problems.NOT_FOUND))
