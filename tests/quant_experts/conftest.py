@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +11,18 @@ import pytest
 
 from quant_experts.checkpoint.verify import verify_in_fresh_process
 from quant_experts.run.quantize import quantize
-from tests.forked import ForkedProcesses
 
 
 @pytest.fixture(scope="session", autouse=True)
-def forked_loading_checks() -> Iterator[None]:
+def forked_loading_checks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Runs inside of the test process have their checkpoints loaded by forked processes, which takes 0.3 seconds and
     not 4. Commands that tests start, and jobs over HTTP, start a process for each."""
-    started: list[ForkedProcesses] = []
-    with ExitStack() as stack:
 
-        def ask(directory: Path, probe: Path, device: str) -> dict[str, Any]:
-            if not started:
-                started.append(stack.enter_context(ForkedProcesses()))
-            return started[0].ask(directory, probe, device)
+    def ask(directory: Path, probe: Path, device: str) -> dict[str, Any]:
+        answer: dict[str, Any] = request.getfixturevalue("forked").ask(directory, probe, device)
+        return answer
 
-        with pytest.MonkeyPatch.context() as patched:
-            for function in (verify_in_fresh_process, inspect.unwrap(quantize)):
-                patched.setitem(function.__kwdefaults__, "ask", ask)
-            yield
+    with pytest.MonkeyPatch.context() as patched:
+        for function in (verify_in_fresh_process, inspect.unwrap(quantize)):
+            patched.setitem(function.__kwdefaults__, "ask", ask)
+        yield

@@ -14,10 +14,8 @@ from transformers import AutoConfig
 import quant_experts  # noqa: F401 -- registers the method
 from quant_experts.calibration.collate import open_collator
 from quant_experts.calibration.rows import parse_row
-from quant_experts.checkpoint.verify import Ask
 from quant_experts.run.quantize import quantize
 from quant_experts.spec.specification import QuantizationSpec
-from tests.forked import ForkedProcesses
 from tests.models import FAMILIES, VISION_FAMILIES, make_model
 from tests.planned import check_planned_size
 from tests.rows import image_row, text_row, write_rows
@@ -29,19 +27,13 @@ ELSEWHERE = ("qwen2_vl", "qwen3_vl", "llama")
 """Families whose whole runs other tests look at closely."""
 
 
-def quantized(family: str, directory: Path, ask: Ask, **model: Any) -> Path:
+def quantized(family: str, directory: Path, **model: Any) -> Path:
     """The checkpoint of a tiny model. The pipeline has verified it in a process that has nothing but transformers."""
     source = make_model(family, directory / "model", **model)
     make_row = image_row if family in VISION_FAMILIES else text_row
     rows = write_rows(directory / "rows.jsonl", [make_row(i) for i in range(5)])
     report = quantize(
-        model=source,
-        calibration=rows,
-        output=directory / "out",
-        spec=SPEC,
-        work=directory / "work",
-        device="cpu",
-        ask=ask,
+        model=source, calibration=rows, output=directory / "out", spec=SPEC, work=directory / "work", device="cpu"
     )
     check_planned_size(source, SPEC, report)
     assert not any("belong to no module" in warning for warning in report.warnings)
@@ -67,8 +59,6 @@ def loads_and_generates(checkpoint: Path, row: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in ELSEWHERE])
-def test_a_family_goes_through_the_whole_pipeline_loads_back_and_generates(
-    family: str, forked: ForkedProcesses, tmp_path: Path
-) -> None:
-    checkpoint = quantized(family, tmp_path, forked.ask)
+def test_a_family_goes_through_the_whole_pipeline_loads_back_and_generates(family: str, tmp_path: Path) -> None:
+    checkpoint = quantized(family, tmp_path)
     loads_and_generates(checkpoint, image_row(7) if family in VISION_FAMILIES else text_row(7))

@@ -44,7 +44,6 @@ from quant_experts.report.data import QualityReport
 from quant_experts.run.quantize import quantize
 from quant_experts.spec.specification import QuantizationSpec
 from quant_experts.walk.lent_tokens import LEAST_HELD_OUT, LEAST_TOKENS, Lender
-from tests.forked import ForkedProcesses
 from tests.models import TEXT_TEMPLATE, draw
 from tests.rows import text_row, write_rows
 
@@ -233,7 +232,7 @@ def test_the_pieces_of_a_stack_are_read_from_files_that_hold_each_expert_alone(m
 
 
 def test_a_mixture_is_quantized_loaded_and_planned(
-    mixture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forked: ForkedProcesses
+    mixture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = QuantizationSpec.preset("qe-gptq", scheme="W4A8", samples=4, reservoir=128, shared_rank=4, group_size=32)
     rows = write_rows(tmp_path / "rows.jsonl", [text_row(i) for i in range(5)])
@@ -241,9 +240,7 @@ def test_a_mixture_is_quantized_loaded_and_planned(
 
     def run(output: Path) -> QualityReport:
         work = output.with_suffix(".work")
-        return quantize(
-            model=mixture, calibration=rows, output=output, spec=spec, work=work, device="cpu", ask=forked.ask
-        )
+        return quantize(model=mixture, calibration=rows, output=output, spec=spec, work=work, device="cpu")
 
     report = run(out)
     monkeypatch.setattr(slices, "MOMENTS", 3 * 4 * (64**2 + 96**2))  # those of three of the four experts
