@@ -29,6 +29,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "search + gptq": {"method": "gptq", "smoothing": "search", "method_version": 3},
     "rotation + gptq": {"method": "gptq", "smoothing": "rotation"},
     "balanced, version 3": {"method": "balanced", "method_version": 3},
+    "balanced": {"method": "balanced"},
     "rotation + balanced": {"method": "balanced", "smoothing": "rotation"},
 }
 MARK, BEHIND = "<!-- layers -->", "<!-- end of layers -->"

@@ -67,10 +67,11 @@ class Calibration(_Strict):
 class Options(_Strict):
     """Parameters of the method; every one has the method's default."""
 
-    method_version: Literal[1, 2, 3] | None = Field(
+    method_version: Literal[1, 2, 3, 4] | None = Field(
         default=None,
         description="The version of the method whose defaults the other options have; the newest when the job is made. "
-        "1 repeats a job from before there were versions, 2 one with ranks of a fixed size.",
+        "1 repeats a job from before there were versions, 2 one with ranks of a fixed size, 3 one whose smoothing "
+        "`search` tried no rotation.",
     )
     group_size: GroupSize | None = None
     shared_rank: Annotated[int, Field(strict=True, ge=0, le=1024), WHOLE] | None = None

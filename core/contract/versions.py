@@ -19,7 +19,7 @@ SINCE: dict[str, int] = (
     | {f"method={name}": 4 for name in ("fast", "balanced")}
     | {"method=best": 5, "options.rounding=descent": 5}
     | {"exports": 6}
-    | {"options.smoothing=rotation": 7}
+    | {"options.method_version=4": 7, "options.smoothing=rotation": 7}
 )
 """``options.field``, or ``method=value`` for a new value of an old field, with the version that it came with. A new
 field is None where it is not used."""

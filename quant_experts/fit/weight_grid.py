@@ -48,19 +48,19 @@ def code_range(spec: QuantizationSpec) -> tuple[int, int]:
 
 
 def grid_of(
-    problem: GroupProblem, weight: Tensor, scale: Tensor | None = None, shrinks: Sequence[float] = SHRINKS
+    problem: GroupProblem, weight: Tensor, importance: Tensor | None = None, shrinks: Sequence[float] = SHRINKS
 ) -> WeightGrid:
     """The grid for ``weight`` (out, d): the problem's with exempt columns zero, or W diag(s) for an s on trial.
 
-    The searched grid weighs each weight's error by the diagonal of the second moment of the inputs, divided by
-    ``scale`` (d,) if there is one.
+    The searched grid weighs each weight's error by ``importance`` (d,), or by the diagonal of the problem's second
+    moment.
     """
     bits, size, dtype = problem.spec.bits.weight_bits, problem.group_size, problem.scale_dtype
     low, high = code_range(problem.spec)
     if problem.spec.weight_grid == "max":
         return WeightGrid(weight_scales(weight, bits, size, dtype), low, high, size)
-    moment = problem.second_moment.diagonal()
-    importance = moment if scale is None else moment / scale.square()
+    if importance is None:
+        importance = problem.second_moment.diagonal()
     scales = searched_scales(weight, bits, size, importance, dtype, shrinks=shrinks)
     return WeightGrid(scales, low, high, size)
 

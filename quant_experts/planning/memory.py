@@ -113,7 +113,7 @@ def _fit(group: Group, recipe: Recipe, reservoir: int, held_out: int) -> int:
         "descent": max(7 * moment + 3 * matrix, moment + 6 * matrix + 2 * scales),
         "obq": 7 * moment + 2**28 + 2 * matrix,
     }.get(recipe.rounding, 0)
-    if recipe.smoothing == "rotation":
+    if recipe.may_rotate:
         rounding = max(3 * moment + 3 * matrix, rounding + moment + matrix)
     adapters = 0.0
     if recipe.reconstruction != "none":

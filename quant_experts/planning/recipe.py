@@ -11,7 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from quant_experts.spec.methods import DEFAULT_METHOD, DEFAULTS, GROUP_SIZES, METHOD_VERSION, PRESETS
+from quant_experts.spec.methods import (
+    DEFAULT_METHOD,
+    DEFAULTS,
+    GROUP_SIZES,
+    METHOD_VERSION,
+    PRESETS,
+    search_rotates,
+)
 from quant_experts.spec.ranks import Ranks, in_mixture, ranks_of
 
 AUTO = "auto"
@@ -80,6 +87,15 @@ class Recipe:
     def is_rounding_alone(self) -> bool:
         slots = (self.smoothing, self.rounding, self.reconstruction)
         return (*slots, self.weight_grid) == ("none", "rtn", "none", "max")
+
+    @property
+    def may_rotate(self) -> bool:
+        """A group's base may be rounded behind a rotation."""
+        return self.smoothing == "rotation" or (self.smoothing == "search" and self.search_rotates)
+
+    @property
+    def search_rotates(self) -> bool:
+        return search_rotates(self.method_version, self.scheme)
 
     @property
     def measures_sensitivity(self) -> bool:

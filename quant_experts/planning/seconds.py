@@ -20,7 +20,7 @@ from quant_experts.spec.ranks import Ranks
 
 SUBSAMPLE = 512
 """Tokens that a smoothing search tries its scales on."""
-TRIALS = {"none": 0, "outlier": 0, "smoothquant": 0, "rotation": 0, "search": 5, "awq": 20, "mbq": 20}
+TRIALS = {"none": 0, "outlier": 0, "smoothquant": 0, "rotation": 0, "search": 6, "awq": 20, "mbq": 20}
 OVERSAMPLING, ITERATIONS, NEAR = 16, 6, 4
 """Of the low-rank solver: columns, and applications of its operator from scratch and near a known answer."""
 PASSES = 14

@@ -61,7 +61,7 @@ MEASUREMENTS: Mapping[str, tuple[Measurement, ...]] = {
 """What methods that are named for what people want cost and reach: benchmarks/results/real_quick.md, real_ranks.md,
 real_best.md. The seconds of ``best`` are of a machine that other work shared."""
 
-METHOD_VERSION = 3
+METHOD_VERSION = 4
 """The newest version of the method: what a run that is made now has, unless it asks for another."""
 _SECOND: Mapping[str, Any] = {"weight_grid": "searched"}
 _THIRD: Mapping[str, Any] = {
@@ -71,12 +71,20 @@ _THIRD: Mapping[str, Any] = {
     "experts": "auto",
     "adapter_dtype": "int8",
 }
-DEFAULTS: Mapping[int, Mapping[str, Any]] = {1: {}, 2: _SECOND, 3: _THIRD}
-"""Version of the method → what every preset lays over the fields' own defaults.
+DEFAULTS: Mapping[int, Mapping[str, Any]] = {1: {}, 2: _SECOND, 3: _THIRD, 4: _THIRD}
+"""Version of the method → what every preset lays over the fields' own defaults. What version 4 changes is no option:
+see ``search_rotates``.
 
 A field's own default is what a spec that was recorded without the field meant. A default that changes gets a new
 version, so that a resumed run, a queued job and a recipe go on meaning what they meant (docs/adr/0030).
 """
+
+
+def search_rotates(method_version: int, scheme: str) -> bool:
+    """Whether smoothing ``search`` tries the rotation too: where activations are quantized. It costs something with
+    every token."""
+    return method_version > 3 and not scheme.endswith("A16")
+
 
 GROUP_SIZES = (128, 64, 32)
 """That ``group_size`` "auto" tries, largest first."""

@@ -35,6 +35,8 @@ class Options(Protocol):
     @property
     def smoothing(self) -> str: ...
     @property
+    def search_rotates(self) -> bool: ...
+    @property
     def adapter_dtype(self) -> str: ...
     @property
     def shared_rank(self) -> int | str: ...
@@ -87,7 +89,13 @@ def in_mixture(options: Options) -> dict[str, int | str]:
     """The options that are others in an expert of a mixture: its tokens are routed already, so that one adapter of its
     own takes the whole room."""
     alone = options.reconstruction == "qe" and options.shared_rank == 0
-    return {"experts": 0, "refine": "none", "reconstruction": "none" if alone else options.reconstruction}
+    return {
+        "experts": 0,
+        "refine": "none",
+        "reconstruction": "none" if alone else options.reconstruction,
+        # Not searched for each: experts that differ could not share an entry of the configuration.
+        "smoothing": "rotation" if options.smoothing == "search" and options.search_rotates else options.smoothing,
+    }
 
 
 def adapter_bits(rows: int, width: int, ranks: Ranks, *, int8: bool) -> int:

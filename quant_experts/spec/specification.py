@@ -11,7 +11,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from quant_experts.spec.choices import AcceptIf, Budget, Sensitive, Target
-from quant_experts.spec.methods import DEFAULT_METHOD, DEFAULTS, GROUP_SIZES, METHOD_VERSION, PRESETS
+from quant_experts.spec.methods import (
+    DEFAULT_METHOD,
+    DEFAULTS,
+    GROUP_SIZES,
+    METHOD_VERSION,
+    PRESETS,
+    search_rotates,
+)
 from quant_experts.spec.ranks import Ranks, in_mixture, ranks_of
 from quant_experts.spec.schemes import Scheme, parse_scheme
 
@@ -29,7 +36,8 @@ class QuantizationSpec(BaseModel):
     ``method_version``: which rules hold where no option chooses. Version 1 is that of specs recorded without the
     field. Version 2: ``group_size`` ``"auto"`` tries 128, 64 and 32; no more columns are exempt than ``shared_rank``;
     scales of a float32 model are stored in bfloat16, which they were rounded to before. Version 3: ranks and number of
-    experts are ``"auto"``, and experts are stored in int8.
+    experts are ``"auto"``, and experts are stored in int8. Version 4: smoothing ``"search"`` tries the rotation
+    too, where activations are quantized.
     ``group_size``: input channels that share one weight scale; ``"channel"`` means one scale per output row, ``"auto"``
     the largest of 128, 64 and 32 that divides the width (version 1: 128), and ``"channel"`` where none does. A number
     must divide every width.
@@ -50,7 +58,7 @@ class QuantizationSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method_version: Literal[1, 2, 3] = 1
+    method_version: Literal[1, 2, 3, 4] = 1
 
     scheme: str = "W4A6"
     method: str = "qe"
@@ -128,6 +136,11 @@ class QuantizationSpec(BaseModel):
     def for_group(self, *, of_mixture: bool) -> QuantizationSpec:
         """The spec of an input group; ``of_mixture``: it belongs to one expert of a mixture."""
         return self.model_copy(update=in_mixture(self)) if of_mixture else self
+
+    @property
+    def search_rotates(self) -> bool:
+        """Smoothing ``"search"`` tries the rotation too."""
+        return search_rotates(self.method_version, self.scheme)
 
     @property
     def group_sizes(self) -> tuple[int, ...]:

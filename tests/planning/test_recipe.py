@@ -45,4 +45,4 @@ def test_the_constants_that_sizes_memory_and_time_follow_are_those_of_the_librar
     assert memory.LOGIT_CHUNK == evaluation.CHUNK
     assert seconds.SUBSAMPLE == _trial.SUBSAMPLE
     assert seconds.TRIALS["awq"] == seconds.TRIALS["mbq"] == _trial.GRID
-    assert seconds.TRIALS["search"] == 2 + len(search.ALPHAS)
+    assert seconds.TRIALS["search"] == 3 + len(search.ALPHAS)

@@ -21,7 +21,6 @@ from quant_experts.errors import InvalidSpec, UnsupportedModel
 from quant_experts.export.source import open_source
 from quant_experts.files import file_digest
 from quant_experts.forward.modeling_quant_experts import (
-    MIXTURE_FORMAT,
     ROTATED_FORMAT,
     MixtureExperts,
     QuantExpertsConfig,
@@ -253,7 +252,7 @@ def test_a_mixture_is_quantized_loaded_and_planned(
     # A fresh process without this package has loaded it to the same logits: the run ends with that check.
     config = json.loads((out / "config.json").read_text())["quantization_config"]
     members = {entry["label"]: entry["members"] for entry in config["groups"] if "members" in entry}
-    assert (config["format"], members) == (MIXTURE_FORMAT, {"gate_up_proj": [0, 4], "down_proj": [0, 4]})
+    assert (config["format"], members) == (ROTATED_FORMAT, {"gate_up_proj": [0, 4], "down_proj": [0, 4]})
     experts = [group for group in report.blocks[0].groups if group.tokens_routed is not None]
     assert len(experts) == 8
     seen = {group.tokens_borrowed for group in experts}

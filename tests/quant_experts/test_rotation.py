@@ -62,16 +62,19 @@ def test_a_clipped_token_has_its_largest_integer_at_so_many_root_mean_squares() 
 
 
 @pytest.mark.parametrize("rounding", ["rtn", "gptq"])
-def test_outliers_cost_less_behind_a_rotation(rounding: str) -> None:
+def test_outliers_cost_less_behind_a_rotation_and_the_search_finds_it_from_version_4_on(rounding: str) -> None:
     x, vision = mixture(600)
     layers = weights()
     x[:, 40] *= 20
-    error = {}
-    for choice in ("search", "rotation"):
-        chosen = spec("balanced", scheme="W4A4", rounding=rounding, smoothing=choice)
-        fitted = fit_group("g", layers, observe(x, vision, layers, chosen), chosen)
-        error[fitted.smoothing] = evaluate_group(fitted, layers, x[:200], vision[:200]).error.routed
-    assert error.pop("rotation(0.5)") < 0.7 * min(error.values())
+    found = {}
+    for version, choice in ((3, "search"), (4, "search"), (3, "rotation")):
+        chosen = spec("balanced", scheme="W4A4", rounding=rounding, smoothing=choice, method_version=version)
+        found[version, choice] = fit_group("g", layers, observe(x, vision, layers, chosen), chosen)
+    error = {key: evaluate_group(each, layers, x[:200], vision[:200]).error.routed for key, each in found.items()}
+    assert error[4, "search"] == error[3, "rotation"] < 0.7 * error[3, "search"]
+    assert found[4, "search"].smoothing == "rotation(0.5)"
+    whole = spec("balanced", scheme="W4A16", smoothing="search")
+    assert fit_group("g", layers, observe(x, vision, layers, whole), whole).rotation is None
 
 
 def test_refinement_reads_what_the_rotated_base_reads() -> None:

@@ -88,7 +88,7 @@ def test_search_finds_the_channel_that_importance_does_not_see() -> None:
 def test_search_never_keeps_a_worse_scale_than_none() -> None:
     for seed in range(3):
         x, vision = mixture(300, seed=seed)
-        problem = problem_of(x, vision)
+        problem = problem_of(x, vision, method_version=3)
         found = smoothing.get("search").smooth(problem)
         assert _rounding_error(problem, found.scale) <= _rounding_error(problem, None) * 1.0001
 

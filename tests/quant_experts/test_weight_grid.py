@@ -95,7 +95,7 @@ def test_weights_whose_squared_errors_overflow_keep_the_unshrunk_scale() -> None
 def test_a_scale_on_trial_is_searched_for_the_inputs_that_it_leaves() -> None:
     problem = problem_of(group_size=32)
     scale = torch.rand(problem.width, generator=torch.Generator().manual_seed(1)) * 8 + 0.1
-    on_trial = grid_of(problem, problem.weight * scale, scale)
+    on_trial = grid_of(problem, problem.weight * scale, problem.second_moment.diagonal() / scale.square())
     scaled = problem.scaled(scale)
     assert torch.allclose(on_trial.scales, grid_of(scaled, scaled.weight).scales)
 

@@ -88,7 +88,7 @@ REFINEMENTS = (
     click.option(
         "--smoothing",
         metavar="NAME",
-        help="Smoothing instead of the preset's; rotation spreads outliers over all channels.",
+        help="Smoothing instead of the preset's; rotation spreads outliers over all channels, and search tries it too.",
     ),
     click.option(
         "--smoothquant-alpha", type=Finite(), metavar="F", help="Exponent of smoothquant, 0 to 1.  [default: 0.5]"
@@ -110,7 +110,7 @@ REFINEMENTS = (
     click.option(
         "--method-version",
         type=click.Choice([str(version) for version in DEFAULTS]),
-        help="Whose defaults the other options have; 1 and 2 repeat runs of older releases.  "
+        help="Whose defaults the other options have; 1 to 3 repeat runs of older releases.  "
         f"[default: {METHOD_VERSION}]",
     ),
     click.option("--shared-rank", type=int, metavar="R", help="Rank of the shared expert.  [default: what fits]"),

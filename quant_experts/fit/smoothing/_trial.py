@@ -9,9 +9,10 @@ from torch import Tensor
 
 from quant_experts.fit.problem import GroupProblem
 from quant_experts.fit.quantizer import round_tokens
+from quant_experts.fit.rotation import Rotation
 from quant_experts.fit.smoothing import Smoothing, storable
 from quant_experts.fit.weight_grid import COARSE, grid_of
-from quant_experts.forward.modeling_quant_experts import dequantize
+from quant_experts.forward.modeling_quant_experts import dequantize, rotate
 from quant_experts.seeding import generator
 
 SUBSAMPLE = 512
@@ -26,12 +27,21 @@ def subsample(problem: GroupProblem, purpose: str) -> Tensor:
     return chosen.to(problem.samples.device)
 
 
-def output_error(problem: GroupProblem, scale: Tensor | None, x: Tensor, exact: Tensor) -> Tensor:
-    """``W x - W_q Q(x/s)`` with W diag(s) rounded to nearest. x: (n, d); exact: (n, out), W x; returns (n, out)."""
+def output_error(
+    problem: GroupProblem, scale: Tensor | None, x: Tensor, exact: Tensor, rotation: Rotation | None = None
+) -> Tensor:
+    """``W x - W_q Q(x/s)`` with W diag(s) rounded to nearest, both rotated if there is a rotation. x: (n, d); exact:
+    (n, out), W x; returns (n, out)."""
     weight, scaled = (problem.weight, x) if scale is None else (problem.weight * scale, x / scale)
-    grid = grid_of(problem, weight, scale, COARSE)
+    bits, clip = problem.spec.bits.activation_bits, None
+    moment = problem.second_moment.diagonal()
+    importance = moment if scale is None else moment / scale.square()
+    if rotation is not None:
+        weight, scaled, clip = rotate(weight, rotation.sizes), rotate(scaled, rotation.sizes), rotation.clip
+        importance = torch.ones_like(importance)  # what a rotation makes of any moment, but for its off-diagonal
+    grid = grid_of(problem, weight, importance, COARSE)
     rounded = dequantize(grid.encode(weight), grid.scales, torch.float32)
-    return exact - round_tokens(scaled, problem.spec.bits.activation_bits) @ rounded.T
+    return exact - round_tokens(scaled, bits, clip) @ rounded.T
 
 
 def by_magnitude(problem: GroupProblem, alpha: float) -> Tensor | None:
