@@ -84,8 +84,9 @@ def test_exports_are_refused_where_the_format_has_no_place_and_ask_for_a_newer_w
         ({"exports": ["dequantized", "dequantized"]}, "named twice"),
         ({"exports": []}, "at least 1 item"),
     ):
-        with pytest.raises(ValidationError, match=why):
+        with pytest.raises(ValidationError, match=why) as caught:
             contract.JobSpec.model_validate({**body, "exports": ["compressed-tensors"], **wrong})
+        assert caught.value.errors()[0]["loc"] == ("exports",)
 
 
 @pytest.mark.parametrize("weight_bits", range(1, 10))

@@ -69,8 +69,9 @@ async def commits_of(session: AsyncSession, *, tenant: str, repository: str, lim
     for row in rows:
         if row.status != JobStatus.SUCCEEDED:
             raise repository_not_found(f"{row.id} is {row.status}: its files appear when it has succeeded")
-        if row.sha is not None:
-            commits.append(Commit(row.sha, row.id, row.model_id, row.scheme, row.method, row.finished_at))
+        if row.sha is None:  # of an alias the statement has left it out
+            raise repository_not_found(f"{row.id} has no files any more: somebody has deleted them")
+        commits.append(Commit(row.sha, row.id, row.model_id, row.scheme, row.method, row.finished_at))
     if not commits:
         raise repository_not_found(f"no finished job {repository!a} is visible to this API key")
     return commits

@@ -8,7 +8,16 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from core.contract import patterns
 from core.contract.alias import Alias
@@ -176,20 +185,16 @@ class JobSpec(_Strict):
 
     @field_validator("exports")
     @classmethod
-    def _each_export_once(cls, value: list[ExportFormat] | None) -> list[ExportFormat] | None:
+    def _exports_are_possible(cls, value: list[ExportFormat] | None, info: ValidationInfo) -> list[ExportFormat] | None:
         if value is not None and len(set(value)) < len(value):
             raise ValueError("a format is named twice")
+        method, options = info.data.get("method"), info.data.get("options")
+        if value is not None and method is not None and options is not None:  # else they have an error of their own
+            slots = {**PRESETS[method], **options.model_dump(exclude_none=True)}
+            refusal = export_refusal(value, smoothing=slots["smoothing"], reconstruction=slots["reconstruction"])
+            if refusal is not None:
+                raise ValueError(refusal)
         return value
-
-    @model_validator(mode="after")
-    def _exports_have_a_place_for_the_method(self) -> Self:
-        slots = self.options_in_full()
-        refusal = export_refusal(
-            self.exports or (), smoothing=slots["smoothing"], reconstruction=slots["reconstruction"]
-        )
-        if refusal is not None:
-            raise ValueError(f"exports: {refusal}")
-        return self
 
     @model_validator(mode="after")
     def _mixed_precision_is_asked_for_in_one_way(self) -> Self:

@@ -46,6 +46,13 @@ class Conversation:
     def has_template(self) -> bool:
         return bool(getattr(self.reader, "chat_template", None))
 
+    def read_image(self, path: Path) -> Image.Image:
+        """Raises InvalidSpec when the model takes no images, InvalidCalibration for a file that is none."""
+        if not (self.takes_images and self.has_template):
+            why = "has no chat template" if self.takes_images else "takes text alone"
+            raise InvalidSpec(f"{type(self.model).__name__} {why}: leave the images out")
+        return decode(path.read_bytes(), str(path))
+
     def clear(self) -> None:
         self.messages = []
 
@@ -62,12 +69,11 @@ class Conversation:
         """The reply, given to ``on_text`` in pieces as it comes. A model without a chat template goes on with ``text``.
 
         ``greedy``: the likeliest token each time, whatever the model's generation_config.json says.
-        Raises InvalidSpec for images that the model does not take, InvalidCalibration for a file that is no image.
+        Raises InvalidSpec for text that was not UTF-8, and as ``read_image``.
         """
-        pictures = [decode(path.read_bytes(), str(path)) for path in images]
-        if pictures and not (self.takes_images and self.has_template):
-            why = "has no chat template" if self.takes_images else "takes text alone"
-            raise InvalidSpec(f"{type(self.model).__name__} {why}: leave the images out")
+        if not text.isascii() and any("\ud800" <= each <= "\udfff" for each in text):
+            raise InvalidSpec("the question is not UTF-8")
+        pictures = [self.read_image(path) for path in images]
         began = time.monotonic()
         messages = [*self.messages, {"role": "user", "content": self._content(text, pictures)}]
         inputs = self._inputs(messages) if self.has_template else self._text_inputs(text)

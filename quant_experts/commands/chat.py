@@ -71,7 +71,10 @@ def command(
             _ask(conversation, text, images, most_tokens=most_tokens, greedy=greedy)
 
     if question is not None or not sys.stdin.isatty():
-        ask(question if question is not None else sys.stdin.read().strip(), images)
+        text = question if question is not None else sys.stdin.read().strip()
+        if not text:
+            raise click.UsageError("there is no question: give --say, or write one to stdin")
+        ask(text, images)
         return
     click.echo(f"qe: {HELP}", err=True)
     for text, pictures in _questions(images, conversations):
@@ -99,15 +102,24 @@ def _questions(
                 conversation.clear()
         elif line.startswith("/image "):
             path = Path(line.removeprefix("/image ").strip()).expanduser()
-            if path.is_file():
+            if _is_image(path, conversations):
                 images = (*images, path)
-            else:
-                click.echo(f"qe: there is no file {path}", err=True)
         elif line.startswith("/"):
             click.echo(f"qe: {HELP}", err=True)
         elif line:
             yield line, images
             images = ()
+
+
+def _is_image(path: Path, conversations: dict[str, Conversation]) -> bool:
+    """Whether every model takes it; says why not."""
+    try:
+        for conversation in conversations.values():
+            conversation.read_image(path)
+    except (QuantExpertsError, OSError) as error:
+        click.echo(f"qe: {error}", err=True)
+        return False
+    return True
 
 
 def _ask(conversation: Conversation, text: str, images: tuple[Path, ...], *, most_tokens: int, greedy: bool) -> None:

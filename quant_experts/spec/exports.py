@@ -18,5 +18,5 @@ def export_refusal(formats: Iterable[str], *, smoothing: str, reconstruction: st
         return None
     return (
         f"the method has {' and '.join(needs)}, for which compressed-tensors has no place: "
-        'export it as "dequantized", or choose the method "gptq" or "fast", which have none'
+        'export it as "dequantized", choose the method "gptq" or "fast", which have none, or leave that export out'
     )

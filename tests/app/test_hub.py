@@ -152,6 +152,14 @@ async def test_an_export_is_a_revision_with_its_own_files(hub: Hub, tmp_path: Pa
     }
 
 
+async def test_a_job_whose_files_were_deleted_says_so(hub: Hub) -> None:
+    deleted = await hub.wire.delete(f"/v1/jobs/{hub.job_id}/artifacts")
+    assert deleted.status_code == 204
+    answer = await hub.wire.get(f"/hub/api/models/{hub.repository}")
+    assert (answer.status_code, answer.headers["X-Error-Code"]) == (404, "RepoNotFound")
+    assert "has no files any more" in answer.headers["X-Error-Message"]
+
+
 async def test_a_snapshot_is_the_files_under_their_commit_and_verifies(hub: Hub) -> None:
     answer = await hub.python(
         """

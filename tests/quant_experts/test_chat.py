@@ -98,11 +98,17 @@ def test_the_command_talks_on_a_terminal_and_answers_a_pipe(model: Path) -> None
     with on_terminal("chat", str(model), "--most-tokens", "5", "--greedy") as terminal:
         terminal.wait_for("/image FILE goes with the next question")
         terminal.press(b"/image /no/such/file\n")
-        terminal.wait_for("there is no file /no/such/file")
+        terminal.wait_for("LlamaForCausalLM takes text alone: leave the images out")
+        terminal.press(b"\xff\xfe\n")
+        terminal.wait_for("the question is not UTF-8")
         terminal.press(QUESTION.encode() + b"\n")
         terminal.wait_for("ended at --most-tokens 5")
         terminal.press(b"\x04")
         assert terminal.end() == 0
+    nothing = subprocess.run(
+        [sys.executable, "-m", "quant_experts.cli", "chat", str(model)], input="", capture_output=True, text=True
+    )
+    assert (nothing.returncode, "there is no question" in nothing.stderr) == (2, True)
     done = subprocess.run(
         [sys.executable, "-m", "quant_experts.cli", "chat", str(model), "--most-tokens", "5", "--greedy"],
         input=QUESTION,
