@@ -43,7 +43,7 @@ class Sentence:
 
 
 ACCURACY = {
-    "SmolLM2-135M, W4A16, groups of 64": [
+    "SmolLM2-135M, groups of 64; W4A16 but for the last rows": [
         Row("plain rounding", "real_quick.md", "W4A16", ("rtn, groups of 64, max grid",)),
         Row("GPTQ", "real_quick.md", "W4A16", ("gptq, groups of 64, max grid",)),
         Row("`fast`: rounding with searched scales", "real_quick.md", "W4A16", ("rtn, groups of 64",)),
@@ -61,12 +61,17 @@ ACCURACY = {
             ("best",),
             bold=True,
         ),
+        Row(
+            "W4A6, `balanced` with its rotation (the same rows)",
+            "real_rotation.md",
+            "The whole model",
+            ("W4A6", "balanced"),
+        ),
+        Row("W4A4, the same", "real_rotation.md", "The whole model", ("W4A4", "balanced")),
     ],
     "Vision-language model trained here, outlier channels made by hand, W4A6 (`method_version` 1)": [
         Row("plain rounding", "accuracy.md", "outlier, W4A6", ("rtn",)),
-        Row("GPTQ", "accuracy.md", "outlier, W4A6", ("gptq",)),
         Row("QE as published (`qe-paper`)", "accuracy.md", "outlier, W4A6", ("qe-paper",)),
-        Row("QE (`qe`)", "accuracy.md", "outlier, W4A6", ("qe",)),
         Row("QE on GPTQ (`qe-gptq`)", "accuracy.md", "outlier, W4A6", ("qe-gptq",), bold=True),
         Row(
             "ASER with QE's search for a scaling, same active rank", "accuracy.md", "outlier, W4A6", ("aser + search",)
