@@ -39,7 +39,8 @@ async def test_a_job_and_the_list_go_on_when_the_service_is_back(chromium: Brows
             assert await page.title() == "25 % · first: running · Quant Experts"
             # It counts on by itself, between events.
             await expect(page.locator("[data-part=state]")).to_contain_text("25 % · about 2 hours")
-            await page.wait_for_function("Number(document.querySelector('[data-left]').dataset.left) < 7498")
+            left = page.locator("[data-left]")
+            await expect(left).not_to_have_attribute("data-left", str(await left.get_attribute("data-left")))
             await expect(listed.get_by_role("row", name="another")).to_be_visible()
             await expect(listed.locator("#connection")).to_be_hidden()
             await page.goto("about:blank")
