@@ -59,8 +59,8 @@ ACCURACY = {
             "real_best.md",
             "W4A16, all blocks",
             ("best",),
-            bold=True,
         ),
+        Row("`balanced --smoothing rotation` (the same rows)", "real_rotation.md", "W4A16", ("balanced, rotation",)),
         Row(
             "W4A6, `balanced` with its rotation (the same rows)",
             "real_rotation.md",
@@ -96,12 +96,6 @@ OTHERS = [
         "load.md",
         "{} jobs of {} clients, {} a second: none lost or doubled",
         (r"([\d,]+) rows with those below, \1 succeeded, \1 ends", r"queued by (\d+) clients", r"end: ([\d.]+) jobs/s"),
-    ),
-    Sentence(
-        "[API](benchmarks/results/api.md)",
-        "api.md",
-        "{} reads of a job a second of one process, with a million jobs",
-        (r"\| 1,000,000 \| 1 \| GET job \| (\d+)",),
     ),
 ]
 
