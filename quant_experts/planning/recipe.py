@@ -14,9 +14,9 @@ from typing import Any
 from quant_experts.spec.methods import (
     DEFAULT_METHOD,
     DEFAULTS,
-    GROUP_SIZES,
     METHOD_VERSION,
     PRESETS,
+    group_size_of,
     search_rotates,
 )
 from quant_experts.spec.ranks import Ranks, in_mixture, ranks_of
@@ -108,12 +108,7 @@ class Recipe:
         return max(2, round(self.holdout * rows))
 
     def group_size_for(self, width: int) -> int:
-        if self.group_size == "channel":
-            return width
-        if self.group_size != "auto":
-            return int(self.group_size)
-        sizes = GROUP_SIZES if self.method_version > 1 else GROUP_SIZES[:1]
-        return next((size for size in sizes if width % size == 0), width)
+        return group_size_of(self.group_size, width, self.method_version)
 
     def scale_bits(self, item: int) -> int:
         """Of a weight scale in a model whose values have ``item`` bytes."""

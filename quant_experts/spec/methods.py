@@ -88,3 +88,16 @@ def search_rotates(method_version: int, scheme: str) -> bool:
 
 GROUP_SIZES = (128, 64, 32)
 """That ``group_size`` "auto" tries, largest first."""
+
+
+def group_sizes_of(method_version: int) -> tuple[int, ...]:
+    """Those of a version of the method."""
+    return GROUP_SIZES if method_version > 1 else GROUP_SIZES[:1]
+
+
+def group_size_of(group_size: int | str, width: int, method_version: int) -> int:
+    """Input channels that share a weight scale in a group of this input width; a number has been seen to divide it."""
+    if isinstance(group_size, int):
+        return group_size
+    sizes = group_sizes_of(method_version) if group_size == "auto" else ()
+    return next((size for size in sizes if width % size == 0), width)

@@ -14,9 +14,10 @@ from quant_experts.spec.choices import AcceptIf, Budget, Sensitive, Target
 from quant_experts.spec.methods import (
     DEFAULT_METHOD,
     DEFAULTS,
-    GROUP_SIZES,
     METHOD_VERSION,
     PRESETS,
+    group_size_of,
+    group_sizes_of,
     search_rotates,
 )
 from quant_experts.spec.ranks import Ranks, in_mixture, ranks_of
@@ -145,15 +146,12 @@ class QuantizationSpec(BaseModel):
     @property
     def group_sizes(self) -> tuple[int, ...]:
         """The sizes that ``"auto"`` tries, largest first."""
-        return GROUP_SIZES if self.method_version > 1 else GROUP_SIZES[:1]
+        return group_sizes_of(self.method_version)
 
     def group_size_for(self, width: int) -> int:
         """Input channels that share a weight scale in a group of this input width; a number has been seen to divide
         it."""
-        if isinstance(self.group_size, int):
-            return self.group_size
-        sizes = self.group_sizes if self.group_size == "auto" else ()
-        return next((size for size in sizes if width % size == 0), width)
+        return group_size_of(self.group_size, width, self.method_version)
 
     def ranks_for(self, *, rows: int, width: int, layers: int) -> Ranks:
         """Of the experts of an input group with ``rows`` outputs of all its ``layers``; none without a
