@@ -28,6 +28,7 @@ from app.webhooks.schemas import (
     WebhookStatus,
     WebhookView,
 )
+from core.contract.webhook_format import WebhookFormat
 from core.ledger.outbox import ANNOUNCED
 
 VERBS = {"started": "starts", "succeeded": "succeeds", "failed": "fails", "cancelled": "is cancelled"}
@@ -37,7 +38,15 @@ SENTENCES = {
     ("url", "string_too_short"): "give the address that is to be told",
     ("event_types", "too_short"): "choose at least one event",
 }
-EMPTY: dict[str, Any] = {"url": "", "description": "", "event_types": NewWebhook.model_fields["event_types"].default}
+FORMATS = {
+    WebhookFormat.STANDARD: "JSON, signed (Standard Webhooks)",
+    WebhookFormat.SLACK: "a line of text for Slack",
+    WebhookFormat.TEAMS: "a line of text for Teams",
+}
+EMPTY: dict[str, Any] = {
+    "url": "", "description": "", "format": WebhookFormat.STANDARD.value,
+    "event_types": NewWebhook.model_fields["event_types"].default,
+}  # fmt: skip
 router = APIRouter(prefix="/webhooks", route_class=Page)
 
 
@@ -185,7 +194,7 @@ def _said_of(events: Sequence[str]) -> str:
 
 
 def _values(form: FormData) -> dict[str, Any]:
-    texts = {name: str(form.get(name, "")).strip() for name in ("url", "description")}
+    texts = {name: str(form.get(name, "")).strip() for name in ("url", "description", "format") if name in form}
     return {**texts, "event_types": [str(kind) for kind in form.getlist("event_types")]}
 
 
@@ -206,7 +215,7 @@ async def _list(
     newest = await queries.newest_deliveries(session, tenant=user.caller.tenant, webhook_ids=ids)
     return render(
         request, "webhooks.html", user, status=422 if wrong else 200, webhooks=page.data, newest=newest,
-        next_cursor=page.next_cursor, values=values, wrong=wrong or {}, events=EVENTS.items(),
+        next_cursor=page.next_cursor, values=values, wrong=wrong or {}, events=EVENTS.items(), formats=FORMATS.items(),
         http=deps.settings.webhook_allow_http,
     )  # fmt: skip
 
@@ -234,5 +243,5 @@ async def _one(
         request, "webhook.html", user, status=422 if wrong else 200, webhook=view, deliveries=page.data,
         next_cursor=page.next_cursor, again=again, query=query, statuses=list(DeliveryStatus), secret=secret,
         waiting=any(one.status is DeliveryStatus.PENDING for one in page.data), values=values or view.model_dump(),
-        wrong=wrong or {}, events=EVENTS.items(), grace=GRACE, said_of=_said_of,
+        wrong=wrong or {}, events=EVENTS.items(), formats=FORMATS.items(), grace=GRACE, said_of=_said_of,
     )  # fmt: skip

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, StringConstraints, field_validator
 from app.web.paging import PageQuery
 from app.web.schemas import OfRow, Strict
 from core.contract import patterns
+from core.contract.webhook_format import WebhookFormat
 from core.contract.webhook_url import MOST_CHARACTERS
 from core.ledger.outbox import ANNOUNCED
 from core.ledger.tables import Webhook, WebhookDelivery
@@ -44,6 +45,10 @@ Events = Annotated[list[Event], Field(min_length=1, max_length=len(ANNOUNCED))]
 class NewWebhook(Strict):
     url: Url = Field(description="https://…, reachable on the internet.", examples=["https://ci.example.com/hooks/qe"])
     event_types: Events = Field(default=["job.cancelled", "job.failed", "job.succeeded"])
+    format: WebhookFormat = Field(
+        default=WebhookFormat.STANDARD,
+        description="`slack` and `teams` send a line of text as these chats want it; `standard` is signed JSON.",
+    )
     description: Description = ""
 
     _each_once = field_validator("event_types")(_sorted_set)
@@ -54,6 +59,7 @@ class WebhookChanges(Strict):
 
     url: Url | None = None
     event_types: Events | None = None
+    format: WebhookFormat | None = None
     description: Description | None = None
     status: WebhookStatus | None = Field(default=None, description="`enabled` also clears the count of failures.")
 
@@ -71,6 +77,7 @@ class WebhookView(BaseModel):
     object: Literal["webhook"] = "webhook"
     url: str
     event_types: list[Event]
+    format: WebhookFormat
     description: str
     status: WebhookStatus
     disabled_reason: str | None
@@ -84,6 +91,7 @@ class WebhookView(BaseModel):
             id=webhook.id,
             url=webhook.url,
             event_types=webhook.event_types,
+            format=WebhookFormat(webhook.format),
             description=webhook.description,
             status=WebhookStatus(webhook.status),
             disabled_reason=webhook.disabled_reason,

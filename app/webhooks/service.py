@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import secrets
 from datetime import UTC, datetime, timedelta
+from urllib.parse import urlsplit
 
 from sqlalchemy import func
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -34,6 +35,7 @@ from app.webhooks.schemas import (
     WebhookWithSecret,
 )
 from core.contract.ids import new_id
+from core.contract.webhook_format import WebhookFormat
 from core.contract.webhook_url import BadUrl, read_url
 from core.ledger.outbox import PING
 from core.ledger.tables import Webhook, WebhookDelivery
@@ -124,12 +126,15 @@ async def create_webhook(
         tenant=tenant,
         url=new.url,
         event_types=list(new.event_types),
+        format=new.format.value,
         description=new.description,
         secret=seal.seal(secret, row=webhook_id),
     )
     session.add(webhook)
     await session.flush()
-    await note(session, Action.WEBHOOK_CREATED, webhook_id, url=new.url)
+    # Who knows the address of a chat's webhook can write there: the log has its host alone.
+    address = new.url if new.format is WebhookFormat.STANDARD else f"https://{urlsplit(new.url).hostname}/…"
+    await note(session, Action.WEBHOOK_CREATED, webhook_id, url=address)
     await session.refresh(webhook)
     return webhook, secret
 
@@ -144,6 +149,8 @@ async def change_webhook(
         webhook.url = changes.url
     if changes.event_types is not None:
         webhook.event_types = list(changes.event_types)
+    if changes.format is not None:
+        webhook.format = changes.format.value
     if changes.description is not None:
         webhook.description = changes.description
     if changes.status is not None:

@@ -10,6 +10,8 @@ from quant_experts.client.operation import Awaited, Blocking, Operations, listin
 from quant_experts.client.requests import webhooks as requests
 from quant_experts.client.views.webhooks import DeliveryDetail, DeliveryView, WebhookView, WebhookWithSecret
 
+Format = Literal["standard", "slack", "teams"]
+
 
 class WebhookOperations(Operations):
     def __init__(self, transport: Any) -> None:
@@ -17,10 +19,18 @@ class WebhookOperations(Operations):
 
     @operation
     def create(
-        self, url: str, *, event_types: Sequence[str] | None = None, description: str | None = None
+        self,
+        url: str,
+        *,
+        event_types: Sequence[str] | None = None,
+        format: Format | None = None,  # noqa: A002 -- the name of the field
+        description: str | None = None,
     ) -> Operation[WebhookWithSecret]:
-        """The answer is the only place where the secret ever stands."""
-        return self._send(requests.create_webhook(url=url, event_types=event_types, description=description))
+        """The answer is the only place where the secret ever stands. ``format``: ``slack`` and ``teams`` send a line of
+        text as these chats want it."""
+        return self._send(
+            requests.create_webhook(url=url, event_types=event_types, format=format, description=description)
+        )
 
     @operation
     def get(self, webhook_id: str) -> Operation[WebhookView]:
@@ -38,13 +48,14 @@ class WebhookOperations(Operations):
         *,
         url: str | None = None,
         event_types: Sequence[str] | None = None,
+        format: Format | None = None,  # noqa: A002 -- the name of the field
         description: str | None = None,
         status: Literal["enabled", "disabled"] | None = None,
     ) -> Operation[WebhookView]:
         """What is left out stays as it is."""
         return self._send(
             requests.change_webhook(
-                webhook_id, url=url, event_types=event_types, description=description, status=status
+                webhook_id, url=url, event_types=event_types, format=format, description=description, status=status
             )
         )
 

@@ -12,6 +12,7 @@ from quant_experts.commands.display.dates import to_the_second
 from quant_experts.commands.display.printable import printable
 from quant_experts.commands.service_client import connected, json_option, print_json, url_option
 
+Format = Literal["standard", "slack", "teams"]
 Status = Literal["pending", "delivered", "failed"]
 EVENTS = ("job.started", "job.succeeded", "job.failed", "job.cancelled")
 
@@ -24,13 +25,30 @@ def command() -> None:
 @command.command("create", short_help="Tell a URL of jobs.")
 @click.argument("address", metavar="ADDRESS")
 @click.option("--event", "events", multiple=True, type=click.Choice(EVENTS), help="Repeatable.  [default: all ends]")
+@click.option(
+    "--format",
+    "message_format",
+    type=click.Choice(get_args(Format)),
+    help="slack and teams send a line of text.  [default: standard]",
+)
 @click.option("--description", metavar="TEXT")
 @json_option("The webhook with its secret as one JSON object on stdout.")
 @url_option
-def create(*, address: str, events: tuple[str, ...], description: str | None, as_json: bool, url: str | None) -> None:
+def create(
+    *,
+    address: str,
+    events: tuple[str, ...],
+    message_format: Format | None,
+    description: str | None,
+    as_json: bool,
+    url: str | None,
+) -> None:
     """Tell ADDRESS (https://…) of jobs, and print the webhook's id and its secret, which is shown this once."""
     with connected(url) as client:
-        _with_secret(client.webhooks.create(address, event_types=events or None, description=description), as_json)
+        webhook = client.webhooks.create(
+            address, event_types=events or None, format=message_format, description=description
+        )
+        _with_secret(webhook, as_json)
 
 
 @command.command("list", short_help="List webhooks.")
@@ -44,8 +62,9 @@ def list_webhooks(*, as_json: bool, url: str | None) -> None:
                 print_json(webhook)
             else:
                 why = f" ({webhook.disabled_reason})" if webhook.disabled_reason else ""
+                form = "" if webhook.format == "standard" else f" {webhook.format}"
                 click.echo(
-                    printable(f"{webhook.id} {webhook.status}{why} {webhook.url} {','.join(webhook.event_types)}")
+                    printable(f"{webhook.id} {webhook.status}{why} {webhook.url} {','.join(webhook.event_types)}{form}")
                 )
 
 

@@ -141,7 +141,7 @@ async def test_of_a_dataset(qe: Qe, api: Api, network: Cuts, tmp_path: Path) -> 
 async def test_of_webhooks_and_keys(qe: Qe, api: Api) -> None:  # noqa: F811
     address = "https://hooks.example.com/qe"
     code, out, err = await qe(
-        "webhooks", "create", address, "--description", "of ci", "--event", "job.failed", "--json"
+        "webhooks", "create", address, "--description", "of ci", "--event", "job.failed", "--format", "teams", "--json"
     )
     assert code == 0, err
     hook = json.loads(out)

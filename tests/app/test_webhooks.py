@@ -48,6 +48,14 @@ async def test_a_sealed_secret_opens_for_its_own_row_only(api: Api) -> None:
         api.service.seal.open(sealed, row="wh_other")
 
 
+async def test_the_address_of_a_chat_is_a_secret_of_its_own(api: Api) -> None:
+    made = await make(api, format="slack", url="https://hooks.slack.com/services/T0/B0/hush")
+    assert ok(await api.client.get("/v1/audit"))["data"][0]["details"] == {"url": "https://hooks.slack.com/…"}
+    changed = ok(await api.client.patch(f"/v1/webhooks/{made['id']}", json={"format": "teams"}))
+    assert (made["format"], changed["format"]) == ("slack", "teams")
+    assert (await make(api))["format"] == "standard"
+
+
 @pytest.mark.parametrize("url", ["http://example.com/", "https://user@example.com/", "https://127.1/", "https://db/"])
 async def test_a_url_that_could_mean_our_own_network_is_refused(api: Api, url: str) -> None:
     refused = problem(await api.client.post("/v1/webhooks", json={"url": url}), 422, "webhook-url-refused")

@@ -22,6 +22,7 @@ from worker.ledger import attempts as ledger
 from worker.ledger.connection import Connection
 from worker.webhooks import queue as webhooks
 from worker.webhooks.delivery import deliver
+from worker.webhooks.formats import MOST_CHARACTERS, body_of, line_of
 from worker.webhooks.queue import MOST_GIVEN_UP, SCHEDULE, Answer, Due
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -111,6 +112,29 @@ def test_a_failed_job_is_told_of_signed_and_logged(workshop: Workshop) -> None:
     asyncio.run(scene())
     log = workshop.rows("SELECT number, status_code, error FROM webhook_attempts")
     assert log == [{"number": 1, "status_code": 200, "error": None}] * 2
+
+
+def test_slack_and_teams_get_a_line_in_which_they_read_no_markup(workshop: Workshop, connection: Connection) -> None:
+    add_webhook(workshop)
+    connection.execute("UPDATE webhooks SET format = 'slack'")
+    fail_a_job(workshop)
+    connection.execute("DELETE FROM webhook_deliveries WHERE event_type = 'job.started'")
+    connection.execute(
+        "UPDATE webhook_deliveries SET payload = jsonb_set(payload, '{data,job,name}', %s)", ('"<!channel>"',)
+    )
+    due = take(connection)
+    said = json.loads(body_of(due.payload, form=due.form))
+    job = due.payload["data"]["job"]
+    line = f"failed: {job['model']}, {job['scheme']}, {job['method']}. out_of_disk: full {job['id']}"
+    assert said == {"text": f"Job &lt;!channel&gt; {line}", "mrkdwn": False}
+    (attachment,) = json.loads(body_of(due.payload, form="teams"))["attachments"]
+    assert attachment["contentType"] == "application/vnd.microsoft.card.adaptive"
+    assert attachment["content"]["body"][0]["inlines"] == [{"type": "TextRun", "text": f"Job <!channel> {line}"}]
+    due.payload["data"]["event"]["error"]["message"] = "x" * 9000
+    assert len(line_of(due.payload)) == MOST_CHARACTERS
+    assert line_of(due.payload).endswith(f"x… {job['id']}")
+    ping = {"type": "webhook.ping", "data": {"webhook": "wh_1"}}
+    assert json.loads(body_of(ping, form="slack"))["text"] == "A test message of Quant Experts for webhook wh_1."
 
 
 def test_the_schedule_is_the_specifications() -> None:

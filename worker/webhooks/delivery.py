@@ -6,7 +6,6 @@ One delivery of a webhook is on its way at a time, so that a slow endpoint delay
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import threading
 import time
@@ -17,6 +16,7 @@ from core.secret import BadSeal, Seal, service_secret
 from core.settings import Settings
 from worker.ledger.connection import Connection, connect
 from worker.webhooks import queue as webhooks
+from worker.webhooks.formats import body_of
 from worker.webhooks.queue import Answer, Due
 from worker.webhooks.sender import NotDelivered, Policy, post, signed_headers
 
@@ -47,7 +47,7 @@ async def attempt(due: Due, *, seal: Seal, policy: Policy) -> Answer:
     status: int | None = None
     error: str | None = None
     try:
-        body = json.dumps(due.payload, separators=(",", ":"), ensure_ascii=False).encode()
+        body = body_of(due.payload, form=due.form)
         ciphertexts = [due.secret] + ([due.previous_secret] if due.previous_secret is not None else [])
         secrets = [seal.open(each, row=due.webhook_id) for each in ciphertexts]
         headers = signed_headers(secrets, message_id=due.message_id, timestamp=int(time.time()), body=body)

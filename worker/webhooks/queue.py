@@ -48,14 +48,14 @@ WITH ready AS MATERIALIZED (
 ), taken AS (
     UPDATE webhooks SET taken_at = clock_timestamp(), busy_until = clock_timestamp() + make_interval(secs => %(lease)s)
     FROM chosen WHERE webhooks.id = chosen.webhook_id
-    RETURNING chosen.id AS delivery_id, webhooks.url, webhooks.secret,
+    RETURNING chosen.id AS delivery_id, webhooks.url, webhooks.format AS form, webhooks.secret,
         CASE WHEN webhooks.previous_until > clock_timestamp() THEN webhooks.previous_secret END AS previous_secret
 )
 UPDATE webhook_deliveries AS delivery
 SET attempts = attempts + 1, due_at = clock_timestamp() + make_interval(secs => %(lease)s)
 FROM taken WHERE delivery.id = taken.delivery_id
 RETURNING delivery.id, delivery.webhook_id, delivery.tenant, delivery.attempts, delivery.step, delivery.message_id,
-    delivery.payload, taken.url, taken.secret, taken.previous_secret
+    delivery.payload, taken.url, taken.form, taken.secret, taken.previous_secret
 """
 """The webhook's row is locked and marked: another keeper passes it over until the answer is recorded."""
 
@@ -72,6 +72,7 @@ class Due:
     message_id: str
     payload: dict[str, Any]
     url: str
+    form: str
     secret: str
     previous_secret: str | None
 

@@ -26,6 +26,7 @@ class Webhook(Base):
     __tablename__ = "webhooks"
     __table_args__ = (
         CheckConstraint("status IN ('enabled', 'disabled')", name="status"),
+        CheckConstraint("format IN ('standard', 'slack', 'teams')", name="format"),
         Index("ix_webhooks_page", "tenant", text("created_at DESC"), text("id DESC")),
     )
 
@@ -33,6 +34,8 @@ class Webhook(Base):
     tenant: Mapped[str]
     url: Mapped[str]
     event_types: Mapped[list[str]]
+    format: Mapped[str] = mapped_column(String(16), server_default="standard")
+    """A ``core.contract.webhook_format.WebhookFormat``."""
     description: Mapped[str] = mapped_column(server_default="")
     status: Mapped[str] = mapped_column(String(16), server_default="enabled")
     disabled_reason: Mapped[str | None]

@@ -11,10 +11,14 @@ from quant_experts.client.views.webhooks import DeliveryDetail, DeliveryView, We
 
 
 def create_webhook(
-    *, url: str, event_types: Sequence[str] | None, description: str | None
+    *,
+    url: str,
+    event_types: Sequence[str] | None,
+    format: str | None,  # noqa: A002 -- the name of the field
+    description: str | None,
 ) -> Request[WebhookWithSecret]:
     # As with a key: a second one would leave the first valid, with a secret that nobody knows.
-    body = without_none(url=url, event_types=event_types and list(event_types), description=description)
+    body = without_none(url=url, event_types=event_types and list(event_types), format=format, description=description)
     return Request("POST", "/v1/webhooks", read_as(WebhookWithSecret), json=body, repeatable=False)
 
 

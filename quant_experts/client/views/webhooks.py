@@ -12,6 +12,7 @@ class WebhookView(View):
     id: str
     url: str
     event_types: list[str]
+    format: Literal["standard", "slack", "teams"] = "standard"
     description: str
     status: Literal["enabled", "disabled"]
     disabled_reason: str | None
