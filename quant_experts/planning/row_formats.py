@@ -90,8 +90,9 @@ def canonical(row: Any) -> dict[str, Any]:
         if media is not None:
             result[name] = media
             result["messages"] = _placed(result["messages"], kind, media)
-    if "audios" in result:
-        _give(result["messages"], result.pop("audios"))
+    sounds = result.pop("audios", None)
+    if sounds is not None:
+        _give(result["messages"], sounds)
     return result
 
 
@@ -259,8 +260,10 @@ def _placed(messages: list[Any], kind: str, media: list[Any]) -> list[Any]:
     return [*messages[:first], {**messages[first], "content": parts}, *messages[first + 1 :]]
 
 
-def _give(messages: list[Any], sounds: list[Any]) -> None:
+def _give(messages: list[Any], sounds: Any) -> None:
     """Each of ``sounds`` to the audio part that it belongs to, as a source of its own."""
+    if not isinstance(sounds, list):
+        raise UnknownRow("/audios", f"a {kind_of(sounds)}; expected a list")
     parts = [part for part in _parts(messages) if part.get("type") == "audio" and part.get("audio") is None]
     if len(parts) != len(sounds):
         raise UnknownRow("/audios", f"{len(sounds)} audios but {len(parts)} audio parts in messages")

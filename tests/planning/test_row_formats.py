@@ -144,6 +144,13 @@ def test_sounds_beside_the_conversation_go_where_the_text_says() -> None:
     assert canonical({"messages": [{"role": "user", "content": [openai]}]})["messages"][0]["content"] == [part]
 
 
+def test_audios_that_are_null_are_none_and_what_is_no_list_is_named() -> None:
+    plain = {"messages": [{"role": "user", "content": "Hi"}]}
+    assert canonical({**plain, "audios": None}) == plain
+    with pytest.raises(UnknownRow, match="expected a list"):
+        canonical({**plain, "audios": 0})
+
+
 def test_a_text_with_the_mark_and_no_image_stays_a_text(tmp_path: Path) -> None:
     row = {"messages": [{"role": "user", "content": "What does <image> do in SVG?"}]}
     assert parse_row(1, row, tmp_path).messages[0]["content"] == "What does <image> do in SVG?"
