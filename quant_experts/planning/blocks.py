@@ -9,24 +9,20 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from quant_experts.planning.errors import Unreadable
-from quant_experts.planning.families import MULTIMODAL, STACKS, Family, text_config
+from quant_experts.planning.families import STACKS, Family, kinds_of, text_config
 from quant_experts.planning.found_groups import BLOCK, decoder_prefix, groups_in
 from quant_experts.planning.headers import ITEM_BYTES, Tensor
-from quant_experts.planning.known_types import WIDE
+from quant_experts.planning.known_types import RENAMED, WIDE
+from quant_experts.planning.layer_names import INTERNLM2, in_memory_names
 from quant_experts.planning.layer_rules import is_of_mixture
 from quant_experts.planning.mixtures import experts_apart, share_of_tokens
 from quant_experts.planning.stacks import Stack, native
 
+LANGUAGE = ("model.language_model.", "language_model.", "lm_head.")
 DECODER_KEY = re.compile(rf"(?:{'|'.join(re.escape(stack) for stack in STACKS)})layers\.(\d+)\.(.+)")
 
-INTERNLM2 = {
-    "attention.wo.": "self_attn.o_proj.",
-    "feed_forward.w1.": "mlp.gate_proj.",
-    "feed_forward.w3.": "mlp.up_proj.",
-    "feed_forward.w2.": "mlp.down_proj.",
-}
-INTERNLM2_QKV = re.compile(r"attention\.wqkv\.(weight|bias)")
-
+DEPTH = {"hrm_text": "num_layers_per_stack"}
+"""``model_type`` → the entry of config.json that counts the blocks, where it is another one than usual."""
 EXPERTS = re.compile(r"(^|\.)experts\.")
 
 Reads = Literal["tokens", "patches", "images", "audio"]
@@ -81,10 +77,12 @@ class Block:
 
 @dataclass(frozen=True)
 class ModelBlocks:
-    """``outside``: tensors that belong to no walked block, under their keys on disk."""
+    """``outside``: tensors that belong to no walked block, under their keys on disk. ``language``: what stands before
+    those of them that are the language model's."""
 
     blocks: tuple[Block, ...]
     outside: Mapping[str, Tensor]
+    language: tuple[str, ...] = LANGUAGE
 
 
 def walked_blocks(
@@ -93,7 +91,7 @@ def walked_blocks(
     """Raises Unreadable naming a block or a layer that the family has and the files have not."""
     blocks: list[Block] = []
     if family.is_found:
-        return _found_blocks(tensors, config, dtype, takes_images=family.vision)
+        return _found_blocks(family, tensors, config, dtype)
     for stack in family.stacks(vision):
         inside, tensors = _inside(stack, tensors, config, is_decoder=stack == family.decoder)
         what = "decoder" if stack == family.decoder else stack.name
@@ -112,9 +110,7 @@ def walked_blocks(
     return ModelBlocks(tuple(blocks), tensors)
 
 
-def _found_blocks(
-    tensors: Mapping[str, Tensor], config: Mapping[str, Any], dtype: str, *, takes_images: bool
-) -> ModelBlocks:
+def _found_blocks(family: Family, tensors: Mapping[str, Tensor], config: Mapping[str, Any], dtype: str) -> ModelBlocks:
     prefix = decoder_prefix(tensors)
     if prefix is None:
         raise Unreadable("invalid_model", "no tensor of the model belongs to a block of its decoder")
@@ -126,20 +122,20 @@ def _found_blocks(
             inside.setdefault(int(match[2]), {})[match[3]] = tensor
         else:
             outside[key] = tensor
-    path = (
-        f"{MULTIMODAL}.layers" if takes_images and f"{prefix}." in {f"{stack}layers." for stack in STACKS} else prefix
-    )
-    stack = Stack("language model", path, ())
+    kind, text, path = str(config["model_type"]), text_config(config), family.stack
+    rules = tuple(dict.fromkeys(rule for each in kinds_of(config) for rule in RENAMED.get(each, ())))
+    stack = Stack("language model", path, (), depth=(DEPTH.get(kind, "num_hidden_layers"),))
     blocks = []
     for index in range(_count(stack, "decoder", config, inside)):
-        apart = experts_apart(inside[index])
+        apart = experts_apart(in_memory_names(inside[index], rules, text), kind)
         _refuse_unknown_stacks(f"{prefix}.{index}.", apart)
-        groups = [(f"{parent}." if parent else "", label, layers) for parent, label, layers in groups_in(apart)]
+        groups = [(f"{parent}." if parent else "", label, layers) for parent, label, layers in groups_in(apart, kind)]
         where = f"decoder block {index}"
         block = _block(index, stack, index, f"{path}.{index}.", where, groups, apart, dtype, "tokens")
         wide = wide_bytes(apart, config, dtype)
-        blocks.append(replace(_with_shares(block, text_config(config)), other_bytes=block.other_bytes + wide))
-    return ModelBlocks(tuple(blocks), outside)
+        blocks.append(replace(_with_shares(block, text), other_bytes=block.other_bytes + wide))
+    around = f"{prefix.rpartition('.')[0]}."
+    return ModelBlocks(tuple(blocks), outside, LANGUAGE if around in ("model.", ".") else (*LANGUAGE, around))
 
 
 def _refuse_unknown_stacks(path: str, tensors: Mapping[str, Tensor]) -> None:
@@ -160,9 +156,14 @@ def _with_shares(block: Block, text: Mapping[str, Any]) -> Block:
 
 def wide_bytes(tensors: Mapping[str, Tensor], config: Mapping[str, Any], dtype: str) -> int:
     """What those of the tensors that stay float32 in a model of 16 bits take beyond what they take in ``dtype``."""
-    ends = WIDE.get(str(config.get("model_type")), ())
-    values = sum(tensor.values for name, tensor in tensors.items() if f".{name}".endswith(ends)) if ends else 0
-    return values * (ITEM_BYTES["F32"] - ITEM_BYTES[dtype])
+    ends = tuple(end for kind in kinds_of(config) for end in WIDE.get(kind, ()))
+    wide = (tensor for name, tensor in tensors.items() if ends and f".{numbered(name)}".endswith(ends))
+    return sum(tensor.values for tensor in wide) * (ITEM_BYTES["F32"] - ITEM_BYTES[dtype])
+
+
+def numbered(name: str) -> str:
+    """With ``*`` for a number at its end, as the parameters of a list have."""
+    return re.sub(r"(?<=\.)\d+$", "*", name)
 
 
 def in_memory(tensor: Tensor, dtype: str) -> int:
@@ -191,7 +192,7 @@ def _inside(
         if is_decoder:
             match = pattern.fullmatch(key)
             if match:
-                inside.setdefault(int(match[1]), {}).update(_native(match[2], tensor, config))
+                inside.setdefault(int(match[1]), {})[match[2]] = tensor
         else:
             for name, part in native(key, tensor):
                 match = pattern.fullmatch(name)
@@ -199,6 +200,9 @@ def _inside(
                     inside.setdefault(int(match[1]), {})[match[2]] = part
         if not match:
             rest[key] = tensor
+    if is_decoder:
+        text = text_config(config)
+        inside = {number: in_memory_names(block, INTERNLM2, text) for number, block in inside.items()}
     return inside, rest
 
 
@@ -240,26 +244,6 @@ def _count(stack: Stack, what: str, config: Mapping[str, Any], inside: Inside) -
             "invalid_model", f"config.json says {count} {what} blocks, the files hold tensors of {len(inside)}"
         )
     return len(inside)
-
-
-def _native(name: str, tensor: Tensor, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensor under the names of the model in memory: InternLM2 calls its layers otherwise, and fuses three."""
-    fused = INTERNLM2_QKV.fullmatch(name)
-    if fused is None:
-        for old, new in INTERNLM2.items():
-            if name.startswith(old):
-                return {name.replace(old, new, 1): tensor}
-        return {name: tensor}
-    text = text_config(config)
-    queries, heads = natural(text, "num_attention_heads"), natural(text, "num_key_value_heads")
-    rows = tensor.shape[0] if tensor.shape else 0
-    if queries is None or heads is None or rows % (queries + 2 * heads):
-        raise Unreadable("invalid_model", f"{name} of shape {list(tensor.shape)} does not divide into heads")
-    width = rows // (queries + 2 * heads)
-    parts = {"q_proj": queries * width, "k_proj": heads * width, "v_proj": heads * width}
-    return {
-        f"self_attn.{layer}.{fused[1]}": Tensor(tensor.dtype, (out, *tensor.shape[1:])) for layer, out in parts.items()
-    }
 
 
 def _block(

@@ -53,8 +53,8 @@ class Family:
     the model takes images. ``tied``: whether the head is the embeddings where config.json does not say.
     ``any_text``: the language model is one of several; its ``model_type`` where config.json names none. ``tower``: the
     vision tower, where it can be quantized; ``encoder``: a stack whose output the decoder reads; ``memory``: see
-    ``Stack``, of the decoder. ``head``: path of the output head in memory. ``is_found``: stack and groups are told
-    from the names in the files (``found_groups.py``), and ``stack`` and ``groups`` are not looked at."""
+    ``Stack``, of the decoder. ``head``: path of the output head in memory. ``is_found``: groups are told from the names
+    in the files (``found_groups.py``), ``stack`` is the path of the list of blocks, and ``groups`` is not looked at."""
 
     model_class: str
     stack: str
@@ -116,8 +116,8 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 FAMILIES |= {
-    kind: Family(model_class, MULTIMODAL if vision else "model", vision=vision, tied=tied, is_found=True)
-    for kind, model_class, vision, tied in KNOWN_TYPES
+    kind: Family(model_class, blocks, vision=vision, tied=tied, is_found=True)
+    for kind, model_class, blocks, vision, tied in KNOWN_TYPES
     if kind not in FAMILIES
 }
 ORIGINALS = {"internvl_chat": "InternVLChatModel"}
@@ -167,3 +167,8 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
         if isinstance(part, dict):
             return {**config, **part}
     return config
+
+
+def kinds_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """``model_type`` of the model, and of the language model inside it."""
+    return tuple(dict.fromkeys((str(config.get("model_type")), str(text_config(config).get("model_type")))))

@@ -48,6 +48,8 @@ HEADS = (
     "lm_head.weight",
     "language_model.lm_head.weight",
     "language_model.output.weight",
+    "text_model.lm_head.weight",
+    "model.llm.unembed.weight",
     "proj_out.weight",
     "embed_out.weight",
     "head.weight",
@@ -55,8 +57,11 @@ HEADS = (
 EMBEDDINGS = (
     *("embed_tokens.weight", "tok_embeddings.weight"),
     *("wte.weight", "embed_in.weight", "word_embeddings.weight", "token_embedding.weight", "tokens_embed.weight"),
+    *("llm.embed.weight", "wte.embedding"),
     *("backbone.embeddings.weight", "rwkv.embeddings.weight", "transformer.embeddings.weight", "transformer.w.weight"),
 )
+MORE_EMBEDDINGS = "wte.new_embedding"
+"""End of the name of a second table, of tokens beyond the first."""
 PIECE, PIECES = 32 * 1024, 4
 """Of the output head and the embeddings, that are compared: bytes, and how many pieces."""
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from quant_experts.planning.headers import Tensor
+from quant_experts.planning.layer_rules import ELSEWHERE
 from quant_experts.planning.stacks import Groups
 
 EACH = re.compile(r"(?P<parent>(?:.*\.)?experts)\.(?P<expert>\d+)\.(?P<matrix>\w+)\.weight")
@@ -19,16 +20,17 @@ MEMBER = re.compile(r"(?P<parent>(?:.*\.)?experts)\.(?P<layer>\w+\.\d+)\.weight"
 GATE, UP, DOWN = ("gate_proj", "w1", "fc1"), ("up_proj", "w3", "fc3"), ("down_proj", "w2", "fc2")
 ONE = {**dict.fromkeys(("gate_up_proj", "w13_weight", "fc1", "input_linear"), "gate_up_proj"), "up_proj": "up_proj"}
 OTHER = dict.fromkeys(("down_proj", "w2_weight", "fc2", "output_linear"), "down_proj")
-RENAMED = ("block_sparse_moe.", "mlp.")
-"""On disk, where each expert lies on its own there, and in memory."""
+HALVES = {"ernie4_5_vl_moe": ("text_moe", "vision_moe")}
+"""``model_type`` → two mixtures whose experts are one list in the files: those of tokens, and those of patches."""
 CHOSEN = ("num_experts_per_tok", "moe_topk", "moe_k", "num_experts_per_token", "top_k_experts")
 
 
-def experts_apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def experts_apart(tensors: Mapping[str, Tensor], kind: str = "") -> dict[str, Tensor]:
     """``tensors``: of one block, under their names within it. With a matrix (out, in) for each that every expert has in
-    memory, ``….experts.gate_up_proj.3.weight``, in the place of those that the files hold of it."""
-    if any(EACH.fullmatch(name) for name in tensors):
-        tensors = {name.replace(*RENAMED): tensor for name, tensor in tensors.items()}
+    memory, ``….experts.gate_up_proj.3.weight``, in the place of those that the files hold of it. ``kind``: the
+    ``model_type``."""
+    if kind in HALVES:
+        tensors = _halved(tensors, HALVES[kind])
     rest = {name: tensor for name, tensor in tensors.items() if not EACH.fullmatch(name)}
     for parent, experts in _each(tensors).items():
         for expert, matrices in experts.items():
@@ -47,7 +49,7 @@ def experts_apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def groups_of_experts(tensors: Mapping[str, Tensor]) -> Groups:
     """``tensors``: as ``experts_apart`` gives them. Each matrix of an expert reads a tensor of its own."""
-    matches = [match for name in tensors if (match := MEMBER.fullmatch(name))]
+    matches = [match for name in tensors if (match := MEMBER.fullmatch(name)) and not ELSEWHERE.search(match["parent"])]
     return tuple((match["parent"], match["layer"].replace(".", "_"), (match["layer"],)) for match in matches)
 
 
@@ -64,6 +66,18 @@ def _each(tensors: Mapping[str, Tensor]) -> dict[str, dict[int, dict[str, Tensor
             experts = by_parent.setdefault(match["parent"], {})
             experts.setdefault(int(match["expert"]), {})[match["matrix"]] = tensor
     return by_parent
+
+
+def _halved(tensors: Mapping[str, Tensor], halves: tuple[str, str]) -> dict[str, Tensor]:
+    """``mlp.experts.5`` of 8 → ``mlp.vision_moe.experts.1``."""
+    matches = {name: match for name in tensors if (match := EACH.fullmatch(name))}
+    half = -(-(1 + max((int(match["expert"]) for match in matches.values()), default=0)) // 2)
+    renamed = dict(tensors)
+    for name, match in matches.items():
+        which, number = divmod(int(match["expert"]), half)
+        parent = match["parent"].replace("experts", f"{halves[which]}.experts")
+        renamed[f"{parent}.{number}.{match['matrix']}.weight"] = renamed.pop(name)
+    return renamed
 
 
 def _in_memory(matrices: Mapping[str, Tensor]) -> dict[str, Tensor]:

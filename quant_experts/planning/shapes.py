@@ -11,7 +11,7 @@ from typing import Any
 from quant_experts.planning.blocks import Block, Group, Reads, in_memory, natural, walked_blocks, wide_bytes
 from quant_experts.planning.errors import Unreadable
 from quant_experts.planning.families import Family, family_of, text_config
-from quant_experts.planning.headers import EMBEDDINGS, FLOATS, HEADS, ITEM_BYTES, ModelHeaders, Tensor
+from quant_experts.planning.headers import EMBEDDINGS, FLOATS, HEADS, ITEM_BYTES, MORE_EMBEDDINGS, ModelHeaders, Tensor
 from quant_experts.planning.rows import Rows
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -127,7 +127,9 @@ def shapes_of(headers: ModelHeaders, *, vision: str = "keep") -> Shapes:
     if embeddings is None or len(embeddings.shape) != 2:
         raise Unreadable("invalid_model", "the model has no tensor of token embeddings")
     sizes = {key: in_memory(tensor, dtype) for key, tensor in outside.items()}
-    vision_tensors = {key: tensor for key, tensor in outside.items() if family.vision and _is_vision(key)}
+    vision_tensors = {
+        key: tensor for key, tensor in outside.items() if family.vision and _is_vision(key, walk.language)
+    }
     patches = next((t for key, t in outside.items() if key.endswith(PATCHES)), None)
     return Shapes(
         family=family,
@@ -139,7 +141,7 @@ def shapes_of(headers: ModelHeaders, *, vision: str = "keep") -> Shapes:
         largest_other=max(sizes.values()),
         head=in_memory(embeddings, dtype) if head is None else sizes[head],
         bytes_before=headers.bytes,
-        vocabulary=embeddings.shape[0],
+        vocabulary=embeddings.shape[0] + sum(t.shape[0] for key, t in outside.items() if key.endswith(MORE_EMBEDDINGS)),
         hidden=embeddings.shape[1],
         heads=natural(text_config(config), "num_attention_heads") or 1,
         vision_parameters=sum(tensor.values for tensor in vision_tensors.values()),
@@ -147,7 +149,7 @@ def shapes_of(headers: ModelHeaders, *, vision: str = "keep") -> Shapes:
         patch_values=math.prod(patches.shape[1:]) if patches is not None else 0,
         deep_blocks=_deep_blocks(config),
         masks=MASKS.get(str(config["model_type"]), 0),
-        skipped=(*([] if head else [replace(TIED, name=family.head)]), *_skipped(outside, family)),
+        skipped=(*([] if head else [replace(TIED, name=family.head)]), *_skipped(outside, family, walk.language)),
     )
 
 
@@ -195,29 +197,29 @@ def _is_tied(config: Mapping[str, Any], family: Family) -> bool:
     return family.tied
 
 
-def _is_vision(key: str) -> bool:
+def _is_vision(key: str, language: tuple[str, ...]) -> bool:
     """Tower, merger, projector: whatever of a multimodal model is neither its language model nor its head."""
-    return not key.startswith(("model.language_model.", "language_model.", "lm_head.")) and not re.match(
-        r"model\.(embed_tokens|norm|layers)\.", key
+    return (
+        key not in HEADS and not key.startswith(language) and not re.match(r"model\.(embed_tokens|norm|layers)\.", key)
     )
 
 
-def _skipped(outside: Mapping[str, Tensor], family: Family) -> Iterator[Skipped]:
+def _skipped(outside: Mapping[str, Tensor], family: Family, language: tuple[str, ...]) -> Iterator[Skipped]:
     """One line per kind: names are alike but for their numbers."""
     kinds: dict[tuple[str, str], list[Tensor]] = {}
     for key, tensor in outside.items():
         if key.endswith(".weight") and len(tensor.shape) == 2:
             name = re.sub(r"\.\d+(?=\.)", ".*", key.removesuffix(".weight"))
-            kinds.setdefault((name, _reason(key, family)), []).append(tensor)
+            kinds.setdefault((name, _reason(key, family, language)), []).append(tensor)
     for (name, reason), tensors in kinds.items():
         yield Skipped(name, len(tensors), sum(tensor.values for tensor in tensors), reason)
 
 
-def _reason(key: str, family: Family) -> str:
+def _reason(key: str, family: Family, language: tuple[str, ...]) -> str:
     if key in HEADS:
         return "output head: kept in full precision"
     if "embed" in key.rpartition(".weight")[0].rpartition(".")[2]:
         return "embeddings: a table that is looked up, not multiplied"
-    if family.vision and _is_vision(key):
+    if family.vision and _is_vision(key, language):
         return "vision tower: quantizing it costs the most accuracy"
     return "not one of the family's input groups"

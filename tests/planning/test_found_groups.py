@@ -11,6 +11,7 @@ from quant_experts.planning.errors import Unreadable
 from quant_experts.planning.found_groups import decoder_prefix, groups_in
 from quant_experts.planning.headers import ModelHeaders, Tensor
 from quant_experts.planning.known_types import KNOWN_TYPES
+from quant_experts.planning.layer_names import in_memory_names
 from quant_experts.planning.mixtures import experts_apart, share_of_tokens
 from quant_experts.planning.shapes import shapes_of
 from tests.every_type.known import difference
@@ -27,6 +28,20 @@ def of_today() -> list[str]:
 @pytest.mark.parametrize("kind", of_today())
 def test_the_groups_of_a_known_type_are_those_of_the_model(kind: str) -> None:
     assert difference(kind) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("deepseek_v2", {"q_lora_rank": None}),
+        ("falcon", {"new_decoder_architecture": True}),
+        ("falcon", {"parallel_attn": False}),
+        ("gpt_neox", {"use_parallel_residual": False}),
+        ("gpt2", {"add_cross_attention": True}),
+    ],
+)
+def test_what_the_configuration_changes_of_a_type_changes_its_groups(kind: str, changes: dict[str, object]) -> None:
+    assert difference(kind, changes) is None
 
 
 def matrix(rows: int, columns: int) -> Tensor:
@@ -52,6 +67,30 @@ def test_a_tower_is_not_taken_for_the_decoder() -> None:
         "model.language_model.layers.0.mlp.up_proj.weight": matrix(64, 64),
     }
     assert decoder_prefix(tensors) == "model.language_model.layers"
+
+
+def test_a_block_gets_the_names_and_shapes_that_it_has_in_memory() -> None:
+    stored = {
+        "attn.wqkv.weight": matrix(96, 64),
+        "attn.wqkv.bias": Tensor("BF16", (96,)),
+        "mlp.gate_proj.weight": matrix(160, 64),
+        "mlp.up_proj.weight": matrix(160, 64),
+        "mlp.c_proj.weight": matrix(160, 64),
+        "mlp.c_proj.bias": Tensor("BF16", (64,)),
+    }
+    cut = (r"\.attn\.wqkv\.", ".attn.q.", ".attn.k.", ".attn.v.")
+    rules = (cut, *((rf"\.{name}_proj\.weight", ".gate_up_proj.weight") for name in ("gate", "up")))
+    text = {"num_attention_heads": 4, "num_key_value_heads": 1}
+    rows = {"q": 64, "k": 16, "v": 16}
+    assert in_memory_names(stored, rules, text) == {
+        **{f"attn.{name}.weight": matrix(each, 64) for name, each in rows.items()},
+        **{f"attn.{name}.bias": Tensor("BF16", (each,)) for name, each in rows.items()},
+        "mlp.gate_up_proj.weight": matrix(320, 64),
+        "mlp.c_proj.weight": matrix(64, 160),  # its bias says that it is (in, out)
+        "mlp.c_proj.bias": Tensor("BF16", (64,)),
+    }
+    with pytest.raises(Unreadable, match=r"attn\.wqkv\.weight of shape \[96, 64\] does not divide into heads"):
+        in_memory_names(stored, rules, {"num_attention_heads": 7})
 
 
 def test_stacks_of_experts_in_a_layout_that_is_not_known_are_refused_by_name() -> None:
