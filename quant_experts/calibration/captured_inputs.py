@@ -22,7 +22,7 @@ from quant_experts.calibration.collate import Sample
 from quant_experts.calibration.image_variants import Change, Variant
 from quant_experts.files import file_digest
 from quant_experts.model.block_runner import Arguments
-from quant_experts.model.families.stack import State
+from quant_experts.model.families.stack import State, state_from
 from quant_experts.model.tensor_file import TensorFile, TensorSpool, write_text
 from quant_experts.progress import WrittenFile
 
@@ -119,7 +119,8 @@ class CapturedInputs:
         entry = self.tensors.entries[f"{row.index}.embeddings"]
         if self.state is None:
             return entry.dtype, entry.shape
-        return getattr(torch, self.state.dtype), tuple(side or entry.shape[1] for side in self.state.shape)
+        dtype, shape = self.state.stored(entry.shape[1])
+        return getattr(torch, dtype), shape
 
     def vision(self, row: CapturedRow) -> Tensor:
         """(tokens,) bool: which tokens of the last stack are image placeholders."""
@@ -294,7 +295,7 @@ def read_captured_inputs(
     tree = WrittenFile(tree_name, len(text), file_digest(directory / tree_name))
     files = (tensors, tree)
     shaped = description.get("state")
-    state = State(tuple(shaped["shape"]), shaped["dtype"]) if shaped else None
+    state = state_from(shaped) if shaped else None
     return CapturedInputs(
         rows, description["skipped"], description["resized"], TensorFile(path), files, variants, first, state
     )

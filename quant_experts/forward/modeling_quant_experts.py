@@ -28,7 +28,7 @@ import math
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -668,7 +668,7 @@ class MixtureExperts(nn.Module):
         for name in (self.first, self.last):
             stack = stacked.get_parameter(name)
             outs, width = stack.shape[:0:-1] if is_transposed(stacked) else stack.shape[1:]
-            layers = (nn.Linear(width, outs, False, stack.device, stack.dtype) for _ in range(len(stack)))
+            layers = (nn.Linear(width, outs, False, stack.device, stack.dtype) for _ in range(experts_of(stacked)))
             self.add_module(name, nn.ModuleList(layers).requires_grad_(False))
         self.train(stacked.training)
 
@@ -684,6 +684,8 @@ class MixtureExperts(nn.Module):
         y = x.new_zeros(x.shape, dtype=torch.promote_types(x.dtype, weights.dtype))
         for expert, rows, places in self.assigned(x, *routing):
             y.index_add_(0, rows, (self.run(expert, x[rows]) * weights[rows, places, None]).to(y.dtype))
+        if routing and has_identities(self):
+            y += x * weights.masked_fill(routing[0] < len(self), 0).sum(-1, keepdim=True)
         return y.to(x.dtype).view(hidden_states.shape)
 
     def assigned(self, x: Tensor, *routing: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -703,7 +705,8 @@ class MixtureExperts(nn.Module):
     def run(self, expert: int, x: Tensor) -> Tensor:
         """x: (tokens, d), of this expert; returns (tokens, d) before routing weights."""
         y = self._multiply(self.first, expert, x)
-        y = self.kind._apply_gate(self, y) if self.first == "gate_up_proj" and not self.takes_all else self._activate(y)
+        gates = self.first == "gate_up_proj" and hasattr(self.kind, "_apply_gate") and not self.takes_all
+        y = self.kind._apply_gate(self, y) if gates else self._activate(y)
         y = self._multiply(self.last, expert, y)
         norm = getattr(self, "post_expert_norm", None)
         return y if norm is None else norm(y)
@@ -725,8 +728,18 @@ def stacks_of(module: nn.Module) -> tuple[str, str] | None:
     and for one whose forward is not known."""
     stacked = tuple(name for name, each in module._parameters.items() if each is not None and each.dim() == 3)
     kind = type(module)
-    is_known = hasattr(kind, "_apply_gate") or _takes_all(kind)
+    is_known = hasattr(kind, "_apply_gate") or _takes_all(kind) or has_identities(module)
     return next((names for names in STACKS if set(names) == set(stacked) and is_known), None)
+
+
+def has_identities(module: nn.Module) -> bool:
+    """Whether the numbers behind the last expert stand for one that returns what it gets, as LongCat-Flash's do."""
+    return isinstance(module._modules.get("identity_expert"), nn.Identity)
+
+
+def experts_of(stacked: nn.Module) -> int:
+    """How many experts a module that stacks them has; LongCat-Flash's stack of ``gate_up_proj`` is longer."""
+    return len(stacked.get_parameter((stacks_of(stacked) or STACKS[0])[1]))
 
 
 def is_transposed(stacked: nn.Module) -> bool:
@@ -891,6 +904,8 @@ class QuantExpertsQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers 
     """
 
     requires_calibration = True
+    names: Set[str] = frozenset()
+    """Of the tensors in a checkpoint, where its model is as this transformers has it."""
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         """Raises ValueError when the checkpoint was written in a newer format than this file reads, or says nothing of
@@ -931,7 +946,9 @@ class QuantExpertsQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers 
                 ) from error
         loading: Any = model
         ignored = loading._keys_to_ignore_on_load_unexpected  # a list in 5.0, a set later
-        marks = [f"{re.escape(name)}$" for entry in self.quantization_config.groups for name in marks_of(entry)]
+        names = [name for entry in self.quantization_config.groups for name in marks_of(entry)]
+        self.names = {*names, *model.state_dict()}
+        marks = [f"{re.escape(name)}$" for name in names]
         loading._keys_to_ignore_on_load_unexpected = marks if ignored is None else type(ignored)([*ignored, *marks])
         return model
 
@@ -956,10 +973,12 @@ class QuantExpertsQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers 
         return model
 
     def update_weight_conversions(self, weight_conversions: list[Any], *args: Any, **kwargs: Any) -> list[Any]:
-        """Without those that make stacks of experts, whose packed matrices have the names of modules in memory."""
+        """Without those that make stacks of experts, whose packed matrices have the names of modules in memory; those
+        that rename leave such names alone."""
+        kept = [_sparing(each, self.names) for each in weight_conversions]
         if not any("members" in entry for entry in self.quantization_config.groups):
-            return weight_conversions
-        return [each for each in weight_conversions if not _makes_stacks(each)]
+            return kept
+        return [each for each in kept if not _makes_stacks(each)]
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
         """No: ``save_pretrained`` writes names that loading would not find again. Copy the checkpoint directory."""
@@ -973,6 +992,23 @@ class QuantExpertsQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers 
 def _makes_stacks(conversion: Any) -> bool:
     made = {target.rpartition(".")[2] for target in conversion.target_patterns}
     return hasattr(conversion, "operations") and bool(made & {name for names in STACKS for name in names})
+
+
+def _sparing(conversion: Any, names: Set[str]) -> Any:
+    """``conversion``, which from now on renames no tensor of ``names``.
+
+    Of Laguna and Mistral Large 4 the patterns for names on disk match names in memory too: ``mlp.shared_expert.``
+    becomes ``mlp.shared_experts.`` once more.
+    """
+    kind: Any = type(conversion)
+    if hasattr(conversion, "operations") or not hasattr(kind, "rename_source_key"):
+        return conversion
+
+    def rename(self: Any, key: str) -> Any:
+        return (key, None) if key in names else kind.rename_source_key(self, key)
+
+    conversion.__class__ = type(kind.__name__, (kind,), {"__slots__": (), "rename_source_key": rename})
+    return conversion
 
 
 def _check_offloads_integers(name: str) -> None:

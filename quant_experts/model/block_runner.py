@@ -9,7 +9,7 @@ forward ends as soon as the wanted block has its output.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from quant_experts.model.carried import apart, hand_on, together
 from quant_experts.model.families.stack import Stack
 
 Arguments = dict[str, Any]
@@ -41,16 +42,18 @@ class _BlockFinished(Exception):
 class _StubBlock(nn.Module):
     """Stub for a finished block: ``forward`` returns the stored output; every other attribute is the block's own."""
 
-    def __init__(self, block: nn.Module, others: int | None) -> None:
-        """``others``: how many values the block returns behind its states in a tuple; None where it returns none."""
+    def __init__(self, block: nn.Module, stack: Stack) -> None:
         super().__init__()
-        self._block, self._others = (block,), others
+        self._block, self._stack = (block,), stack
         self.stored: Tensor | None = None
         """(1, tokens, d): the block's output. None returns the input, which nothing reads."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        states = hidden_states if self.stored is None else self.stored
-        return states if self._others is None else (states, *[None] * self._others)
+        states, others = hidden_states if self.stored is None else self.stored, [None] * (self._stack.others or 0)
+        if self.stored is not None and (state := self._stack.state) is not None and state.carried:
+            states, carried = apart(self.stored, state)
+            hand_on(carried, kwargs, others)
+        return states if self._stack.others is None else (states, *others)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -84,16 +87,20 @@ def capture_arguments(
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> None:
         arguments.update(inspect.signature(module.forward).bind_partial(*args).arguments | kwargs)
-        if stack.embeds is not None:
+        if stack.embeds is not None and not stack.takes_ids:
             raise _StackCalled(None)
 
     hooks = [module.register_forward_pre_hook(record, with_kwargs=True)]
+    if stack.takes_ids:
+        hooks.append(module.get_submodule(stack.embedding).register_forward_hook(_stop_behind_embedding))
     if stack.embeds is None:
         hooks.append(_layers(module, stack)[0].register_forward_pre_hook(_stop_at_block))
     if next_module is not None:
         hooks.append(next_module.register_forward_pre_hook(_stop_at_next_stack))
     states = _states_at_call(model, inputs, hooks)
-    if stack.embeds is not None:
+    if stack.takes_ids and stack.embeds is not None:
+        arguments[stack.embeds] = states
+    elif stack.embeds is not None:
         tokens, states = arguments.pop("input_ids", None), arguments.get(stack.embeds)
         if states is None:
             states = arguments[stack.embeds] = module.get_submodule(stack.embedding)(tokens)
@@ -126,6 +133,10 @@ def _stop_at_block(block: nn.Module, args: tuple[Any, ...]) -> None:
     raise _StackCalled(args[0])
 
 
+def _stop_behind_embedding(embedding: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    raise _StackCalled(output)
+
+
 def _stop_at_next_stack(module: nn.Module, args: tuple[Any, ...]) -> None:
     raise StackNotCalled
 
@@ -154,9 +165,11 @@ class BlockRunner:
         own: Arguments = {} if embeds is None else {"use_cache": False}
         if embeds is not None and (not self._stubs or embeds not in arguments):
             own[embeds] = hidden
-        with self.stubs_return(hidden):
+        arguments = {**arguments, **own}
+        looked_up = arguments.pop(embeds) if embeds is not None and self._stack.takes_ids else None
+        with self.stubs_return(hidden), _embedded(self._module, self._stack, looked_up):
             try:
-                output = self._module(**{**arguments, **own})
+                output = self._module(**arguments)
             except _BlockFinished as finished:
                 return finished.output
         assert self._block == len(_layers(self._module, self._stack)), "the forward ended before the block ran"
@@ -190,9 +203,11 @@ def open_block_runner(module: Any, block: int, stack: Stack) -> Iterator[BlockRu
     """Put stubs in place of the blocks before ``block`` and end the forward after it. ``module``: runs ``stack``."""
     layers = _layers(module, stack)
     originals = list(layers)
-    stubs = [_StubBlock(original, stack.others) for original in originals[:block]]
+    stubs = [_StubBlock(original, stack) for original in originals[:block]]
     runner = BlockRunner(module, stack, block, stubs)
-    hooks = [originals[block].register_forward_hook(_stop_after_block)] if block < len(originals) else []
+    hooks = (
+        [originals[block].register_forward_hook(_stopping(stack), with_kwargs=True)] if block < len(originals) else []
+    )
     if stack.embeds is None and block == 0:
         hooks.append(originals[0].register_forward_pre_hook(runner.replace_states))
     for index, stub in enumerate(stubs):
@@ -209,5 +224,25 @@ def _layers(module: Any, stack: Stack) -> Any:
     return module.get_submodule(stack.layers)
 
 
-def _stop_after_block(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    raise _BlockFinished(output[0] if isinstance(output, (tuple, list)) else output)
+def _stopping(stack: Stack) -> Callable[[nn.Module, tuple[Any, ...], Arguments, Any], None]:
+    def stop(block: nn.Module, args: tuple[Any, ...], kwargs: Arguments, output: Any) -> None:
+        states = output[0] if isinstance(output, (tuple, list)) else output
+        if (state := stack.state) is not None and state.carried:
+            states = together(states, output, kwargs, state)
+        raise _BlockFinished(states)
+
+    return stop
+
+
+@contextmanager
+def _embedded(module: Any, stack: Stack, states: Tensor | None) -> Iterator[None]:
+    """While open, the token embeddings are ``states``, whatever they are asked for; None changes nothing."""
+    if states is None:
+        yield
+        return
+    embedding = module.get_submodule(stack.embedding)
+    embedding.forward = lambda *args, **kwargs: states
+    try:
+        yield
+    finally:
+        del embedding.forward

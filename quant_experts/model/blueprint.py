@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from quant_experts.model.discovery import modules_to
 from quant_experts.model.families.stack import Stack
 from quant_experts.model.manifest import Manifest, auto_class_of, manifest_of, parts_but
 from quant_experts.model.mixtures import straighten, unstack_mixtures
+from quant_experts.model.put_out import putting_out
 from quant_experts.model.shards import Shards, open_shards
 from quant_experts.model.weights import Weights
 
@@ -64,7 +65,7 @@ class Blueprint:
         """hidden: (n, d) behind the last norm; returns (n, vocabulary), as the model makes them: the forward around the
         head runs, scales and caps included, with ``hidden`` in place of what the modules before the head put out."""
         outer = self.manifest.with_head
-        with _putting_out(self.model, modules_to(self.manifest.language_model, outer), hidden.unsqueeze(0)):
+        with putting_out(self.model, modules_to(self.manifest.language_model, outer), hidden.unsqueeze(0)):
             tokens = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
             name = "decoder_input_ids" if self.manifest.encoder is not None else "input_ids"
             logits: Tensor = self.model.get_submodule(outer)(**{name: tokens}, use_cache=False).logits
@@ -74,33 +75,6 @@ class Blueprint:
     def blocks(self) -> int:
         """Of the last stack."""
         return len(self.language_model.get_submodule(self.manifest.decoder.layers))
-
-
-class _States:
-    """What a module's forward returns, of which only the hidden states are known."""
-
-    def __init__(self, hidden: Tensor) -> None:
-        self.last_hidden_state = hidden
-
-    def __getitem__(self, place: Any) -> Any:
-        return (self.last_hidden_state,)[place]
-
-    def __getattr__(self, name: str) -> None:
-        if name.startswith("__"):
-            raise AttributeError(name)
-
-
-@contextmanager
-def _putting_out(model: nn.Module, paths: Iterable[str], hidden: Tensor) -> Iterator[None]:
-    """While open, the modules ``paths`` return ``hidden`` without running."""
-    modules: list[Any] = [model.get_submodule(path) for path in paths]
-    for module in modules:
-        module.forward = lambda *args, **kwargs: _States(hidden)
-    try:
-        yield
-    finally:
-        for module in modules:
-            del module.forward
 
 
 def read_config(directory: Path) -> tuple[str, dict[str, Any]]:
@@ -273,14 +247,38 @@ def _compute_buffers(blueprint: Blueprint, owner_name: str, owner: Any) -> None:
     for name in names:
         unknown = -1 if _is_whole(owner._buffers[name]) else float("nan")
         owner._buffers[name] = torch.full_like(owner._buffers[name], unknown, device="cpu")
-    _enclosing_model(blueprint.model, owner_name)._init_weights(owner)
+    model = _enclosing_model(blueprint.model, owner_name)
+    model._init_weights(owner)
+    unmade = [name for name in names if not _has_values(owner._buffers[name])]
+    if unmade and owner is not model:  # Falcon-H1's model makes a buffer of each of its blocks
+        with _left_alone(model, [owner._buffers[name] for name in unmade]):
+            model._init_weights(model)
     for name in names:
-        buffer = owner._buffers[name]
-        if not bool((buffer >= 0 if _is_whole(buffer) else torch.isfinite(buffer)).all()):
+        if not _has_values(owner._buffers[name]):
             raise InvalidModel(
                 f"{owner_name}.{name} cannot be computed; this version of transformers builds it differently"
             )
-        owner._buffers[name] = buffer.to(blueprint.device)
+        owner._buffers[name] = owner._buffers[name].to(blueprint.device)
+
+
+def _has_values(buffer: Tensor) -> bool:
+    return bool((buffer >= 0 if _is_whole(buffer) else torch.isfinite(buffer)).all())
+
+
+@contextmanager
+def _left_alone(model: nn.Module, but: list[Tensor]) -> Iterator[None]:
+    """While open, transformers initialises no tensor of ``model`` that is in memory, except those of ``but``."""
+    kept: list[Any] = [
+        tensor for _, tensor in _tensors(model) if not tensor.is_meta and all(tensor is not each for each in but)
+    ]
+    kept = [tensor for tensor in kept if not getattr(tensor, "_is_hf_initialized", False)]
+    for tensor in kept:
+        tensor._is_hf_initialized = True
+    try:
+        yield
+    finally:
+        for tensor in kept:
+            del tensor._is_hf_initialized
 
 
 def _is_whole(tensor: Tensor) -> bool:
@@ -288,7 +286,7 @@ def _is_whole(tensor: Tensor) -> bool:
 
 
 def _enclosing_model(model: Any, name: str) -> Any:
-    """The innermost PreTrainedModel around the module ``name``."""
+    """The innermost PreTrainedModel around the module ``name``, or that module itself."""
     path = name.split(".")
     for length in range(len(path), -1, -1):
         candidate = model.get_submodule(".".join(path[:length]))

@@ -10,6 +10,7 @@ Every block is looked at, because blocks of one model differ: dense ones before 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,14 +22,20 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from quant_experts.errors import UnsupportedModel
+from quant_experts.model.carried import shared_tensors
 from quant_experts.model.families.overrides import PLAIN
-from quant_experts.model.families.stack import State
-from quant_experts.model.shape_pass import ShapePass
+from quant_experts.model.families.stack import Carried, State
+from quant_experts.model.put_out import putting_out
+from quant_experts.model.shape_pass import ShapePass, mark_all, origins_of, tensors_in
 from quant_experts.planning.layer_rules import ELSEWHERE, WIDTH_STEP, labelled, reason_to_skip
 from quant_experts.planning.stacks import Groups
 
-TOKENS = 8
-"""Of the row that the forward without weights sees."""
+TOKENS = 11
+"""Of the row that the forward without weights sees. A prime, so that a side of a tensor says whether it counts them."""
+
+
+FIRST_STATES = -1
+"""In the place of a block's number: what the first block is handed, which may be read again."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,8 @@ class FoundStack:
     are paths within it. ``blocks``: the input groups of each.
     ``memory``: ``parent.label`` of groups that read what an encoder puts out. ``skipped``: linear layer or
     parameter → why it stays as it is. ``state``: as in Stack, of every model.
-    ``others``: as in Stack. ``after``: modules and tensors that run behind the decoder, the output head among them."""
+    ``others``, ``takes_ids``: as in Stack. ``after``: modules and tensors that run behind the decoder, the
+    output head among them."""
 
     module: str
     layers: str
@@ -47,6 +55,7 @@ class FoundStack:
     skipped: dict[str, str]
     state: State | None
     others: int | None
+    takes_ids: bool = False
     after: tuple[str, ...] = ()
 
 
@@ -64,12 +73,19 @@ def discover(model: Any) -> tuple[FoundStack, ...]:
         raise UnsupportedModel(f"{type(model).__name__} has no token embeddings that transformers names")
     modules = {path: path.rpartition(".")[0] for path in paths[:-1]} | {paths[-1]: _around(model, paths[-1], embedding)}
     blocks = {path: _blocks(model, path) for path in paths}
-    reads = _Reads()
+    inputs, decoder = _few_inputs(model), model.get_submodule(modules[paths[-1]])
+    reads = _Reads(list(inputs.values())[-1])
     encoders = [model.get_submodule(modules[path]) for path in paths[:-1]]
-    with reads.watching([block for of_stack in blocks.values() for block in of_stack], encoders):
-        after = _run(model, modules[paths[-1]])
+    with reads.watching([block for of_stack in blocks.values() for block in of_stack], encoders, named):
+        after = _run(model, modules[paths[-1]], paths[-1], inputs)
     *encoding, decoding = (reads.of_stack(modules[path], path, embedding, blocks[path]) for path in paths)
-    return (*encoding, replace(decoding, after=after))
+    if decoding.state is not None and min(decoding.state.shape) > 0:
+        raise UnsupportedModel(
+            f"{paths[-1]}: its blocks run on states of shape {list(decoding.state.shape)} whatever the row's tokens "
+            "are, as a model that generates by diffusion: the walk follows a row's tokens"
+        )
+    takes_ids = "inputs_embeds" not in inspect.signature(decoder.forward).parameters or paths[-1] in reads.read_ids
+    return (*encoding, replace(decoding, after=after, takes_ids=takes_ids))
 
 
 def _around(model: nn.Module, path: str, embedding: str) -> str:
@@ -143,14 +159,15 @@ def _refuse_shared(path: str, blocks: list[nn.Module]) -> None:
                 )
 
 
-def _run(model: Any, decoder: str) -> tuple[str, ...]:
+def _run(model: Any, decoder: str, stack: str, inputs: dict[str, Tensor]) -> tuple[str, ...]:
     """One forward; returns paths of the modules that run behind the decoder.
 
     Raises UnsupportedModel when it fails, or does something behind the decoder that the walk, which ends with the
     decoder's output, would leave out.
     """
     outputs: dict[str, Any] = {}
-    around = modules_to(decoder, common_path(decoder, head_of(model, decoder)))
+    outer = common_path(decoder, head_of(model, decoder))
+    around = modules_to(decoder, outer)
     hooks = [
         model.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output}))
         for name in around
@@ -158,25 +175,39 @@ def _run(model: Any, decoder: str) -> tuple[str, ...]:
     after: list[str] = []
     hooks += _noting_calls(model, decoder, after, lambda: decoder in outputs)
     try:
-        with torch.no_grad(), ShapePass():  # type: ignore[no-untyped-call]
-            model(**_few_inputs(model), use_cache=False)
-    # Whatever the code of a model raises: it is named, and nothing is guessed.
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UnsupportedModel(
-            f"{type(model).__name__}: a forward of {TOKENS} tokens without weights fails "
-            f"({type(error).__name__}: {reason}), so that its input groups are not known"
-        ) from error
+        with _without_weights(model, "a forward"):
+            model(**inputs, use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
     states = {name: getattr(output, "last_hidden_state", None) for name, output in outputs.items()}
-    if states.get(decoder) is None:
+    last = states.get(decoder)
+    if last is None:
         raise UnsupportedModel(f"{decoder}, which runs the blocks, returns no last_hidden_state")
-    changed = next((name for name, state in states.items() if state is not states[decoder]), None)
+    changed = next((name for name, state in states.items() if state is not last), None)
     if changed is not None:
         raise UnsupportedModel(f"{changed} changes what {decoder} puts out, before the output head reads it")
+    _refuse_skips(stack, len(model.get_submodule(stack)), f"what runs behind {decoder}", last)
+    ids = {name: tensor for name, tensor in inputs.items() if name.endswith("input_ids")}
+    with _without_weights(model, "the output head"), putting_out(model, around, last):
+        model.get_submodule(outer)(**ids, use_cache=False)
     return tuple(dict.fromkeys(after))
+
+
+@contextmanager
+def _without_weights(model: Any, what: str) -> Iterator[None]:
+    """Whatever the code of a model raises inside is an UnsupportedModel that names it; nothing is guessed."""
+    try:
+        with torch.no_grad(), ShapePass():  # type: ignore[no-untyped-call]
+            yield
+    except UnsupportedModel:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UnsupportedModel(
+            f"{type(model).__name__}: {what} of {TOKENS} tokens without weights fails "
+            f"({type(error).__name__}: {reason}), so that its input groups are not known"
+        ) from error
 
 
 def _noting_calls(
@@ -218,22 +249,34 @@ def _few_inputs(model: Any) -> dict[str, Tensor]:
 
 @dataclass
 class _Reads:
-    """What the linear layers of blocks read. Tensors are kept, so that no identity is given twice."""
+    """What the linear layers of blocks read. Tensors are kept, so that no identity is given twice. ``ids``: the tokens;
+    ``read_ids``: the stacks whose blocks are handed them. ``places``: identity of a tensor that a block returned behind
+    its states → its place; ``carried``: stack → what its blocks hand on to one another, as in State."""
 
+    ids: Tensor
     inputs: dict[str, list[int]] = field(default_factory=dict)
     kept: list[Tensor] = field(default_factory=list)
     direct: set[str] = field(default_factory=set)
     states: dict[str, State] = field(default_factory=dict)
     others: dict[str, int] = field(default_factory=dict)
     encoded: set[int] = field(default_factory=set)
+    read_ids: set[str] = field(default_factory=set)
+    places: dict[int, int] = field(default_factory=dict)
+    carried: dict[str, dict[str, Carried]] = field(default_factory=dict)
+    tokens: int = TOKENS
 
     @contextmanager
-    def watching(self, blocks: list[tuple[str, nn.Module]], encoders: list[nn.Module]) -> Iterator[None]:
+    def watching(
+        self, blocks: list[tuple[str, nn.Module]], encoders: list[nn.Module], embedding: nn.Module
+    ) -> Iterator[None]:
         hooks: list[RemovableHandle] = [encoder.register_forward_hook(self._note_encoded) for encoder in encoders]
+        hooks.append(embedding.register_forward_hook(self._note_embedded))
         kinds = []
         for path, block in blocks:
             stack = path.rpartition(".")[0]
-            hooks.append(block.register_forward_hook(self._noting_output(stack)))
+            number = int(path.rpartition(".")[2])
+            hooks.append(block.register_forward_pre_hook(self._noting_arguments(stack, number), with_kwargs=True))
+            hooks.append(block.register_forward_hook(self._noting_output(stack, number)))
             for name, module in _linears(block):
                 full = f"{path}.{name}"
                 hooks.append(module.register_forward_pre_hook(self._noting(full), with_kwargs=True))
@@ -251,14 +294,55 @@ class _Reads:
         self.encoded.add(id(output[0]))
         self.kept.append(output[0])
 
-    def _noting_output(self, stack: str) -> Any:
+    def _note_embedded(self, embedding: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        if output.dim() == 3:  # more than the row's, where a model puts a prompt of its own before them
+            self.tokens = output.shape[1]
+
+    def _noting_arguments(self, stack: str, number: int) -> Any:
+        def note(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if any(value is self.ids for value in (*args[1:], *kwargs.values())):
+                self.read_ids.add(stack)
+            handed = [*args[1:], *kwargs.values()]
+            shared = {where: each for where, each in shared_tensors(kwargs) if _is_from(stack, each)}
+            places = {str(self.places[id(each)]): each for each in handed if id(each) in self.places}
+            for where, each in (shared | places).items():
+                self._carry(stack, where, each)
+            known = {id(each) for each in (*shared.values(), *places.values())}
+            within = tensors_in([dict(each) if isinstance(each, Mapping) else each for each in handed])
+            others = [each for each in within if id(each) not in known]
+            _refuse_skips(stack, number, f"block {number}", [*args[:1], *others])
+            if not number:
+                mark_all(args[:1], (stack, FIRST_STATES))
+
+        return note
+
+    def _carry(self, stack: str, where: str, value: Tensor) -> None:
+        shape = tuple(self._side(side) for side in value.shape)
+        if 0 not in shape or value.shape[0] != 1 or min(shape) < 0:
+            raise UnsupportedModel(
+                f"{stack}: its blocks hand on a tensor of shape {list(value.shape)} ({where}): the walk stores values "
+                "per token"
+            )
+        piece = Carried(where, shape, str(value.dtype).removeprefix("torch."))
+        self.carried.setdefault(stack, {}).setdefault(where, piece)
+
+    def _side(self, side: int) -> int:
+        """As in State."""
+        times, rest = divmod(side, self.tokens)
+        return side if rest or not times else 0 if times == 1 else -times
+
+    def _noting_output(self, stack: str, number: int) -> Any:
         def note(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            mark_all(output, (stack, number))
             state = output
             if isinstance(output, (tuple, list)):
                 self.others.setdefault(stack, len(output) - 1)
                 state = output[0]
+                others = [(place, other) for place, other in enumerate(output) if place and isinstance(other, Tensor)]
+                self.kept += [other for _, other in others]
+                self.places.update({id(other): place for place, other in others})
             if isinstance(state, Tensor):
-                shape = tuple(0 if side == TOKENS else side for side in state.shape[:-1])
+                shape = tuple(self._side(side) for side in state.shape[:-1])
                 dtype = str(state.dtype).removeprefix("torch.")
                 self.states.setdefault(stack, State((*shape, state.shape[-1]), dtype))
 
@@ -304,6 +388,13 @@ class _Reads:
                     memory[f"{parent}.{label}".removeprefix(".")] = None
         layers = stack.removeprefix(f"{module}.")
         inside = embedding.removeprefix(f"{module}.") if embedding.startswith(f"{module}.") else None
+        state = self.states.get(stack)
+        if stack in self.carried and state is not None:
+            if 0 not in state.shape:
+                raise UnsupportedModel(
+                    f"{stack}: its blocks hand on more than states, which are of shape {state.shape}"
+                )
+            state = replace(state, carried=tuple(self.carried[stack].values()))
         return FoundStack(
             module,
             layers,
@@ -311,7 +402,7 @@ class _Reads:
             tuple(groups_of_blocks),
             tuple(memory),
             skipped,
-            self.states.get(stack),
+            state,
             self.others.get(stack),
         )
 
@@ -336,6 +427,24 @@ class _Reads:
         if name not in self.inputs:
             return "a forward does not call it"
         return reason_to_skip(name, linear.in_features, linear.out_features)
+
+
+def _is_from(stack: str, tensor: Tensor) -> bool:
+    return any(where == stack for where, _ in origins_of(tensor))
+
+
+def _refuse_skips(stack: str, number: int, reader: str, value: Any) -> None:
+    """The walk hands a block what the block before it has put out, and nothing of earlier ones.
+
+    ``value``: what ``reader``, behind block ``number`` - 1, gets. Raises UnsupportedModel.
+    """
+    origins = {index for each in tensors_in(value) for where, index in origins_of(each) if where == stack}
+    skipped = sorted(origins - {number - 1, FIRST_STATES})
+    if skipped:
+        raise UnsupportedModel(
+            f"{stack}: {reader} reads what block {skipped[0]} has put out, not what block {number - 1} has alone: the "
+            "walk holds one block at a time and cannot follow it"
+        )
 
 
 def _linears(block: nn.Module) -> list[tuple[str, nn.Linear]]:

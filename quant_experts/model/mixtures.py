@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from quant_experts.forward.modeling_quant_experts import as_linear, is_transposed, stacks_of, unstack
+from quant_experts.forward.modeling_quant_experts import as_linear, experts_of, is_transposed, stacks_of, unstack
 from quant_experts.model.weights import Stack
 from quant_experts.planning.layer_rules import ELSEWHERE
 
@@ -19,7 +19,7 @@ def unstack_mixtures(model: nn.Module) -> dict[str, Stack]:
             continue
         for name in stacks_of(module) or ():
             whole = module.get_parameter(name).detach()
-            pieces = tuple((number, f"{path}.{name}.{number}.weight") for number in range(len(whole)))
+            pieces = tuple((number, f"{path}.{name}.{number}.weight") for number in range(experts_of(module)))
             stacks[f"{path}.{name}"] = Stack(whole, pieces, is_transposed(module))
         if stacks_of(module) is not None:
             unstack(model, path)

@@ -32,11 +32,20 @@ DATA_DEPENDENT = {
 
 
 class ShapePass(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
-    """While active, operations on meta tensors and on CPU tensors mix."""
+    """While active, operations on meta tensors and on CPU tensors mix, and ``origins_of`` says of a tensor which marked
+    ones it was computed from."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        tensors = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, Tensor)]
+        tensors = tensors_in((args, kwargs))
+        result = self._run(func, args, kwargs, tensors)
+        origins = frozenset[Any]().union(*map(origins_of, tensors))
+        if origins:
+            for each in tensors_in(result):
+                each._origins = origins | origins_of(each)  # type: ignore[attr-defined]
+        return result
+
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]) -> Any:
         if any(tensor.is_meta for tensor in tensors):
             return self._of_shapes(func, args, kwargs, tensors)
         if _is_meta(kwargs.get("device")):
@@ -57,6 +66,23 @@ class ShapePass(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         result = func(*tree_map(lambda x: by_id.get(id(x), x), args), **tree_map(lambda x: by_id.get(id(x), x), kwargs))
         originals = {id(copy): tensor for tensor in tensors if (copy := by_id.get(id(tensor))) is not None}
         return tree_map(lambda x: originals.get(id(x), x), result)  # written in place: the caller keeps his own
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Those in a structure of lists, tuples and dictionaries."""
+    return [each for each in tree_flatten(value)[0] if isinstance(each, Tensor)]
+
+
+def mark_all(value: Any, origin: Any) -> None:
+    """Mark the tensors in a structure with ``origin`` alone."""
+    for each in tensors_in(value):
+        each._origins = frozenset([origin])  # type: ignore[attr-defined]
+
+
+def origins_of(tensor: Any) -> frozenset[Any]:
+    """What the tensor, or one that it was computed from in a ShapePass, was marked with."""
+    origins: frozenset[Any] = getattr(tensor, "_origins", frozenset())
+    return origins
 
 
 def _is_meta(device: Any) -> bool:

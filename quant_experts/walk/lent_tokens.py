@@ -61,7 +61,8 @@ class Lender:
         for expert, rows in by_expert.items():
             for observer in self.observers.get(expert, ()):
                 observer.rows = rows % len(self.vision)
-        own_tokens = torch.cat(list(by_expert.values())).unique()  # type: ignore[no-untyped-call]  # torch's own
+        routed = torch.cat([torch.arange(len(x) if args[1:] else 0), *(rows.cpu() for rows in by_expert.values())])
+        own_tokens = routed.unique().to(x.device)  # type: ignore[no-untyped-call]  # torch's own
         self.samples[self.held_out].update(x[own_tokens], self.vision[own_tokens % len(self.vision)])
 
     @torch.no_grad()

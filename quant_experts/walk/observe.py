@@ -67,6 +67,8 @@ class _GroupObserver:
         vision = self.vision if self.rows is None else self.vision[self.rows]
         if self.plan.stack.media is not None or self.plan.of_memory:
             vision = torch.full(x.shape[:1], self.plan.stack.media == "image", device=x.device)
+        elif len(x) != len(vision):  # not the row's tokens: several streams of them, a state before the first
+            vision = torch.zeros(x.shape[:1], dtype=torch.bool, device=x.device)
         if self.held_out:
             self.held_out_tokens.update(x, vision)
             self.own_held_out += 0 if self.lent else len(x)

@@ -9,6 +9,12 @@ ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 CHOSEN = {"num_experts_per_tok": 2}
 IMAGE = {"<image>": 9, "<|extra_200|>": 8, **{f"IMGIMG{letter}Z": 10 + ord(letter) - 65 for letter in "ABCD"}}
 
+SHARING = {
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_kv_shared_layers": 2,
+}
+
 INSTEAD: Mapping[str, Mapping[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
     "bailing_hybrid": {"num_expert_group": 2, "qk_rope_head_dim": 32, "head_dim": 32},
@@ -33,12 +39,16 @@ INSTEAD: Mapping[str, Mapping[str, Any]] = {
         "depths": [1, 1, 1, 1],
         "projection_dim": 128,
     },
+    # Four blocks, of which the last two read the keys and values of the first two.
+    **dict.fromkeys(("gemma4_text", "gemma4_unified_text"), SHARING),
+    "gemma3n_text": {**SHARING, "intermediate_size": [192] * 4, "activation_sparsity_pattern": [0.95, 0.95, 0.0, 0.0]},
     "glm5_next_text": {"qk_rope_head_dim": 0, "head_dim": 0, "qk_head_dim": 32, "index_head_dim": 32},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
     "granite4_vision": {"downsample_rate": "1/2", "deepstack_layer_map": [[0, 0]], "spatial_target_layers": [1]},
     "hrm_text": {"num_layers_per_stack": 2, "num_hidden_layers": 16},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "janus_vqgan": {"base_channels": 32, "num_embeddings": 64},
+    "longcat_flash": {"zero_expert_num": 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mistral4": {"qk_rope_head_dim": 32, "qk_nope_head_dim": 32, "qk_head_dim": 64, "head_dim": 64},
     "muse_spark_audio": {"hidden_sizes": [32, 64], "patch_sizes": [16, 6], "depths": [1, 1], "out_hidden_size": 128},

@@ -17,13 +17,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import apply_renamings
 
 import quant_experts  # noqa: F401 -- registers the method
 from quant_experts.calibration.collate import open_collator
 from quant_experts.calibration.rows import parse_row
 from quant_experts.checkpoint.verify import TOLERANCE, Probe, verify_in_fresh_process
 from quant_experts.errors import InvalidCheckpoint
-from quant_experts.forward.modeling_quant_experts import kernel_rows
+from quant_experts.forward.modeling_quant_experts import QuantExpertsConfig, QuantExpertsQuantizer, kernel_rows
+from tests.every_type.tiny import tiny_config
 from tests.models import FAMILIES, VISION_FAMILIES
 from tests.quant_experts.checkpoints import Parts, quantized_parts, written
 from tests.rows import image_row
@@ -384,6 +387,24 @@ def test_every_family_loads_whole_and_equals_the_model_in_memory(
     assert adapters
     found = {kinds.get(tensor.dtype) for name, tensor in tensors.items() if "shared_" in name or "routed_" in name}
     assert found == {stored[name] for name in adapters}
+
+
+@pytest.mark.parametrize(
+    ("kind", "auto"), [("laguna", AutoModelForCausalLM), ("mistral_large4", AutoModelForImageTextToText)]
+)
+def test_names_as_they_are_in_memory_are_not_renamed_while_they_are_read(kind: str, auto: Any) -> None:
+    with torch.device("meta"):
+        model = auto.from_config(tiny_config(kind))
+    plain = get_model_conversion_mapping(model)
+    quantizer = QuantExpertsQuantizer(QuantExpertsConfig(groups=[]), pre_quantized=True)
+    quantizer._process_model_before_weight_loading(model)
+
+    def renamed(conversions: list[Any]) -> list[str]:
+        kept = [each for each in conversions if not hasattr(each, "operations")]
+        return [name for name in model.state_dict() if apply_renamings(name, kept) != name]
+
+    assert renamed(plain)
+    assert not renamed(get_model_conversion_mapping(model, hf_quantizer=quantizer))
 
 
 def test_a_text_model_loads_with_nothing_but_transformers(tmp_path: Path) -> None:

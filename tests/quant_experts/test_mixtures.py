@@ -43,6 +43,7 @@ from quant_experts.report.data import QualityReport
 from quant_experts.run.quantize import quantize
 from quant_experts.spec.specification import QuantizationSpec
 from quant_experts.walk.lent_tokens import LEAST_HELD_OUT, LEAST_TOKENS, Lender
+from tests.every_type.tiny import tiny_config
 from tests.models import TEXT_TEMPLATE, draw
 from tests.rows import text_row, write_rows
 
@@ -64,6 +65,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "mixtral": MixtralConfig(**SMALL),
     "biases, transposed, gates of its own": GptOssConfig(**SMALL, layer_types=["full_attention"]),
     "tokens of all experts in a row": Llama4TextConfig(**SMALL, intermediate_size_mlp=96, moe_layers=[0]),
+    "experts that return what they get": tiny_config("longcat_flash"),
 }
 ENTRY: dict[str, Any] = {"parent": "model.layers.0.mlp.experts", "weight_bits": 4, "shared_rank": 3}
 
@@ -93,10 +95,10 @@ def test_experts_apart_compute_what_their_stacks_compute(name: str) -> None:
         is_turned = stacks["down_proj"].shape[1:] == (96, 64)
         experts = unstack(model, path)
         for stack, weights in stacks.items():
-            for number, weight in enumerate(weights):
+            for number, weight in enumerate(weights[: len(experts)]):
                 layer = experts.get_submodule(f"{stack}.{number}")
                 layer.weight = nn.Parameter(weight.t() if is_turned else weight, requires_grad=False)
-    assert sum(isinstance(module, MixtureExperts) for module in model.modules()) == 1
+    assert any(isinstance(module, MixtureExperts) for module in model.modules())
     torch.testing.assert_close(logits(model), expected)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +12,44 @@ from quant_experts.planning.stacks import Groups, Media
 
 
 @dataclass(frozen=True)
+class Carried:
+    """A tensor that blocks hand on beside their states. ``where``: its place in the tuple that a block returns, or
+    ``argument.key.place`` in a mapping that all blocks are handed. ``shape``: with 0 for the number of tokens; of two
+    such sides the second is at most that."""
+
+    where: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def width_of(shape: tuple[int, ...], tokens: int) -> int:
+    """Values per token of a tensor of ``shape``, at most: all sides but the one along which tokens follow one
+    another."""
+    axis = shape.index(0)
+    return math.prod(side or tokens for place, side in enumerate(shape) if place != axis)
+
+
+@dataclass(frozen=True)
 class State:
-    """What a block hands to the next: ``shape``, with 0 for the number of tokens, and ``dtype``, as torch names it."""
+    """What a block hands to the next: ``shape``, with 0 for the number of tokens and -k for k times that number, and
+    ``dtype``, as torch names it. ``carried``: what it hands on beside that; stored as ``model/carried.py`` says."""
 
     shape: tuple[int, ...]
     dtype: str
+    carried: tuple[Carried, ...] = ()
+
+    def stored(self, tokens: int) -> tuple[str, tuple[int, ...]]:
+        """Dtype and shape on disk, of a row of ``tokens``."""
+        if not self.carried:
+            return self.dtype, tuple(side if side > 0 else (-side or 1) * tokens for side in self.shape)
+        shapes = (self.shape, *(piece.shape for piece in self.carried))
+        return "float32", (1, tokens, sum(width_of(shape, tokens) for shape in shapes))
+
+
+def state_from(record: Mapping[str, Any]) -> State:
+    """A state that was stored as JSON."""
+    carried = (Carried(each["where"], tuple(each["shape"]), each["dtype"]) for each in record.get("carried", ()))
+    return State(tuple(record["shape"]), record["dtype"], tuple(carried))
 
 
 @dataclass(frozen=True)
@@ -34,6 +68,7 @@ class Stack:
     ``embedding``: path of the table of token embeddings, within the module. ``state``: what blocks hand
     on, where it is not shaped as the embeddings: models project these, or have several streams of states.
     ``others``: how many values a block returns behind its states in a tuple; None where it returns the states alone.
+    ``takes_ids``: the module has to be given the tokens, since it takes no embeddings or its blocks read the tokens.
     """
 
     name: str
@@ -50,6 +85,7 @@ class Stack:
     embedding: str = "embed_tokens"
     state: State | None = None
     others: int | None = None
+    takes_ids: bool = False
 
     def groups_of(self, index: int) -> Groups:
         """The input groups of a block."""
