@@ -16,6 +16,9 @@ from vllm.model_executor.models.utils import WeightsMapper
 
 logger = init_logger(__name__)
 FORMATS = (FORMAT, ROTATED_FORMAT)
+WRAPPED_TOWERS = ("clip_vision_model", "siglip_vision_model")
+"""vLLM has a module ``vision_model`` in these vision towers, as repositories on the hub do. transformers 5 has none,
+and a checkpoint has the names of transformers."""
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -25,6 +28,7 @@ class QuantExpertsConfig(QuantizationConfig):  # type: ignore[misc]
     def __init__(self, groups: list[dict[str, Any]]) -> None:
         super().__init__()
         self.groups = groups
+        self.wrapped_tower = False
         self.group_of = {f"{group['parent']}.{layer}": group for group in groups for layer in group["layers"]}
 
     def __repr__(self) -> str:
@@ -59,6 +63,10 @@ class QuantExpertsConfig(QuantizationConfig):  # type: ignore[misc]
     def get_config_filenames() -> list[str]:
         return []
 
+    def maybe_update_config(self, model_name: str, hf_config: Any = None, revision: str | None = None) -> None:
+        tower = getattr(hf_config, "vision_config", None)
+        self.wrapped_tower = getattr(tower, "model_type", None) in WRAPPED_TOWERS
+
     def apply_vllm_mapper(self, hf_to_vllm_mapper: WeightsMapper) -> None:
         self.group_of = hf_to_vllm_mapper.apply_dict(self.group_of)
 
@@ -79,6 +87,8 @@ class QuantExpertsConfig(QuantizationConfig):  # type: ignore[misc]
             re.compile(rf"(^|\.){re.escape(place)}_input_group\."): rf"\g<1>{first}.{GROUP_PREFIX}"
             for place, first in first_layers.items()
         }
+        if self.wrapped_tower:
+            renamed[re.compile(r"(^|\.)vision_tower\.(?!vision_model\.)")] = r"\g<1>vision_tower.vision_model."
         return WeightsMapper(orig_to_new_regex=renamed)
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:

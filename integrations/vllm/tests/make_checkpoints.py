@@ -3,8 +3,8 @@
     python -m integrations.vllm.tests.make_checkpoints OUT [NAME ...]
 
 It runs in the project's environment; the tests themselves run in vLLM's. Each checkpoint is a tiny real model whose
-experts are drawn. Beside it lies ``answers.json``: prompts, the greedy continuation by transformers, and for each of
-its tokens how far the two most likely ones are apart.
+experts are drawn. Beside it lies ``answers.json``: for each dtype of the computation, prompts, the greedy continuation
+by transformers, and for each of its tokens how far the two most likely ones are apart.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ os.environ["QE_KERNELS"] = "reference"
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from benchmarks.serving import drawn
 from quant_experts.calibration.processor import load_processor
 from quant_experts.fit.fitted import FittedGroup
+from quant_experts.fit.rotation import rotation_of
 from quant_experts.model.groups import GroupPlan
 from quant_experts.spec.schemes import parse_scheme
 from tests.models_vision import VISION_FAMILIES
@@ -35,23 +38,32 @@ from tests.rows import data_uri, picture
 
 CASES: dict[str, tuple[str, str, int, bool]] = {
     "llama": ("llama", "W4A8", 4, False),
+    "llama-rotated": ("llama", "W4A4", 4, True),
     "llama-plain": ("llama", "W4A16", 0, False),
     "qwen2": ("qwen2", "W3A16", 4, True),
     "qwen3": ("qwen3", "W8A8", 4, False),
     "mistral": ("mistral", "W4A6", 4, True),
     "gemma3_text": ("gemma3_text", "W4A8", 4, False),
     "qwen2_vl": ("qwen2_vl", "W4A8", 4, False),
+    "qwen2_vl-rotated": ("qwen2_vl", "W4A6", 4, True),
     "qwen2_5_vl": ("qwen2_5_vl", "W4A6", 4, False),
     "qwen3_vl": ("qwen3_vl", "W4A8", 4, True),
     "internvl": ("internvl", "W4A8", 4, False),
     "llava": ("llava", "W4A8", 4, False),
 }
-"""Name: family, scheme, rank of the experts (0: none), whether adapters are int8."""
+"""Name: family, scheme, rank of the experts (0: none), whether adapters are int8. The base of those that end in
+``ROTATED`` reads rotated inputs."""
+ROTATED = "-rotated"
 NEW_TOKENS, LENGTHS = 12, (3, 17, 40, 90)
+DTYPES = ("float32", "bfloat16")
 
 
-def group(scheme: str, rank: int, int8: bool, plan: GroupPlan, weights: list[Tensor], seed: int) -> FittedGroup:
-    return drawn(plan, weights, parse_scheme(scheme), rank, int8)
+def group(name: str, plan: GroupPlan, weights: list[Tensor], seed: int) -> FittedGroup:
+    _, scheme, rank, int8 = CASES[name]
+    found = drawn(plan, weights, parse_scheme(scheme), rank, int8)
+    if not name.endswith(ROTATED):
+        return found
+    return replace(found, rotation=rotation_of(plan.width, found.activation_bits), smoothing="rotation")
 
 
 def answer(model: Any, inputs: dict[str, Tensor]) -> dict[str, Any]:
@@ -82,17 +94,24 @@ def about_images(model: Any, source: Path) -> Iterator[dict[str, Any]]:
         yield {**answer(model, inputs), "messages": [{"role": "user", "content": [*urls, question]}]}
 
 
+def answers_of(family: str, checkpoint: Path, source: Path, dtype: torch.dtype) -> list[dict[str, Any]]:
+    kind = AutoModelForImageTextToText if family in VISION_FAMILIES else AutoModelForCausalLM
+    model = kind.from_pretrained(checkpoint, dtype=dtype).eval()
+    random = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(260, 900, (1, n), generator=random) for n in LENGTHS]
+    answers = [answer(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}) for ids in prompts]
+    return [*answers, *about_images(model, source)] if family in VISION_FAMILIES else answers
+
+
 def main(out: Path, names: list[str]) -> None:
     for name in names or CASES:
-        family, scheme, rank, int8 = CASES[name]
-        parts = quantized_parts(family, out / name / "work", draw=functools.partial(group, scheme, rank, int8))
-        written(parts, out / name / "checkpoint")
-        model = parts.model.eval()
-        random = torch.Generator().manual_seed(0)
-        prompts = [torch.randint(260, 900, (1, n), generator=random) for n in LENGTHS]
-        answers = [answer(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}) for ids in prompts]
-        if family in VISION_FAMILIES:
-            answers += about_images(model, parts.arguments["source"])
+        family = CASES[name][0]
+        parts = quantized_parts(family, out / name / "work", draw=functools.partial(group, name))
+        checkpoint = out / name / "checkpoint"
+        written(parts, checkpoint)
+        answers = {
+            dtype: answers_of(family, checkpoint, parts.arguments["source"], getattr(torch, dtype)) for dtype in DTYPES
+        }
         (out / name / "answers.json").write_text(json.dumps(answers), encoding="utf-8")
         print(name, flush=True)
 

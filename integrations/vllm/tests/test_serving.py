@@ -21,8 +21,11 @@ import pytest
 
 CHECKPOINTS = Path(os.environ["QE_CHECKPOINTS"])
 NAMES = sorted(path.parent.name for path in CHECKPOINTS.glob("*/answers.json"))
-TIE = 0.1
-"""In standard deviations of the logits: bfloat16 moves them by about 0.02, either of two such tokens may come."""
+TIE = {"float32": 0.002, "bfloat16": 0.1}
+"""In standard deviations of the logits: either of two tokens so close may come. bfloat16 moves logits by about 0.02,
+and by a step of the quantizer where activations have few bits; so every checkpoint is compared in float32."""
+IN_BFLOAT16 = [name for name in ("llama", "llama-plain", "qwen2_vl") if name in NAMES]
+"""Those whose packed integers are multiplied too, as far as the machine can."""
 ENVIRONMENT = {
     **os.environ,
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -34,8 +37,8 @@ ENVIRONMENT = {
 }
 
 
-def expected(name: str) -> list[dict[str, Any]]:
-    answers: list[dict[str, Any]] = json.loads((CHECKPOINTS / name / "answers.json").read_text())
+def expected(name: str, dtype: str = "bfloat16") -> list[dict[str, Any]]:
+    answers: list[dict[str, Any]] = json.loads((CHECKPOINTS / name / "answers.json").read_text())[dtype]
     return answers
 
 
@@ -48,7 +51,7 @@ def generated(checkpoint: Path, asked: list[dict[str, Any]], **options: Any) -> 
 
 def agree(asked: list[dict[str, Any]], **options: Any) -> None:
     """Equal tokens up to the first near tie; most tokens are compared."""
-    name = options.pop("name")
+    name, tie = options.pop("name"), TIE[options.setdefault("dtype", "bfloat16")]
     done = generated(CHECKPOINTS / name / "checkpoint", asked, **options)
     assert done.returncode == 0, done.stderr[-4000:]
     compared = 0
@@ -56,14 +59,19 @@ def agree(asked: list[dict[str, Any]], **options: Any) -> None:
         assert found["prompt"] == right["prompt"]
         for n, (token, other) in enumerate(zip(right["tokens"], found["tokens"], strict=True)):
             if token != other:
-                assert right["margins"][n] < TIE, f"token {n}: {other} instead of {token}"
+                assert right["margins"][n] < tie, f"token {n}: {other} instead of {token}"
                 break
             compared += 1
-    assert compared >= 0.4 * sum(len(each["tokens"]) for each in asked)
+    assert compared >= (0.4 if tie > 0.01 else 0.9) * sum(len(each["tokens"]) for each in asked)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_greedy_tokens_are_those_of_transformers(name: str) -> None:
+    agree(expected(name, "float32"), name=name, dtype="float32", enforce_eager=True)
+
+
+@pytest.mark.parametrize("name", IN_BFLOAT16)
+def test_greedy_tokens_are_those_of_transformers_in_bfloat16(name: str) -> None:
     agree(expected(name), name=name, enforce_eager=True)
 
 
@@ -140,4 +148,4 @@ def test_vllm_serve_answers_a_question_about_an_image(tmp_path: Path) -> None:
     assert answer["usage"]["prompt_tokens"] == len(asked["prompt"])
     tokens = answer["choices"][0]["token_ids"]
     first = next((n for n, pair in enumerate(zip(tokens, asked["tokens"], strict=True)) if pair[0] != pair[1]), None)
-    assert first is None or (first > 0 and asked["margins"][first] < TIE)
+    assert first is None or (first > 0 and asked["margins"][first] < TIE["bfloat16"])
