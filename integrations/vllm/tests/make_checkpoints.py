@@ -80,9 +80,11 @@ def answer(model: Any, inputs: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def about_images(model: Any, source: Path) -> Iterator[dict[str, Any]]:
-    """Questions about one picture and about two, as a chat of the OpenAI API."""
+    """Questions about one picture and about two, as a chat of the OpenAI API.
+
+    Their sizes need no resizing: torchvision, which vLLM has, and Pillow resize to values that differ by 1/255."""
     processor = load_processor(source, model.config)
-    for number, sizes in enumerate([[(84, 84)], [(112, 70)], [(84, 84), (60, 100)]]):
+    for number, sizes in enumerate([[(56, 56)], [(112, 56)], [(56, 56), (56, 112)]]):
         pictures = [picture(seed=10 * number + i, size=size) for i, size in enumerate(sizes)]
         question = {"type": "text", "text": f"Which colour is the square at place {number}?"}
         chat = [{"role": "user", "content": [*({"type": "image"} for _ in pictures), question]}]
