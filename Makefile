@@ -88,6 +88,19 @@ vllm-test: setup ## the vLLM plugin's tests, in an environment DIR that has vLLM
 openapi: setup ## write the snapshot of the API's contract after a wanted change
 	$(BIN)/python -m app.openapi > openapi.json
 
+kernels: ## compile the CPU kernels where they lie, for tests and benchmarks; needs g++ (CXX for another)
+	$(PYTHON) kernels/compile.py kernels/quant_experts_kernels/libquant_experts_kernels.so
+
+kernels-wheel: setup ## build the wheel of the CPU kernels into dist-kernels/, for every Python and torch on this kind of processor
+	rm -rf dist-kernels
+	cd kernels && ../$(BIN)/hatchling build -d ../dist-kernels
+
+kernels-arm: ## compile the kernels for 64-bit Arm and compare their paths in an emulator (g++-aarch64-linux-gnu, qemu-user)
+	mkdir -p build/arm
+	QE_MACHINE=aarch64 CXX=aarch64-linux-gnu-g++ $(PYTHON) kernels/compile.py build/arm/kernels.so
+	aarch64-linux-gnu-g++ -O1 -std=c++17 tests/kernels/compare_paths.cpp -o build/arm/compare_paths -ldl
+	qemu-aarch64 -cpu max -L /usr/aarch64-linux-gnu build/arm/compare_paths build/arm/kernels.so neondot
+
 wheel: setup ## build dist/: the wheel and the source archive
 	rm -rf dist
 	$(BIN)/hatchling build -d dist
@@ -108,6 +121,6 @@ lock: setup ## write deploy/requirements: what the images install, with hashes (
 	UV=$(BIN)/uv deploy/requirements/lock.sh
 
 clean: ## remove what the targets made, the environment included
-	rm -rf $(VENV) demo-output .qe build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo-output .qe build dist dist-kernels *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
-.PHONY: help setup demo serve browser test screenshots docs lint format bench models readme fuzz faults compose-test vllm-test openapi wheel images release constraints lock clean
+.PHONY: help setup demo serve browser test screenshots docs lint format bench models readme fuzz faults compose-test vllm-test openapi kernels kernels-wheel kernels-arm wheel images release constraints lock clean

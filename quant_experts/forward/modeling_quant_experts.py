@@ -16,13 +16,15 @@ Forward of layer j of an input group (all layers that read the same activation x
 T is the identity or a rotation (:func:`rotate`). Everything left of W and up is computed once per group by
 :class:`InputGroup` and shared by the group's layers.
 
-A model that transformers has loaded multiplies few bfloat16 tokens on a CPU with the packed integers themselves
-(:class:`CpuIntegers`). ``QE_KERNELS=reference`` in the environment of the process keeps the plain formula everywhere.
+A model that transformers has loaded multiplies bfloat16 tokens on a CPU with the packed integers themselves: by the
+package ``quant-experts-kernels`` where that is installed, and few tokens by torch (:class:`CpuIntegers`) elsewhere.
+``QE_KERNELS=torch`` passes the package over; ``QE_KERNELS=reference`` keeps the plain formula everywhere.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import math
 import os
@@ -102,12 +104,17 @@ def quantize_tokens(x: Tensor, bits: int, clip: float | None = None) -> tuple[Te
     times its root mean square where that is less; what lies beyond gets the largest integer too."""
     bound = 2 ** (bits - 1) - 1
     x = x.float()
+    scale = token_scales(x, bits, clip)
+    return (x / scale).round_().clamp_(-bound, bound), scale
+
+
+def token_scales(x: Tensor, bits: int, clip: float | None = None) -> Tensor:
+    """The scales of :func:`quantize_tokens`. x: (tokens, d) float32."""
     largest = x.abs().amax(dim=-1, keepdim=True)
     if clip is not None:
         largest = torch.minimum(largest, clip * x.square().mean(dim=-1, keepdim=True).sqrt())
-    scale = largest / bound
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    return (x / scale).round_().clamp_(-bound, bound), scale
+    scale = largest / (2 ** (bits - 1) - 1)
+    return torch.where(scale > 0, scale, torch.ones_like(scale))
 
 
 def fake_quantize_tokens(x: Tensor, bits: int, clip: float | None = None) -> Tensor:
@@ -176,7 +183,31 @@ def project_each(x: Tensor, matrices: Tensor, scales: Tensor | None, choice: Ten
 
 FEW_TOKENS = 32
 """Up to so many tokens the product with packed integers is quicker than dequantizing first, with AMX and without."""
+KERNELS_API = 1
+"""Of the package ``quant_experts_kernels``: what this file calls."""
 _REPACKING = threading.Lock()
+
+
+def chosen_kernels() -> str:
+    """QE_KERNELS of the environment. Raises ValueError for one that is not known."""
+    chosen = os.environ.get("QE_KERNELS", "auto")
+    if chosen not in ("auto", "torch", "reference"):
+        raise ValueError(f"QE_KERNELS is {chosen!r}: choose auto, torch or reference")
+    return chosen
+
+
+def find_kernels() -> Any:
+    """The package ``quant_experts_kernels``; None where it is not installed, not wanted, or of another contract."""
+    if chosen_kernels() != "auto":
+        return None
+    try:
+        found = importlib.import_module("quant_experts_kernels")
+    except ModuleNotFoundError:
+        return None
+    return found if found.API == KERNELS_API else None
+
+
+kernels = functools.cache(find_kernels)
 
 
 def product_group(group_size: int) -> int | None:
@@ -191,10 +222,7 @@ def kernel_rows() -> int:
     The layout is private to torch and differs between processors: rows j and j + rows / 2 share a byte, columns follow
     one another. It is therefore compared with what torch itself packs. Raises ValueError for an unknown QE_KERNELS.
     """
-    chosen = os.environ.get("QE_KERNELS", "auto")
-    if chosen not in ("auto", "reference"):
-        raise ValueError(f"QE_KERNELS is {chosen!r}: choose auto or reference")
-    if chosen == "reference" or not hasattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu"):
+    if chosen_kernels() == "reference" or not hasattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu"):
         return 0
     rows = {"AVX512": 64, "AVX2": 32}.get(torch.backends.cpu.get_cpu_capability(), 0)
     if rows:
@@ -375,7 +403,9 @@ class _Pass:
 
     input: Tensor
     version: int | None
-    prepared: Prepared
+    packed: int
+    """The group size of weights for which :meth:`InputGroup.pack` has prepared; 0 for :meth:`InputGroup.prepare`."""
+    prepared: Any
     read: set[str]
     """Layers that have had it."""
 
@@ -430,17 +460,21 @@ class InputGroup(nn.Module):
         self._pass: _Pass | None = None
         self.accelerated = False
 
-    def forward(self, x: Tensor, layer: str) -> Prepared:
-        """What ``layer`` needs of x: (..., d). Computed when the first layer of the group asks for it.
+    def forward(self, x: Tensor, layer: str, kernels: Any = None) -> Any:
+        """What ``layer`` needs of x: (..., d), by :meth:`prepare`, or by :meth:`pack` for a layer's ``PackedLinear``.
+        Computed when the first layer of the group asks for it.
 
         A layer that asks twice begins a new pass: that keeps the result right for tensors made in inference mode, which
         carry no version counter to tell that they were written to.
         """
-        version = None if x.is_inference() else x._version
+        version = None if torch.compiler.is_compiling() or x.is_inference() else x._version
         # Looked up once: another thread that runs the same model may put a pass of its own here at any moment.
         current = self._pass
-        if current is None or x is not current.input or version != current.version or layer in current.read:
-            self._pass = current = _Pass(x, version, self.prepare(x), set())
+        group_size = 0 if kernels is None else kernels.group_size
+        same = current is not None and x is current.input and (version, group_size) == (current.version, current.packed)
+        if current is None or not same or layer in current.read:
+            prepared = self.prepare(x) if kernels is None else self.pack(x, kernels)
+            self._pass = current = _Pass(x, version, group_size, prepared, set())
         current.read.add(layer)
         if len(current.read) == len(self.layers):
             self.release()
@@ -467,6 +501,19 @@ class InputGroup(nn.Module):
             scores = F.linear(scaled.float().abs(), self.router.float())
             routed = Routed.down(low, scores, self.routed_down, self.routed_down_scale, in_place=few)
         return Prepared(values, shared, routed, scale, few)
+
+    def pack(self, x: Tensor, kernels: Any) -> Tensor:
+        """As :meth:`prepare`, by the package's kernels and for them alone. x: (..., d) bfloat16."""
+        h = x.reshape(-1, self.width)
+        turned = scale = None
+        if self.rotation is not None or self.activation_clip is not None:
+            turned = h.float() if self.smooth is None else h.float() / self.smooth
+            turned = turned if self.rotation is None else rotate(turned, self.rotation)
+            if self.activation_clip is not None and self.activation_bits != UNQUANTIZED_BITS:
+                scale = token_scales(turned, self.activation_bits, self.activation_clip)
+        shared, routed = (self.shared_down, self.shared_down_scale), (self.routed_down, self.routed_down_scale)
+        packed: Tensor = kernels.prepare(h, self.smooth, turned, scale, shared, routed, self.router)
+        return packed
 
     def extra_repr(self) -> str:
         return (
@@ -499,7 +546,8 @@ class QuantizedLinear(nn.Module):
     """A linear layer with packed integer weights and the "up" halves of its group's experts.
 
     After :meth:`accelerate`, the first bfloat16 activation on a CPU turns ``weight_packed`` and ``weight_scale`` into
-    ``integers``, which then take their place: nothing is held twice.
+    ``integers``, which then take their place: nothing is held twice. A ``PackedLinear``, of the package, takes
+    the "up" halves too.
 
     weight_packed: (out, ceil(d * bits / 32)) int32 · weight_scale: (out, d / g) · weight_shape: (2,) int64, (out, d) ·
     bias: (out,) · shared_up: (out, r_s) · routed_up: (N_r, out, r_r); in int8 with shared_up_scale (out,) and
@@ -508,7 +556,7 @@ class QuantizedLinear(nn.Module):
 
     weight_packed: nn.Parameter | None
     weight_scale: nn.Parameter | None
-    integers: CpuIntegers | None
+    integers: Any
     bias: nn.Parameter | None
     shared_up: nn.Parameter | None
     shared_up_scale: nn.Parameter | None
@@ -540,7 +588,7 @@ class QuantizedLinear(nn.Module):
         self._group = (group,)
         self._weight: Tensor | None = None
         self.keeps_weight = False
-        self.accelerated = False
+        self.accelerated = self.fused = False
         self.register_module("integers", None)
 
         words = -(-in_features * weight_bits // 32)
@@ -554,15 +602,22 @@ class QuantizedLinear(nn.Module):
 
     def accelerate(self) -> None:
         """Use packed integer products where this processor has them and the layer's numbers fit them."""
-        scale = self.weight_scale
-        if scale is not None and scale.dtype == torch.bfloat16 and product_group(self.group_size) and kernel_rows():
-            self.accelerated = self._group[0].accelerated = True
+        group, package = self._group[0], kernels()
+        if self.weight_scale is None or self.weight_scale.dtype != torch.bfloat16:
+            return
+        tensors = {**self._parameters, **group._parameters}
+        others = [each for name, each in tensors.items() if name not in ("weight_packed", "weight_shape", "smooth")]
+        if package is not None and package.takes(self.group_size, others):
+            self.accelerated = self.fused = True
+        elif product_group(self.group_size) and kernel_rows():
+            self.accelerated = group.accelerated = True
 
     def base_weight(self, dtype: torch.dtype) -> Tensor:
         """The dequantized integers, (out, d); kept between calls only inside :func:`dequantized_weights`."""
         packed, scale, integers = self.weight_packed, self.weight_scale, self.integers
         if integers is not None:
-            return integers.weight(dtype)
+            weight: Tensor = integers.weight(dtype)
+            return weight
         assert packed is not None
         assert scale is not None
         if self._weight is not None and self._weight.dtype == dtype and self._weight.device == packed.device:
@@ -574,21 +629,27 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., d); returns (..., out) in the dtype of x."""
-        prepared: Prepared = self._group[0](x, self.name)
         integers = self._repacked(x) if self.accelerated else None
-        if integers is None:
+        if self.fused and integers is not None and integers.multiplies(x):
+            packed = self._group[0](x, self.name, integers)
+            fused: Tensor = integers(packed, x.reshape(-1, self.in_features), self.bias)
+            return fused.reshape(*x.shape[:-1], self.out_features)
+        prepared: Prepared = self._group[0](x, self.name)
+        if integers is None or self.fused:
             y = F.linear(prepared.quantized, self.base_weight(x.dtype), self.bias)
         elif prepared.few and integers.multiplies(x):
             return self._few(prepared, integers).to(x.dtype).reshape(*x.shape[:-1], self.out_features)
         else:
             y = integers.linear(prepared.quantized, self.bias)
-        if prepared.shared is not None and self.shared_up is not None:
-            if self.shared_up_scale is None:
-                y = torch.addmm(y, prepared.shared, self.shared_up.to(y.dtype).t())
+        ups = self._parameters if integers is None or not self.fused else integers.adapters()
+        shared_up, scale = ups["shared_up"], ups["shared_up_scale"]
+        if prepared.shared is not None and shared_up is not None:
+            if scale is None:
+                y = torch.addmm(y, prepared.shared, shared_up.to(y.dtype).t())
             else:
-                y = y + project(prepared.shared, self.shared_up, self.shared_up_scale)
-        if prepared.routed is not None and self.routed_up is not None:
-            y = y + prepared.routed.up(self.routed_up, self.routed_up_scale)
+                y = y + project(prepared.shared, shared_up, scale)
+        if prepared.routed is not None and ups["routed_up"] is not None:
+            y = y + prepared.routed.up(ups["routed_up"], ups["routed_up_scale"])
         return y.reshape(*x.shape[:-1], self.out_features)
 
     def _few(self, prepared: Prepared, integers: CpuIntegers) -> Tensor:
@@ -603,7 +664,7 @@ class QuantizedLinear(nn.Module):
             y += prepared.routed.up(self.routed_up, self.routed_up_scale)
         return y
 
-    def _repacked(self, x: Tensor) -> CpuIntegers | None:
+    def _repacked(self, x: Tensor) -> Any:
         """The integers as the CPU multiplies them, made when the first x comes that may be multiplied so."""
         if self.integers is not None:
             return self.integers
@@ -612,13 +673,19 @@ class QuantizedLinear(nn.Module):
             return None
         return self.repack()
 
-    def repack(self) -> CpuIntegers:
+    def repack(self) -> Any:
         """Put ``integers`` in the place of the packed words, once, whichever thread comes first."""
         with _REPACKING:
             packed, scale = self.weight_packed, self.weight_scale
             if self.integers is None and packed is not None and scale is not None:
                 codes = unpack(packed, self.weight_bits, self.in_features)
-                self.integers = CpuIntegers(codes, scale, self.weight_bits, kernel_rows())
+                if self.fused:
+                    shared, routed = (self.shared_up, self.shared_up_scale), (self.routed_up, self.routed_up_scale)
+                    bits = (self.weight_bits, self._group[0].activation_bits)
+                    self.integers = kernels().PackedLinear(codes, scale, *bits, shared, routed)
+                    self.shared_up = self.shared_up_scale = self.routed_up = self.routed_up_scale = None
+                else:
+                    self.integers = CpuIntegers(codes, scale, self.weight_bits, kernel_rows())
                 self.weight_packed = self.weight_scale = None
         assert self.integers is not None
         return self.integers
