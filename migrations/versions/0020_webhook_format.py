@@ -16,9 +16,7 @@ depends_on = None
 
 def upgrade() -> None:
     op.add_column("webhooks", sa.Column("format", sa.String(length=16), server_default="standard", nullable=False))
-    op.create_check_constraint(op.f("ck_webhooks_format"), "webhooks", "format IN ('standard', 'slack', 'teams')")
 
 
 def downgrade() -> None:
-    op.drop_constraint(op.f("ck_webhooks_format"), "webhooks", type_="check")
     op.drop_column("webhooks", "format")

@@ -26,7 +26,6 @@ class Webhook(Base):
     __tablename__ = "webhooks"
     __table_args__ = (
         CheckConstraint("status IN ('enabled', 'disabled')", name="status"),
-        CheckConstraint("format IN ('standard', 'slack', 'teams')", name="format"),
         Index("ix_webhooks_page", "tenant", text("created_at DESC"), text("id DESC")),
     )
 
