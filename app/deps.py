@@ -145,6 +145,7 @@ AuditReader = Annotated[Caller, Depends(require(Scope.AUDIT_READ))]
 UsageReader = Annotated[Caller, Depends(require(Scope.USAGE_READ))]
 WebhooksReader = Annotated[Caller, Depends(require(Scope.WEBHOOKS_READ))]
 WebhooksWriter = Annotated[Caller, Depends(require(Scope.WEBHOOKS_WRITE))]
+PushesWriter = Annotated[Caller, Depends(require(Scope.PUSHES_WRITE))]
 WorkersReader = Annotated[Caller, Depends(require(Scope.WORKERS_READ))]
 KeysAdmin = Annotated[Caller, Depends(require(Scope.KEYS_ADMIN))]
 

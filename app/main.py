@@ -21,6 +21,7 @@ from app.access.auth import load_keyring
 from app.access.quotas import StorageMeter
 from app.artifacts.router import router as artifacts
 from app.audit.router import router as audit
+from app.buckets.router import router as buckets
 from app.comparisons.router import router as comparisons
 from app.datasets.router import router as datasets
 from app.datasets.upload import sweep_abandoned
@@ -34,6 +35,7 @@ from app.keys.router import router as keys
 from app.models.router import router as models
 from app.parsing import warm_up
 from app.plans.router import router as plans
+from app.pushes.router import router as pushes
 from app.retention.router import router as retention
 from app.system.router import router as system
 from app.ui import pages
@@ -137,6 +139,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         usage,
         retention,
         hub_tokens,
+        buckets,
+        pushes,
         models,
         system,
     )

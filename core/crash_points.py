@@ -48,7 +48,14 @@ API = {
     "notify.before": "a job is committed and answered, and no worker was notified",
     "dataset.stored": "an upload's bytes are in storage and no row names them",
 }
-NAMES = {**LIBRARY, **SUPERVISOR, **KEEPER, **API}
+PUSHER = {
+    "push.taken": "a push is taken, and nothing of it has been sent",
+    "push.file_there": "a file of a push is at its destination, others may not be",
+    "push.uploaded": "a push is complete at its destination, and the ledger does not know",
+    "push.before_commit": "the end of a push and its event are in a transaction still open",
+}
+"""Reached in the keeper while it pushes."""
+NAMES = {**LIBRARY, **SUPERVISOR, **KEEPER, **PUSHER, **API}
 
 
 def enabled() -> bool:

@@ -126,6 +126,12 @@ class Settings(BaseSettings):
     webhook_allow_private: bool = Field(
         default=False, description="For development: webhooks to this machine and private networks."
     )
+    pushers: int = Field(default=2, ge=0, le=32, description="Pushes that one keeper carries at a time; 0: none.")
+    push_allow_private: bool = Field(
+        default=False,
+        description="Tenants may push to buckets at this machine and in private networks, and without TLS.",
+    )
+    max_pushes: int = Field(default=100, ge=0, description="Unfinished pushes of one tenant.")
     requests_per_minute: int = Field(default=6000, ge=0, description="By one key at one API process; 0: no limit.")
     max_queued_jobs: int = Field(default=1000, ge=0, description="Waiting jobs of one tenant.")
     max_running_jobs: int | None = Field(default=32, ge=0, description="Workers that one tenant may hold.")

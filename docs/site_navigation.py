@@ -9,7 +9,17 @@ from typing import Any
 
 FIRST = ("index.md", "tutorial.md", "tutorial-pipeline.md")
 LINK = re.compile(r"\[([^\]]+)\]\(([^)#:\s]+)\)")
-GUIDES = ("dashboard.md", "api.md", "client.md", "library.md", "hub.md", "checkpoint.md", "serving.md", "downloads.md")
+GUIDES = (
+    "dashboard.md",
+    "api.md",
+    "client.md",
+    "library.md",
+    "hub.md",
+    "pushes.md",
+    "checkpoint.md",
+    "serving.md",
+    "downloads.md",
+)
 
 
 def on_config(config: Any) -> Any:

@@ -61,6 +61,9 @@ REAPED = Counter("qe_keeper_reaped_total", "Jobs taken from workers that were no
 NOTIFIED_AGAIN = Counter(
     "qe_keeper_rung_again_total", "Queued jobs that nobody had picked up in time.", registry=REGISTRY
 )
+PUSHES = Counter("qe_keeper_pushes_total", "Pushes by their end.", ["status"], registry=REGISTRY)
+for status in ("succeeded", "failed", "cancelled"):
+    PUSHES.labels(status)
 
 
 class GpuMemory(Collector):

@@ -37,6 +37,7 @@ class Scope(StrEnum):
     USAGE_READ = "usage:read"
     WEBHOOKS_READ = "webhooks:read"
     WEBHOOKS_WRITE = "webhooks:write"
+    PUSHES_WRITE = "pushes:write"
     WORKERS_READ = "workers:read"
     KEYS_ADMIN = "keys:admin"
 
@@ -50,8 +51,10 @@ EXPLAINED: Mapping[Scope, str] = {
     Scope.USAGE_READ: "see what was used, what the limits are, and how long jobs are kept",
     Scope.WEBHOOKS_READ: "see webhooks and their deliveries",
     Scope.WEBHOOKS_WRITE: "make, change, try and delete webhooks",
+    Scope.PUSHES_WRITE: "push the files of jobs to repositories and buckets with the keys of the tenant; cancel pushes",
     Scope.WORKERS_READ: "see the workers and what they do",
-    Scope.KEYS_ADMIN: "make, rotate and revoke keys with no more scopes than its own; set the hub token and retention",
+    Scope.KEYS_ADMIN: "make, rotate and revoke keys with no more scopes than its own; set the hub token,"
+    " keys of buckets, and retention",
 }
 """What a key with the scope may do."""
 

@@ -30,6 +30,10 @@ class Action(StrEnum):
     RETENTION_CHANGED = "retention.changed"
     HUB_TOKEN_SET = "hub_token.set"  # noqa: S105 -- an action
     HUB_TOKEN_DELETED = "hub_token.deleted"  # noqa: S105
+    BUCKET_SET = "bucket.set"
+    BUCKET_DELETED = "bucket.deleted"
+    PUSH_CREATED = "push.created"
+    PUSH_CANCELLED = "push.cancelled"
     DATASET_CREATED = "dataset.created"
     DATASET_CHANGED = "dataset.changed"
     DATASET_DELETED = "dataset.deleted"

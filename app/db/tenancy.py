@@ -17,6 +17,7 @@ from core.ledger.tables import (
     Artifact,
     Attempt,
     AuditEntry,
+    Bucket,
     Comparison,
     Dataset,
     FinishedBlock,
@@ -26,6 +27,7 @@ from core.ledger.tables import (
     JobEvent,
     JobLabel,
     Plan,
+    Push,
     Retention,
     TenantLimits,
     UsageDay,
@@ -35,7 +37,7 @@ from core.ledger.tables import (
 )
 
 ROW_ID = re.compile(r"[a-z]{2,4}_[0-9a-f]{32}")
-OwnedRow = TypeVar("OwnedRow", Job, Dataset, ApiKey, Comparison, Webhook, WebhookDelivery, AuditEntry)
+OwnedRow = TypeVar("OwnedRow", Job, Dataset, ApiKey, Comparison, Webhook, WebhookDelivery, AuditEntry, Push)
 NamedRow = TypeVar(
     "NamedRow",
     Job,
@@ -53,6 +55,8 @@ NamedRow = TypeVar(
     HubToken,
     UsageDay,
     JobLabel,
+    Push,
+    Bucket,
 )
 Part = TypeVar("Part", Attempt, FinishedBlock, JobEvent, Artifact)
 

@@ -22,7 +22,7 @@ from app.db.engine import OpenSession
 from app.db.tenancy import owned
 from app.jobs.events import events_after
 from app.jobs.schemas import EventView
-from core.contract.events import TERMINAL
+from core.contract.events import AFTER_SUCCESS, TERMINAL
 from core.ledger.tables import Job, JobEvent
 
 POLL_SECONDS = 0.25
@@ -46,7 +46,7 @@ class EventFrame:
 def frame_of(row: JobEvent) -> EventFrame:
     event = EventView.of(row)
     data = f"id: {event.seq}\nevent: {event.type}\ndata: {event.model_dump_json()}\n\n".encode()
-    return EventFrame(event.seq, event.type in TERMINAL, data)
+    return EventFrame(event.seq, event.type in TERMINAL | AFTER_SUCCESS, data)
 
 
 @dataclass

@@ -42,6 +42,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
     response_model=JobView,
     responses=documented(
         *problems.CREATION_REFUSED,
+        *problems.PUSH_REFUSED,
         problems.PLAN_NOT_FOUND,
         problems.PLAN_MISMATCH,
         problems.PLAN_REFUSED,

@@ -22,8 +22,9 @@ from app.jobs.queries import get_job, page_of_job_rows
 from app.jobs.schemas import JobQuery, JobView
 from app.plans.agreement import NO_AGREEMENT, agree, check_fits_workers, needs_reading
 from app.plans.schemas import JobRequest
+from app.pushes.service import add_pushes, check_scope
 from app.web import problems
-from app.web.idempotency import Created, Idempotency, Outcome
+from app.web.idempotency import Created, Idempotency, Outcome, new_id_of
 from app.web.paging import Page, as_page
 from app.web.problems import Problem
 from app.web.wakeups import RequestNotifier
@@ -48,10 +49,12 @@ async def submit_job(
 ) -> Outcome:
     """Queue a job: agree on its plan, admit it, write it, and wake a worker after the commit.
 
-    Raises Problem as ``agree``, ``admit`` and ``create_job``.
+    Raises Problem as ``agree``, ``admit``, ``create_job`` and ``add_pushes``.
     """
     settings, tenant = deps.settings, caller.tenant
-    body = spec.model_dump(mode="json", exclude=set() if spec.plan else {"plan"})
+    if spec.push_to:
+        check_scope(caller)
+    body = spec.model_dump(mode="json", exclude={name for name in ("plan", "push_to") if not getattr(spec, name)})
     idempotency = Idempotency.of(tenant, idempotency_key, "POST /v1/jobs", body)
     agreement = NO_AGREEMENT
     if needs_reading(spec):
@@ -63,9 +66,21 @@ async def submit_job(
     uploads = await deps.meter.unfinished(tenant)
 
     async def create() -> Created:
-        return await _queue_job(
+        created = await _queue_job(
             request, deps, notifier, transaction, spec, uploads, progress=agreement.progress, plan=agreement.estimate
         )
+        if spec.push_to:
+            await add_pushes(
+                transaction,
+                actor_of(request),
+                job_id=new_id_of(created),
+                new=spec.push_to,
+                exports=spec.exports or [],
+                settings=settings,
+                if_accepted=True,
+                pointer="/push_to",
+            )
+        return created
 
     async with pipeline.transaction(deps.sessions, tenant) as transaction:
         return await idempotency.run(transaction, create)

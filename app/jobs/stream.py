@@ -24,7 +24,7 @@ from app.jobs.events import events_after
 from app.jobs.feed import Feed
 from app.web import problems
 from app.web.problems import Problem
-from core.contract.events import TERMINAL
+from core.contract.events import AFTER_SUCCESS, TERMINAL
 from core.ledger.tables import Job
 
 EVENT_STREAM = "text/event-stream"
@@ -51,7 +51,7 @@ async def respond(
     if after > job.event_seq:
         raise Problem(problems.MALFORMED_REQUEST, f"event {after} does not exist: the last is {job.event_seq}")
     last = await events_after(session, job_id=job.id, seq=job.event_seq - 1, limit=1)
-    if after == job.event_seq and last and last[0].type in TERMINAL:
+    if after == job.event_seq and last and last[0].type in TERMINAL | AFTER_SUCCESS:
         return Response(status_code=204)  # a browser's EventSource does not reconnect after it
     headers = {"Cache-Control": "no-store", "Vary": "Accept", "X-Accel-Buffering": "no"}
     if request.method == "HEAD":  # the stream itself would keep it waiting until the job's end

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from app.pushes.schemas import NewPush
 from core.contract import patterns
 from core.contract.spec import JobSpec
 from quant_experts.planning.plan import Placement, Plan
@@ -19,12 +20,18 @@ Digest = Annotated[str, StringConstraints(pattern=patterns.SHA256)]
 
 
 class JobRequest(JobSpec):
-    """A job, and the plan that it is to keep to."""
+    """A job, the plan that it is to keep to, and where its files are pushed."""
 
     plan: Digest | None = Field(
         default=None,
         description="`digest` of `POST /v1/jobs:plan`. The job runs exactly what was planned, at the commits that were "
         "planned, or is refused.",
+    )
+    push_to: Annotated[list[NewPush], Field(max_length=8)] = Field(
+        default=[],
+        examples=[[{"to": "hub:team/captions-w4a8"}]],
+        description="Where the files go when the job has succeeded and was not rejected (scope `pushes:write`). A push "
+        "that fails does not fail the job.",
     )
 
 

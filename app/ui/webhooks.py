@@ -31,7 +31,10 @@ from app.webhooks.schemas import (
 from core.contract.webhook_format import WebhookFormat
 from core.ledger.outbox import ANNOUNCED
 
-VERBS = {"started": "starts", "succeeded": "succeeds", "failed": "fails", "cancelled": "is cancelled"}
+VERBS = {
+    "started": "starts", "succeeded": "succeeds", "failed": "fails", "cancelled": "is cancelled",
+    "pushed": "is pushed", "push_failed": "cannot be pushed",
+}  # fmt: skip
 EVENTS = {kind.value: VERBS[kind.value.removeprefix("job.")] for kind in ANNOUNCED}
 GRACE = {"86400": "a day", "604800": "a week", "0": "not at all: the old one has leaked"}
 SENTENCES = {

@@ -44,6 +44,14 @@ JOB_NOT_RETRYABLE = ProblemType("job-not-retryable", 409, "Only a failed or canc
 REPORT_NOT_READY = ProblemType("report-not-ready", 409, "The job has no report yet", retryable=True)
 WEBHOOK_DISABLED = ProblemType("webhook-disabled", 409, "The webhook is disabled")
 TOO_MANY_WEBHOOKS = ProblemType("too-many-webhooks", 409, "The tenant has as many webhooks as it may have")
+NO_BUCKET_KEYS = ProblemType("no-bucket-keys", 409, "This service keeps no keys of tenants' buckets")
+TOO_MANY_BUCKETS = ProblemType("too-many-buckets", 409, "The tenant has as many buckets as it may have")
+NO_DESTINATION_KEY = ProblemType("no-destination-key", 409, "The tenant has no key for the destination")
+NOTHING_TO_PUSH = ProblemType("nothing-to-push", 409, "The job has no files to push")
+PUSH_IN_PROGRESS = ProblemType("push-in-progress", 409, "The same push is on its way already", retryable=True)
+PUSH_FINISHED = ProblemType("push-finished", 409, "The push has ended")
+TOO_MANY_PUSHES = ProblemType("too-many-pushes", 429, "Too many pushes are on their way", retryable=True)
+ENDPOINT_REFUSED = ProblemType("endpoint-refused", 422, "Nothing is pushed to such an address")
 NO_HUB_TOKENS = ProblemType("no-hub-tokens", 409, "This service keeps no hub tokens of tenants")
 HUB_TOKEN_UNREADABLE = ProblemType("hub-token-unreadable", 409, "The tenant's hub token cannot be opened")
 DATASET_IN_USE = ProblemType("dataset-in-use", 409, "A job still needs the dataset", retryable=True)
@@ -128,6 +136,8 @@ class Problem(HTTPException):
 
 REPEATED = (IDEMPOTENCY_IN_PROGRESS, IDEMPOTENCY_MISMATCH)
 """Problems of any request with an ``Idempotency-Key``."""
+PUSH_REFUSED = (NO_DESTINATION_KEY, PUSH_IN_PROGRESS, TOO_MANY_PUSHES)
+"""Problems of any request that makes pushes."""
 CREATION_REFUSED = (
     DATASET_NOT_FOUND,
     DATASET_EXPIRED,

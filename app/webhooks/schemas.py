@@ -19,7 +19,7 @@ from quant_experts.spec.choices import WHOLE
 
 Url = Annotated[str, StringConstraints(min_length=1, max_length=MOST_CHARACTERS)]
 Description = Annotated[str, StringConstraints(max_length=200, pattern=patterns.LINE_OR_NOTHING)]
-Event = Literal["job.started", "job.succeeded", "job.failed", "job.cancelled"]
+Event = Literal["job.started", "job.succeeded", "job.failed", "job.cancelled", "job.pushed", "job.push_failed"]
 assert set(Event.__args__) == set(ANNOUNCED)  # type: ignore[attr-defined]
 DAY = 24 * 3600
 

@@ -24,6 +24,12 @@ class EventType(StrEnum):
     SUCCEEDED = "job.succeeded"
     FAILED = "job.failed"
     CANCELLED = "job.cancelled"
+    PUSHED = "job.pushed"
+    """The files are at a destination: ``{"push", "to", "export", "url"}``, and of a repository ``"commit"``."""
+    PUSH_FAILED = "job.push_failed"
+    """Given up: ``{"push", "to", "export", "error"}``."""
 
 
 TERMINAL = frozenset({EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELLED})
+AFTER_SUCCESS = frozenset({EventType.PUSHED, EventType.PUSH_FAILED})
+"""They come after the end of a job that succeeded, and change nothing about it."""

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from core.contract.events import EventType
 
-ANNOUNCED = (EventType.STARTED, EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELLED)
+ANNOUNCED = (
+    *(EventType.STARTED, EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELLED),
+    *(EventType.PUSHED, EventType.PUSH_FAILED),
+)
 """The events that a webhook may ask for."""
 PING = "webhook.ping"
 

@@ -57,10 +57,10 @@ class S3Storage:
     def __init__(self, *, bucket: str, prefix: str, options: dict[str, str]) -> None:
         self.bucket = bucket
         self.prefix = prefix
-        self._client = _client(options, options.get("endpoint_url"))
+        self._client = open_client(options, options.get("endpoint_url"))
         # Clients outside may know the store by another name than this process; a signature covers the name.
         public = options.get("public_endpoint_url")
-        self._signer = self._client if public is None else _client(options, public)
+        self._signer = self._client if public is None else open_client(options, public)
 
     def put(self, key: str, source: Path) -> None:
         with _translated(key):
@@ -76,7 +76,7 @@ class S3Storage:
         try:
             answer = self._client.get_object(Bucket=self.bucket, Key=self._name(key), **byte_range)
         except ClientError as error:
-            if _code(error) in OUT_OF_RANGE:
+            if error_code(error) in OUT_OF_RANGE:
                 return io.BytesIO()
             raise _translation(error, key) from None
         except BotoCoreError as error:
@@ -141,7 +141,8 @@ class _Body:
         self.close()
 
 
-def _client(options: dict[str, str], endpoint: str | None) -> Any:
+def open_client(options: dict[str, str], endpoint: str | None, **credentials: str) -> Any:
+    """``credentials``: as boto3 calls them; without any, those that it finds."""
     configuration = Config(
         connect_timeout=5,
         read_timeout=60,
@@ -157,7 +158,7 @@ def _client(options: dict[str, str], endpoint: str | None) -> Any:
     session = boto3.Session()  # boto3's own keeps the credentials that it saw first
     # The region of a store that has none still goes into the signature.
     region = options.get("region") or session.region_name or "us-east-1"
-    return session.client("s3", endpoint_url=endpoint, region_name=region, config=configuration)
+    return session.client("s3", endpoint_url=endpoint, region_name=region, config=configuration, **credentials)
 
 
 @contextmanager
@@ -171,11 +172,11 @@ def _translated(key: str) -> Iterator[None]:
 def _translation(error: BaseException, key: str) -> Exception:
     if isinstance(error, S3UploadFailedError) and error.__context__ is not None:
         error = error.__context__
-    if isinstance(error, ClientError) and _code(error) in MISSING:
+    if isinstance(error, ClientError) and error_code(error) in MISSING:
         return ObjectMissing(key)
-    is_refusal = isinstance(error, ClientError) and _code(error) in REFUSED
+    is_refusal = isinstance(error, ClientError) and error_code(error) in REFUSED
     return StorageUnavailable(errno.EACCES if is_refusal else errno.EIO, f"object store: {error} ({key})")
 
 
-def _code(error: ClientError) -> str:
+def error_code(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))

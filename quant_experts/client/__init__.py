@@ -44,6 +44,7 @@ from quant_experts.client.views.comparisons import ComparedJob, ComparisonView
 from quant_experts.client.views.datasets import DatasetView, FiguresView, RowView
 from quant_experts.client.views.jobs import ArtifactView, AttemptView, EventView, JobStatus, JobView, LayerView
 from quant_experts.client.views.plans import KeptPlanView, PlanView
+from quant_experts.client.views.pushes import BucketView, PushView
 from quant_experts.client.views.service import LocalModel, ModelList, Schemes, WorkerView
 from quant_experts.client.views.webhooks import DeliveryDetail, DeliveryView, WebhookView, WebhookWithSecret
 
@@ -55,6 +56,7 @@ __all__ = [
     "AsyncJob",
     "AsyncPlan",
     "AttemptView",
+    "BucketView",
     "Candidate",
     "Client",
     "ClientError",
@@ -89,6 +91,7 @@ __all__ = [
     "Plan",
     "PlanView",
     "ProblemItem",
+    "PushView",
     "RateLimited",
     "RowView",
     "Schemes",

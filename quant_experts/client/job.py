@@ -13,9 +13,11 @@ from quant_experts.client.effects import Item, Operation, Stream, last_of, run_b
 from quant_experts.client.operation import Awaited, Blocking, Operations, bound, listing, operation
 from quant_experts.client.polling import SILENCE, follow_events
 from quant_experts.client.requests import jobs as requests
+from quant_experts.client.requests import pushes as push_requests
 from quant_experts.client.requests.base import Request
 from quant_experts.client.views.datasets import DatasetView
 from quant_experts.client.views.jobs import ArtifactView, AttemptView, EventView, JobView, LayerView
+from quant_experts.client.views.pushes import PushView
 from quant_experts.spec.exports import EXPORTS_FOLDER
 
 J = TypeVar("J", bound="JobOperations[Any]")
@@ -33,6 +35,7 @@ class Names(TypedDict, total=False):
     max_wait_s: int | None
     priority: int | None
     device: str | None
+    push_to: Sequence[Mapping[str, Any]] | None
 
 
 class JobFields(Names, total=False):
@@ -160,6 +163,32 @@ class JobOperations(Operations, Generic[J]):
         return pull_files(
             self, self.id, directory, names=names, export=export, parallel=parallel, on_progress=on_progress
         )
+
+    @operation
+    def push(
+        self, to: str, *, export: str | None = None, private: bool = True, idempotency_key: str | None = None
+    ) -> Operation[PushView]:
+        """Push its checkpoint, or an ``export``, to ``hub:owner/name`` or ``s3://bucket/prefix``, with the tenant's key
+        for it; as soon as it has succeeded, if it has not yet. ``private``: never into a public repository."""
+        request = push_requests.create_push(
+            self.id, to=to, export=export, private=private, idempotency_key=idempotency_key
+        )
+        return self._send(request)
+
+    @listing
+    def pushes(self) -> Stream[PushView]:
+        """Where its files were pushed, newest first."""
+        return self._pages(push_requests.list_pushes(self.id))
+
+    @operation
+    def get_push(self, push_id: str) -> Operation[PushView]:
+        """How far a push is, and why its last attempt failed."""
+        return self._send(push_requests.get_push(self.id, push_id))
+
+    @operation
+    def cancel_push(self, push_id: str) -> Operation[PushView]:
+        """End a push where it stands. Raises Conflict when it has ended otherwise."""
+        return self._send(push_requests.cancel_push(self.id, push_id))
 
     def _kind(self) -> type[J]:
         return type(self)  # type: ignore[return-value]

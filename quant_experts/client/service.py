@@ -9,8 +9,10 @@ from typing import Literal
 from quant_experts.client.effects import Operation
 from quant_experts.client.operation import Operations, operation
 from quant_experts.client.requests import account as account_requests
+from quant_experts.client.requests import pushes as push_requests
 from quant_experts.client.requests import service as service_requests
 from quant_experts.client.views.account import HubTokenView, RetentionView, Usage
+from quant_experts.client.views.pushes import BucketList, BucketView
 from quant_experts.client.views.service import ModelList, Schemes, WorkerView
 
 
@@ -55,6 +57,38 @@ class ServiceOperations(Operations):
     def delete_hub_token(self) -> Operation[HubTokenView]:
         """Forget the tenant's own token; the service's is used again, if it has one."""
         return self._send(account_requests.delete_hub_token())
+
+    @operation
+    def buckets(self) -> Operation[BucketList]:
+        """The buckets that the tenant has a key for; never their secrets."""
+        return self._send(push_requests.buckets())
+
+    @operation
+    def set_bucket(
+        self,
+        name: str,
+        *,
+        access_key_id: str,
+        secret_access_key: str,
+        endpoint_url: str | None = None,
+        region: str | None = None,
+        path_style: bool = False,
+    ) -> Operation[BucketView]:
+        """Set or replace the key with which jobs are pushed to ``s3://name/…``; Amazon's without ``endpoint_url``."""
+        request = push_requests.set_bucket(
+            name,
+            access_key_id=access_key_id,
+            secret_access_key=secret_access_key,
+            endpoint_url=endpoint_url,
+            region=region,
+            path_style=path_style,
+        )
+        return self._send(request)
+
+    @operation
+    def delete_bucket(self, name: str) -> Operation[None]:
+        """Forget the key of a bucket; what was pushed stays there."""
+        return self._send(push_requests.delete_bucket(name))
 
     @operation
     def usage(

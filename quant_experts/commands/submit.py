@@ -13,6 +13,7 @@ from quant_experts.commands.options.exports import export_option
 from quant_experts.commands.options.job import CALIBRATION, job_options, labels_of, report_submitted, rows_of
 from quant_experts.commands.options.spec import LIMITS, body_of, is_given, names_of_spec_options, spec_options
 from quant_experts.commands.service_client import connected, json_option, url_option
+from quant_experts.spec.exports import EXPORT_FORMATS
 
 
 @click.command("submit", short_help="Queue a quantization on a service.")
@@ -28,6 +29,14 @@ from quant_experts.commands.service_client import connected, json_option, url_op
 )
 @spec_options
 @export_option
+@click.option(
+    "--push-to",
+    "destinations",
+    multiple=True,
+    metavar="DEST",
+    help="Push the files of the finished job there: hub:owner/name (private) or s3://bucket/prefix; repeatable.",
+)
+@click.option("--push-export", type=click.Choice(EXPORT_FORMATS), help="Push this export.  [default: the checkpoint]")
 @job_options
 @json_option("The job as one JSON object on stdout; with --watch, then its events.")
 @url_option
@@ -42,6 +51,8 @@ def command(
     calibration: str | None,
     split: str | None,
     exports: tuple[str, ...],
+    destinations: tuple[str, ...],
+    push_export: str | None,
     name: str | None,
     alias: str | None,
     labels: tuple[str, ...],
@@ -58,6 +69,10 @@ def command(
     """Queue the quantization of MODEL on a service and print the job's id."""
     body = body_of(**options)
     names: Names = {"name": name, "alias": alias, "labels": labels_of(labels), "timeout_s": timeout_s}
+    if push_export is not None and not destinations:
+        raise click.UsageError("--push-export: say where with --push-to")
+    export = {} if push_export is None else {"export": push_export}
+    names["push_to"] = [{"to": destination, **export} for destination in destinations] or None
     names |= {"max_wait_s": max_wait_s, "priority": priority, "device": device}
     if digest is not None:
         _check_nothing_else_decides(context)

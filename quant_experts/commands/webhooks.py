@@ -14,7 +14,7 @@ from quant_experts.commands.service_client import connected, json_option, print_
 
 Format = Literal["standard", "slack", "teams"]
 Status = Literal["pending", "delivered", "failed"]
-EVENTS = ("job.started", "job.succeeded", "job.failed", "job.cancelled")
+EVENTS = ("job.started", "job.succeeded", "job.failed", "job.cancelled", "job.pushed", "job.push_failed")
 
 
 @click.group("webhooks", short_help="Be told of jobs at a URL; what was delivered, and again.")

@@ -7,6 +7,8 @@ import re
 FITTING = {
     "/v1/jobs/{job_id}/retry": "failed job",
     "/v1/jobs/{job_id}/cancel": "waiting job",
+    "/v1/jobs/{job_id}/pushes/{push_id}": "push",
+    "/v1/jobs/{job_id}/pushes/{push_id}/cancel": "push",
     "/v1/datasets/{dataset_id}/rows/{number}/audio/{index}": "audio",
     "/hub/api/models/{namespace}/{name}/tree/{revision}/{path}": "folder",
 }

@@ -66,6 +66,16 @@ async def _job(api: Api, dataset: str) -> Params:
     return {"job_id": job["id"], "name": "config.json"}
 
 
+async def _push(api: Api, dataset: str) -> Params:
+    ok(await api.client.put("/v1/hub-token", json={"token": "hf_of_the_fuzzer"}))
+    api.execute(
+        "DELETE FROM pushes WHERE created_at < clock_timestamp() - interval '10 s'"
+    )  # a tenant may have so many
+    job = (await api.create_job())["id"]
+    push = ok(await api.client.post(f"/v1/jobs/{job}/pushes", json={"to": "hub:fuzz/model"}), 201)["id"]
+    return {"job_id": job, "push_id": push}
+
+
 async def _failed_job(api: Api, dataset: str) -> Params:
     job = await api.create_job()
     await asyncio.to_thread(_fail, api, job["id"])
@@ -125,6 +135,7 @@ MAKERS: dict[str, Callable[[Api, str], Any]] = {
     "rows": _rows,
     "audio": _audio,
     "job": _job,
+    "push": _push,
     "failed job": _failed_job,
     "waiting job": _waiting_job,
     "repository": _repository,

@@ -31,6 +31,9 @@ NOBODYS = {
     "GET /v1/hub-token": "the caller's tenant",
     "PUT /v1/hub-token": "the caller's tenant",
     "DELETE /v1/hub-token": "the caller's tenant",
+    "GET /v1/buckets": "the caller's tenant: test_pushes.py looks at another's",
+    "PUT /v1/buckets/{bucket}": "the caller's tenant",
+    "DELETE /v1/buckets/{bucket}": "the caller's tenant: test_pushes.py names another's",
     "GET /v1/usage": "sums over the caller's tenant: test_usage.py looks at another's",
 }
 """Routes that show no tenant's things, and why."""
@@ -69,6 +72,10 @@ OBJECTS: dict[str, dict[str, Any]] = {
     "GET /v1/jobs/{job_id}/archive": {},
     "HEAD /v1/jobs/{job_id}/archive": {},
     "GET /v1/jobs/{job_id}/report": {},
+    "POST /v1/jobs/{job_id}/pushes": {"json": {"to": "hub:team/model"}},
+    "GET /v1/jobs/{job_id}/pushes": {},
+    "GET /v1/jobs/{job_id}/pushes/{push_id}": {},
+    "POST /v1/jobs/{job_id}/pushes/{push_id}/cancel": {},
     "GET /v1/datasets/{dataset_id}": {},
     "PATCH /v1/datasets/{dataset_id}": {"json": {"expires_at": None}},
     "DELETE /v1/datasets/{dataset_id}": {},
@@ -189,6 +196,7 @@ class Owned:
     delivery_id: str
     upload_id: str
     comparison_id: str
+    push_id: str
     digest: str
     """Of a plan."""
 

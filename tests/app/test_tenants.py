@@ -42,7 +42,13 @@ async def mine(api: Api, tmp_path: Path) -> Owned:
     statement = "INSERT INTO comparisons (id, tenant, request) VALUES (%s, 'default', %s)"
     api.execute(statement, [comparison, json.dumps(COMPARISON)])
     plan = ok(await api.client.post("/v1/jobs:plan", **CREATES["POST /v1/jobs:plan"]))["digest"]
+    push = "push_" + "0" * 32
+    statement = (
+        "INSERT INTO pushes (id, tenant, job_id, destination, status) VALUES (%s, 'default', %s, 'hub:a/b', 'waiting')"
+    )
+    api.execute(statement, [push, job])
     return Owned(
+        push_id=push,
         job_id=job,
         dataset_id=dataset,
         key_id=key,
@@ -190,6 +196,7 @@ EXCEPTIONS = {
     "audit/service.py NOTE": "writes the actor's tenant",
     "web/idempotency.py STORE": "writes the caller's tenant",
     "jobs/creation.py FIRST_EVENT": "of the job that was made just before it",
+    "pushes/service.py ADD": "writes the actor's tenant",
     "plans/service.py store_plan": "writes the caller's tenant",
     "hub/queries.py _sha_of_files": "correlated to the jobs of the query around it, which is the tenant's",
     "system/queries.py workers_seen": "every worker; joins the tenant's jobs only",

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from core.contract.events import TERMINAL, EventType
+from core.contract.events import AFTER_SUCCESS, TERMINAL, EventType
 from core.ledger.states import FINISHED, LEASED, AttemptOutcome, JobStatus
 from core.storage import LocalStorage
 from tests.faults.process_table import Overlap
@@ -112,7 +112,7 @@ def _ended_once(connection: Connection, jobs: Mapping[str, Any]) -> Found:
         story[row["job_id"]].append(row["type"])
     for job_id, kinds in story.items():
         for earlier, later in pairwise(kinds):
-            if earlier in TERMINAL and later != EventType.RETRIED:
+            if earlier in TERMINAL and later not in AFTER_SUCCESS | {EventType.RETRIED}:
                 yield Violation("I3", f"{job_id} has the event {later} after its terminal event {earlier}.")
     for job_id, job in jobs.items():
         last = (story[job_id] or ["nothing"])[-1]

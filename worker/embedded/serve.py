@@ -142,7 +142,7 @@ def _start_service(settings: Settings, parts: list[Part], environment: dict[str,
     worker = [python, "-m", "worker.queue.command", "--name"]
     service = [
         part("api", api, "QE_API_KEY", "QE_SECRET", "QE_HUB_KEY", "QE_HUB_TOKEN"),
-        part("keeper", [python, "-m", "worker.keeper"], "QE_SECRET"),
+        part("keeper", [python, "-m", "worker.keeper"], "QE_SECRET", "QE_HUB_KEY"),
     ]
     gpus = _gpus_by_worker(settings.workers)
     for number in range(1, settings.workers + 1):

@@ -4,7 +4,8 @@
 
 Each duty is one sentence. *Notify again*: wake workers for queued jobs that nobody took. *Reap*: take jobs from workers
 that were not heard of. *End waiting*: fail jobs that waited for as long as they may. *Sweep*: remove what is not needed
-any more. The sweeps and the webhook deliveries have a thread each, so that a slow store or endpoint delays no reaping.
+any more. The sweeps, the webhook deliveries and the pushes have threads of their own, so that a slow store or endpoint
+delays no reaping.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from worker.ledger.attempts import AttemptRef
 from worker.ledger.connection import Connection, connect
 from worker.machine import hub_copies
 from worker.notify import notify_workers
+from worker.pushes.pushing import push_regularly
 from worker.webhooks.delivery import deliver
 
 logger = logging.getLogger(__name__)
@@ -137,6 +139,7 @@ def sweep_away(connection: Connection, storage: Storage, settings: Settings) -> 
         "half stored files": lambda: sweep.drop_unfinished_puts(storage),
         "uploads without a dataset": lambda: sweep.drop_unnamed_uploads(connection, storage),
         "work directories": lambda: sweep.drop_work_directories(connection, settings.work_directory),
+        "directories of pushes": lambda: sweep.drop_push_directories(settings.work_directory),
         "downloads that nobody took up": lambda: hub_copies.drop_stale_downloads(settings.resolved_home),
         "rows that were kept long enough": lambda: removal.retire(connection, settings),
         "deleted jobs": lambda: removal.remove_deleted_jobs(connection, storage),
@@ -235,9 +238,17 @@ def main() -> None:
     logger.info("keeper at work")
     delivery = threading.Thread(target=deliver, args=(settings, stop), name="webhook delivery", daemon=True)
     delivery.start()
+    pushers = [
+        threading.Thread(target=push_regularly, args=(settings, stop), name=f"pusher {number}", daemon=True)
+        for number in range(settings.pushers)
+    ]
+    for pusher in pushers:
+        pusher.start()
     run_duties(settings, partial(notify_workers, settings), stop, tracing)
     tracing.close()
     delivery.join(settings.webhook_timeout)
+    for pusher in pushers:
+        pusher.join(JOIN_SECONDS)
 
 
 if __name__ == "__main__":

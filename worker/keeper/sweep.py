@@ -18,6 +18,7 @@ from core.ledger.states import FINISHED, LEASED, AttemptOutcome, JobStatus
 from core.storage import LocalStorage, Storage
 from worker.ledger.attempts import AttemptRef
 from worker.ledger.connection import Connection
+from worker.pushes.pushing import PREFIX
 
 IDEMPOTENCY_HOURS = 24
 PLAN_HOURS = 24
@@ -246,10 +247,18 @@ def drop_work_directories(connection: Connection, work: Path, *, dead_seconds: f
     return count
 
 
+def drop_push_directories(work: Path, *, hours: float = UNFINISHED_HOURS) -> int:
+    """Drop what pushes had on disk here whose keeper was killed. No attempt takes longer than a day."""
+    old = [each for each in work.glob(f"{PREFIX}*") if each.stat().st_mtime < time.time() - hours * 3600]
+    for directory in old:
+        shutil.rmtree(directory, ignore_errors=True)
+    return len(old)
+
+
 def drop_logs(logs: Path, *, days: float = LOG_DAYS) -> int:
-    """Drop logs of runners that nobody wrote to for two weeks."""
+    """Drop logs of runners and pushes that nobody wrote to for two weeks."""
     count = 0
-    for log in logs.glob("runner-*.log"):
+    for log in (*logs.glob("runner-*.log"), *logs.glob("push_*.log")):
         if log.stat().st_mtime < time.time() - days * 24 * 3600:
             log.unlink(missing_ok=True)
             count += 1

@@ -39,9 +39,12 @@ def line_of(payload: Mapping[str, Any]) -> str:
         return f"A test message of Quant Experts for webhook {data['webhook']}."
     job, event = data["job"], data["event"]
     name = f" {job['name']}" if job.get("name") else ""
-    parts = [f"Job{name} {kind.removeprefix('job.')}: {job['model']}, {job['scheme']}, {job['method']}."]
+    became = kind.removeprefix("job.").replace("push_failed", "could not be pushed")
+    parts = [f"Job{name} {became}: {job['model']}, {job['scheme']}, {job['method']}."]
     error, summary = event.get("error") or {}, event.get("summary") or {}
-    if error:
+    if "to" in event:  # of a push, whose error is a sentence
+        parts.append(f"{event['to']}: {error or event.get('url')}")
+    elif error:
         parts.append(f"{error.get('code')}: {error.get('message')}")
     if summary.get("verdict") == "rejected":
         parts.append("It misses its accept_if.")

@@ -25,6 +25,12 @@ EXAMPLES: dict[str, Any] = {
     "post /v1/keys": {"name": "ci", "scopes": ["jobs:read", "jobs:write", "datasets:write"]},
     "post /v1/keys/{key_id}/rotate": {"keep_previous_s": 3600},
     "put /v1/hub-token": {"token": "hf_xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"},
+    "put /v1/buckets/{bucket}": {
+        "access_key_id": "AKIAIOSFODNN7EXAMPLE",
+        "secret_access_key": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+        "region": "eu-central-1",
+    },
+    "post /v1/jobs/{job_id}/pushes": {"to": "hub:team/captions-w4a8"},
     "patch /v1/retention": {"jobs_days": 90, "events_days": None},
     "post /v1/webhooks": {"url": "https://example.com/hook", "event_types": ["job.succeeded", "job.failed"]},
     "patch /v1/webhooks/{webhook_id}": {"event_types": ["job.failed"]},

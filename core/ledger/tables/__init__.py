@@ -19,6 +19,7 @@ from core.ledger.tables.jobs import (
     TenantTurn,
     Worker,
 )
+from core.ledger.tables.pushes import Bucket, Push
 from core.ledger.tables.tenants import (
     ApiKey,
     AuditEntry,
@@ -43,6 +44,7 @@ __all__ = [
     "Attempt",
     "AuditEntry",
     "Base",
+    "Bucket",
     "Comparison",
     "Dataset",
     "FinishedBlock",
@@ -52,6 +54,7 @@ __all__ = [
     "JobEvent",
     "JobLabel",
     "Plan",
+    "Push",
     "Retention",
     "ServiceSecret",
     "StorageRemoval",
