@@ -38,6 +38,19 @@ def image_row(index: int, image: Any = None) -> dict[str, Any]:
     }
 
 
+def video_row(
+    index: int, *, frames: int = 4, size: tuple[int, int] = (84, 84), fps: float | None = 2.0
+) -> dict[str, Any]:
+    clip = {"type": "video", "video": [data_uri(picture(seed=7 * index + i, size=size)) for i in range(frames)]}
+    question = {"type": "text", "text": f"Which colour is the square at place {index}?"}
+    return {
+        "messages": [
+            {"role": "user", "content": [clip if fps is None else {**clip, "fps": fps}, question]},
+            {"role": "assistant", "content": f"The square is {COLOURS[index % 4]}."},
+        ]
+    }
+
+
 def text_row(index: int) -> dict[str, Any]:
     return {
         "messages": [

@@ -80,7 +80,8 @@ class AudioView(BaseModel):
 class RowView(BaseModel):
     number: int = Field(description="Line of a JSONL file, row of a Parquet file; counted from 1.")
     messages: list[dict[str, Any]] = Field(
-        description="An image part has the `index` of its image in `images`, an audio part that of its file in `audio`."
+        description="An image part has the `index` of its image in `images`, a video part the `indices` of its frames "
+        "there, an audio part the `index` of its file in `audio`."
     )
     images: list[ImageView]
     audio: list[AudioView]

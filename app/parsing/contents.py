@@ -19,6 +19,7 @@ from app.parsing.row_checks import audio_bytes, image_bytes, offered_images
 from app.parsing.validation import rows_of
 from core.settings import Settings
 from quant_experts.planning.row_formats import canonical
+from quant_experts.planning.video_tokens import Clip
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,12 @@ class Row:
     number: int
     messages: list[dict[str, Any]]
     """As in the file, but an image part has ``index``, its position in ``images``, instead of the image; an audio part
-    has its position in ``audio``."""
+    has its position in ``audio``, and a video part in ``indices`` those of its frames in ``images``."""
     images: list[Image] = field(default_factory=list)
     audio: list[Audio] = field(default_factory=list)
+    clips: list[Clip] = field(default_factory=list)
+    frames: set[int] = field(default_factory=set)
+    """Positions of the images that are frames of a video."""
 
     @property
     def characters(self) -> int:
@@ -117,8 +121,19 @@ def _part(
         row.audio.append(Audio(read_audio_header(data), len(data), data if media == ("audio", index) else None))
         fields = {name: part[name] for name in ("type", "language") if part.get(name) is not None}
         return {**fields, "index": index}
+    if part["type"] == "video":
+        indices = [_image(frame, row, settings, media) for frame in part["video"]]
+        first = row.images[indices[0]].header
+        row.frames.update(indices)
+        row.clips.append(Clip(len(indices), (first.width, first.height), part.get("fps")))
+        return {"type": "video", "indices": indices, "fps": part.get("fps")}
     source = part.get("image")
-    data = image_bytes(images.pop(0)[1] if source is None else source, settings.max_image_bytes)
+    return {"type": "image", "index": _image(images.pop(0)[1] if source is None else source, row, settings, media)}
+
+
+def _image(source: Any, row: Row, settings: Settings, media: MediaKey | None) -> int:
+    """Add the image to the row; its position."""
+    data = image_bytes(source, settings.max_image_bytes)
     index = len(row.images)
     row.images.append(Image(read_header(data), len(data), data if media == ("image", index) else None))
-    return {"type": "image", "index": index}
+    return index

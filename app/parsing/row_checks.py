@@ -17,7 +17,7 @@ from app.parsing.audio import read_header as read_audio_header
 from app.parsing.images import BadImage, read_header
 from core.settings import Settings
 from quant_experts.planning.row_files import shown
-from quant_experts.planning.row_formats import UnknownRow, canonical, kind_of
+from quant_experts.planning.row_formats import UnknownRow, canonical, kind_of, problem_of_video
 
 EXAMPLES = {"image": "image/png", "audio": "audio/wav"}
 NAMED = {"image": "image", "audio": "audio file"}
@@ -34,7 +34,7 @@ class RowProblem:
 
 @dataclass
 class RowCheck:
-    """The contents and problems of one row."""
+    """The contents and problems of one row. ``images``: frames of videos among them."""
 
     images: int = 0
     texts: int = 0
@@ -104,10 +104,22 @@ def _check_part(pointer: str, part: Any, images: list[tuple[str, Any]], check: R
             _check_image(*images.pop(0), check, settings)
         else:
             check.refuse(pointer, "an image part without an image, and no further entry in images")
+    elif kind == "video":
+        _check_video(pointer, part, check, settings)
     elif kind == "audio":
         _check_audio(pointer, part, check, settings)
     else:
-        check.refuse(f"{pointer}/type", f"{shown(kind)}; expected text, image or audio")
+        check.refuse(f"{pointer}/type", f"{shown(kind)}; expected text, image, video or audio")
+
+
+def _check_video(pointer: str, part: dict[str, Any], check: RowCheck, settings: Settings) -> None:
+    problem = problem_of_video(part)
+    if problem is not None:
+        check.refuse(f"{pointer}/{problem[0]}", problem[1])
+        return
+    for index, frame in enumerate(part["video"]):
+        check.images += 1
+        _check_image(f"{pointer}/video/{index}", frame, check, settings)
 
 
 def _check_audio(pointer: str, part: dict[str, Any], check: RowCheck, settings: Settings) -> None:

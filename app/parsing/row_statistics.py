@@ -87,7 +87,8 @@ def statistics_of(
     pixels, sizes, characters, seconds, audio = list[int](), list[int](), list[int](), list[float](), 0
     with RowCounting(files, counting=counting) as row_counting:
         for row in all_rows(path, settings):
-            row_counting.add(row.messages, [(image.header.width, image.header.height) for image in row.images])
+            pictures = [image.header for at, image in enumerate(row.images) if at not in row.frames]
+            row_counting.add(row.messages, [(each.width, each.height) for each in pictures], row.clips)
             characters.append(row.characters)
             kinds.update(_kinds(row))
             roles.update(str(message["role"]) for message in row.messages)

@@ -85,6 +85,11 @@ class _Capture:
         try:
             if isinstance(row, BadRow):
                 raise InvalidCalibration(row.reason)
+            if len(self._stacks) > 1 and row.images and row.videos:  # the model would call the tower twice
+                raise InvalidCalibration(
+                    f"calibration row {row.number}: it has images and a video; while the vision tower is quantized "
+                    "each needs a row of its own"
+                )
             return self._collate(row)
         except TooLong:
             self._skips["too long"] += 1

@@ -12,13 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from quant_experts.calibration.images import decode
-from quant_experts.calibration.processor import PROCESSORS, has_processor, load_processor, load_tokenizer
-from quant_experts.calibration.rows import Row, texts_of
+from quant_experts.calibration.processor import (
+    PROCESSORS,
+    has_processor,
+    load_processor,
+    load_tokenizer,
+    why_no_videos,
+)
+from quant_experts.calibration.rows import Row, Video, texts_of
 from quant_experts.calibration.sample import Sample, TooLong
 from quant_experts.calibration.speech import open_speech_collator
 from quant_experts.errors import InvalidCalibration, InvalidModel, one_line
@@ -77,36 +84,59 @@ def _open_text_collator(directory: Path, config: Any) -> Collate:
         processor = load_processor(directory, config)
         if not processor.chat_template:
             raise InvalidModel(f"{directory.name} has no chat template; give the instruction-tuned model")
-        return lambda row: _with_images(row, processor, config.image_token_id, most)
+        return lambda row: _with_images(row, processor, config, most)
     tokenizer = load_tokenizer(directory)
     reason = f"the model's directory has no {PROCESSORS[0]}" if takes_images else f"{config.model_type} takes text only"
     return lambda row: _text_only(row, tokenizer, reason, most)
 
 
-def _with_images(row: Row, processor: Any, image_token: int, most: int) -> Sample:
+def _with_images(row: Row, processor: Any, config: Any, most: int) -> Sample:
     """Raises TooLong, or InvalidCalibration naming the row."""
     if row.audio:
         raise InvalidCalibration(f"calibration row {row.number}: it has audio, but this model takes images and text")
+    if row.videos and (reason := why_no_videos(processor)) is not None:
+        raise InvalidCalibration(f"calibration row {row.number}: it has a video, but {reason}")
     text = _render(row, processor, list(row.messages))
-    _check_placeholders(row, text, processor, image_token)
+    _check_placeholders(row, text, processor, config.image_token_id)
     images = [decode(data, f"calibration row {row.number}, image {i}") for i, data in enumerate(row.images, start=1)]
+    videos = [_frames(video, f"calibration row {row.number}, video {i}") for i, video in enumerate(row.videos, start=1)]
+    placeholders = torch.tensor([config.image_token_id, *_video_tokens(config)])
     options: dict[str, Any] = {}
     is_smaller = False
     while True:
-        inputs = _process(row, processor, text, images, options)
-        vision = inputs["input_ids"][0] == image_token
-        tokens, image_tokens = vision.shape[0], int(vision.sum())
+        inputs = _process(row, processor, text, images, videos, options)
+        vision = torch.isin(inputs["input_ids"][0], placeholders)
+        tokens, vision_tokens = vision.shape[0], int(vision.sum())
         if tokens <= most:
             sample = Sample(row.number, inputs, vision, is_smaller)
             return _with_reply(sample, row, text, processor, list(row.messages))
-        if not images or tokens - image_tokens >= most:
+        if not vision_tokens or tokens - vision_tokens >= most:
             raise TooLong(f"{tokens} tokens, at most {most}")
         if hasattr(processor.image_processor, "max_patches"):
-            options["max_patches"] = _tiles(processor, images, most - (tokens - image_tokens), options)
+            if videos:
+                raise TooLong(f"{tokens} tokens, at most {most}; its frames take as many however small they are")
+            options["max_patches"] = _tiles(processor, images, most - (tokens - vision_tokens), options)
         else:
             # Tokens grow with the area; aim a little below the limit, because sides are rounded to whole patches.
-            images = _shrunk(images, 0.95 * math.sqrt((most - tokens + image_tokens) / image_tokens))
+            share = 0.95 * math.sqrt((most - tokens + vision_tokens) / vision_tokens)
+            images, videos = _shrunk(images, share), [_shrunk(frames, share) for frames in videos]
         is_smaller = True
+
+
+def _frames(video: Video, where: str) -> list[Image.Image]:
+    """Raises InvalidCalibration for a frame that cannot be decoded, or is of another size than the first."""
+    frames = [decode(data, f"{where}, frame {i}") for i, data in enumerate(video.frames, start=1)]
+    other = next((i for i, frame in enumerate(frames, start=1) if frame.size != frames[0].size), None)
+    if other is not None:
+        sizes = " and ".join(f"{frame.width}x{frame.height}" for frame in (frames[0], frames[other - 1]))
+        raise InvalidCalibration(f"{where}: frames 1 and {other} are {sizes}; all frames of a video have one size")
+    return frames
+
+
+def _video_tokens(config: Any) -> list[int]:
+    """Placeholders of videos where they are not those of images, as InternVL's are."""
+    names = ("video_token_id", "video_token_index")
+    return [token for name in names if isinstance(token := getattr(config, name, None), int)]
 
 
 def _tiles(processor: Any, images: list[Image.Image], room: int, options: dict[str, Any]) -> int:
@@ -128,8 +158,18 @@ def _shrunk(images: list[Image.Image], share: float) -> list[Image.Image]:
 
 
 def _process(
-    row: Row, processor: Any, text: str, images: list[Image.Image], options: dict[str, Any]
+    row: Row,
+    processor: Any,
+    text: str,
+    images: list[Image.Image],
+    videos: list[list[Image.Image]],
+    options: dict[str, Any],
 ) -> dict[str, Tensor]:
+    if videos:
+        # The frames that were given are those that are shown. Left to itself, a processor of transformers may take some
+        # of them, for a rate that it assumes.
+        options = {**options, "do_sample_frames": False, "video_metadata": [_metadata(video) for video in row.videos]}
+        options["videos"] = [np.stack([np.asarray(frame) for frame in frames]) for frames in videos]
     bos = processor.tokenizer.bos_token
     if bos and text.startswith(bos):
         options = {**options, "add_special_tokens": False}  # the template has written it
@@ -142,16 +182,25 @@ def _process(
         ) from error
 
 
+def _metadata(video: Video) -> dict[str, Any]:
+    """``total_num_frames``, of the frames that are there, so that their rate is that of the video."""
+    count = len(video.frames)
+    return {"total_num_frames": count, "fps": video.fps, "frames_indices": list(range(count))}
+
+
 def _check_placeholders(row: Row, text: str, processor: Any, image_token: int) -> None:
-    """Raises InvalidCalibration unless the text holds one placeholder per image, which the processor expands to
-    tokens."""
+    """Raises InvalidCalibration unless the text holds one placeholder per image and video, which the processor expands
+    to tokens."""
     placeholder = processor.image_token
-    count = text.count(placeholder)
-    if count != len(row.images):
-        raise InvalidCalibration(
-            f"calibration row {row.number}: {count} image tokens for {len(row.images)} of its images; "
-            f"its text must not contain {placeholder!r}"
-        )
+    media = [("image", placeholder, len(row.images))]
+    if (mark := getattr(processor, "video_token", None)) is not None:
+        media.append(("video", mark, len(row.videos)))
+    for kind, mark, expected in media:
+        if (count := text.count(mark)) != expected:
+            raise InvalidCalibration(
+                f"calibration row {row.number}: {count} {kind} tokens for {expected} of its {kind}s; "
+                f"its text must not contain {mark!r}"
+            )
     token = processor.tokenizer.convert_ids_to_tokens(image_token)
     if token != placeholder and token in text:
         raise InvalidCalibration(f"calibration row {row.number}: its text must not contain {token!r}")
@@ -159,8 +208,8 @@ def _check_placeholders(row: Row, text: str, processor: Any, image_token: int) -
 
 def _text_only(row: Row, tokenizer: Any, reason: str, most: int) -> Sample:
     """``reason``: why a row with an image or audio is refused."""
-    if row.images or row.audio:
-        what = "an image" if row.images else "audio"
+    if row.images or row.videos or row.audio:
+        what = "an image" if row.images else "a video" if row.videos else "audio"
         raise InvalidCalibration(f"calibration row {row.number}: it has {what}, but {reason}")
     messages = [
         {**message, "content": None if message["content"] is None else "".join(texts_of(message))}

@@ -66,3 +66,13 @@ def patches_of(config: Any) -> dict[str, Any]:
         "vision_feature_select_strategy": config.vision_feature_select_strategy,
         "num_additional_image_tokens": 1 if vision.model_type == "clip_vision_model" else 0,  # the class token
     }
+
+
+def why_no_videos(processor: Any) -> str | None:
+    """Why the processor takes no videos; None where it takes them."""
+    if getattr(processor, "video_processor", None) is not None:
+        return None
+    kinds = [each for each in type(processor).__mro__ if hasattr(each, "get_attributes")]
+    if any("video_processor" in kind.get_attributes() for kind in kinds):
+        return f"the video processor of {type(processor).__name__} needs torchvision, which is not installed"
+    return f"{type(processor).__name__} takes none"

@@ -1,11 +1,12 @@
 """One calibration row in the chat convention: checked, with its images and audio read but not decoded.
 
 A row is ``{"messages": [{"role", "content"}], "images"?: [...]}``; other formats are brought to it by
-``quant_experts.planning.row_formats``. Content is a string or a list of text, image and audio parts. An image part
-carries its source (relative path or data URI), or takes the next one of ``images``, as Hugging Face image datasets have
-it. An audio part carries its source, and may name the ``language`` that is spoken. Everything else that a message or
-row has for the chat template is passed on unchanged: ``tool_calls``, ``name``, ``reasoning_content``; ``tools`` and
-``documents`` of the row.
+``quant_experts.planning.row_formats``. Content is a string or a list of text, image, video and audio parts. An image
+part carries its source (relative path or data URI), or takes the next one of ``images``, as Hugging Face image datasets
+have it. A video part carries the list of its frames, each like an image, and may say their ``fps``. An audio part
+carries its source, and may name the ``language`` that is spoken. Everything else that a message or row has for the chat
+template is passed on unchanged: ``tool_calls``, ``name``, ``reasoning_content``; ``tools`` and ``documents`` of the
+row.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 from quant_experts.errors import InvalidCalibration
 from quant_experts.planning.row_files import UnreadableRow, file_beside, shown
-from quant_experts.planning.row_formats import UnknownRow, canonical, kind_of
+from quant_experts.planning.row_formats import UnknownRow, canonical, kind_of, problem_of_video
 from quant_experts.spec.limits import MOST_MEDIA_BYTES
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -30,23 +31,33 @@ OF_TEMPLATES = ("tools", "documents")
 
 
 @dataclass(frozen=True)
+class Video:
+    """``frames``: encoded images. ``fps``: frames a second, None where the row does not say."""
+
+    frames: tuple[bytes, ...]
+    fps: float | None = None
+
+
+@dataclass(frozen=True)
 class Row:
-    """``messages``: for the chat template; content is a string or a list of ``{"type": "text"|"image"|"audio"}`` parts,
-    or None beside ``tool_calls``. ``images``, ``audio``: encoded bytes, in the order of their parts. ``template``: what
-    else the chat template reads, by name."""
+    """``messages``: for the chat template; content is a string or a list of parts of type text, image, video or audio,
+    or None beside ``tool_calls``. ``images``, ``audio``: encoded bytes, in the order of their parts; ``videos``
+    in that of theirs. ``template``: what else the chat template reads, by name."""
 
     number: int
     messages: tuple[dict[str, Any], ...]
     images: tuple[bytes, ...]
     audio: tuple[bytes, ...] = ()
     template: dict[str, Any] = field(default_factory=dict)
+    videos: tuple[Video, ...] = ()
 
     @property
     def digest(self) -> str:
-        """Differs between rows that differ, also in images or audio."""
-        content = [self.number, self.messages, *([self.template] if self.template else [])]
+        """Differs between rows that differ, also in images, videos or audio."""
+        clips = [[len(video.frames), video.fps] for video in self.videos]
+        content = [self.number, self.messages, *([self.template] if self.template else []), *clips]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=repr).encode())
-        for file in (*self.images, *self.audio):
+        for file in (*self.images, *(frame for video in self.videos for frame in video.frames), *self.audio):
             digest.update(hashlib.sha256(file).digest())
         return digest.hexdigest()
 
@@ -76,11 +87,12 @@ def parse_row(number: int, content: Any, base: Path, *, follow_links: bool = Tru
     own_images = list(content.get("images") or ())
     count = len(own_images)
     sources: list[Any] = []
+    clips: list[dict[str, Any]] = []
     sounds: list[Any] = []
     messages = []
     for position, message in enumerate(content["messages"], start=1):
         where = f"calibration row {number}, message {position}"
-        messages.append(_message(where, message, own_images, sources, sounds))
+        messages.append(_message(where, message, own_images, sources, clips, sounds))
     if own_images:
         raise InvalidCalibration(
             f"calibration row {number}: {count} images but {count - len(own_images)} image parts in messages"
@@ -91,11 +103,15 @@ def parse_row(number: int, content: Any, base: Path, *, follow_links: bool = Tru
         _load(f"calibration row {number}, image {i}", source, base, follow_links)
         for i, source in enumerate(sources, start=1)
     )
+    videos = tuple(
+        _video(f"calibration row {number}, video {i}", clip, base, follow_links)
+        for i, clip in enumerate(clips, start=1)
+    )
     audio = tuple(
         _load(f"calibration row {number}, audio {i}", source, base, follow_links)
         for i, source in enumerate(sounds, start=1)
     )
-    return Row(number, tuple(messages), images, audio, _of_template(number, content))
+    return Row(number, tuple(messages), images, audio, _of_template(number, content), videos)
 
 
 def _of_template(number: int, content: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +140,14 @@ def texts_of(message: dict[str, Any]) -> Iterator[str]:
         yield from (part["text"] for part in content or () if part["type"] == "text")
 
 
-def _message(where: str, message: Any, own_images: list[Any], sources: list[Any], sounds: list[Any]) -> dict[str, Any]:
+def _message(
+    where: str,
+    message: Any,
+    own_images: list[Any],
+    sources: list[Any],
+    clips: list[dict[str, Any]],
+    sounds: list[Any],
+) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise InvalidCalibration(f"{where}: expected an object with role and content")
     role, content = message.get("role"), message.get("content")
@@ -134,10 +157,17 @@ def _message(where: str, message: Any, own_images: list[Any], sources: list[Any]
         return {**message, "content": content}
     if not isinstance(content, list):
         raise InvalidCalibration(f"{where}: content is a {kind_of(content)}, expected a string or a list of parts")
-    return {**message, "content": [_part(where, part, own_images, sources, sounds) for part in content]}
+    return {**message, "content": [_part(where, part, own_images, sources, clips, sounds) for part in content]}
 
 
-def _part(where: str, part: Any, own_images: list[Any], sources: list[Any], sounds: list[Any]) -> dict[str, str]:
+def _part(
+    where: str,
+    part: Any,
+    own_images: list[Any],
+    sources: list[Any],
+    clips: list[dict[str, Any]],
+    sounds: list[Any],
+) -> dict[str, str]:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text":
         if not isinstance(part.get("text"), str):
@@ -146,9 +176,20 @@ def _part(where: str, part: Any, own_images: list[Any], sources: list[Any], soun
     if kind == "image":
         sources.append(_source(where, part, own_images))
         return {"type": "image"}
+    if kind == "video":
+        clips.append(part)
+        return {"type": "video"}
     if kind == "audio":
         return _audio(where, part, sounds)
-    raise InvalidCalibration(f"{where}: part of type {shown(kind)}, expected text, image or audio")
+    raise InvalidCalibration(f"{where}: part of type {shown(kind)}, expected text, image, video or audio")
+
+
+def _video(where: str, part: dict[str, Any], base: Path, follow_links: bool) -> Video:
+    problem = problem_of_video(part)
+    if problem is not None:
+        raise InvalidCalibration(f"{where}: {problem[1]}")
+    frames = (_load(f"{where}, frame {i}", frame, base, follow_links) for i, frame in enumerate(part["video"], start=1))
+    return Video(tuple(frames), part.get("fps"))
 
 
 def _audio(where: str, part: dict[str, Any], sounds: list[Any]) -> dict[str, str]:

@@ -98,6 +98,8 @@ def _sources(row: dict[str, Any]) -> Iterator[tuple[Literal["image", "audio"], A
         for part in content if isinstance(content, list) else []:
             if isinstance(part, dict) and part.get("image") is not None:
                 yield "image", part, "image"
+            if isinstance(part, dict) and part.get("type") == "video" and isinstance(part.get("video"), list):
+                yield from (("image", part["video"], index) for index in range(len(part["video"])))
             for key in ("audio", "path", "url"):
                 if isinstance(part, dict) and part.get("type") == "audio" and part.get(key) is not None:
                     yield "audio", part, key

@@ -19,6 +19,7 @@ from quant_experts.planning.errors import Unreadable
 
 CONFIG = "config.json"
 IMAGE_PROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+VIDEO_PROCESSOR = "video_preprocessor_config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -161,7 +162,8 @@ def assemble(
 
 
 def processor_of(present: Collection[str], read_whole: Callable[[str], bytes]) -> dict[str, Any]:
-    """Settings of the model's image processor, from whichever files hold them. They only make an estimate better: a
+    """Settings of the model's image processor, from whichever files hold them; those of a video processor in
+    ``video_processor``, which without any takes those of images. They only make an estimate better: a
     file that cannot be read counts as absent."""
 
     def read(name: str) -> dict[str, Any]:
@@ -172,7 +174,10 @@ def processor_of(present: Collection[str], read_whole: Callable[[str], bytes]) -
 
     whole = read(PROCESSOR)
     images = whole.pop("image_processor", None)  # where transformers 5 writes it, and looks first
-    return {**whole, **(images if isinstance(images, dict) else read(IMAGE_PROCESSOR))}
+    videos = whole.pop("video_processor", None)
+    videos = videos if isinstance(videos, dict) else read(VIDEO_PROCESSOR)
+    of_videos = {"video_processor": videos} if videos else {}
+    return {**whole, **(images if isinstance(images, dict) else read(IMAGE_PROCESSOR)), **of_videos}
 
 
 def header_length(name: str, first: bytes) -> int:

@@ -38,10 +38,10 @@ def image_tokens(sizes: Sequence[Size], config: Mapping[str, Any], processor: Ma
     if kind in QWEN:
         return [_qwen(size, vision, processor) for size in sizes]
     if kind == "gemma3":
-        each = _number(processor, "image_seq_length", _number(config, "mm_tokens_per_image", 256))
+        each = number_in(processor, "image_seq_length", number_in(config, "mm_tokens_per_image", 256))
         return [each for _ in sizes]
     if kind == "internvl":
-        each = _number(processor, "image_seq_length", 256)
+        each = number_in(processor, "image_seq_length", 256)
         return [each * _tiles(size, *_side(processor), *_bounds(processor)) for size in sizes]
     if kind == "internvl_chat":
         return [_original_internvl(size, config, vision) for size in sizes]
@@ -57,11 +57,16 @@ def is_too_long(size: Size, config: Mapping[str, Any]) -> bool:
 
 def _qwen(size: Size, vision: Mapping[str, Any], processor: Mapping[str, Any]) -> int:
     """The image keeps its shape, with sides that are multiples of ``side`` and an area within bounds."""
-    patch = _number(processor, "patch_size", _number(vision, "patch_size", 14))
-    side = patch * _number(processor, "merge_size", _number(vision, "spatial_merge_size", 2))
-    bounds = _part(processor, "size")
-    most = _number(processor, "max_pixels", _number(bounds, "longest_edge", MOST_PIXELS))
-    least = _number(processor, "min_pixels", _number(bounds, "shortest_edge", LEAST_PIXELS))
+    patch = number_in(processor, "patch_size", number_in(vision, "patch_size", 14))
+    side = patch * number_in(processor, "merge_size", number_in(vision, "spatial_merge_size", 2))
+    bounds = part_of(processor, "size")
+    most = number_in(processor, "max_pixels", number_in(bounds, "longest_edge", MOST_PIXELS))
+    least = number_in(processor, "min_pixels", number_in(bounds, "shortest_edge", LEAST_PIXELS))
+    return within_pixels(size, side, least, most)
+
+
+def within_pixels(size: Size, side: int, least: int, most: int) -> int:
+    """Squares of ``side`` pixels that an image has after its area was brought within bounds."""
     width, height = size
     rows, columns = round(height / side), round(width / side)
     if rows * columns * side**2 > most:
@@ -97,22 +102,22 @@ def _grids(least: int, most: int) -> list[Size]:
 
 def _bounds(processor: Mapping[str, Any]) -> tuple[int, int]:
     """The native processor cuts into tiles whatever preprocessor_config.json says of it."""
-    return _number(processor, "min_patches", 1), min(MOST_TILES, _number(processor, "max_patches", 12))
+    return number_in(processor, "min_patches", 1), min(MOST_TILES, number_in(processor, "max_patches", 12))
 
 
 def _original_internvl(size: Size, config: Mapping[str, Any], vision: Mapping[str, Any]) -> int:
     """As ``quant_experts.model.families.internvl_chat`` sets the native processor up."""
-    side = _number(config, "force_image_size", _number(vision, "image_size", 448))
+    side = number_in(config, "force_image_size", number_in(vision, "image_size", 448))
     ratio = config.get("downsample_ratio", 0.5)
     ratio = float(ratio) if isinstance(ratio, int | float) and 0 < ratio <= 1 else 0.5
-    each = round((side // _number(vision, "patch_size", 14)) ** 2 * ratio**2)
-    most = _number(config, "max_dynamic_patch", 6) if config.get("dynamic_image_size") else 1
-    return each * _tiles(size, side, side, _number(config, "min_dynamic_patch", 1), min(MOST_TILES, most))
+    each = round((side // number_in(vision, "patch_size", 14)) ** 2 * ratio**2)
+    most = number_in(config, "max_dynamic_patch", 6) if config.get("dynamic_image_size") else 1
+    return each * _tiles(size, side, side, number_in(config, "min_dynamic_patch", 1), min(MOST_TILES, most))
 
 
 def _onevision(size: Size, vision: Mapping[str, Any], processor: Mapping[str, Any], *, alone: bool) -> int:
     """The whole image once, and, when it is the only one of its row, cut into tiles whose padding is taken off."""
-    base = _number(processor, "num_image_tokens", _grid(vision, 729))
+    base = number_in(processor, "num_image_tokens", _grid(vision, 729))
     less = processor.get("vision_feature_select_strategy") == "default"
     if not alone:
         return base + 1 - less
@@ -153,10 +158,10 @@ def _best_resolution(size: Size, sizes: Sequence[Size]) -> Size:
 
 
 def _llava(config: Mapping[str, Any], vision: Mapping[str, Any], processor: Mapping[str, Any]) -> int:
-    patch = _number(processor, "patch_size", _number(vision, "patch_size", 14))
-    side = _number(vision, "image_size", 336)
-    crop = _part(processor, "crop_size") if processor.get("do_center_crop") is not False else {}
-    width, height = _side({"size": crop or _part(processor, "size")}, otherwise=side)
+    patch = number_in(processor, "patch_size", number_in(vision, "patch_size", 14))
+    side = number_in(vision, "image_size", 336)
+    crop = part_of(processor, "crop_size") if processor.get("do_center_crop") is not False else {}
+    width, height = _side({"size": crop or part_of(processor, "size")}, otherwise=side)
     more = processor.get("num_additional_image_tokens", 0)
     strategy = processor.get("vision_feature_select_strategy", config.get("vision_feature_select_strategy"))
     more = more if type(more) is int and 0 <= more <= LARGEST_NUMBER else 0
@@ -164,23 +169,23 @@ def _llava(config: Mapping[str, Any], vision: Mapping[str, Any], processor: Mapp
 
 
 def _side(processor: Mapping[str, Any], *, otherwise: int = 384) -> Size:
-    bounds = _part(processor, "size")
-    shortest = _number(bounds, "shortest_edge", otherwise)
-    return _number(bounds, "width", shortest), _number(bounds, "height", shortest)
+    bounds = part_of(processor, "size")
+    shortest = number_in(bounds, "shortest_edge", otherwise)
+    return number_in(bounds, "width", shortest), number_in(bounds, "height", shortest)
 
 
 def _grid(vision: Mapping[str, Any], otherwise: int) -> int:
-    image, patch = _number(vision, "image_size", 0), _number(vision, "patch_size", 0)
+    image, patch = number_in(vision, "image_size", 0), number_in(vision, "patch_size", 0)
     return (image // patch) ** 2 if image and patch else otherwise
 
 
-def _part(whole: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def part_of(whole: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     part = whole.get(name)
     if type(part) is int:
         return {"shortest_edge": part}
     return part if isinstance(part, dict) else {}
 
 
-def _number(part: Mapping[str, Any], name: str, otherwise: int) -> int:
+def number_in(part: Mapping[str, Any], name: str, otherwise: int) -> int:
     value = part.get(name)
     return value if type(value) is int and 0 < value <= LARGEST_NUMBER else otherwise

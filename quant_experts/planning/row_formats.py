@@ -2,10 +2,10 @@
 
 Library, planner, client and service read every row through ``canonical``, so that it means the same everywhere. The
 form is ``{"messages": [{"role", "content"}], "images"?: [...]}``; content is a string or a list of
-``{"type": "text" | "image" | "audio"}`` parts. Read as well are rows of ShareGPT, LLaVA and LLaMA-Factory
-(``conversations``, ``from``, ``value``; ``<image>`` in the text) and TRL (``images`` beside strings), and the parts of
-OpenAI, Anthropic and Qwen-VL. What can be understood in two ways is refused, in one line that says what was seen and
-what to write instead.
+``{"type": "text" | "image" | "video" | "audio"}`` parts, and a video is the list of its frames. Read as well are rows
+of ShareGPT, LLaVA and LLaMA-Factory (``conversations``, ``from``, ``value``; ``<image>`` in the text) and TRL
+(``images`` beside strings), and the parts of OpenAI, Anthropic and Qwen-VL. What can be understood in two ways is
+refused, in one line that says what was seen and what to write instead.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeGuard
+
+from quant_experts.spec.limits import MOST_FRAMES
 
 COLUMNS = (
     "messages",
@@ -45,8 +47,13 @@ ROLES = {
 MAGIC = {"iVBORw0KGgo": "image/png", "/9j/": "image/jpeg", "UklGR": "image/webp", "R0lGOD": "image/gif"}
 """How base64 begins that encodes an image."""
 BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
-NUMBERED = re.compile(r"<\|?(image|audio)[ _]?\d+\|?>")
-PART_KEYS = ("text", "image", "image_url", "audio")
+NUMBERED = re.compile(r"<\|?(image|audio|video)[ _]?\d+\|?>")
+PART_KEYS = ("text", "image", "image_url", "video", "audio")
+FRAMES = (
+    "a video is the list of its frames, as images: a video file is not decoded here. Take its frames out of it, for "
+    "example ffmpeg -i clip.mp4 -vf fps=2 frames/%04d.png, and say how many a second beside them as fps"
+)
+MOST_FPS = 1000
 INSTEAD = '{"messages": [{"role": "user", "content": "%s"}, {"role": "assistant", "content": "%s"}]}'
 OTHERS = (
     (("instruction", "output"), "Alpaca", ("<instruction and input>", "<output>")),
@@ -81,18 +88,17 @@ def canonical(row: Any) -> dict[str, Any]:
     system = row.get("system")
     if isinstance(system, str) and system.strip() and _role(messages[0]) != "system":
         messages.insert(0, {"role": "system", "content": system})
-    if row.get("videos"):
-        raise UnknownRow("/videos", "the row has videos, which are not read: give single frames as images")
     result = {key: value for key, value in row.items() if key not in ("conversations", "prompt", "completion", "image")}
     result["messages"] = messages
-    for kind, name in (("image", "images"), ("audio", "audios")):
+    for kind, name in (("image", "images"), ("video", "videos"), ("audio", "audios")):
         media = _offered(row, kind)
         if media is not None:
             result[name] = media
             result["messages"] = _placed(result["messages"], kind, media)
-    sounds = result.pop("audios", None)
-    if sounds is not None:
-        _give(result["messages"], sounds)
+    for kind in ("video", "audio"):
+        media = result.pop(f"{kind}s", None)
+        if media is not None:
+            _give(result["messages"], kind, media)
     return result
 
 
@@ -186,6 +192,8 @@ def _part(pointer: str, part: Any) -> Any:
         return {**part, "type": "text"}
     if kind in ("image", "image_url", "input_image"):
         return _image_part(part)
+    if kind == "video":
+        return _video_part(pointer, part)
     if kind == "input_audio" and isinstance(part.get("input_audio"), dict):
         sound = part["input_audio"]
         return {"type": "audio", "audio": f"data:audio/{sound.get('format', 'wav')};base64,{sound.get('data', '')}"}
@@ -198,6 +206,30 @@ def _part(pointer: str, part: Any) -> Any:
 def _image_part(part: dict[str, Any]) -> dict[str, Any]:
     source = next((part[name] for name in ("image", "path", "url", "image_url", "source") if part.get(name)), None)
     return {"type": "image"} if source is None else {"type": "image", "image": source_of(source)}
+
+
+def _video_part(pointer: str, part: dict[str, Any]) -> dict[str, Any]:
+    source = next((part[name] for name in ("video", "frames", "path", "url") if part.get(name)), None)
+    others = {name: part[name] for name in ("fps",) if part.get(name) is not None}
+    return {"type": "video", **others} | ({} if source is None else {"video": _frames(f"{pointer}/video", source)})
+
+
+def _frames(pointer: str, source: Any) -> list[Any]:
+    if not isinstance(source, list):
+        raise UnknownRow(pointer, FRAMES)
+    return [source_of(frame) for frame in source]
+
+
+def problem_of_video(part: Mapping[str, Any]) -> tuple[str, str] | None:
+    """What is wrong with a video part in the one form, but for its frames, and the entry that is; None for nothing."""
+    frames, fps = part.get("video"), part.get("fps")
+    if not isinstance(frames, list) or not frames:
+        return "video", "a video part without frames, and no further entry in videos"
+    if len(frames) > MOST_FRAMES:
+        return "video", f"{len(frames)} frames, at most {MOST_FRAMES} are accepted: take fewer a second"
+    if fps is not None and (isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps <= MOST_FPS):
+        return "fps", f"fps is {fps!r}, expected a number of frames a second"
+    return None
 
 
 def source_of(source: Any) -> Any:
@@ -223,8 +255,8 @@ def _offered(row: dict[str, Any], kind: str) -> list[Any] | None:
     """The images, or sounds, that stand beside the conversation; None where there are none. What is no list of them
     is left for the check that names it."""
     beside = [name for name in (f"{kind}s", kind) if row.get(name)]
-    if kind == "audio":
-        beside = [name for name in beside if name == "audios"]
+    if kind != "image":
+        beside = [name for name in beside if name == f"{kind}s"]
     if not beside:
         return None
     if len(beside) == 2:
@@ -234,7 +266,9 @@ def _offered(row: dict[str, Any], kind: str) -> list[Any] | None:
         media = [media]
     if not isinstance(media, list):
         raise UnknownRow(f"/{beside[0]}", f"a {kind_of(media)}; expected a list")
-    return [source_of(each) for each in media]
+    return [
+        _frames(f"/{beside[0]}/{at}", each) if kind == "video" else source_of(each) for at, each in enumerate(media)
+    ]
 
 
 def _placed(messages: list[Any], kind: str, media: list[Any]) -> list[Any]:
@@ -260,15 +294,15 @@ def _placed(messages: list[Any], kind: str, media: list[Any]) -> list[Any]:
     return [*messages[:first], {**messages[first], "content": parts}, *messages[first + 1 :]]
 
 
-def _give(messages: list[Any], sounds: Any) -> None:
-    """Each of ``sounds`` to the audio part that it belongs to, as a source of its own."""
-    if not isinstance(sounds, list):
-        raise UnknownRow("/audios", f"a {kind_of(sounds)}; expected a list")
-    parts = [part for part in _parts(messages) if part.get("type") == "audio" and part.get("audio") is None]
-    if len(parts) != len(sounds):
-        raise UnknownRow("/audios", f"{len(sounds)} audios but {len(parts)} audio parts in messages")
-    for part, sound in zip(parts, sounds, strict=True):
-        part["audio"] = sound
+def _give(messages: list[Any], kind: str, media: Any) -> None:
+    """Each of ``media`` to the part that it belongs to, as a source of its own."""
+    if not isinstance(media, list):
+        raise UnknownRow(f"/{kind}s", f"a {kind_of(media)}; expected a list")
+    parts = [part for part in _parts(messages) if part.get("type") == kind and part.get(kind) is None]
+    if len(parts) != len(media):
+        raise UnknownRow(f"/{kind}s", f"{len(media)} {kind}s but {len(parts)} {kind} parts in messages")
+    for part, each in zip(parts, media, strict=True):
+        part[kind] = each
 
 
 def _split(message: Any, kind: str) -> Any:

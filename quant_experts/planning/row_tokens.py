@@ -3,7 +3,7 @@ thumb where there is no model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -13,7 +13,8 @@ from quant_experts.planning.counting import Counting, TextTokens
 from quant_experts.planning.families import text_config
 from quant_experts.planning.image_tokens import Size, image_tokens
 from quant_experts.planning.text_files import TextFiles
-from quant_experts.planning.turns import CHATML, Turns, turns_of
+from quant_experts.planning.turns import CHATML, SHOWN, Turns, turns_of
+from quant_experts.planning.video_tokens import Clip, shown
 
 MOST_TOKENS = 2048
 """Of one row; the library makes images smaller, or skips the row, beyond that."""
@@ -98,17 +99,20 @@ class RowCounting:
         if files is not None and files.tokenizer is not None:
             self._counts = self._stack.enter_context(counting(files.tokenizer, seconds=seconds))
 
-    def add(self, messages: Sequence[Any], sizes: Sequence[Size]) -> None:
-        """``sizes``: of the row's images, in pixels."""
-        messages = [message for message in messages if isinstance(message, dict)]
+    def add(self, messages: Sequence[Any], sizes: Sequence[Size], clips: Sequence[Clip] = ()) -> None:
+        """``sizes``: of the row's images, in pixels; ``clips``: its videos."""
+        videos = [shown(clip, *self._processor) for clip in clips]
+        texts = iter(video.text for video in videos)
+        messages = [_with_shown(message, texts) for message in messages if isinstance(message, dict)]
         text = self._turns.render(messages) if self._turns is not None else ""
         self._characters += len(text)
         if self._characters > MOST_CHARACTERS:
             return
-        self._images.append(self._image_tokens(sizes))
+        self._images.append(sum(image_tokens(sizes, *self._processor)) + sum(video.tokens for video in videos))
         if self._counts is not None and self._turns is not None:
-            # What was rendered has one token for each image already.
+            # What was rendered has one token for each image and each run of a video's already.
             marks = sum(map(_images_in, messages)) if self._turns.image else 0
+            marks += sum(video.runs for video in videos)
             self._more.append((TOKENS_PER_MESSAGE * len(messages) if self._turns_by == "assumed" else 0) - marks)
             self._add_text(text, messages)
         else:
@@ -147,10 +151,12 @@ class RowCounting:
     def _is_speech(self) -> bool:
         return self._files is not None and self._files.model_type == "whisper"
 
-    def _image_tokens(self, sizes: Sequence[Size]) -> int:
+    @property
+    def _processor(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """config.json and the processor's settings."""
         if self._files is None:
-            return sum(image_tokens(sizes, {"model_type": "qwen2_vl", "vision_config": {}}, {}))
-        return sum(image_tokens(sizes, self._files.config, self._files.processor))
+            return {"model_type": "qwen2_vl", "vision_config": {}}, {}
+        return self._files.config, self._files.processor
 
     def _add_text(self, text: str, messages: Sequence[Mapping[str, Any]]) -> None:
         assert self._counts is not None
@@ -183,6 +189,21 @@ def _turns(files: TextFiles) -> Turns:
         turn = CHATML if files.config.get("template") == "internvl2_5" else CHATML.removesuffix("\n")
         template = f"<IMG_CONTEXT>\n {turn}"
     return turns_of(template, bos=files.bos, model_type=files.model_type, vision=files.vision)
+
+
+def _with_shown(message: dict[str, Any], texts: Iterator[str]) -> dict[str, Any]:
+    """The message with what is shown in the place of its videos."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    is_video = [isinstance(part, dict) and part.get("type") == "video" for part in content]
+    if not any(is_video):
+        return message
+    parts = zip(content, is_video, strict=True)
+    return {
+        **message,
+        "content": [{"type": SHOWN, "text": next(texts, "")} if video else part for part, video in parts],
+    }
 
 
 def _text(message: Any) -> str:

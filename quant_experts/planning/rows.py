@@ -22,9 +22,10 @@ from quant_experts.planning.counting import Counting
 from quant_experts.planning.errors import Unreadable
 from quant_experts.planning.image_tokens import is_too_long
 from quant_experts.planning.row_files import UnreadableFile, UnreadableRow, opened, raw_rows, unpacked
-from quant_experts.planning.row_formats import COLUMNS, UnknownRow, canonical, of_columns
+from quant_experts.planning.row_formats import COLUMNS, UnknownRow, canonical, of_columns, problem_of_video
 from quant_experts.planning.row_tokens import Counts, RowCounting, TokenCounts
 from quant_experts.planning.text_files import TextFiles
+from quant_experts.planning.video_tokens import Clip
 from quant_experts.spec.limits import MOST_ROWS
 
 ASSUMED = {True: 800.0, False: 300.0}
@@ -40,8 +41,8 @@ ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
 @dataclass(frozen=True)
 class Rows:
     """``rows``: of the dataset, None where nobody knows before the job runs. ``tokens``: of one row, ``spread`` the
-    factor that it may be off either way. ``images``: per row; ``image_tokens``: of a row, among its tokens.
-    ``sampled``: rows that were looked at; ``largest_tokens``: of each of them its number and largest token id;
+    factor that it may be off either way. ``images``: per row, a video as one; ``image_tokens``: of a row, among its
+    tokens. ``sampled``: rows that were looked at; ``largest_tokens``: of each of them its number and largest token id;
     ``too_long``: numbers of those with an image that is too long for the model's processor."""
 
     rows: int | None
@@ -105,10 +106,11 @@ def _counted(
     with RowCounting(files, seconds=seconds, counting=counting) as row_counting:
         for number, row in enumerate(sample, start=1):
             sizes = list(_pictures(row)) if files.vision else []
+            clips = list(_clips(row)) if files.vision else []
             messages = row.get("messages")
-            row_counting.add(messages if isinstance(messages, list) else [], sizes)
-            images += len(sizes)
-            if any(is_too_long(size, files.config) for size in sizes):
+            row_counting.add(messages if isinstance(messages, list) else [], sizes, clips)
+            images += len(sizes) + len(clips)
+            if any(is_too_long(size, files.config) for size in (*sizes, *(clip.size for clip in clips))):
                 too_long.append(number)
         try:
             return row_counting.finish(), images, tuple(too_long)
@@ -168,15 +170,24 @@ def parsed_parquet(path: Path, most: int) -> tuple[list[dict[str, Any]], int | N
 
 def _pictures(row: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
     """Widths and heights; of an image that cannot be read from outside, a guess."""
-    sources = list(row.get("images") or ())
+    own = (part["image"] for part in _parts(row, "image") if part.get("image") is not None)
+    for source in (*(row.get("images") or ()), *own):
+        yield _picture_size(source)
+
+
+def _clips(row: Mapping[str, Any]) -> Iterator[Clip]:
+    for part in _parts(row, "video"):
+        if problem_of_video(part) is None:
+            yield Clip(len(part["video"]), _picture_size(part["video"][0]), part.get("fps"))
+
+
+def _parts(row: Mapping[str, Any], kind: str) -> Iterator[dict[str, Any]]:
     messages = row.get("messages")
     for message in messages if isinstance(messages, list) else []:
         content = message.get("content") if isinstance(message, dict) else None
         for part in content if isinstance(content, list) else []:
-            if isinstance(part, dict) and part.get("type") == "image" and part.get("image") is not None:
-                sources.append(part["image"])
-    for source in sources:
-        yield _picture_size(source)
+            if isinstance(part, dict) and part.get("type") == kind:
+                yield part
 
 
 def _picture_size(source: Any) -> tuple[int, int]:

@@ -8,11 +8,30 @@ from typing import Any
 
 from quant_experts.planning.counting import TOKENIZER
 from quant_experts.planning.errors import Unreadable
-from quant_experts.planning.headers import CONFIG, IMAGE_PROCESSOR, PROCESSOR, json_object, processor_of
+from quant_experts.planning.headers import (
+    CONFIG,
+    IMAGE_PROCESSOR,
+    PROCESSOR,
+    VIDEO_PROCESSOR,
+    json_object,
+    processor_of,
+)
 
 SETTINGS, GENERATION = "tokenizer_config.json", "generation_config.json"
 TEMPLATE, WRAPPED_TEMPLATE = "chat_template.jinja", "chat_template.json"
-READ = frozenset({CONFIG, PROCESSOR, IMAGE_PROCESSOR, TOKENIZER, SETTINGS, GENERATION, TEMPLATE, WRAPPED_TEMPLATE})
+READ = frozenset(
+    {
+        CONFIG,
+        PROCESSOR,
+        IMAGE_PROCESSOR,
+        VIDEO_PROCESSOR,
+        TOKENIZER,
+        SETTINGS,
+        GENERATION,
+        TEMPLATE,
+        WRAPPED_TEMPLATE,
+    }
+)
 """All that ``gather`` reads."""
 LARGEST_TOKENIZER = 64 << 20
 """Bytes. The largest that is known, of Gemma 3, has 33 MB."""

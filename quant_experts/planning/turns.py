@@ -22,6 +22,14 @@ IMAGE_MARKS = {
 }
 """By the beginning of the model type: the placeholder in the template, and what the processor makes of it, with one of
 the image's tokens in place of all."""
+VIDEO_MARKS = {
+    "qwen": ("<|video_pad|>", "<|vision_start|>{}<|vision_end|>"),
+    "internvl": ("<video>", "{}"),
+    "llava": ("<video>", "{}"),
+}
+"""The same for videos; what the processor makes of their placeholder differs from video to video."""
+SHOWN = "shown"
+"""Type of a part whose ``text`` stands in the place of a video's placeholder."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,8 @@ class Turns:
     system: str
     image: str
     special: bool
+    video: str = "{}"
+    """What the template writes for a video, around what the processor puts in the place of its placeholder."""
 
     @property
     def known(self) -> bool:
@@ -103,6 +113,8 @@ class Turns:
                 yield clean(str(part.get("text") or ""))
             elif kind in ("image", "image_url"):
                 yield self.image
+            elif kind == SHOWN:
+                yield self.video.replace("{}", part["text"])
 
 
 def turns_of(template: str | None, *, bos: str | None, model_type: str, vision: bool) -> Turns:
@@ -118,14 +130,15 @@ def turns_of(template: str | None, *, bos: str | None, model_type: str, vision: 
         style=style,
         begins=begins,
         system=system[0].replace("\\n", "\n") + "\n" if system else "",
-        image=_image_mark(text, model_type),
+        image=_mark(text, model_type, IMAGE_MARKS),
+        video=_mark(text, model_type, VIDEO_MARKS) or "{}",
         # What the library does: text models by their template or by their tokenizer, the others by both but once.
         special=not begins if vision else template is None,
     )
 
 
-def _image_mark(template: str, model_type: str) -> str:
-    for kind, (placeholder, mark) in IMAGE_MARKS.items():
+def _mark(template: str, model_type: str, marks: Mapping[str, tuple[str, str]]) -> str:
+    for kind, (placeholder, mark) in marks.items():
         if model_type.startswith(kind):
             match = re.search(re.escape(placeholder) + r"(<\|vision_end\|>)?(\\n|\n)", template)
             return mark + ("\n" if match else "")

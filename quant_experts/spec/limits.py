@@ -8,3 +8,5 @@ MOST_MEDIA_BYTES = 64 << 20
 """Of one encoded image or audio file."""
 MOST_PIXELS = 50_000_000
 """Of one image, which then takes 150 MB decoded."""
+MOST_FRAMES = 768
+"""Of one video; no processor of transformers takes more."""

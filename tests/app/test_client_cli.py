@@ -100,14 +100,16 @@ async def test_submit_takes_images_beside_the_rows_with_it(qe: Qe, api: Api, tmp
         (tmp_path / "images" / f"{number}.png").write_bytes(picture(seed=number))
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A dot."}]
     rows = [{"image": f"images/{number}.png", "conversations": turns} for number in range(3)]
-    (tmp_path / "rows.json").write_text(json.dumps(rows, indent=1))
+    clip = {"type": "video", "video": ["images/2.png", "images/1.png"]}
+    film = {"messages": [{"role": "user", "content": [clip, {"type": "text", "text": "What?"}]}]}
+    (tmp_path / "rows.json").write_text(json.dumps([*rows, film], indent=1))
     for _ in range(2):
         code, _, err = await qe("submit", "--model", MODEL, "--calibration", "rows.json", "--scheme", "W4A16")
-        assert (code, "rows.json: 3 rows as ds_" in err) == (0, True), err
+        assert (code, "rows.json: 4 rows as ds_" in err) == (0, True), err
     ((dataset, name, images),) = api.execute("SELECT id, name, images FROM datasets")
-    assert (name, images) == ("rows.json", 3)
-    sent = (await api.client.get(f"/v1/datasets/{dataset}/rows/2/images/0")).content
-    assert sent == picture(seed=1)
+    assert (name, images) == ("rows.json", 5)
+    for where in ("2/images/0", "4/images/1"):
+        assert (await api.client.get(f"/v1/datasets/{dataset}/rows/{where}")).content == picture(seed=1)
     (tmp_path / "notes.txt").write_text("secret")
     gone = [{**row, "image": f"gone/{number}.png"} for number, row in enumerate(rows)]
     (tmp_path / "rows.json").write_text(json.dumps([*gone, {**rows[0], "image": "notes.txt"}]))

@@ -51,6 +51,22 @@ async def test_rows_come_with_their_images_apart(api: Api) -> None:
     assert list(uploads_directory(api.settings).iterdir()) == []
 
 
+async def test_frames_of_a_video_are_images_of_its_row(api: Api) -> None:
+    clip = {"type": "video", "fps": 2, "video": [data_uri(JPEG, "image/jpeg"), data_uri(JPEG, "image/jpeg")]}
+    parts = [{"type": "image", "image": data_uri(PNG)}, clip, {"type": "text", "text": "both"}]
+    url = await dataset_of(api, jsonl({"messages": [{"role": "user", "content": parts}]}))
+    found = ok(await api.client.get(f"{url}/rows"))["data"][0]
+    assert found["messages"][0]["content"][1] == {"type": "video", "indices": [1, 2], "fps": 2}
+    assert (await api.client.get(found["images"][2]["url"])).content == JPEG
+    figures = ok(await api.client.get(f"{url}/statistics"))
+    assert (figures["images"], figures["image_formats"]) == (3, {"PNG": 1, "JPEG": 2})
+    # As Qwen2-VL: 4 for the picture, and of two frames of a video together at least 128.
+    assert figures["tokens"]["image"]["total"] > 4 + 128
+    bad = {"type": "video", "fps": -1, "video": [data_uri(PNG)]}
+    refused = await upload(api, jsonl({"messages": [{"role": "user", "content": [bad]}]}))
+    assert problem(refused, 422, "invalid-dataset")["errors"][0]["pointer"].endswith("/content/0/fps")
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 async def test_audio_is_given_as_it_was_uploaded_whole_and_in_ranges(api: Api, kind: str) -> None:
     spoken, stereo = wav(seconds=1.5), wav(seconds=0.25, rate=44_100, channels=2)

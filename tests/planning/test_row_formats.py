@@ -96,11 +96,38 @@ REFUSED: dict[str, tuple[Any, str]] = {
         "2 images but <image_1> in the texts: write <image> once",
     ),
     "two columns": ({"messages": [USER], "image": URI, "images": [URI]}, "both image and images"),
-    "videos": ({"messages": [USER], "videos": ["a.mp4"]}, "videos, which are not read"),
+    "video files": ({"messages": [USER], "videos": ["a.mp4"]}, "a video is the list of its frames"),
+    "a video file": (asked({"type": "video", "path": "a.mp4"}), "a video is the list of its frames"),
+    "more videos than marks": (
+        {"messages": [{"role": "user", "content": "<video> and <video>"}], "videos": [[URI]]},
+        "1 videos but 2 <video> in the texts",
+    ),
     "function_call": ({"conversations": [USER, {"from": "function_call", "value": "{}"}]}, "tool_calls"),
     "tool_use": ({"messages": [{"role": "assistant", "content": [{"type": "tool_use"}]}]}, "tool_calls"),
     "images a number": ({"messages": [USER], "images": 3}, "a number; expected a list"),
 }
+
+
+FILMED = {
+    "our own": asked({"type": "video", "video": [URI, URI], "fps": 2}),
+    "by its key": asked({"video": [URI, {"bytes": BARE}], "fps": 2}),
+    "a path, as in transformers": asked({"type": "video", "path": [URI, BARE], "fps": 2}),
+    "videos in turn": asked({"type": "video", "fps": 2}, videos=[[URI, URI]]),
+}
+
+
+@pytest.mark.parametrize("name", FILMED)
+def test_a_video_means_the_same_in_every_format(name: str, tmp_path: Path) -> None:
+    row = parse_row(1, FILMED[name], tmp_path)
+    assert [(video.frames, video.fps) for video in row.videos] == [((PNG, PNG), 2)]
+    assert row.messages[0]["content"] == [{"type": "video"}, {"type": "text", "text": "What?"}]
+    check = check_row(FILMED[name], Settings())
+    assert (check.images, check.problems) == (2, [])
+
+
+def test_a_mark_says_where_a_video_belongs(tmp_path: Path) -> None:
+    row = {"messages": [{"role": "user", "content": "<video>\nWhat?"}, ASSISTANT], "videos": [[URI]]}
+    assert parse_row(1, row, tmp_path).messages[0]["content"] == [{"type": "video"}, {"type": "text", "text": "What?"}]
 
 
 def settled(row: Row | BadRow) -> tuple[Any, ...]:

@@ -316,7 +316,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "a message a string": ({"messages": ["hello"]}, "message 1"),
     "unknown role": ({"messages": [{"role": "robot", "content": "x"}]}, "'robot'"),
     "content a number": ({"messages": [{"role": "user", "content": 3}]}, "content is a number"),
-    "unknown part": ({"messages": [USER, {"role": "user", "content": [{"type": "video"}]}]}, "message 2.*'video'"),
+    "unknown part": ({"messages": [USER, {"role": "user", "content": [{"type": "film"}]}]}, "message 2.*'film'"),
     "text part without text": ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "without a text"),
     "no text at all": (
         {"messages": [{"role": "user", "content": [{"type": "image", "image": data_uri(picture())}]}]},
