@@ -30,6 +30,12 @@ class NewBucket(Strict):
     path_style: bool = Field(default=False, description="The bucket's name in the path, and not in the host.")
 
 
+class NamedBucket(NewBucket):
+    """The same with the bucket's name, for a form."""
+
+    bucket: BucketName
+
+
 class BucketView(OfRow):
     """A bucket to which the tenant can push."""
 

@@ -86,6 +86,10 @@ def event(view: EventView) -> str:
             return "Succeeded" + (f", {data['verdict']}" if data.get("verdict") else "")
         case EventType.FAILED:
             return f"Failed: {(data.get('error') or {}).get('message', 'no reason given')}"
+        case EventType.PUSHED:
+            return f"Pushed to {data.get('to')}"
+        case EventType.PUSH_FAILED:
+            return f"Could not be pushed to {data.get('to')}: {data.get('error')}"
     return FIXED[view.type]
 
 

@@ -9,28 +9,33 @@ from urllib.parse import parse_qs, urlencode
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import ValidationError
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.access.auth import Scope
 from app.access.quotas import job_quota
 from app.artifacts.schemas import ArtifactView
 from app.artifacts.service import send_archive, send_file, send_report
-from app.deps import NotifierDep, ServiceDep, SessionDep
+from app.deps import NotifierDep, Service, ServiceDep, SessionDep
 from app.jobs import deletion, queries, service, stream
 from app.jobs.events import events_after
 from app.jobs.feed import FeedDep
 from app.jobs.schemas import AttemptView, EventView, JobDeletion, JobFilter, JobQuery, JobView
+from app.pushes.service import list_pushes
 from app.system.service import list_workers
 from app.ui import forms, history, outcome
 from app.ui.advice import advice
 from app.ui.error_chart import error_chart
 from app.ui.navigation import first_page
 from app.ui.pages import Page, redirect_to, render
-from app.ui.sign_in import AnyUser, JobsReader, JobsWriter, checked_form
+from app.ui.sign_in import AnyUser, JobsReader, JobsWriter, User, checked_form
 from app.web import problems
+from app.web.paging import PageQuery
 from app.web.problems import Problem
 from core.ledger.states import FINISHED, JobStatus
 
 LATEST_EVENTS = 200
+MOST_PUSHES = 20
+"""Pushes on the page of a job; the API has all of them."""
 FIELDS = ("model", "scheme", "label", "alias")
 """Fields of the filter form, beside the statuses."""
 REPORT = "quality_report.html"
@@ -70,6 +75,20 @@ def _tabs(queued: int, running: int) -> list[tuple[str, list[JobStatus], int | N
 
 @router.get("/jobs/{job_id}")
 async def job(request: Request, job_id: str, user: JobsReader, session: SessionDep, deps: ServiceDep) -> Response:
+    return await job_page(request, user, session, deps, job_id=job_id)
+
+
+async def job_page(
+    request: Request,
+    user: User,
+    session: AsyncSession,
+    deps: Service,
+    *,
+    job_id: str,
+    values: Mapping[str, Any] | None = None,
+    wrong: Mapping[str, str] | None = None,
+) -> Response:
+    """The page of a job. ``values`` and ``wrong``: of the form of a push that was refused. Raises Problem 404."""
     row = await queries.get_job(session, tenant=user.caller.tenant, job_id=job_id)
     view = JobView.of(row)
     step = math.ceil(row.blocks_done / queries.MOST_BLOCKS) or 1
@@ -80,9 +99,14 @@ async def job(request: Request, job_id: str, user: JobsReader, session: SessionD
     events = history.one_of_a_kind([EventView.of(one) for one in reversed(rows)])
     files = [ArtifactView.of(one) for one in await queries.artifacts_of(session, job_id=job_id)]
     waits = view.status == JobStatus.QUEUED and user.may(Scope.WORKERS_READ)
+    pushes = await list_pushes(
+        session, tenant=row.tenant, job_id=job_id, query=PageQuery(limit=MOST_PUSHES), signer=deps.keyring
+    )
     workers = (await list_workers(session, tenant=row.tenant, settings=deps.settings)).data if waits else []
     return render(
-        request, "job.html", user, job=view, spec=row.spec, blocks=blocks, held=attempts, files=files,
+        request, "job.html", user, status=422 if wrong else 200, pushes=pushes.data, values=values or {},
+        wrong=wrong or {}, pushing=any(push.finished_at is None for push in pushes.data),
+        job=view, spec=row.spec, blocks=blocks, held=attempts, files=files,
         sentences=history.attempts(attempts), happened=events, earlier=first,
         chart=error_chart(blocks, view.progress.blocks_total), last_event=row.event_seq,
         live=view.status not in FINISHED, has_report=any(file.name == REPORT for file in files),

@@ -1,4 +1,4 @@
-"""The dashboard's page of API keys, and of the tenant's token for the hub."""
+"""The dashboard's page of API keys, of the tenant's token for the hub, and of its keys of buckets."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.access.auth import EXPLAINED, Scope
+from app.buckets import service as buckets
+from app.buckets.schemas import NamedBucket
 from app.deps import Service, ServiceDep, SessionDep
 from app.hub_tokens import service as hub_tokens
 from app.hub_tokens.schemas import NewHubToken
@@ -83,6 +85,28 @@ async def delete_hub_token(request: Request, user: KeysAdmin, session: SessionDe
     return redirect_to("/keys#hub")
 
 
+@router.post("/keys/buckets")
+async def set_bucket(request: Request, user: KeysAdmin, session: SessionDep, deps: ServiceDep) -> Response:
+    form = await checked_form(request, user)
+    given = {name: value for name, value in forms.values_of(form, NamedBucket.model_fields).items() if value}
+    shown = {name: value for name, value in given.items() if name != "secret_access_key"}
+    try:
+        new = NamedBucket.model_validate({**given, "path_style": "path_style" in given})
+        await buckets.store_bucket(session, tenant=user.caller.tenant, name=new.bucket, new=new, settings=deps.settings)
+    except ValidationError as error:
+        return await _page(request, user, session, deps, of_bucket=shown, wrong=forms.invalid(error.errors()))
+    except Problem as problem:
+        return await _page(request, user, session, deps, of_bucket=shown, wrong=forms.refused(problem))
+    return redirect_to("/keys#buckets")
+
+
+@router.post("/keys/buckets/{bucket}/delete")
+async def delete_bucket(request: Request, bucket: str, user: KeysAdmin, session: SessionDep) -> Response:
+    await checked_form(request, user)
+    await buckets.delete_bucket(session, tenant=user.caller.tenant, name=bucket)
+    return redirect_to("/keys#buckets")
+
+
 @router.post("/keys/{key_id}/revoke")
 async def revoke(request: Request, key_id: str, user: KeysAdmin, session: SessionDep) -> Response:
     await checked_form(request, user)
@@ -99,6 +123,7 @@ async def _page(
     cursor: str | None = None,
     created: CreatedKey | None = None,
     values: Mapping[str, Any] = EMPTY,
+    of_bucket: Mapping[str, str] | None = None,
     wrong: Mapping[str, str] | None = None,
 ) -> Response:
     page = await keys_service.list_keys(session, user.caller, query=KeyQuery(cursor=cursor), signer=deps.keyring)
@@ -107,5 +132,6 @@ async def _page(
         request, "keys.html", user, status=422 if wrong else 200, keys=page.data, next_cursor=page.next_cursor,
         made=created, hub_token=hub_token, values=values, wrong=wrong or {}, lifetimes=LIFETIMES, now=datetime.now(UTC),
         scopes=[(scope.value, scope.value) for scope in Scope if scope in user.caller.scopes],
-        explained=EXPLAINED,
+        explained=EXPLAINED, buckets=(await buckets.list_buckets(session, tenant=user.caller.tenant)).data,
+        of_bucket=of_bucket or {},
     )  # fmt: skip

@@ -15,6 +15,7 @@ from app.ui import (
     login,
     new_job,
     pages,
+    pushes,
     reference,
     usage,
     webhooks,
@@ -25,7 +26,21 @@ from app.web.problems import Problem
 
 router = APIRouter(include_in_schema=False)
 # /jobs/new before /jobs/{job_id}: the first matching route is used.
-for part in (login, new_job, jobs, forks, comparisons, datasets, workers, usage, webhooks, keys, audit, reference):
+for part in (
+    login,
+    new_job,
+    jobs,
+    pushes,
+    forks,
+    comparisons,
+    datasets,
+    workers,
+    usage,
+    webhooks,
+    keys,
+    audit,
+    reference,
+):
     router.include_router(part.router)
 
 

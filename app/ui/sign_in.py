@@ -68,6 +68,7 @@ AuditReader = Annotated[User, Depends(require_session(Scope.AUDIT_READ))]
 UsageReader = Annotated[User, Depends(require_session(Scope.USAGE_READ))]
 WebhooksReader = Annotated[User, Depends(require_session(Scope.WEBHOOKS_READ))]
 WebhooksWriter = Annotated[User, Depends(require_session(Scope.WEBHOOKS_WRITE))]
+PushesWriter = Annotated[User, Depends(require_session(Scope.PUSHES_WRITE))]
 WorkersReader = Annotated[User, Depends(require_session(Scope.WORKERS_READ))]
 KeysAdmin = Annotated[User, Depends(require_session(Scope.KEYS_ADMIN))]
 

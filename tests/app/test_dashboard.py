@@ -26,7 +26,8 @@ EVERYTHING = """SELECT (SELECT count(*) FROM jobs), (SELECT string_agg(status, '
     (SELECT count(*) FROM datasets), (SELECT count(*) FROM api_keys), (SELECT count(revoked_at) FROM api_keys),
     (SELECT count(*) FROM comparisons), (SELECT string_agg(expires_at::text, '') FROM datasets),
     (SELECT string_agg(to_jsonb(w)::text, '' ORDER BY id) FROM webhooks w),
-    (SELECT string_agg(to_jsonb(d)::text, '' ORDER BY id) FROM webhook_deliveries d)"""
+    (SELECT string_agg(to_jsonb(d)::text, '' ORDER BY id) FROM webhook_deliveries d),
+    (SELECT count(*) FROM buckets), (SELECT string_agg(to_jsonb(p)::text, '') FROM pushes p)"""
 ROW = '{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}\n'
 
 
@@ -98,6 +99,8 @@ async def test_a_form_that_is_not_of_this_session_changes_nothing(
     rows = {"file": ("rows.jsonl", ROW)}
     names = {
         "status": "disabled",
+        "bucket": "models-of-us",
+        "push_id": "push_" + "0" * 32,
         "job_id": (await api.create_job())["id"],
         "dataset_id": ok(await api.client.post("/v1/datasets", files=rows), 201)["id"],
         "key_id": ok(await api.client.post("/v1/keys", json={"name": "n", "scopes": ["jobs:read"]}), 201)["id"],
@@ -394,6 +397,41 @@ async def test_how_a_job_waits_is_asked_by_its_form_and_shown_in_the_next(browse
         assert all(re.search(f'name="{name}"[^>]* value="{value}"', text) for name, value in queue.items())
     refused = await browser.post("/jobs/new", data={"csrf": csrf, **inputs, **queue, "max_wait_s": "1"})
     assert (refused.status_code, 'href="#max_wait_s"' in refused.text) == (422, True)
+
+
+async def test_a_job_is_pushed_from_its_page_with_the_key_of_a_bucket(browser: httpx.AsyncClient, api: Api) -> None:
+    csrf = await sign_in(browser, BOOTSTRAP_KEY)
+    key = {"csrf": csrf, "bucket": "models-of-us", "access_key_id": "AKIA1", "secret_access_key": "hushhush"}
+    refused = await browser.post("/keys/buckets", data={**key, "endpoint_url": "https://10.0.0.1"})
+    assert (refused.status_code, "not a public address" in refused.text, "hushhush" in refused.text) == (
+        422,
+        True,
+        False,
+    )
+    assert (await browser.post("/keys/buckets", data={**key, "path_style": "yes"})).status_code == 303
+    page = (await browser.get("/keys")).text
+    assert ("models-of-us" in page, "hushhush" in page) == (True, False)
+    job = (await api.create_job())["id"]
+    refused = await browser.post(f"/jobs/{job}/pushes", data={"csrf": csrf, "to": "hub:a/b"})
+    assert (refused.status_code, "has no hub token" in refused.text, 'value="hub:a/b"' in refused.text) == (
+        422,
+        True,
+        True,
+    )
+    pushed = await browser.post(
+        f"/jobs/{job}/pushes", data={"csrf": csrf, "to": "s3://models-of-us/a", "public": "yes"}
+    )
+    assert pushed.headers["location"] == f"/jobs/{job}#pushes"
+    ((push, private),) = api.execute("SELECT id, private FROM pushes")
+    assert not private
+    assert "for the end of the job" in (await browser.get(f"/jobs/{job}")).text
+    await browser.post(f"/jobs/{job}/pushes/{push}/cancel", data={"csrf": csrf})
+    api.append_event(job, "job.pushed", {"to": "s3://models-of-us/a"})
+    api.append_event(job, "job.push_failed", {"to": "hub:a/b", "error": "the hub answered 403"})
+    page = (await browser.get(f"/jobs/{job}")).text
+    assert ("Pushed to s3://models-of-us/a" in page, "to hub:a/b: the hub answered 403" in page) == (True, True)
+    await browser.post("/keys/buckets/models-of-us/delete", data={"csrf": csrf})
+    assert api.execute("SELECT (SELECT count(*) FROM buckets), (SELECT status FROM pushes)") == [(0, "cancelled")]
 
 
 async def test_the_hub_token_is_set_and_deleted_on_the_page_of_keys(browser: httpx.AsyncClient, api: Api) -> None:
