@@ -37,13 +37,20 @@ ENVIRONMENT = {
 }
 
 
+IN_TWO = ("llama", "llama-rotated", "qwen2_vl")
+"""Served by two ranks too: biases, int8 experts, rotated inputs, images."""
+
+
 def expected(name: str, dtype: str = "bfloat16") -> list[dict[str, Any]]:
     answers: list[dict[str, Any]] = json.loads((CHECKPOINTS / name / "answers.json").read_text())[dtype]
     return answers
 
 
-def generated(checkpoint: Path, asked: list[dict[str, Any]], **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(Path(__file__).with_name("generate.py")), str(checkpoint), json.dumps(options)]
+def generated(
+    checkpoint: Path, asked: list[dict[str, Any]], out: Path, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    script = str(Path(__file__).with_name("generate.py"))
+    command = [sys.executable, script, str(checkpoint), json.dumps(options), str(out)]
     return subprocess.run(
         command, input=json.dumps(asked), env=ENVIRONMENT, capture_output=True, text=True, check=False
     )
@@ -52,10 +59,11 @@ def generated(checkpoint: Path, asked: list[dict[str, Any]], **options: Any) -> 
 def agree(asked: list[dict[str, Any]], **options: Any) -> None:
     """Equal tokens up to the first near tie; most tokens are compared."""
     name, tie = options.pop("name"), TIE[options.setdefault("dtype", "bfloat16")]
-    done = generated(CHECKPOINTS / name / "checkpoint", asked, **options)
+    out = CHECKPOINTS / name / "vllm.json"
+    done = generated(CHECKPOINTS / name / "checkpoint", asked, out, **options)
     assert done.returncode == 0, done.stderr[-4000:]
     compared = 0
-    for right, found in zip(asked, json.loads(done.stdout.strip().splitlines()[-1]), strict=True):
+    for right, found in zip(asked, json.loads(out.read_text(encoding="utf-8")), strict=True):
         assert found["prompt"] == right["prompt"]
         for n, (token, other) in enumerate(zip(right["tokens"], found["tokens"], strict=True)):
             if token != other:
@@ -82,6 +90,11 @@ def test_so_they_are_in_chunks_and_from_the_prefix_cache(eager: bool) -> None:
     agree([long, *expected("llama"), long], name="llama", enforce_eager=eager, **options)
 
 
+@pytest.mark.parametrize("name", [name for name in IN_TWO if name in NAMES])
+def test_two_ranks_answer_as_one(name: str) -> None:
+    agree(expected(name, "float32"), name=name, dtype="float32", enforce_eager=True, tensor_parallel_size=2)
+
+
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -91,7 +104,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     del tensors["model.layers.1.self_attn.k_proj.weight_packed"]
     save_file(tensors, str(shard), metadata={"format": "pt"})
     (broken / "model.safetensors.index.json").unlink()
-    done = generated(broken, expected("llama")[:1], enforce_eager=True)
+    done = generated(broken, expected("llama")[:1], tmp_path / "out.json", enforce_eager=True)
     assert done.returncode != 0
     assert "layers.1.self_attn.qkv_proj: weight_packed is missing from the checkpoint" in done.stderr + done.stdout
 
