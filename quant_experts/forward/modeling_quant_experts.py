@@ -631,8 +631,9 @@ class QuantizedLinear(nn.Module):
         """x: (..., d); returns (..., out) in the dtype of x."""
         integers = self._repacked(x) if self.accelerated else None
         if self.fused and integers is not None and integers.multiplies(x):
-            packed = self._group[0](x, self.name, integers)
-            fused: Tensor = integers(packed, x.reshape(-1, self.in_features), self.bias)
+            # Not as modules: for a narrow layer their calls would cost as much as the product.
+            packed = self._group[0].forward(x, self.name, integers)
+            fused: Tensor = integers.forward(packed, x.reshape(-1, self.in_features), self.bias)
             return fused.reshape(*x.shape[:-1], self.out_features)
         prepared: Prepared = self._group[0](x, self.name)
         if integers is None or self.fused:

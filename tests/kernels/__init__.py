@@ -18,15 +18,23 @@ LIBRARY = PROJECT / "quant_experts_kernels" / "libquant_experts_kernels.so"
 
 
 @functools.cache
-def package() -> Any:
-    """``quant_experts_kernels``, out of ``sys.modules`` again, so that other tests of the process run without it."""
+def built() -> bool:
+    """Whether the library lies in the package, newer than its sources. False where there is no compiler to make it."""
     sources = [PROJECT / "compile.py", *(PROJECT / "src").iterdir()]
     if not LIBRARY.exists() or LIBRARY.stat().st_mtime < max(source.stat().st_mtime for source in sources):
         if shutil.which(os.environ.get("CXX", "g++")) is None:
-            pytest.skip("the kernels are built with g++, and there is none")
-        built = LIBRARY.with_suffix(f".{os.getpid()}")
-        subprocess.run([sys.executable, PROJECT / "compile.py", built], check=True)
-        built.replace(LIBRARY)
+            return False
+        new = LIBRARY.with_suffix(f".{os.getpid()}")
+        subprocess.run([sys.executable, PROJECT / "compile.py", new], check=True)
+        new.replace(LIBRARY)
+    return True
+
+
+@functools.cache
+def package() -> Any:
+    """``quant_experts_kernels``, out of ``sys.modules`` again, so that other tests of the process run without it."""
+    if not built():
+        pytest.skip("the kernels are built with g++, and there is none")
     sys.path.insert(0, str(PROJECT))
     try:
         return importlib.import_module("quant_experts_kernels")

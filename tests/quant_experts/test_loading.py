@@ -27,6 +27,7 @@ from quant_experts.checkpoint.verify import TOLERANCE, Probe, verify_in_fresh_pr
 from quant_experts.errors import InvalidCheckpoint
 from quant_experts.forward.modeling_quant_experts import QuantExpertsConfig, QuantExpertsQuantizer, kernel_rows
 from tests.every_type.tiny import tiny_config
+from tests.kernels import PROJECT, built
 from tests.models import FAMILIES, VISION_FAMILIES
 from tests.quant_experts.checkpoints import Parts, quantized_parts, written
 from tests.rows import image_row
@@ -84,6 +85,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Written:
     parts = quantized_parts("qwen2_vl", directory)
     inputs = image_inputs(parts.model)
     return Written(parts, written(parts, directory / "out"), inputs, ask(parts.model, inputs))
+
+
+def kernels_project() -> list[Path]:
+    """The folder from which the package of kernels is importable; empty where there is no compiler for it."""
+    return [PROJECT] if built() else []
 
 
 def in_fresh_process(code: str, *arguments: Path, modules: Path, kernels: str = "reference") -> dict[str, Any]:
@@ -218,32 +224,43 @@ print(json.dumps({"same": [each == before for each in after], "left": before[2],
 
 @pytest.mark.skipif(not kernel_rows(), reason="this processor has no packed int4 product")
 def test_a_loaded_model_multiplies_packed_integers_without_being_asked(checkpoint: Written, tmp_path: Path) -> None:
+    """By torch, and by the package of kernels as soon as it is importable."""
     save_file({**checkpoint.inputs, "logits": checkpoint.logits}, str(tmp_path / "probe.safetensors"))
-    answer = in_fresh_process(
+    answers: Any = in_fresh_process(
         HIDDEN
         + """
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText as Auto
-model = Auto.from_pretrained(sys.argv[1], trust_remote_code=True)
 inputs = load_file(sys.argv[2])
 right = inputs.pop("logits")
-bytes_before = model.get_memory_footprint()
-with torch.no_grad():
-    logits = model(**inputs, use_cache=False).logits.float()
-    generated = model.generate(**inputs, max_new_tokens=5, do_sample=False)
-layer = model.model.language_model.layers[0].self_attn.q_proj
-print(json.dumps({"error": float((logits - right).norm() / right.norm()), "packed": layer.weight_packed is not None,
-                  "new": generated.shape[1] - inputs["input_ids"].shape[1],
-                  "grown": model.get_memory_footprint() / bytes_before}))
+def measured():
+    model = Auto.from_pretrained(sys.argv[1], trust_remote_code=True)
+    bytes_before = model.get_memory_footprint()
+    with torch.no_grad():
+        logits = model(**inputs, use_cache=False).logits.float()
+        generated = model.generate(**inputs, max_new_tokens=5, do_sample=False)
+    layer = model.model.language_model.layers[0].self_attn.q_proj
+    return layer, {"error": float((logits - right).norm() / right.norm()), "packed": layer.weight_packed is not None,
+                   "integers": type(layer.integers).__name__, "new": generated.shape[1] - inputs["input_ids"].shape[1],
+                   "grown": model.get_memory_footprint() / bytes_before}
+layer, first = measured()
+found = [first]
+if len(sys.argv) > 3:
+    sys.path.insert(0, sys.argv[3])
+    sys.modules[type(layer).__module__].kernels.cache_clear()
+    found.append(measured()[1])
+print(json.dumps(found))
 """,
         checkpoint.directory,
         tmp_path / "probe.safetensors",
+        *kernels_project(),
         modules=tmp_path,
         kernels="auto",
     )
-    assert answer["error"] < TOLERANCE
-    assert (answer["packed"], answer["new"]) == (False, 5)
-    assert answer["grown"] < 1.1
+    for answer, integers in zip(answers, ("CpuIntegers", "PackedLinear"), strict=False):
+        assert answer["error"] < TOLERANCE
+        assert (answer["packed"], answer["integers"], answer["new"]) == (False, integers, 5)
+        assert answer["grown"] < 1.1
 
 
 def test_the_dtype_asked_for_is_the_dtype_that_runs(checkpoint: Written, tmp_path: Path) -> None:
