@@ -26,6 +26,8 @@ HOLDOUT = 0.0625
 OUT = Path(__file__).parents[1] / "results" / "real"
 PLAIN: dict[str, Any] = {"method": "rtn", "weight_grid": "max", "group_size": 64}
 """Rounding to nearest as everybody has it."""
+ROOM = {"bits_per_weight": 4.79}
+"""What the default takes with its experts."""
 RUNS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "W4A16": [
         ("gptq, groups of 64", {"method": "gptq", "group_size": 64}),
@@ -37,18 +39,19 @@ RUNS: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("fast", {"method": "fast"}),
         ("balanced", {"method": "balanced"}),
         ("best", {"method": "best"}),
+        ("balanced, without experts", {"method": "balanced", "reconstruction": "none"}),
         ("best, without experts", {"method": "best", "reconstruction": "none"}),
         ("balanced, version 3", {"method": "balanced", "method_version": 3}),
-        ("balanced, rotation", {"method": "balanced", "smoothing": "rotation"}),
+        ("balanced, search", {"method": "balanced", "smoothing": "search"}),
+        ("budget in the place of experts", {"method": "balanced", "reconstruction": "none", "budget": ROOM}),
     ],
-    "W5A16": [("rtn, groups of 64, max grid", PLAIN)],
-    "W6A16": [("rtn, groups of 64, max grid", PLAIN)],
+    "W5A16": [("rtn, groups of 64, max grid", PLAIN), ("gptq", {"method": "gptq"})],
+    "W6A16": [("rtn, groups of 64, max grid", PLAIN), ("gptq", {"method": "gptq"})],
     "W8A16": [("rtn, groups of 64, max grid", PLAIN)],
     "W4A8": [
         ("balanced", {"method": "balanced"}),
         ("gptq", {"method": "gptq"}),
-        ("search + gptq", {"method": "gptq", "smoothing": "search"}),
-        ("qe-gptq", {"method": "qe-gptq"}),
+        ("search + gptq", {"method": "gptq", "smoothing": "search", "method_version": 3}),
         ("qe-gptq, version 1", {"method": "qe-gptq", "method_version": 1}),
         ("balanced, 2 routed experts", {"method": "balanced", "experts": 2}),
         ("balanced, without experts", {"method": "balanced", "reconstruction": "none"}),
@@ -56,25 +59,22 @@ RUNS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     ],
     "W4A6": [
         ("balanced", {"method": "balanced"}),
-        ("balanced, version 3", {"method": "balanced", "method_version": 3}),
         ("best", {"method": "best"}),
-        ("rotation + gptq", {"method": "gptq", "smoothing": "rotation"}),
+        ("balanced, version 3", {"method": "balanced", "method_version": 3}),
         ("balanced, 2 routed experts", {"method": "balanced", "experts": 2}),
         ("balanced, 4 routed experts", {"method": "balanced", "experts": 4}),
         ("balanced, without experts", {"method": "balanced", "reconstruction": "none"}),
         ("gptq", {"method": "gptq"}),
-        ("search + gptq", {"method": "gptq", "smoothing": "search"}),
-        ("qe-gptq", {"method": "qe-gptq"}),
     ],
     "W4A4": [
         ("balanced", {"method": "balanced"}),
-        ("balanced, version 3", {"method": "balanced", "method_version": 3}),
         ("best", {"method": "best"}),
+        ("balanced, version 3", {"method": "balanced", "method_version": 3}),
+        ("balanced, without experts", {"method": "balanced", "reconstruction": "none"}),
         ("gptq", {"method": "gptq"}),
-        ("rotation + gptq", {"method": "gptq", "smoothing": "rotation"}),
         ("rtn, groups of 64, max grid", PLAIN),
     ],
-    "W3A16": [("gptq", {"method": "gptq"})],
+    "W3A16": [("gptq", {"method": "gptq"}), ("balanced", {"method": "balanced"}), ("best", {"method": "best"})],
 }
 """Scheme → (label, options over the preset)."""
 

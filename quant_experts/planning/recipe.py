@@ -13,9 +13,8 @@ from typing import Any
 
 from quant_experts.spec.methods import (
     DEFAULT_METHOD,
-    DEFAULTS,
     METHOD_VERSION,
-    PRESETS,
+    choices_of,
     group_size_of,
     search_rotates,
 )
@@ -64,7 +63,7 @@ class Recipe:
         names = {field.name for field in fields(cls)}
         set_options = {name: value for name, value in options.items() if value is not None and name in names}
         version = set_options.get("method_version", METHOD_VERSION)
-        values = {"method": method, "method_version": version, **DEFAULTS[version], **PRESETS[method], **set_options}
+        values = {"method": method, "method_version": version, **choices_of(method, version), **set_options}
         return cls(**{name: value for name, value in values.items() if name in names})
 
     @property
@@ -95,7 +94,7 @@ class Recipe:
 
     @property
     def search_rotates(self) -> bool:
-        return search_rotates(self.method_version, self.scheme)
+        return search_rotates(self.method_version)
 
     @property
     def measures_sensitivity(self) -> bool:

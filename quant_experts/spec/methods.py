@@ -11,8 +11,8 @@ from typing import Any
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "fast": {"smoothing": "none", "rounding": "rtn", "reconstruction": "none"},
-    "balanced": {"smoothing": "search", "rounding": "gptq", "reconstruction": "qe", "exempt": False},
-    "best": {"smoothing": "search", "rounding": "descent", "reconstruction": "qe", "exempt": False},
+    "balanced": {"smoothing": "rotation", "rounding": "gptq", "reconstruction": "qe", "exempt": False},
+    "best": {"smoothing": "rotation", "rounding": "descent", "reconstruction": "qe", "exempt": False},
     "rtn": {"smoothing": "none", "rounding": "rtn", "reconstruction": "none"},
     "smoothquant": {"smoothing": "smoothquant", "rounding": "rtn", "reconstruction": "none"},
     "awq": {"smoothing": "awq", "rounding": "rtn", "reconstruction": "none"},
@@ -72,18 +72,25 @@ _THIRD: Mapping[str, Any] = {
     "adapter_dtype": "int8",
 }
 DEFAULTS: Mapping[int, Mapping[str, Any]] = {1: {}, 2: _SECOND, 3: _THIRD, 4: _THIRD}
-"""Version of the method → what every preset lays over the fields' own defaults. What version 4 changes is no option:
-see ``search_rotates``.
+"""Version of the method → what every preset lays over the fields' own defaults. Version 4 changes the smoothing of two
+presets, see ``choices_of``, and what ``search`` tries, see ``search_rotates``.
 
 A field's own default is what a spec that was recorded without the field meant. A default that changes gets a new
 version, so that a resumed run, a queued job and a recipe go on meaning what they meant (docs/adr/0030).
 """
 
 
-def search_rotates(method_version: int, scheme: str) -> bool:
-    """Whether smoothing ``search`` tries the rotation too: where activations are quantized. It costs something with
-    every token."""
-    return method_version > 3 and not scheme.endswith("A16")
+def choices_of(method: str, method_version: int) -> dict[str, Any]:
+    """What a preset of a version lays over the fields' own defaults. Raises KeyError for an unknown method."""
+    chosen = {**DEFAULTS.get(method_version, {}), **PRESETS[method]}
+    if method_version < 4 and chosen["smoothing"] == "rotation":
+        chosen["smoothing"] = "search"
+    return chosen
+
+
+def search_rotates(method_version: int) -> bool:
+    """Whether smoothing ``search`` tries the rotation too."""
+    return method_version > 3
 
 
 GROUP_SIZES = (128, 64, 32)

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from quant_experts.spec.choices import AcceptIf, Budget, Sensitive, Target
 from quant_experts.spec.methods import (
     DEFAULT_METHOD,
-    DEFAULTS,
     METHOD_VERSION,
     PRESETS,
+    choices_of,
     group_size_of,
     group_sizes_of,
     search_rotates,
@@ -37,8 +37,8 @@ class QuantizationSpec(BaseModel):
     ``method_version``: which rules hold where no option chooses. Version 1 is that of specs recorded without the
     field. Version 2: ``group_size`` ``"auto"`` tries 128, 64 and 32; no more columns are exempt than ``shared_rank``;
     scales of a float32 model are stored in bfloat16, which they were rounded to before. Version 3: ranks and number of
-    experts are ``"auto"``, and experts are stored in int8. Version 4: smoothing ``"search"`` tries the rotation
-    too, where activations are quantized.
+    experts are ``"auto"``, and experts are stored in int8. Version 4: ``balanced`` and ``best`` rotate in the place of
+    searching a scale, and smoothing ``"search"`` tries the rotation too.
     ``group_size``: input channels that share one weight scale; ``"channel"`` means one scale per output row, ``"auto"``
     the largest of 128, 64 and 32 that divides the width (version 1: 128), and ``"channel"`` where none does. A number
     must divide every width.
@@ -141,7 +141,7 @@ class QuantizationSpec(BaseModel):
     @property
     def search_rotates(self) -> bool:
         """Smoothing ``"search"`` tries the rotation too."""
-        return search_rotates(self.method_version, self.scheme)
+        return search_rotates(self.method_version)
 
     @property
     def group_sizes(self) -> tuple[int, ...]:
@@ -168,5 +168,4 @@ class QuantizationSpec(BaseModel):
         """
         if method not in PRESETS:
             raise ValueError(f"method {method!r} is not known; choose one of {', '.join(PRESETS)}")
-        defaults = DEFAULTS.get(method_version, {})
-        return cls(method=method, method_version=method_version, **{**defaults, **PRESETS[method], **options})
+        return cls(method=method, method_version=method_version, **{**choices_of(method, method_version), **options})

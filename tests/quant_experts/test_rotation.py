@@ -13,6 +13,7 @@ from quant_experts.fit.fit_group import evaluate_group, fit_group
 from quant_experts.fit.quantizer import round_tokens
 from quant_experts.fit.rotation import CLIP, rotation_of
 from quant_experts.forward.modeling_quant_experts import QuantExpertsConfig, QuantExpertsQuantizer, rotate
+from quant_experts.spec.specification import QuantizationSpec
 from tests.quant_experts.problems import problem_of
 from tests.quant_experts.test_modeling import PLAN, Tiny, fitted_group
 from tests.quant_experts.tokens import mixture, observe, spec, weights
@@ -73,8 +74,12 @@ def test_outliers_cost_less_behind_a_rotation_and_the_search_finds_it_from_versi
     error = {key: evaluate_group(each, layers, x[:200], vision[:200]).error.routed for key, each in found.items()}
     assert error[4, "search"] == error[3, "rotation"] < 0.7 * error[3, "search"]
     assert found[4, "search"].smoothing == "rotation(0.5)"
-    whole = spec("balanced", scheme="W4A16", smoothing="search")
-    assert fit_group("g", layers, observe(x, vision, layers, whole), whole).rotation is None
+
+
+def test_the_default_rotates_from_version_4_on() -> None:
+    for method in ("balanced", "best"):
+        assert QuantizationSpec.preset(method).smoothing == "rotation"
+        assert QuantizationSpec.preset(method, method_version=3).smoothing == "search"
 
 
 def test_refinement_reads_what_the_rotated_base_reads() -> None:

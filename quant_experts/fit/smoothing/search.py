@@ -1,5 +1,5 @@
-"""Try several scalings, and the rotation where activations are quantized, and take what has the smallest error,
-activation quantization included (method.md, section 4, step 2)."""
+"""Try several scalings, and the rotation, and take what has the smallest error, activation quantization included
+(method.md, section 4, step 2)."""
 
 from __future__ import annotations
 
