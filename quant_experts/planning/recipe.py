@@ -23,8 +23,6 @@ from quant_experts.spec.ranks import Ranks, in_mixture, ranks_of
 AUTO = "auto"
 OBQ_WIDTH = 1024
 """Input channels beyond which ``obq`` refuses a group."""
-LEVELS = (6, 8)
-"""Weight bits that ``budget`` may raise a group to."""
 
 
 @dataclass(frozen=True)

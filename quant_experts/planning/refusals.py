@@ -12,11 +12,12 @@ from quant_experts.planning.errors import Refusal
 from quant_experts.planning.families import FAMILIES
 from quant_experts.planning.headers import ModelHeaders
 from quant_experts.planning.image_tokens import MOST_RATIO
-from quant_experts.planning.recipe import AUTO, LEVELS, OBQ_WIDTH, Recipe
+from quant_experts.planning.recipe import AUTO, OBQ_WIDTH, Recipe
 from quant_experts.planning.rows import MOST_BAD, Rows
 from quant_experts.planning.shapes import Shapes
 from quant_experts.planning.sizes import Size, is_named
 from quant_experts.spec.limits import MOST_ROWS
+from quant_experts.spec.methods import MOST_WEIGHT_BITS
 
 FEWEST_ROWS = 3
 
@@ -115,7 +116,7 @@ def _near(name: str, groups: list[Group]) -> str:
 def _budget(recipe: Recipe, size: Size) -> Iterator[Refusal]:
     if recipe.budget is None or recipe.scheme == AUTO:
         return
-    if recipe.bits[0] >= max(LEVELS):
+    if recipe.bits[0] >= MOST_WEIGHT_BITS:
         yield Refusal(
             "invalid_spec", f"budget: scheme {recipe.scheme} has the most weight bits already", "/options/budget"
         )

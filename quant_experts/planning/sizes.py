@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 
 from quant_experts.planning.blocks import Group
 from quant_experts.planning.headers import ITEM_BYTES
-from quant_experts.planning.recipe import AUTO, LEVELS, Recipe
+from quant_experts.planning.recipe import AUTO, Recipe
 from quant_experts.planning.shapes import Shapes
+from quant_experts.spec.methods import MOST_WEIGHT_BITS
 from quant_experts.spec.ranks import SHAPE_BITS, SMOOTH_BITS, Ranks, adapter_bits
 
-SMALLEST, LARGEST = 2, 8
+LEAST_WEIGHT_BITS = 2
 """Weight bits that a search may end at."""
 
 
@@ -73,12 +74,12 @@ def _bounded(most: int, least: int, shapes: Shapes, recipe: Recipe) -> int:
 def weight_bits(group: Group, recipe: Recipe, *, most: bool) -> int:
     """Of this group's weights, at most or at least."""
     if recipe.scheme == AUTO:
-        return LARGEST if most else SMALLEST
+        return MOST_WEIGHT_BITS if most else LEAST_WEIGHT_BITS
     base = recipe.bits[0]
     if recipe.budget is not None:
-        return max(base, *LEVELS) if most else base
+        return MOST_WEIGHT_BITS if most else base
     if recipe.sensitive is not None:
-        sensitive_bits = int(recipe.sensitive.get("weight_bits", LARGEST))
+        sensitive_bits = int(recipe.sensitive.get("weight_bits", MOST_WEIGHT_BITS))
         names = recipe.sensitive.get("groups")
         if names is None:
             return sensitive_bits if most else base

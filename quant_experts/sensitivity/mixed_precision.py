@@ -3,9 +3,10 @@
 - ``sensitive.groups``: those that the user names.
 - ``sensitive.share``: the most sensitive ones. Extra bits are the same for every weight, so groups are sorted by KL per
   weight and taken in this order as long as they fit into the share; the first is taken even if it alone is larger.
-- ``budget``: steps of a group to 6 and from there to 8 bits, each with the KL that it removes per bit that it stores,
-  best first, as long as the whole stays within the budget. Per stored bit the second step of a group always gains less
-  than the first, so that this order is the best one up to the last step that fits.
+- ``budget``: steps of a group from the scheme's bits up to 8, bit by bit (to 6 and to 8 before ``method_version`` 4),
+  each with the KL that it removes per bit that it stores, best first, as long as the whole stays within the budget. Per
+  stored bit a later step of a group always gains less than an earlier one, so that this order is the best one up to the
+  last step that fits.
 
 KL is measured at the scheme's own bits (sensitivity/rounding_change.py), weights and activations together. At more
 weight bits it is not measured but assumed to shrink as the squared rounding step does, 4^-bits; what rounding the
@@ -26,10 +27,8 @@ from quant_experts.checkpoint.layout import stored_group_bits
 from quant_experts.errors import InvalidSpec
 from quant_experts.model.groups import GroupPlan
 from quant_experts.report.data import MixedPrecision
+from quant_experts.spec.methods import MOST_WEIGHT_BITS, levels_of
 from quant_experts.spec.specification import AUTO, Budget, QuantizationSpec, Sensitive
-
-LEVELS = (6, 8)
-"""Weight bits that a budget may raise a group to."""
 
 NEAR_MATCHES = 3
 
@@ -115,7 +114,7 @@ def upward_steps(
 ) -> list[Step]:
     """Every step that a budget could take."""
     base = spec.bits.weight_bits
-    levels = [base, *(bits for bits in LEVELS if bits > base)]
+    levels = [base, *(bits for bits in levels_of(spec.method_version) if bits > base)]
     steps = []
     for plan in groups:
         for before, after in itertools.pairwise(levels):
@@ -167,7 +166,7 @@ def _described(
 
 
 def _check_budget(spec: QuantizationSpec, budget: Budget, groups: Sequence[GroupPlan], dtype: torch.dtype) -> None:
-    if spec.bits.weight_bits >= max(LEVELS):
+    if spec.bits.weight_bits >= MOST_WEIGHT_BITS:
         raise InvalidSpec(f"budget: scheme {spec.scheme} has the most weight bits already; leave out budget")
     base = _stored(groups, spec, dtype) / sum(plan.weights for plan in groups)
     if budget.bits_per_weight < base:

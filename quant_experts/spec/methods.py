@@ -93,6 +93,15 @@ def search_rotates(method_version: int) -> bool:
     return method_version > 3
 
 
+MOST_WEIGHT_BITS = 8
+"""Weight bits."""
+
+
+def levels_of(method_version: int) -> tuple[int, ...]:
+    """Weight bits that a budget may raise a group to."""
+    return tuple(range(3, MOST_WEIGHT_BITS + 1)) if method_version > 3 else (6, MOST_WEIGHT_BITS)
+
+
 GROUP_SIZES = (128, 64, 32)
 """That ``group_size`` "auto" tries, largest first."""
 

@@ -13,7 +13,6 @@ from quant_experts.fit.smoothing import _trial, search
 from quant_experts.planning import disk, memory, recipe, row_tokens, seconds
 from quant_experts.planning.recipe import Recipe
 from quant_experts.search import search as auto_search
-from quant_experts.sensitivity import mixed_precision
 from quant_experts.sensitivity import rows as sensitivity_rows
 from quant_experts.spec.specification import PRESETS, QuantizationSpec
 from quant_experts.walk import observe
@@ -35,7 +34,6 @@ def test_what_was_not_given_keeps_its_default() -> None:
 def test_the_constants_that_sizes_memory_and_time_follow_are_those_of_the_library() -> None:
     assert recipe.OBQ_WIDTH == obq.WIDTH_LIMIT
     assert seconds.SWEEPS == descent.SWEEPS
-    assert recipe.LEVELS == mixed_precision.LEVELS
     assert row_tokens.MOST_TOKENS == collate.MOST_TOKENS
     assert memory.HELD_OUT_TOKENS == observe.HELD_OUT_TOKENS
     assert disk.VARIED_ROWS == image_variants.MOST_ROWS

@@ -20,6 +20,7 @@ from quant_experts.run.quantize import quantize
 from quant_experts.search.choice import best_within_bytes, is_richer, smallest_within_kl, worth_trying
 from quant_experts.search.grid import SCHEMES, Point, grid
 from quant_experts.search.search import few_inputs, missed_target
+from quant_experts.spec.methods import choices_of
 from quant_experts.spec.specification import PRESETS, QuantizationSpec
 from tests.models import make_model
 from tests.quant_experts.measuring import measuring
@@ -29,8 +30,9 @@ from tests.rows import text_row, write_rows
 SENSITIVITY = {plan.name: 1.0 + number for number, plan in enumerate(flat(TWELVE))}
 
 
-def points_of(method: str, version: int = 2) -> list[Point]:
-    spec = QuantizationSpec.preset(method, method_version=version, scheme="auto", target={"max_kl": 1.0}, group_size=32)
+def points_of(method: str, version: int = 2, **target: Any) -> list[Point]:
+    target = target or {"max_kl": 1.0}
+    spec = QuantizationSpec.preset(method, method_version=version, scheme="auto", target=target, group_size=32)
     return grid(spec, TWELVE, SENSITIVITY, unquantized_bytes=10_000, dtype=torch.bfloat16)
 
 
@@ -49,7 +51,7 @@ def falling(costs: tuple[float, float, float]) -> dict[str, float]:
 # --- The grid ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("version", [2, 3, 4])
 @pytest.mark.parametrize("method", PRESETS)
 def test_each_method_has_a_grid_of_specs_that_are_no_search(method: str, version: int) -> None:
     points = points_of(method, version)
@@ -59,7 +61,7 @@ def test_each_method_has_a_grid_of_specs_that_are_no_search(method: str, version
     for point in points:
         assert point.spec.target is None
         assert (point.spec.smoothing, point.spec.rounding) == tuple(
-            PRESETS[method][slot] for slot in ("smoothing", "rounding")
+            choices_of(method, version)[slot] for slot in ("smoothing", "rounding")
         )
         assert point.effective_bits > point.spec.bits.weight_bits
 
@@ -72,6 +74,27 @@ def test_labels_are_for_people_and_bytes_grow_with_what_is_added() -> None:
     assert raised.options["sensitive"]["groups"] == list(raised.weight_bits)
     assert "W8A8 · no adapters · 10 % at 8 bits" not in by_label
     assert len(POINTS) == 3 * 3 * 2 + 3
+
+
+def test_budgets_fill_a_size_and_raise_the_most_sensitive_groups_first() -> None:
+    plain = {point.label: point for point in points_of("balanced", 4)}["W4A8 · no adapters"]
+    size = plain.bytes + 40_000
+    found = [point for point in points_of("balanced", 4, max_bytes=size) if "budget" in point.options]
+    assert {point.spec.scheme for point in found} == {"W3A8", "W4A8"}  # the two largest that fit
+    for point in found:
+        assert size - 4_000 < point.bytes <= size
+        assert point.spec.budget is not None
+        raised = sorted(SENSITIVITY, key=lambda name: point.weight_bits.get(name, 0))
+        assert SENSITIVITY[raised[-1]] > SENSITIVITY[raised[0]]
+
+
+def test_budgets_of_a_search_for_a_kl_are_a_quarter_of_a_bit_apart() -> None:
+    budgets = sorted(
+        point.options["budget"]["bits_per_weight"]
+        for point in points_of("gptq", 4)
+        if point.spec.scheme == "W6A8" and "budget" in point.options
+    )
+    assert budgets == [6.75, 7.0, 7.25, 7.5, 7.75, 8.0]
 
 
 @pytest.mark.parametrize(("method", "added"), [("qe", "experts"), ("aser", "adapter")])
