@@ -17,7 +17,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import venv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from benchmarks.digits.methods import COMMON, METHODS_BY_LABEL
 from benchmarks.digits.reading import BATCH, encode
 from benchmarks.digits.runs import HOLDOUT, PER_TASK, ROWS, VARIANTS, Bench
 from benchmarks.digits.yardstick import Yardstick, compare
+from benchmarks.peers.environment import install
 from benchmarks.peers.tables import page
 from quant_experts.calibration.collate import open_collator
 from quant_experts.calibration.rows import Row
@@ -36,27 +36,10 @@ from quant_experts.fit.smoothing.search import ALPHAS
 
 OUT = Path(__file__).parents[1] / "results" / "accuracy_peers"
 DIRECTORY = Path(".qe") / "peers"
-PACKAGE = "llmcompressor==0.14.*"
+PACKAGES = ("llmcompressor==0.14.*", "pillow")
 RUN = Path(__file__).with_name("llm_compressor_run.py")
 THEIRS = ("rtn", "gptq", "awq", *(f"smoothquant:{alpha}" for alpha in ALPHAS))
 OURS = ("rtn", "smoothquant", "awq", "gptq", "qe", "qe-gptq")
-
-
-def install(directory: Path) -> Path:
-    """The environment's interpreter; made and filled if it is not there. No other torch than ours gets in."""
-    python = directory / "llm-compressor" / "bin" / "python"
-    done = directory / "llm-compressor" / ".installed"
-    if done.is_file():
-        return python
-    venv.create(directory / "llm-compressor", with_pip=True, clear=True)
-    wanted = f"torch=={torch.__version__.partition('+')[0]}"
-    constraints = directory / "constraints.txt"
-    constraints.write_text(wanted + "\n", encoding="utf-8")
-    for packages in ([wanted], [PACKAGE, "pillow"]):
-        command = [str(python), "-m", "pip", "install", "--quiet", "-c", str(constraints), *packages]
-        subprocess.run(command, check=True)
-    done.touch()
-    return python
 
 
 def model_inputs(bench: Bench, variant: str, seed: int) -> dict[str, Any]:
@@ -135,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=OUT, help="writes OUT.md and OUT.json")
     chosen = parser.parse_args(arguments)
     chosen.directory.mkdir(parents=True, exist_ok=True)
-    python = install(chosen.directory.resolve())
+    python = install(chosen.directory.resolve(), "llm-compressor", PACKAGES)
     bench = Bench(chosen.work.resolve(), rows=ROWS, per_task=chosen.per_task)
     found = {
         "command": "python -m benchmarks.peers.llm_compressor " + " ".join(sys.argv[1:]),

@@ -15,61 +15,11 @@ import time
 from typing import Any
 
 import torch
+from llm_compressor_recipe import recipe
 from llmcompressor import oneshot
-from llmcompressor.modifiers.gptq import GPTQModifier
-from llmcompressor.modifiers.quantization import QuantizationModifier
-from llmcompressor.modifiers.transform.awq import AWQMapping, AWQModifier
-from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import AutoModelForImageTextToText, AutoTokenizer
-
-IGNORE = ["lm_head", "re:.*visual.*"]
-BLOCK = r"re:.*language_model\.layers\.\d+\."
-ATTENTION = [f"{BLOCK}self_attn.{name}$" for name in ("q_proj", "k_proj", "v_proj")]
-MLP = [f"{BLOCK}mlp.{name}$" for name in ("gate_proj", "up_proj")]
-NORMS = [(f"{BLOCK}input_layernorm$", ATTENTION), (f"{BLOCK}post_attention_layernorm$", MLP)]
-PRODUCTS = [
-    (f"{BLOCK}self_attn.v_proj$", [f"{BLOCK}self_attn.o_proj$"]),
-    (f"{BLOCK}mlp.up_proj$", [f"{BLOCK}mlp.down_proj$"]),
-]
-"""Where scalings can go, as llm-compressor has it for Qwen2.5-VL; its tables do not list Qwen2-VL."""
-
-
-def recipe(method: str, scheme: str, group_size: int) -> list[Any]:
-    weight_bits, activation_bits = (int(part) for part in scheme[1:].split("A"))
-    group: dict[str, Any] = {
-        "targets": ["Linear"],
-        "weights": {
-            "num_bits": weight_bits,
-            "type": "int",
-            "symmetric": True,
-            "strategy": "group",
-            "group_size": group_size,
-        },
-    }
-    if activation_bits != 16:
-        group["input_activations"] = {
-            "num_bits": activation_bits,
-            "type": "int",
-            "symmetric": True,
-            "strategy": "token",
-            "dynamic": True,
-        }
-    quantization: dict[str, Any] = {"config_groups": {"group_0": group}, "ignore": IGNORE}
-    name, _, strength = method.partition(":")
-    if name == "gptq":
-        return [GPTQModifier(**quantization)]
-    rounded = QuantizationModifier(**quantization)
-    if name == "awq":
-        mappings = [AWQMapping(smooth, balance) for smooth, balance in NORMS + PRODUCTS]
-        return [AWQModifier(mappings=mappings), rounded]
-    if name == "smoothquant":
-        mappings = [[balance, smooth] for smooth, balance in NORMS]
-        return [SmoothQuantModifier(smoothing_strength=float(strength), mappings=mappings), rounded]
-    if name == "rtn":
-        return [rounded]
-    raise SystemExit(f"method {method!r} is not known: rtn, gptq, awq or smoothquant:<strength>")
 
 
 @torch.no_grad()

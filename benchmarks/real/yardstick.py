@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,10 +68,17 @@ def log_probabilities(model: Any, rows: list[dict[str, Any]]) -> Iterator[Tensor
 
 
 def measure(yardstick: Yardstick, model: Any) -> dict[str, Any]:
-    """``kl``: nats per token, KL(full ‖ model), mean over rows; ``kl_of_rows``: of each row. ``top1``: share of tokens
+    """The figures of ``compare`` for ``model``, quantized or not."""
+    return compare(yardstick, log_probabilities(model, yardstick.rows))
+
+
+def compare(yardstick: Yardstick, answers: Iterable[Tensor]) -> dict[str, Any]:
+    """Figures of a model that gave ``answers``: of each row, (its tokens - 1, vocabulary) float32 log-probabilities.
+
+    ``kl``: nats per token, KL(full ‖ model), mean over rows; ``kl_of_rows``: of each row. ``top1``: share of tokens
     whose likeliest successor is the same. ``perplexity``: of the text."""
     kl_of_rows, same, loss, tokens, place = [], 0, 0.0, 0, 0
-    for row, found in zip(yardstick.rows, log_probabilities(model, yardstick.rows), strict=True):
+    for row, found in zip(yardstick.rows, answers, strict=True):
         kept = yardstick.full[place : place + len(found)].astype(np.float32)
         full = torch.from_numpy(kept).log_softmax(-1)
         place += len(found)
