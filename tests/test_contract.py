@@ -108,7 +108,7 @@ FINGERPRINTS = {
     4: "05aa5a272f4f16dd",
     5: "5c6b8d4addf70cfb",
     6: "67e294a675350686",
-    7: "126d33c7ee51a6bf",
+    7: "8732bdca32c29683",
 }
 """Version of the spec → what it may say."""
 

@@ -23,7 +23,7 @@ from core.contract import patterns
 from core.contract.alias import Alias
 from quant_experts.spec.choices import WHOLE, AcceptIf, Budget, Sensitive, Target
 from quant_experts.spec.exports import EXPORT_FORMATS, ExportFormat, export_refusal
-from quant_experts.spec.methods import DEFAULT_METHOD, DEFAULTS, PRESETS
+from quant_experts.spec.methods import DEFAULT_METHOD, PRESETS, choices_of
 from quant_experts.spec.slots import Reconstruction, Rounding, Smoothing
 
 SCHEME_PATTERN = re.compile(r"W([2-8])A([4-8]|16)")
@@ -212,5 +212,5 @@ class JobSpec(_Strict):
         A job without a version is older than the field.
         """
         options = {"method_version": 1} | self.options.model_dump(mode="json", exclude_none=True)
-        values = {**FIRST, **DEFAULTS[options["method_version"]], **PRESETS[self.method], **options}
+        values = {**FIRST, **choices_of(self.method, options["method_version"]), **options}
         return {name: None if values.get(name) in UNKNOWN_HERE else values[name] for name in Options.model_fields}
