@@ -84,23 +84,23 @@ def _open_text_collator(directory: Path, config: Any) -> Collate:
         processor = load_processor(directory, config)
         if not processor.chat_template:
             raise InvalidModel(f"{directory.name} has no chat template; give the instruction-tuned model")
-        return lambda row: _with_images(row, processor, config, most)
+        placeholders = _placeholders(config, processor)
+        return lambda row: _with_images(row, processor, placeholders, most)
     tokenizer = load_tokenizer(directory)
     reason = f"the model's directory has no {PROCESSORS[0]}" if takes_images else f"{config.model_type} takes text only"
     return lambda row: _text_only(row, tokenizer, reason, most)
 
 
-def _with_images(row: Row, processor: Any, config: Any, most: int) -> Sample:
-    """Raises TooLong, or InvalidCalibration naming the row."""
+def _with_images(row: Row, processor: Any, placeholders: Tensor, most: int) -> Sample:
+    """``placeholders``: token ids, that of images first. Raises TooLong, or InvalidCalibration naming the row."""
     if row.audio:
         raise InvalidCalibration(f"calibration row {row.number}: it has audio, but this model takes images and text")
     if row.videos and (reason := why_no_videos(processor)) is not None:
         raise InvalidCalibration(f"calibration row {row.number}: it has a video, but {reason}")
     text = _render(row, processor, list(row.messages))
-    _check_placeholders(row, text, processor, config.image_token_id)
+    _check_placeholders(row, text, processor, int(placeholders[0]))
     images = [decode(data, f"calibration row {row.number}, image {i}") for i, data in enumerate(row.images, start=1)]
     videos = [_frames(video, f"calibration row {row.number}, video {i}") for i, video in enumerate(row.videos, start=1)]
-    placeholders = torch.tensor([config.image_token_id, *_video_tokens(config)])
     options: dict[str, Any] = {}
     is_smaller = False
     while True:
@@ -133,10 +133,14 @@ def _frames(video: Video, where: str) -> list[Image.Image]:
     return frames
 
 
-def _video_tokens(config: Any) -> list[int]:
-    """Placeholders of videos where they are not those of images, as InternVL's are."""
+def _placeholders(config: Any, processor: Any) -> Tensor:
+    """Token ids that stand for pieces of images and videos, that of images first. InternVL's videos have the same."""
+    image = getattr(config, "image_token_id", None)
+    if image is None:  # Chameleon's is in its vocabulary alone
+        image = processor.image_token_id
     names = ("video_token_id", "video_token_index")
-    return [token for name in names if isinstance(token := getattr(config, name, None), int)]
+    videos = (getattr(config, name, None) for name in names)
+    return torch.tensor([image, *(token for token in videos if isinstance(token, int))])
 
 
 def _tiles(processor: Any, images: list[Image.Image], room: int, options: dict[str, Any]) -> int:

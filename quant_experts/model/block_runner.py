@@ -236,12 +236,14 @@ def _stopping(stack: Stack) -> Callable[[nn.Module, tuple[Any, ...], Arguments, 
 
 @contextmanager
 def _embedded(module: Any, stack: Stack, states: Tensor | None) -> Iterator[None]:
-    """While open, the token embeddings are ``states``, whatever they are asked for; None changes nothing."""
+    """While open, the embeddings of the row's tokens are ``states``; None changes nothing."""
     if states is None:
         yield
         return
     embedding = module.get_submodule(stack.embedding)
-    embedding.forward = lambda *args, **kwargs: states
+    look_up = embedding.forward
+    # A tower that looks up its own tokens has fewer of them than the row, whose placeholders they are for.
+    embedding.forward = lambda ids, *more: states if ids.shape[1] == states.shape[1] else look_up(ids, *more)
     try:
         yield
     finally:

@@ -194,7 +194,9 @@ def modules_around_blocks(blueprint: Blueprint, stack: Stack) -> list[str]:
     These are all but the blocks and the token embeddings, which are large: norms and rotary tables of a language model;
     patch embedding and merger of a tower.
     """
-    without = {f"{stack.module}.{stack.layers}", f"{stack.module}.{stack.embedding}"}
+    without = {f"{stack.module}.{stack.layers}"}
+    if not stack.runs_towers:
+        without.add(f"{stack.module}.{stack.embedding}")
     return list(parts_but(blueprint.model, stack.module, without))
 
 

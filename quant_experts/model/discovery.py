@@ -11,6 +11,7 @@ Every block is looked at, because blocks of one model differ: dense ones before 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,8 @@ TOKENS = 11
 """Of the row that the forward without weights sees. A prime, so that a side of a tensor says whether it counts them."""
 
 
+PIXELS = re.compile(r"pixel_values|image_embeds|flattened_patches")
+"""In the error of a model that has to be given an image."""
 FIRST_STATES = -1
 """In the place of a block's number: what the first block is handed, which may be read again."""
 
@@ -44,8 +47,8 @@ class FoundStack:
     are paths within it. ``blocks``: the input groups of each.
     ``memory``: ``parent.label`` of groups that read what an encoder puts out. ``skipped``: linear layer or
     parameter → why it stays as it is. ``state``: as in Stack, of every model.
-    ``others``, ``takes_ids``: as in Stack. ``after``: modules and tensors that run behind the decoder, the
-    output head among them."""
+    ``others``, ``takes_ids``, ``runs_towers``: as in Stack. ``after``: modules and tensors that run behind the
+    decoder, the output head among them."""
 
     module: str
     layers: str
@@ -56,6 +59,7 @@ class FoundStack:
     state: State | None
     others: int | None
     takes_ids: bool = False
+    runs_towers: bool = False
     after: tuple[str, ...] = ()
 
 
@@ -66,8 +70,13 @@ def discover(model: Any) -> tuple[FoundStack, ...]:
     """
     paths = [_stack(model, _path_of(model, model.get_decoder))]
     if model.config.is_encoder_decoder:
+        if model.main_input_name != "input_features":
+            raise UnsupportedModel(
+                f"{type(model).__name__} has an encoder and a decoder: a row would have to say what each of them "
+                "reads; of such models those of speech are taken"
+            )
         paths.insert(0, _stack(model, _path_of(model, model.get_encoder)))
-    named = model.get_input_embeddings()
+    named = _embeddings(model)
     embedding = next((name for name, module in model.named_modules() if module is named), "")
     if not embedding:
         raise UnsupportedModel(f"{type(model).__name__} has no token embeddings that transformers names")
@@ -84,21 +93,34 @@ def discover(model: Any) -> tuple[FoundStack, ...]:
             f"{paths[-1]}: its blocks run on states of shape {list(decoding.state.shape)} whatever the row's tokens "
             "are, as a model that generates by diffusion: the walk follows a row's tokens"
         )
-    takes_ids = "inputs_embeds" not in inspect.signature(decoder.forward).parameters or paths[-1] in reads.read_ids
-    return (*encoding, replace(decoding, after=after, takes_ids=takes_ids))
+    takes_embeds = "inputs_embeds" in inspect.signature(decoder.forward).parameters
+    runs_towers = _runs_towers(decoder)
+    takes_ids = not takes_embeds or paths[-1] in reads.read_ids or runs_towers
+    return (*encoding, replace(decoding, after=after, takes_ids=takes_ids, runs_towers=runs_towers))
+
+
+def _embeddings(model: Any) -> Any:
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:
+        return None
 
 
 def _around(model: nn.Module, path: str, embedding: str) -> str:
     """Path of the smallest module that holds the list of blocks and the token embeddings."""
     module = common_path(path, embedding)
-    beside = [name for name, _ in model.get_submodule(module).named_children() if ELSEWHERE.search(name)]
-    if not module or beside:
+    if not module:
         raise UnsupportedModel(
-            f"the blocks {path} and the token embeddings {embedding} are run by "
-            f"{module or type(model).__name__}, which also runs {', '.join(beside) or 'the output head'}: the walk "
-            "needs a module that runs the language model alone"
+            f"the blocks {path} and the token embeddings {embedding} are run by {type(model).__name__}, which runs the "
+            "output head too: the walk needs a module without it"
         )
     return module
+
+
+def _runs_towers(module: nn.Module) -> bool:
+    """Whether the module that runs the decoder's blocks runs a tower too, as Chameleon's: it has to see the tokens,
+    among which the placeholders of images are."""
+    return any(ELSEWHERE.search(name) for name, _ in module.named_children())
 
 
 def common_path(one: str, other: str) -> str:
@@ -204,6 +226,10 @@ def _without_weights(model: Any, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
+        if PIXELS.search(reason):
+            raise UnsupportedModel(
+                f"{type(model).__name__} does not run on text alone, as the walk's first forward does: {reason}"
+            ) from error
         raise UnsupportedModel(
             f"{type(model).__name__}: {what} of {TOKENS} tokens without weights fails "
             f"({type(error).__name__}: {reason}), so that its input groups are not known"

@@ -135,6 +135,7 @@ def manifest_of(model: Any) -> Manifest:
         state=_state(model, f"{decoder_stack.module}.{decoder_stack.embedding}", decoder_stack),
         others=decoder_stack.others,
         takes_ids=decoder_stack.takes_ids,
+        runs_towers=decoder_stack.runs_towers,
     )
     encoder = next((_encoder(kind, each) for each in encoders), None)
     _refuse_mostly_kept(model, decoder, decoder_stack)

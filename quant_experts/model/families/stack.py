@@ -69,6 +69,7 @@ class Stack:
     on, where it is not shaped as the embeddings: models project these, or have several streams of states.
     ``others``: how many values a block returns behind its states in a tuple; None where it returns the states alone.
     ``takes_ids``: the module has to be given the tokens, since it takes no embeddings or its blocks read the tokens.
+    ``runs_towers``: it runs a vision tower too, which may look up embeddings of its own.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Stack:
     state: State | None = None
     others: int | None = None
     takes_ids: bool = False
+    runs_towers: bool = False
 
     def groups_of(self, index: int) -> Groups:
         """The input groups of a block."""
