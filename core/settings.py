@@ -131,6 +131,9 @@ class Settings(BaseSettings):
         default=False,
         description="Tenants may push to buckets at this machine and in private networks, and without TLS.",
     )
+    mlflow_tracking_uri: str | None = Field(
+        default=None, description="Of the MLflow server that gets a run for each job; MLFLOW_TRACKING_* open it."
+    )
     max_pushes: int = Field(default=100, ge=0, description="Unfinished pushes of one tenant.")
     requests_per_minute: int = Field(default=6000, ge=0, description="By one key at one API process; 0: no limit.")
     max_queued_jobs: int = Field(default=1000, ge=0, description="Waiting jobs of one tenant.")

@@ -14,6 +14,7 @@ from app.audit.service import Action, audit_entry
 from app.datasets.queries import lock_usable_dataset
 from app.db.pipeline import Statement, Transaction, columns_of
 from app.jobs.rows import JobRow
+from app.pushes.service import run_of
 from app.web import problems
 from app.web.problems import Problem
 from core import tracing
@@ -85,6 +86,7 @@ async def create_job(
         Statement(CREATE, values, JobRow),
         Statement(FIRST_EVENT, {"job_id": job_id, "data": Jsonb(data)}),
         audit_entry(actor, Action.JOB_CREATED, job_id, {"model": spec.model.id, "scheme": spec.scheme}),
+        *([run_of(job_id, tenant=actor.tenant)] if settings.mlflow_tracking_uri is not None else []),
     )
     assert isinstance(job, JobRow)
     # Links the request id to the job id in the logs.

@@ -20,17 +20,19 @@ from app.web import problems
 from app.web.idempotency import Created, Idempotency, Outcome
 from app.web.paging import Page, PageQuery, Signer, as_page, page_of
 from app.web.problems import Problem
-from core.contract.destination import PushStatus, Repository, destination_of
+from core.contract.destination import TRACKING, Prefix, PushStatus, Repository, destination_of
 from core.contract.ids import new_id
 from core.ledger.states import FINISHED, JobStatus
 from core.ledger.tables import Bucket, HubToken, Push
 from core.settings import Settings
 
 ACCESS = f"""
-SELECT (SELECT count(*) FROM {of_tenant(Push)} AND finished_at IS NULL) AS unfinished,
+SELECT (SELECT count(*) FROM {of_tenant(Push)} AND finished_at IS NULL AND destination <> '{TRACKING}'
+        AND (SELECT status FROM jobs WHERE id = job_id) NOT IN ('failed', 'cancelled')) AS unfinished,
     EXISTS (SELECT FROM {of_tenant(HubToken)}) AS has_hub_token,
     ARRAY(SELECT name FROM {of_tenant(Bucket)}) AS buckets
 """  # noqa: S608 -- every part is ours
+"""What waits for a job that failed, and may be retried, is not on its way."""
 ADD = """
 INSERT INTO pushes (id, tenant, job_id, destination, export, private, if_accepted, status)
 VALUES (%(id)s, %(tenant)s, %(job_id)s, %(destination)s, %(export)s, %(private)s, %(if_accepted)s, 'waiting')
@@ -119,6 +121,12 @@ async def add_pushes(
     return ids
 
 
+def run_of(job_id: str, *, tenant: str) -> Statement:
+    """The push of a new job to the tracking server."""
+    values = {"id": new_id("push"), "tenant": tenant, "job_id": job_id, "destination": TRACKING, "export": ""}
+    return Statement(ADD, {**values, "private": True, "if_accepted": False}, _Added)
+
+
 def check_scope(caller: Caller) -> None:
     """Raises Problem 403 when the caller may not push."""
     if Scope.PUSHES_WRITE not in caller.scopes:
@@ -163,7 +171,7 @@ def _check(new: NewPush, access: _Access, exports: Sequence[str], *, pointer: st
         if not access.has_hub_token:
             detail = "the tenant has no hub token of its own: set one that may write (PUT /v1/hub-token)"
             raise refusal(problems.NO_DESTINATION_KEY, "to", detail)
-    elif destination.bucket not in access.buckets:
+    elif isinstance(destination, Prefix) and destination.bucket not in access.buckets:
         detail = f"the tenant has no key for this bucket: set one (PUT /v1/buckets/{destination.bucket})"
         raise refusal(problems.NO_DESTINATION_KEY, "to", detail)
     if new.export is not None and new.export not in exports:

@@ -1,4 +1,4 @@
-"""Where the files of a finished job can be pushed: ``hub:owner/name``, or ``s3://bucket/prefix``."""
+"""Where the files of a finished job can be pushed: ``hub:owner/name``, or ``s3://bucket/prefix``; and ``mlflow``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 HUB, BUCKET = "hub:", "s3://"
+TRACKING = "mlflow"
+"""The operator's tracking server, to which every job goes that one is set for; nobody asks for it."""
 
 
 class PushStatus(StrEnum):
@@ -38,7 +40,12 @@ class Prefix:
         return f"{self.prefix}/{name}" if self.prefix else name
 
 
-Destination = Repository | Prefix
+@dataclass(frozen=True)
+class Tracking:
+    """A run on the tracking server."""
+
+
+Destination = Repository | Prefix | Tracking
 
 
 def destination_of(text: str) -> Destination:
@@ -48,4 +55,6 @@ def destination_of(text: str) -> Destination:
     if text.startswith(BUCKET):
         bucket, _, prefix = text.removeprefix(BUCKET).partition("/")
         return Prefix(bucket, prefix.strip("/"))
+    if text == TRACKING:
+        return Tracking()
     raise ValueError(f"{text!r} is no destination: write hub:owner/name or s3://bucket/prefix")

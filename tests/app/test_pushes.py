@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from core.secret import BUCKETS, Seal
-from tests.app.conftest import Api, job_body, ok, problem
+from core.settings import Settings
+from tests.app.conftest import Api, job_body, ok, problem, started
 from tests.app.test_client_cli import Qe, network, qe  # noqa: F401 -- fixtures
 from tests.app.test_keys import make_key
 from worker.ledger.connection import connect
@@ -169,3 +170,11 @@ async def test_on_the_command_line(qe: Qe, api: Api, monkeypatch: pytest.MonkeyP
     assert (await qe("push", job_id, "--wait"))[0] == 2
     assert (await qe("buckets", "list"))[1].startswith("models-of-the-team")
     assert (await qe("buckets", "delete", "models-of-the-team"))[0] == 0
+
+
+async def test_every_job_is_to_be_a_run_where_a_tracking_server_is_set(settings: Settings) -> None:
+    async with started(settings.model_copy(update={"mlflow_tracking_uri": "https://runs.example.com"})) as api:
+        job = await api.create_job()
+        (push,) = ok(await api.client.get(f"/v1/jobs/{job['id']}/pushes"))["data"]
+        assert (push["to"], push["status"]) == ("mlflow", "waiting")
+        problem(await api.client.post(f"/v1/jobs/{job['id']}/pushes", json={"to": "mlflow"}), 422, "invalid-request")

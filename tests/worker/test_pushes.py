@@ -318,3 +318,24 @@ def test_no_push_reaches_an_address_of_our_own_network(workshop: Workshop, objec
         ("failed", "127.0.0.1 is not a public address"),
         ("failed", "::1 is not a public address"),
     )
+
+
+def test_a_finished_job_is_a_run_of_mlflow_once(workshop: Workshop, tmp_path: Path) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    uri = f"sqlite:///{tmp_path / 'runs.db'}"
+    workshop.settings = workshop.settings.model_copy(update={"mlflow_tracking_uri": uri})
+    job_id = finished_job(workshop, kl=0.0125, verdict="accepted", warnings=2)
+    add_push(workshop, job_id, "mlflow")
+    row = push(workshop)
+    assert (row["status"], row["error"]) == ("succeeded", None)
+    add_push(workshop, job_id, "mlflow")  # as after a keeper that died before it could tell
+    assert push(workshop)["result"] == row["result"]
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name(f"quant-experts/{TENANT}")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert row["result"] == {"url": f"mlflow:{run.info.run_id}"}
+    assert (run.info.status, run.info.run_name, run.data.tags["qe.verdict"]) == ("FINISHED", job_id, "accepted")
+    assert run.data.metrics == {"kl": 0.0125, "warnings": 2}
+    assert (run.data.params["scheme"], run.data.params["model"]) == ("W4A6", "local/tiny")
+    downloaded = Path(client.download_artifacts(run.info.run_id, "quality_report.json", str(tmp_path)))
+    assert downloaded.read_bytes() == REPORT

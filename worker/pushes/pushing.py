@@ -20,7 +20,7 @@ from typing import Any
 
 import psycopg
 
-from core.contract.destination import Prefix, Repository, destination_of
+from core.contract.destination import Prefix, Repository, Tracking, destination_of
 from core.crash_points import reach
 from core.secret import BadSeal, open_bucket_secret, open_hub_token
 from core.settings import Settings
@@ -39,6 +39,9 @@ LONGEST_SECONDS = 24 * 3600.0
 """Of one attempt. The next goes on with what has not arrived."""
 PREFIX = "push-"
 """Of its directories below ``QE_HOME/work``."""
+COMMITS = ("model_commit", "dataset_commit")
+OF_TRACKING = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+"""Variables that open the operator's tracking server."""
 COMMAND = (sys.executable, "-m", "worker.pushes.uploader")
 
 
@@ -131,7 +134,8 @@ class _Upload:
     def run(self, order: Mapping[str, Any], settings: Settings) -> Mapping[str, Any]:
         child = process.start(
             COMMAND,
-            environment=_environment(settings, walled=order["walled"]),
+            environment=_environment(settings, order),
+            directory=settings.resolved_home,  # where a tracking store without a server keeps its artifacts
             log=settings.resolved_home / "logs" / f"{self._due.id}.log",
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -198,6 +202,8 @@ def _order(connection: Connection, due: Due, files: list[File], settings: Settin
     try:
         if isinstance(destination, Repository):
             return order | _to_hub(connection, due, destination, settings)
+        if isinstance(destination, Tracking):
+            return order | _to_tracking(connection, due, settings)
         return order | _to_bucket(connection, due, destination, settings)
     except BadSeal:
         message = f"the tenant's key for {due.destination} cannot be opened: does the keeper have the API's QE_HUB_KEY?"
@@ -238,10 +244,35 @@ def _to_bucket(connection: Connection, due: Due, prefix: Prefix, settings: Setti
     }
 
 
-def _environment(settings: Settings, *, walled: bool) -> dict[str, str]:
-    """Without any key, ours or a tenant's. A proxy has an address of our own network, so behind the wall there is
-    none."""
-    given = {name: os.environ[name] for name in ("HF_ENDPOINT", "AWS_CA_BUNDLE") if os.environ.get(name)}
+def _to_tracking(connection: Connection, due: Due, settings: Settings) -> dict[str, Any]:
+    if settings.mlflow_tracking_uri is None:
+        raise Failed("this keeper has no QE_MLFLOW_TRACKING_URI", final=False)
+    row = connection.execute("SELECT * FROM jobs WHERE id = %s", (due.job_id,)).fetchone() or {}
+    spec, summary, labels = row["spec"], row["summary"] or {}, row["labels"] or {}
+    asked = {"model": row["model_id"], "scheme": row["scheme"], "method": row["method"]}
+    asked |= {"dataset": spec["calibration"]["dataset"], **{name: row["progress"].get(name) for name in COMMITS}}
+    asked |= {f"options.{name}": value for name, value in (spec.get("options") or {}).items()}
+    return {
+        "kind": "tracking",
+        "walled": False,  # no tenant chooses its address
+        "uri": settings.mlflow_tracking_uri,
+        "experiment": f"quant-experts/{due.tenant}",
+        "job": due.job_id,
+        "name": row["name"] or due.job_id,
+        "tags": {"qe.tenant": due.tenant, "qe.verdict": row["verdict"] or "", "qe.alias": row["alias"] or "", **labels},
+        "params": {name: value for name, value in asked.items() if value is not None},
+        "metrics": {
+            name: value for name, value in summary.items()
+            if isinstance(value, (int, float)) and not isinstance(value, bool)
+        },
+    }  # fmt: skip
+
+
+def _environment(settings: Settings, order: Mapping[str, Any]) -> dict[str, str]:
+    """Without any key, but for runs that of the tracking server. A proxy has an address of our own network, so there is
+    none behind the wall."""
+    names = ("HF_ENDPOINT", "AWS_CA_BUNDLE", *(OF_TRACKING if order["kind"] == "tracking" else ()))
+    given = {name: os.environ[name] for name in names if os.environ.get(name)}
     nobodys = {
         "AWS_EC2_METADATA_DISABLED": "true",
         "AWS_CONFIG_FILE": os.devnull,
@@ -250,7 +281,7 @@ def _environment(settings: Settings, *, walled: bool) -> dict[str, str]:
         "HF_HUB_DISABLE_XET": "1",  # a client of its own, which knows neither proxies nor walls
     }
     home = settings.resolved_home / "hub"
-    return process.scrubbed_environment(home, {**given, **nobodys}, downloads=not walled)
+    return process.scrubbed_environment(home, {**given, **nobodys}, downloads=not order["walled"])
 
 
 def _line(document: Mapping[str, Any]) -> bytes:

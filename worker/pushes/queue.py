@@ -14,7 +14,7 @@ from typing import Any
 
 from psycopg.types.json import Jsonb
 
-from core.contract.destination import PushStatus
+from core.contract.destination import TRACKING, PushStatus
 from core.contract.events import EventType
 from core.crash_points import reach
 from quant_experts.spec.exports import EXPORTS_FOLDER
@@ -120,12 +120,14 @@ def take_due(connection: Connection) -> Due | None:
 
 
 def files_of(connection: Connection, due: Due) -> list[File]:
-    """The files to push: the checkpoint's, or those of its export with the report; the largest first, and last
-    ``config.json``, without which nothing loads a half-pushed folder. Raises Over when they were deleted."""
+    """The files to push: the checkpoint's, those of its export with the report, or the report alone. The largest first,
+    and last ``config.json``, without which nothing loads a half-pushed folder. Raises Over when they were deleted."""
     rows = connection.execute(
         "SELECT name, key, bytes, sha256, media_type FROM artifacts WHERE job_id = %s", (due.job_id,)
     ).fetchall()
     files = [File(**row) for row in rows]
+    if due.destination == TRACKING:
+        return [each for each in files if each.name in REPORTS]
     folder = f"{EXPORTS_FOLDER}/{due.export}/"
     if due.export:
         exported = [

@@ -68,6 +68,12 @@ def _target(order: Mapping[str, Any]) -> Target:
         from worker.pushes.hub import HubTarget
 
         return HubTarget(order)
+    if order["kind"] == "tracking":
+        try:
+            from worker.pushes.tracking import TrackingTarget
+        except ImportError:
+            raise Refused("the tracking server gets no runs: the keeper needs quant-experts[mlflow]") from None
+        return TrackingTarget(order)
     try:
         from worker.pushes.bucket import BucketTarget
     except ImportError:
