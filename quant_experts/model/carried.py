@@ -2,7 +2,7 @@
 
 A block may return more than states that the next one reads (a router's states, the tokens that an indexer chose), or
 leave something in a mapping that later blocks read (keys and values that Gemma 3n and 4 share). All of it has values
-per token, so that it lies behind the states of each, in float32. What a row does not have (yet) is NaN.
+per token, so that it lies behind the states of each, in one dtype. What a row does not have (yet) is NaN.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from quant_experts.model.families.stack import Carried, State, width_of
 
 
 def together(states: Tensor, output: Any, arguments: Mapping[str, Any], state: State) -> Tensor:
-    """(1, tokens, d + carried) float32. ``output``, ``arguments``: of the block that returned ``states``."""
-    parts = [_by_token(states, state.shape)]
-    tokens = parts[0].shape[1]
+    """(1, tokens, d + carried). ``output``, ``arguments``: of the block that returned ``states``."""
+    tokens = states.shape[state.shape.index(0)]
+    dtype = getattr(torch, state.stored(tokens)[0])
+    parts = [_by_token(states, state.shape).to(dtype)]
     for piece in state.carried:
         value = _find(piece, output, arguments)
         part = parts[0].new_full((1, tokens, width_of(piece.shape, tokens)), torch.nan)
         if value is not None:
-            flat = _by_token(value, piece.shape)
+            flat = _by_token(value, piece.shape).to(dtype)
             part = torch.cat([flat, part[..., flat.shape[-1] :]], dim=-1)
         parts.append(part)
     return torch.cat(parts, dim=-1)
@@ -75,8 +76,8 @@ def _find(piece: Carried, output: Any, arguments: Mapping[str, Any]) -> Tensor |
 
 
 def _by_token(value: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """(1, tokens, the rest) float32. ``shape``: with 0 for the tokens."""
-    return value.movedim(shape.index(0), 0).flatten(1).float().unsqueeze(0)
+    """(1, tokens, the rest). ``shape``: with 0 for the tokens."""
+    return value.movedim(shape.index(0), 0).flatten(1).unsqueeze(0)
 
 
 def _as_it_was(stored: Tensor, shape: tuple[int, ...], dtype: str) -> Tensor:

@@ -113,6 +113,7 @@ def test_what_blocks_hand_on_is_stored_behind_their_states_and_comes_back() -> N
     state = State((4, 1, 0, 8), "float32", (*pieces, Carried("shared.sliding.0", (1, 0, 7), "float32")))
     stored = together(states, (states, None, chosen), {"shared": {"full": (keys,)}}, state)
     assert state.stored(5) == ("float32", tuple(stored.shape))
+    assert State((1, 0, 8), "bfloat16", pieces[:1]).stored(5) == ("bfloat16", (1, 5, 14))
     again, carried = apart(stored, state)
     arguments: dict[str, Any] = {"shared": {}}
     others = [None, None]

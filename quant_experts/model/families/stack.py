@@ -43,7 +43,9 @@ class State:
         if not self.carried:
             return self.dtype, tuple(side if side > 0 else (-side or 1) * tokens for side in self.shape)
         shapes = (self.shape, *(piece.shape for piece in self.carried))
-        return "float32", (1, tokens, sum(width_of(shape, tokens) for shape in shapes))
+        dtypes = {self.dtype, *(piece.dtype for piece in self.carried)}
+        dtype = self.dtype if len(dtypes) == 1 else "float32"  # which holds positions up to 2^24 exactly
+        return dtype, (1, tokens, sum(width_of(shape, tokens) for shape in shapes))
 
 
 def state_from(record: Mapping[str, Any]) -> State:
