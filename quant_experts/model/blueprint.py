@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.core_model_loading import build_glob_alternation
 
-from quant_experts.errors import InvalidModel, one_line
+from quant_experts.errors import InvalidModel, UnsupportedModel, one_line
 from quant_experts.model.discovery import modules_to
 from quant_experts.model.families.stack import Stack
 from quant_experts.model.manifest import Manifest, auto_class_of, manifest_of, parts_but
@@ -120,6 +120,8 @@ def _build(directory: Path, auto_class: str, shards: Shards) -> tuple[PreTrained
         with torch.device("meta"):
             model = kind.from_config(config, dtype=dtype, trust_remote_code=False)
         keep_wide(model, dtype)
+    except ImportError as error:  # of a tower whose code is in another package, such as timm
+        raise UnsupportedModel(f"{directory.name} cannot be built here: {one_line(error, 300)}") from error
     except CONFIGURATION_ERRORS as error:
         reason = one_line(error, 300)
         raise InvalidModel(f"{directory.name}/config.json does not describe a model: {reason}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from quant_experts.errors import InvalidModel, UnsupportedModel
 from quant_experts.model.blueprint import load, open_blueprint, unload
 from quant_experts.model.tensor_file import TensorFile, write_tensors
+from tests.every_type.tiny import tiny_config
 from tests.models import FAMILIES, make_model
 
 CPU = torch.device("cpu")
@@ -185,6 +187,13 @@ def test_another_architecture_is_refused_by_name(model: Path, change: dict[str, 
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(UnsupportedModel, match=reason):
+        open_blueprint(model, device=CPU)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed")
+def test_a_tower_that_needs_an_absent_package_is_refused_by_its_name(model: Path) -> None:
+    (model / "config.json").write_text(tiny_config("perception_lm").to_json_string())
+    with pytest.raises(UnsupportedModel, match=r"cannot be built here: TimmWrapperModel requires the timm library"):
         open_blueprint(model, device=CPU)
 
 
