@@ -18,7 +18,7 @@ _OPENMP = ("libgomp", "libiomp5", "libomp")
 def library() -> Any:
     """The loaded library, or None with a warning where it cannot be used.
 
-    ``QE_KERNELS_PATH`` names one of the paths avx512vnni, avxvnni, avx2, neondot and baseline. Raises ValueError for
+    ``QE_KERNELS_PATH`` names a path: avx512bf16, avx512vnni, avxvnni, avx2, neondot or baseline. Raises ValueError for
     one that this processor lacks.
     """
     try:
