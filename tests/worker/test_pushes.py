@@ -252,6 +252,12 @@ def test_it_waits_for_its_job_and_a_rejected_checkpoint_stays_here(workshop: Wor
     rows = {row["job_id"]: row for row in workshop.rows("SELECT * FROM pushes")}
     assert rows[job_id]["error"] == "the checkpoint misses its accept_if"
     assert [row["status"] for row in rows.values() if row["id"] == waiting] == ["waiting"]
+    for hours, status in ((23, "waiting"), (25, "cancelled")):
+        statement = "UPDATE jobs SET status = 'cancelled', finished_at = clock_timestamp() - make_interval(hours => %s)"
+        workshop.rows(f"{statement} WHERE status <> 'succeeded' RETURNING id", hours)
+        with workshop.connect() as connection:
+            queue.take_due(connection)
+        assert workshop.rows("SELECT status FROM pushes WHERE id = %s", waiting) == [{"status": status}]
     add_push(workshop, job_id)  # whoever asks afterwards knows
     assert push(workshop)["status"] == "succeeded"
 

@@ -30,16 +30,25 @@ LEASE_SECONDS = 300.0
 REPORTS = ("quality_report.json", "quality_report.html")
 """They go with an export too."""
 
-SETTLE = (
-    "UPDATE pushes SET status = 'cancelled', due_at = NULL, finished_at = clock_timestamp(),"
-    " error = 'the job was deleted' FROM jobs WHERE jobs.id = job_id AND pushes.finished_at IS NULL"
-    " AND pushes.status IN ('waiting', 'queued') AND deleted_at IS NOT NULL",
-    "UPDATE pushes SET status = 'cancelled', finished_at = clock_timestamp(),"
-    " error = 'the checkpoint misses its accept_if' FROM jobs WHERE jobs.id = job_id AND pushes.status = 'waiting'"
-    " AND if_accepted AND jobs.status = 'succeeded' AND verdict = 'rejected'",
-    "UPDATE pushes SET status = 'queued', due_at = clock_timestamp() FROM jobs WHERE jobs.id = job_id"
-    " AND pushes.status = 'waiting' AND jobs.status = 'succeeded'",
+RETRY_HOURS = 24
+"""For this long pushes wait for a job that failed or was cancelled: somebody may retry it."""
+
+SETTLE = """
+WITH ripe AS (
+    SELECT pushes.id, CASE WHEN deleted_at IS NOT NULL THEN 'the job was deleted'
+        WHEN jobs.status <> 'succeeded' THEN 'the job is ' || jobs.status || ', and nobody has retried it'
+        WHEN if_accepted AND verdict = 'rejected' THEN 'the checkpoint misses its accept_if' END AS reason
+    FROM pushes JOIN jobs ON jobs.id = job_id
+    WHERE pushes.finished_at IS NULL AND pushes.status IN ('waiting', 'queued') AND (deleted_at IS NOT NULL
+        OR pushes.status = 'waiting' AND (jobs.status = 'succeeded' OR jobs.status IN ('failed', 'cancelled')
+            AND jobs.finished_at < clock_timestamp() - make_interval(hours => %(hours)s)))
+    LIMIT 1000
 )
+UPDATE pushes SET error = reason, status = CASE WHEN reason IS NULL THEN 'queued' ELSE 'cancelled' END,
+    due_at = CASE WHEN reason IS NULL THEN clock_timestamp() END,
+    finished_at = CASE WHEN reason IS NOT NULL THEN clock_timestamp() END
+FROM ripe WHERE pushes.id = ripe.id AND pushes.status IN ('waiting', 'queued') RETURNING pushes.status
+"""
 """What has become of the jobs that pushes wait for."""
 
 TAKE = """
@@ -110,8 +119,9 @@ class Progress:
 
 def take_due(connection: Connection) -> Due | None:
     """The next push, if one is due."""
-    for statement in SETTLE:
-        connection.execute(statement.encode())
+    for settled in connection.execute(SETTLE, {"hours": RETRY_HOURS}).fetchall():
+        if settled["status"] == PushStatus.CANCELLED:
+            metrics.PUSHES.labels(settled["status"]).inc()
     row = connection.execute(TAKE, {"lease": LEASE_SECONDS}).fetchone()
     if row is None:
         return None
