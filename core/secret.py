@@ -1,7 +1,7 @@
 """The service's secrets, and what is sealed under them: values that must be read again.
 
-Webhook secrets are sealed under QE_SECRET, tenants' hub tokens and keys of buckets under QE_HUB_KEY: workers open those
-tokens, and QE_SECRET is not theirs.
+Webhook secrets and keys of tenants' buckets are sealed under QE_SECRET, tenants' hub tokens under QE_HUB_KEY: workers
+open those, and QE_SECRET is not theirs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from core.settings import Settings
 WEBHOOKS = b"quant-experts: webhook secrets, 1"
 HUB_TOKENS = b"quant-experts: hub tokens, 1"
 BUCKETS = b"quant-experts: bucket keys, 1"
-SETTINGS = {WEBHOOKS: "QE_SECRET", HUB_TOKENS: "QE_HUB_KEY", BUCKETS: "QE_HUB_KEY"}
+SETTINGS = {WEBHOOKS: "QE_SECRET", HUB_TOKENS: "QE_HUB_KEY", BUCKETS: "QE_SECRET"}
 """Purpose → the setting that holds the secret."""
 HUB_KEY = b"quant-experts: QE_HUB_KEY, 1"
 NONCE_BYTES = 12
@@ -65,9 +65,9 @@ def open_hub_token(sealed: str, *, tenant: str, settings: Settings) -> str:
     return seal.open(sealed, row=tenant)
 
 
-def bucket_seal(settings: Settings) -> Seal | None:
-    """What the secrets of tenants' buckets are sealed with; None without QE_HUB_KEY: this service keeps none."""
-    return Seal(settings.hub_key, purpose=BUCKETS) if settings.hub_key is not None else None
+def bucket_seal(settings: Settings) -> Seal:
+    """What the secrets of tenants' buckets are sealed with: API and keeper open it, and no worker."""
+    return Seal(service_secret(settings), purpose=BUCKETS)
 
 
 def bucket_row(tenant: str, bucket: str) -> str:
@@ -77,10 +77,7 @@ def bucket_row(tenant: str, bucket: str) -> str:
 
 def open_bucket_secret(sealed: str, *, tenant: str, bucket: str, settings: Settings) -> str:
     """The secret access key of a tenant's bucket. Raises BadSeal when these settings cannot open it."""
-    seal = bucket_seal(settings)
-    if seal is None:
-        raise BadSeal(f"the key of bucket {bucket} cannot be opened: QE_HUB_KEY is not set")
-    return seal.open(sealed, row=bucket_row(tenant, bucket))
+    return bucket_seal(settings).open(sealed, row=bucket_row(tenant, bucket))
 
 
 def hub_key(settings: Settings) -> str:

@@ -22,7 +22,6 @@ async def list_buckets(caller: KeysAdmin, session: SessionDep) -> BucketList:
 @router.put(
     "/{bucket}",
     responses=documented(
-        problems.NO_BUCKET_KEYS,
         problems.TOO_MANY_BUCKETS,
         problems.ENDPOINT_REFUSED,
         problems.MALFORMED_REQUEST,

@@ -29,11 +29,8 @@ async def list_buckets(session: AsyncSession, *, tenant: str) -> BucketList:
 async def store_bucket(
     session: AsyncSession, *, tenant: str, name: str, new: NewBucket, settings: Settings
 ) -> BucketView:
-    """Set or replace the key. Raises Problem: 409 without QE_HUB_KEY or beyond the number that a tenant may have, 422
-    for an address that is refused."""
-    seal = bucket_seal(settings)
-    if seal is None:
-        raise Problem(problems.NO_BUCKET_KEYS, "keys of buckets need QE_HUB_KEY: ask who runs the service to set it")
+    """Set or replace the key. Raises Problem: 409 beyond the number that a tenant may have, 422 for an address that is
+    refused."""
     if new.endpoint_url is not None:
         _check_endpoint(new.endpoint_url, settings)
     await lock_tenant(session, tenant)
@@ -42,7 +39,7 @@ async def store_bucket(
         raise Problem(problems.TOO_MANY_BUCKETS, f"at most {MOST}: delete one")
     row = rows.get(name) or Bucket(tenant=tenant, name=name)
     session.add(row)
-    row.sealed = seal.seal(new.secret_access_key, row=bucket_row(tenant, name))
+    row.sealed = bucket_seal(settings).seal(new.secret_access_key, row=bucket_row(tenant, name))
     row.access_key_id, row.endpoint_url = new.access_key_id, new.endpoint_url
     row.region, row.path_style, row.set_at = new.region, new.path_style, datetime.now(UTC)
     await note(session, Action.BUCKET_SET, name, endpoint_url=new.endpoint_url)

@@ -44,7 +44,6 @@ JOB_NOT_RETRYABLE = ProblemType("job-not-retryable", 409, "Only a failed or canc
 REPORT_NOT_READY = ProblemType("report-not-ready", 409, "The job has no report yet", retryable=True)
 WEBHOOK_DISABLED = ProblemType("webhook-disabled", 409, "The webhook is disabled")
 TOO_MANY_WEBHOOKS = ProblemType("too-many-webhooks", 409, "The tenant has as many webhooks as it may have")
-NO_BUCKET_KEYS = ProblemType("no-bucket-keys", 409, "This service keeps no keys of tenants' buckets")
 TOO_MANY_BUCKETS = ProblemType("too-many-buckets", 409, "The tenant has as many buckets as it may have")
 NO_DESTINATION_KEY = ProblemType("no-destination-key", 409, "The tenant has no key for the destination")
 NOTHING_TO_PUSH = ProblemType("nothing-to-push", 409, "The job has no files to push")

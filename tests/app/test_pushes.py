@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from core.secret import BUCKETS, Seal
+from core.secret import BUCKETS, Seal, service_secret
 from core.settings import Settings
 from tests.app.conftest import Api, job_body, ok, problem, started
 from tests.app.test_client_cli import Qe, network, qe  # noqa: F401 -- fixtures
@@ -40,7 +40,9 @@ async def test_a_key_of_a_bucket_is_sealed_shown_to_nobody_and_its_tenants_alone
     listed = await api.client.get("/v1/buckets")
     assert [each["name"] for each in ok(listed)["data"]] == [ok(made)["name"]] == ["models-of-the-team"]
     ((sealed,),) = api.execute("SELECT sealed FROM buckets")
-    assert Seal(str(api.settings.hub_key), purpose=BUCKETS).open(sealed, row="default/models-of-the-team") == "hushhush"
+    assert (
+        Seal(service_secret(api.settings), purpose=BUCKETS).open(sealed, row="default/models-of-the-team") == "hushhush"
+    )
     audit = await api.client.get("/v1/audit")
     assert ok(audit)["data"][0]["action"] == "bucket.set"
     assert not [each for each in (made, listed, audit) if "hushhush" in each.text]

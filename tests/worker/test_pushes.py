@@ -264,9 +264,7 @@ def test_it_waits_for_its_job_and_a_rejected_checkpoint_stays_here(workshop: Wor
 
 def add_bucket(workshop: Workshop, store: ObjectStore, settings: Settings) -> str:
     bucket = store.bucket().removeprefix("s3://").partition("/")[0]
-    seal = bucket_seal(settings)
-    assert seal is not None
-    sealed = seal.seal(store.secret_key, row=bucket_row(TENANT, bucket))
+    sealed = bucket_seal(settings).seal(store.secret_key, row=bucket_row(TENANT, bucket))
     with workshop.connect() as connection:
         connection.execute(
             "INSERT INTO buckets (tenant, name, endpoint_url, path_style, access_key_id, sealed)"

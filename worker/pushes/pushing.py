@@ -205,9 +205,8 @@ def _order(connection: Connection, due: Due, files: list[File], settings: Settin
         if isinstance(destination, Tracking):
             return order | _to_tracking(connection, due, settings)
         return order | _to_bucket(connection, due, destination, settings)
-    except BadSeal:
-        message = f"the tenant's key for {due.destination} cannot be opened: does the keeper have the API's QE_HUB_KEY?"
-        raise Failed(message, final=False) from None
+    except BadSeal as error:
+        raise Failed(f"{error} (by this keeper)", final=False) from None
 
 
 def _to_hub(connection: Connection, due: Due, repository: Repository, settings: Settings) -> dict[str, Any]:

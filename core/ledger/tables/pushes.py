@@ -78,5 +78,5 @@ class Bucket(Base):
     path_style: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
     access_key_id: Mapped[str]
     sealed: Mapped[str]
-    """The secret access key, sealed under QE_HUB_KEY: ``core.secret``."""
+    """The secret access key, sealed under QE_SECRET: ``core.secret``."""
     set_at: Mapped[datetime] = now()
