@@ -15,9 +15,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+LIBRARIES = (
+    "torch",
+    "safetensors.torch",
+    *(f"transformers{part}" for part in ("", ".models.auto.modeling_auto", ".modeling_layers", ".masking_utils")),
+)
+"""What transformers imports when it is asked for the first model takes two seconds."""
+
 
 def serve(main: Any) -> None:
-    for name in ("torch", "transformers"):
+    for name in LIBRARIES:
         importlib.import_module(name)
     for line in sys.stdin:
         reading, writing = os.pipe()

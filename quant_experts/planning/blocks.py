@@ -21,8 +21,6 @@ from quant_experts.planning.stacks import Stack, native
 LANGUAGE = ("model.language_model.", "language_model.", "lm_head.")
 DECODER_KEY = re.compile(rf"(?:{'|'.join(re.escape(stack) for stack in STACKS)})layers\.(\d+)\.(.+)")
 
-DEPTH = {"hrm_text": "num_layers_per_stack"}
-"""``model_type`` → the entry of config.json that counts the blocks, where it is another one than usual."""
 EXPERTS = re.compile(r"(^|\.)experts\.")
 
 Reads = Literal["tokens", "patches", "images", "audio"]
@@ -124,7 +122,7 @@ def _found_blocks(family: Family, tensors: Mapping[str, Tensor], config: Mapping
             outside[key] = tensor
     kind, text, path = str(config["model_type"]), text_config(config), family.stack
     rules = tuple(dict.fromkeys(rule for each in kinds_of(config) for rule in RENAMED.get(each, ())))
-    stack = Stack("language model", path, (), depth=(DEPTH.get(kind, "num_hidden_layers"),))
+    stack = Stack("language model", path, ())
     blocks = []
     for index in range(_count(stack, "decoder", config, inside)):
         apart = experts_apart(in_memory_names(inside[index], rules, text), kind)

@@ -32,7 +32,6 @@ TOGETHER: tuple[Joint, ...] = (
     ("q_b_proj", "indexer.wq_b", "compressor.indexer.q_b_proj"),
     ("in_proj_qkv", "in_proj_z"),
     ("query", "key", "value"),
-    ("query_proj", "key_proj", "value_proj"),
     ("project_q", "project_k", "project_v"),
     ("Wq", "Wk", "Wv"),
     ("q", "k", "v", "ogate_preact"),
@@ -63,10 +62,7 @@ NORM = re.compile(r"(^|_)(norm|layernorm|ln)(_|$|\d)|layernorm|layer_norm")
 ATTENTION = re.compile(r"attn|attention|conv|mixer|mamba|recurrent|temporal", re.IGNORECASE)
 KEPT = re.compile(r"(^|\.)(encoder_attn\.|crossattention\.|indexer\.weights_proj$)")
 """Layers that a decoder without its encoder, as BART's, does not call, and a layer whose weight others read."""
-KEPT_IN = {
-    "prophetnet": re.compile(r"cross_attn\."),
-    "rwkv": re.compile(r"attention\.output|feed_forward\.value"),
-}
+KEPT_IN = {"rwkv": re.compile(r"attention\.output|feed_forward\.value")}
 """The same, by ``model_type``: RWKV divides these weights while it runs."""
 NORMED = re.compile(r"([kv])_input_(layer)?norm\.weight")
 """In a block that norms the inputs of its keys or values apart, they read another tensor than the queries."""

@@ -34,8 +34,9 @@ def experts_apart(tensors: Mapping[str, Tensor], kind: str = "") -> dict[str, Te
     rest = {name: tensor for name, tensor in tensors.items() if not EACH.fullmatch(name)}
     for parent, experts in _each(tensors).items():
         for expert, matrices in experts.items():
-            for matrix, tensor in _in_memory(matrices).items():
-                rest[f"{parent}.{matrix}.{expert}.weight"] = tensor
+            in_memory = _in_memory(matrices)
+            if "down_proj" in in_memory:  # LongCat-Flash's files hold more, which stand for nothing
+                rest |= {f"{parent}.{matrix}.{expert}.weight": tensor for matrix, tensor in in_memory.items()}
     for parent, stacks in _stacks(rest).items():
         for name in stacks.values():
             del rest[name[0]]

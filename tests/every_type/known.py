@@ -69,7 +69,8 @@ def difference(kind: str, changes: Mapping[str, Any] = MappingProxyType({})) -> 
     language model's configuration. Raises NotBuilt.
     """
     model = built(kind, changes)
-    headers, tensors, manifest = headers_of(model), dict(model.state_dict()), found_in(model)
+    headers, manifest = headers_of(model), found_in(model)
+    tensors = model.state_dict()
     try:
         shapes = shapes_of(headers)
     except Unreadable as error:
@@ -162,6 +163,9 @@ def main(names: list[str]) -> None:
     known = {row[0]: row for row in KNOWN_TYPES}
     for kind in names or everything:
         known.pop(kind, None)
+        if kind not in loaded:
+            print(f"{kind}: its checkpoint does not load", flush=True)
+            continue
         names_of = VLMS.get(kind) or CAUSAL[kind]
         name = names_of if isinstance(names_of, str) else names_of[0]
         try:
