@@ -10,15 +10,25 @@ from typing import Literal
 from quant_experts.errors import Stopped
 from quant_experts.report.data import GroupReport
 
-Phase = Literal["preparing", "calibrating", "fitting", "evaluating", "packing", "verifying", "exporting", "publishing"]
-"""``exporting``: only in a run that was asked for exports."""
+Phase = Literal[
+    "preparing",
+    "calibrating",
+    "fitting",
+    "evaluating",
+    "packing",
+    "verifying",
+    "generating",
+    "exporting",
+    "publishing",
+]
+"""``generating``, ``exporting``: only in a run that was asked for an evaluation or for exports."""
 
 
 @dataclass(frozen=True)
 class PhaseStarted:
     phase: Phase
     total: int | None = None
-    """Units of the phase: samples when calibrating, blocks when fitting."""
+    """Units of the phase: samples when calibrating, blocks when fitting, replies when generating."""
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,41 @@ def test_exports_are_refused_where_the_format_has_no_place_and_ask_for_a_newer_w
         assert caught.value.errors()[0]["loc"] == ("exports",)
 
 
+def test_an_evaluation_and_its_limits_ask_for_a_newer_worker_and_for_each_other() -> None:
+    body = {"model": {"id": "a/b"}, "calibration": {"dataset": "a/b"}, "scheme": "W4A16", "method": "gptq"}
+    body["options"] = {"method_version": 1}
+    plain, needed = versions.stored(contract.JobSpec.model_validate({**body, "accept_if": {"max_kl": 0.1}}))
+    assert needed == 1
+    assert "evaluation" not in plain
+    assert not any("exact_match" in limit for limit in plain["accept_if"])  # an old worker refuses fields it knows not
+    limits = {"max_exact_match_drop": 0.02}
+    evaluating = contract.JobSpec.model_validate({**body, "accept_if": limits, "evaluation": {"rows": 8.0}})
+    kept, needed = versions.stored(evaluating)
+    assert needed == versions.SINCE["evaluation"] == versions.SINCE["accept_if.max_exact_match_drop"]
+    again = contract.JobSpec.model_validate(kept)
+    assert (again.evaluation, again.accept_if.model_dump() if again.accept_if else None) == (
+        evaluating.evaluation, evaluating.accept_if.model_dump() if evaluating.accept_if else None
+    )  # fmt: skip
+    assert kept["evaluation"] == {
+        "dataset": None, "split": "train", "rows": 8, "max_new_tokens": 64, "original": True
+    }  # fmt: skip
+    for wrong, where, why in (
+        ({"accept_if": limits}, ("accept_if",), "max_exact_match_drop is of a score of evaluation, which is left out"),
+        (
+            {"accept_if": limits, "evaluation": {"original": False}},
+            ("accept_if",),
+            "compares with the original, and evaluation says original false",
+        ),
+        ({"evaluation": {"rows": 0}}, ("evaluation", "rows"), "greater than or equal to 1"),
+        ({"evaluation": {"rows": 513}}, ("evaluation", "rows"), "less than or equal to 512"),
+        ({"evaluation": {"max_new_tokens": 1025}}, ("evaluation", "max_new_tokens"), "less than or equal to 1024"),
+        ({"evaluation": {"dataset": "../rows.jsonl"}}, ("evaluation", "dataset"), "should match pattern"),
+    ):
+        with pytest.raises(ValidationError, match=why) as caught:
+            contract.JobSpec.model_validate({**body, **wrong})
+        assert caught.value.errors()[0]["loc"] == where
+
+
 @pytest.mark.parametrize("weight_bits", range(1, 10))
 @pytest.mark.parametrize("activation_bits", [3, 4, 5, 6, 7, 8, 9, 15, 16, 17])
 def test_both_accept_the_same_schemes(weight_bits: int, activation_bits: int) -> None:
@@ -109,6 +144,7 @@ FINGERPRINTS = {
     5: "5c6b8d4addf70cfb",
     6: "67e294a675350686",
     7: "8732bdca32c29683",
+    8: "5d940fef0aaaea94",
 }
 """Version of the spec → what it may say."""
 

@@ -21,7 +21,7 @@ from pydantic import (
 
 from core.contract import patterns
 from core.contract.alias import Alias
-from quant_experts.spec.choices import WHOLE, AcceptIf, Budget, Sensitive, Target
+from quant_experts.spec.choices import WHOLE, AcceptIf, Budget, Evaluation, Sensitive, Target
 from quant_experts.spec.exports import EXPORT_FORMATS, ExportFormat, export_refusal
 from quant_experts.spec.methods import DEFAULT_METHOD, PRESETS, choices_of
 from quant_experts.spec.slots import Reconstruction, Rounding, Smoothing
@@ -111,6 +111,23 @@ class Options(_Strict):
     budget: Budget | None = None
 
 
+class JobEvaluation(Evaluation):
+    """The user's own task: greedy replies before and after quantization, scored against the rows' own.
+
+    The last message of a row is the expected reply, and what comes before it is the prompt. Exact match, edit
+    similarity and, of rows with `choices` or lettered options, multiple choice: in the report, `summary.evaluation`,
+    and as limits of `accept_if`. A job whose replies cannot be made succeeds all the same and says so in a warning.
+    """
+
+    dataset: DatasetRef | None = Field(
+        default=None,
+        examples=["ds_0198a1b2c3d47e5f8a9b0c1d2e3f4a5c"],
+        description="An uploaded `ds_…` or a hub dataset id; left out, rows of the calibration dataset that are not "
+        "fitted on.",
+    )
+    split: Annotated[str, StringConstraints(pattern=patterns.SPLIT)] = "train"
+
+
 class JobSpec(_Strict):
     """One quantization: which model, on which data, to which scheme, how."""
 
@@ -120,6 +137,7 @@ class JobSpec(_Strict):
     method: str = Field(default=DEFAULT_METHOD, examples=list(METHODS))
     options: Options = Options()
     target: Target | None = Field(default=None, description='Goes with scheme "auto", and only with it.')
+    evaluation: JobEvaluation | None = None
     accept_if: AcceptIf | None = None
     exports: Annotated[list[ExportFormat], Field(min_length=1, max_length=len(EXPORT_FORMATS))] | None = Field(
         default=None,
@@ -181,6 +199,15 @@ class JobSpec(_Strict):
                 raise ValueError(
                     f"label {key!r}: use lower-case letters, digits, '.', '_', '/', '-'; at most 63 characters"
                 )
+        return value
+
+    @field_validator("accept_if")
+    @classmethod
+    def _limits_can_be_kept(cls, value: AcceptIf | None, info: ValidationInfo) -> AcceptIf | None:
+        if value is not None and "evaluation" in info.data:  # else it has an error of its own
+            refusal = value.refusal(info.data["evaluation"])
+            if refusal is not None:
+                raise ValueError(refusal)
         return value
 
     @field_validator("exports")

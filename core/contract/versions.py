@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from core.contract.spec import JobSpec
+from quant_experts.spec.choices import LIMITS_OF_SCORES
 from quant_experts.spec.methods import METHOD_VERSION
 
-UNDERSTOOD = 7
+UNDERSTOOD = 8
 """The newest version that this code understands."""
 SINCE: dict[str, int] = (
     {"options.method_version": 2, "options.weight_grid": 2, "options.method_version=3": 3}
@@ -20,6 +21,8 @@ SINCE: dict[str, int] = (
     | {"method=best": 5, "options.rounding=descent": 5}
     | {"exports": 6}
     | {"options.method_version=4": 7, "options.smoothing=rotation": 7}
+    | {"evaluation": 8}
+    | {f"accept_if.{limit}": 8 for limit in LIMITS_OF_SCORES}
 )
 """``options.field``, or ``method=value`` for a new value of an old field, with the version that it came with. A new
 field is None where it is not used."""

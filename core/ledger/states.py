@@ -48,6 +48,7 @@ class Phase(StrEnum):
     EVALUATING = "evaluating"
     PACKING = "packing"
     VERIFYING = "verifying"
+    GENERATING = "generating"
     EXPORTING = "exporting"
     PUBLISHING = "publishing"
 

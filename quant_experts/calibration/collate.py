@@ -28,7 +28,7 @@ from quant_experts.calibration.processor import (
 from quant_experts.calibration.rows import Row, Video, texts_of
 from quant_experts.calibration.sample import Sample, TooLong
 from quant_experts.calibration.speech import open_speech_collator
-from quant_experts.errors import InvalidCalibration, InvalidModel, one_line
+from quant_experts.errors import InvalidCalibration, InvalidModel, InvalidSpec, one_line
 
 MOST_TOKENS = 2048
 """Most tokens of one sample. A photograph at Qwen2-VL's default bound has 16384 tokens; beyond two thousand,
@@ -62,6 +62,30 @@ def open_collator(directory: Path, config: Any, *, dtype: torch.dtype | None = N
     return lambda row: _within(collate(row), vocabulary, config)
 
 
+def open_prompts(directory: Path, config: Any, *, room: int) -> Collate:
+    """The function that turns rows into the tokens before their last message, where the model goes on. ``room``: tokens
+    that it is to generate, which are left free of the model's positions.
+
+    Raises InvalidModel, and InvalidSpec for a model that does not reply with text or has no such room.
+    """
+    text_config = config.get_text_config()
+    if config.model_type == "whisper":
+        raise InvalidSpec("evaluation: a speech model's transcripts are not generated yet; leave evaluation out")
+    if getattr(text_config, "max_position_embeddings", MOST_TOKENS) <= room:
+        raise InvalidSpec(
+            f"evaluation: max_new_tokens is {room}, and the model has {text_config.max_position_embeddings} positions "
+            "for prompt and reply; give fewer"
+        )
+    collate = _open_text_collator(directory, config, room=room)
+    vocabulary = text_config.vocab_size
+
+    def prompt_of(row: Row) -> Sample:
+        sample = _within(collate(replace(row, messages=row.messages[:-1])), vocabulary, config)
+        return replace(sample, question=shortened(" ".join(" ".join(texts_of(row.messages[-2])).split())))
+
+    return prompt_of
+
+
 def _within(sample: Sample, vocabulary: int, config: Any) -> Sample:
     """Returns the sample. Raises InvalidCalibration for a token without a row in the model's embedding."""
     ids = sample.input_ids[0]
@@ -77,27 +101,29 @@ def _within(sample: Sample, vocabulary: int, config: Any) -> Sample:
     return sample
 
 
-def _open_text_collator(directory: Path, config: Any) -> Collate:
-    most = min(MOST_TOKENS, getattr(config.get_text_config(), "max_position_embeddings", MOST_TOKENS))
+def _open_text_collator(directory: Path, config: Any, *, room: int | None = None) -> Collate:
+    """``room``: of prompts, the tokens that are generated; None: the rows are whole conversations."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", MOST_TOKENS)
+    most, is_prompt = min(MOST_TOKENS, positions - (room or 0)), room is not None
     takes_images = hasattr(config, "vision_config")
     if takes_images and has_processor(directory):
         processor = load_processor(directory, config)
         if not processor.chat_template:
             raise InvalidModel(f"{directory.name} has no chat template; give the instruction-tuned model")
         placeholders = _placeholders(config, processor)
-        return lambda row: _with_images(row, processor, placeholders, most)
+        return lambda row: _with_images(row, processor, placeholders, most, is_prompt=is_prompt)
     tokenizer = load_tokenizer(directory)
     reason = f"the model's directory has no {PROCESSORS[0]}" if takes_images else f"{config.model_type} takes text only"
-    return lambda row: _text_only(row, tokenizer, reason, most)
+    return lambda row: _text_only(row, tokenizer, reason, most, is_prompt=is_prompt)
 
 
-def _with_images(row: Row, processor: Any, placeholders: Tensor, most: int) -> Sample:
+def _with_images(row: Row, processor: Any, placeholders: Tensor, most: int, *, is_prompt: bool) -> Sample:
     """``placeholders``: token ids, that of images first. Raises TooLong, or InvalidCalibration naming the row."""
     if row.audio:
         raise InvalidCalibration(f"calibration row {row.number}: it has audio, but this model takes images and text")
     if row.videos and (reason := why_no_videos(processor)) is not None:
         raise InvalidCalibration(f"calibration row {row.number}: it has a video, but {reason}")
-    text = _render(row, processor, list(row.messages))
+    text = _render(row, processor, list(row.messages), answer_follows=is_prompt)
     _check_placeholders(row, text, processor, int(placeholders[0]))
     images = [decode(data, f"calibration row {row.number}, image {i}") for i, data in enumerate(row.images, start=1)]
     videos = [_frames(video, f"calibration row {row.number}, video {i}") for i, video in enumerate(row.videos, start=1)]
@@ -109,7 +135,7 @@ def _with_images(row: Row, processor: Any, placeholders: Tensor, most: int) -> S
         tokens, vision_tokens = vision.shape[0], int(vision.sum())
         if tokens <= most:
             sample = Sample(row.number, inputs, vision, is_smaller)
-            return _with_reply(sample, row, text, processor, list(row.messages))
+            return sample if is_prompt else _with_reply(sample, row, text, processor, list(row.messages))
         if not vision_tokens or tokens - vision_tokens >= most:
             raise TooLong(f"{tokens} tokens, at most {most}")
         if hasattr(processor.image_processor, "max_patches"):
@@ -210,7 +236,7 @@ def _check_placeholders(row: Row, text: str, processor: Any, image_token: int) -
         raise InvalidCalibration(f"calibration row {row.number}: its text must not contain {token!r}")
 
 
-def _text_only(row: Row, tokenizer: Any, reason: str, most: int) -> Sample:
+def _text_only(row: Row, tokenizer: Any, reason: str, most: int, *, is_prompt: bool) -> Sample:
     """``reason``: why a row with an image or audio is refused."""
     if row.images or row.videos or row.audio:
         what = "an image" if row.images else "a video" if row.videos else "audio"
@@ -221,7 +247,10 @@ def _text_only(row: Row, tokenizer: Any, reason: str, most: int) -> Sample:
     ]
     # A base model has no chat template; its rows are running text.
     is_chat = bool(tokenizer.chat_template)
-    text = _render(row, tokenizer, messages) if is_chat else "\n".join(message["content"] or "" for message in messages)
+    if is_chat:
+        text = _render(row, tokenizer, messages, answer_follows=is_prompt)
+    else:
+        text = "\n".join(message["content"] or "" for message in messages) + ("\n" if is_prompt else "")
     # The template has written the special tokens; added again, the model would see two beginnings.
     encoding = tokenizer([text], return_tensors="pt", return_token_type_ids=False, add_special_tokens=not is_chat)
     inputs = dict(encoding)
@@ -229,7 +258,7 @@ def _text_only(row: Row, tokenizer: Any, reason: str, most: int) -> Sample:
     if tokens > most:
         raise TooLong(f"{tokens} tokens, at most {most}")
     sample = Sample(row.number, inputs, torch.zeros(tokens, dtype=torch.bool), False)
-    return _with_reply(sample, row, text, tokenizer, messages) if is_chat else sample
+    return _with_reply(sample, row, text, tokenizer, messages) if is_chat and not is_prompt else sample
 
 
 def _with_reply(sample: Sample, row: Row, text: str, holder: Any, messages: list[dict[str, Any]]) -> Sample:

@@ -42,7 +42,8 @@ class Video:
 class Row:
     """``messages``: for the chat template; content is a string or a list of parts of type text, image, video or audio,
     or None beside ``tool_calls``. ``images``, ``audio``: encoded bytes, in the order of their parts; ``videos``
-    in that of theirs. ``template``: what else the chat template reads, by name."""
+    in that of theirs. ``template``: what else the chat template reads, by name. ``choices``: as the row has them,
+    unchecked; only an evaluation reads them, so that they are not in the digest."""
 
     number: int
     messages: tuple[dict[str, Any], ...]
@@ -50,12 +51,21 @@ class Row:
     audio: tuple[bytes, ...] = ()
     template: dict[str, Any] = field(default_factory=dict)
     videos: tuple[Video, ...] = ()
+    choices: Any = None
 
     @property
     def digest(self) -> str:
         """Differs between rows that differ, also in images, videos or audio."""
+        return self._digest([self.number, self.messages])
+
+    @property
+    def content_digest(self) -> str:
+        """The same for rows with the same content, wherever they stand."""
+        return self._digest([self.messages])
+
+    def _digest(self, content: list[Any]) -> str:
         clips = [[len(video.frames), video.fps] for video in self.videos]
-        content = [self.number, self.messages, *([self.template] if self.template else []), *clips]
+        content += [*([self.template] if self.template else []), *clips]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=repr).encode())
         for file in (*self.images, *(frame for video in self.videos for frame in video.frames), *self.audio):
             digest.update(hashlib.sha256(file).digest())
@@ -111,7 +121,7 @@ def parse_row(number: int, content: Any, base: Path, *, follow_links: bool = Tru
         _load(f"calibration row {number}, audio {i}", source, base, follow_links)
         for i, source in enumerate(sounds, start=1)
     )
-    return Row(number, tuple(messages), images, audio, _of_template(number, content), videos)
+    return Row(number, tuple(messages), images, audio, _of_template(number, content), videos, content.get("choices"))
 
 
 def _of_template(number: int, content: dict[str, Any]) -> dict[str, Any]:

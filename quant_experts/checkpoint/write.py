@@ -108,14 +108,38 @@ def write_files(
     texts = {
         "config.json": config,
         LOADER: (Path(__file__).parent.parent / "forward" / LOADER).read_text(encoding="utf-8"),
-        CARD: model_card(report, spec, architecture=architecture, chats=has_chat_template(directory)),
         **processor,
-        REPORT: report.model_dump_json(indent=2) + "\n",
-        REPORT_PAGE: render_report(report, recipe),
+        **_report_texts(directory, spec=spec, report=report, recipe=recipe, architecture=architecture),
         RECIPE: json.dumps(recipe, indent=2, sort_keys=True) + "\n",
     }
     files += [write_text(directory / name, text) for name, text in texts.items()]
     return write_checksums(directory, files)
+
+
+def rewrite_report(
+    directory: Path,
+    files: Iterable[WrittenFile],
+    *,
+    spec: QuantizationSpec,
+    report: QualityReport,
+    recipe: Mapping[str, Any],
+    architecture: str,
+) -> list[WrittenFile]:
+    """Write report, its page and the model card of a checkpoint anew, and its checksums; returns all of its files."""
+    texts = _report_texts(directory, spec=spec, report=report, recipe=recipe, architecture=architecture)
+    others = [file for file in files if file.name not in (*texts, CHECKSUMS)]
+    return write_checksums(directory, [*others, *(write_text(directory / name, text) for name, text in texts.items())])
+
+
+def _report_texts(
+    directory: Path, *, spec: QuantizationSpec, report: QualityReport, recipe: Mapping[str, Any], architecture: str
+) -> dict[str, str]:
+    """Name → text of what tells people of the run."""
+    return {
+        CARD: model_card(report, spec, architecture=architecture, chats=has_chat_template(directory)),
+        REPORT: report.model_dump_json(indent=2) + "\n",
+        REPORT_PAGE: render_report(report, recipe),
+    }
 
 
 def write_checksums(directory: Path, files: Iterable[WrittenFile]) -> list[WrittenFile]:

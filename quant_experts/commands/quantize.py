@@ -16,6 +16,8 @@ import click
 from quant_experts.commands.disk_space import check_disk_space, disk_full_advice
 from quant_experts.commands.display.run_progress import RunProgress, say
 from quant_experts.commands.exit_codes import REJECTED
+from quant_experts.commands.options.evaluation import OPTIONS as EVALUATION
+from quant_experts.commands.options.evaluation import evaluation_of, evaluation_options
 from quant_experts.commands.options.exports import check_exports, export_option
 from quant_experts.commands.options.spec import spec_of, spec_options
 from quant_experts.errors import InvalidCalibration, InvalidModel, Stopped
@@ -45,6 +47,7 @@ CACHE = "QE_CACHE"
 )
 @spec_options
 @export_option
+@evaluation_options("FILE")
 @click.option("--device", metavar="cpu|cuda", help="Where to compute.  [default: cuda where there is one]")
 @click.option(
     "--work",
@@ -73,18 +76,25 @@ def command(
 
     A checkpoint that misses a limit of --accept-… is kept, and the exit code is 5.
     """
+    asked = {name: options.pop(name) for name in EVALUATION}
     spec, accept_if = spec_of(**options)
+    evaluation = evaluation_of(asked, accept_if)
     check_exports(exports, spec)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise click.UsageError(f"--output: {output} exists and is not an empty directory")
     work = work or output.with_name(f"{output.name}.work")
     _check_names(model, calibration)
+    if evaluation is not None and evaluation.dataset is not None:
+        _check_rows(evaluation.dataset, "evaluation")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     display = RunProgress()
     with display, _stopping_softly() as should_stop:
         directory, model_id, commit = _find_model(model, revision, display)
         check_disk_space(directory, spec, output=output, work=work, exports=exports)
         rows = _find_rows(calibration, display)
+        if evaluation is not None and evaluation.dataset is not None:
+            task_rows = _find_rows(evaluation.dataset, display)
+            evaluation = evaluation.model_copy(update={"dataset": str(task_rows)})
         display.note("loading torch and transformers")
         from transformers.utils.logging import disable_progress_bar
 
@@ -105,6 +115,7 @@ def command(
                     device=device,
                     accept_if=accept_if,
                     exports=exports,
+                    evaluation=evaluation,
                     on_event=display.on_event,
                     should_stop=should_stop,
                 )
@@ -112,11 +123,13 @@ def command(
             raise Stopped(f"finished blocks are kept in {work}; run the same command again to go on") from stopped
     if not keep_work:
         shutil.rmtree(work, ignore_errors=True)
-    from quant_experts.report.charts.sentences import memory
+    from quant_experts.report.charts.sentences import memory, task
     from quant_experts.report.charts.warning_list import warning_list
     from quant_experts.report.page import verdict
 
     say(verdict(report))
+    if report.evaluation is not None:
+        say(task(report.evaluation))
     say(memory(report.size))
     for warning in warning_list(report):
         click.echo(f"warning: {warning}", err=True)
@@ -131,11 +144,13 @@ def _check_names(model: str, calibration: str) -> None:
     """Before the first of them is fetched."""
     if not Path(model).is_dir() and not _is_hub_id(model):
         raise InvalidModel(f"model {model} is neither a directory nor a hub id owner/name")
-    path = Path(calibration)
-    if not path.exists() and (not _is_hub_id(calibration) or path.suffix in {".jsonl", ".json", ".parquet"}):
-        raise InvalidCalibration(
-            f"calibration {calibration} is neither a file, a directory nor a hub dataset owner/name"
-        )
+    _check_rows(calibration, "calibration")
+
+
+def _check_rows(rows: str, what: str) -> None:
+    path = Path(rows)
+    if not path.exists() and (not _is_hub_id(rows) or path.suffix in {".jsonl", ".json", ".parquet"}):
+        raise InvalidCalibration(f"{what} {rows} is neither a file, a directory nor a hub dataset owner/name")
 
 
 def _find_model(model: str, revision: str | None, display: RunProgress) -> tuple[Path, str | None, str | None]:

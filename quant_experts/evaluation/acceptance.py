@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from quant_experts.report.data import Acceptance, QualityReport
+from quant_experts.spec.choices import score_of
 from quant_experts.spec.specification import AcceptIf
+
+ROUNDING = 1e-9
+"""Means of shares are off by the last bit of a float."""
 
 
 def judge(report: QualityReport, accept_if: AcceptIf) -> Acceptance:
@@ -15,8 +19,38 @@ def judge(report: QualityReport, accept_if: AcceptIf) -> Acceptance:
         "max_perplexity_increase": _perplexity,
         "min_image_sensitivity": _images,
     }
-    sentences = [sentence for name, limit in limits.items() if (sentence := checks[name](report, limit)) is not None]
+    found = (
+        checks[name](report, limit) if name in checks else _score(report, name, limit) for name, limit in limits.items()
+    )
+    sentences = [sentence for sentence in found if sentence is not None]
     return Acceptance(limits=limits, verdict="rejected" if sentences else "accepted", missed=sentences)
+
+
+def _score(report: QualityReport, limit_name: str, limit: float) -> str | None:
+    """Of the score itself, not of an end of its interval, as with every other limit."""
+    name, is_drop = score_of(limit_name)
+    words = str(name).replace("_", " ")
+    if report.evaluation is None:
+        return f"{words} was not measured, because no replies could be made: the limit of {limit:.2%} cannot be kept"
+    score = report.evaluation.score(str(name))
+    if score is None:
+        return (
+            f"{words} was not measured, because no row of the evaluation has choices: the limit of {limit:.2%} cannot "
+            "be kept"
+        )
+    if not is_drop:
+        value = score.quantized.value
+        if value >= limit - ROUNDING:
+            return None
+        return f"{words} is {value:.2%} of {score.rows} rows, under the limit of {limit:.2%}"
+    if score.full is None or score.difference is None:
+        return f"the drop of {words} was not measured, because the original was left out"
+    if -score.difference.value <= limit + ROUNDING:
+        return None
+    return (
+        f"{words} drops by {-score.difference.value:.2%} of {score.rows} rows (from {score.full.value:.2%} to "
+        f"{score.quantized.value:.2%}), over the limit of {limit:.2%}"
+    )
 
 
 def _kl(report: QualityReport, limit: float) -> str | None:

@@ -25,6 +25,8 @@ CLUSTERING = 150_000_000
 """scikit-learn and scipy, of methods with routed experts."""
 VERIFIER = 290_000_000
 """What the fresh process that loads the checkpoint has for itself before it does; it shares the libraries' code."""
+GENERATION = 60_000_000
+"""What the run's own process has more for itself when it loads a whole model and generates."""
 CUDA_HOST = 2_500_000_000
 """Host memory of a process that uses CUDA: its libraries are resident. Not measured here."""
 CUDA_CONTEXT = 600_000_000
@@ -53,21 +55,23 @@ def memory_of(shapes: Shapes, recipe: Recipe, rows: Rows, size: Size, *, cuda: b
     verification = size.bytes_after_most + _loaded_extra(shapes) + _activations(shapes, rows)
     # What loads an export may hold each weight packed and dequantized.
     export = max((shapes.bytes_before + export_bytes(name, shapes, size) for name in recipe.exports), default=0)
-    last = "exporting" if export > verification else "verifying"
-    loaded = max(verification, export)
+    generating = _generating(shapes, recipe, rows, size) if recipe.evaluation else 0
+    loaded = {"verifying": verification, "exporting": export, "generating": generating}
+    beside = {"verifying": VERIFIER, "exporting": VERIFIER, "generating": GENERATION}
     widest = max(phases, key=phases.__getitem__)
     python = INTERPRETER + WORKING
     python += IMAGES if rows.images else 0
     python += CLUSTERING if any(ranks_in(group, recipe).experts for group in shapes.groups) else 0
     if cuda:
-        peak = max(phases[widest], loaded)
-        host = CUDA_HOST + VERIFIER + shapes.largest_other
-        return Memory(host, CUDA_CONTEXT + peak, widest if peak == phases[widest] else last)
-    computation = python + phases[widest]
-    load = python + _left_behind(phases["fitting"]) + VERIFIER + loaded
-    if computation >= load:
-        return Memory(computation, 0, widest)
-    return Memory(load, 0, last)
+        # The checkpoint of an evaluation is loaded into the host's memory before it goes to the device.
+        host = CUDA_HOST + max(VERIFIER + shapes.largest_other, size.bytes_after_most if recipe.evaluation else 0)
+        on_device = {widest: phases[widest], **loaded}
+        peak = max(on_device, key=on_device.__getitem__)
+        return Memory(host, CUDA_CONTEXT + on_device[peak], peak)
+    left = _left_behind(phases["fitting"])
+    on_host = {widest: phases[widest], **{name: left + beside[name] + model for name, model in loaded.items()}}
+    peak = max(on_host, key=on_host.__getitem__)
+    return Memory(python + on_host[peak], 0, peak)
 
 
 def _kinds(shapes: Shapes) -> list[Block]:
@@ -140,6 +144,22 @@ def _of_block(shapes: Shapes, block: Block, rows: Rows) -> int:
 def _loaded_extra(shapes: Shapes) -> int:
     """The widest layer while the loaded model dequantizes it."""
     return 2 * 4 * max(group.width * out for group in shapes.groups for out in group.outs)
+
+
+def _generating(shapes: Shapes, recipe: Recipe, rows: Rows, size: Size) -> int:
+    """The original or the checkpoint as a whole, one row on its way, and the keys and values of all of its tokens."""
+    assert recipe.evaluation is not None
+    original = shapes.bytes_before + shapes.head if recipe.evaluation.original else 0
+    weights = max(original, size.bytes_after_most + _loaded_extra(shapes))
+    cached = sum(
+        out
+        for group in shapes.groups
+        for name, out in zip(group.layers, group.outs, strict=True)
+        if name.startswith(("k_", "v_"))
+    )
+    cached = cached or 2 * shapes.hidden * len(shapes.blocks)
+    tokens = rows.tokens + recipe.evaluation.max_new_tokens
+    return int(weights + _activations(shapes, rows) + cached * shapes.item * tokens + 8 * shapes.vocabulary)
 
 
 def _left_behind(fit: int) -> int:

@@ -1,6 +1,6 @@
 """What is to be done to a model, as far as it decides sizes, memory and time.
 
-Names and defaults are those of the library's QuantizationSpec, which has no ``exports``;
+Names and defaults are those of the library's QuantizationSpec, which has no ``exports`` and no ``evaluation``;
 ``tests/planning/test_recipe.py`` holds them together.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from quant_experts.spec.choices import Evaluation
 from quant_experts.spec.methods import (
     DEFAULT_METHOD,
     METHOD_VERSION,
@@ -28,7 +29,8 @@ OBQ_WIDTH = 1024
 @dataclass(frozen=True)
 class Recipe:
     """``scheme``: ``"auto"`` has the bits of no scheme; sizes then are bounds. ``sensitive``, ``budget``,
-    ``target``: as in the body of a job. ``exports``: formats that the checkpoint is also written in."""
+    ``target``: as in the body of a job. ``exports``: formats that the checkpoint is also written in. ``evaluation``:
+    replies that are generated with the original and with the checkpoint."""
 
     method_version: int = 1
     scheme: str = "W4A6"
@@ -54,6 +56,7 @@ class Recipe:
     holdout: float = 0.1
     seed: int = 0
     exports: Sequence[str] = ()
+    evaluation: Evaluation | None = None
 
     @classmethod
     def of(cls, method: str = DEFAULT_METHOD, **options: Any) -> Recipe:

@@ -33,6 +33,7 @@ def refusals_of(shapes: Shapes, recipe: Recipe, rows: Rows, size: Size, headers:
         *_budget(recipe, size),
         *_target(recipe, size),
         *_rows(rows, shapes),
+        *_evaluation(shapes, recipe),
     )
 
 
@@ -51,6 +52,12 @@ def _stacks(shapes: Shapes, recipe: Recipe, config: Mapping[str, Any]) -> Iterat
                 f"the model takes the output of layer {layer} of its vision tower, and only towers whose last layer"
             )
             yield Refusal("invalid_spec", f'vision "quantize": {reason} is taken can be quantized', "/options/vision")
+
+
+def _evaluation(shapes: Shapes, recipe: Recipe) -> Iterator[Refusal]:
+    if recipe.evaluation is not None and shapes.family.encoder is not None:
+        sentence = "evaluation: a speech model's transcripts are not generated yet; leave evaluation out"
+        yield Refusal("invalid_spec", sentence, "/evaluation")
 
 
 def _widths(shapes: Shapes, recipe: Recipe) -> Iterator[Refusal]:

@@ -24,6 +24,7 @@ COLUMNS = (
     "completion",
     "system",
     "tools",
+    "choices",
     "images",
     "image",
     "audios",

@@ -16,6 +16,7 @@ from quant_experts.planning.recipe import Recipe
 from quant_experts.planning.rows import Rows
 from quant_experts.planning.shapes import PATCHES_PER_TOKEN, Shapes
 from quant_experts.planning.sizes import ranks_in
+from quant_experts.spec.choices import Evaluation
 from quant_experts.spec.ranks import Ranks
 
 SUBSAMPLE = 512
@@ -213,11 +214,25 @@ def phases_of(shapes: Shapes, recipe: Recipe, rows: Rows, rates: Rates) -> dict[
         "packing": PhaseSeconds(0.0, (4.0 * shapes.others + 2.0 * shapes.bytes_before) / DISK),
         "verifying": verifying,
     }
+    if recipe.evaluation:
+        phases["generating"] = PhaseSeconds(0.0, _generating(shapes, recipe.evaluation, rows, rates, tower))
     if recipe.exports:
         each = verifying.working + 2.0 * shapes.bytes_before / DISK + UNPACKED * shapes.weights / rates.bytes
         exports = len(recipe.exports)
         phases["exporting"] = PhaseSeconds(exports * verifying.starting, exports * each)
     return phases
+
+
+def _generating(shapes: Shapes, evaluation: Evaluation, rows: Rows, rates: Rates, tower: float) -> float:
+    """At most: every reply is as long as it may be. A step reads all weights once; those of the checkpoint are unpacked
+    in every step."""
+    replies, step = evaluation.rows, 2.0 * shapes.weights + 2.0 * shapes.hidden * shapes.vocabulary
+    prompts = replies * (ROW + (tower + 2.0 * shapes.weights * rows.tokens) / rates.forward)
+    tokens = replies * evaluation.max_new_tokens
+    original = shapes.bytes_before / DISK + tokens * max(step / rates.forward, shapes.bytes_before / rates.bytes)
+    unpacking = UNPACKED * shapes.weights / rates.bytes
+    checkpoint = shapes.bytes_before / DISK + (replies + tokens) * (unpacking + step / rates.forward)
+    return checkpoint + prompts + (original + prompts if evaluation.original else 0.0)
 
 
 def on_cores(rates: Rates, cores: int) -> Rates:

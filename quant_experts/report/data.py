@@ -185,6 +185,59 @@ class Reply(_Frozen):
     """Share of places where both say the same token."""
 
 
+class Interval(_Frozen):
+    """A figure with its 95 % interval over rows."""
+
+    value: float
+    low: float
+    high: float
+
+
+class TaskScore(_Frozen):
+    """A score of the evaluation, 0 to 1, mean over ``rows`` rows."""
+
+    name: Literal["exact_match", "edit_similarity", "multiple_choice"]
+    rows: int
+    full: Interval | None = None
+    """Of the original; None when it was left out."""
+    quantized: Interval
+    difference: Interval | None = None
+    """Quantized minus full, by the paired bootstrap over rows."""
+
+
+class TaskReply(_Frozen):
+    """What both models generated for one row. Texts are cut to 4,000 characters; scores are of the whole ones."""
+
+    row: int
+    """Number in its dataset, from 1."""
+    question: str
+    reference: str
+    choices: list[str] = Field(default_factory=list)
+    full: str | None = None
+    quantized: str
+    full_ended: bool | None = None
+    quantized_ended: bool
+    """False when the reply was cut at ``max_new_tokens``."""
+    scores_full: dict[str, float] | None = None
+    scores_quantized: dict[str, float]
+
+
+class TaskEvaluation(_Frozen):
+    """The user's own task, generated greedily before and after quantization."""
+
+    dataset: str | None
+    """None: rows of the calibration that were not fitted on."""
+    rows: int
+    rows_skipped: dict[str, int] = Field(default_factory=dict)
+    """Reason → rows that were passed over for it."""
+    max_new_tokens: int
+    scores: list[TaskScore]
+    replies: list[TaskReply]
+
+    def score(self, name: str) -> TaskScore | None:
+        return next((score for score in self.scores if score.name == name), None)
+
+
 class CalibrationQuality(_Frozen):
     """Is the calibration data good enough?"""
 
@@ -280,6 +333,8 @@ class QualityReport(_Frozen):
     """None for text-only models and when no held-out row has an image."""
     replies: list[Reply] = Field(default_factory=list)
     """Of a few held-out rows: their words, and those of both models."""
+    evaluation: TaskEvaluation | None = None
+    """None when it was not asked for, or could not be made; then a warning says why."""
     acceptance: Acceptance | None = None
     mixed_precision: MixedPrecision | None = None
     auto: AutoSearch | None = None

@@ -6,8 +6,9 @@
 4. evaluating: the held-out rows, which passed the walk in full precision and quantized, reach the output head;
 5. packing: write the checkpoint beside its final name;
 6. verifying: a fresh process loads it and must give the same logits;
-7. exporting: write it in other formats too, where that was asked for;
-8. publishing: rename it to its final name.
+7. generating: the user's own task, where that was asked for: replies of the original and of the checkpoint;
+8. exporting: write it in other formats too, where that was asked for;
+9. publishing: rename it to its final name.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ from quant_experts.calibration.captured_inputs import CapturedInputs, read_captu
 from quant_experts.calibration.collate import Collate, open_collator
 from quant_experts.calibration.samples import Choice, RowFile, choose, open_rows
 from quant_experts.checkpoint.verify import Ask, ask_fresh_process, verify_in_fresh_process
-from quant_experts.checkpoint.write import check_output, publish, staging_directory, write_files
+from quant_experts.checkpoint.write import check_output, publish, rewrite_report, staging_directory, write_files
+from quant_experts.errors import InvalidSpec
 from quant_experts.evaluation.acceptance import judge
 from quant_experts.evaluation.after_walk import Measurements, measure_run
+from quant_experts.evaluation.generation import NotGenerated
+from quant_experts.evaluation.task import Task, measure_task, prepare_task
 from quant_experts.model.blueprint import Blueprint, load, modules_around_blocks, open_blueprint
 from quant_experts.model.families.internvl_chat import native_directory
 from quant_experts.model.families.stack import Stack
@@ -66,6 +70,7 @@ from quant_experts.run.written_size import names_beside_the_blocks, planned_shap
 from quant_experts.search.search import missed_target, search
 from quant_experts.sensitivity.measurements import SensitivityMeasurements
 from quant_experts.sensitivity.mixed_precision import check_mixed_precision
+from quant_experts.spec.choices import Evaluation
 from quant_experts.spec.specification import AUTO, AcceptIf, QuantizationSpec
 from quant_experts.walk.blocks import last_stack_inputs, walk
 from quant_experts.walk.group_settings import GroupSettings
@@ -88,6 +93,7 @@ def quantize(
     keep_superseded: bool = False,
     accept_if: AcceptIf | None = None,
     exports: Sequence[str] = (),
+    evaluation: Evaluation | None = None,
     on_event: OnEvent = ignore,
     should_stop: ShouldStop = never,
     ask: Ask = ask_fresh_process,
@@ -101,8 +107,10 @@ def quantize(
     resume needs to the caller, who deletes the files named in BlockFinished; for callers that copy a block's files
     after ``on_event`` has returned. ``accept_if``: limits that decide the report's verdict and nothing else; a resumed
     run may have other ones. ``exports``: formats (``quant_experts.export``) in which the finished checkpoint is written
-    too, below ``output``/exports; one that cannot be made is named in Finished. ``ask``: loads the
-    checkpoint in a process without this package.
+    too, below ``output``/exports; one that cannot be made is named in Finished. ``evaluation``: the user's
+    own task, generated greedily with the original and with the checkpoint and scored; its ``dataset`` is a path as
+    ``calibration``. Replies that cannot be made are a warning. ``ask``: loads the checkpoint in a process without this
+    package.
 
     Raises a QuantExpertsError that names what is wrong with model, rows, options or numbers; Stopped when
     ``should_stop`` says so. Nothing is left at ``output`` then.
@@ -121,6 +129,7 @@ def quantize(
         keep_superseded=keep_superseded,
         accept_if=accept_if,
         exports=tuple(exports),
+        evaluation=evaluation,
         on_event=Forecaster(on_event, started=seconds_to_start()),
         should_stop=should_stop,
         ask=ask,
@@ -149,6 +158,7 @@ class QuantizationRun:
     keep_superseded: bool
     accept_if: AcceptIf | None
     exports: tuple[str, ...]
+    evaluation: Evaluation | None
     on_event: Forecaster
     should_stop: ShouldStop
     ask: Ask
@@ -165,6 +175,7 @@ class QuantizationRun:
     context: RunContext = field(init=False)
 
     inputs: CapturedInputs = field(init=False)
+    task: Task | None = None
     auto: AutoSearch | None = None
     settings: GroupSettings = field(init=False)
 
@@ -182,6 +193,7 @@ class QuantizationRun:
         with staging_directory(self.output) as directory:
             files = self.pack(directory)
             self.verify(directory)
+            files = self.generate(directory, files)
             exports = self.export(directory)
             self.publish(directory)
         self.on_event(Finished(self.output, (*files, *exports.files), exports.outcomes))
@@ -189,6 +201,8 @@ class QuantizationRun:
 
     def prepare(self) -> None:
         self._enter("preparing")
+        if self.accept_if is not None and (refusal := self.accept_if.refusal(self.evaluation)) is not None:
+            raise InvalidSpec(f"accept_if: {refusal}")
         check_output(self.output)
         self.source = native_directory(self.model, self.work / "native")
         blueprint = open_blueprint(self.source, device=chosen_device(self.device))
@@ -218,6 +232,17 @@ class QuantizationRun:
         )
         check_rows(self.inputs, self._first_stack)
         self._warn(*row_warnings(self.context.blueprint, self.inputs))
+        if self.evaluation is not None:
+            self.task = prepare_task(
+                self.evaluation,
+                self.context,
+                self.rows,
+                self.choice,
+                self.inputs,
+                self.spec,
+                follow_links=self.follow_links,
+                environment=self.environment,
+            )
         self._forecast(self.inputs)
         measurements = SensitivityMeasurements(self.context, self.inputs)
         if self.spec.scheme == AUTO:
@@ -265,6 +290,27 @@ class QuantizationRun:
         device = self.context.blueprint.device.type
         verify_in_fresh_process(directory, self.measured.probe, device=device, ask=self.ask)
 
+    def generate(self, directory: Path, files: list[WrittenFile]) -> list[WrittenFile]:
+        """Evaluate the user's own task, if there is one, and write the report anew; returns the checkpoint's files."""
+        if self.task is None:
+            return files
+        self._enter("generating", len(self.task.rows.rows) * (1 + self.task.wanted.original))
+        try:
+            evaluation, warnings = measure_task(self.task, self.context, directory)
+            self.report = self.report.model_copy(update={"evaluation": evaluation})
+        except NotGenerated as error:
+            warnings = [f"evaluation: the replies could not be made: {error}"]
+        self._warn(*warnings)
+        self.report = self._judged(self.report.model_copy(update={"warnings": list(self.warnings)}))
+        return rewrite_report(
+            directory,
+            files,
+            spec=self.spec,
+            report=self.report,
+            recipe=self._recipe(),
+            architecture=self.context.blueprint.manifest.model_class,
+        )
+
     def export(self, directory: Path) -> Exports:
         """Write the checkpoint in the other formats that were asked for."""
         if not self.exports:
@@ -296,7 +342,7 @@ class QuantizationRun:
         """Forecast the rest of the run, as the present spec has it."""
         shapes = planned_shapes(self.source, self.spec)
         device = self.context.blueprint.device
-        self.on_event.expect(expected_seconds(shapes, self.spec, device, self.exports), inputs)
+        self.on_event.expect(expected_seconds(shapes, self.spec, device, self.exports, self.evaluation), inputs)
 
     def _open_model(self) -> Blueprint:
         """The model anew, with everything that each forward needs except its blocks."""
@@ -330,6 +376,9 @@ class QuantizationRun:
             seconds=round(time.monotonic() - self.started, 1),
             environment=self.environment,
         )
+        return self._judged(report)
+
+    def _judged(self, report: QualityReport) -> QualityReport:
         if self.accept_if is None:
             return report
         return report.model_copy(update={"acceptance": judge(report, self.accept_if)})

@@ -18,6 +18,7 @@ from quant_experts.planning.rows import Rows
 from quant_experts.planning.seconds import CORE, GPU, PhaseSeconds, block_seconds, on_cores, phases_of
 from quant_experts.planning.shapes import Shapes
 from quant_experts.progress import Advanced, BlockFinished, Event, Forecast, OnEvent, Phase, PhaseStarted
+from quant_experts.spec.choices import Evaluation
 from quant_experts.spec.specification import QuantizationSpec
 
 OLDER_WEIGHT = 0.7
@@ -112,7 +113,7 @@ class Forecaster:
         done, total = self._units
         if self._stage == "fitting":
             seconds = self._blocks_left(expected, in_stage)
-        elif done and self._stage in ("calibrating", MEASURING, "exporting"):
+        elif done and self._stage in ("calibrating", MEASURING, "generating", "exporting"):
             seconds = in_stage / done * (total - done)
         else:
             seconds = max(0.0, self._predicted(expected, self._stage) - in_stage)
@@ -148,12 +149,16 @@ class Forecaster:
 
 
 def expected_seconds(
-    shapes: Shapes | None, spec: QuantizationSpec, device: torch.device, exports: Sequence[str] = ()
+    shapes: Shapes | None,
+    spec: QuantizationSpec,
+    device: torch.device,
+    exports: Sequence[str] = (),
+    evaluation: Evaluation | None = None,
 ) -> Callable[[Rows], ExpectedSeconds] | None:
     """Rows → the seconds that a run over them takes; None for a model that cannot be planned."""
     if shapes is None:
         return None
-    recipe = Recipe.of(**spec.model_dump(), exports=exports)
+    recipe = Recipe.of(**spec.model_dump(), exports=exports, evaluation=evaluation)
     rates = GPU if device.type == "cuda" else on_cores(CORE, torch.get_num_threads())
     measures = recipe.measures_sensitivity or recipe.smoothing == "mbq"
 

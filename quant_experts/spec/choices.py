@@ -1,4 +1,4 @@
-"""What a user may ask for beyond a scheme: more bits for sensitive groups, a budget, a target, limits.
+"""What a user may ask for beyond a scheme: more bits for sensitive groups, a budget, a target, an evaluation, limits.
 
 The library's spec, the body of a job and its OpenAPI schema use these models; their texts are the API's documentation.
 """
@@ -62,6 +62,36 @@ class Target(_Choice):
         return self
 
 
+MOST_EVALUATION_ROWS, MOST_NEW_TOKENS = 512, 1024
+
+
+class Evaluation(_Choice):
+    """The user's own task: replies generated greedily before and after quantization, and scored against the rows' own.
+
+    The last message of a row is the expected reply, and what comes before it is the prompt.
+    """
+
+    dataset: str | None = Field(
+        default=None,
+        description="Rows with the expected replies; left out, rows of the calibration that are not fitted on.",
+    )
+    split: str = "train"
+    rows: Annotated[int, Field(strict=True, ge=1, le=MOST_EVALUATION_ROWS), WHOLE] = Field(
+        default=32, description="At most so many, drawn by the seed."
+    )
+    max_new_tokens: Annotated[int, Field(strict=True, ge=1, le=MOST_NEW_TOKENS), WHOLE] = Field(
+        default=64, description="A reply that is longer is cut there."
+    )
+    original: bool = Field(
+        default=True,
+        description="Generate with the original too, which needs memory for all of it. Without it there is no change "
+        "to tell.",
+    )
+
+
+Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+
+
 class AcceptIf(_Choice):
     """Limits that a finished checkpoint is held against; they set the job's `verdict`, and the artifacts stay."""
 
@@ -74,8 +104,41 @@ class AcceptIf(_Choice):
         default=None, description="Reaction to another image, relative to the full-precision model's."
     )
 
+    min_exact_match: Share | None = Field(default=None, description="Share of the rows of `evaluation`.")
+    max_exact_match_drop: Share | None = Field(
+        default=None, description="Share of the rows: 0.02 allows two points less than the original has."
+    )
+    min_edit_similarity: Share | None = Field(
+        default=None, description="Mean over the rows of 1 minus the normalised edit distance."
+    )
+    max_edit_similarity_drop: Share | None = None
+    min_multiple_choice: Share | None = Field(default=None, description="Share of the rows with choices.")
+    max_multiple_choice_drop: Share | None = None
+
     @model_validator(mode="after")
     def _at_least_one(self) -> Self:
         if not self.model_fields_set:
             raise ValueError("give at least one limit")
         return self
+
+    def refusal(self, evaluation: Evaluation | None) -> str | None:
+        """Why a limit can never be kept with this ``evaluation``; None where each can."""
+        for name in self.model_dump(exclude_none=True):
+            score, is_drop = score_of(name)
+            if score is None:
+                continue
+            if evaluation is None:
+                return f"{name} is of a score of evaluation, which is left out: give one, or leave out the limit"
+            if is_drop and not evaluation.original:
+                return f"{name} compares with the original, and evaluation says original false: leave out one of them"
+        return None
+
+
+SCORES = ("exact_match", "edit_similarity", "multiple_choice")
+LIMITS_OF_SCORES = tuple(limit for score in SCORES for limit in (f"min_{score}", f"max_{score}_drop"))
+
+
+def score_of(limit: str) -> tuple[str | None, bool]:
+    """The score that a limit is of, None for other limits; and whether it limits the drop."""
+    name = limit.removeprefix("min_").removeprefix("max_").removesuffix("_drop")
+    return (name if name in SCORES else None), limit.endswith("_drop")

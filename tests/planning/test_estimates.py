@@ -13,6 +13,7 @@ from quant_experts.planning.recipe import Recipe
 from quant_experts.planning.rows import Rows, sampled_rows
 from quant_experts.planning.seconds import Calibration, calibration_of
 from quant_experts.planning.text_files import TextFiles
+from quant_experts.spec.choices import Evaluation
 from tests.models import make_model
 from tests.planning.big import write_72b
 from tests.rows import image_row, text_row
@@ -40,6 +41,10 @@ def planned(headers: Any, method: str = "qe", rows: Rows = ROWS, **options: Any)
         ({"lloyd_rounds": 0}, {"lloyd_rounds": 5}),
         ({"rows": Rows(20, 800, 1.5, 1)}, {"rows": ROWS}),
         ({"rows": Rows(None, 100, 1.5, 1)}, {"rows": ROWS}),
+        ({}, {"evaluation": Evaluation(original=False)}),
+        ({"evaluation": Evaluation(original=False)}, {"evaluation": Evaluation()}),
+        ({"evaluation": Evaluation(max_new_tokens=8)}, {"evaluation": Evaluation()}),
+        ({"evaluation": Evaluation(rows=8)}, {"evaluation": Evaluation()}),
     ],
 )
 def test_more_work_takes_longer(big: Any, less: dict[str, Any], more: dict[str, Any]) -> None:
@@ -64,6 +69,19 @@ def test_memory_is_one_block_on_the_device_and_one_tensor_beside_it(big: Any) ->
     assert placed.device < big.bytes
     assert placed.host < 8e9
     assert planned(big, "rtn")["cuda"].memory.device <= placed.device
+
+
+def test_replies_of_the_original_hold_all_of_it_and_those_of_the_checkpoint_no_more_than_verifying(big: Any) -> None:
+    plain, alone, both, longer = (
+        planned(big, evaluation=task)["cuda"].memory
+        for task in (None, Evaluation(original=False), Evaluation(), Evaluation(max_new_tokens=1024))
+    )
+    assert (plain.phase, both.phase) == ("verifying", "generating")
+    keys_and_values = 2 * 80 * 1024 * 2  # of one token, in bytes: blocks, width, bfloat16
+    assert alone.device - plain.device == pytest.approx((800 + 64) * keys_and_values, rel=0.02)
+    assert both.device > big.bytes
+    assert longer.device - both.device == (1024 - 64) * keys_and_values
+    assert both.host - plain.host > 40e9  # the checkpoint is loaded there first
 
 
 def test_measured_blocks_take_the_place_of_the_shipped_rates(big: Any) -> None:

@@ -17,6 +17,7 @@ from quant_experts.report.data import (
     GroupReport,
     GroupSensitivity,
     ImageSensitivity,
+    Interval,
     MixedPrecision,
     ModelQuality,
     QualityReport,
@@ -24,6 +25,9 @@ from quant_experts.report.data import (
     Reply,
     Size,
     StageErrors,
+    TaskEvaluation,
+    TaskReply,
+    TaskScore,
 )
 
 KINDS = {
@@ -105,6 +109,25 @@ def rich_report(blocks: int = 28, **changes: Any) -> QualityReport:
             unseen_share_worst_group=max(unseen)[1],
             idle_experts=idle,
             experts=EXPERTS * len(groups),
+        ),
+        "evaluation": TaskEvaluation(
+            dataset="questions.jsonl", rows=2, rows_skipped={"its prompt is too long": 1}, max_new_tokens=16,
+            scores=[
+                TaskScore(
+                    name=name, rows=2, full=Interval(value=0.9123, low=0.8, high=0.97),
+                    quantized=Interval(value=0.8211, low=0.7, high=0.93),
+                    difference=Interval(value=-0.091, low=-0.151, high=0.012),
+                )
+                for name in ("exact_match", "edit_similarity")
+            ],
+            replies=[
+                TaskReply(
+                    row=n, question="Which year & why?", reference="1984", full="1984", quantized=text, full_ended=True,
+                    quantized_ended=n == 1, scores_full=dict.fromkeys(("exact_match", "edit_similarity"), 1.0),
+                    scores_quantized={"exact_match": float(n == 1), "edit_similarity": 0.75},
+                )
+                for n, text in ((1, "1984"), (2, "<b>1989</b>"))
+            ],
         ),
         "replies": [
             Reply(

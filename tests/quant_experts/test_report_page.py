@@ -34,10 +34,10 @@ from quant_experts.spec.specification import QuantizationSpec
 from tests.quant_experts.reports import EXPERTS, RECIPE, rich_report
 
 SECTIONS = (
-    *("bought", "limits", "warnings", "blocks", "worst", "calibration", "images", "channels", "experts"),
+    *("task", "bought", "limits", "warnings", "blocks", "worst", "calibration", "images", "channels", "experts"),
     *("sensitivity", "auto", "size", "recipe"),
 )
-OPTIONAL = ("baseline", "calibration", "images", "acceptance", "mixed_precision", "auto")
+OPTIONAL = ("evaluation", "baseline", "calibration", "images", "acceptance", "mixed_precision", "auto")
 OPTIONAL_OF_A_GROUP: dict[str, Any] = {
     "error_vision": None, "error_text": None, "expert_usage": [], "weight_bits": None, "error_rtn": None,
     "channels": None, "sensitivity": None, "warnings": [],
@@ -80,10 +80,10 @@ def at(report: dict[str, Any], path: str) -> Any:
 def read(text: str) -> float:
     """The number that a reader takes from ``12.3 %``, ``4.2×10⁻⁶``, ``1.86 GiB`` or ``15.0 dB``."""
     plain = text.replace(",", "").replace("−", "-")
-    match = re.fullmatch(r"(-?[\d.]+)(?:×10([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+))?(?: (%|B|KiB|MiB|GiB|TiB|dB))?", plain)
+    match = re.fullmatch(r"([-+]?[\d.]+)(?:×10([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+))?(?: (%|B|KiB|MiB|GiB|TiB|dB|points))?", plain)
     assert match, text
     power = (match[2] or "⁰").translate(str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789"))
-    unit = {"%": 0.01, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}.get(match[3] or "", 1)
+    unit = {"%": 0.01, "points": 0.01, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}.get(match[3] or "", 1)
     return float(match[1]) * 10.0 ** int(power) * unit
 
 

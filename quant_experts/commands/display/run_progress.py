@@ -29,6 +29,7 @@ TITLES: dict[Phase, str] = {
     "packing": "writing the checkpoint",
     "verifying": "loading it in a fresh process",
     "evaluating": "comparing with full precision",
+    "generating": "generating replies",
     "exporting": "exporting",
     "publishing": "publishing",
 }

@@ -15,6 +15,7 @@ import click
 from pydantic import ValidationError
 
 from quant_experts.fit.registry import names
+from quant_experts.spec.choices import LIMITS_OF_SCORES, SCORES
 from quant_experts.spec.methods import DEFAULT_METHOD, DEFAULTS, MEASURED_ON, MEASUREMENTS, METHOD_VERSION
 from quant_experts.spec.specification import AUTO, PRESETS, AcceptIf, QuantizationSpec
 
@@ -29,6 +30,7 @@ LIMITS = {
     "min_top1_agreement": "accept_min_top1",
     "max_perplexity_increase": "accept_max_perplexity_increase",
     "min_image_sensitivity": "accept_min_image_sensitivity",
+    **{limit: f"accept_{limit}" for limit in LIMITS_OF_SCORES},
 }
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 LARGEST = 2.0**63
@@ -169,6 +171,24 @@ REFINEMENTS = (
         type=Finite(),
         metavar="F",
         help="Reject it when the reaction to another image, relative to full precision, is less.",
+    ),
+    *(
+        option
+        for score in SCORES
+        for option in (
+            click.option(
+                f"--accept-min-{score.replace('_', '-')}",
+                type=Finite(),
+                metavar="F",
+                help=f"Reject it when {score.replace('_', ' ')} of --evaluation is less.",
+            ),
+            click.option(
+                f"--accept-max-{score.replace('_', '-')}-drop",
+                type=Finite(),
+                metavar="F",
+                help=f"Reject it when {score.replace('_', ' ')} drops more; 0.02 is two points.",
+            ),
+        )
     ),
 )
 

@@ -14,6 +14,7 @@ FORMATS: Mapping[str, Callable[[Any], str]] = {
     "perplexity": numbers.perplexity,
     "deviation": numbers.deviation,
     "percent": numbers.percent,
+    "points": numbers.points,
     "size": numbers.size,
     "count": numbers.count,
     "bits": numbers.bits,

@@ -4,12 +4,30 @@ from __future__ import annotations
 
 from quant_experts.planning.number_text import MISSING, number, percent, size_text
 
-__all__ = ["MISSING", "bits", "change", "count", "decibel", "deviation", "number", "percent", "perplexity", "size"]
+__all__ = [
+    "MISSING",
+    "bits",
+    "change",
+    "count",
+    "decibel",
+    "deviation",
+    "number",
+    "percent",
+    "perplexity",
+    "points",
+    "size",
+]
 
 
 def change(value: float) -> str:
     """A relative change with its sign: ``+2.2 %``."""
     return percent(value) if value < 0 else f"+{percent(value)}"
+
+
+def points(value: float) -> str:
+    """The change of a share, in hundredths: ``−3.1 points``."""
+    rounded = round(100 * value, 1) + 0.0  # no negative zero
+    return f"{'+' if rounded > 0 else ''}{rounded:.1f} points".replace("-", "−")
 
 
 def size(value: int) -> str:

@@ -6,8 +6,10 @@ import math
 from typing import NamedTuple
 
 from quant_experts.report.charts import numbers
-from quant_experts.report.data import FEWEST_TOKENS, ModelQuality, QualityReport, Size
+from quant_experts.report.data import FEWEST_TOKENS, Interval, ModelQuality, QualityReport, Size, TaskEvaluation
+from quant_experts.spec.choices import score_of
 
+MOST_REPLIES = 48
 NOTHING = 1e-9
 """A KL below this is arithmetic noise."""
 
@@ -29,6 +31,17 @@ LIMITS = {
     "min_top1_agreement": "same next token, at least",
     "max_perplexity_increase": "perplexity increase, at most",
     "min_image_sensitivity": "reaction to another image, relative, at least",
+    "min_exact_match": "exact match, at least",
+    "max_exact_match_drop": "drop of exact match, at most",
+    "min_edit_similarity": "edit similarity, at least",
+    "max_edit_similarity_drop": "drop of edit similarity, at most",
+    "min_multiple_choice": "multiple choice, at least",
+    "max_multiple_choice_drop": "drop of multiple choice, at most",
+}
+SCORES = {
+    "exact_match": "Exact match",
+    "edit_similarity": "Edit similarity",
+    "multiple_choice": "Multiple choice",
 }
 DECIDED = {
     "names": "They were named in the recipe.",
@@ -148,4 +161,45 @@ def measured(report: QualityReport, limit: str) -> float | None:
         return quality.top1_agreement
     if limit == "max_perplexity_increase":
         return quality.perplexity_quantized / quality.perplexity_full - 1
-    return report.images.smallest_ratio if report.images else None
+    name, is_drop = score_of(limit)
+    if name is None:
+        return report.images.smallest_ratio if report.images else None
+    score = report.evaluation.score(name) if report.evaluation else None
+    if score is None:
+        return None
+    if is_drop:
+        return None if score.difference is None else -score.difference.value
+    return score.quantized.value
+
+
+def task(evaluation: TaskEvaluation) -> str:
+    """One sentence: what the replies of both models are worth."""
+    score = evaluation.score("multiple_choice") or evaluation.scores[0]
+    is_whole = score.rows == evaluation.rows
+    score = score if is_whole else evaluation.scores[0]
+    name, now = SCORES[score.name], numbers.percent(score.quantized.value)
+    rows = f"{score.rows} row{'s' if score.rows != 1 else ''}"
+    if score.full is None or score.difference is None:
+        return f"{name} of its replies to {rows}: {now}{_between(score.quantized)}."
+    if score.difference.low <= 0 <= score.difference.high:
+        doubt = ", within what the choice of rows explains"
+    else:
+        doubt = ", more than the choice of rows explains"
+    if all(reply.full == reply.quantized for reply in evaluation.replies):
+        doubt = "; every reply is the same"
+    return f"{name} of the replies to {rows}: {numbers.percent(score.full.value)} before, {now} after{doubt}."
+
+
+def _between(interval: Interval) -> str:
+    return f" ({numbers.percent(interval.low)} to {numbers.percent(interval.high)})"
+
+
+def shown_replies(evaluation: TaskEvaluation) -> list[int]:
+    """Indices of the replies that a page shows: those whose scores fell first, then those that changed, then others."""
+
+    def order(index: int) -> tuple[float, bool, int]:
+        reply = evaluation.replies[index]
+        fell = sum(reply.scores_quantized.values()) - sum((reply.scores_full or reply.scores_quantized).values())
+        return fell, reply.full in (None, reply.quantized), index
+
+    return sorted(range(len(evaluation.replies)), key=order)[:MOST_REPLIES]
