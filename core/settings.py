@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from core.logs import LogFormat
+from quant_experts.spec.choices import MOST_EVALUATION_ROWS, MOST_NEW_TOKENS
 from quant_experts.spec.limits import MOST_MEDIA_BYTES, MOST_PIXELS
 
 MIN_SECRET = 32
@@ -67,7 +68,7 @@ class Settings(BaseSettings):
         default=6 * 3600.0,
         ge=0,
         allow_inf_nan=False,
-        description="Most time for one block, or one phase without blocks; 0: any.",
+        description="Most time for one block, one reply to a task, or one phase without blocks; 0: any.",
     )
     drain_seconds: float | None = Field(
         default=None,
@@ -155,6 +156,15 @@ class Settings(BaseSettings):
     max_dataset_bytes: int = 512 * 1024 * 1024
     max_dataset_rows: int = 20_000
     max_body_bytes: int = 256 * 1024
+    max_evaluation_rows: int = Field(
+        default=MOST_EVALUATION_ROWS,
+        ge=1,
+        le=MOST_EVALUATION_ROWS,
+        description="Rows that one job may be evaluated on.",
+    )
+    max_evaluation_tokens: int = Field(
+        default=MOST_NEW_TOKENS, ge=1, le=MOST_NEW_TOKENS, description="Tokens of one reply that a job may ask for."
+    )
     max_image_bytes: int = Field(
         default=20 * 1024 * 1024, ge=0, le=MOST_MEDIA_BYTES, description="Bytes of one image file."
     )

@@ -13,7 +13,7 @@ from app.jobs.rows import JobRow
 from app.jobs.schemas import JobError, Verdict
 from app.web.schemas import Strict
 from core.contract import patterns
-from core.contract.spec import Calibration, JobSpec, ModelRef, Options
+from core.contract.spec import Calibration, JobEvaluation, JobSpec, ModelRef, Options
 from core.ledger.states import FINISHED, JobStatus
 from core.ledger.tables import Comparison, Job
 from quant_experts.spec.choices import WHOLE, AcceptIf, Target
@@ -44,6 +44,7 @@ class NewComparison(Strict):
     calibration: Calibration
     candidates: list[Candidate] = Field(min_length=2, max_length=MOST_CANDIDATES)
     options: Options = Field(default=Options(), description="Options of every candidate.")
+    evaluation: JobEvaluation | None = Field(default=None, description="The same task for every candidate.")
     accept_if: AcceptIf | None = None
     name: Label | None = None
     labels: dict[str, str] = Field(default_factory=dict, max_length=32)
@@ -77,6 +78,7 @@ class NewComparison(Strict):
             method=candidate.method,
             options=Options.model_validate(merge(shared, own)),
             target=candidate.target,
+            evaluation=self.evaluation,
             accept_if=self.accept_if,
             name=name[:120],
             labels=self.labels,
@@ -99,6 +101,9 @@ class ComparedJob(BaseModel):
     effective_bits: float | None
     bytes_after: int | None
     seconds: float | None
+    scores: dict[str, float] | None = Field(
+        default=None, description="Of the evaluation's replies, 0 to 1, by the name of the score."
+    )
     verdict: Verdict | None
     frontier: bool = Field(description="No other job of the comparison is as small and closer to full precision.")
     error: JobError | None
@@ -115,10 +120,16 @@ class ComparedJob(BaseModel):
             **{
                 name: figures.get(name) for name in ("kl", "top1_agreement", "effective_bits", "bytes_after", "seconds")
             },
+            scores=_scores(figures),
             verdict=Verdict(job.verdict) if job.verdict is not None else None,
             frontier=False,
             error=JobError.model_validate(job.error) if job.error is not None else None,
         )
+
+
+def _scores(figures: dict[str, Any]) -> dict[str, float] | None:
+    evaluation = figures.get("evaluation")
+    return {score["name"]: score["quantized"]["value"] for score in evaluation["scores"]} if evaluation else None
 
 
 class ComparisonView(BaseModel):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import literal_column
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -41,12 +42,14 @@ async def page_of_datasets(
 
 
 async def jobs_needing(session: AsyncSession, *, tenant: str, dataset_id: str) -> Sequence[str]:
-    """Ids of at most five unfinished jobs that use the dataset. Two queries, each with a partial index: an unfinished
-    job is queued or has a lease."""
-    mine = owned(Job, tenant).where(Job.dataset == dataset_id).with_only_columns(Job.id)
-    waiting_jobs = mine.where(Job.status == literal_column("'queued'")).limit(5)
-    running_jobs = mine.where(Job.lease_until.is_not(None)).limit(5)
-    return [*(await session.scalars(waiting_jobs)).all(), *(await session.scalars(running_jobs)).all()][:5]
+    """Ids of at most five unfinished jobs that use the dataset, to calibrate or to be evaluated on. Each query has a
+    partial index: an unfinished job is queued or has a lease."""
+    found: dict[str, None] = {}
+    for column in (Job.dataset, Job.evaluation_dataset):
+        mine = owned(Job, tenant).where(column == dataset_id).with_only_columns(Job.id)
+        for unfinished in (Job.status == literal_column("'queued'"), Job.lease_until.is_not(None)):
+            found |= dict.fromkeys((await session.scalars(mine.where(unfinished).limit(5))).all())
+    return list(found)[:5]
 
 
 @dataclass
@@ -59,9 +62,16 @@ class _UsableDataset:
     expires_at: datetime | None
 
 
-async def lock_usable_dataset(transaction: Transaction, *, tenant: str, dataset: str) -> None:
-    """Lock an uploaded dataset against deletion until the transaction ends. Raises Problem 422 when it does not exist
-    or has expired."""
+async def lock_usable_datasets(transaction: Transaction, *, tenant: str, spec: Mapping[str, Any]) -> None:
+    """Lock the uploaded datasets that the stored ``spec`` of a job names against deletion until the transaction ends.
+    Raises Problem 422 when one does not exist or has expired."""
+    for part in ("calibration", "evaluation"):
+        dataset = (spec.get(part) or {}).get("dataset")
+        if dataset is not None:
+            await _lock_usable_dataset(transaction, tenant=tenant, dataset=dataset, pointer=f"/{part}/dataset")
+
+
+async def _lock_usable_dataset(transaction: Transaction, *, tenant: str, dataset: str, pointer: str) -> None:
     if not dataset.startswith(UPLOADED):
         return
     statement = f"SELECT {columns_of(_UsableDataset)} FROM {of_tenant(Dataset)} AND id = %(dataset)s FOR KEY SHARE"  # noqa: S608
@@ -74,4 +84,4 @@ async def lock_usable_dataset(transaction: Transaction, *, tenant: str, dataset:
         kind = problems.DATASET_EXPIRED if state_of(rows[0]) == "expired" else kind
     else:
         return
-    raise Problem(kind, detail, errors=[{"pointer": "/calibration/dataset", "detail": detail}])
+    raise Problem(kind, detail, errors=[{"pointer": pointer, "detail": detail}])

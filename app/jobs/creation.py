@@ -11,9 +11,10 @@ from psycopg.types.json import Jsonb
 
 from app.access.auth import Actor
 from app.audit.service import Action, audit_entry
-from app.datasets.queries import lock_usable_dataset
+from app.datasets.queries import lock_usable_datasets
 from app.db.pipeline import Statement, Transaction, columns_of
 from app.jobs.rows import JobRow
+from app.plans.evaluation import bounds_refusal
 from app.pushes.service import run_of
 from app.web import problems
 from app.web.problems import Problem
@@ -50,17 +51,21 @@ async def create_job(
     """``progress``: commits that pin the inputs. ``plan``: the estimate. ``forked_from``, ``comparison_id``: jobs whose
     files this one may reuse. The caller has called ``admit``.
 
-    Raises Problem 422 for a local model or an uploaded dataset that does not exist. The worker checks hub ids.
+    Raises Problem 422 for a local model or an uploaded dataset that does not exist, and for an evaluation beyond the
+    bounds of the service. The worker checks hub ids.
     """
     if spec.model.id.startswith(LOCAL):
         _check_local_model(spec.model.id, settings.model_root)
-    await lock_usable_dataset(transaction, tenant=actor.tenant, dataset=spec.calibration.dataset)
+    if (refusal := bounds_refusal(spec, settings)) is not None:
+        errors = [{"pointer": refusal.pointer, "detail": refusal.message}]
+        raise Problem(problems.INVALID_REQUEST, refusal.message, errors=errors)
+    fields, version = stored(spec)
+    await lock_usable_datasets(transaction, tenant=actor.tenant, spec=fields)
     job_id = new_id("job")
     trace = tracing.current()
     trace.note({"qe.job.id": job_id, "qe.model": spec.model.id, "qe.scheme": spec.scheme})
     data = {"model": spec.model.id, "dataset": spec.calibration.dataset, "scheme": spec.scheme, "method": spec.method}
     data |= {"forked_from": forked_from} if forked_from else {}
-    fields, version = stored(spec)
     values = {
         "job_id": job_id,
         "tenant": actor.tenant,

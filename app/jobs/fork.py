@@ -20,7 +20,9 @@ from core.contract.spec import JobSpec
 from core.ledger.tables import FinishedBlock, Job
 
 MOST_OPTIONS = 64
-DECIDES_NOTHING = {"accept_if", "exports", "alias", "name", "labels", "timeout_s", "max_wait_s", "priority", "device"}
+DECIDES_NOTHING = {
+    *("accept_if", "exports", "evaluation", "alias", "name", "labels", "timeout_s", "max_wait_s", "priority", "device")
+}
 """Fields of a spec that do not change the result."""
 BEFORE_THE_BLOCKS = ("model", "calibration", "options.samples", "options.seed", "options.vision")
 """Fields that the captured inputs depend on. ``quant_experts.run.fingerprints`` has the same list in its own terms."""
@@ -38,6 +40,7 @@ class ForkRequest(Strict):
     target: dict[str, Any] | None = None
     accept_if: dict[str, Any] | None = None
     exports: list[str] | None = None
+    evaluation: dict[str, Any] | None = None
     name: str | None = None
     alias: str | None = None
     labels: dict[str, Any] | None = Field(default=None, max_length=MOST_OPTIONS)
@@ -144,4 +147,6 @@ def pinned_commits(parent: Job, spec: JobSpec) -> dict[str, Any]:
         pins |= {name: parent.progress.get(name) for name in ("model_commit", "model_fingerprint")}
     if after.calibration.dataset == before.calibration.dataset:
         pins["dataset_commit"] = parent.progress.get("dataset_commit")
+    if after.evaluation and before.evaluation and after.evaluation.dataset == before.evaluation.dataset:
+        pins["evaluation_commit"] = parent.progress.get("evaluation_commit")
     return {name: value for name, value in pins.items() if value is not None}

@@ -16,7 +16,7 @@ from app.web.timestamps import Timestamp
 from core.contract import patterns
 from core.contract.events import EventType
 from core.contract.forecast import FORECAST, Forecast
-from core.contract.spec import Calibration, JobSpec, ModelRef, Options
+from core.contract.spec import Calibration, JobEvaluation, JobSpec, ModelRef, Options
 from core.ledger.states import LEASED, AttemptOutcome, JobStatus, Phase
 from core.ledger.tables import FinishedBlock, Job
 from quant_experts.planning.cautions import cautions_of_scheme
@@ -91,6 +91,7 @@ class Resolved(BaseModel):
     model_commit: str | None = None
     model_fingerprint: str | None = Field(default=None, description="Fingerprint of a local model that was planned.")
     dataset_commit: str | None = None
+    evaluation_commit: str | None = Field(default=None, description="Of the dataset that is evaluated on.")
 
 
 class JobError(BaseModel):
@@ -126,6 +127,7 @@ class JobView(BaseModel):
     target: Target | None = Field(description="What scheme `auto` searches for.")
     accept_if: AcceptIf | None
     exports: list[ExportFormat] | None
+    evaluation: JobEvaluation | None
     timeout_s: int
     max_wait_s: int | None = Field(description="Seconds that it may wait for a worker, each time.")
     priority: int

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.access.auth import Caller
 from app.access.quotas import admit, admit_to_queue
 from app.audit.service import Action, note
-from app.datasets.queries import lock_usable_dataset
+from app.datasets.queries import lock_usable_datasets
 from app.db import pipeline
 from app.db.engine import release
 from app.db.pipeline import Transaction
@@ -170,7 +170,7 @@ async def retry_job(session: AsyncSession, *, tenant: str, job_id: str, settings
     """Queue a failed or cancelled job again; finished blocks are not computed again.
 
     ``progress`` stays: it holds the commits that the first attempt resolved, and the finished blocks depend on them.
-    Raises Problem: 404, 409 for another status, 429 as ``admit_to_queue``, 422 as ``lock_usable_dataset``.
+    Raises Problem: 404, 409 for another status, 429 as ``admit_to_queue``, 422 as ``lock_usable_datasets``.
     """
     job = await get_job(session, tenant=tenant, job_id=job_id, lock=True)
     if JobStatus.QUEUED not in TRANSITIONS[JobStatus(job.status)] or job.status not in FINISHED:
@@ -179,7 +179,7 @@ async def retry_job(session: AsyncSession, *, tenant: str, job_id: str, settings
         )
     transaction = await pipeline.transaction_of(session)
     await admit_to_queue(transaction, tenant=tenant, settings=settings)
-    await lock_usable_dataset(transaction, tenant=tenant, dataset=job.spec["calibration"]["dataset"])
+    await lock_usable_datasets(transaction, tenant=tenant, spec=job.spec)
     # Attempts belong to the trace of the request that created the job; this request is linked to it.
     tracing.current().link(job.trace_context)
     await transaction.run(pipeline.Statement(transitions.RETRY, {"job_id": job_id}))

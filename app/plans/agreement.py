@@ -13,7 +13,15 @@ from app.db.engine import release
 from app.models.files import read_model
 from app.plans.queries import stored_plan
 from app.plans.schemas import JobRequest, ResolvedInputs, errors_of
-from app.plans.service import DECIDES, PlannedJob, deciding_fields, fleet_of, plan_for_fleet, stored_estimate
+from app.plans.service import (
+    DECIDES,
+    PlannedJob,
+    datasets_of,
+    deciding_fields,
+    fleet_of,
+    plan_for_fleet,
+    stored_estimate,
+)
 from app.web import problems
 from app.web.problems import Problem
 from app.web.threads import run_in_thread
@@ -65,21 +73,21 @@ async def check_plan(
         raise Problem(problems.PLAN_MISMATCH, f"{' and '.join(other)}: differs from the plan", errors=errors)
     if plan.refused:
         raise Problem(problems.PLAN_REFUSED, plan.refused[0]["detail"], errors=errors_of(list(plan.refused)))
-    await _check_dataset(session, tenant=tenant, spec=spec, resolved=plan.resolved)
+    await _check_datasets(session, tenant=tenant, spec=spec, resolved=plan.resolved)
     await release(session)
     await _check_model(spec, plan.resolved, settings)
-    pins = ("model_commit", "model_fingerprint", "dataset_commit")
+    pins = ("model_commit", "model_fingerprint", "dataset_commit", "evaluation_commit")
     return Agreement({name: plan.resolved[name] for name in pins if plan.resolved.get(name)}, dict(plan.estimate))
 
 
-async def _check_dataset(session: AsyncSession, *, tenant: str, spec: JobSpec, resolved: Mapping[str, Any]) -> None:
-    if not spec.calibration.dataset.startswith(UPLOADED):
-        return
-    dataset = await ready_dataset(session, tenant=tenant, dataset_id=spec.calibration.dataset)
-    if dataset is not None and dataset.sha256 != resolved.get("dataset_sha256"):
-        raise _at(
-            "/calibration/dataset", problems.PLAN_OUTDATED, "the dataset has changed since it was planned: plan again"
-        )
+async def _check_datasets(session: AsyncSession, *, tenant: str, spec: JobSpec, resolved: Mapping[str, Any]) -> None:
+    for pointer, name in datasets_of(spec).items():
+        if not name.startswith(UPLOADED):
+            continue
+        dataset = await ready_dataset(session, tenant=tenant, dataset_id=name)
+        planned = "evaluation_sha256" if pointer.startswith("/evaluation") else "dataset_sha256"
+        if dataset is not None and dataset.sha256 != resolved.get(planned):
+            raise _at(pointer, problems.PLAN_OUTDATED, "the dataset has changed since it was planned: plan again")
 
 
 async def _check_model(spec: JobSpec, resolved: Mapping[str, Any], settings: Settings) -> None:

@@ -40,7 +40,12 @@ def memory_refusal(workers: Sequence[Worker], plan: Plan, device: str | None) ->
     if not able or len(too_small) < len(able):
         return None
     _, reason = _fits(too_small[0], plan, device)
-    return Refusal("insufficient_memory", f"no worker that is alive is large enough: {reason}")
+    message = f"no worker that is alive is large enough: {reason}"
+    memory, evaluation = plan.placements[kind_of(too_small[0].device)].memory, plan.recipe.evaluation
+    if memory.phase == "generating" and evaluation is not None and evaluation.original:
+        message += "; the evaluation holds the whole original: with original false the checkpoint alone is scored"
+        return Refusal("insufficient_memory", message, "/evaluation/original")
+    return Refusal("insufficient_memory", message)
 
 
 def _fits(worker: Worker, plan: Plan | None, device: str | None) -> tuple[bool | None, str | None]:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.pushes.schemas import NewPush
 from core.contract import patterns
-from core.contract.spec import JobSpec
+from core.contract.spec import JobEvaluation, JobSpec
 from quant_experts.planning.plan import Placement, Plan
 from quant_experts.planning.shapes import Shapes
 from quant_experts.spec.exports import ExportFormat
@@ -56,6 +56,13 @@ class ResolvedInputs(BaseModel):
     model_fingerprint: str | None = Field(description="Fingerprint of a local model, which has no commit.")
     dataset_commit: str | None
     dataset_sha256: str | None
+    evaluation_commit: str | None = Field(default=None, description="Of the dataset that is evaluated on.")
+    evaluation_sha256: str | None = None
+
+    def stored(self) -> dict[str, Any]:
+        """As plans keep it: those without an evaluation are as they were before there was one."""
+        without = {name for name in ("evaluation_commit", "evaluation_sha256") if getattr(self, name) is None}
+        return self.model_dump(exclude=without)
 
 
 class GroupKind(BaseModel):
@@ -255,6 +262,7 @@ class _Planned(BaseModel):
     scheme: str
     method: str
     exports: list[ExportFormat] | None = None
+    evaluation: JobEvaluation | None = None
     resolved: ResolvedInputs
     created_at: datetime
     expires_at: datetime

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from fastapi import Request
@@ -22,6 +23,7 @@ from app.hub_tokens.service import token_of
 from app.models.files import ModelFiles, dataset_commit, read_model
 from app.plans.capacity import fits_of, memory_refusal
 from app.plans.estimation import estimate
+from app.plans.evaluation import bounds_refusal
 from app.plans.queries import PLAN_LIFETIME, measured_ratios, stored_plan, workers_alive
 from app.plans.schemas import Estimate, KeptPlanView, PlanView, RefusalView, ResolvedInputs, WarningView, WorkerFit
 from app.web import problems
@@ -38,8 +40,9 @@ from quant_experts.planning.recipe import Recipe
 from quant_experts.spec.prefixes import LOCAL, UPLOADED
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
-DECIDES = ("model", "calibration", "scheme", "method", "options", "target", "exports")
+DECIDES = ("model", "calibration", "scheme", "method", "options", "target", "exports", "evaluation")
 """Fields of a body that decide what is computed and what it takes."""
+LATER_FIELDS = ("exports", "evaluation")
 
 
 @dataclass(frozen=True)
@@ -54,18 +57,28 @@ class PlannedJob:
 
     @property
     def digest(self) -> str:
-        return digest_of({"spec": deciding_fields(self.spec), "resolved": self.resolved.model_dump()})
+        return digest_of({"spec": deciding_fields(self.spec), "resolved": self.resolved.stored()})
 
 
 def asks_the_hub(spec: JobSpec) -> bool:
     """Whether the plan waits for the hub. Other plans take a core all the time."""
-    return not (spec.model.id.startswith(LOCAL) and spec.calibration.dataset.startswith(UPLOADED))
+    return not (
+        spec.model.id.startswith(LOCAL) and all(name.startswith(UPLOADED) for name in datasets_of(spec).values())
+    )
+
+
+def datasets_of(spec: JobSpec) -> dict[str, str]:
+    """Pointer → dataset, of the rows that the job names."""
+    named = {"/calibration/dataset": spec.calibration.dataset}
+    if spec.evaluation is not None and spec.evaluation.dataset is not None:
+        named["/evaluation/dataset"] = spec.evaluation.dataset
+    return named
 
 
 def deciding_fields(spec: JobSpec) -> dict[str, Any]:
     fields = spec.model_dump(mode="json", include=set(DECIDES))
-    # Digests of plans without exports are those from before there were any.
-    return {name: value for name, value in fields.items() if name != "exports" or value is not None}
+    # Digests of plans without exports or evaluation are those from before there were any.
+    return {name: value for name, value in fields.items() if name not in LATER_FIELDS or value is not None}
 
 
 async def plan(request: Request, caller: Caller, session: AsyncSession, deps: Service, *, spec: JobSpec) -> PlanView:
@@ -82,10 +95,13 @@ async def plan_job(
     """Raises Problem 503 when the hub does not answer, 409 when the tenant's hub token cannot be opened. Problems of
     the job itself are refusals of the plan."""
     refusals: list[Refusal] = []
-    model, commit = None, None
-    dataset: Dataset | None = None
-    if spec.calibration.dataset.startswith(UPLOADED):
-        dataset = await ready_dataset(session, tenant=tenant, dataset_id=spec.calibration.dataset)
+    model = None
+    named = datasets_of(spec)
+    uploads = {
+        pointer: await ready_dataset(session, tenant=tenant, dataset_id=name)
+        for pointer, name in named.items()
+        if name.startswith(UPLOADED)
+    }
     fleet = await fleet_of(session, tenant=tenant, settings=settings)
     token = await token_of(session, tenant=tenant, settings=settings)
     await release(session)
@@ -95,23 +111,27 @@ async def plan_job(
         refusals.append(error.refusal)
     except HubUnavailable as error:
         raise Problem(problems.HUB_UNAVAILABLE, str(error), headers={"Retry-After": "10"}) from None
-    if spec.calibration.dataset.startswith(UPLOADED):
-        if dataset is None:
-            refusals.append(_no_dataset(spec.calibration.dataset))
-        elif (wrong := unusable_reason(dataset)) is not None:
-            refusals.append(Refusal("dataset_expired", wrong, "/calibration/dataset"))
-    else:
+    commits: dict[str, str] = {}
+    for pointer, name in named.items():
+        if pointer in uploads:
+            refusals += _unusable(name, uploads[pointer], pointer)
+            continue
         try:
-            commit = await run_in_thread(lambda: dataset_commit(spec.calibration.dataset, token=token))
+            commits[pointer] = await run_in_thread(partial(dataset_commit, name, token=token))
         except Unreadable as error:
-            refusals.append(error.refusal)
+            refusals.append(replace(error.refusal, pointer=pointer))
         except HubUnavailable as error:
             raise Problem(problems.HUB_UNAVAILABLE, str(error), headers={"Retry-After": "10"}) from None
+    if (too_much := bounds_refusal(spec, settings)) is not None:
+        refusals.append(too_much)
+    dataset, evaluated = uploads.get("/calibration/dataset"), uploads.get("/evaluation/dataset")
     resolved = ResolvedInputs(
         model_commit=model.commit if model else None,
         model_fingerprint=model.fingerprint if model else None,
-        dataset_commit=commit,
+        dataset_commit=commits.get("/calibration/dataset"),
         dataset_sha256=dataset.sha256 if dataset else None,
+        evaluation_commit=commits.get("/evaluation/dataset"),
+        evaluation_sha256=evaluated.sha256 if evaluated else None,
     )
     try:
         plan, fits = await plan_for_fleet(fleet, spec, model, dataset, settings, storage, refusals)
@@ -170,13 +190,20 @@ async def plan_for_fleet(
 def recipe_of(spec: JobSpec) -> Recipe:
     options = spec.options.model_dump(mode="json", exclude_none=True)
     target = spec.target.model_dump(mode="json") if spec.target else None
-    return Recipe.of(spec.method, scheme=spec.scheme, target=target, exports=spec.exports or (), **options)
+    return Recipe.of(
+        spec.method,
+        scheme=spec.scheme,
+        target=target,
+        exports=spec.exports or (),
+        evaluation=spec.evaluation,
+        **options,
+    )
 
 
 async def store_plan(session: AsyncSession, *, tenant: str, planned: PlannedJob) -> PlanView:
     values = {
         "spec": deciding_fields(planned.spec),
-        "resolved": planned.resolved.model_dump(),
+        "resolved": planned.resolved.stored(),
         "estimate": stored_estimate(planned),
         "refused": [_view(refusal).model_dump() for refusal in planned.refusals],
         "created_at": func.clock_timestamp(),
@@ -196,6 +223,7 @@ async def store_plan(session: AsyncSession, *, tenant: str, planned: PlannedJob)
         scheme=spec.scheme,
         method=spec.method,
         exports=spec.exports,
+        evaluation=spec.evaluation,
         resolved=planned.resolved,
         estimate=Estimate.of(planned.plan, from_hub=planned.resolved.model_commit is not None)
         if planned.plan
@@ -242,9 +270,12 @@ def stored_estimate(planned: PlannedJob) -> dict[str, Any]:
     }
 
 
-def _no_dataset(dataset_id: str) -> Refusal:
-    message = f"no dataset {dataset_id!r}: upload it with POST /v1/datasets"
-    return Refusal("dataset_not_found", message, "/calibration/dataset")
+def _unusable(dataset_id: str, dataset: Dataset | None, pointer: str) -> list[Refusal]:
+    if dataset is None:
+        message = f"no dataset {dataset_id!r}: upload it with POST /v1/datasets"
+        return [Refusal("dataset_not_found", message, pointer)]
+    wrong = unusable_reason(dataset)
+    return [] if wrong is None else [Refusal("dataset_expired", wrong, pointer)]
 
 
 def _view(refusal: Refusal) -> RefusalView:

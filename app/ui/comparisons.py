@@ -24,6 +24,7 @@ from app.web.idempotency import new_id_of
 from app.web.paging import PageQuery
 from app.web.problems import Problem
 from core.contract import spec as contract
+from quant_experts.spec.choices import SCORES
 
 router = APIRouter(prefix="/comparisons", route_class=Page)
 
@@ -87,7 +88,9 @@ async def comparison(request: Request, comparison_id: str, user: JobsReader, ses
     view = await service.view_comparison(session, tenant=user.caller.tenant, comparison_id=comparison_id)
     plot = Markup(draw(view, dressed=False))  # noqa: S704 -- escapes every text itself: test_comparisons.py
     by_size = sorted(view.jobs, key=lambda job: (job.bytes_after is None, job.bytes_after or 0))
-    return render(request, "comparison.html", user, comparison=view, by_size=by_size, drawing=plot)
+    measured = {name for job in view.jobs for name in job.scores or {}}
+    task = next((name for name in reversed(SCORES) if name in measured and name != "edit_similarity"), None)
+    return render(request, "comparison.html", user, comparison=view, by_size=by_size, drawing=plot, task=task)
 
 
 @router.post("/{comparison_id}/cancel")

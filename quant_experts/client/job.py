@@ -51,6 +51,7 @@ class JobFields(Names, total=False):
     options: Mapping[str, Any] | None
     target: Mapping[str, Any] | None
     exports: Sequence[str] | None
+    evaluation: Mapping[str, Any] | None
 
 
 class Changes(TypedDict, total=False):
@@ -64,6 +65,7 @@ class Changes(TypedDict, total=False):
     target: Mapping[str, Any] | None
     accept_if: Mapping[str, Any] | None
     exports: Sequence[str] | None
+    evaluation: Mapping[str, Any] | None
     name: str
     alias: str | None
     labels: Mapping[str, str | None] | None

@@ -76,6 +76,7 @@ class JobsOperations(Operations, Generic[J, PL]):
             "options": document.options,
             "target": document.target,
             "exports": document.exports,
+            "evaluation": document.evaluation,
             **named,
         }
         request = requests.create_job(self._job, fields, plan=digest, idempotency_key=idempotency_key)

@@ -17,13 +17,16 @@ from quant_experts.commands.display.live_line import live_console
 from quant_experts.commands.display.printable import printable
 from quant_experts.commands.exit_codes import CANCELLED, FAILED, INTERRUPTED
 from quant_experts.commands.models import check_is_of_a_service
+from quant_experts.commands.options.evaluation import evaluation_fields, evaluation_options
 from quant_experts.commands.options.job import (
     CALIBRATION,
     idempotency_option,
     label_option,
     labels_of,
     rows_of,
+    task_before_upload,
     timeout_option,
+    uploaded_task,
 )
 from quant_experts.commands.options.spec import body_of, refining_options
 from quant_experts.commands.service_client import connected, json_option, print_json, save, url_option
@@ -38,6 +41,7 @@ LISTED = 20
 @click.option("--calibration", metavar="FILE|ID", help=CALIBRATION)
 @click.option("--split", metavar="NAME", help="Split of a hub dataset.  [default: train]")
 @refining_options
+@evaluation_options("FILE|ID")
 @click.option("--name", metavar="TEXT", help="What people call the comparison.")
 @label_option
 @timeout_option
@@ -93,6 +97,7 @@ def command(
             pairs = [candidate_of(text) for text in candidates]
             if len(pairs) < 2:
                 raise click.UsageError("give at least two candidates, as W4A6 W4A6/gptq")
+            task = evaluation_fields(options)
             body = body_of(**options)
             comparison = _created(
                 client,
@@ -103,6 +108,7 @@ def command(
                 split=split,
                 candidates=pairs,
                 options=body.get("options"),
+                task=task,
                 accept_if=body.get("accept_if"),
                 name=name,
                 labels=labels_of(labels),
@@ -126,11 +132,14 @@ def command(
     return _code(comparison)
 
 
-def _created(client: Client, calibration: str, idempotency_key: str | None, **fields: Any) -> Comparison:
-    def ask(rows: str, idempotency_key: str | None = None) -> Comparison:
-        return client.comparisons.create(calibration=rows, idempotency_key=idempotency_key, **fields)
+def _created(
+    client: Client, calibration: str, idempotency_key: str | None, *, task: dict[str, Any] | None, **fields: Any
+) -> Comparison:
+    def ask(rows: str) -> Comparison:
+        return client.comparisons.create(calibration=rows, evaluation=task_before_upload(task), **fields)
 
-    return ask(rows_of(client, calibration, ask=ask), idempotency_key)
+    fields["calibration"] = rows_of(client, calibration, ask=ask)
+    return client.comparisons.create(evaluation=uploaded_task(client, task), idempotency_key=idempotency_key, **fields)
 
 
 def candidate_of(text: str) -> Candidate:

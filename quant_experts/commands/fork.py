@@ -7,8 +7,17 @@ from typing import Any
 import click
 
 from quant_experts.client import Job
+from quant_experts.commands.options.evaluation import evaluation_changes, evaluation_options
 from quant_experts.commands.options.exports import export_option
-from quant_experts.commands.options.job import CALIBRATION, job_options, labels_of, report_submitted, rows_of
+from quant_experts.commands.options.job import (
+    CALIBRATION,
+    job_options,
+    labels_of,
+    report_submitted,
+    rows_of,
+    task_before_upload,
+    uploaded_task,
+)
 from quant_experts.commands.options.spec import changes_of, is_given, spec_options
 from quant_experts.commands.service_client import connected, json_option, url_option
 
@@ -24,6 +33,7 @@ from quant_experts.commands.service_client import connected, json_option, url_op
     help="Take away what JOB said, as options.experts or accept_if; repeatable.",
 )
 @export_option
+@evaluation_options("FILE|ID")
 @job_options
 @json_option("The new job as one JSON object on stdout; with --watch, then its events.")
 @url_option
@@ -54,6 +64,7 @@ def command(
 
     Calibration is taken over when model and rows are the same, finished blocks when all that is computed is the same.
     """
+    task = evaluation_changes(options)
     changes: dict[str, Any] = changes_of(
         **{option: value for option, value in options.items() if is_given(context, option)}
     )
@@ -61,15 +72,20 @@ def command(
     fields["exports"] = exports or None
     fields |= {"max_wait_s": max_wait_s, "priority": priority, "device": device}
     changes.update({field: value for field, value in fields.items() if value is not None})
+    if task is not None:
+        changes["evaluation"] = task
     for path in unset:
         _take_away(changes, path)
     with connected(url) as client:
 
         def ask(rows: str) -> Job:
-            return client.jobs.fork(job_id, **{**changes, "calibration": {"dataset": rows}})
+            before = {"evaluation": task_before_upload(task)} if task else {}
+            return client.jobs.fork(job_id, **{**changes, "calibration": {"dataset": rows}, **before})
 
         if calibration is not None:
             changes["calibration"] = {"dataset": rows_of(client, calibration, ask=ask)}
+        if task is not None:
+            changes["evaluation"] = uploaded_task(client, changes["evaluation"])
         job = client.jobs.fork(job_id, idempotency_key=idempotency_key, **changes)
         return report_submitted(client, job, as_json=as_json, and_watch=and_watch)
 

@@ -25,6 +25,8 @@ from quant_experts.commands.display.plan_text import (
 )
 from quant_experts.commands.exit_codes import BAD_INPUT
 from quant_experts.commands.models import ID, check_is_of_a_service
+from quant_experts.commands.options.evaluation import OPTIONS as EVALUATION
+from quant_experts.commands.options.evaluation import evaluation_fields, evaluation_of, evaluation_options
 from quant_experts.commands.options.exports import check_exports, export_option
 from quant_experts.commands.options.spec import body_of, spec_of, spec_options
 from quant_experts.errors import InvalidModel, QuantExpertsError
@@ -66,6 +68,7 @@ class Unavailable(QuantExpertsError):
 @click.option("--split", metavar="NAME", help="Split of a hub dataset, on a service.  [default: train]")
 @spec_options
 @export_option
+@evaluation_options("FILE|ID")
 @click.option(
     "--on-service/--here",
     "on_service",
@@ -93,6 +96,7 @@ def command(
     also says which of its workers could run it and keeps the plan for a day: qe submit --plan DIGEST runs exactly that.
     Exit code 1 when the run would be refused.
     """
+    asked = {name: options.pop(name) for name in EVALUATION}
     if on_the_service(model, url=url, answer=on_service):
         if calibration is None:
             raise click.UsageError("--calibration: a service plans a job with its rows: give a file, ds_… or a hub id")
@@ -104,19 +108,22 @@ def command(
             calibration=calibration,
             split=split,
             body={**body_of(**options), "exports": exports or None},
+            task=evaluation_fields(asked),
             as_json=as_json,
             url=url,
         )
         return 0 if is_accepted else BAD_INPUT
     if split is not None:
         raise click.UsageError("--split names a split of a hub dataset; only a service makes plans with one")
-    spec, _ = spec_of(**options)
+    spec, accept_if = spec_of(**options)
+    evaluation = evaluation_of(asked, accept_if)
     check_exports(exports, spec)
     headers, from_hub = _headers(model, revision)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS
     rows = _rows(Path(calibration) if calibration else None, model, headers)
     try:
-        plan = make_plan(headers, Recipe.of(**spec.model_dump(), exports=exports), rows, from_hub=from_hub, cores=cores)
+        recipe = Recipe.of(**spec.model_dump(), exports=exports, evaluation=evaluation)
+        plan = make_plan(headers, recipe, rows, from_hub=from_hub, cores=cores)
     except Unreadable as error:
         raise InvalidModel(str(error)) from error
     if as_json:

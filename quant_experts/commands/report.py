@@ -63,5 +63,8 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
             continue
         if value is not None:
             yield f"{title:<22} {form(value)}"
+    for score in (report.get("evaluation") or {}).get("scores") or []:
+        before = f" (before {numbers.percent(score['full']['value'])})" if score.get("full") else ""
+        yield f"{score['name'].replace('_', ' '):<22} {numbers.percent(score['quantized']['value'])}{before}"
     for sentence in (report.get("acceptance") or {}).get("missed") or []:
         yield f"{'limit missed':<22} {printable(sentence)}"

@@ -21,7 +21,7 @@ from quant_experts.commands.display.plan_text import (
     stack_title,
     warning,
 )
-from quant_experts.commands.options.job import rows_of
+from quant_experts.commands.options.job import rows_of, task_before_upload, uploaded_task
 from quant_experts.commands.service_client import connected, print_json
 from quant_experts.planning.number_text import size_text
 
@@ -33,16 +33,19 @@ def plan_on_service(
     calibration: str,
     split: str | None,
     body: dict[str, Any],
+    task: dict[str, Any] | None,
     as_json: bool,
     url: str | None,
 ) -> bool:
     """Print the plan; whether the job would be accepted."""
     with connected(url) as client:
 
-        def ask(rows: str) -> Plan:
-            return client.jobs.plan(model=model, revision=revision, calibration=rows, split=split, **body)
+        def plan_with(rows: str, evaluation: dict[str, Any] | None) -> Plan:
+            fields: dict[str, Any] = {"model": model, "revision": revision, "split": split, **body}
+            return client.jobs.plan(calibration=rows, evaluation=evaluation, **fields)
 
-        plan = ask(rows_of(client, calibration, ask=ask))
+        rows = rows_of(client, calibration, ask=lambda rows: plan_with(rows, task_before_upload(task)))
+        plan = plan_with(rows, uploaded_task(client, task))
     if as_json:
         print_json(plan)
     else:

@@ -9,8 +9,18 @@ import click
 from quant_experts.client import Client, Job
 from quant_experts.client.job import Names
 from quant_experts.commands.models import check_is_of_a_service
+from quant_experts.commands.options.evaluation import OPTIONS as EVALUATION
+from quant_experts.commands.options.evaluation import evaluation_fields, evaluation_options
 from quant_experts.commands.options.exports import export_option
-from quant_experts.commands.options.job import CALIBRATION, job_options, labels_of, report_submitted, rows_of
+from quant_experts.commands.options.job import (
+    CALIBRATION,
+    job_options,
+    labels_of,
+    report_submitted,
+    rows_of,
+    task_before_upload,
+    uploaded_task,
+)
 from quant_experts.commands.options.spec import LIMITS, body_of, is_given, names_of_spec_options, spec_options
 from quant_experts.commands.service_client import connected, json_option, url_option
 from quant_experts.spec.exports import EXPORT_FORMATS
@@ -29,6 +39,7 @@ from quant_experts.spec.exports import EXPORT_FORMATS
 )
 @spec_options
 @export_option
+@evaluation_options("FILE|ID")
 @click.option(
     "--push-to",
     "destinations",
@@ -67,6 +78,7 @@ def command(
     **options: Any,
 ) -> int:
     """Queue the quantization of MODEL on a service and print the job's id."""
+    task = evaluation_fields(options)
     body = body_of(**options)
     names: Names = {"name": name, "alias": alias, "labels": labels_of(labels), "timeout_s": timeout_s}
     if push_export is not None and not destinations:
@@ -93,22 +105,28 @@ def command(
                 revision=revision,
                 split=split,
                 exports=exports or None,
+                task=task,
                 **names,
                 **body,
             )
         return report_submitted(client, job, as_json=as_json, and_watch=and_watch)
 
 
-def _created(client: Client, calibration: str, idempotency_key: str | None, **fields: Any) -> Job:
-    def ask(rows: str, idempotency_key: str | None = None) -> Job:
-        return client.jobs.create(calibration=rows, idempotency_key=idempotency_key, **fields)
+def _created(
+    client: Client, calibration: str, idempotency_key: str | None, *, task: dict[str, Any] | None, **fields: Any
+) -> Job:
+    def ask(rows: str) -> Job:
+        return client.jobs.create(calibration=rows, evaluation=task_before_upload(task), **fields)
 
-    return ask(rows_of(client, calibration, ask=ask), idempotency_key)
+    rows = rows_of(client, calibration, ask=ask)
+    evaluation = uploaded_task(client, task)
+    return client.jobs.create(calibration=rows, evaluation=evaluation, idempotency_key=idempotency_key, **fields)
 
 
 def _check_nothing_else_decides(context: click.Context) -> None:
     """Raises UsageError for the first option that the plan determines."""
-    deciding = {"model", "revision", "calibration", "split", "exports", *names_of_spec_options()} - set(LIMITS.values())
+    deciding = {"model", "revision", "calibration", "split", "exports", *EVALUATION, *names_of_spec_options()}
+    deciding -= set(LIMITS.values())
     options = (option for option in context.command.params if option.name in deciding)
     conflict = next((option for option in options if option.name and is_given(context, option.name)), None)
     if conflict is not None:

@@ -43,7 +43,8 @@ def watch(client: Client, job_id: str, *, as_json: bool) -> int:
         count = len(job.warnings)
         if count:
             click.echo(f"{count} warning{'s' if count > 1 else ''}, listed by qe report {job.id}", err=True)
-        for line in _exports(job):
+        task = (job.summary or {}).get("evaluation")
+        for line in (*([task["sentence"]] if task else []), *_exports(job)):
             click.echo(printable(line), err=True)
         click.echo(f"{job.id} succeeded. Files: qe pull {job.id}   Report: qe report {job.id}", err=True)
     return code

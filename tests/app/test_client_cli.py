@@ -225,16 +225,48 @@ async def test_logs_are_the_events_as_lines(qe: Qe, api: Api) -> None:
     assert (code, len(err.splitlines())) == (1, 1)
 
 
-async def test_watch_says_what_came_of_each_export(qe: Qe, api: Api) -> None:
+async def test_rows_of_a_task_are_uploaded_when_nothing_else_is_wrong(
+    qe: Qe, api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("rows", "task"):
+        row = {"messages": [{"role": "user", "content": name}, {"role": "assistant", "content": "a"}]}
+        Path(f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    submit = ["submit", "--model", MODEL, "--calibration", "rows.jsonl", "--evaluation", "task.jsonl"]
+    for wrong, why in (
+        (["--accept-min-exact-match", "2"], "less than or equal to 1"),
+        (["--no-evaluation-original", "--accept-max-exact-match-drop", "0"], "says original false"),
+    ):
+        code, _, err = await qe(*submit, *wrong)
+        assert (code, why in err) == (1, True), err
+    assert api.execute("SELECT count(*) FROM datasets") == [(0,)]
+    job_id = (await qe(*submit, "--evaluation-rows", "4", "--accept-max-exact-match-drop", "0.02"))[1].strip()
+    job = ok(await api.client.get(f"/v1/jobs/{job_id}"))
+    names = dict(api.execute("SELECT id, name FROM datasets"))
+    assert names == {job["calibration"]["dataset"]: "rows.jsonl", job["evaluation"]["dataset"]: "task.jsonl"}
+    assert (job["evaluation"]["rows"], job["accept_if"]["max_exact_match_drop"]) == (4, 0.02)
+    forked = (await qe("fork", job_id, "--evaluation-tokens", "8"))[1].strip()
+    assert ok(await api.client.get(f"/v1/jobs/{forked}"))["evaluation"] == {**job["evaluation"], "max_new_tokens": 8}
+    held_out = (await qe("fork", job_id, "--evaluation", "held-out"))[1].strip()
+    assert ok(await api.client.get(f"/v1/jobs/{held_out}"))["evaluation"] == {**job["evaluation"], "dataset": None}
+    code, _, err = await qe("submit", "--model", MODEL, "--calibration", "acme/rows", "--evaluation-rows", "4")
+    assert (code, "--evaluation-rows goes with --evaluation" in err) == (2, True)
+    out = (await qe("compare", *submit[1:5], "W4A6", "W4A8", "--evaluation", "held-out", "--no-wait", "--json"))[1]
+    assert api.execute("SELECT count(*) FROM jobs WHERE spec->'evaluation' <> 'null'") == [(5,)], out
+
+
+async def test_watch_says_what_came_of_the_task_and_of_each_export(qe: Qe, api: Api) -> None:
     job_id = await submitted(qe)
     api.start(job_id)
     exports = [
         {"format": "dequantized", "losses": ["routed experts are left out"], "problem": None},
         {"format": "compressed-tensors", "losses": [], "problem": "it does not load"},
     ]
-    api.execute("UPDATE jobs SET summary = %s", [json.dumps({"exports": exports})])
+    summary = {"exports": exports, "evaluation": {"sentence": "Exact match of the replies to 2 rows: 50 %."}}
+    api.execute("UPDATE jobs SET summary = %s", [json.dumps(summary)])
     api.end(job_id, "succeeded")
     _, _, err = await qe("watch", job_id)
+    assert "Exact match of the replies to 2 rows: 50 %.\n" in err
     assert f"export dequantized: qe pull {job_id} --export dequantized\n" in err
     assert "export dequantized: not in it: routed experts are left out\n" in err
     assert "export compressed-tensors: not made: it does not load\n" in err

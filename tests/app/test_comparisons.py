@@ -85,6 +85,7 @@ async def test_the_table_has_the_figures_and_says_what_nothing_beats(api: Api) -
         "effective_bits": 4.5,
         "bytes_after": 1000,
         "seconds": 7,
+        "scores": None,
         "verdict": "accepted",
         "frontier": True,
         "error": None,

@@ -252,6 +252,8 @@ async def test_a_hub_model_is_planned_at_its_commit_and_run_there(
             "model_fingerprint": None,
             "dataset_commit": COMMIT,
             "dataset_sha256": None,
+            "evaluation_commit": None,
+            "evaluation_sha256": None,
         }
         assert found["estimate"]["download_bytes"] == found["estimate"]["size"]["bytes_before"]
         absent = await plan(api, job_body(model={"id": "acme/absent"}))

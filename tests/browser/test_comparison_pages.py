@@ -31,7 +31,7 @@ async def test_a_fork_says_what_it_takes_over_and_keeps_what_the_form_does_not_h
     await page.get_by_role("link", name="Fork").click()
     found = page.locator("#found")
     await expect(found).to_contain_text("yes 3 finished blocks: it goes on after them.")
-    await page.get_by_text("Options, queue, target, limits").click()
+    await page.get_by_text("Options, queue, target, your own task, limits").click()
     await page.get_by_label("Important channels").fill("32")  # the default, written out
     await page.get_by_role("button", name="What would it take over?").click()
     await expect(found).to_contain_text("yes 3 finished blocks: it goes on after them.")
@@ -39,7 +39,7 @@ async def test_a_fork_says_what_it_takes_over_and_keeps_what_the_form_does_not_h
     await page.get_by_role("button", name="What would it take over?").click()
     await expect(found).to_contain_text("yes Calibration")
     await expect(found).to_contain_text("no Finished blocks: scheme is changed, and every block depends on that.")
-    await page.get_by_text("Options, queue, target, limits").click()
+    await page.get_by_text("Options, queue, target, your own task, limits").click()
     await page.get_by_label("Experts").fill("many")
     await page.get_by_role("button", name="Fork", exact=True).click()
     await expect(page.get_by_role("alert")).to_contain_text("Experts: Input should be a valid integer")

@@ -186,7 +186,7 @@ async def test_a_failed_job_says_why_and_a_like_one_starts_from_it(dashboard: Da
     await dashboard.page.get_by_role("link", name="Start a job like it").click()
     await expect(dashboard.page.get_by_label("Model", exact=True)).to_have_value("acme/tiny-vl")
     await expect(dashboard.page.get_by_label("Or a dataset on the hub")).to_have_value("acme/rows")
-    await dashboard.page.get_by_text("Options, queue, target, limits").click()
+    await dashboard.page.get_by_text("Options, queue, target, your own task, limits").click()
     await expect(dashboard.page.get_by_label("Experts")).to_have_value("4")
 
 
@@ -194,7 +194,7 @@ async def test_a_form_that_is_refused_says_which_field_and_keeps_what_was_typed(
     page = dashboard.page
     await dashboard.open("/jobs/new")
     await page.get_by_label("Model", exact=True).fill("no slash")
-    await page.get_by_text("Options, queue, target, limits").click()
+    await page.get_by_text("Options, queue, target, your own task, limits").click()
     await page.get_by_label("Experts").fill("many")
     await page.get_by_label("Labels").fill("Team=x")
     await page.get_by_role("button", name="Submit the job").click()

@@ -101,7 +101,7 @@ async def _refusals(window: Dashboard, dataset: str) -> None:
     await expect(window.page.get_by_role("alert")).to_be_visible()
     await assert_looks(window.page, "refused-keeping")
     await window.open("/jobs/new")
-    await window.page.get_by_text("Options, queue, target, limits").click()
+    await window.page.get_by_text("Options, queue, target, your own task, limits").click()
     await assert_looks(window.page, "new-job")
     await window.page.get_by_label("Model", exact=True).fill("no slash")
     await window.page.get_by_label("Scheme").select_option("auto")

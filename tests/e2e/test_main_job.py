@@ -9,13 +9,19 @@ from typing import Any
 import pytest
 
 from demo.loading import generate_in_fresh_process
+from demo.rows import make_rows, write_jsonl
 from tests.e2e.conftest import OPTIONS, Site
 
 
 @pytest.fixture(scope="module")
-def finished(site: Site, dataset: str) -> dict[str, Any]:
-    """A job that ran to its end, with the events that a client saw while it ran."""
-    job = site.service.submit("local/tiny", dataset, "W4A6", OPTIONS)
+def finished(site: Site, dataset: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A job with a task of its own that ran to its end, with the events that a client saw while it ran."""
+    rows = tmp_path_factory.mktemp("task") / "rows.jsonl"
+    write_jsonl(rows, 3, seed=5)
+    evaluation = {"dataset": site.service.upload(rows)["id"], "max_new_tokens": 4}
+    job = site.service.submit(
+        "local/tiny", dataset, "W4A6", OPTIONS, evaluation=evaluation, accept_if={"max_exact_match_drop": 1.0}
+    )
     events = list(site.service.events(job["id"]))
     return {"job": site.service.job(job["id"]), "events": events}
 
@@ -35,7 +41,8 @@ def test_its_events_are_dense_and_end_with_success(finished: dict[str, Any]) -> 
     assert kinds[-1] == "job.succeeded"
     assert kinds.count("job.block") == 2
     phases = [event["data"]["phase"] for event in events if event["type"] == "job.phase"]
-    assert phases.index("calibrating") < phases.index("fitting") < phases.index("packing") < phases.index("publishing")
+    order = ("calibrating", "fitting", "packing", "verifying", "generating", "publishing")
+    assert [phase for phase in phases if phase in order] == list(order)
 
 
 def test_every_block_reports_the_error_of_its_groups(site: Site, finished: dict[str, Any]) -> None:
@@ -77,6 +84,19 @@ def test_a_report_for_people_and_one_for_programs(site: Site, finished: dict[str
     page = site.service.client.get(f"/v1/jobs/{job_id}/report", headers={"Accept": "text/html"})
     assert page.headers["content-type"].startswith("text/html")
     assert "<svg" in page.text
+
+
+def test_both_models_replied_to_the_rows_of_the_task(site: Site, finished: dict[str, Any]) -> None:
+    job = finished["job"]
+    assert job["verdict"] == "accepted"
+    task, told = site.service.report(job["id"])["evaluation"], job["summary"]["evaluation"]
+    expected = [row["messages"][-1]["content"] for row in make_rows(3, seed=5)]
+    assert [reply["reference"] for reply in task["replies"]] == expected
+    assert [score["name"] for score in told["scores"]] == ["exact_match", "edit_similarity"]
+    assert told["scores"] == task["scores"]
+    assert {reply["row"] for reply in told["replies"]} == {1, 2, 3}
+    page = site.service.client.get(f"/v1/jobs/{job['id']}/report", headers={"Accept": "text/html"}).text
+    assert "The task, before and after" in page
 
 
 def test_the_attempt_is_on_record(site: Site, finished: dict[str, Any]) -> None:

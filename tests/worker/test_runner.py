@@ -174,7 +174,7 @@ def test_a_job_from_before_versions_is_read_by_the_defaults_of_its_time(options:
         "model": "/nowhere", "model_id": "local/x", "model_commit": None, "calibration": "/nowhere", "split": "train",
         "output": "/nowhere/out", "work": "/nowhere/work", "scheme": "W4A6", "method": "gptq", "options": options,
     }  # fmt: skip
-    spec, _ = runner.specification_of(protocol.RunnerJob.model_validate(body))
+    spec, _, _ = runner.specification_of(protocol.RunnerJob.model_validate(body))
     assert (spec.method_version, spec.weight_grid) == (options.get("method_version", 1), grid)
 
 

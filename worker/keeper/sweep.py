@@ -184,13 +184,13 @@ def expire_datasets(connection: Connection, storage: Storage) -> int:
 
 
 def _is_needed(connection: Connection, tenant: str, dataset_id: str) -> bool:
-    row = connection.execute(
-        # In the words of the partial indexes: every unfinished job is queued or has a lease.
-        "(SELECT 1 FROM jobs WHERE tenant = %(tenant)s AND dataset = %(dataset)s AND status = 'queued' LIMIT 1)"
-        " UNION ALL"
-        " (SELECT 1 FROM jobs WHERE tenant = %(tenant)s AND dataset = %(dataset)s AND lease_until IS NOT NULL LIMIT 1)",
-        {"tenant": tenant, "dataset": dataset_id},
-    ).fetchone()
+    # In the words of the partial indexes: every unfinished job is queued or has a lease.
+    parts = (
+        f"(SELECT 1 FROM jobs WHERE tenant = %(tenant)s AND {column} = %(dataset)s AND {unfinished} LIMIT 1)"  # noqa: S608
+        for column in ("dataset", "evaluation_dataset")
+        for unfinished in ("status = 'queued'", "lease_until IS NOT NULL")
+    )
+    row = connection.execute(" UNION ALL ".join(parts), {"tenant": tenant, "dataset": dataset_id}).fetchone()
     return row is not None
 
 

@@ -27,6 +27,7 @@ from worker.runner import protocol
 from worker.runner.confinement import NotConfined, confine, with_linked
 
 if TYPE_CHECKING:
+    from quant_experts.spec.choices import Evaluation
     from quant_experts.spec.specification import AcceptIf, QuantizationSpec
 
 MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")
@@ -68,7 +69,9 @@ def _confined(job_file: Path) -> protocol.RunnerJob | Exception:
         return job
     signs = [Path(os.environ[crash_points.VARIABLE])] if crash_points.enabled() else []
     model, rows = with_linked(Path(job.model)), with_linked(Path(job.calibration))
-    walls = confine(directory=job_file.parent, read=[*model, *rows], write=signs)
+    task = (job.evaluation or {}).get("dataset")
+    task_rows = with_linked(Path(task)) if task else []
+    walls = confine(directory=job_file.parent, read=[*model, *rows, *task_rows], write=signs)
     if walls.missing and job.confinement == "required":
         return NotConfined(f"no wall around {', '.join(walls.missing)}, and QE_RUNNER_CONFINEMENT=required")
     return job
@@ -128,7 +131,7 @@ def _quantize(job: protocol.RunnerJob, say: Callable[[protocol.Line], None], ord
 
     if crash_points.enabled():
         library_points.listener = crash_points.reach
-    spec, accept_if = specification_of(job)
+    spec, accept_if, evaluation = specification_of(job)
     last: protocol.LastWord | None = None
 
     def on_event(event: progress.Event) -> None:
@@ -154,6 +157,7 @@ def _quantize(job: protocol.RunnerJob, say: Callable[[protocol.Line], None], ord
             follow_links=False,
             accept_if=accept_if,
             exports=job.exports,
+            evaluation=evaluation,
             keep_superseded=True,  # the supervisor may still be copying them; it deletes them when it has committed
             on_event=on_event,
             should_stop=orders.stop_asked,
@@ -165,18 +169,20 @@ def _quantize(job: protocol.RunnerJob, say: Callable[[protocol.Line], None], ord
     return last
 
 
-def specification_of(job: protocol.RunnerJob) -> tuple[QuantizationSpec, AcceptIf | None]:
-    """What to do, and the limits that its result is held against. Raises InvalidSpec."""
+def specification_of(job: protocol.RunnerJob) -> tuple[QuantizationSpec, AcceptIf | None, Evaluation | None]:
+    """What to do, the limits that its result is held against, and the task that it is tried on. Raises InvalidSpec."""
     from pydantic import ValidationError
 
     from quant_experts.errors import InvalidSpec
+    from quant_experts.spec.choices import Evaluation
     from quant_experts.spec.specification import AcceptIf, QuantizationSpec
 
     try:
         # A job without a version is older than the field; a new one carries the version of its defaults.
         options = {"method_version": 1, **job.options}
         spec = QuantizationSpec.preset(job.method, scheme=job.scheme, target=job.target, **options)
-        return spec, None if job.accept_if is None else AcceptIf(**job.accept_if)
+        accept_if = None if job.accept_if is None else AcceptIf(**job.accept_if)
+        return spec, accept_if, None if job.evaluation is None else Evaluation(**job.evaluation)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = f"option {'.'.join(map(str, first['loc']))}: " if first["loc"] else ""

@@ -44,6 +44,8 @@ class RunnerJob(_Message):
     """Limits that the finished checkpoint is held against."""
     exports: list[str] = []
     """Formats that it is written in too."""
+    evaluation: dict[str, Any] | None = None
+    """The user's own task; its ``dataset`` is a local path."""
 
 
 class File(_Message):

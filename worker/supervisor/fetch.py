@@ -68,11 +68,14 @@ def check_fingerprint(model_id: str, directory: Path, fingerprint_of_plan: str |
         )
 
 
-def uploaded_rows(dataset_id: str, row: Mapping[str, Any] | None, storage: RetryingStorage, to: Path) -> Path:
-    """Bring the uploaded dataset ``row`` (``format key sha256``) into the directory ``to``, digest checked."""
+def uploaded_rows(
+    dataset_id: str, row: Mapping[str, Any] | None, storage: RetryingStorage, to: Path, *, name: str
+) -> Path:
+    """Bring the uploaded dataset ``row`` (``format key sha256``) into the directory ``to`` as a file called ``name``,
+    digest checked."""
     if row is None:
         raise FetchFailed(FailureCode.DATASET_NOT_FOUND, f"dataset {dataset_id!r} does not exist any more")
-    target = to / f"calibration{SUFFIXES.get(row['format'], '.jsonl')}"
+    target = to / f"{name}{SUFFIXES.get(row['format'], '.jsonl')}"
     try:
         storage.fetch(row["key"], target)
     except ObjectMissing:

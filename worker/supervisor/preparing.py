@@ -35,18 +35,22 @@ def prepare(attempt: Attempt) -> protocol.RunnerJob:
         # An attempt that goes on must go on with the same weights, wherever the branch points now.
         revision = claim.progress.get("model_commit") or spec.model.revision
         model, commit = hub.bring("model", spec.model.id, revision, partial(_pin, writer, "model_commit"))
-    dataset = spec.calibration.dataset
-    if dataset.startswith(UPLOADED):
-        row = writer.read(ledger.dataset, tenant=claim.tenant, dataset_id=dataset)
-        rows = fetch.uploaded_rows(dataset, row, attempt.storage, directory)
-    else:
-        revision = claim.progress.get("dataset_commit")
-        rows, _ = hub.bring("dataset", dataset, revision, partial(_pin, writer, "dataset_commit"))
+
+    def rows_of(dataset: str, name: str, pinned: str) -> str:
+        if dataset.startswith(UPLOADED):
+            row = writer.read(ledger.dataset, tenant=claim.tenant, dataset_id=dataset)
+            return str(fetch.uploaded_rows(dataset, row, attempt.storage, directory, name=name))
+        return str(hub.bring("dataset", dataset, claim.progress.get(pinned), partial(_pin, writer, pinned))[0])
+
+    rows = rows_of(spec.calibration.dataset, "calibration", "dataset_commit")
+    evaluation = _given(spec.evaluation) if spec.evaluation else None
+    if evaluation is not None and "dataset" in evaluation:
+        evaluation["dataset"] = rows_of(evaluation["dataset"], "evaluation", "evaluation_commit")
     return protocol.RunnerJob(
         model=str(model),
         model_id=spec.model.id,
         model_commit=commit,
-        calibration=str(rows),
+        calibration=rows,
         split=spec.calibration.split,
         output=str(directory / "output"),
         work=str(attempt.work),
@@ -57,6 +61,7 @@ def prepare(attempt: Attempt) -> protocol.RunnerJob:
         confinement=settings.runner_confinement,
         accept_if=_given(spec.accept_if) if spec.accept_if else None,
         exports=spec.exports or [],
+        evaluation=evaluation,
     )
 
 

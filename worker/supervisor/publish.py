@@ -20,6 +20,8 @@ from worker.supervisor.retrying_storage import RetryingStorage
 REPORT = "quality_report.json"
 SIZES = ("effective_bits", "base_bits", "bytes_before", "bytes_after", "bytes_loaded", "bytes_unpacked")
 MOST_WARNINGS = 50
+MOST_REPLIES, MOST_TEXT = 6, 300
+"""Replies of a summary, and characters of each text."""
 MEDIA_TYPES = {
     ".json": "application/json",
     ".html": "text/html; charset=utf-8",
@@ -83,6 +85,7 @@ def summary_of(output: Path) -> dict[str, Any]:
         "baseline_kl": (report.get("baseline") or {}).get("kl"),
         "calibration_verdict": (report.get("calibration") or {}).get("verdict"),
         "images_verdict": images.get("verdict"),
+        "evaluation": _evaluation(report.get("evaluation")),
         "image_sensitivity": _image_sensitivity(images),
         "rows_used": report.get("rows_used"),
         "rows_held_out": report.get("rows_held_out"),
@@ -90,6 +93,38 @@ def summary_of(output: Path) -> dict[str, Any]:
         "warning_list": warnings[:MOST_WARNINGS],
         "seconds": report.get("seconds"),
     }
+
+
+def _evaluation(evaluation: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Scores, and the few replies that tell most; the report has all."""
+    from quant_experts.report.charts.sentences import shown_replies, task
+    from quant_experts.report.data import TaskEvaluation
+
+    try:
+        measured = None if evaluation is None else TaskEvaluation.model_validate(evaluation)
+    except ValidationError:
+        return None
+    if measured is None:
+        return None
+    shown = [measured.replies[index] for index in shown_replies(measured)[:MOST_REPLIES]]
+    return {
+        "sentence": task(measured),
+        "rows": measured.rows,
+        "scores": [score.model_dump(mode="json") for score in measured.scores],
+        "replies": [
+            {
+                **{name: _cut(getattr(reply, name)) for name in ("question", "reference", "full", "quantized")},
+                "row": reply.row,
+                "scores_full": reply.scores_full,
+                "scores_quantized": reply.scores_quantized,
+            }
+            for reply in shown
+        ],
+    }
+
+
+def _cut(text: str | None) -> str | None:
+    return text if text is None or len(text) <= MOST_TEXT else f"{text[: MOST_TEXT - 1]}…"
 
 
 def _perplexities(quality: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class Progress:
         self._began_at += seconds
         if isinstance(message, protocol.PhaseLine):
             self._phase, self._began_at = message.phase, self._heard_at
-        elif isinstance(message, protocol.BlockLine):
+        elif isinstance(message, protocol.BlockLine) or _is_reply(message):
             self._began_at = self._heard_at
 
     @property
@@ -66,6 +66,11 @@ class Progress:
             raise Stalled(f"was killed: no progress for {self._silence:g} s ({self._phase})")
         if 0 < self._step < now - self._began_at:
             raise Stalled(f"was killed: one step took more than {self._step:g} s ({self._phase})")
+
+
+def _is_reply(message: protocol.Line) -> bool:
+    """Whether it tells of replies to a task: each of them is a step, and their number and length are bounded."""
+    return isinstance(message, protocol.AdvancedLine) and message.phase == "generating"
 
 
 class Relay:

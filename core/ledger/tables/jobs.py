@@ -53,6 +53,18 @@ class Job(Base):
         Index("ix_jobs_max_wait", "id", postgresql_where=text("status = 'queued' AND max_wait_s IS NOT NULL")),
         Index("ix_jobs_dataset_queued", "tenant", "dataset", postgresql_where=text("status = 'queued'")),
         Index("ix_jobs_dataset_held", "tenant", "dataset", postgresql_where=text("lease_until IS NOT NULL")),
+        Index(
+            "ix_jobs_evaluated_queued",
+            "tenant",
+            "evaluation_dataset",
+            postgresql_where=text("evaluation_dataset IS NOT NULL AND status = 'queued'"),
+        ),
+        Index(
+            "ix_jobs_evaluated_held",
+            "tenant",
+            "evaluation_dataset",
+            postgresql_where=text("evaluation_dataset IS NOT NULL AND lease_until IS NOT NULL"),
+        ),
         Index("ix_jobs_finished", "tenant", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
         Index("ix_jobs_deleted", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
         Index("ix_jobs_stored", "tenant", "artifact_bytes", postgresql_where=text("artifact_bytes IS NOT NULL")),
@@ -79,7 +91,9 @@ class Job(Base):
     method: Mapped[str]
     scheme: Mapped[str]
     dataset: Mapped[str | None]
-    """The dataset that ``spec`` names; a trigger fills the column."""
+    """The dataset that ``spec`` names; a trigger fills the column, and the next one."""
+    evaluation_dataset: Mapped[str | None]
+    """That of its evaluation."""
     device: Mapped[str | None]
     """The class of device that it asks for: ``cpu``, ``gpu``, or a part of a GPU's name."""
     needs_host_cpu: Mapped[int | None] = mapped_column(BigInteger)

@@ -88,6 +88,14 @@ def inputs(model: str, calibration: str | DatasetView, revision: str | None, spl
     }
 
 
+def with_ids(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """``fields``, in which an evaluation names a dataset by its id, also where it was given as a view."""
+    evaluation = fields.get("evaluation")
+    if not isinstance(evaluation, Mapping) or not isinstance(evaluation.get("dataset"), DatasetView):
+        return dict(fields)
+    return {**fields, "evaluation": {**evaluation, "dataset": evaluation["dataset"].id}}
+
+
 def idempotency_header(idempotency_key: str | None) -> dict[str, str]:
     return {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
 

@@ -13,6 +13,7 @@ from quant_experts.client.requests.base import (
     path_part,
     read_as,
     read_nothing,
+    with_ids,
     without_none,
 )
 from quant_experts.client.views.base import Page
@@ -29,7 +30,7 @@ def create_comparison(
     idempotency_key: str | None,
     **fields: Any,
 ) -> Request[View]:
-    body = {**inputs(model, calibration, revision, split), **without_none(**fields)}
+    body = {**inputs(model, calibration, revision, split), **without_none(**with_ids(fields))}
     return Request("POST", "/v1/comparisons", read_as(kind), json=body, headers=idempotency_header(idempotency_key))
 
 

@@ -16,6 +16,7 @@ from quant_experts.client.requests.base import (
     path_part,
     read_as,
     read_nothing,
+    with_ids,
     without_none,
 )
 from quant_experts.client.views.base import Page
@@ -57,7 +58,7 @@ def job_body(
     split: str | None = None,
     **fields: Any,
 ) -> dict[str, Any]:
-    return {**inputs(model, calibration, revision, split), "scheme": scheme, **without_none(**fields)}
+    return {**inputs(model, calibration, revision, split), "scheme": scheme, **without_none(**with_ids(fields))}
 
 
 def fork_job(
@@ -65,7 +66,11 @@ def fork_job(
 ) -> Request[View]:
     """``changes``: a JSON merge patch, in which None takes away."""
     return Request(
-        "POST", f"{_job(job_id)}/fork", read_as(kind), json=dict(changes), headers=idempotency_header(idempotency_key)
+        "POST",
+        f"{_job(job_id)}/fork",
+        read_as(kind),
+        json=with_ids(changes),
+        headers=idempotency_header(idempotency_key),
     )
 
 

@@ -22,6 +22,8 @@ class ComparedJob(View):
     effective_bits: float | None
     bytes_after: int | None
     seconds: float | None
+    scores: dict[str, float] | None = None
+    """Of the evaluation's replies, 0 to 1, by the name of the score."""
     verdict: Literal["accepted", "rejected"] | None
     frontier: bool
     """No other job of the comparison is as small and closer to full precision."""

@@ -74,6 +74,8 @@ class JobView(View):
     accept_if: dict[str, Any] | None
     exports: list[str] | None = None
     """Other formats in which its checkpoint is written too."""
+    evaluation: dict[str, Any] | None = None
+    """The task that it generates replies for, before and after."""
     timeout_s: int
     max_wait_s: int | None = None
     """Seconds that it may wait for a worker, each time."""

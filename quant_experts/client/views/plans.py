@@ -113,6 +113,8 @@ class ResolvedInputs(View):
     model_fingerprint: str | None
     dataset_commit: str | None
     dataset_sha256: str | None
+    evaluation_commit: str | None = None
+    evaluation_sha256: str | None = None
 
 
 class WorkerFit(View):
@@ -137,6 +139,7 @@ class PlanView(View):
     scheme: str
     method: str
     exports: list[str] | None = None
+    evaluation: dict[str, Any] | None = None
     resolved: ResolvedInputs
     estimate: Estimate | None
     """None when the service cannot read the model."""
@@ -159,6 +162,7 @@ class KeptPlanView(View):
     options: dict[str, Any]
     target: dict[str, Any] | None
     exports: list[str] | None = None
+    evaluation: dict[str, Any] | None = None
     resolved: ResolvedInputs
     created_at: datetime
     expires_at: datetime

@@ -78,9 +78,11 @@ NO_ROWS = f"ds_{'0' * 32}"
 """An id that no dataset has: real ids begin with a timestamp."""
 
 
-def rows_of(client: Client, calibration: str, *, ask: Callable[[str], object] | None = None) -> str:
-    """The id of the rows; a local file is uploaded. ``ask`` sends the request with the id of a dataset. It is called
-    with a missing dataset first, so that other errors show before the upload.
+def rows_of(
+    client: Client, calibration: str, *, ask: Callable[[str], object] | None = None, option: str = "--calibration"
+) -> str:
+    """The id of the rows that ``option`` names; a local file is uploaded. ``ask`` sends the request with the id of a
+    dataset. It is called with a missing dataset first, so that other errors show before the upload.
 
     Raises UsageError for a missing file.
     """
@@ -88,17 +90,28 @@ def rows_of(client: Client, calibration: str, *, ask: Callable[[str], object] | 
     if not path.is_file():
         if path.exists() and calibration:
             what = "a directory" if path.is_dir() else "not a regular file"
-            raise click.UsageError(
-                f"--calibration {calibration} is {what}: give a JSONL or Parquet file, ds_… or a hub id"
-            )
+            raise click.UsageError(f"{option} {calibration} is {what}: give a JSONL or Parquet file, ds_… or a hub id")
         if path.suffix.lower() in FILES or calibration.startswith((".", "/", "~")):
-            raise click.UsageError(f"--calibration: there is no file {calibration}")
+            raise click.UsageError(f"{option}: there is no file {calibration}")
         return calibration
     if ask is not None:
         _check(ask)
     dataset = uploaded(client, path)
     click.echo(f"{path.name}: {dataset.rows} rows as {dataset.id}", err=True)
     return dataset.id
+
+
+def task_before_upload(task: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The evaluation as it is sent to see whether anything else is wrong: a file is a dataset that is missing."""
+    is_file = task is not None and task.get("dataset") is not None and Path(task["dataset"]).is_file()
+    return {**(task or {}), "dataset": NO_ROWS} if is_file else task
+
+
+def uploaded_task(client: Client, task: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The evaluation with the id of its rows. Raises UsageError as ``rows_of``."""
+    if task is None or task.get("dataset") is None:
+        return task
+    return {**task, "dataset": rows_of(client, task["dataset"], option="--evaluation")}
 
 
 def _check(ask: Callable[[str], object]) -> None:
