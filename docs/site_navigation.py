@@ -14,6 +14,7 @@ GUIDES = (
     "api.md",
     "client.md",
     "library.md",
+    "evaluation.md",
     "hub.md",
     "pushes.md",
     "checkpoint.md",
