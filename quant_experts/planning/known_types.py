@@ -15,6 +15,7 @@ from __future__ import annotations
 KNOWN_TYPES: tuple[tuple[str, str, str, bool, bool], ...] = (
     ("aria", "AriaForConditionalGeneration", "model.language_model.layers", True, False),
     ("aya_vision", "AyaVisionForConditionalGeneration", "model.language_model.layers", True, True),
+    ("chameleon", "ChameleonForConditionalGeneration", "model.layers", True, False),
     ("cohere2_vision", "Cohere2VisionForConditionalGeneration", "model.language_model.layers", True, True),
     ("cohere_compass", "CohereCompassForConditionalGeneration", "model.language_model.layers", True, False),
     ("cosmos3_edge", "Cosmos3EdgeForConditionalGeneration", "model.language_model.layers", True, False),
@@ -29,6 +30,7 @@ KNOWN_TYPES: tuple[tuple[str, str, str, bool, bool], ...] = (
     ("fuyu", "FuyuForCausalLM", "model.language_model.layers", True, False),
     ("gemma4", "Gemma4ForConditionalGeneration", "model.language_model.layers", True, True),
     ("gemma4_unified", "Gemma4UnifiedForConditionalGeneration", "model.language_model.layers", True, True),
+    ("git", "GitForCausalLM", "git.encoder.layer", True, False),
     ("glm46v", "Glm46VForConditionalGeneration", "model.language_model.layers", True, False),
     ("glm4v", "Glm4vForConditionalGeneration", "model.language_model.layers", True, False),
     ("glm4v_moe", "Glm4vMoeForConditionalGeneration", "model.language_model.layers", True, False),
