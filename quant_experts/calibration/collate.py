@@ -37,6 +37,9 @@ calibration takes more time and learns nothing new."""
 REPLACED_BEFORE_EMBEDDING = ("gemma3",)
 """Model types that replace image tokens before they look up embeddings."""
 
+TAKES_PIXELS_AS_THEY_ARE = ("kimi_k25",)
+"""Model types whose tower does not bring pixels into its own dtype; callers of the model have to."""
+
 LONGEST_QUESTION = 200
 """Characters of a question in the report."""
 
@@ -111,10 +114,21 @@ def _open_text_collator(directory: Path, config: Any, *, room: int | None = None
         if not processor.chat_template:
             raise InvalidModel(f"{directory.name} has no chat template; give the instruction-tuned model")
         placeholders = _placeholders(config, processor)
-        return lambda row: _with_images(row, processor, placeholders, most, is_prompt=is_prompt)
+
+        def collate(row: Row) -> Sample:
+            sample = _with_images(row, processor, placeholders, most, is_prompt=is_prompt)
+            return _in_dtype(sample, config.dtype) if config.model_type in TAKES_PIXELS_AS_THEY_ARE else sample
+
+        return collate
     tokenizer = load_tokenizer(directory)
     reason = f"the model's directory has no {PROCESSORS[0]}" if takes_images else f"{config.model_type} takes text only"
     return lambda row: _text_only(row, tokenizer, reason, most, is_prompt=is_prompt)
+
+
+def _in_dtype(sample: Sample, dtype: torch.dtype | None) -> Sample:
+    """With its pixels in ``dtype``."""
+    pixels = {name: each.to(dtype) for name, each in sample.inputs.items() if name.startswith("pixel_values")}
+    return replace(sample, inputs={**sample.inputs, **pixels})
 
 
 def _with_images(row: Row, processor: Any, placeholders: Tensor, most: int, *, is_prompt: bool) -> Sample:

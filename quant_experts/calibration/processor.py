@@ -47,6 +47,11 @@ def load_processor(directory: Path, config: Any) -> Any:
             processor = kind.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     except LOADING_ERRORS as error:
         raise InvalidModel(f"{directory.name}: its processor cannot be loaded ({one_line(error)})") from error
+    if not hasattr(processor, "image_processor"):
+        raise InvalidModel(
+            f"{directory.name}: transformers has no processor of images for {config.model_type} in it, but a "
+            f"{type(processor).__name__}"
+        )
     if getattr(processor, "patch_size", "") is None:
         for name, value in patches_of(config).items():
             setattr(processor, name, value)
