@@ -28,7 +28,7 @@ from worker.pushes.pushing import push_next, push_regularly
 TO_HUB = "hub:team/tiny-w4a6"
 CARD, REPORT = b"---\nlicense: mit\n---\n# A card\n", b'{"quality": {}}'
 FILES = {
-    "config.json": b"{}",
+    "config.json": b"{}" + b" " * 300,  # larger than card and report: it comes last all the same
     "README.md": CARD,
     "quality_report.json": REPORT,
     "model-00001-of-00002.safetensors": b"a" * 5000,
