@@ -64,7 +64,7 @@ def test_the_settings_of_qe_serve_shape_the_services_here() -> None:
 def test_a_secret_goes_only_to_who_needs_it() -> None:
     has = {name: SECRETS & set(SERVICES[name]["environment"]) for name in PROCESSES}
     hub = {"QE_HUB_KEY", "QE_HUB_TOKEN"}
-    assert has == {"migrate": SECRETS, "api": SECRETS, "worker": hub, "keeper": {"QE_SECRET"}}
+    assert has == {"migrate": SECRETS, "api": SECRETS, "worker": hub, "keeper": {"QE_SECRET", "QE_HUB_KEY"}}
 
 
 def test_the_password_is_in_no_url() -> None:
