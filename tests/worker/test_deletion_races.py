@@ -15,12 +15,13 @@ from core.contract.events import EventType
 from core.ledger.outbox import ANNOUNCED
 from core.ledger.states import AttemptOutcome
 from tests.services import wait_until
-from tests.worker.conftest import Workshop
+from tests.worker.conftest import TENANT, Workshop
 from tests.worker.test_webhooks import TAKEN, add_webhook, fail_a_job
 from worker.ledger import attempts as ledger
 from worker.ledger import claims
 from worker.ledger.attempts import AttemptRef
 from worker.ledger.connection import Connection
+from worker.pushes import queue as pushes
 from worker.supervisor.fenced_writer import REFUSALS, FencedWriter
 from worker.supervisor.lease import hold_lease
 from worker.webhooks import queue as webhooks
@@ -33,6 +34,7 @@ ENDS: dict[str, Write] = {
     "give up": lambda c, h: ledger.give_up_attempt(c, h, outcome=AttemptOutcome.RUNNER_DIED, reason="x", budget=1),
 }
 CHECKED = {
+    ("pushes", "jobs"),
     ("webhook_deliveries", "webhooks"),
     ("webhook_attempts", "webhook_deliveries"),
     # A write of these first locks the job's row, and so does the deletion of a job.
@@ -110,6 +112,24 @@ def test_an_answer_of_an_endpoint_is_recorded_when_its_delivery_is_forgotten_mea
     )
     assert problem is None
     assert workshop.rows("SELECT FROM webhook_attempts") == []
+
+
+def test_the_end_of_a_push_is_no_error_when_its_job_is_removed_meanwhile(workshop: Workshop) -> None:
+    job_id = workshop.add_job()
+    workshop.rows(
+        "INSERT INTO pushes (id, tenant, job_id, destination, status, due_at)"
+        " VALUES ('push_1', %s, %s, 'hub:a/b', 'queued', clock_timestamp()) RETURNING id",
+        TENANT,
+        job_id,
+    )
+    with workshop.connect() as connection:
+        due = pushes.take_due(connection)
+    assert due is not None
+    problem = while_deleting(
+        workshop, f"DELETE FROM jobs WHERE id = '{job_id}'", lambda connection: pushes.succeed(connection, due, {})
+    )
+    assert problem is None
+    assert workshop.rows("SELECT FROM pushes") == []
 
 
 def test_every_reference_is_one_of_these(workshop: Workshop) -> None:
