@@ -68,7 +68,15 @@ THEIRS: dict[str, list[tuple[str, Peer, str]]] = {
 }
 """Scheme → (label, peer, its method)."""
 OURS = {
-    "W4A16": ("gptq, groups of 64", "balanced, without experts", "best, without experts", "balanced", "best"),
+    "W4A16": (
+        "fast",
+        "gptq, groups of 64",
+        "balanced, without experts",
+        "best, without experts",
+        "balanced",
+        "best",
+        "budget in the place of experts",
+    ),
     "W4A8": ("gptq", "balanced"),
     "W4A6": ("gptq", "balanced"),
     "W4A4": ("gptq", "balanced"),
