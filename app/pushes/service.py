@@ -23,12 +23,12 @@ from app.web.problems import Problem
 from core.contract.destination import TRACKING, Prefix, PushStatus, Repository, destination_of
 from core.contract.ids import new_id
 from core.ledger.states import FINISHED, JobStatus
-from core.ledger.tables import Bucket, HubToken, Push
+from core.ledger.tables import Bucket, HubToken, Job, Push
 from core.settings import Settings
 
 ACCESS = f"""
 SELECT (SELECT count(*) FROM {of_tenant(Push)} AND finished_at IS NULL AND destination <> '{TRACKING}'
-        AND (SELECT status FROM jobs WHERE id = job_id) NOT IN ('failed', 'cancelled')) AS unfinished,
+        AND (SELECT status FROM {of_tenant(Job)} AND id = job_id) NOT IN ('failed', 'cancelled')) AS unfinished,
     EXISTS (SELECT FROM {of_tenant(HubToken)}) AS has_hub_token,
     ARRAY(SELECT name FROM {of_tenant(Bucket)}) AS buckets
 """  # noqa: S608 -- every part is ours

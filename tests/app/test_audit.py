@@ -22,6 +22,8 @@ ACTS = {
     "PATCH /v1/datasets/{dataset_id}": "dataset.changed",
     "DELETE /v1/datasets/{dataset_id}": "dataset.deleted",
     "POST /v1/jobs/{job_id}/fork": "job.created",
+    "POST /v1/jobs/{job_id}/pushes": "push.created",
+    "POST /v1/jobs/{job_id}/pushes/{push_id}/cancel": "push.cancelled",
     "POST /v1/comparisons": "comparison.created",
     "POST /v1/comparisons/{comparison_id}/cancel": "comparison.cancelled",
     "DELETE /v1/comparisons/{comparison_id}": "comparison.deleted",
@@ -36,6 +38,7 @@ ACTS = {
     "DELETE /v1/webhooks/{webhook_id}": "webhook.deleted",
 }
 STATUS_BEFORE = {
+    "POST /v1/jobs/{job_id}/pushes": "queued",
     "POST /v1/jobs/{job_id}/cancel": "queued",
     "POST /v1/jobs/{job_id}/retry": "failed",
     "DELETE /v1/jobs/{job_id}": "succeeded",
@@ -62,6 +65,8 @@ async def test_an_act_is_written_down(api: Api, mine: Owned, route: str) -> None
         api.execute("ALTER TABLE jobs DISABLE TRIGGER guard_job")
         api.execute("UPDATE jobs SET status = %s, comparison_id = %s", [STATUS_BEFORE[route], mine.comparison_id])
         api.execute("ALTER TABLE jobs ENABLE TRIGGER guard_job")
+    if ACTS[route] == "push.created":
+        ok(await api.client.put("/v1/hub-token", json={"token": "hf_of_the_tenant"}))
     values = {**CREATES, **OBJECTS}[route]
     method, path = route.partition(" ")[0], mine.path(route, values)
     body = {name: value for name, value in values.items() if name in ("json", "files")}

@@ -93,8 +93,8 @@ BAD_ROWS: dict[str, tuple[object, str, str]] = {
     "content": ({"messages": [{"role": "user", "content": 7}]}, "/messages/0/content", "number"),
     "video": (
         {"messages": [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "x"}]}]},
-        "/messages/0/content/0/type",
-        "'video'",
+        "/messages/0/content/0/video",
+        "a video part without frames",
     ),
     "http": (row("http://example.com/a.png"), "/messages/0/content/0/image", "nothing is fetched"),
     "https url part": (row({"url": "https://example.com/a.png"}), "/messages/0/content/0/image", "nothing is fetched"),

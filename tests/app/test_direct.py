@@ -44,7 +44,8 @@ def test_a_row_of_a_job_has_the_columns_of_its_table() -> None:
         # for the ledger's own use
         "tenant", "run_after", "rung_at", "lease_until", "barren_attempts", "trace_context",
         "artifact_bytes", "event_seq", "spec_version", "avoid",
-        "dataset", "needs_host_cpu", "needs_host_cuda", "needs_device", "needs_disk", "deleted_at",
+        "dataset", "evaluation_dataset",
+        "needs_host_cpu", "needs_host_cuda", "needs_device", "needs_disk", "deleted_at",
     }, "is the new column one that an answer shows? Then it belongs into JobRow"  # fmt: skip
 
 

@@ -158,7 +158,7 @@ async def test_what_a_fork_takes_over_is_known_before_it_is_made(api: Api) -> No
     [
         ({"options": {"important_channels": 32, "samples": 128, "seed": 0, "refine": "none"}}, []),
         ({"options": {"adapter_dtype": "int8", "vision": "keep", "smoothquant_alpha": 0.5}}, []),
-        ({"options": {"smoothing": "search", "rounding": "gptq", "reconstruction": "qe"}}, []),
+        ({"options": {"smoothing": "rotation", "rounding": "gptq", "reconstruction": "qe"}}, []),
         ({"method": "balanced", "calibration": {"split": "train"}, "model": {"revision": None}}, []),
         ({"options": {"sensitive": {"share": 0.1, "weight_bits": 8}}}, []),
         ({"model": {"revision": "c0ffee"}}, []),  # the commit that the branch stood for
