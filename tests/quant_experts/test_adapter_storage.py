@@ -10,7 +10,7 @@ from quant_experts.checkpoint.layout import group_config, group_tensors, install
 from quant_experts.fit.fit_group import fit_group
 from quant_experts.fit.fitted import FittedGroup
 from quant_experts.fit.group_evaluation import evaluate_group
-from quant_experts.forward.modeling_quant_experts import dequantize
+from quant_experts.forward.modeling_quant_experts import dequantize, rotate
 from quant_experts.model.groups import GroupPlan
 from tests.quant_experts.tokens import WIDTH, mixture, observe, spec, weights
 
@@ -90,7 +90,8 @@ def by_value(group: FittedGroup, x: Tensor, j: int) -> Tensor:
         assert group.routed_down is not None
         assert group.router is not None
         i = int((group.router @ h.abs()).argmin())
-        y = dequantize(group.codes[j], group.scales[j], torch.float32) @ h
+        turned = h if group.rotation is None else rotate(h, group.rotation.sizes)
+        y = dequantize(group.codes[j], group.scales[j], torch.float32) @ turned
         y = y + group.shared_up[j] @ (group.shared_down @ h) + group.routed_up[j][i] @ (group.routed_down[i] @ h)
         rows.append(y)
     return torch.stack(rows).reshape(*x.shape[:-1], -1)
