@@ -43,7 +43,7 @@ class Sentence:
 
 
 ACCURACY = {
-    "SmolLM2-135M, groups of 64; W4A16 but for the last rows": [
+    "SmolLM2-135M, W4A16, groups of 64": [
         Row("plain rounding", "real_quick.md", "W4A16", ("rtn, groups of 64, max grid",)),
         Row("llm-compressor's GPTQ", "real_peers.md", "W4A16", ("llm-compressor GPTQ",)),
         Row("AutoRound, its default 200 iterations", "real_peers.md", "W4A16", ("AutoRound, 200 iterations",)),
@@ -54,13 +54,10 @@ ACCURACY = {
         Row("`best`", "real_peers.md", "W4A16", ("best",)),
         Row(
             "weight bits by need in the place of experts (`--bits-per-weight`)",
-            "real_peers.md",
-            "W4A16",
+            "real_ranks.md",
+            "Weight bits in the place of experts",
             ("budget in the place of experts",),
         ),
-        Row("W4A8, `balanced`", "real_peers.md", "W4A8", ("balanced",)),
-        Row("W4A6, `balanced`", "real_peers.md", "W4A6", ("balanced",)),
-        Row("W4A4, `balanced`", "real_peers.md", "W4A4", ("balanced",)),
     ],
     "Vision-language model trained here, outlier channels made by hand, W4A6 (`method_version` 1)": [
         Row("plain rounding", "accuracy.md", "outlier, W4A6", ("rtn",)),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -102,7 +103,7 @@ def main() -> None:
             arguments.out,
             bench,
             cells,
-            command=" ".join(["python -m benchmarks.real.peers", *sys.argv[1:]]),
+            command=" ".join(["python -m benchmarks.real.peers", *map(shlex.quote, sys.argv[1:])]),
             seconds="calibration and fit; ours load, evaluate held-out rows, pack and verify too",
         )
 
