@@ -631,10 +631,7 @@ class QuantizedLinear(nn.Module):
         """x: (..., d); returns (..., out) in the dtype of x."""
         integers = self._repacked(x) if self.accelerated else None
         if self.fused and integers is not None and integers.multiplies(x):
-            # Not as modules: for a narrow layer their calls would cost as much as the product.
-            packed = self._group[0].forward(x, self.name, integers)
-            fused: Tensor = integers.forward(packed, x.reshape(-1, self.in_features), self.bias)
-            return fused.reshape(*x.shape[:-1], self.out_features)
+            return self._fused(x, integers)
         prepared: Prepared = self._group[0](x, self.name)
         if integers is None or self.fused:
             y = F.linear(prepared.quantized, self.base_weight(x.dtype), self.bias)
@@ -651,6 +648,13 @@ class QuantizedLinear(nn.Module):
                 y = y + project(prepared.shared, shared_up, scale)
         if prepared.routed is not None and ups["routed_up"] is not None:
             y = y + prepared.routed.up(ups["routed_up"], ups["routed_up_scale"])
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+    def _fused(self, x: Tensor, integers: Any) -> Tensor:
+        """As :meth:`forward`, by the package's kernels. ``integers``: the ``PackedLinear``."""
+        # Not as modules: for a narrow layer their calls would cost as much as the product.
+        packed = self._group[0].forward(x, self.name, integers)
+        y: Tensor = integers.forward(packed, x.reshape(-1, self.in_features), self.bias)
         return y.reshape(*x.shape[:-1], self.out_features)
 
     def _few(self, prepared: Prepared, integers: CpuIntegers) -> Tensor:

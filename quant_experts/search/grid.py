@@ -27,6 +27,8 @@ ADAPTER_RANKS = (16, 64)
 """Of methods with a single adapter."""
 SENSITIVE_SHARE = 0.1
 SENSITIVE_BITS = MOST_WEIGHT_BITS
+BASES = SCHEMES[:-1]
+"""Schemes whose groups a budget may raise."""
 BUDGET_STEP = 0.25
 """Bits per weight between the budgets that a search for a KL may choose."""
 MOST_BUDGET = 16
@@ -134,24 +136,27 @@ def _uniform(spec: QuantizationSpec, model: _Model) -> Iterator[Point]:
 def _by_budget(spec: QuantizationSpec, model: _Model) -> Iterator[Point]:
     """Weight bits by need, without adapters: budgets that fill a size, or in steps up to the most bits."""
     _, without = _adapters(spec)[0]
-    bases = [(scheme, resolved(spec, {"scheme": scheme, **without})) for scheme in SCHEMES]
-    bases = [(scheme, base) for scheme, base in bases if base.bits.weight_bits < MOST_WEIGHT_BITS]
-    most = (
-        None if spec.target is None or spec.target.max_bytes is None else _bits_per_weight(spec.target.max_bytes, model)
-    )
-    if most is not None:
-        bases = [(scheme, base) for scheme, base in bases if model.stored(base) < most * model.weights][
-            -BASES_OF_A_SIZE:
-        ]
-    for scheme, base in bases:
-        least = model.stored(base)
-        for budget in [most] if most is not None else _steps(least / model.weights):
-            room = int(budget * model.weights) - least
-            raised = fill_budget(upward_steps(base, model.groups, model.kl, model.dtype), base.bits.weight_bits, room)
-            if raised:
-                options = {"scheme": scheme, **without, "budget": {"bits_per_weight": budget}}
-                label = f"{scheme} · up to {MOST_WEIGHT_BITS} bits where needed, {budget:g} in all"
-                yield model.point(label, spec, options, 0, room / model.weights, raised)
+    for scheme, budget in _budgets(spec, without, model):
+        options = {"scheme": scheme, **without, "budget": {"bits_per_weight": budget}}
+        base = resolved(spec, options)
+        room = int(budget * model.weights) - model.stored(base)
+        raised = fill_budget(upward_steps(base, model.groups, model.kl, model.dtype), base.bits.weight_bits, room)
+        widths = {raised.get(plan.name, base.bits.weight_bits) for plan in model.groups}
+        if len(widths) > 1:  # with one width for all it is a point already
+            label = f"{scheme} · up to {MOST_WEIGHT_BITS} bits where needed, {budget:g} in all"
+            yield model.point(label, spec, options, 0, room / model.weights, raised)
+
+
+def _budgets(spec: QuantizationSpec, without: Mapping[str, Any], model: _Model) -> Iterator[tuple[str, float]]:
+    """(scheme, bits per weight) with room beyond the scheme's own. ``without``: the options without adapters."""
+    most = None if spec.target is None or spec.target.max_bytes is None else spec.target.max_bytes
+    least = {scheme: model.stored(resolved(spec, {"scheme": scheme, **without})) / model.weights for scheme in BASES}
+    if most is None:
+        yield from ((scheme, budget) for scheme in BASES for budget in _steps(least[scheme]))
+        return
+    budget = _bits_per_weight(most, model)
+    fitting = [scheme for scheme in BASES if least[scheme] < budget]
+    yield from ((scheme, budget) for scheme in fitting[-BASES_OF_A_SIZE:])
 
 
 def _bits_per_weight(max_bytes: int, model: _Model) -> float:

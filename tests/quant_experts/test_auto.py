@@ -88,6 +88,10 @@ def test_budgets_fill_a_size_and_raise_the_most_sensitive_groups_first() -> None
         assert SENSITIVITY[raised[-1]] > SENSITIVITY[raised[0]]
 
 
+def test_a_budget_that_all_groups_fit_into_is_no_point_of_its_own() -> None:
+    assert not [point for point in points_of("balanced", 4, max_bytes=1 << 40) if "budget" in point.options]
+
+
 def test_budgets_of_a_search_for_a_kl_are_a_quarter_of_a_bit_apart() -> None:
     budgets = sorted(
         point.options["budget"]["bits_per_weight"]
