@@ -249,6 +249,8 @@ async def test_rows_of_a_task_are_uploaded_when_nothing_else_is_wrong(
     assert ok(await api.client.get(f"/v1/jobs/{forked}"))["evaluation"] == {**job["evaluation"], "max_new_tokens": 8}
     held_out = (await qe("fork", job_id, "--evaluation", "held-out"))[1].strip()
     assert ok(await api.client.get(f"/v1/jobs/{held_out}"))["evaluation"] == {**job["evaluation"], "dataset": None}
+    code, _, err = await qe(*submit[:5], "--evaluation", "./absent.jsonl")
+    assert (code, "--evaluation: there is no file ./absent.jsonl" in err) == (2, True)
     code, _, err = await qe("submit", "--model", MODEL, "--calibration", "acme/rows", "--evaluation-rows", "4")
     assert (code, "--evaluation-rows goes with --evaluation" in err) == (2, True)
     out = (await qe("compare", *submit[1:5], "W4A6", "W4A8", "--evaluation", "held-out", "--no-wait", "--json"))[1]

@@ -17,6 +17,7 @@ from quant_experts.planning.number_text import size_text
 
 FILES = (".jsonl", ".parquet", ".json", ".ndjson", ".csv", ".tsv", ".txt", ".gz", ".zip")
 """A name with such an ending is a file, not a dataset of the hub."""
+EVALUATION = "--evaluation"
 CALIBRATION = (
     "File of rows, uploaded with the images that it names unless the service has it; or ds_…; or a hub dataset id."
 )
@@ -86,13 +87,8 @@ def rows_of(
 
     Raises UsageError for a missing file.
     """
-    path = Path(calibration)
-    if not path.is_file():
-        if path.exists() and calibration:
-            what = "a directory" if path.is_dir() else "not a regular file"
-            raise click.UsageError(f"{option} {calibration} is {what}: give a JSONL or Parquet file, ds_… or a hub id")
-        if path.suffix.lower() in FILES or calibration.startswith((".", "/", "~")):
-            raise click.UsageError(f"{option}: there is no file {calibration}")
+    path = _local_file(calibration, option)
+    if path is None:
         return calibration
     if ask is not None:
         _check(ask)
@@ -101,17 +97,32 @@ def rows_of(
     return dataset.id
 
 
+def _local_file(rows: str, option: str) -> Path | None:
+    """The file that ``option`` names; None for an id. Raises UsageError for a path without a file."""
+    path = Path(rows)
+    if path.is_file():
+        return path
+    if path.exists() and rows:
+        what = "a directory" if path.is_dir() else "not a regular file"
+        raise click.UsageError(f"{option} {rows} is {what}: give a JSONL or Parquet file, ds_… or a hub id")
+    if path.suffix.lower() in FILES or rows.startswith((".", "/", "~")):
+        raise click.UsageError(f"{option}: there is no file {rows}")
+    return None
+
+
 def task_before_upload(task: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The evaluation as it is sent to see whether anything else is wrong: a file is a dataset that is missing."""
-    is_file = task is not None and task.get("dataset") is not None and Path(task["dataset"]).is_file()
-    return {**(task or {}), "dataset": NO_ROWS} if is_file else task
+    """The evaluation as it is sent to see whether anything else is wrong: a file is a dataset that is missing. Raises
+    UsageError as ``rows_of``."""
+    if task is None or task.get("dataset") is None or _local_file(task["dataset"], EVALUATION) is None:
+        return task
+    return {**task, "dataset": NO_ROWS}
 
 
 def uploaded_task(client: Client, task: dict[str, Any] | None) -> dict[str, Any] | None:
     """The evaluation with the id of its rows. Raises UsageError as ``rows_of``."""
     if task is None or task.get("dataset") is None:
         return task
-    return {**task, "dataset": rows_of(client, task["dataset"], option="--evaluation")}
+    return {**task, "dataset": rows_of(client, task["dataset"], option=EVALUATION)}
 
 
 def _check(ask: Callable[[str], object]) -> None:
